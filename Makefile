@@ -1,0 +1,35 @@
+# `make demo` and `make test` need Python 3.11 or newer, pip, git and make; the rest they fetch.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ASSETS := .cache/assets
+STAMP := $(VENV)/.installed
+
+.PHONY: test lint demo bench assets clean
+
+test: $(STAMP) assets
+	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: $(STAMP) assets
+	$(BIN)/python notebooks/text_detection.py --assets $(ASSETS) --output demo-output
+
+bench: $(STAMP) assets
+	$(BIN)/python benchmarks/throughput.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/overhead.py --output benchmarks/results
+
+assets: $(STAMP)
+	$(BIN)/python tests/assets/fetch.py $(ASSETS)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .cache demo-output

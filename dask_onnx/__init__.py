@@ -1,0 +1,79 @@
+"""ONNX models on a Dask cluster.
+
+    import dask_onnx as dx
+
+    model = dx.load("model.onnx")
+    result = model.predict(array)
+
+The names below are loaded when they are first used: importing the package costs little more than
+importing dask, and imports neither onnx nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_onnx.errors import (
+        DaskOnnxError,
+        InputError,
+        ModelError,
+        PlanError,
+        StageError,
+        StoreError,
+    )
+    from dask_onnx.model import Model, Plan, load
+    from dask_onnx.placement import configure
+    from dask_onnx.planning.stages import Edge, Stage, StageGraph
+    from dask_onnx.specs import SessionSpec, TensorSpec
+
+_HOMES = {
+    "load": "model",
+    "Model": "model",
+    "Plan": "model",
+    "configure": "placement",
+    "Stage": "planning.stages",
+    "Edge": "planning.stages",
+    "StageGraph": "planning.stages",
+    "TensorSpec": "specs",
+    "SessionSpec": "specs",
+    "DaskOnnxError": "errors",
+    "InputError": "errors",
+    "ModelError": "errors",
+    "PlanError": "errors",
+    "StageError": "errors",
+    "StoreError": "errors",
+}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DaskOnnxError",
+    "Edge",
+    "InputError",
+    "Model",
+    "ModelError",
+    "Plan",
+    "PlanError",
+    "SessionSpec",
+    "Stage",
+    "StageError",
+    "StageGraph",
+    "StoreError",
+    "TensorSpec",
+    "configure",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""Facts about a graph: who feeds whom, shapes, costs, axes. Never runs a session."""

@@ -1,0 +1,311 @@
+"""Which axis of which value carries the batch, and which nodes mix its rows.
+
+The batch axis is found by asking shape inference twice, with two different batch sizes: an axis
+that grows in proportion carries rows. That sees through reshapes and transposes, where following
+dimension names does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.analysis.shapes import Schemas, infer_shapes
+from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.weights import subgraphs_of
+
+_PROBES = (7, 11)
+"""Two batch sizes: primes that real dimensions seldom are."""
+
+_RANDOM = frozenset(
+    ("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli").split()
+)
+_SHAPE_READERS = frozenset(["Shape", "Size"])
+_ALONG_AXIS = {
+    "Softmax": -1,
+    "LogSoftmax": -1,
+    "Hardmax": -1,
+    "TopK": -1,
+    "LpNormalization": -1,
+    "LayerNormalization": -1,
+    "CumSum": None,
+    "ReverseSequence": None,
+}
+"""Operators that keep an axis yet mix along it, with the default of their ``axis`` attribute."""
+_RECURRENT = frozenset(["RNN", "GRU", "LSTM", "DynamicQuantizeLSTM"])
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFacts:
+    """How a model treats its batch."""
+
+    input_axes: Mapping[str, int | None]
+    """Input to the axis that carries rows; None for an input that is given once."""
+    fixed_rows: int | None
+    """The batch size that the graph was exported with, where it is a fixed 1; else None."""
+    output_axes: Mapping[str, int | None]
+    """Output to the axis that carries rows; None where it has none."""
+    sizes: Mapping[str, tuple[int | float, ...] | None]
+    """Output to its shape for one row; NaN on an axis whose size depends on data."""
+    dependent: tuple[str, ...]
+    """Names of the nodes whose result for one row depends on the other rows."""
+    random: tuple[str, ...]
+    """Names of the nodes that draw random numbers."""
+
+
+def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
+    """The batch axis of each input, and the batch size if the graph fixes it at one.
+
+    Axis 0 carries rows where its size is open; so does any axis of the same symbolic name in
+    another input (the state of a recurrent network). A graph without an open axis 0 anywhere that
+    takes and gives one row is run row by row.
+    """
+    inputs = model.inputs
+    open_first = [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
+    if not open_first:
+        return _fixed_axes(model)
+    symbols = {spec.shape[0] for spec in open_first if spec.shape and spec.shape[0]}
+    axes: dict[str, int | None] = {}
+    for spec in inputs:
+        if spec.shape is None or spec in open_first:
+            axes[spec.name] = 0
+        else:
+            named = [axis for axis, dim in enumerate(spec.shape) if dim in symbols]
+            axes[spec.name] = named[0] if named else None
+    return axes, None
+
+
+def _fixed_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
+    single = {spec.name: _starts_with_one(spec) for spec in model.inputs}
+    if not any(single.values()) or not all(_starts_with_one(spec) for spec in model.outputs):
+        return dict.fromkeys(single), None
+    return {name: 0 if is_single else None for name, is_single in single.items()}, 1
+
+
+def _starts_with_one(spec: TensorSpec) -> bool:
+    return spec.shape is not None and len(spec.shape) > 1 and spec.shape[0] == 1
+
+
+def find_batch(
+    facts: GraphFacts,
+    outputs: tuple[str, ...],
+    shapes: Mapping[str, tuple[Dim, ...]] | None = None,
+    schemas: Schemas | None = None,
+) -> BatchFacts:
+    """Batch axes of inputs and outputs, sizes of the outputs, nodes that mix rows.
+
+    Parameters
+    ----------
+    outputs : names of graph outputs or of intermediate values
+    shapes : mapping of input name to shape
+        Binds the other axes; the batch axis in it is ignored. Declared shapes by default.
+    """
+    axes, fixed = input_axes(facts.model)
+    random = tuple(node.name for node in facts.nodes if _is_random(facts, node))
+    if fixed is not None or not any(axis is not None for axis in axes.values()):
+        specs = infer_shapes(facts, _bound(facts.model, axes, shapes, fixed), schemas)
+        row_axis = None if fixed is None else 0
+        return BatchFacts(
+            input_axes=axes,
+            fixed_rows=fixed,
+            output_axes=dict.fromkeys(outputs, row_axis),
+            sizes={name: _sizes(specs.get(name)) for name in outputs},
+            dependent=tuple(_by_kind(facts)),
+            random=random,
+        )
+    few, many = (
+        infer_shapes(facts, _bound(facts.model, axes, shapes, rows), schemas) for rows in _PROBES
+    )
+    tracker = _Rows(few, many)
+    return BatchFacts(
+        input_axes=axes,
+        fixed_rows=None,
+        output_axes={name: tracker.axis(name) for name in outputs},
+        sizes={name: tracker.row_sizes(name) for name in outputs},
+        dependent=tuple(dict.fromkeys([*_by_kind(facts), *_mixing(facts, tracker)])),
+        random=random,
+    )
+
+
+def _bound(
+    model: OnnxModel,
+    axes: Mapping[str, int | None],
+    shapes: Mapping[str, tuple[Dim, ...]] | None,
+    rows: int | None,
+) -> dict[str, tuple[Dim, ...]]:
+    """Input shapes with `rows` on every batch axis."""
+    bound = {}
+    for spec in model.inputs:
+        shape = (shapes or {}).get(spec.name, spec.shape)
+        if shape is None:
+            continue
+        dims = list(shape)
+        axis = axes[spec.name]
+        if axis is not None and rows is not None and dims:
+            dims[axis] = rows
+        bound[spec.name] = tuple(dims)
+    return bound
+
+
+def _sizes(spec: TensorSpec | None) -> tuple[int | float, ...] | None:
+    if spec is None or spec.shape is None:
+        return None
+    return tuple(dim if isinstance(dim, int) else float("nan") for dim in spec.shape)
+
+
+class _Rows:
+    """Compares the shapes that inference gave for two batch sizes."""
+
+    def __init__(self, few: Mapping[str, TensorSpec], many: Mapping[str, TensorSpec]) -> None:
+        self._few, self._many = few, many
+
+    def dims(self, name: str) -> list[tuple[Dim, Dim]] | None:
+        few, many = self._few.get(name), self._many.get(name)
+        if few is None or many is None or few.shape is None or many.shape is None:
+            return None
+        if len(few.shape) != len(many.shape):
+            return None
+        return list(zip(few.shape, many.shape, strict=True))
+
+    def growing(self, name: str) -> list[int]:
+        """Axes whose size changes with the batch."""
+        return [
+            axis
+            for axis, (few, many) in enumerate(self.dims(name) or [])
+            if isinstance(few, int) and isinstance(many, int) and few != many
+        ]
+
+    def is_proportional(self, name: str, axis: int) -> bool:
+        few, many = (self.dims(name) or [])[axis]
+        assert isinstance(few, int) and isinstance(many, int)
+        return few * _PROBES[1] == many * _PROBES[0]
+
+    def is_known(self, name: str) -> bool:
+        dims = self.dims(name)
+        return dims is not None and all(isinstance(a, int) and isinstance(b, int) for a, b in dims)
+
+    def axis(self, name: str) -> int | None:
+        """The axis that carries rows. Where inference fell silent, axis 0 is believed to."""
+        growing = self.growing(name)
+        if len(growing) == 1:
+            few, _ = (self.dims(name) or [])[growing[0]]
+            return growing[0] if few == _PROBES[0] else None
+        if growing:
+            return None
+        dims = self.dims(name)
+        if dims is None:
+            return 0
+        return 0 if dims and not isinstance(dims[0][0], int) else None
+
+    def row_sizes(self, name: str) -> tuple[int | float, ...] | None:
+        dims, axis = self.dims(name), self.axis(name)
+        if dims is None:
+            return None
+        return tuple(
+            1 if i == axis and few == _PROBES[0] else _agreed(few, many)
+            for i, (few, many) in enumerate(dims)
+        )
+
+
+def _agreed(few: Dim, many: Dim) -> int | float:
+    return few if isinstance(few, int) and few == many else float("nan")
+
+
+def _is_random(facts: GraphFacts, node: NodeFacts) -> bool:
+    return any(
+        inner.op_type in _RANDOM or _is_training(inner, "Dropout")
+        for inner in _with_bodies(facts.proto.graph.node[node.index])
+    )
+
+
+def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    yield node
+    for body in subgraphs_of(node):
+        for inner in body.node:
+            yield from _with_bodies(inner)
+
+
+def _is_training(node: onnx.NodeProto, op_type: str) -> bool:
+    if node.op_type != op_type:
+        return False
+    if op_type == "Dropout":
+        return len(node.input) > 2 and bool(node.input[2])
+    return bool(_attribute(node, "training_mode", 0))
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return helper.get_attribute_value(attribute)
+    return default
+
+
+def _by_kind(facts: GraphFacts) -> Iterator[str]:
+    """Nodes that mix rows whatever their shapes are."""
+    for node in facts.nodes:
+        for inner in _with_bodies(facts.proto.graph.node[node.index]):
+            if inner.op_type.startswith("DynamicQuantize") or _is_training(
+                inner, "BatchNormalization"
+            ):
+                yield node.name
+                break
+
+
+def _mixing(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
+    """Nodes that, by the shapes of their inputs and outputs, work across rows."""
+    for node in facts.nodes:
+        if node.op_type in _SHAPE_READERS:
+            continue
+        growing = [(name, rows.growing(name)) for name in node.reads]
+        if not any(axes for _, axes in growing):
+            continue
+        if _mixes_along(facts, node, rows) or _loses_rows(node, rows):
+            yield node.name
+
+
+def _loses_rows(node: NodeFacts, rows: _Rows) -> bool:
+    """No output has rows any more, or one has them twice, or more of them than came in."""
+    known = [name for name in node.outputs if rows.is_known(name)]
+    if known and len(known) == len(node.outputs) and not any(rows.growing(n) for n in known):
+        return True
+    return any(
+        len(rows.growing(name)) > 1
+        or any(not rows.is_proportional(name, axis) for axis in rows.growing(name))
+        for name in known
+    )
+
+
+def _mixes_along(facts: GraphFacts, node: NodeFacts, rows: _Rows) -> bool:
+    if not node.inputs or not node.inputs[0]:
+        return False
+    growing, dims = rows.growing(node.inputs[0]), rows.dims(node.inputs[0])
+    if not growing or dims is None:
+        return False
+    proto = facts.proto.graph.node[node.index]
+    if node.op_type in _RECURRENT:
+        sequence_axis = 1 if _attribute(proto, "layout", 0) else 0
+        return sequence_axis in growing
+    if node.op_type in _ALONG_AXIS:
+        axis = _attribute(proto, "axis", _ALONG_AXIS[node.op_type])
+        if node.op_type == "CumSum":
+            axis = _constant_axis(facts, node.inputs[1])
+        if node.op_type == "ReverseSequence":
+            axis = _attribute(proto, "time_axis", 0)
+        return isinstance(axis, int) and axis % len(dims) in growing
+    if node.op_type == "MeanVarianceNormalization":
+        mixed = _attribute(proto, "axes", [0, 2, 3])
+        assert isinstance(mixed, list | tuple)
+        return any(axis % len(dims) in growing for axis in mixed)
+    return False
+
+
+def _constant_axis(facts: GraphFacts, name: str) -> int | None:
+    for tensor in facts.proto.graph.initializer:
+        if tensor.name == name:
+            return int(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])
+    return None

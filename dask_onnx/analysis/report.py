@@ -1,0 +1,115 @@
+"""What `model.analysis` says: all facts of a model at one set of input shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
+from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.shapes import Schemas, infer_shapes
+from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.specs import Dim, TensorSpec
+
+_ASSUMED_SIZE = 64
+"""Stands in for an open dimension that is not the batch; a multiple of what networks stride by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Facts of a model, for one row a run unless the caller bound the batch axis."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Input shapes that the numbers below are for."""
+    is_assumed: bool
+    """Some open dimension was given a size that the caller did not name."""
+    op_histogram: Mapping[str, int]
+    """Op type (with its domain, unless that is ai.onnx) to how many nodes have it."""
+    parameters: int
+    parameter_bytes: int
+    flops: int
+    activation_bytes: int
+    """Bytes read and written by all nodes, one after the other."""
+    predicted_seconds: float
+    """On one core, by the default CostTable."""
+    parallel_branches: int
+    """The most chains of nodes that can run side by side."""
+    longest_path: tuple[str, ...]
+    """Names of the nodes along the path with the most nodes."""
+    parallelism: float
+    """Predicted seconds of all nodes over those of the heaviest path."""
+    batch: BatchFacts
+    specs: Mapping[str, TensorSpec]
+    """Every value at `shapes`."""
+    node_costs: tuple[NodeCost, ...]
+
+
+def assumed_shapes(
+    model: OnnxModel, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """A size for every axis of every input, and whether one of them was made up.
+
+    The batch is 1 unless the caller says so; another open dimension takes a size that its symbol
+    has in `shapes`, else 64.
+    """
+    axes, _ = input_axes(model)
+    symbols = {
+        dim: size
+        for spec in model.inputs
+        for dim, size in zip(spec.shape or (), (shapes or {}).get(spec.name, ()), strict=False)
+        if isinstance(dim, str)
+    }
+    found, is_assumed = {}, False
+    for spec in model.inputs:
+        if shapes and spec.name in shapes:
+            found[spec.name] = tuple(shapes[spec.name])
+            continue
+        sizes = []
+        for axis, dim in enumerate(spec.shape or ()):
+            if axis == axes[spec.name] or isinstance(dim, int):
+                sizes.append(dim if isinstance(dim, int) else symbols.get(dim or "", 1))
+            else:
+                sizes.append(symbols.get(dim or "", _ASSUMED_SIZE))
+                is_assumed = is_assumed or (dim or "") not in symbols
+        found[spec.name] = tuple(sizes)
+    return found, is_assumed
+
+
+def analyse(
+    facts: GraphFacts,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    schemas: Schemas | None = None,
+    costs: CostTable | None = None,
+) -> Analysis:
+    """Work out all facts at `shapes` (see `assumed_shapes` for what may be left open)."""
+    costs = costs or CostTable()
+    model = facts.model
+    bound, is_assumed = assumed_shapes(model, shapes)
+    dims: dict[str, tuple[Dim, ...]] = {name: tuple(shape) for name, shape in bound.items()}
+    specs = infer_shapes(facts, dims, schemas)
+    each = node_costs(facts, specs)
+    seconds = [costs.seconds(cost) for cost in each]
+    heaviest = sum(seconds[i] for i in facts.longest_path(seconds))
+    return Analysis(
+        shapes=bound,
+        is_assumed=is_assumed,
+        op_histogram=dict(
+            Counter(
+                f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+                for node in facts.nodes
+            ).most_common()
+        ),
+        parameters=model.parameters,
+        parameter_bytes=model.parameter_bytes,
+        flops=sum(cost.flops for cost in each),
+        activation_bytes=sum(cost.activation_bytes for cost in each),
+        predicted_seconds=sum(seconds),
+        parallel_branches=facts.parallel_branches,
+        longest_path=tuple(facts.nodes[i].name for i in facts.longest_path()),
+        parallelism=sum(seconds) / heaviest if heaviest else 1.0,
+        batch=find_batch(facts, facts.outputs, dims, schemas),
+        specs=specs,
+        node_costs=tuple(each),
+    )

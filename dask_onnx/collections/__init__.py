@@ -1,0 +1,1 @@
+"""Each of Dask's collections, in and out."""

@@ -1,0 +1,113 @@
+"""numpy in, numpy out: on the scheduler that Dask itself would use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import dask.local
+import dask.threaded
+import numpy as np
+from dask.base import get_scheduler, tokenize
+
+from dask_onnx.collections.context import Request
+from dask_onnx.collections.request import check_arrays, check_joins
+from dask_onnx.lower import Feeds, lower
+from dask_onnx.runtime.kernel import take_output
+from dask_onnx.runtime.session import available_cores
+from dask_onnx.specs import SessionSpec
+
+_TASKS_PER_CORE = 8
+"""Rows are cut into up to so many tasks a core: enough to balance, few enough to be cheap."""
+
+
+def is_inside_task() -> bool:
+    """Whether this thread runs a task of a Dask cluster."""
+    worker = sys.modules.get("distributed.worker")
+    return worker is not None and hasattr(worker.thread_state, "execution_state")
+
+
+def predict_eager(
+    request: Request, feeds: Mapping[str, Any], *, here: bool = False
+) -> dict[str, Any]:
+    """Run now; arrays by output name.
+
+    Without a `batch_size` all rows are one task and one run, as ORT would do it; with one, the rows
+    are spread over tasks that each run `batch_size` rows at a time. `here` keeps it in this thread.
+    """
+    specs = {spec.name: spec for spec in request.stages.inputs}
+    arrays = {
+        name: np.asarray(value, dtype=specs[name].dtype if np.isscalar(value) else None)
+        for name, value in feeds.items()
+    }
+    get, is_local = (dask.local.get_sync, True) if here else _scheduler(request.retries)
+    pieces = _cut(request, arrays)
+    chunks = max(map(len, pieces.values()), default=1)
+    axes = request.batch.input_axes if request.batching.rows_per_run else dict.fromkeys(arrays)
+    # Keys matter only where others may ask for the same: hashing costs more than a small model.
+    token = "here" if is_local else str(tokenize(arrays))
+    session = request.session
+    if is_local and chunks == len(request.stages.stages) == 1 and session == SessionSpec():
+        # One task that has the machine to itself.
+        session = replace(session, intra_op_num_threads=available_cores())
+    lowered = lower(
+        request.model,
+        request.stages,
+        Feeds(pieces, axes, token, chunks),
+        replace(request.options, session=session),
+    )
+    wanted = [(name, lowered.outputs[name]) for name in request.wanted.names]
+    keys: list[Any] = [
+        [output.layout.key(output.layer, chunk) for chunk in range(chunks)] for _, output in wanted
+    ]
+    results = get(lowered.tasks, keys)
+    return {
+        name: _join(
+            [take_output(r, output.position, request.batch.output_axes[name]) for r in column],
+            request.batch.output_axes[name],
+        )
+        for (name, output), column in zip(wanted, results, strict=True)
+    }
+
+
+def _cut(request: Request, arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """For each input the pieces that the tasks get; one that has no rows is given to all."""
+    axes = request.batch.input_axes
+    per_run = request.batching.rows_per_run
+    if per_run is None:
+        check_arrays(arrays, request.stages.inputs, dict.fromkeys(arrays))
+        return {name: [array] for name, array in arrays.items()}
+    check_arrays(arrays, request.stages.inputs, axes)
+    rows = max((arrays[n].shape[axis] for n in arrays if (axis := axes[n]) is not None), default=0)
+    runs = -(-rows // per_run)
+    step = per_run * max(1, -(-runs // (_TASKS_PER_CORE * available_cores())))
+    check_joins(
+        request.batch,
+        request.wanted.names,
+        chunks=max(1, -(-rows // step)),
+        rows_per_run=None if runs <= 1 else per_run,
+    )
+    starts = range(0, max(rows, 1), step)
+    return {
+        name: [array]
+        if (axis := axes[name]) is None
+        else [array[(slice(None),) * axis + (slice(s, s + step),)] for s in starts]
+        for name, array in arrays.items()
+    }
+
+
+def _join(pieces: list[Any], axis: int | None) -> Any:
+    return pieces[0] if len(pieces) == 1 or axis is None else np.concatenate(pieces, axis=axis)
+
+
+def _scheduler(retries: int) -> tuple[Callable[..., Any], bool]:
+    """Dask's choice, and whether it runs in this process. Inside a task: here and now."""
+    if is_inside_task():
+        return dask.local.get_sync, True
+    get = get_scheduler() or dask.threaded.get
+    client = getattr(get, "__self__", None)
+    if client is None:
+        return get, True
+    return lambda dsk, keys: get(dsk, keys, retries=retries), False

@@ -1,0 +1,238 @@
+"""What a caller asks for, checked against the model before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask_onnx.analysis.axes import BatchFacts
+from dask_onnx.analysis.shapes import bind_symbols
+from dask_onnx.errors import InputError
+from dask_onnx.runtime.runs import Batching
+from dask_onnx.specs import TensorSpec, dtype_name
+
+Outputs = str | Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The outputs of a request, and how they are handed back."""
+
+    names: tuple[str, ...]
+    is_bare: bool
+    """One value rather than a dict by name."""
+
+    def shape_result(self, values: Mapping[str, Any]) -> Any:
+        if self.is_bare:
+            return values[self.names[0]]
+        return {name: values[name] for name in self.names}
+
+
+def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[str]) -> Wanted:
+    """The names behind an `outputs` option.
+
+    Parameters
+    ----------
+    outputs : None, str or sequence of str
+        None: all outputs, bare if there is one. A name: that one, bare. A sequence: a dict.
+    declared : the graph's outputs, in its order
+    known : every value that may be named
+
+    Raises
+    ------
+    InputError
+        A name that the model does not have; near ones are named.
+    """
+    if outputs is None:
+        return Wanted(tuple(declared), len(declared) == 1)
+    names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+    everything = set(known)
+    for name in names:
+        if name not in everything:
+            near = difflib.get_close_matches(name, everything, n=3, cutoff=0.5)
+            hint = f"did you mean {_names(near)}? " if near else ""
+            raise InputError(
+                f"the model has no output or value {name!r}",
+                f"{hint}its outputs are {_names(declared)}",
+            )
+    if not names:
+        raise InputError("outputs is empty", f"name one or more of {_names(declared)}")
+    order = {name: i for i, name in enumerate(declared)}
+    return Wanted(
+        tuple(sorted(names, key=lambda name: order.get(name, len(order)))),
+        isinstance(outputs, str),
+    )
+
+
+def resolve_feeds(x: Any, inputs: Sequence[TensorSpec], needed: Iterable[str]) -> dict[str, Any]:
+    """Input arrays by name, in the order of the graph.
+
+    Raises
+    ------
+    InputError
+        An input is missing, or one is given that the model does not have.
+    """
+    names = [spec.name for spec in inputs]
+    wanted = [name for name in names if name in set(needed)]
+    if not isinstance(x, Mapping):
+        if len(wanted) != 1:
+            raise InputError(
+                f"one array was given; the model takes {len(wanted)} inputs: {_names(wanted)}",
+                "pass a dict by input name",
+            )
+        return {wanted[0]: x}
+    superfluous = [name for name in x if name not in names]
+    missing = [name for name in wanted if name not in x]
+    if superfluous or missing:
+        faults = []
+        if missing:
+            faults.append(f"input {_names(missing)} is missing")
+        if superfluous:
+            faults.append(f"input {_names(superfluous)} is not one of the model's")
+        raise InputError("; ".join(faults), f"the model takes {_names(wanted)}; got {_names(x)}")
+    return {name: x[name] for name in wanted}
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "none"
+
+
+def check_arrays(
+    arrays: Mapping[str, Any],
+    inputs: Sequence[TensorSpec],
+    axes: Mapping[str, int | None],
+) -> None:
+    """Compare dtype, rank and static dimensions with the model.
+
+    Parameters
+    ----------
+    arrays : mapping of input name to anything with ``dtype`` and ``shape`` (NaN where unknown)
+    axes : each input's batch axis
+
+    Raises
+    ------
+    InputError
+        Saying which input, what was expected, what was given.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for spec in inputs:
+        if spec.name not in arrays:
+            continue
+        array = arrays[spec.name]
+        _check_dtype(array.dtype, spec)
+        axis = axes[spec.name]
+        dims: list[Any] = list(array.shape)
+        if spec.shape is not None and len(dims) == len(spec.shape) and axis is not None:
+            declared = spec.shape[axis]
+            if isinstance(declared, int):  # any number of rows, in runs of the fixed one
+                dims[axis] = declared
+            elif math.isnan(dims[axis]):
+                dims[axis] = -1
+        for i, size in enumerate(dims):
+            if math.isnan(size):
+                raise InputError(
+                    f"input {spec.name!r} has an unknown size (NaN) on axis {i}; its shape is "
+                    f"{tuple(array.shape)}",
+                    "call compute_chunk_sizes() on it first; only the batch axis may be unknown",
+                )
+        shapes[spec.name] = tuple(int(size) for size in dims)
+    _check_static(shapes, inputs, axes)
+    _check_rows(arrays, axes)
+
+
+def _check_static(
+    shapes: Mapping[str, tuple[int, ...]],
+    inputs: Sequence[TensorSpec],
+    axes: Mapping[str, int | None],
+) -> None:
+    known = {
+        name: shape
+        for name, shape in shapes.items()
+        if axes[name] is None or shape[_within(axes[name], shape)] >= 0
+    }
+    bind_symbols(tuple(inputs), known)
+    # Inputs whose number of rows is not known yet: their other axes are checked all the same.
+    for spec in inputs:
+        shape = shapes.get(spec.name)
+        if shape is not None and spec.name not in known:
+            axis = axes[spec.name]
+            assert axis is not None
+            rows = tuple(1 if i == axis else size for i, size in enumerate(shape))
+            bind_symbols((spec,), {spec.name: rows})
+
+
+def _check_rows(arrays: Mapping[str, Any], axes: Mapping[str, int | None]) -> None:
+    rows = {
+        name: array.shape[axis]
+        for name, array in arrays.items()
+        if (axis := axes[name]) is not None and not math.isnan(array.shape[axis])
+    }
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
+        raise InputError(
+            f"inputs differ in their number of rows: {counts}",
+            "inputs with a batch axis must have the same number of rows",
+        )
+
+
+def _within(axis: int | None, shape: tuple[int, ...]) -> int:
+    return min(axis or 0, len(shape) - 1)
+
+
+def _check_dtype(dtype: Any, spec: TensorSpec) -> None:
+    if spec.dtype is None:
+        raise InputError(
+            f"input {spec.name!r} is a sequence, a map or an optional, not a tensor",
+            "extract a part of the model whose inputs are tensors",
+        )
+    if dtype == spec.dtype or (spec.dtype == object and dtype.kind in "UOST"):
+        return
+    raise InputError(
+        f"input {spec.name!r} has dtype {dtype}; the model takes {dtype_name(spec.dtype)}",
+        f"convert it: .astype({dtype_name(spec.dtype)!r})",
+    )
+
+
+def resolve_batching(
+    batch: BatchFacts, inputs: Sequence[TensorSpec], batch_size: int | None
+) -> Batching:
+    """Rows for each run of the session.
+
+    Raises
+    ------
+    InputError
+        `batch_size` is not a positive integer, or the graph fixes another number of rows.
+    """
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}", "give a number of rows, 1 or more")
+    fixed = batch.fixed_rows
+    if fixed is None:
+        return Batching(batch_size)
+    if batch_size not in (None, fixed):
+        raise InputError(
+            f"batch_size is {batch_size}; the graph takes exactly {fixed} row a run",
+            "leave batch_size out, or export the model with an open batch dimension",
+        )
+    return Batching(fixed, is_fixed=True)
+
+
+def check_joins(
+    batch: BatchFacts, outputs: Sequence[str], *, chunks: int, rows_per_run: int | None
+) -> None:
+    """Refuse to cut rows apart that the graph does not give back as rows.
+
+    Raises
+    ------
+    InputError
+        An output has no batch axis, and the rows would come in more than one run.
+    """
+    for name in outputs:
+        if batch.output_axes[name] is None and (chunks > 1 or rows_per_run is not None):
+            how = f"{chunks} chunks" if chunks > 1 else f"runs of {rows_per_run} rows"
+            raise InputError(
+                f"output {name!r} has no batch axis, so it cannot be put together from {how}",
+                "give all rows in one chunk without a batch_size, or ask for other outputs",
+            )

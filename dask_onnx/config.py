@@ -1,0 +1,35 @@
+"""The ``dask_onnx.*`` keys of ``dask.config``: each with its default and its unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.config
+
+DEFAULTS: dict[str, Any] = {
+    # How often Dask repeats a task of ours that raised. Worker deaths are counted by Dask apart.
+    "retries": 3,
+    # What to do when a worker's dask_onnx or onnxruntime is not the planner's: "error" or "warn".
+    "version-mismatch": "error",
+    "store": {
+        # Folder of protos and weights on each host; null is the user's cache folder.
+        "directory": None,
+    },
+    "session": {
+        # Weights that the sessions of one process may hold together, in bytes. The least recently
+        # used session goes first; one that alone is larger is kept while it is the newest.
+        "cache-bytes": 8 * 2**30,
+    },
+    "plan": {
+        # What a stage of a `fused` plan should compute at least, in seconds: a hop between
+        # processes costs some 6 ms, of which a stage should be a multiple.
+        "min-seconds": 0.05,
+    },
+}
+
+dask.config.update_defaults({"dask_onnx": DEFAULTS})
+
+
+def get(key: str) -> Any:
+    """The value of ``dask_onnx.<key>`` in this process."""
+    return dask.config.get(f"dask_onnx.{key}")

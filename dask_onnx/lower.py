@@ -1,0 +1,238 @@
+"""From a stage graph to Dask tasks: the only place where planning meets the runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dask.task_spec import Task, TaskRef
+
+from dask_onnx.onnx_model import ModelRef
+from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
+from dask_onnx.runtime.runs import Batching
+from dask_onnx.specs import SessionSpec
+
+Key = Any
+"""Dask's own key type: a string, or a tuple of a string and numbers."""
+
+
+class StageTask(Task):
+    """A task that Dask's array optimisation leaves alone, so that each stage can be seen."""
+
+    __slots__ = ()
+
+    @property
+    def block_fusion(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the chunk number stands in a task's key: an array's keys have a place for each axis."""
+
+    ndim: int = 1
+    axis: int = 0
+
+    def key(self, name: str, chunk: int) -> Key:
+        return (name, *(chunk if i == self.axis else 0 for i in range(self.ndim)))
+
+
+@dataclass(frozen=True, slots=True)
+class Feeds:
+    """The inputs of a lowered graph."""
+
+    references: Mapping[str, Sequence[Any]]
+    """Input to one argument for each chunk (TaskRef, or a value); one alone is given to all."""
+    axes: Mapping[str, int | None]
+    """Input to its batch axis."""
+    token: str
+    """Content of the inputs: the same request has the same keys."""
+    chunks: int
+
+    def argument(self, name: str, chunk: int) -> Any:
+        references = self.references[name]
+        return references[chunk] if len(references) > 1 else references[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may differ between two runs of one stage graph."""
+
+    session: SessionSpec
+    batching: Batching
+    output_axes: Mapping[str, int | None]
+    """Output to its batch axis."""
+    retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where an output is among the tasks."""
+
+    layer: str
+    layout: Layout
+    position: int | None
+    """Its place in the task's result; None if the result is the output."""
+    is_apart: bool
+    """The result may be `Runs`, since other stages read it too."""
+
+    @property
+    def is_bare(self) -> bool:
+        """The task's result is the output as the caller wants it."""
+        return self.position is None and not self.is_apart
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """The tasks of a stage graph, by layer, and where its outputs are among them."""
+
+    layers: Mapping[str, Mapping[Key, Task]]
+    dependencies: Mapping[str, frozenset[str]]
+    """Layer to the layers that it needs."""
+    outputs: Mapping[str, Output]
+
+    @property
+    def tasks(self) -> dict[Key, Task]:
+        return {key: task for layer in self.layers.values() for key, task in layer.items()}
+
+
+def digest(*parts: Any) -> str:
+    """A content digest of plain values and frozen records; not of Dask's tasks."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def stage_ref(model: ModelRef, stage: Stage) -> StageRef:
+    """What a task carries of a stage."""
+    nodes = as_ranges(stage.nodes)
+    specs = [
+        [(spec.name, str(spec.dtype), spec.shape) for spec in side]
+        for side in (stage.inputs, stage.outputs)
+    ]
+    return StageRef(
+        model=model,
+        label=stage.label,
+        nodes=nodes,
+        inputs=stage.inputs,
+        outputs=stage.outputs,
+        token=digest(model.token, nodes, specs, stage.kernel),
+        versions=own_versions(),
+    )
+
+
+def lower(
+    model: ModelRef,
+    stages: StageGraph,
+    feeds: Feeds,
+    options: Options,
+    layouts: Mapping[str, Layout] | None = None,
+) -> Lowered:
+    """One task for each stage and chunk.
+
+    Parameters
+    ----------
+    layouts : mapping of output to Layout
+        Where an output is the only one of its stage, its tasks' keys are laid out like this, so
+        that a dask.array can use them as they are.
+    """
+    return _Lowering(model, stages, feeds, options, layouts or {}).run()
+
+
+class _Lowering:
+    """One call of `lower`, with the look-ups that every stage needs."""
+
+    def __init__(
+        self,
+        model: ModelRef,
+        stages: StageGraph,
+        feeds: Feeds,
+        options: Options,
+        layouts: Mapping[str, Layout],
+    ) -> None:
+        self.model, self.stages, self.feeds, self.options = model, stages, feeds, options
+        self.layouts = [_layout(stage, layouts) for stage in stages.stages]
+        self.calls: list[StageCall] = []
+        self.names: list[str] = []
+        self.final = {spec.name for spec in stages.outputs}
+        self.travels = {edge.value for edge in stages.edges}
+        self.made = {
+            spec.name: (number, position if len(stage.outputs) > 1 else None)
+            for number, stage in enumerate(stages.stages)
+            for position, spec in enumerate(stage.outputs)
+        }
+
+    def run(self) -> Lowered:
+        layers: dict[str, Mapping[Key, Task]] = {}
+        dependencies: dict[str, frozenset[str]] = {}
+        for number, stage in enumerate(self.stages.stages):
+            call, sources = self._call(stage)
+            name = f"{stage.label}-{self._token(call)}"
+            self.names.append(name)
+            tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
+            layers[name] = {task.key: task for task in tasks}
+            dependencies[name] = frozenset(self.names[s] for s in sources if isinstance(s, int))
+        return Lowered(layers, dependencies, {name: self._output(name) for name in self.final})
+
+    def _token(self, call: StageCall) -> str:
+        return digest(
+            call.stage.token,
+            call.session,
+            call.batching,
+            call.row_axes,
+            call.join_axes,
+            self.feeds.token,
+        )
+
+    def _task(self, number: int, call: StageCall, sources: Sequence[int | str], chunk: int) -> Task:
+        arguments = (
+            TaskRef(self.layouts[source].key(self.names[source], chunk))
+            if isinstance(source, int)
+            else self.feeds.argument(source, chunk)
+            for source in sources
+        )
+        key = self.layouts[number].key(self.names[number], chunk)
+        return StageTask(key, run_stage, call, *arguments)
+
+    def _call(self, stage: Stage) -> tuple[StageCall, list[int | str]]:
+        """The call of a stage, and for each argument the stage or the input that it is."""
+        arguments: dict[int | str, int] = {}
+        picks = []
+        for spec in stage.inputs:
+            source: int | str
+            position: int | None
+            if spec.name in self.feeds.references:
+                source, position = spec.name, None
+            else:
+                source, position = self.made[spec.name]
+            picks.append((arguments.setdefault(source, len(arguments)), position))
+        call = StageCall(
+            stage=stage_ref(self.model, stage),
+            session=self.options.session,
+            picks=tuple(picks),
+            row_axes=tuple(
+                self.feeds.axes.get(s.name) if s.name in self.feeds.references else None
+                for s in stage.inputs
+            ),
+            batching=self.options.batching,
+            join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
+            retries=self.options.retries,
+        )
+        return call, list(arguments)
+
+    def _join_axis(self, value: str) -> int | Literal["apart"] | None:
+        if value in self.travels or value not in self.final:
+            return "apart"
+        return self.options.output_axes.get(value)
+
+    def _output(self, value: str) -> Output:
+        number, position = self.made[value]
+        is_apart = value in self.travels
+        return Output(self.names[number], self.layouts[number], position, is_apart)
+
+
+def _layout(stage: Stage, layouts: Mapping[str, Layout]) -> Layout:
+    if len(stage.outputs) == 1:
+        return layouts.get(stage.outputs[0].name, Layout())
+    return Layout()

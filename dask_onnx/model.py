@@ -1,0 +1,417 @@
+"""What users hold: a `Model` and its `Plan`s. Thin verbs over the layers below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed, delayed
+from dask.task_spec import Alias
+
+from dask_onnx import config
+from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
+from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
+from dask_onnx.collections.array import predict_arrays
+from dask_onnx.collections.context import Request
+from dask_onnx.collections.delayed import predict_delayed
+from dask_onnx.collections.eager import predict_eager
+from dask_onnx.collections.request import (
+    Outputs,
+    check_arrays,
+    resolve_batching,
+    resolve_feeds,
+    resolve_outputs,
+)
+from dask_onnx.errors import InputError, PlanError
+from dask_onnx.onnx_model import OnnxModel, load_onnx
+from dask_onnx.placement import effective_retries
+from dask_onnx.planning.check import check_operators, check_stages
+from dask_onnx.planning.explain import explain, to_svg
+from dask_onnx.planning.partition import STRATEGIES, CutInputs
+from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.session import foreign_schemas
+from dask_onnx.runtime.store import Store
+from dask_onnx.specs import Dim, SessionSpec, TensorSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load(source: Any) -> Model:
+    """Load an ONNX model.
+
+    Parameters
+    ----------
+    source : path, bytes, onnx.ModelProto or onnx_ir.Model
+        External data is found beside a path. The weights of a model given by path are not kept in
+        memory: workers read them from that path, once per host.
+
+    Raises
+    ------
+    ModelError
+        No such file; not ONNX; cut short; external data missing; an operator or an opset that
+        nobody has.
+    """
+    onnx_model = load_onnx(source)
+    model = Model(onnx_model)
+    check_operators(model.facts, model.schemas)
+    return model
+
+
+class Model:
+    """An ONNX model that runs on Dask. Made by `load`; small, frozen, picklable."""
+
+    def __init__(self, onnx_model: OnnxModel) -> None:
+        self._onnx = onnx_model
+        self._whole_plans: dict[tuple[str, ...], Plan] = {}
+
+    @property
+    def name(self) -> str:
+        return self._onnx.name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and symbolic shape of each graph input, in the order of the graph."""
+        return self._onnx.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._onnx.outputs
+
+    @property
+    def opsets(self) -> Mapping[str, int]:
+        """Domain ("" is ai.onnx) to the version that the model imports."""
+        return self._onnx.opsets
+
+    @property
+    def token(self) -> str:
+        """Content digest: equal for equal models, wherever they came from."""
+        return self._onnx.token
+
+    @cached_property
+    def facts(self) -> GraphFacts:
+        return GraphFacts(self._onnx)
+
+    @cached_property
+    def schemas(self) -> Schemas:
+        """Operators that ORT has and ONNX has not; looked up only if the model names one."""
+        if all(is_standard(node.domain) for node in self.facts.nodes):
+            return {}
+        return foreign_schemas()
+
+    @cached_property
+    def declared(self) -> dict[str, TensorSpec]:
+        """Every value's spec, as far as it follows from the model alone."""
+        return infer_shapes(self.facts, None, self.schemas)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Branches, longest path, costs, axes, random and batch-dependent nodes.
+
+        For one row; open dimensions other than the batch are taken as 64. `analyse` takes shapes.
+        """
+        return self.analyse()
+
+    def analyse(self, shapes: Shapes | None = None) -> Analysis:
+        """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
+        return analyse(self.facts, shapes, self.schemas)
+
+    def plan(
+        self,
+        strategy: str = "whole",
+        *,
+        n_stages: int | None = None,
+        min_seconds: float | None = None,
+        outputs: Outputs = None,
+        shapes: Shapes | None = None,
+        session: SessionSpec | None = None,
+    ) -> Plan:
+        """Cut the model into stages.
+
+        Parameters
+        ----------
+        strategy : {"whole", "per_node", "fused"}
+            One stage; one for each node; convex regions of about equal predicted time.
+        n_stages : int, optional
+            For "fused": how many.
+        min_seconds : float, optional
+            For "fused" without `n_stages`: what a stage should compute at least, in predicted
+            seconds. Default ``dask_onnx.plan.min-seconds``.
+        outputs : str or sequence of str, optional
+            Graph outputs or intermediate values; the graph's outputs by default.
+        shapes : mapping of input name to shape, optional
+            What the cost is predicted for; one row by default.
+        session : SessionSpec, optional
+            How ORT runs the stages.
+
+        Raises
+        ------
+        PlanError
+            No such strategy, options that it does not take, or a cut that cannot be made.
+        """
+        recipe = Recipe(strategy, n_stages, min_seconds, shapes, session or SessionSpec())
+        names = resolve_outputs(outputs, self.facts.outputs, self._known_values).names
+        return Plan(self, recipe, self._cut(recipe, names))
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        outputs: Outputs = None,
+        batch_size: int | None = None,
+        plan: Plan | None = None,
+        retries: int | None = None,
+    ) -> Any:
+        """Run the model; the collection that comes in is the kind that comes out.
+
+        Parameters
+        ----------
+        x : ndarray, dask.array or Delayed; or a dict of them by input name
+            numpy is computed now, on the scheduler that Dask would use. dask.array and Delayed
+            stay lazy: nothing runs, and shape, dtype and chunks come from the graph. Arrays are
+            chunked along the batch axis; an input without one is given once.
+        outputs : None, str or sequence of str
+            None: the one output bare, or several as a dict by name. A name: that value bare,
+            which may be an intermediate one. A sequence: a dict.
+        batch_size : int, optional
+            Rows for each run of the session, whatever the chunks are. By default all rows of a
+            chunk (for numpy: all rows) are one run.
+        plan : Plan, optional
+            How the model is cut; whole by default.
+        retries : int, optional
+            How often Dask repeats a task that raised; ``dask_onnx.retries`` (3) by default. Lazy
+            arrays need ``dx.configure(client)`` on a cluster that you started yourself.
+
+        Raises
+        ------
+        InputError
+            Before any work: names, dtypes, ranks, sizes, chunks that do not fit the model.
+        StageError, StoreError
+            From a worker, when the result is computed.
+        """
+        request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
+        return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+
+    def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: int | None = None) -> Any:
+        """Run here and now, in this thread: for functions that Dask already runs in a task.
+
+        Parameters and result as for `predict` with numpy; never goes through a cluster's client.
+
+        Raises
+        ------
+        InputError, StageError, StoreError
+        """
+        request, feeds, kind = self._request(x, outputs, batch_size, None, None)
+        if kind != "eager":
+            raise InputError(
+                "a model called like a function takes arrays in memory, not lazy collections",
+                "use model.predict(...), which stays lazy",
+            )
+        return request.wanted.shape_result(predict_eager(request, feeds, here=True))
+
+    def _request(
+        self,
+        x: Any,
+        outputs: Outputs,
+        batch_size: int | None,
+        plan: Plan | None,
+        retries: int | None,
+    ) -> tuple[Request, dict[str, Any], str]:
+        """What is asked for, checked as far as it can be without looking at the arrays."""
+        chosen = plan or self._whole_plan(self.facts.outputs)
+        if chosen.model.token != self.token:
+            raise PlanError("the plan is of another model", "make it with this model's plan()")
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values)
+        chosen = chosen.for_outputs(wanted.names)
+        feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
+        kind = _kind(feeds)
+        axes, fixed = input_axes(self._onnx)
+        if kind == "eager" and batch_size is None and fixed is None:
+            # One run of everything: no row is told from another, so nothing need be found out.
+            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), ())
+        else:
+            shapes = _shapes_of(feeds, self.inputs)
+            batch = find_batch(self.facts, wanted.names, shapes, self.schemas)
+        request = Request(
+            model=self._published().ref,
+            stages=chosen.stage_graph,
+            session=chosen.recipe.session,
+            wanted=wanted,
+            batch=batch,
+            batching=resolve_batching(batch, self.inputs, batch_size),
+            retries=effective_retries(retries),
+        )
+        return request, feeds, kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Weights held in memory do not travel: they go into the host's store, and a reference on.
+        return Model, (replace(self._published(), blobs={}),)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"<dask_onnx.Model {self.name!r}: ({inputs}) -> ({outputs})>"
+
+    def _published(self) -> OnnxModel:
+        """The model, once workers of this host can find it."""
+        if self._onnx.source is None:
+            Store().put(self._onnx)
+        return self._onnx
+
+    @cached_property
+    def _known_values(self) -> frozenset[str]:
+        return frozenset([*self.facts.producer, *self.facts.inputs, *self.facts.outputs])
+
+    def _whole_plan(self, outputs: tuple[str, ...]) -> Plan:
+        if outputs not in self._whole_plans:
+            self._whole_plans[outputs] = self.plan("whole", outputs=list(outputs))
+        return self._whole_plans[outputs]
+
+    def _cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
+        shapes, _ = assumed_shapes(self._onnx, recipe.shapes)
+        cut = CutInputs(
+            facts=self.facts,
+            specs=infer_shapes(self.facts, dict(shapes), self.schemas),
+            declared=self.declared,
+            outputs=outputs,
+            costs=CostTable(),
+        )
+        stages = recipe.strategy_function()(cut)
+        check_stages(stages, self.facts)
+        return stages
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How a plan was asked for, so that it can be made again for other outputs."""
+
+    strategy: str
+    n_stages: int | None
+    min_seconds: float | None
+    shapes: Shapes | None
+    session: SessionSpec
+
+    def strategy_function(self) -> Callable[[CutInputs], StageGraph]:
+        if self.strategy not in STRATEGIES:
+            raise PlanError(
+                f"there is no strategy {self.strategy!r}", f"choose one of {', '.join(STRATEGIES)}"
+            )
+        function = STRATEGIES[self.strategy]
+        if self.strategy != "fused":
+            if self.n_stages is not None or self.min_seconds is not None:
+                raise PlanError(
+                    f"strategy {self.strategy!r} takes neither n_stages nor min_seconds",
+                    "leave them out, or use strategy 'fused'",
+                )
+            return function
+        seconds = self.min_seconds
+        if seconds is None:
+            seconds = float(config.get("plan.min-seconds"))
+        if seconds <= 0:
+            raise PlanError(f"min_seconds is {seconds}", "give a number of seconds above 0")
+        return lambda cut: function(cut, n_stages=self.n_stages, min_seconds=seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A model cut into stages. Made by `Model.plan`."""
+
+    model: Model
+    recipe: Recipe
+    stage_graph: StageGraph
+    _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In an order in which they can run."""
+        return self.stage_graph.stages
+
+    def explain(self) -> str:
+        """The stages, their predicted cost, what travels between them, as text."""
+        shapes, is_assumed = assumed_shapes(self.model._onnx, self.recipe.shapes)
+        return explain(self.stage_graph, self.recipe.strategy, shapes, is_assumed=is_assumed)
+
+    def visualize(self, path: str | os.PathLike[str]) -> None:
+        """Write the stages and edges as an SVG picture to `path`."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
+
+    def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
+        """The same recipe for other outputs; itself if they are the same."""
+        if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
+            return self
+        if outputs not in self._others:
+            cut = self.model._cut(self.recipe, outputs)
+            self._others[outputs] = Plan(self.model, self.recipe, cut)
+        return self._others[outputs]
+
+    def graph(self, feeds: Any, *, batch_size: int | None = None) -> dict[Any, Any]:
+        """The Dask graph itself, inputs included, for one request.
+
+        Parameters
+        ----------
+        feeds : ndarray, dask.array or Delayed, or a dict of them by input name
+
+        Returns
+        -------
+        dict of key to Task
+            One Task for each stage and chunk. Without dask arrays each output is also there under
+            its own name, so that ``dask.get(graph, name)`` gives it.
+        """
+        names = [spec.name for spec in self.stage_graph.inputs]
+        arrays = resolve_feeds(feeds, self.model.inputs, names)
+        if _kind(arrays) == "eager":
+            check_arrays(
+                {name: np.asarray(value) for name, value in arrays.items()},
+                self.model.inputs,
+                input_axes(self.model._onnx)[0],
+            )
+            arrays = {n: delayed(np.asarray(v), traverse=False) for n, v in arrays.items()}
+        outputs = [spec.name for spec in self.stage_graph.outputs]
+        results = self.model.predict(arrays, outputs=outputs, batch_size=batch_size, plan=self)
+        tasks: dict[Any, Any] = {}
+        for name, collection in results.items():
+            tasks.update(collection.__dask_graph__())
+            if isinstance(collection, Delayed):
+                tasks[name] = Alias(name, collection.key)
+        return tasks
+
+
+def _kind(feeds: Mapping[str, Any]) -> str:
+    if any(isinstance(value, Delayed) for value in feeds.values()):
+        return "delayed"
+    if any(isinstance(value, da.Array) for value in feeds.values()):
+        return "array"
+    return "eager"
+
+
+_PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
+    "eager": predict_eager,
+    "array": predict_arrays,
+    "delayed": predict_delayed,
+}
+
+
+def _shapes_of(
+    feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]
+) -> dict[str, tuple[Dim, ...]]:
+    """Shapes of the arrays whose rank fits; NaN and Delayed leave the declared dimension."""
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    for spec in inputs:
+        value = feeds.get(spec.name)
+        if value is None or isinstance(value, Delayed):
+            continue
+        shape = value.shape if isinstance(value, da.Array) else np.shape(value)
+        if spec.shape is None or len(shape) == len(spec.shape):
+            shapes[spec.name] = tuple(int(d) if d == d else None for d in shape)
+    return shapes

@@ -1,0 +1,413 @@
+"""The one door for ONNX: paths, bytes and protos come in, an `OnnxModel` goes on.
+
+Nothing outside this module and `weights` takes protobuf apart, but for `analysis.graph`, which
+reads the nodes once, and `analysis.shapes`, which calls ONNX's own inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper
+
+from dask_onnx.errors import ModelError
+from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.weights import (
+    FileRange,
+    blob_of,
+    graphs_of,
+    is_external,
+    strip_weights,
+    subgraphs_of,
+)
+
+_MIN_IR_VERSION = 4
+"""From IR 4 on an initializer need not be an input too; older models are raised to it."""
+_CONSTANT_ATTRIBUTES = {
+    "value_float": onnx.TensorProto.FLOAT,
+    "value_floats": onnx.TensorProto.FLOAT,
+    "value_int": onnx.TensorProto.INT64,
+    "value_ints": onnx.TensorProto.INT64,
+    "value_string": onnx.TensorProto.STRING,
+    "value_strings": onnx.TensorProto.STRING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """The file that a model came from, and what tells that it is still the same."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """All that a task carries of a model: how to know it, and where to find it."""
+
+    token: str
+    source: FileSource | None
+    """None for a model that came as bytes or proto: then the host's store must have it."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A model as data: a proto without weights, and where the weights are."""
+
+    proto: bytes = field(repr=False)
+    """Serialised ModelProto; large tensors are external data named by blob key."""
+    token: str
+    """Content digest of `proto`, and through the blob keys in it of the weights."""
+    name: str
+    """The graph's name, or the file's."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opsets: Mapping[str, int]
+    """Domain ("" is ai.onnx) to version."""
+    parameters: int
+    """Elements of all initializers."""
+    parameter_bytes: int
+    source: FileSource | None = None
+    blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Weights held in memory, by blob key; empty where `source` can give them again."""
+    ranges: Mapping[str, FileRange] = field(default_factory=dict, repr=False)
+    """Weights in external files, by blob key."""
+
+    @property
+    def blob_keys(self) -> tuple[str, ...]:
+        """Every blob that the proto names."""
+        tensors = (t for graph in graphs_of(self.parse()) for t in graph.initializer)
+        return tuple(dict.fromkeys(blob_of(t)[0] for t in tensors if is_external(t)))
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(self.token, self.source)
+
+    def parse(self) -> onnx.ModelProto:
+        """A fresh copy of the weightless proto."""
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.proto)
+        return model
+
+
+def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
+    """Read a model, take its weights out, and say where they are.
+
+    Parameters
+    ----------
+    source : path, bytes, ModelProto or onnx_ir.Model
+        External data is found beside a path (and, for an ``onnx_ir.Model``, where its tensors say).
+    keep_weights : bool
+        Hold the weights of a model that came from a file; by default they are dropped, and the
+        file read again where they are needed.
+
+    Raises
+    ------
+    ModelError
+        No such file, not ONNX, cut short, or without the external data that it names.
+    """
+    if isinstance(source, str | os.PathLike):
+        return _load_path(Path(source), keep_weights)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _build(_decode(bytes(source), "the bytes given"), None, None)
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return _build(copy, None, None)
+    if type(source).__module__.partition(".")[0] == "onnx_ir":
+        # The caller has imported onnx_ir, or there would be no such object; importing it here
+        # would cost everybody else a second for its sympy.
+        return _build(_ir_to_proto(source), None, None)
+    raise ModelError(
+        f"a model cannot be made from {type(source).__name__}",
+        "pass a path, bytes, an onnx.ModelProto or an onnx_ir.Model",
+    )
+
+
+def _load_path(path: Path, keep_weights: bool) -> OnnxModel:
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder", "name the .onnx file inside it")
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        hint = f"in {path.parent} there is: {', '.join(near[:5])}" if near else "check the path"
+        raise ModelError(f"{path} does not exist", hint)
+    try:
+        status = path.stat()
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the file") from error
+    source = FileSource(str(path), status.st_size, status.st_mtime_ns)
+    return _build(_decode(data, str(path)), source, path.parent, keep_weights=keep_weights)
+
+
+def _decode(data: bytes, where: str) -> onnx.ModelProto:
+    # Field 1 of a ModelProto, `ir_version`, is a varint: every writer puts it first.
+    looks_like_onnx = data[:1] == b"\x08"
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except DecodeError:
+        if looks_like_onnx:
+            raise ModelError(
+                f"{where} begins like an ONNX model but is cut short or damaged "
+                f"({len(data):,} bytes)",
+                "copy or export it again, and compare the sizes",
+            ) from None
+        model = None
+    if model is None or not model.opset_import or not model.HasField("graph"):
+        if looks_like_onnx and model is not None:
+            reason = "is an ONNX model without a graph or without opsets: it may be cut short"
+        else:
+            reason = "is not an ONNX model"
+        raise ModelError(f"{where} {reason} ({len(data):,} bytes)", "pass an .onnx file")
+    decoded: onnx.ModelProto = model
+    return decoded
+
+
+def _ir_to_proto(model: Any) -> onnx.ModelProto:
+    from onnx_ir import external_data, to_proto  # see load_onnx
+
+    proto: onnx.ModelProto = to_proto(external_data.load_to_model(model.clone()))
+    return proto
+
+
+def _build(
+    model: onnx.ModelProto,
+    source: FileSource | None,
+    folder: Path | None,
+    *,
+    keep_weights: bool = False,
+) -> OnnxModel:
+    parameters = _normalise(model)
+    weights = strip_weights(model, folder)
+    proto = model.SerializeToString(deterministic=True)
+    drop = source is not None and not keep_weights
+    fallback = Path(source.path).stem if source is not None else "model"
+    return OnnxModel(
+        proto=proto,
+        token=hashlib.sha256(proto).hexdigest()[:32],
+        name=model.graph.name or fallback,
+        inputs=tuple(spec_of(value) for value in model.graph.input),
+        outputs=tuple(spec_of(value) for value in model.graph.output),
+        opsets={_domain(opset.domain): opset.version for opset in model.opset_import},
+        parameters=parameters + weights.parameters,
+        parameter_bytes=weights.parameter_bytes,
+        source=source,
+        blobs={} if drop else weights.blobs,
+        ranges=weights.ranges,
+    )
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _normalise(model: onnx.ModelProto) -> int:
+    """Bring what exporters write in several ways into one: see the steps. Changes no number.
+
+    Returns the number of elements in sparse initializers, which stay as they are.
+    """
+    if model.ir_version < _MIN_IR_VERSION:
+        model.ir_version = _MIN_IR_VERSION
+    for index, node in enumerate(model.graph.node):
+        # Position in the file as it was, which is what other viewers show.
+        node.name = node.name or f"{node.op_type}_{index}"
+    for graph in graphs_of(model):
+        _constants_to_initializers(graph)
+        for node in graph.node:
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+    _drop_initializers_from_inputs(model.graph)
+    _sort_nodes(model.graph)
+    del model.graph.metadata_props[:]
+    return sum(_elements(sparse.dims) for sparse in model.graph.sparse_initializer)
+
+
+def _elements(dims: Iterable[int]) -> int:
+    return int(np.prod(list(dims), dtype=np.int64))
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    kept = []
+    for node in graph.node:
+        tensor = _constant_value(node)
+        if tensor is None:
+            kept.append(node)
+        else:
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        value_tensor: onnx.TensorProto = attribute.t
+        return value_tensor
+    if attribute.name not in _CONSTANT_ATTRIBUTES:
+        return None  # sparse_value: stays a node
+    value = helper.get_attribute_value(attribute)
+    values = value if attribute.name.endswith("s") else [value]
+    dims = [len(values)] if attribute.name.endswith("s") else []
+    return helper.make_tensor("", _CONSTANT_ATTRIBUTES[attribute.name], dims, values)
+
+
+def _drop_initializers_from_inputs(graph: onnx.GraphProto) -> None:
+    """Before IR 4 every initializer had to be listed as an input; as a constant it runs faster."""
+    constant = {tensor.name for tensor in graph.initializer}
+    constant |= {sparse.values.name for sparse in graph.sparse_initializer}
+    kept = [value for value in graph.input if value.name not in constant]
+    if len(kept) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(kept)
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Topological order, which the specification asks for and not every exporter keeps."""
+    seen = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+    seen |= {sparse.values.name for sparse in graph.sparse_initializer} | {""}
+    produced = {name for node in graph.node for name in node.output}
+    needs = [
+        {name for name in [*node.input, *captured_names(node)] if name in produced}
+        for node in graph.node
+    ]
+    in_order = True
+    for node, needed in zip(graph.node, needs, strict=True):
+        in_order = in_order and needed <= seen
+        seen.update(node.output)
+    if in_order:
+        return
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    order = stable_topological_order([{producer[name] for name in needed} for needed in needs])
+    if order is None:
+        raise ModelError(
+            f"the graph {graph.name!r} has a cycle: some nodes need their own results",
+            "export the model again; onnx.checker names the first node of the cycle",
+        )
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in order)
+
+
+def stable_topological_order(needs: Sequence[Iterable[int]]) -> list[int] | None:
+    """Kahn's algorithm, the smallest index first; None where there is a cycle."""
+    waiting = [set(before) for before in needs]
+    after: list[list[int]] = [[] for _ in needs]
+    for index, before in enumerate(waiting):
+        for other in before:
+            after[other].append(index)
+    ready = [index for index, before in enumerate(waiting) if not before]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for follower in after[index]:
+            waiting[follower].discard(index)
+            if not waiting[follower]:
+                heapq.heappush(ready, follower)
+    return order if len(order) == len(needs) else None
+
+
+def captured_names(node: onnx.NodeProto) -> list[str]:
+    """Values of the outer graph that the node's subgraph bodies read, in order of first use."""
+    captured: dict[str, None] = {}
+    for body in subgraphs_of(node):
+        local = {value.name for value in body.input} | {t.name for t in body.initializer} | {""}
+        for inner in body.node:
+            for name in [*inner.input, *captured_names(inner)]:
+                if name not in local:
+                    captured[name] = None
+            local.update(inner.output)
+        for value in body.output:
+            if value.name not in local:
+                captured[value.name] = None
+    return list(captured)
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, dtype and shape of a ValueInfoProto."""
+    if value.type.WhichOneof("value") != "tensor_type":
+        return TensorSpec(value.name, None, None)
+    tensor = value.type.tensor_type
+    dtype = (
+        np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
+    )
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, None)
+    return TensorSpec(value.name, dtype, tuple(_dim(dim) for dim in tensor.shape.dim))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None  # Paddle writes -1 for "any"
+    # "?" is what some exporters write where they know no name.
+    return None if dim.dim_param in ("", "?") else dim.dim_param
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    """The inverse of `spec_of`, for tensors."""
+    assert spec.dtype is not None
+    elem_type = helper.np_dtype_to_tensor_dtype(spec.dtype)
+    return helper.make_tensor_value_info(spec.name, elem_type, spec.shape)
+
+
+class StageExtractor:
+    """Makes models of some nodes of one model; the indices are built once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self._nodes = list(model.graph.node)
+        self._reads = [[*node.input, *captured_names(node)] for node in self._nodes]
+        self._dense = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._sparse = {sparse.values.name: sparse for sparse in model.graph.sparse_initializer}
+        self._hints = {value.name: value for value in model.graph.value_info}
+
+    def extract(
+        self, nodes: Sequence[int], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> onnx.ModelProto:
+        """A model of `nodes` (indices, ascending) with the initializers that they read."""
+        stage = onnx.ModelProto()
+        stage.ir_version = self.model.ir_version
+        stage.opset_import.extend(self.model.opset_import)
+        stage.functions.extend(self.model.functions)
+        graph = stage.graph
+        graph.name = self.model.graph.name or "stage"
+        graph.node.extend(self._nodes[i] for i in nodes)
+        graph.input.extend(value_info(spec) for spec in inputs)
+        graph.output.extend(value_info(spec) for spec in outputs)
+        read = dict.fromkeys(name for i in nodes for name in self._reads[i])
+        read.update(dict.fromkeys(spec.name for spec in outputs))
+        graph.initializer.extend(self._dense[name] for name in read if name in self._dense)
+        graph.sparse_initializer.extend(self._sparse[name] for name in read if name in self._sparse)
+        # ORT decides by these which patterns it may fuse where its own inference gives up.
+        given = {spec.name for spec in outputs}
+        inside = (name for i in nodes for name in self._nodes[i].output if name not in given)
+        graph.value_info.extend(self._hints[name] for name in inside if name in self._hints)
+        return stage
+
+
+__all__ = [
+    "FileSource",
+    "ModelRef",
+    "OnnxModel",
+    "StageExtractor",
+    "captured_names",
+    "load_onnx",
+    "spec_of",
+    "stable_topological_order",
+    "value_info",
+]

@@ -1,0 +1,1 @@
+"""Stage graphs: what they are, how they are made, checked and drawn."""

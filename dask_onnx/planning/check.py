@@ -1,0 +1,108 @@
+"""Whether a stage graph holds together: every fault is collected, then raised at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.shapes import Schemas, is_standard
+from dask_onnx.errors import ModelError, PlanError
+from dask_onnx.planning.stages import StageGraph
+
+_SHOWN = 5
+
+
+def check_stages(stages: StageGraph, facts: GraphFacts) -> None:
+    """Check that `stages` does what the model does.
+
+    Raises
+    ------
+    PlanError
+        With all problems in one message: a node twice or not at all, a value without a producer
+        or from a later stage, an output that nobody makes.
+    """
+    problems = [*_coverage(stages, facts), *_order(stages), *_outputs(stages)]
+    if problems:
+        shown = "; ".join(problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        plural = "problem" if len(problems) == 1 else "problems"
+        raise PlanError(
+            f"{len(problems)} {plural} in the stage graph: {shown}{more}",
+            "a strategy of your own must give each node to one stage, in topological order",
+        )
+
+
+def _coverage(stages: StageGraph, facts: GraphFacts) -> Iterator[str]:
+    times = Counter(index for stage in stages.stages for index in stage.nodes)
+    wanted = facts.ancestors(spec.name for spec in stages.outputs)
+    for index in wanted:
+        if times[index] != 1:
+            count = "no stage" if not times[index] else f"{times[index]} stages"
+            yield f"node {facts.nodes[index].name!r} is in {count}"
+    for index in sorted(set(times) - set(wanted)):
+        if not 0 <= index < len(facts.nodes):
+            yield f"there is no node at position {index}"
+
+
+def _order(stages: StageGraph) -> Iterator[str]:
+    there = {spec.name for spec in stages.inputs}
+    made = set(stages.producers)
+    for stage in stages.stages:
+        for spec in stage.inputs:
+            if spec.name not in there:
+                where = "comes from a later stage" if spec.name in made else "has no producer"
+                yield f"value {spec.name!r}, which stage {stage.label} needs, {where}"
+        there.update(spec.name for spec in stage.outputs)
+
+
+def _outputs(stages: StageGraph) -> Iterator[str]:
+    there = {spec.name for spec in stages.inputs} | set(stages.producers)
+    for spec in stages.outputs:
+        if spec.name not in there:
+            yield f"output {spec.name!r} is made by no stage"
+
+
+def check_operators(facts: GraphFacts, foreign: Schemas) -> None:
+    """Check that every operator exists, at the opset that the model imports.
+
+    Parameters
+    ----------
+    foreign : operators outside ONNX's own domains that the runtime has
+
+    Raises
+    ------
+    ModelError
+        Naming the node, the operator, its domain and the opset.
+    """
+    import onnx.defs  # onnx itself is imported; the schemas are only loaded on first use
+
+    functions = {(f.domain, f.name) for f in facts.proto.functions}
+    opsets = facts.model.opsets
+    newest = onnx.defs.onnx_opset_version()
+    if opsets.get("", 0) > newest:
+        raise ModelError(
+            f"the model needs opset {opsets['']} of ai.onnx; "
+            f"the installed onnx knows up to {newest}",
+            "upgrade onnx and onnxruntime, or export the model with an older opset",
+        )
+    for node in facts.nodes:
+        if (node.domain, node.op_type) in functions or (node.domain, node.op_type) in foreign:
+            continue
+        where = f"node {node.name!r} uses {node.op_type} of domain {node.domain or 'ai.onnx'!r}"
+        if not is_standard(node.domain):
+            raise ModelError(
+                f"{where}, which neither ONNX nor onnxruntime has",
+                "check the domain's spelling; the model's own functions must be in the model",
+            )
+        version = opsets.get(node.domain)
+        if version is None:
+            raise ModelError(
+                f"{where}, and the model imports no opset of that domain",
+                "add the domain to opset_import, or export the model again",
+            )
+        if not onnx.defs.has(node.op_type, version, node.domain):
+            raise ModelError(
+                f"{where}, which opset {version} does not have",
+                "check the operator's name and the model's opset_import",
+            )

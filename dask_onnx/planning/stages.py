@@ -1,0 +1,71 @@
+"""The one intermediate form: stages and the values between them. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dask_onnx.specs import TensorSpec
+
+Kernel = Literal["onnxruntime"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """Predicted cost of a stage for one run at the shapes that the plan was made for."""
+
+    flops: int
+    seconds: float
+    parameter_bytes: int
+    activation_bytes: int
+    """Bytes of the values that the stage gives to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A convex set of nodes that runs as one task."""
+
+    label: str
+    """What the dashboard shows: a letter first, no hyphen."""
+    nodes: tuple[int, ...]
+    """Positions in the weightless proto, ascending."""
+    inputs: tuple[TensorSpec, ...]
+    """Values from outside: graph inputs or values of earlier stages."""
+    outputs: tuple[TensorSpec, ...]
+    """Values that later stages or the caller want."""
+    cost: StageCost
+    kernel: Kernel = "onnxruntime"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A value that goes from one stage to another."""
+
+    value: str
+    producer: int
+    """Position in `StageGraph.stages`."""
+    consumer: int
+    bytes: int
+    """For one run; open dimensions count as 1."""
+    layout: Literal["whole"] = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class StageGraph:
+    """Stages in an order in which they can run, and the edges between them."""
+
+    stages: tuple[Stage, ...]
+    edges: tuple[Edge, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of all stages one after the other."""
+        return sum(stage.cost.seconds for stage in self.stages)
+
+    @property
+    def producers(self) -> Mapping[str, int]:
+        """Value to the position of the stage that makes it."""
+        return {spec.name: i for i, stage in enumerate(self.stages) for spec in stage.outputs}

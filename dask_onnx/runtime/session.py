@@ -1,0 +1,195 @@
+"""The sessions of this process. The only module that imports onnxruntime, and only when it must."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dask_onnx import config
+from dask_onnx.analysis.shapes import OperatorSchema
+from dask_onnx.errors import StageError
+from dask_onnx.specs import SessionSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SessionKey = tuple[str, SessionSpec]
+"""Stage token and every option that changes what runs."""
+
+
+@dataclass(slots=True)
+class Session:
+    """An ORT session with what the cache wants to know of it."""
+
+    inference: onnxruntime.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight_bytes: int
+
+    def run(self, arrays: list[Any]) -> list[Any]:
+        """Run once; `arrays` in the order of `inputs`, results in the order of `outputs`."""
+        feeds = dict(zip(self.inputs, arrays, strict=True))
+        results: list[Any] = self.inference.run(self.outputs, feeds)
+        return results
+
+
+def build_session(
+    proto: bytes,
+    blobs: Path,
+    spec: SessionSpec,
+    *,
+    weight_bytes: int,
+    label: str,
+) -> Session:
+    """Make a session of a stage's proto, its weights mapped from the folder `blobs`.
+
+    Raises
+    ------
+    StageError
+        ORT cannot run the stage, or a provider is not there.
+    """
+    import onnxruntime
+
+    absent = [name for name in spec.providers if name not in onnxruntime.get_available_providers()]
+    if absent:
+        raise StageError(
+            f"stage {label} wants {', '.join(absent)}; this worker's onnxruntime has "
+            f"{', '.join(onnxruntime.get_available_providers())}",
+            "install the onnxruntime build that has it on every worker, or drop the provider",
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = spec.intra_op_num_threads or available_cores()
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = _levels()[spec.optimization]
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(blobs)
+    )
+    try:
+        inference = onnxruntime.InferenceSession(
+            proto, sess_options=options, providers=list(spec.providers)
+        )
+    except Exception as error:  # ORT raises a dozen types of its own, none of which pickles
+        raise StageError(
+            f"stage {label} cannot be built by onnxruntime {onnxruntime.__version__}: "
+            f"{_one_line(error)}",
+            "run `dask-onnx inspect` on the model; onnx.checker may say more",
+        ) from None
+    return Session(
+        inference,
+        tuple(value.name for value in inference.get_inputs()),
+        tuple(value.name for value in inference.get_outputs()),
+        weight_bytes,
+    )
+
+
+def run_session(session: Session, arrays: list[Any], label: str) -> list[Any]:
+    """Run a session; ORT's errors become a StageError that names stage and shapes."""
+    try:
+        return session.run(arrays)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{name} {np.shape(array)}" for name, array in zip(session.inputs, arrays, strict=True)
+        )
+        raise StageError(
+            f"stage {label} failed in onnxruntime on {shapes}: {_one_line(error)}",
+            "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
+        ) from None
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def foreign_schemas() -> Mapping[tuple[str, str], OperatorSchema]:
+    """The operators that ORT has and ONNX does not define, by domain and op type."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    schemas = {}
+    for schema in state.get_all_operator_schema():
+        if schema.domain in ("", "ai.onnx", "ai.onnx.ml"):
+            continue
+        kinds = [parameter.typeStr for parameter in schema.inputs]
+        schemas[schema.domain, schema.name] = OperatorSchema(
+            tuple(
+                kinds.index(out.typeStr) if out.typeStr in kinds else None for out in schema.outputs
+            )
+        )
+    return schemas
+
+
+def _levels() -> dict[str, Any]:
+    import onnxruntime
+
+    level = onnxruntime.GraphOptimizationLevel
+    return {
+        "disable": level.ORT_DISABLE_ALL,
+        "basic": level.ORT_ENABLE_BASIC,
+        "extended": level.ORT_ENABLE_EXTENDED,
+        "all": level.ORT_ENABLE_ALL,
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@dataclass(slots=True)
+class SessionCache:
+    """Sessions by key, least recently used first; two threads never build the same one twice."""
+
+    sessions: OrderedDict[SessionKey, Session] = field(default_factory=OrderedDict)
+    built: int = 0
+    """Sessions built since the process started, for tests and reports."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _building: dict[SessionKey, threading.Lock] = field(default_factory=dict)
+
+    def get(self, key: SessionKey, build: Callable[[], Session]) -> Session:
+        found = self._find(key)
+        if found is not None:
+            return found
+        with self._lock:
+            building = self._building.setdefault(key, threading.Lock())
+        with building:
+            found = self._find(key)
+            if found is None:
+                found = build()
+                self._insert(key, found)
+        with self._lock:
+            self._building.pop(key, None)
+        return found
+
+    def clear(self) -> None:
+        with self._lock:
+            self.sessions.clear()
+
+    def _find(self, key: SessionKey) -> Session | None:
+        with self._lock:
+            if key in self.sessions:
+                self.sessions.move_to_end(key)
+                return self.sessions[key]
+            return None
+
+    def _insert(self, key: SessionKey, session: Session) -> None:
+        limit = int(config.get("session.cache-bytes"))
+        with self._lock:
+            self.built += 1
+            self.sessions[key] = session
+            held = sum(s.weight_bytes for s in self.sessions.values())
+            while held > limit and len(self.sessions) > 1:
+                _, oldest = self.sessions.popitem(last=False)
+                held -= oldest.weight_bytes
+
+
+CACHE = SessionCache()
+"""This process's sessions: the one piece of state on a worker."""
