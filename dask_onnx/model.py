@@ -34,8 +34,9 @@ from dask_onnx.errors import InputError, PlanError
 from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.check import check_operators, check_stages
-from dask_onnx.planning.explain import explain, to_svg
+from dask_onnx.planning.explain import explain
 from dask_onnx.planning.partition import STRATEGIES, CutInputs
+from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
@@ -198,6 +199,23 @@ class Model:
         """
         request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+
+    def check(self, x: Any, *, outputs: Outputs = None) -> None:
+        """Compare inputs with the model, and do nothing else.
+
+        Parameters
+        ----------
+        x : anything with ``dtype`` and ``shape``, or a dict of them by input name
+
+        Raises
+        ------
+        InputError
+            Names, dtypes, ranks or static sizes do not fit.
+        """
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values)
+        needed = self._whole_plan(self.facts.outputs).for_outputs(wanted.names).stage_graph.inputs
+        arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
+        check_arrays(arrays, self.inputs, input_axes(self._onnx)[0])
 
     def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: int | None = None) -> Any:
         """Run here and now, in this thread: for functions that Dask already runs in a task.

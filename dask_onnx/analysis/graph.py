@@ -145,19 +145,23 @@ class GraphFacts:
         """A topological order of `nodes` that finishes a branch before it starts the next.
 
         An interval of it is a chain or some whole branches, so that cutting the order cuts few
-        values. Any interval of any topological order is convex.
+        values. Any interval of any topological order is convex. A node where branches meet waits
+        until the branches beside them have run: were it placed between them, a stage of the later
+        ones would need it and wait for the earlier ones.
         """
         chosen = set(nodes)
         waiting = {i: sum(j in chosen for j in self.predecessors[i]) for i in chosen}
-        # A stack, so that the node made ready last runs next; ties in the order of the file.
-        stack = [i for i in sorted(chosen, reverse=True) if not waiting[i]]
+        meets = {i for i, count in waiting.items() if count > 1}
+        # Stacks, so that the node made ready last runs next; ties in the order of the file.
+        ready = [i for i in sorted(chosen, reverse=True) if not waiting[i]]
+        meeting: list[int] = []
         order = []
-        while stack:
-            index = stack.pop()
+        while ready or meeting:
+            index = ready.pop() if ready else meeting.pop()
             order.append(index)
             for follower in reversed(self.successors[index]):
                 if follower in chosen:
                     waiting[follower] -= 1
                     if not waiting[follower]:
-                        stack.append(follower)
+                        (meeting if follower in meets else ready).append(follower)
         return order

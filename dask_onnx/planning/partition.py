@@ -19,6 +19,9 @@ from dask_onnx.specs import TensorSpec
 _LABEL_NODES = 3
 """A stage of up to so many nodes is called by all of them, a longer one by its first and last."""
 _LABEL_LENGTH = 48
+_LABEL_FOLDERS = 3
+_BYTES_OF_A_HOP = 256 * 1024
+"""Bytes that take about as long between two processes as saying that they are there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0
             f"{n_stages} stages were asked for; the model can be cut into 1 to {len(chains)}",
             "choose n_stages in that range, or strategy 'per_node'",
         )
-    borders = _borders(seconds, _crossing_bytes(cut, chains), n_stages)
+    borders = _borders(seconds, _tears(cut, chains), n_stages)
     groups = [
         sorted(itertools.chain.from_iterable(chains[start:stop]))
         for start, stop in itertools.pairwise([0, *borders, len(chains)])
@@ -147,7 +150,27 @@ def _crossing_bytes(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[int
     return list(itertools.accumulate(change))[: max(len(chains) - 1, 0)]
 
 
-def _borders(seconds: Sequence[float], crossing: Sequence[int], n_stages: int) -> list[int]:
+def _tears(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[tuple[int, bool, int]]:
+    """For each border how bad it is to cut there, to be compared as a tuple.
+
+    Bytes come first, but only in steps that weigh as much as a hop between processes does anyway;
+    then whether the border is inside a branch, where a cut makes the two stages wait for each
+    other; then bytes to the last.
+    """
+    crossing = _crossing_bytes(cut, chains)
+    inside = [
+        any(before in set(earlier) for node in later for before in cut.facts.predecessors[node])
+        for earlier, later in itertools.pairwise(chains)
+    ]
+    return [
+        (size // _BYTES_OF_A_HOP, is_inside, size)
+        for size, is_inside in zip(crossing, inside, strict=True)
+    ]
+
+
+def _borders(
+    seconds: Sequence[float], tears: Sequence[tuple[int, bool, int]], n_stages: int
+) -> list[int]:
     """Where to cut: n_stages - 1 positions, each the start of a stage, strictly ascending."""
     done = list(itertools.accumulate(seconds))
     share = done[-1] / n_stages if done else 0.0
@@ -162,7 +185,7 @@ def _borders(seconds: Sequence[float], crossing: Sequence[int], n_stages: int) -
         high = int(np.searchsorted(ends, ideal + share / 2)) + 1
         low, high = min(max(low, first), last), min(max(high, first), last)
         borders.append(
-            min(range(low, high + 1), key=lambda i: (crossing[i - 1], abs(done[i - 1] - ideal)))
+            min(range(low, high + 1), key=lambda i: (tears[i - 1], abs(done[i - 1] - ideal)))
         )
     return borders
 
@@ -285,9 +308,10 @@ def _label(cut: CutInputs, group: Sequence[int]) -> str:
 
 
 def _identifier(name: str) -> str:
-    """A name as Dask's `key_split` leaves it alone: no hyphen, a letter first, and not endless."""
-    dotted = name.replace("::", ".").replace("/", ".")
-    text = re.sub(r"[^0-9A-Za-z_.]+", "_", dotted).strip("_.")[-_LABEL_LENGTH:].strip("_.")
+    """A name as Dask's `key_split` leaves it alone: no hyphen, a letter first, not endless."""
+    # Of a path the end tells most: exporters put the module's place in the model before it.
+    end = ".".join(name.replace("::", ".").strip("/").split("/")[-_LABEL_FOLDERS:])
+    text = re.sub(r"[^0-9A-Za-z_.]+", "_", end).strip("_.")[-_LABEL_LENGTH:].strip("_.")
     if not text:
         return "stage"
     return text if text[0].isalpha() else f"n{text}"

@@ -1,0 +1,132 @@
+"""``dask-onnx inspect``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dask_onnx.analysis.report import Analysis
+from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.parameters import parse_shapes, shape_option
+from dask_onnx.model import Model, load
+from dask_onnx.planning.explain import (
+    format_bytes,
+    format_flops,
+    format_seconds,
+    format_shapes,
+)
+from dask_onnx.specs import TensorSpec, dtype_name
+
+_NAMES_SHOWN = 6
+
+
+@click.command("inspect")
+@click.argument("model_path", metavar="MODEL")
+@shape_option
+@common_options
+@click.pass_obj
+def command(options: Options, model_path: str, shapes: Sequence[str]) -> None:
+    """What MODEL takes, gives, is made of and costs. Runs nothing."""
+    model = load(model_path)
+    analysis = model.analyse(parse_shapes(shapes, model.inputs))
+    if options.as_json:
+        click.echo(json.dumps(as_dict(model, analysis), indent=2))
+    else:
+        _print(model, analysis)
+
+
+def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
+    """All of it, for machines."""
+    return {
+        "name": model.name,
+        "token": model.token,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opsets.items()},
+        "inputs": [_spec_dict(spec) for spec in model.inputs],
+        "outputs": [_spec_dict(spec) for spec in model.outputs],
+        "nodes": sum(analysis.op_histogram.values()),
+        "op_histogram": dict(analysis.op_histogram),
+        "parameters": analysis.parameters,
+        "parameter_bytes": analysis.parameter_bytes,
+        "shapes": analysis.shapes,
+        "shapes_assumed": analysis.is_assumed,
+        "flops": analysis.flops,
+        "activation_bytes": analysis.activation_bytes,
+        "predicted_seconds": analysis.predicted_seconds,
+        "parallel_branches": analysis.parallel_branches,
+        "parallelism": analysis.parallelism,
+        "longest_path": list(analysis.longest_path),
+        "batch_axes": dict(analysis.batch.input_axes),
+        "fixed_batch": analysis.batch.fixed_rows,
+        "random_nodes": list(analysis.batch.random),
+        "batch_dependent_nodes": list(analysis.batch.dependent),
+    }
+
+
+def _spec_dict(spec: TensorSpec) -> dict[str, Any]:
+    dtype = None if spec.dtype is None else dtype_name(spec.dtype)
+    return {"name": spec.name, "dtype": dtype, "shape": spec.shape}
+
+
+def _print(model: Model, analysis: Analysis) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for title, value in _rows(model, analysis):
+        click.echo(
+            textwrap.fill(
+                value,
+                width=max(width, 60),
+                initial_indent=f"{title:<17}",
+                subsequent_indent=" " * 17,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+
+
+def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
+    opsets = ", ".join(
+        f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items()
+    )
+    ops = ", ".join(f"{op} {count}" for op, count in analysis.op_histogram.items())
+    assumed = "; open dimensions assumed, set them with --shape" if analysis.is_assumed else ""
+    path = analysis.longest_path
+    batch = analysis.batch
+    return [
+        ("model", f"{model.name}, {sum(analysis.op_histogram.values())} nodes"),
+        *(("input", f"{spec}{_batch_note(batch.input_axes[spec.name])}") for spec in model.inputs),
+        *(("output", str(spec)) for spec in model.outputs),
+        ("opsets", opsets),
+        ("operators", ops),
+        ("parameters", f"{analysis.parameters:,} ({format_bytes(analysis.parameter_bytes)})"),
+        ("for", f"{format_shapes(analysis.shapes)}{assumed}"),
+        (
+            "compute",
+            f"{format_flops(analysis.flops)}, {format_bytes(analysis.activation_bytes)} moved, "
+            f"{format_seconds(analysis.predicted_seconds)} predicted on one core",
+        ),
+        (
+            "branches",
+            f"{analysis.parallel_branches} at most side by side; all work over the heaviest path "
+            f"{analysis.parallelism:.1f}",
+        ),
+        ("longest path", f"{len(path)} nodes: {_shorten(path)}"),
+        ("random", _shorten(batch.random) or "none"),
+        ("batch-dependent", _shorten(batch.dependent) or "none"),
+    ]
+
+
+def _batch_note(axis: int | None) -> str:
+    return ", no batch axis: given once" if axis is None else f", batch axis {axis}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(names)
+    half = _NAMES_SHOWN // 2
+    left_out = len(names) - 2 * half
+    return f"{', '.join(names[:half])}, … {left_out} more …, {', '.join(names[-half:])}"

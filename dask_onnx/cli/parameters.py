@@ -1,0 +1,61 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import click
+
+from dask_onnx.errors import InputError
+from dask_onnx.planning.partition import STRATEGIES
+from dask_onnx.specs import TensorSpec
+
+strategy_option = click.option(
+    "--strategy",
+    type=click.Choice(list(STRATEGIES)),
+    default="whole",
+    show_default=True,
+    help="How the model is cut into stages.",
+)
+n_stages_option = click.option(
+    "--n-stages", type=click.IntRange(min=1), help="How many stages; for --strategy fused."
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=N,N,...",
+    help="The shape of an input that costs are worked out for; may be repeated.",
+)
+
+
+def parse_shapes(
+    texts: Sequence[str], inputs: Sequence[TensorSpec]
+) -> dict[str, tuple[int, ...]] | None:
+    """``["x=1,3,640,640"]`` as a mapping; None if there are none.
+
+    Raises
+    ------
+    InputError
+        Not of that form, or not an input of the model, or of another rank.
+    """
+    shapes = {}
+    specs = {spec.name: spec for spec in inputs}
+    for text in texts:
+        name, separator, sizes = text.rpartition("=")
+        if not separator or not re.fullmatch(r"\d+([,x]\d+)*", sizes):
+            raise InputError(f"--shape {text!r} is not NAME=N,N,...", "such as x=1,3,640,640")
+        if name not in specs:
+            raise InputError(
+                f"--shape names {name!r}, which is no input", f"the model takes {', '.join(specs)}"
+            )
+        shape = tuple(int(size) for size in re.split("[,x]", sizes))
+        declared = specs[name].shape
+        if declared is not None and len(declared) != len(shape):
+            raise InputError(
+                f"--shape gives {name!r} rank {len(shape)}; the model takes {specs[name]}",
+                "give every axis, the batch axis included",
+            )
+        shapes[name] = shape
+    return shapes or None

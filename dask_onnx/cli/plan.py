@@ -1,0 +1,98 @@
+"""``dask-onnx plan``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.parameters import (
+    n_stages_option,
+    parse_shapes,
+    shape_option,
+    strategy_option,
+)
+from dask_onnx.errors import InputError
+from dask_onnx.model import Plan, load
+
+
+@click.command("plan")
+@click.argument("model_path", metavar="MODEL")
+@strategy_option
+@n_stages_option
+@click.option(
+    "--min-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What a stage should compute at least, in predicted seconds; for --strategy fused.",
+)
+@shape_option
+@click.option("--output", type=click.Path(), help="Write the picture there, as .svg.")
+@common_options
+@click.pass_obj
+def command(
+    options: Options,
+    model_path: str,
+    strategy: str,
+    n_stages: int | None,
+    min_seconds: float | None,
+    shapes: Sequence[str],
+    output: str | None,
+) -> None:
+    """How MODEL would be cut into stages: their cost, the edges and their bytes. Runs nothing."""
+    if output is not None:
+        _check_output(Path(output))
+    model = load(model_path)
+    plan = model.plan(
+        strategy,
+        n_stages=n_stages,
+        min_seconds=min_seconds,
+        shapes=parse_shapes(shapes, model.inputs),
+    )
+    if output is not None:
+        plan.visualize(output)
+    if options.as_json:
+        click.echo(json.dumps(as_dict(plan), indent=2))
+        return
+    click.echo(plan.explain())
+    if output is not None:
+        click.echo(f"\npicture: {output}")
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix != ".svg":
+        raise InputError(f"the picture {path} is no .svg", "give --output a name that ends in .svg")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"the folder {path.absolute().parent} does not exist", "make it first")
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Stages and edges, for machines."""
+    return {
+        "strategy": plan.recipe.strategy,
+        "predicted_seconds": plan.stage_graph.seconds,
+        "stages": [
+            {
+                "label": stage.label,
+                "kernel": stage.kernel,
+                "nodes": len(stage.nodes),
+                "inputs": [spec.name for spec in stage.inputs],
+                "outputs": [spec.name for spec in stage.outputs],
+                **asdict(stage.cost),
+            }
+            for stage in plan.stages
+        ],
+        "edges": [
+            {
+                "value": edge.value,
+                "producer": edge.producer,
+                "consumer": edge.consumer,
+                "bytes": edge.bytes,
+            }
+            for edge in plan.stage_graph.edges
+        ],
+    }

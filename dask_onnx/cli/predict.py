@@ -1,0 +1,417 @@
+"""``dask-onnx predict``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import dask.array as da
+import numpy as np
+from dask.utils import parse_bytes
+from distributed import Client, Future, KilledWorker, as_completed, futures_of
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.cluster import connect, dashboard_line
+from dask_onnx.cli.parameters import n_stages_option, strategy_option
+from dask_onnx.errors import InputError, StageError
+from dask_onnx.io.pipeline import (
+    NamedFunction,
+    WriteBlock,
+    finish_values,
+    output_specs,
+    read_blocks,
+    write_blocks,
+)
+from dask_onnx.io.sinks import OutputSpec, Sink, open_sink
+from dask_onnx.io.sources import FileArray, open_source
+from dask_onnx.model import Model, Plan, load
+from dask_onnx.placement import effective_retries
+
+_BLOCK_BYTES = 32 * 2**20
+"""Input and output of a block, unless the workers are smaller."""
+_BLOCKS_PER_THREAD = 4
+"""A data set is cut into at least so many blocks a thread, so that all end at about one time."""
+_SHARE_OF_MEMORY = 16
+"""A block's input and output take at most one in so many of a thread's share of memory."""
+_RUN_FLOPS = 200e6
+"""Without --batch-size, rows are put together until a run computes so much: more has been measured
+to gain nothing, and to leave the caches."""
+_MAX_RUN_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prediction over a data set, opened and checked but not begun."""
+
+    model: Model
+    plan: Plan
+    source: Mapping[str, FileArray]
+    sink: Sink
+    outputs: tuple[str, ...]
+    pre: NamedFunction | None
+    post: NamedFunction | None
+    retries: int
+
+    @property
+    def rows(self) -> int:
+        return next(iter(self.source.values())).shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What running the first rows on a worker showed."""
+
+    inputs: dict[str, OutputSpec]
+    """What the model gets, as specs; {"": spec} for one array without a name."""
+    constants: dict[str, Any]
+    """What --pre gave without rows: the same for every block."""
+    outputs: tuple[OutputSpec, ...]
+
+
+@click.command("predict")
+@click.argument("model_path", metavar="MODEL")
+@click.argument("input_path", metavar="INPUT")
+@click.argument("output_path", metavar="OUTPUT")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Rows for each run of the session.")
+@strategy_option
+@n_stages_option
+@click.option("--outputs", help="Names, separated by commas; all by default.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
+@click.option("--memory-limit", help="Memory of a process, such as 4GiB; its share by default.")
+@click.option("--scheduler", metavar="ADDRESS", help="A cluster that is there, tcp://HOST:PORT.")
+@click.option("--pre", metavar="MODULE:FUNCTION", help="From a block that was read to the input.")
+@click.option("--post", metavar="MODULE:FUNCTION", help="From a block of output to the result.")
+@click.option("--retries", type=click.IntRange(min=0), help="Of a block that fails; 3 by default.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@common_options
+@click.pass_obj
+def command(
+    options: Options,
+    model_path: str,
+    input_path: str,
+    output_path: str,
+    batch_size: int | None,
+    strategy: str,
+    n_stages: int | None,
+    outputs: str | None,
+    workers: int | None,
+    threads: int | None,
+    memory_limit: str | None,
+    scheduler: str | None,
+    pre: str | None,
+    post: str | None,
+    retries: int | None,
+    overwrite: bool,
+) -> None:
+    """Run MODEL over INPUT and write OUTPUT, block by block, on a cluster.
+
+    INPUT is .npy, .npz, .zarr or a glob of pictures; OUTPUT .npy, .zarr or .parquet. Both are
+    opened by path inside the tasks, so the workers must see them.
+    """
+    names = [name.strip() for name in outputs.split(",")] if outputs else None
+    model = load(model_path)
+    plan = model.plan(strategy, n_stages=n_stages, outputs=names)
+    job = Job(
+        model=model,
+        plan=plan,
+        source=open_source(input_path),
+        sink=open_sink(output_path, overwrite=overwrite),
+        outputs=tuple(spec.name for spec in plan.stage_graph.outputs),
+        pre=_named(pre, "--pre"),
+        post=_named(post, "--post"),
+        retries=effective_retries(retries),
+    )
+    _check_memory_limit(memory_limit)
+    if job.pre is None:
+        # Otherwise what the model gets is only known once --pre has run on a worker.
+        model.check(_bare(job.source), outputs=names)
+    console = Console(stderr=True, highlight=False, quiet=options.as_json)
+    with connect(scheduler, workers, threads, memory_limit, debug=options.debug) as client:
+        console.print(dashboard_line(client))
+        summary = run(job, client, console, batch_size)
+    if options.as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"{summary['rows']:,} rows in {summary['seconds']:.2f} s, "
+            f"{summary['rows_per_second']:,.1f} rows/s, {summary['workers']} workers: "
+            f"{output_path}"
+        )
+
+
+def _bare(values: Mapping[str, Any]) -> Any:
+    """What has no name stands for itself."""
+    return values[""] if set(values) == {""} else values
+
+
+def _named(text: str | None, option: str) -> NamedFunction | None:
+    if text is None:
+        return None
+    function = NamedFunction(text, option)
+    function.resolve()
+    return function
+
+
+def _check_memory_limit(text: str | None) -> None:
+    if text is None:
+        return
+    try:
+        parse_bytes(text)
+    except ValueError as error:
+        raise InputError(f"--memory-limit is {text!r}", "give it like 4GiB or 800MB") from error
+
+
+def run(job: Job, client: Client, console: Console, batch_size: int | None) -> dict[str, Any]:
+    """Check on the workers, run, write; the numbers of the run."""
+    _check_workers(job, client)
+    probed = _probe(job, client, batch_size)
+    job.sink.check_outputs(probed.outputs)
+    batch_size = batch_size or _default_batch_size(job, probed, console)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    block_rows = _block_rows(job, probed, workers, batch_size)
+    began = time.perf_counter()
+    job.sink.prepare(job.rows, block_rows, probed.outputs)
+    futures: list[Future] = []
+    try:
+        lazy = _build(job, probed, block_rows, batch_size)
+        futures = futures_of(client.persist(lazy, retries=job.retries))
+        _wait(futures, job.rows, block_rows, console)
+        job.sink.finish()
+    except BaseException:
+        # Also on Ctrl-C: what is half done must not look like a result.
+        _quiet_loggers()
+        client.cancel(futures, force=True)
+        job.sink.discard()
+        raise
+    seconds = time.perf_counter() - began
+    return {
+        "rows": job.rows,
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(job.rows / seconds, 3),
+        "workers": len(workers),
+        "blocks": len(futures),
+        "block_rows": block_rows,
+        "batch_size": batch_size,
+        "output": job.sink.target,
+    }
+
+
+def _quiet_loggers() -> None:
+    """Workers that are told to stop complain about it; the error that made us stop says more."""
+    for name in ("distributed.worker", "distributed.scheduler", "distributed.nanny"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _check_workers(job: Job, client: Client) -> None:
+    """Whether every worker sees input, output folder and functions, before any work starts."""
+    files = tuple(
+        {f for array in job.source.values() for f in (*array.files[:1], *array.files[-1:])}
+    )
+    functions = tuple(f for f in (job.pre, job.post) if f is not None)
+    found = client.run(_worker_problems, files, job.sink, functions, on_error="return")
+    for worker, problems in found.items():
+        if isinstance(problems, Exception):
+            raise InputError(
+                f"worker {worker} cannot be asked: {problems}",
+                "install the same dask_onnx on every worker",
+            )
+        if problems:
+            raise InputError(
+                f"worker {worker}: {problems[0]}",
+                "use a path that is the same on the client and on every worker",
+            )
+
+
+def _worker_problems(
+    files: Sequence[Any], sink: Sink, functions: Sequence[NamedFunction]
+) -> list[str]:
+    problems = [file.problem() for file in files] + [sink.problem()]
+    for function in functions:
+        try:
+            function.resolve()
+        except InputError as error:
+            problems.append(error.cause)
+    return [problem for problem in problems if problem]
+
+
+def _probe(job: Job, client: Client, batch_size: int | None) -> Probed:
+    rows = min(job.rows, job.model.analysis.batch.fixed_rows or 1)
+    future = client.submit(
+        probe_rows,
+        job.model,
+        dict(job.source),
+        job.outputs,
+        job.pre,
+        job.post,
+        rows,
+        pure=False,
+        retries=job.retries,
+        key=f"probe-{time.time_ns()}",
+    )
+    result: Probed | InputError = _result(future)
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
+def probe_rows(
+    model: Model,
+    source: Mapping[str, FileArray],
+    outputs: tuple[str, ...],
+    pre: NamedFunction | None,
+    post: NamedFunction | None,
+    rows: int,
+) -> Probed | InputError:
+    """Run the first rows through everything but the writing; on a worker.
+
+    What is wrong with the input is returned: raising it would have Dask try again.
+    """
+    try:
+        return _probe_rows(model, source, outputs, pre, post, rows)
+    except InputError as error:
+        return error
+
+
+def _probe_rows(
+    model: Model,
+    source: Mapping[str, FileArray],
+    outputs: tuple[str, ...],
+    pre: NamedFunction | None,
+    post: NamedFunction | None,
+    rows: int,
+) -> Probed:
+    given = _bare({name: array.read_rows(0, rows) for name, array in source.items()})
+    prepared = given if pre is None else pre.resolve()(given)
+    values = prepared if isinstance(prepared, Mapping) else {"": prepared}
+    arrays = {name: np.asarray(value) for name, value in values.items()}
+    for name, array in arrays.items():
+        if array.ndim and array.shape[0] != rows:
+            raise InputError(
+                f"--pre made {array.shape[0]} rows of {rows} for input {name!r}",
+                "it must give a row for each row that it gets",
+            )
+    results = model(_bare(arrays), outputs=list(outputs))
+    single = outputs[0] if len(outputs) == 1 else "result"
+    values = finish_values(post, outputs, [results[name] for name in outputs], single)
+    with_rows = {name: array for name, array in arrays.items() if array.ndim}
+    return Probed(
+        inputs={spec.name: spec for spec in output_specs(with_rows)},
+        constants={name: array for name, array in arrays.items() if not array.ndim},
+        outputs=output_specs(values),
+    )
+
+
+def _default_batch_size(job: Job, probed: Probed, console: Console) -> int | None:
+    """Enough rows for a run to be worth its call, and said aloud."""
+    inputs = job.model.inputs
+    shapes = {}
+    for spec in inputs:
+        found = probed.inputs.get(spec.name, probed.inputs.get(""))
+        if found is not None and spec.rank == len(found.row_shape) + 1:
+            shapes[spec.name] = (1, *found.row_shape)
+    analysis = job.model.analyse(shapes or None)
+    batch = analysis.batch
+    if batch.fixed_rows is not None:
+        return batch.fixed_rows
+    rows = max(1, min(_MAX_RUN_ROWS, math.ceil(_RUN_FLOPS / max(analysis.flops, 1))))
+    if batch.dependent:
+        rows = _MAX_RUN_ROWS
+        console.print(
+            f"warning: {', '.join(batch.dependent[:3])} of this model see all rows of a run, so "
+            f"results depend on --batch-size, which is {rows} as none was given",
+            style="yellow",
+        )
+    return rows
+
+
+def _block_rows(
+    job: Job, probed: Probed, workers: Mapping[str, Any], batch_size: int | None
+) -> int:
+    """Rows of a block: whole runs, small against memory, and enough blocks for all threads."""
+    row_bytes = sum(array.row_bytes for array in job.source.values())
+    row_bytes += sum(spec.row_bytes for spec in probed.inputs.values() if job.pre is not None)
+    row_bytes += sum(spec.row_bytes for spec in probed.outputs)
+    threads = max(1, sum(worker["nthreads"] for worker in workers.values()))
+    share: float = min(
+        (w["memory_limit"] / w["nthreads"] for w in workers.values() if w["memory_limit"]),
+        default=math.inf,
+    )
+    by_memory = min(_BLOCK_BYTES, share / _SHARE_OF_MEMORY) / max(row_bytes, 1)
+    by_threads = math.ceil(job.rows / (threads * _BLOCKS_PER_THREAD))
+    step = batch_size or 1
+    runs: int = max(1, math.floor(min(by_memory, by_threads) / step))
+    return runs * step
+
+
+def _build(job: Job, probed: Probed, block_rows: int, batch_size: int | None) -> da.Array:
+    """The lazy work of all blocks."""
+    arrays: dict[str, Any] = {
+        **read_blocks(job.source, block_rows, job.pre, probed.inputs),
+        **probed.constants,
+    }
+    results = job.model.predict(
+        _bare(arrays),
+        outputs=list(job.outputs),
+        batch_size=batch_size,
+        plan=job.plan,
+        retries=job.retries,
+    )
+    single = job.outputs[0] if len(job.outputs) == 1 else "result"
+    write = WriteBlock(job.sink, job.outputs, job.post, single)
+    return write_blocks(results, block_rows, job.rows, write)
+
+
+def _wait(futures: list[Future], rows: int, block_rows: int, console: Console) -> None:
+    sizes = {
+        future.key: min(block_rows, rows - number * block_rows)
+        for number, future in enumerate(futures)
+    }
+    progress = Progress(
+        TextColumn("rows"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        task = progress.add_task("rows", total=rows)
+        for future in as_completed(futures):
+            _result(future)
+            progress.update(task, advance=sizes[future.key])
+
+
+class RateColumn(ProgressColumn):
+    """Rows a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f} rows/s" if task.speed else "- rows/s")
+
+
+def _result(future: Future) -> Any:
+    """The result; a worker that died under it is explained."""
+    try:
+        return future.result()
+    except KilledWorker as error:
+        raise StageError(
+            f"{error.allowed_failures + 1} workers died while they ran {error.task}",
+            "they may have run out of memory: lower --batch-size, or raise --memory-limit",
+        ) from None

@@ -1,0 +1,1 @@
+"""Readers and writers that open files by path inside the tasks, block by block."""
