@@ -6,6 +6,8 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 from distributed import Client, LocalCluster
@@ -61,19 +63,36 @@ def _local(
 ) -> Iterator[Client]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        cluster = LocalCluster(
-            n_workers=workers or cores or 1,
-            threads_per_worker=threads or 1,
-            memory_limit=memory_limit or "auto",
-            dashboard_address=":0",
-            silence_logs=logging.WARNING if debug else logging.CRITICAL,
-        )
+        with _deaf_children():
+            cluster = LocalCluster(
+                n_workers=workers or cores or 1,
+                threads_per_worker=threads or 1,
+                memory_limit=memory_limit or "auto",
+                dashboard_address=":0",
+                silence_logs=logging.WARNING if debug else logging.CRITICAL,
+            )
     except ValueError as error:  # from reading the memory limit
         raise InputError(
             f"no cluster can be started: {error}", "give --memory-limit like 4GiB"
         ) from error
     with cluster, Client(cluster) as client:
         yield client
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all of them.
+
+    We alone answer it, by shutting them down; their tracebacks would bury what we say.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
