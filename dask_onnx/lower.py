@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,10 @@ from dask_onnx.specs import SessionSpec
 
 Key = Any
 """Dask's own key type: a string, or a tuple of a string and numbers."""
+
+
+_NAME_LENGTH = 24
+"""How much of an output's name a key shows."""
 
 
 class StageTask(Task):
@@ -83,6 +88,12 @@ class Output:
     def is_bare(self) -> bool:
         """The task's result is the output as the caller wants it."""
         return self.position is None and not self.is_apart
+
+    def own_layer(self, name: str) -> str:
+        """What to call the layer that takes the output out of the task's result."""
+        label = self.layer.partition("-")[0]
+        readable = re.sub(r"[^0-9A-Za-z_.]", "_", name)[-_NAME_LENGTH:]
+        return f"{label}_{readable}-{digest(self.layer, name)}"
 
 
 @dataclass(frozen=True, slots=True)

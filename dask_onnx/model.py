@@ -10,7 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.delayed import Delayed, delayed
+from dask.delayed import Delayed
 from dask.task_spec import Alias
 
 from dask_onnx import config
@@ -21,7 +21,7 @@ from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
-from dask_onnx.collections.delayed import predict_delayed
+from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.request import (
     Outputs,
@@ -394,7 +394,7 @@ class Plan:
                 self.model.inputs,
                 input_axes(self.model._onnx)[0],
             )
-            arrays = {n: delayed(np.asarray(v), traverse=False) for n, v in arrays.items()}
+            arrays = {name: as_delayed(name, value) for name, value in arrays.items()}
         outputs = [spec.name for spec in self.stage_graph.outputs]
         results = self.model.predict(arrays, outputs=outputs, batch_size=batch_size, plan=self)
         tasks: dict[Any, Any] = {}

@@ -346,7 +346,7 @@ def _stage_array(
     axis = request.batch.output_axes[name]
     if not (output.is_bare and output.layout == layout):
         take = TakeOutput(output.position, axis)
-        layer = f"{output.layer.partition('-')[0]}_{name_part(name)}-{digest(output.layer, name)}"
+        layer = output.own_layer(name)
         tasks = {
             (key := layout.key(layer, i)): Task(
                 key, take, TaskRef(output.layout.key(output.layer, i))
@@ -359,11 +359,6 @@ def _stage_array(
         )
     dtype = request.dtype(name)
     return da.Array(graph, layer, sizes, dtype=dtype, meta=np.empty((0,) * len(sizes), dtype))
-
-
-def name_part(name: str) -> str:
-    """A value's name as part of a key that people read."""
-    return "".join(c if c.isalnum() or c in "_." else "_" for c in name)[-24:]
 
 
 def _feeds_token(arrays: Mapping[str, Any]) -> str:

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+
+def test_inspect_says_what_the_model_is(run, model):
+    result = run("inspect", model)
+    assert result.code == 0
+    for part in (
+        "tiny, 3 nodes",
+        "x: float32 (N, 4), batch axis 0",
+        "y: float32 (N, 3)",
+        "ai.onnx 11",
+    ):
+        assert part in result.out
+    assert "MatMul 1, Relu 1, ReduceSum 1" in result.out
+
+
+def test_inspect_speaks_json(run, model):
+    facts = run("inspect", model, "--json").json()
+    assert facts["parameters"] == 12
+    assert facts["flops"] == 2 * 4 * 3 + 3 + 3
+    assert facts["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["N", 4]}]
+    assert facts["batch_dependent_nodes"] == []
+
+
+def test_inspect_takes_shapes(run, model):
+    assert run("inspect", model, "--shape", "x=10,4", "--json").json()["flops"] == 300
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [("x=a", "not NAME=N"), ("z=1,4", "which is no input"), ("x=1", "rank 1")],
+)
+def test_a_wrong_shape_is_bad_input(run, model, shape, reason):
+    result = run("inspect", model, "--shape", shape)
+    assert result.code == 2
+    assert reason in result.err
+
+
+@pytest.mark.real
+def test_inspect_names_batch_dependent_nodes_of_a_real_model(run, asset):
+    facts = run("inspect", asset("tashkeel.onnx"), "--json").json()
+    assert "/lstm/LSTM_quant" in facts["batch_dependent_nodes"]
+    assert run("inspect", asset("deepcut.onnx"), "--json").json()["parallel_branches"] == 12
+
+
+def test_plan_lists_stages_and_edges(run, model):
+    result = run("plan", model, "--strategy", "per_node")
+    assert result.code == 0
+    assert "strategy per_node: 3 stages, 2 edges" in result.out
+    assert "project" in result.out
+
+
+def test_plan_draws_a_box_for_each_stage(run, model, tmp_path):
+    picture = tmp_path / "plan.svg"
+    assert (
+        run("plan", model, "--strategy", "fused", "--n-stages", "2", "--output", picture).code == 0
+    )
+    root = ElementTree.parse(picture).getroot()
+    boxes = [element for element in root.iter() if element.get("class") == "stage"]
+    assert len(boxes) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--strategy", "fused", "--n-stages", "9"], "can be cut into 1 to"),
+        (["--n-stages", "2"], "takes neither n_stages nor min_seconds"),
+        (["--output", "plan.png"], "is no .svg"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_bad_input(run, model, arguments, reason):
+    result = run("plan", model, *arguments)
+    assert result.code == 2
+    assert reason in result.err
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist"),
+        (b"hello", "not an ONNX model"),
+        (b"\x08\x08:\xff\xff\x01", "cut short"),
+    ],
+)
+def test_what_is_no_model_is_bad_input(run, tmp_path, content, reason):
+    path = tmp_path / "m.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    result = run("inspect", path)
+    assert result.code == 2
+    assert reason in result.err
+    assert "Traceback" not in result.err
+
+
+def test_an_error_speaks_json_too(run, tmp_path):
+    error = run("inspect", tmp_path / "m.onnx", "--json").json()["error"]
+    assert error["kind"] == "ModelError"
+    assert "does not exist" in error["cause"]
+
+
+def test_debug_shows_the_traceback(run, tmp_path):
+    assert "Traceback" in run("inspect", tmp_path / "m.onnx", "--debug").err

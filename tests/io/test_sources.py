@@ -1,0 +1,128 @@
+"""Reading by rows: every format gives the rows that were written, and opening reads nothing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from dask_onnx.errors import InputError
+from dask_onnx.io.sources import open_source
+
+ROWS = np.arange(7 * 3 * 2, dtype=np.float32).reshape(7, 3, 2)
+
+
+def write_npy(folder: Path) -> str:
+    np.save(folder / "x.npy", ROWS)
+    return str(folder / "x.npy")
+
+
+def write_fortran_npy(folder: Path) -> str:
+    np.save(folder / "f.npy", np.asfortranarray(ROWS))
+    return str(folder / "f.npy")
+
+
+def write_npz(folder: Path) -> str:
+    np.savez(folder / "x.npz", ROWS)
+    return str(folder / "x.npz")
+
+
+def write_compressed_npz(folder: Path) -> str:
+    np.savez_compressed(folder / "c.npz", ROWS)
+    return str(folder / "c.npz")
+
+
+def write_zarr(folder: Path) -> str:
+    zarr.create_array(str(folder / "x.zarr"), data=ROWS, chunks=(2, 3, 2))
+    return str(folder / "x.zarr")
+
+
+WRITERS = [write_npy, write_fortran_npy, write_npz, write_compressed_npz, write_zarr]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_blocks_are_the_rows_that_were_written(write, tmp_path):
+    (array,) = open_source(write(tmp_path)).values()
+    lazy = array.to_dask(3)
+    assert isinstance(lazy, da.Array)
+    assert lazy.chunks[0] == (3, 3, 1)
+    assert lazy.dtype == ROWS.dtype
+    np.testing.assert_array_equal(lazy.compute(scheduler="sync"), ROWS)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_the_graph_carries_paths_and_not_rows(write, tmp_path):
+    (array,) = open_source(write(tmp_path)).values()
+    assert len(pickle.dumps(array)) < 1000
+
+
+def test_the_token_changes_when_the_file_does(tmp_path):
+    first = open_source(write_npy(tmp_path))[""].token
+    np.save(tmp_path / "x.npy", ROWS[:5])
+    assert open_source(str(tmp_path / "x.npy"))[""].token != first
+
+
+def test_several_arrays_come_by_name(tmp_path):
+    np.savez(tmp_path / "two.npz", ids=ROWS, mask=ROWS[:, 0])
+    assert set(open_source(str(tmp_path / "two.npz"))) == {"ids", "mask"}
+    group = zarr.open_group(str(tmp_path / "two.zarr"), mode="w")
+    group.create_array("ids", data=ROWS)
+    group.create_array("mask", data=ROWS[:, 0])
+    arrays = open_source(str(tmp_path / "two.zarr"))
+    np.testing.assert_array_equal(arrays["mask"][2:4], ROWS[2:4, 0])
+
+
+def test_pictures_are_rows_in_the_order_of_their_names(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((4, 5, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    array = open_source(f"{tmp_path}/*.png")[""]
+    assert array.shape == (3, 4, 5, 3)
+    np.testing.assert_array_equal(array[1:][:, 0, 0, 0], [1, 2])
+
+
+def test_a_picture_of_another_size_is_named(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
+    array = open_source(f"{tmp_path}/*.png")[""]
+    with pytest.raises(InputError, match=r"b\.png is 6 x 4 .* first picture is 5 x 4"):
+        array.read_rows(0, 2)
+
+
+def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "bad.npy").write_bytes(b"not numpy at all")
+    (tmp_path / "bad.npz").write_bytes(b"not a zip at all")
+    (tmp_path / "table.csv").write_text("a,b")
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    np.save(tmp_path / "scalar.npy", np.float32(1))
+    np.save(tmp_path / "object.npy", np.array(["a", None], dtype=object))
+    np.savez(tmp_path / "uneven.npz", a=np.zeros(3), b=np.zeros(4))
+    reasons = {
+        "missing.npy": "does not exist",
+        "bad.npy": "not a numpy file",
+        "bad.npz": "not an npz archive",
+        "table.csv": "cannot be read",
+        "none.npy": "has no rows",
+        "scalar.npy": "scalar",
+        "object.npy": "Python objects",
+        "uneven.npz": "'a' has 3, 'b' has 4",
+        "*.jpg": "no file matches",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=reason) as caught:
+            open_source(str(tmp_path / name))
+        assert caught.value.next_step
+
+
+def test_a_worker_that_sees_another_file_says_so(tmp_path):
+    path = write_npy(tmp_path)
+    (seen,) = open_source(path)[""].files
+    assert seen.problem() is None
+    np.save(path, ROWS[:5])
+    assert "another file" in (seen.problem() or "")
+    Path(path).unlink()
+    assert "does not exist" in (seen.problem() or "")
