@@ -41,6 +41,7 @@ from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
 from dask_onnx.specs import Dim, SessionSpec, TensorSpec
+from dask_onnx.weights import graphs_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -103,7 +104,8 @@ class Model:
     @cached_property
     def schemas(self) -> Schemas:
         """Operators that ORT has and ONNX has not; looked up only if the model names one."""
-        if all(is_standard(node.domain) for node in self.facts.nodes):
+        graphs = graphs_of(self.facts.proto)
+        if all(is_standard(node.domain) for graph in graphs for node in graph.node):
             return {}
         return foreign_schemas()
 

@@ -375,6 +375,12 @@ class StageExtractor:
         self._dense = {tensor.name: tensor for tensor in model.graph.initializer}
         self._sparse = {sparse.values.name: sparse for sparse in model.graph.sparse_initializer}
         self._hints = {value.name: value for value in model.graph.value_info}
+        declared = [*model.graph.input, *model.graph.value_info, *model.graph.output]
+        self._types = {value.name: value for value in declared}
+
+    def _value_info(self, spec: TensorSpec) -> onnx.ValueInfoProto:
+        """What the model itself says of sequences, maps and optionals; a tensor from its spec."""
+        return value_info(spec) if spec.dtype is not None else self._types[spec.name]
 
     def extract(
         self, nodes: Sequence[int], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -387,8 +393,8 @@ class StageExtractor:
         graph = stage.graph
         graph.name = self.model.graph.name or "stage"
         graph.node.extend(self._nodes[i] for i in nodes)
-        graph.input.extend(value_info(spec) for spec in inputs)
-        graph.output.extend(value_info(spec) for spec in outputs)
+        graph.input.extend(map(self._value_info, inputs))
+        graph.output.extend(map(self._value_info, outputs))
         read = dict.fromkeys(name for i in nodes for name in self._reads[i])
         read.update(dict.fromkeys(spec.name for spec in outputs))
         graph.initializer.extend(self._dense[name] for name in read if name in self._dense)

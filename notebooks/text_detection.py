@@ -70,7 +70,7 @@ def predict(model: Path, windows: Path, result: Path) -> None:
     """The main job, as one would type it; run beside `ocr_steps.py`, which the tasks import."""
     command = [sys.executable, "-m", "dask_onnx", "predict", str(model), f"{windows}/*.png"]
     command += [str(result), "--pre", "ocr_steps:prepare", "--workers", "2", "--threads", "1"]
-    print("$ dask-onnx", *command[3:])
+    print("$ dask-onnx", *command[3:], flush=True)
     subprocess.run(command, check=True, cwd=Path(__file__).parent)
 
 
@@ -118,7 +118,7 @@ def main(assets: Path, output: Path) -> None:
     pages = [enlarge(assets / name) for name in ("page.png", "text.png")]
     windows = output / "windows"
     count = write_windows(pages, windows)
-    print(f"{count} windows of {WINDOW} x {WINDOW} pixels from {len(pages)} pages")
+    print(f"{count} windows of {WINDOW} x {WINDOW} pixels from {len(pages)} pages", flush=True)
     result = output / "probabilities.npy"
     predict(assets / "det.onnx", windows, result)
     maps = np.load(result)[:, 0]

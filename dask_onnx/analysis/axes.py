@@ -197,7 +197,9 @@ class _Rows:
             return growing[0] if few == _PROBES[0] else None
         if growing:
             return None
-        dims = self.dims(name)
+        spec, dims = self._few.get(name), self.dims(name)
+        if spec is None or spec.dtype is None:
+            return None  # a sequence or a map: nothing to cut or join
         if dims is None:
             return 0
         return 0 if dims and not isinstance(dims[0][0], int) else None

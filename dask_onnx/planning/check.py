@@ -9,6 +9,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, is_standard
 from dask_onnx.errors import ModelError, PlanError
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.weights import graphs_of
 
 _SHOWN = 5
 
@@ -86,22 +87,23 @@ def check_operators(facts: GraphFacts, foreign: Schemas) -> None:
             f"the installed onnx knows up to {newest}",
             "upgrade onnx and onnxruntime, or export the model with an older opset",
         )
-    for node in facts.nodes:
-        if (node.domain, node.op_type) in functions or (node.domain, node.op_type) in foreign:
+    for node in (node for graph in graphs_of(facts.proto) for node in graph.node):
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (domain, node.op_type) in functions or (domain, node.op_type) in foreign:
             continue
-        where = f"node {node.name!r} uses {node.op_type} of domain {node.domain or 'ai.onnx'!r}"
-        if not is_standard(node.domain):
+        where = f"node {node.name!r} uses {node.op_type} of domain {domain or 'ai.onnx'!r}"
+        if not is_standard(domain):
             raise ModelError(
                 f"{where}, which neither ONNX nor onnxruntime has",
                 "check the domain's spelling; the model's own functions must be in the model",
             )
-        version = opsets.get(node.domain)
+        version = opsets.get(domain)
         if version is None:
             raise ModelError(
                 f"{where}, and the model imports no opset of that domain",
                 "add the domain to opset_import, or export the model again",
             )
-        if not onnx.defs.has(node.op_type, version, node.domain):
+        if not onnx.defs.has(node.op_type, version, domain):
             raise ModelError(
                 f"{where}, which opset {version} does not have",
                 "check the operator's name and the model's opset_import",

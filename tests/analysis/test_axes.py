@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import (
+    branching_model,
+    make_model,
+    node,
+    scaled_model,
+    single_row_model,
+    value,
+    weights,
+)
+from onnx import TensorProto
+
+from dask_onnx.analysis.axes import find_batch, input_axes
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.onnx_model import load_onnx
+
+
+def batch_of(model, shapes=None):
+    facts = GraphFacts(load_onnx(model))
+    return find_batch(facts, facts.outputs, shapes)
+
+
+def through(nodes, x=("N", 4), y=None, constants=None, **options):
+    model = make_model(nodes, [value("x", x)], [value("y", y)], constants, **options)
+    return batch_of(model, {"x": tuple(d if isinstance(d, int) else 5 for d in x)})
+
+
+def test_an_open_first_axis_carries_rows():
+    batch = batch_of(branching_model())
+    assert batch.input_axes == {"x": 0}
+    assert batch.output_axes == {"y": 0, "m": 0}
+    assert batch.sizes == {"y": (1, 12), "m": (1, 4)}
+    assert batch.dependent == batch.random == ()
+
+
+def test_an_input_without_rows_is_given_once():
+    assert batch_of(scaled_model()).input_axes == {"x": 0, "s": None}
+
+
+def test_the_same_symbol_on_another_axis_carries_rows_too():
+    model = make_model(
+        [node("Identity", "x", "y"), node("Identity", "state", "z")],
+        [value("x", ["B", 4]), value("state", [2, "B", 8])],
+        [value("y", ["B", 4]), value("z", [2, "B", 8])],
+    )
+    batch = batch_of(model)
+    assert batch.input_axes == {"x": 0, "state": 1}
+    assert batch.output_axes == {"y": 0, "z": 1}
+
+
+def test_a_graph_for_one_row_is_run_row_by_row():
+    model = load_onnx(single_row_model())
+    assert input_axes(model) == ({"x": 0}, 1)
+    assert batch_of(single_row_model()).output_axes == {"y": 0}
+
+
+def test_a_graph_for_one_row_that_gives_no_row_is_not():
+    model = make_model(
+        [node("Squeeze", "x axis", "y")],
+        [value("x", [1, 4])],
+        [value("y", [4])],
+        {"axis": np.array([0])},
+    )
+    assert input_axes(load_onnx(model)) == ({"x": None}, None)
+
+
+def test_rows_are_followed_through_transpose_and_reshape():
+    constants = {"shape": np.array([-1, 8])}
+    nodes = [
+        node("Transpose", "x", "t", perm=[1, 0, 2]),
+        node("Transpose", "t", "u", perm=[1, 0, 2]),
+        node("Reshape", "u shape", "y"),
+    ]
+    batch = through(nodes, ("N", 4, 2), None, constants)
+    assert batch.output_axes == {"y": 0}
+    assert batch.dependent == ()
+
+
+MIXING = {
+    "mean over rows": ([node("ReduceMean", "x", "y", "mix", axes=[0], keepdims=1)], {}),
+    "softmax over rows": ([node("Softmax", "x", "y", "mix", axis=0)], {}),
+    "matrix product with its own transpose": (
+        [node("Transpose", "x", "t"), node("MatMul", "x t", "y", "mix")],
+        {},
+    ),
+    "a row put in front": (
+        [node("Concat", "first x", "y", "mix", axis=0)],
+        {"first": weights(1, 4)},
+    ),
+    "one row picked": ([node("Gather", "x zero", "y", "mix", axis=0)], {"zero": np.array(0)}),
+    "cumulative sum": ([node("CumSum", "x zero", "y", "mix")], {"zero": np.array(0)}),
+    "training": (
+        [node("BatchNormalization", "x s b m v", "y m2 v2", "mix", training_mode=1)],
+        {name: np.ones(4, np.float32) for name in "sbmv"},
+    ),
+    "dynamic quantisation": ([node("DynamicQuantizeLinear", "x", "y scale zero", "mix")], {}),
+}
+
+
+@pytest.mark.parametrize("case", MIXING)
+def test_nodes_that_mix_rows_are_named(case):
+    nodes, constants = MIXING[case]
+    elem_type = TensorProto.UINT8 if "dynamic" in case else TensorProto.FLOAT
+    model = make_model(nodes, [value("x", ["N", 4])], [value("y", None, elem_type)], constants)
+    assert batch_of(model).dependent == ("mix",)
+
+
+APART = {
+    "softmax over columns": [node("Softmax", "x", "y", axis=-1)],
+    "mean over columns": [node("ReduceMean", "x", "y", axes=[1])],
+    "sum of two": [node("Add", "x x", "y")],
+    "shape": [node("Shape", "x", "s"), node("Expand", "x s", "y")],
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_nodes_that_keep_rows_apart_are_not_named(case):
+    assert through(APART[case]).dependent == ()
+
+
+def test_random_nodes_are_named():
+    nodes = [node("RandomNormalLike", "x", "noise", "noise"), node("Add", "x noise", "y")]
+    assert through(nodes).random == ("noise",)
+
+
+def test_an_output_without_rows_has_no_axis():
+    batch = through([node("ReduceSum", "x", "y", "total", keepdims=0)])
+    assert batch.output_axes == {"y": None}
+    assert batch.dependent == ("total",)
+
+
+def test_a_size_that_depends_on_data_is_not_a_number():
+    model = make_model(
+        [node("NonZero", "x", "t"), node("Transpose", "t", "y")],
+        [value("x", ["N", 4])],
+        [value("y", None, TensorProto.INT64)],
+    )
+    batch = batch_of(model)
+    assert np.isnan(batch.sizes["y"][0])
+    assert batch.sizes["y"][1] == 2

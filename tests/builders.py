@@ -1,0 +1,161 @@
+"""Small models, made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+def value(name: str, shape: Sequence[Any] | None, elem_type: int = TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, elem_type, shape)
+
+
+def make_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    opset: int = OPSET,
+    domains: Mapping[str, int] | None = None,
+    ir_version: int = 8,
+    functions: Sequence[onnx.FunctionProto] = (),
+    name: str = "made",
+) -> onnx.ModelProto:
+    initializers = [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()]
+    graph = helper.make_graph(list(nodes), name, list(inputs), list(outputs), initializers)
+    imports = [helper.make_opsetid("", opset)]
+    imports += [helper.make_opsetid(d, v) for d, v in (domains or {}).items()]
+    return helper.make_model(
+        graph, opset_imports=imports, ir_version=ir_version, functions=list(functions)
+    )
+
+
+def node(op: str, inputs: str, outputs: str, name: str = "", **attributes: Any) -> onnx.NodeProto:
+    """Inputs and outputs as words; "-" stands for an input that is left out."""
+    names = ["" if word == "-" else word for word in inputs.split()]
+    return helper.make_node(op, names, outputs.split(), name=name, **attributes)
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def dense_model(rows: Any = "N", hidden: int = 32) -> onnx.ModelProto:
+    """x (rows, 8) -> y (rows, 4): MatMul, Add, Relu, MatMul; 1 and more KiB of weights."""
+    return make_model(
+        [
+            node("MatMul", "x W1", "h1", "first"),
+            node("Add", "h1 b1", "h2", "bias"),
+            node("Relu", "h2", "h3", "activate"),
+            node("MatMul", "h3 W2", "y", "second"),
+        ],
+        [value("x", [rows, 8])],
+        [value("y", [rows, 4])],
+        {"W1": weights(8, hidden), "b1": weights(hidden), "W2": weights(hidden, 4, seed=1)},
+        name="dense",
+    )
+
+
+def branching_model() -> onnx.ModelProto:
+    """x (N, 4) -> three branches -> concat -> y (N, 12), and the middle branch as output m."""
+    return make_model(
+        [
+            node("Relu", "x", "stem", "stem"),
+            node("Neg", "stem", "a", "left"),
+            node("Exp", "a", "a2", "left_end"),
+            node("Abs", "stem", "m", "middle"),
+            node("Sigmoid", "stem", "c", "right"),
+            node("Concat", "a2 m c", "y", "join", axis=1),
+        ],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 12]), value("m", ["N", 4])],
+        name="branches",
+    )
+
+
+def scaled_model() -> onnx.ModelProto:
+    """x (N, 3) and a scalar s -> y = x * s (N, 3)."""
+    return make_model(
+        [node("Mul", "x s", "y", "scale")],
+        [value("x", ["N", 3]), value("s", [])],
+        [value("y", ["N", 3])],
+        name="scaled",
+    )
+
+
+def single_row_model() -> onnx.ModelProto:
+    """x (1, 4) -> y (1, 2): a graph exported for one row."""
+    return make_model(
+        [node("MatMul", "x W", "y", "project")],
+        [value("x", [1, 4])],
+        [value("y", [1, 2])],
+        {"W": weights(4, 2)},
+        name="single",
+    )
+
+
+def captured_model() -> onnx.ModelProto:
+    """x (N, 4), flag bool -> y: If bodies that read h and a weight of the outer graph."""
+    then = helper.make_graph(
+        [node("Add", "h W", "t", "then_add")], "then", [], [value("t", ["N", 4])]
+    )
+    inner = helper.make_graph([node("Neg", "h", "i")], "inner", [], [value("i", ["N", 4])])
+    other = helper.make_graph(
+        [
+            helper.make_node(
+                "If",
+                ["flag"],
+                ["e"],
+                name="nested",
+                then_branch=inner,
+                else_branch=_constant_body(),
+            )
+        ],
+        "else",
+        [],
+        [value("e", ["N", 4])],
+    )
+    return make_model(
+        [
+            node("Relu", "x", "h", "stem"),
+            helper.make_node(
+                "If", ["flag"], ["y"], name="choose", then_branch=then, else_branch=other
+            ),
+        ],
+        [value("x", ["N", 4]), value("flag", [], TensorProto.BOOL)],
+        [value("y", None)],
+        {"W": weights(4)},
+        name="captures",
+    )
+
+
+def _constant_body() -> onnx.GraphProto:
+    """A body with weights of its own, large enough to be taken out of the proto."""
+    return helper.make_graph(
+        [
+            helper.make_node(
+                "Constant", [], ["big"], value=numpy_helper.from_array(weights(2048, 4), "big")
+            ),
+            helper.make_node("ReduceMean", ["big"], ["mean"], axes=[0], keepdims=0),
+            node("Mul", "h mean", "k"),
+        ],
+        "constant",
+        [],
+        [value("k", ["N", 4])],
+    )
+
+
+def run_onnx(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], outputs=None) -> list[Any]:
+    """ONNX Runtime on the whole model, as it comes."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(outputs, dict(feeds))

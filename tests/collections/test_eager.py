@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dask
+import numpy as np
+import pytest
+from builders import (
+    branching_model,
+    dense_model,
+    make_model,
+    node,
+    run_onnx,
+    scaled_model,
+    single_row_model,
+    value,
+)
+from onnx import TensorProto, helper
+
+import dask_onnx as dx
+from dask_onnx.runtime.session import CACHE
+
+X = np.random.default_rng(0).standard_normal((11, 8)).astype(np.float32)
+B = X[:, :4].copy()
+STRATEGIES = [("whole", {}), ("per_node", {}), ("fused", {"n_stages": 2})]
+
+
+@pytest.mark.parametrize(("strategy", "options"), STRATEGIES)
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
+def test_numpy_in_numpy_out(strategy, options, batch_size):
+    source = dense_model()
+    model = dx.load(source)
+    plan = model.plan(strategy, **options)
+    y = model.predict(X, plan=plan, batch_size=batch_size)
+    assert isinstance(y, np.ndarray)
+    np.testing.assert_allclose(y, run_onnx(source, {"x": X})[0], rtol=1e-6)
+
+
+def test_whole_is_onnxruntime_to_the_bit():
+    source = dense_model(hidden=512)
+    np.testing.assert_array_equal(dx.load(source).predict(X), run_onnx(source, {"x": X})[0])
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "sync", "processes"])
+def test_the_scheduler_is_dasks_own_choice(scheduler):
+    source = dense_model()
+    with dask.config.set(scheduler=scheduler):
+        y = dx.load(source).predict(X, batch_size=6)
+    np.testing.assert_allclose(y, run_onnx(source, {"x": X})[0], rtol=1e-6)
+
+
+def test_one_output_is_bare_and_several_are_a_dict_in_the_order_of_the_graph():
+    model = dx.load(branching_model())
+    both = model.predict(B)
+    assert list(both) == ["y", "m"]
+    assert list(model.predict(B, outputs=["m", "y"])) == ["y", "m"]
+    assert isinstance(model.predict(B, outputs="m"), np.ndarray)
+    assert list(model.predict(B, outputs=["m"])) == ["m"]
+    np.testing.assert_array_equal(both["m"], np.abs(np.maximum(B, 0)))
+
+
+@pytest.mark.parametrize(("strategy", "options"), STRATEGIES)
+def test_intermediate_values_may_be_asked_for(strategy, options):
+    model = dx.load(branching_model())
+    plan = model.plan(strategy, **options)
+    found = model.predict(B, outputs=["stem", "m"], plan=plan, batch_size=3)
+    np.testing.assert_array_equal(found["stem"], np.maximum(B, 0))
+
+
+def test_inputs_go_by_name_and_a_scalar_is_given_once():
+    model = dx.load(scaled_model())
+    x = B[:, :3].copy()
+    for scale in (2.0, np.float32(2), np.array(2, np.float32)):
+        np.testing.assert_array_equal(model.predict({"s": scale, "x": x}, batch_size=4), x * 2)
+
+
+def test_a_graph_for_one_row_takes_any_number():
+    source = single_row_model()
+    y = dx.load(source).predict(B)
+    rows = [run_onnx(source, {"x": row[None]})[0] for row in B]
+    np.testing.assert_array_equal(y, np.concatenate(rows))
+
+
+def test_no_rows_give_no_rows():
+    model = dx.load(dense_model())
+    assert model.predict(X[:0], batch_size=4).shape == (0, 4)
+
+
+def test_strings_go_through():
+    source = make_model(
+        [node("Identity", "x", "y")],
+        [value("x", ["N"], TensorProto.STRING)],
+        [value("y", ["N"], TensorProto.STRING)],
+    )
+    words = np.array(["one", "two", "three"])
+    assert dx.load(source).predict(words, batch_size=2).tolist() == words.tolist()
+
+
+def test_a_sequence_may_be_an_output_of_one_run():
+    source = make_model(
+        [node("SequenceConstruct", "x x", "s"), node("Neg", "x", "y")],
+        [value("x", ["N", 8])],
+        [
+            helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None),
+            value("y", ["N", 8]),
+        ],
+    )
+    model = dx.load(source)
+    found = model.predict(X)
+    assert len(found["s"]) == 2
+    np.testing.assert_array_equal(found["s"][1], X)
+    with pytest.raises(dx.InputError, match="'s' has no batch axis"):
+        model.predict(X, batch_size=2)
+    np.testing.assert_array_equal(model.predict(X, batch_size=2, outputs="y"), -X)
+
+
+def test_a_model_is_a_function_that_runs_here_and_now():
+    model = dx.load(dense_model())
+
+    def refuse(*_, **__):
+        raise AssertionError("went to a scheduler")
+
+    with dask.config.set(scheduler=refuse):
+        assert model(X).shape == (11, 4)
+        with pytest.raises(AssertionError, match="went to a scheduler"):
+            model.predict(X)
+    with pytest.raises(dx.InputError, match="not lazy collections"):
+        model(dask.delayed(X))
+
+
+def test_a_session_is_built_once_for_many_requests():
+    model = dx.load(dense_model())
+    model.predict(X)
+    before = CACHE.built
+    for _ in range(3):
+        model.predict(X)
+    assert CACHE.built == before
+
+
+def test_inputs_with_rows_of_their_own_are_left_alone_in_one_run():
+    source = make_model(
+        [node("MatMul", "q k", "y")],
+        [value("q", ["Q", 4]), value("k", [4, "K"])],
+        [value("y", ["Q", "K"])],
+    )
+    y = dx.load(source).predict({"q": B, "k": B.T[:, :5].copy()})
+    assert y.shape == (11, 5)
+
+
+REFUSED = [
+    ({"z": X}, {}, r"input 'x' is missing; input 'z' is not one of the model's"),
+    (X.astype("f8"), {}, "dtype float64; the model takes float32"),
+    (X[:, :5], {}, "size 5 on axis 1"),
+    (X[0], {}, "rank 1"),
+    (X, {"outputs": "yy"}, r"no output or value 'yy'\ndid you mean 'y'"),
+    (X, {"outputs": []}, "outputs is empty"),
+    (X, {"batch_size": 0}, "batch_size is 0"),
+    (X, {"batch_size": 2.5}, r"batch_size is 2\.5"),
+]
+
+
+@pytest.mark.parametrize(("x", "options", "reason"), REFUSED)
+def test_what_does_not_fit_is_refused_before_any_work(x, options, reason):
+    model = dx.load(dense_model())
+    before = CACHE.built
+    with pytest.raises(dx.InputError, match=reason) as caught:
+        model.predict(x, **options)
+    assert caught.value.next_step
+    assert CACHE.built == before
+
+
+def test_inputs_that_differ_in_rows_are_refused():
+    source = make_model(
+        [node("Concat", "a b", "y", axis=1)],
+        [value("a", ["N", 4]), value("b", ["M", 4])],
+        [value("y", ["N", 8])],
+    )
+    with pytest.raises(dx.InputError, match=r"'a' has 11, 'b' has 5"):
+        dx.load(source).predict({"a": B, "b": B[:5]}, batch_size=2)
+
+
+def test_one_array_for_several_inputs_is_refused():
+    with pytest.raises(dx.InputError, match="one array was given; the model takes 2 inputs"):
+        dx.load(scaled_model()).predict(B)
+
+
+def test_another_batch_size_than_the_graph_fixes_is_refused():
+    with pytest.raises(dx.InputError, match="takes exactly 1 row"):
+        dx.load(single_row_model()).predict(B, batch_size=4)
+
+
+def test_a_plan_of_another_model_is_refused():
+    plan = dx.load(branching_model()).plan()
+    with pytest.raises(dx.PlanError, match="of another model"):
+        dx.load(dense_model()).predict(X, plan=plan)
+
+
+def test_rows_that_the_graph_adds_up_are_not_cut():
+    source = make_model(
+        [node("ReduceSum", "x", "y", keepdims=0)], [value("x", ["N", 4])], [value("y", [])]
+    )
+    model = dx.load(source)
+    assert model.predict(B) == pytest.approx(B.sum(), rel=1e-5)
+    with pytest.raises(dx.InputError, match="'y' has no batch axis"):
+        model.predict(B, batch_size=2)

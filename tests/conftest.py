@@ -1,0 +1,41 @@
+"""What every test stands on: a store of its own, and the fetched models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import dask.config
+import pytest
+
+from dask_onnx.runtime.session import CACHE
+
+ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".cache" / "assets"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def store_directory(tmp_path_factory):
+    """No test touches the user's own store; worker processes learn it from the environment."""
+    folder = str(tmp_path_factory.mktemp("store"))
+    os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = folder
+    with dask.config.set({"dask_onnx.store.directory": folder}):
+        yield folder
+    del os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"]
+
+
+@pytest.fixture(autouse=True)
+def no_sessions_left():
+    yield
+    CACHE.clear()
+
+
+@pytest.fixture(scope="session")
+def asset():
+    """The path of a fetched model or picture; a missing one is a failure."""
+
+    def asset(name: str) -> str:
+        path = (ASSETS / name).absolute()
+        assert path.is_file(), f"{path} is missing: run `make assets`"
+        return str(path)
+
+    return asset

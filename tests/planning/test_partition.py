@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dask.utils
+import pytest
+from builders import branching_model, captured_model, dense_model, make_model, node, value, weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dask_onnx as dx
+
+
+def labels(plan):
+    return [stage.label for stage in plan.stages]
+
+
+def residual_model(blocks: int):
+    nodes, constants, last = [], {}, "x"
+    for i in range(blocks):
+        constants[f"w{i}"] = weights(8, 8, seed=i)
+        nodes += [
+            node("MatMul", f"{last} w{i}", f"m{i}", f"matmul{i}"),
+            node("Relu", f"m{i}", f"r{i}", f"relu{i}"),
+            node("Add", f"r{i} {last}", f"s{i}", f"add{i}"),
+        ]
+        last = f"s{i}"
+    return make_model(
+        nodes, [value("x", ["N", 8])], [value(last, ["N", 8])], constants, name="residual"
+    )
+
+
+def test_whole_is_one_stage_called_like_the_model():
+    plan = dx.load(dense_model()).plan("whole")
+    assert labels(plan) == ["dense"]
+    assert plan.stage_graph.edges == ()
+    assert plan.stages[0].nodes == (0, 1, 2, 3)
+
+
+def test_per_node_is_a_stage_for_each_node():
+    plan = dx.load(dense_model()).plan("per_node")
+    assert labels(plan) == ["first", "bias", "activate", "second"]
+    assert [(e.value, e.producer, e.consumer) for e in plan.stage_graph.edges] == [
+        ("h1", 0, 1),
+        ("h2", 1, 2),
+        ("h3", 2, 3),
+    ]
+
+
+@pytest.mark.parametrize("n_stages", range(1, 8))
+def test_fused_gives_as_many_stages_as_asked_for(n_stages):
+    plan = dx.load(residual_model(4)).plan("fused", n_stages=n_stages)
+    assert len(plan.stages) == n_stages
+
+
+def test_fused_does_not_tear_what_ort_runs_as_one_kernel():
+    plan = dx.load(residual_model(4)).plan("fused", n_stages=7)
+    for stage in plan.stages:
+        for i in range(4):
+            assert (3 * i in stage.nodes) == (3 * i + 1 in stage.nodes)
+
+
+def test_fused_keeps_branches_apart():
+    plan = dx.load(branching_model()).plan("fused", n_stages=5)
+    assert labels(plan) == ["stem", "left+left_end", "middle", "right", "join"]
+    into_join = {e.producer for e in plan.stage_graph.edges if e.consumer == 4}
+    assert into_join == {1, 2, 3}
+    assert {e.consumer for e in plan.stage_graph.edges if e.producer == 0} == {1, 2, 3}
+
+
+def test_min_seconds_steers_the_grain():
+    model = dx.load(residual_model(6))
+    total = model.plan("whole").stage_graph.seconds
+    assert len(model.plan("fused", min_seconds=total).stages) == 1
+    assert len(model.plan("fused", min_seconds=total / 3.5).stages) == 3
+    assert len(model.plan("fused").stages) == 1  # far too small to be worth a hop
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"strategy": "fused", "n_stages": 99}, "can be cut into 1 to 7"),
+        ({"strategy": "fused", "n_stages": 0}, "0 stages were asked for"),
+        ({"strategy": "fused", "min_seconds": 0}, "min_seconds is 0"),
+        ({"strategy": "whole", "n_stages": 2}, "takes neither"),
+        ({"strategy": "halves"}, "no strategy 'halves'"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused(arguments, reason):
+    with pytest.raises(dx.PlanError, match=reason):
+        dx.load(residual_model(4)).plan(**arguments)
+
+
+def test_a_body_and_what_it_reads_from_outside_stay_together():
+    plan = dx.load(captured_model()).plan("per_node")
+    choose = plan.stages[1]
+    assert {spec.name for spec in choose.inputs} == {"flag", "h"}  # W is an initializer
+
+
+def test_only_what_the_outputs_need_is_planned():
+    plan = dx.load(branching_model()).plan("whole", outputs="m")
+    assert plan.stages[0].nodes == (0, 3)
+    assert [spec.name for spec in plan.stages[0].outputs] == ["m"]
+
+
+def test_an_input_that_is_an_output_is_handed_on():
+    model = make_model(
+        [node("Relu", "x", "y")], [value("x", ["N"])], [value("y", ["N"]), value("x", ["N"])]
+    )
+    plan = dx.load(model).plan("per_node")
+    assert [spec.name for spec in plan.stages[-1].outputs] == ["y", "x"]
+
+
+NAMES = st.text(st.characters(codec="utf-8"), max_size=80)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=5), st.sampled_from("0123456789abcdef"))
+def test_labels_survive_what_dask_does_to_keys(names, digit):
+    nodes, last = [], "x"
+    for i, name in enumerate(names):
+        nodes.append(node("Relu", last, f"v{i}", name))
+        last = f"v{i}"
+    plan = dx.load(make_model(nodes, [value("x", ["N"])], [value(last, ["N"])])).plan("per_node")
+    for stage in plan.stages:
+        assert stage.label[0].isalpha()
+        assert "-" not in stage.label
+        assert dask.utils.key_split(f"{stage.label}-{digit * 31}7") == stage.label

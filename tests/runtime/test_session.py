@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import dask.config
+import numpy as np
+import pytest
+from builders import dense_model
+
+import dask_onnx as dx
+from dask_onnx.runtime.session import CACHE, Session, SessionCache, build_session
+from dask_onnx.specs import SessionSpec
+
+
+def made(size: int = 1) -> Session:
+    return Session(None, (), (), size)  # type: ignore[arg-type]
+
+
+def key(name: str):
+    return name, SessionSpec()
+
+
+def test_two_threads_build_a_session_once():
+    cache, built = SessionCache(), []
+
+    def build():
+        built.append(1)
+        time.sleep(0.05)
+        return made()
+
+    threads = [threading.Thread(target=cache.get, args=(key("a"), build)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [1]
+    assert cache.built == 1
+
+
+def test_a_build_that_failed_is_tried_again():
+    cache = SessionCache()
+
+    def fail():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        cache.get(key("a"), fail)
+    assert cache.get(key("a"), made).weight_bytes == 1
+
+
+def test_the_least_recently_used_session_goes_first():
+    cache = SessionCache()
+    with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
+        for name in "ab":
+            cache.get(key(name), lambda: made(10))
+        cache.get(key("a"), made)
+        cache.get(key("c"), lambda: made(10))
+    assert [name for name, _ in cache.sessions] == ["a", "c"]
+
+
+def test_a_session_larger_than_the_limit_is_kept_while_it_is_the_newest():
+    cache = SessionCache()
+    with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
+        cache.get(key("a"), lambda: made(100))
+        assert [name for name, _ in cache.sessions] == ["a"]
+        cache.get(key("b"), lambda: made(10))
+    assert [name for name, _ in cache.sessions] == ["b"]
+
+
+def test_options_are_part_of_the_key():
+    model = dx.load(dense_model())
+    x = np.zeros((2, 8), "f4")
+    for level in ("disable", "all"):
+        plan = model.plan(session=SessionSpec(optimization=level))
+        model.predict(x, plan=plan)
+    assert len(CACHE.sessions) == 2
+
+
+def test_a_provider_that_is_not_there_is_an_error(tmp_path):
+    spec = SessionSpec(providers=("NoSuchProvider",))
+    with pytest.raises(dx.StageError, match=r"wants NoSuchProvider; .* has .*CPUExecutionProvider"):
+        build_session(b"", tmp_path, spec, weight_bytes=0, label="s")
+
+
+def test_what_ort_cannot_build_is_a_stage_error(tmp_path):
+    with pytest.raises(dx.StageError, match="stage s cannot be built by onnxruntime"):
+        build_session(b"nonsense", tmp_path, SessionSpec(), weight_bytes=0, label="s")

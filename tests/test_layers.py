@@ -1,0 +1,118 @@
+"""Every module has a layer, and imports only from below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dask_onnx
+
+ROOT = Path(dask_onnx.__file__).parent
+
+LAYERS = {
+    "errors": 0,
+    "specs": 0,
+    "config": 0,
+    "weights": 0.5,
+    "onnx_model": 1,
+    "analysis.graph": 2,
+    "analysis.shapes": 2.1,
+    "analysis.cost": 2.1,
+    "analysis.axes": 2.2,
+    "analysis.report": 2.3,
+    "runtime.store": 1.5,
+    "runtime.runs": 1.5,
+    "runtime.session": 2.5,
+    "runtime.kernel": 3,
+    "planning.stages": 3,
+    "planning.check": 4,
+    "planning.partition": 4,
+    "planning.explain": 5,
+    "planning.picture": 5.1,
+    "placement": 5,
+    "lower": 6,
+    "collections.request": 6.5,
+    "collections.context": 6.6,
+    "collections.array": 7,
+    "collections.eager": 7,
+    "collections.delayed": 7.1,
+    "io.sources": 7,
+    "io.sinks": 7,
+    "io.pipeline": 7.1,
+    "model": 8,
+    "cli": 9,
+    "cli.parameters": 9.1,
+    "cli.cluster": 9.1,
+    "cli.inspect": 9.2,
+    "cli.plan": 9.2,
+    "cli.predict": 9.2,
+    "__main__": 9.3,
+    "": 9.9,
+}
+EMPTY = {"analysis", "runtime", "planning", "collections", "io"}
+"""Rooms whose `__init__` has a docstring and nothing else."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Names of dask_onnx's modules that a file imports, wherever in it."""
+    known, found = modules(), set()
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(
+            "dask_onnx"
+        ):
+            base = (statement.module or "").removeprefix("dask_onnx").removeprefix(".")
+            for alias in statement.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in known else base)
+        elif isinstance(statement, ast.Import):
+            found |= {
+                alias.name.removeprefix("dask_onnx").removeprefix(".")
+                for alias in statement.names
+                if alias.name.partition(".")[0] == "dask_onnx"
+            }
+    return found
+
+
+def third_party(path: Path) -> set[str]:
+    found = set()
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            found.add((statement.module or "").partition(".")[0])
+    return found
+
+
+def test_every_module_has_a_layer():
+    assert set(modules()) == set(LAYERS) | EMPTY
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_imports_go_down(name):
+    for other in imports(modules()[name]):
+        assert LAYERS[other] < LAYERS[name], f"{name} imports {other}"
+
+
+def test_only_lowering_and_what_is_above_it_know_both_plans_and_runtime():
+    for name, path in modules().items():
+        rooms = {other.partition(".")[0] for other in imports(path)}
+        if name.startswith("runtime"):
+            assert not rooms & {"planning", "collections", "lower"}, name
+        if name.startswith("planning"):
+            assert not rooms & {"runtime", "collections", "lower"}, name
+
+
+def test_only_the_session_module_imports_onnxruntime():
+    users = {name for name, path in modules().items() if "onnxruntime" in third_party(path)}
+    assert users == {"runtime.session"}

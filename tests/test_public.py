@@ -1,0 +1,70 @@
+"""The public names, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import dask_onnx as dx
+
+NAMES = [
+    "DaskOnnxError",
+    "Edge",
+    "InputError",
+    "Model",
+    "ModelError",
+    "Plan",
+    "PlanError",
+    "SessionSpec",
+    "Stage",
+    "StageError",
+    "StageGraph",
+    "StoreError",
+    "TensorSpec",
+    "configure",
+    "load",
+]
+
+
+def test_the_public_names_are_these():
+    assert dx.__all__ == NAMES
+    assert set(NAMES) <= set(dir(dx))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(dx, name).__doc__
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        dx.laod  # noqa: B018
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(' '.join(m.partition('.')[0] for m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = {"onnxruntime", "sympy", "onnx", "numpy", "distributed"}
+    assert not loaded_after("import dask_onnx") & heavy
+
+
+def test_planning_and_lazy_prediction_import_no_onnxruntime(asset):
+    code = (
+        "import dask_onnx as dx, dask.array as da\n"
+        f"model = dx.load({asset('magika.onnx')!r})\n"
+        "x = da.zeros((8, 2048), chunks=(4, 2048), dtype='int32')\n"
+        "model.predict(x), model.predict(x, plan=model.plan('fused', n_stages=3))\n"
+    )
+    assert not loaded_after(code) & {"onnxruntime", "sympy"}
+
+
+def test_a_client_that_computes_on_a_cluster_needs_no_onnxruntime_to_unpickle_a_graph():
+    assert "onnxruntime" not in loaded_after("import dask_onnx.lower, dask_onnx.collections.array")
