@@ -1,0 +1,42 @@
+"""The hand-made way, in a module that the workers import: a session cached in a global."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+_session = None
+
+
+def one_thread_session(model: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_rows(
+    session: onnxruntime.InferenceSession, block: npt.NDArray[np.float32], per_run: int
+) -> npt.NDArray[np.float32]:
+    """Run a block `per_run` rows at a time."""
+    name = session.get_inputs()[0].name
+    pieces = [
+        session.run(None, {name: block[start : start + per_run]})[0]
+        for start in range(0, len(block), per_run)
+    ]
+    return np.concatenate(pieces)
+
+
+def predict_block(
+    block: npt.NDArray[np.float32], model: str, per_run: int
+) -> npt.NDArray[np.float32]:
+    global _session
+    if _session is None:
+        _session = one_thread_session(model)
+    return run_rows(_session, block, per_run)
+
+
+def forget() -> None:
+    global _session
+    _session = None

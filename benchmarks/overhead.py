@@ -1,0 +1,246 @@
+"""What dask_onnx adds: planning, lowering, the graph's weight, the latency of one request, imports.
+
+python benchmarks/overhead.py --output benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import dask.config
+import numpy as np
+import onnx
+import onnxruntime
+from common import median_interval, print_table, spread, timed, write_json
+from onnx import TensorProto, helper, numpy_helper
+
+import dask_onnx as dx
+
+_NODES = (100, 300, 1000, 3000, 10_000)
+_CHUNKS = (10, 100, 1000, 10_000)
+_WEIGHTS = (10_000, 1_000_000, 25_000_000)
+_REPEATS = 3
+_REQUESTS = 400
+_IMPORTS = 10
+
+
+def chain(nodes: int) -> onnx.ModelProto:
+    """x (N, 4) through `nodes` cheap nodes, one in ten of which also reads a value further back."""
+    made, last = [], "x"
+    for i in range(nodes - 1):
+        if i % 10 == 9:
+            made.append(helper.make_node("Add", [last, f"v{i - 5}"], [f"v{i}"]))
+        else:
+            made.append(helper.make_node(("Relu", "Neg", "Abs")[i % 3], [last], [f"v{i}"]))
+        last = f"v{i}"
+    made.append(helper.make_node("Identity", [last], ["y"]))
+    return finished(made, [])
+
+
+def heavy(parameters: int) -> onnx.ModelProto:
+    """x (N, 4) times a matrix of `parameters` elements, and their mean."""
+    matrix = np.random.default_rng(0).standard_normal((4, parameters // 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("ReduceMean", ["h"], ["y"], axes=[1]),
+    ]
+    return finished(nodes, [numpy_helper.from_array(matrix, "w")])
+
+
+def finished(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "synthetic",
+        [value("x", TensorProto.FLOAT, ["N", 4])],
+        [value("y", TensorProto.FLOAT, ["N", None])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def best(function: Callable[[], Any]) -> float:
+    """The shortest of a few runs: what it costs when nothing else runs."""
+    gc.collect()
+    return min(timed(function) for _ in range(_REPEATS))
+
+
+def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
+    """Exponent of the power law through the points; 1 is linear, and fixed costs make it less."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def lazy_input(chunks: int) -> da.Array:
+    return da.zeros((chunks, 4), chunks=(1, 4), dtype=np.float32)
+
+
+def task_bytes(lazy: da.Array) -> float:
+    """Bytes a task of the graph as the client would send it, whole."""
+    graph = dict(lazy.__dask_graph__())
+    return len(pickle.dumps(graph)) / len(graph)
+
+
+def by_nodes(sizes: tuple[int, ...]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for nodes in sizes:
+        source = chain(nodes)
+        model = dx.load(source)
+        row: dict[str, float] = {"load": best(lambda source=source: dx.load(source))}
+        for strategy, options in (("whole", {}), ("fused", {"n_stages": 20}), ("per_node", {})):
+            plan = model.plan(strategy, **options)
+            row[f"plan {strategy}"] = best(
+                lambda s=strategy, o=options, m=model: m.plan(s, **o)  # type: ignore[misc]
+            )
+            x = lazy_input(2)
+            row[f"lower {strategy}"] = best(lambda m=model, p=plan, x=x: m.predict(x, plan=p))
+            row[f"bytes {strategy}"] = task_bytes(model.predict(x, plan=plan))
+        rows[str(nodes)] = row
+    timings = [name for name in rows[str(sizes[0])] if not name.startswith("bytes")]
+    large = sizes[1:]  # below that, fixed costs rule
+    slopes = {name: slope(large, [rows[str(n)][name] for n in large]) for name in timings}
+    return {"rows": rows, "slope": slopes}
+
+
+def by_chunks(sizes: tuple[int, ...]) -> dict[str, Any]:
+    model = dx.load(chain(100))
+    rows: dict[str, Any] = {}
+    for chunks in sizes:
+        row: dict[str, float] = {}
+        for strategy, options in (("whole", {}), ("fused", {"n_stages": 4})):
+            plan = model.plan(strategy, **options)
+            x = lazy_input(chunks)
+
+            def build(x: da.Array = x, plan: dx.Plan = plan) -> dict[Any, Any]:
+                return dict(model.predict(x, plan=plan).__dask_graph__())
+
+            row[f"graph {strategy}"] = best(build)
+            row[f"bytes {strategy}"] = task_bytes(model.predict(x, plan=plan))
+        rows[str(chunks)] = row
+    names = [name for name in rows[str(sizes[0])] if name.startswith("graph")]
+    large = sizes[1:]
+    slopes = {name: slope(large, [rows[str(n)][name] for n in large]) for name in names}
+    return {"rows": rows, "slope": slopes}
+
+
+def by_weights(sizes: tuple[int, ...]) -> dict[str, Any]:
+    rows = {}
+    for parameters in sizes:
+        model = dx.load(heavy(parameters))
+        rows[f"{parameters * 4 / 1e6:.2f} MB"] = {
+            f"bytes {strategy}": task_bytes(
+                model.predict(lazy_input(100), plan=model.plan(strategy))
+            )
+            for strategy in ("whole", "per_node")
+        }
+    return {"rows": rows}
+
+
+def latency(requests: int) -> dict[str, Any]:
+    """One small request, on as many threads as the machine has, against `session.run`."""
+    source = heavy(100_000)
+    model, x = dx.load(source), {"x": np.ones((1, 4), np.float32)}
+    session = onnxruntime.InferenceSession(
+        source.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    ways: dict[str, Callable[[], Any]] = {
+        "session.run": lambda: session.run(None, x),
+        "model.predict": lambda: model.predict(x),
+        "model(x)": lambda: model(x),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    with dask.config.set(scheduler="threads"):
+        for way in ways.values():
+            way()
+        for number in range(requests):
+            random.Random(number).shuffle(order)
+            for name in order:
+                seconds[name].append(timed(ways[name]))
+    added = {
+        name: median_interval(
+            [
+                1e3 * (own - bare)
+                for own, bare in zip(seconds[name], seconds["session.run"], strict=True)
+            ]
+        )
+        for name in ways
+        if name != "session.run"
+    }
+    return {
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "added_ms": {name: [round(v, 4) for v in values] for name, values in added.items()},
+    }
+
+
+def imports(times: int) -> dict[str, Any]:
+    """Fresh processes, alternating; each measures its own import."""
+    seconds: dict[str, list[float]] = {"dask": [], "dask_onnx": []}
+    for _ in range(times):
+        for name, found in seconds.items():
+            code = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            found.append(float(done.stdout))
+    ratios = [own / dask for own, dask in zip(seconds["dask_onnx"], seconds["dask"], strict=True)]
+    return {
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ratio": [round(value, 4) for value in median_interval(ratios)],
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    for title in ("by nodes", "by chunks", "by weights"):
+        table = results[title]["rows"]
+        names = list(next(iter(table.values())))
+        body = [[size, *(_cell(name, row[name]) for name in names)] for size, row in table.items()]
+        if "slope" in results[title]:
+            slopes = results[title]["slope"]
+            body.append(["slope", *(f"{slopes[n]:.2f}" if n in slopes else "" for n in names)])
+        print_table(title, ["", *names], body)
+    added = [[name, *map(str, values)] for name, values in results["latency"]["added_ms"].items()]
+    print_table("one request: ms more than session.run", ["", "median", "low", "high"], added)
+    print_table(
+        "import dask_onnx / import dask",
+        ["median", "low", "high"],
+        [[str(value) for value in results["imports"]["ratio"]]],
+    )
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.0f} B" if name.startswith("bytes") else f"{value * 1e3:.1f} ms"
+
+
+def main(output: Path, quick: bool) -> None:
+    cut = slice(None, 2) if quick else slice(None)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set({"dask_onnx.store.directory": folder}),
+    ):
+        results = {
+            "by nodes": by_nodes((100, 300, 1000) if quick else _NODES),
+            "by chunks": by_chunks((10, 100, 1000) if quick else _CHUNKS),
+            "by weights": by_weights(_WEIGHTS[cut]),
+            "latency": latency(50 if quick else _REQUESTS),
+            "imports": imports(2 if quick else _IMPORTS),
+        }
+    show(results)
+    print(f"\n{write_json(output, 'overhead', results)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works")
+    arguments = parser.parse_args()
+    main(arguments.output, arguments.quick)
