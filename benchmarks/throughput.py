@@ -308,7 +308,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=30, help="what the limit takes, about")
     parser.add_argument("--only", choices=["squeezenet", "det"], help="one workload")
     parser.add_argument("--quick", action="store_true", help="3 s, 3 rounds: to see that it works")
