@@ -187,7 +187,8 @@ def imports(times: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"dask": [], "dask_onnx": []}
     for _ in range(times):
         for name, found in seconds.items():
-            code = f"import time as t; b = t.perf_counter(); import {name}; print(t.perf_counter() - b)"
+            code = f"import time; b = time.perf_counter(); import {name}\n"
+            code += "print(time.perf_counter() - b)"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
             found.append(float(done.stdout))
     ratios = [own / dask for own, dask in zip(seconds["dask_onnx"], seconds["dask"], strict=True)]

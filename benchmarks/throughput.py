@@ -269,7 +269,6 @@ def prepare(name: str, assets: Path, folder: Path, seconds: float) -> Work:
 
 
 def main(assets: Path, output: Path, rounds: int, seconds: float, names: list[str]) -> None:
-    results: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
@@ -278,9 +277,9 @@ def main(assets: Path, output: Path, rounds: int, seconds: float, names: list[st
     ):
         dx.configure(client)
         for name in names:
-            results[name] = measure(prepare(name, assets, Path(folder), seconds), client, rounds)
-            show(name, results[name])
-    print(f"\n{write_json(output, 'throughput', results)}")
+            result = measure(prepare(name, assets, Path(folder), seconds), client, rounds)
+            show(name, result)
+            print(write_json(output, f"throughput_{name}", {name: result}))
 
 
 def show(name: str, result: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 from dask.delayed import Delayed
 from dask.task_spec import Alias
 
-from dask_onnx import config
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.analysis.graph import GraphFacts
@@ -35,8 +34,9 @@ from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.check import check_operators, check_stages
 from dask_onnx.planning.explain import explain
-from dask_onnx.planning.partition import STRATEGIES, CutInputs
+from dask_onnx.planning.partition import CutInputs
 from dask_onnx.planning.picture import to_svg
+from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
@@ -309,37 +309,6 @@ class Model:
         stages = recipe.strategy_function()(cut)
         check_stages(stages, self.facts)
         return stages
-
-
-@dataclass(frozen=True, eq=False)
-class Recipe:
-    """How a plan was asked for, so that it can be made again for other outputs."""
-
-    strategy: str
-    n_stages: int | None
-    min_seconds: float | None
-    shapes: Shapes | None
-    session: SessionSpec
-
-    def strategy_function(self) -> Callable[[CutInputs], StageGraph]:
-        if self.strategy not in STRATEGIES:
-            raise PlanError(
-                f"there is no strategy {self.strategy!r}", f"choose one of {', '.join(STRATEGIES)}"
-            )
-        function = STRATEGIES[self.strategy]
-        if self.strategy != "fused":
-            if self.n_stages is not None or self.min_seconds is not None:
-                raise PlanError(
-                    f"strategy {self.strategy!r} takes neither n_stages nor min_seconds",
-                    "leave them out, or use strategy 'fused'",
-                )
-            return function
-        seconds = self.min_seconds
-        if seconds is None:
-            seconds = float(config.get("plan.min-seconds"))
-        if seconds <= 0:
-            raise PlanError(f"min_seconds is {seconds}", "give a number of seconds above 0")
-        return lambda cut: function(cut, n_stages=self.n_stages, min_seconds=seconds)
 
 
 @dataclass(frozen=True, eq=False)

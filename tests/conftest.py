@@ -7,8 +7,13 @@ from pathlib import Path
 
 import dask.config
 import pytest
+from hypothesis import settings
 
 from dask_onnx.runtime.session import CACHE
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".cache" / "assets"))
 

@@ -55,7 +55,7 @@ def models(draw) -> onnx.ModelProto:
     return make_model(nodes, inputs, [value(o, ["N", WIDTH]) for o in outputs], constants)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(models(), st.data())
 def test_every_plan_gives_what_ort_gives(source, data):
     model = dx.load(source)

@@ -9,7 +9,8 @@ from functools import cached_property
 
 import onnx
 
-from dask_onnx.onnx_model import OnnxModel, captured_names
+from dask_onnx.normalise import captured_names
+from dask_onnx.onnx_model import OnnxModel
 
 
 @dataclass(frozen=True, slots=True)

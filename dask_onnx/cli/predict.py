@@ -70,6 +70,11 @@ class Job:
     retries: int
 
     @property
+    def result_name(self) -> str:
+        """What a result of --post without a name is called."""
+        return self.outputs[0] if len(self.outputs) == 1 else "result"
+
+    @property
     def rows(self) -> int:
         return next(iter(self.source.values())).shape[0]
 
@@ -182,7 +187,7 @@ def _check_memory_limit(text: str | None) -> None:
 def run(job: Job, client: Client, console: Console, batch_size: int | None) -> dict[str, Any]:
     """Check on the workers, run, write; the numbers of the run."""
     _check_workers(job, client)
-    probed = _probe(job, client, batch_size)
+    probed = _probe(job, client)
     job.sink.check_outputs(probed.outputs)
     batch_size = batch_size or _default_batch_size(job, probed, console)
     workers = client.scheduler_info(n_workers=-1)["workers"]
@@ -252,54 +257,30 @@ def _worker_problems(
     return [problem for problem in problems if problem]
 
 
-def _probe(job: Job, client: Client, batch_size: int | None) -> Probed:
+def _probe(job: Job, client: Client) -> Probed:
     rows = min(job.rows, job.model.analysis.batch.fixed_rows or 1)
-    future = client.submit(
-        probe_rows,
-        job.model,
-        dict(job.source),
-        job.outputs,
-        job.pre,
-        job.post,
-        rows,
-        pure=False,
-        retries=job.retries,
-        key=f"probe-{time.time_ns()}",
-    )
+    key = f"probe-{time.time_ns()}"
+    future = client.submit(probe_rows, job, rows, key=key, pure=False, retries=job.retries)
     result: Probed | InputError = _result(future)
     if isinstance(result, InputError):
         raise result
     return result
 
 
-def probe_rows(
-    model: Model,
-    source: Mapping[str, FileArray],
-    outputs: tuple[str, ...],
-    pre: NamedFunction | None,
-    post: NamedFunction | None,
-    rows: int,
-) -> Probed | InputError:
+def probe_rows(job: Job, rows: int) -> Probed | InputError:
     """Run the first rows through everything but the writing; on a worker.
 
     What is wrong with the input is returned: raising it would have Dask try again.
     """
     try:
-        return _probe_rows(model, source, outputs, pre, post, rows)
+        return _probe_rows(job, rows)
     except InputError as error:
         return error
 
 
-def _probe_rows(
-    model: Model,
-    source: Mapping[str, FileArray],
-    outputs: tuple[str, ...],
-    pre: NamedFunction | None,
-    post: NamedFunction | None,
-    rows: int,
-) -> Probed:
-    given = _bare({name: array.read_rows(0, rows) for name, array in source.items()})
-    prepared = given if pre is None else pre.resolve()(given)
+def _probe_rows(job: Job, rows: int) -> Probed:
+    given = _bare({name: array.read_rows(0, rows) for name, array in job.source.items()})
+    prepared = given if job.pre is None else job.pre.resolve()(given)
     values = prepared if isinstance(prepared, Mapping) else {"": prepared}
     arrays = {name: np.asarray(value) for name, value in values.items()}
     for name, array in arrays.items():
@@ -308,9 +289,9 @@ def _probe_rows(
                 f"--pre made {array.shape[0]} rows of {rows} for input {name!r}",
                 "it must give a row for each row that it gets",
             )
-    results = model(_bare(arrays), outputs=list(outputs))
-    single = outputs[0] if len(outputs) == 1 else "result"
-    values = finish_values(post, outputs, [results[name] for name in outputs], single)
+    results = job.model(_bare(arrays), outputs=list(job.outputs))
+    found = [results[name] for name in job.outputs]
+    values = finish_values(job.post, job.outputs, found, job.result_name)
     with_rows = {name: array for name, array in arrays.items() if array.ndim}
     return Probed(
         inputs={spec.name: spec for spec in output_specs(with_rows)},
@@ -374,8 +355,7 @@ def _build(job: Job, probed: Probed, block_rows: int, batch_size: int | None) ->
         plan=job.plan,
         retries=job.retries,
     )
-    single = job.outputs[0] if len(job.outputs) == 1 else "result"
-    write = WriteBlock(job.sink, job.outputs, job.post, single)
+    write = WriteBlock(job.sink, job.outputs, job.post, job.result_name)
     return write_blocks(results, block_rows, job.rows, write)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,11 @@ def is_inside_task() -> bool:
     return worker is not None and hasattr(worker.thread_state, "execution_state")
 
 
+def _is_main_thread() -> bool:
+    """Whether one request may take all cores: other threads, tasks among them, are seldom alone."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def predict_eager(
     request: Request, feeds: Mapping[str, Any], *, here: bool = False
 ) -> dict[str, Any]:
@@ -49,8 +55,8 @@ def predict_eager(
     # Keys matter only where others may ask for the same: hashing costs more than a small model.
     token = "here" if is_local else str(tokenize(arrays))
     session = request.session
-    if is_local and chunks == len(request.stages.stages) == 1 and session == SessionSpec():
-        # One task that has the machine to itself.
+    is_alone = is_local and chunks == len(request.stages.stages) == 1
+    if is_alone and session == SessionSpec() and _is_main_thread():
         session = replace(session, intra_op_num_threads=available_cores())
     lowered = lower(
         request.model,

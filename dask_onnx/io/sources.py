@@ -139,15 +139,43 @@ class ImageArray(FileArray):
     """Pictures of one size and mode, a row each: uint8, shape (height, width[, channels])."""
 
     def read_rows(self, start: int, stop: int) -> Array:
+        paths = np.array([file.path for file in self.files[start:stop]])
+        return ReadImages(self.files[0].path, self.shape[1:], self.dtype)(paths)
+
+    def to_dask(self, block_rows: int) -> da.Array:
+        """As for every source, but that a task carries the paths of its own pictures only."""
+        paths = np.array([file.path for file in self.files])
+        array: da.Array = da.blockwise(
+            ReadImages(self.files[0].path, self.shape[1:], self.dtype),
+            ("rows", *(f"image.{i}" for i in range(1, self.ndim))),
+            da.from_array(paths, chunks=block_rows, name=f"paths-{self.token}"),
+            ("rows",),
+            name=f"read-{self.token}",
+            new_axes={f"image.{i}": self.shape[i] for i in range(1, self.ndim)},
+            dtype=self.dtype,
+            meta=np.empty((0,) * self.ndim, self.dtype),
+        )
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class ReadImages:
+    """Reads pictures that are all like the first."""
+
+    first: str
+    row_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __call__(self, paths: Array) -> Array:
         from PIL import Image  # an extra: only who reads images needs it
 
-        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for row, file in zip(rows, self.files[start:stop], strict=True):
-            with Image.open(file.path) as image:
+        rows = np.empty((len(paths), *self.row_shape), self.dtype)
+        for row, path in zip(rows, paths, strict=True):
+            with Image.open(path) as image:
                 pixels = np.asarray(image)
             if pixels.shape != row.shape:
                 raise InputError(
-                    f"{file.path} is {_size(pixels.shape)}, the first picture is "
+                    f"{path} is {_size(pixels.shape)}, the first picture, {self.first}, is "
                     f"{_size(row.shape)}",
                     "bring all pictures to one size and mode first",
                 )

@@ -145,10 +145,10 @@ def take_output(result: Any, position: int | None, axis: int | None) -> Any:
 
 def _checked(value: Any, spec: TensorSpec) -> Any:
     """The array as ORT wants it; what the graph could not say before is checked here."""
-    if isinstance(value, Runs):
+    if isinstance(value, Runs) or spec.dtype is None:
         return value
     array = np.asarray(value)
-    if spec.dtype is not None and array.dtype != spec.dtype:
+    if array.dtype != spec.dtype:
         if spec.dtype == object and array.dtype.kind in "UOST":
             return array.astype(object)
         raise InputError(

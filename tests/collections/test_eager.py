@@ -16,7 +16,7 @@ from builders import (
 from onnx import TensorProto, helper
 
 import dask_onnx as dx
-from dask_onnx.runtime.session import CACHE
+from dask_onnx.runtime.session import CACHE, available_cores
 
 X = np.random.default_rng(0).standard_normal((11, 8)).astype(np.float32)
 B = X[:, :4].copy()
@@ -133,6 +133,21 @@ def test_a_session_is_built_once_for_many_requests():
     for _ in range(3):
         model.predict(X)
     assert CACHE.built == before
+
+
+def threads_used() -> set[int]:
+    return {spec.intra_op_num_threads for _, spec in CACHE.sessions}
+
+
+def test_one_request_takes_all_cores_and_a_task_takes_one_thread():
+    model = dx.load(dense_model())
+    model(X)
+    assert threads_used() == {available_cores()}
+    CACHE.clear()
+    with dask.config.set(scheduler="threads"):
+        dask.delayed(lambda m, x: m(x))(model, X).compute()
+        model.predict(X, batch_size=2)
+    assert threads_used() == {1}
 
 
 def test_inputs_with_rows_of_their_own_are_left_alone_in_one_run():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -89,8 +90,19 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
     Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
     array = open_source(f"{tmp_path}/*.png")[""]
-    with pytest.raises(InputError, match=r"b\.png is 6 x 4 .* first picture is 5 x 4"):
+    with pytest.raises(InputError, match=r"b\.png is 6 x 4 .* first picture, .*a\.png, is 5 x 4"):
         array.read_rows(0, 2)
+
+
+def test_a_task_carries_the_paths_of_its_own_pictures_only(tmp_path):
+    for i in range(40):
+        Image.new("RGB", (5, 4)).save(tmp_path / f"{i:02d}.png")
+    lazy = open_source(f"{tmp_path}/*.png")[""].to_dask(4)
+    (optimised,) = dask.optimize(lazy)
+    graph = dict(optimised.__dask_graph__())
+    assert lazy.shape == (40, 4, 5, 3)
+    assert max(pickle.dumps(task).count(b".png") for task in graph.values()) <= 5
+    assert lazy.compute(scheduler="sync").shape == (40, 4, 5, 3)
 
 
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path):
