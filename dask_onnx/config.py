@@ -14,6 +14,9 @@ DEFAULTS: dict[str, Any] = {
     "store": {
         # Folder of protos and weights on each host; null is the user's cache folder.
         "directory": None,
+        # What the folder may hold, in bytes; above it the least recently used models go, but none
+        # that a live process has a session of.
+        "max-bytes": 20 * 2**30,
     },
     "session": {
         # Weights that the sessions of one process may hold together, in bytes. The least recently

@@ -139,6 +139,7 @@ def lower(
     feeds: Feeds,
     options: Options,
     layouts: Mapping[str, Layout] | None = None,
+    supplies: Sequence[Sequence[Key]] | None = None,
 ) -> Lowered:
     """One task for each stage and chunk.
 
@@ -148,7 +149,7 @@ def lower(
         Where an output is the only one of its stage, its tasks' keys are laid out like this, so
         that a dask.array can use them as they are.
     """
-    return _Lowering(model, stages, feeds, options, layouts or {}).run()
+    return _Lowering(model, stages, feeds, options, layouts or {}, supplies).run()
 
 
 class _Lowering:
@@ -161,7 +162,9 @@ class _Lowering:
         feeds: Feeds,
         options: Options,
         layouts: Mapping[str, Layout],
+        supplies: Sequence[Sequence[Key]] | None,
     ) -> None:
+        self.supplies = supplies or [()] * len(stages.stages)
         self.model, self.stages, self.feeds, self.options = model, stages, feeds, options
         self.layouts = [_layout(stage, layouts) for stage in stages.stages]
         self.calls: list[StageCall] = []
@@ -178,7 +181,7 @@ class _Lowering:
         layers: dict[str, Mapping[Key, Task]] = {}
         dependencies: dict[str, frozenset[str]] = {}
         for number, stage in enumerate(self.stages.stages):
-            call, sources = self._call(stage)
+            call, sources = self._call(stage, len(self.supplies[number]))
             name = f"{stage.label}-{self._token(call)}"
             self.names.append(name)
             tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
@@ -204,9 +207,9 @@ class _Lowering:
             for source in sources
         )
         key = self.layouts[number].key(self.names[number], chunk)
-        return StageTask(key, run_stage, call, *arguments)
+        return StageTask(key, run_stage, call, *arguments, *map(TaskRef, self.supplies[number]))
 
-    def _call(self, stage: Stage) -> tuple[StageCall, list[int | str]]:
+    def _call(self, stage: Stage, supplies: int) -> tuple[StageCall, list[int | str]]:
         """The call of a stage, and for each argument the stage or the input that it is."""
         arguments: dict[int | str, int] = {}
         picks = []
@@ -229,6 +232,7 @@ class _Lowering:
             batching=self.options.batching,
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
             retries=self.options.retries,
+            supplies=supplies,
         )
         return call, list(arguments)
 

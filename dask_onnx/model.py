@@ -29,7 +29,9 @@ from dask_onnx.collections.request import (
     resolve_feeds,
     resolve_outputs,
 )
-from dask_onnx.errors import InputError, PlanError
+from dask_onnx.delivery import plan_delivery
+from dask_onnx.errors import InputError, ModelError, PlanError
+from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.check import check_operators, check_stages
@@ -51,7 +53,7 @@ def load(source: Any) -> Model:
 
     Parameters
     ----------
-    source : path, bytes, onnx.ModelProto or onnx_ir.Model
+    source : path, URL for fsspec, bytes, onnx.ModelProto or onnx_ir.Model
         External data is found beside a path. The weights of a model given by path are not kept in
         memory: workers read them from that path, once per host.
 
@@ -228,7 +230,7 @@ class Model:
         ------
         InputError, StageError, StoreError
         """
-        request, feeds, kind = self._request(x, outputs, batch_size, None, None)
+        request, feeds, kind = self._request(x, outputs, batch_size, None, None, here=True)
         if kind != "eager":
             raise InputError(
                 "a model called like a function takes arrays in memory, not lazy collections",
@@ -243,6 +245,8 @@ class Model:
         batch_size: int | None,
         plan: Plan | None,
         retries: int | None,
+        *,
+        here: bool = False,
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked as far as it can be without looking at the arrays."""
         chosen = plan or self._whole_plan(self.facts.outputs)
@@ -261,6 +265,7 @@ class Model:
             batch = find_batch(self.facts, wanted.names, shapes, self.schemas)
         request = Request(
             model=self._published().ref,
+            delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),
             stages=chosen.stage_graph,
             session=chosen.recipe.session,
             wanted=wanted,
@@ -283,8 +288,9 @@ class Model:
         return f"<dask_onnx.Model {self.name!r}: ({inputs}) -> ({outputs})>"
 
     def _published(self) -> OnnxModel:
-        """The model, once workers of this host can find it."""
-        if self._onnx.source is None:
+        """The model, once processes of this host can find it."""
+        source = self._onnx.source
+        if source is None or not _is_there(source):
             Store().put(self._onnx)
         return self._onnx
 
@@ -389,6 +395,17 @@ _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]
     "array": predict_arrays,
     "delayed": predict_delayed,
 }
+
+
+def _is_there(source: FileSource) -> bool:
+    """Whether the model's file is still the one that was loaded; of a URL that is assumed."""
+    if is_url(source.path):
+        return True
+    try:
+        check_unchanged(source)
+    except ModelError:
+        return False
+    return True
 
 
 def _shapes_of(

@@ -19,24 +19,18 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from dask_onnx.errors import ModelError
+from dask_onnx.files import FileSource, KeptFiles, is_url, read_file
 from dask_onnx.normalise import captured_names, normalise
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.weights import (
-    FileRange,
+    INLINE_BYTES,
+    BlobPlace,
     blob_of,
     graphs_of,
     is_external,
     strip_weights,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FileSource:
-    """The file that a model came from, and what tells that it is still the same."""
-
-    path: str
-    size: int
-    modified_ns: int
+from dask_onnx.wire import note_offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +62,33 @@ class OnnxModel:
     source: FileSource | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """Weights held in memory, by blob key; empty where `source` can give them again."""
-    ranges: Mapping[str, FileRange] = field(default_factory=dict, repr=False)
-    """Weights in external files, by blob key."""
+    places: Mapping[str, BlobPlace] = field(default_factory=dict, repr=False)
+    """Where weights lie in files, by blob key."""
+    kept: KeptFiles = field(default_factory=KeptFiles, repr=False)
+    """Those files, held open in the process that loaded the model."""
 
     @property
     def blob_keys(self) -> tuple[str, ...]:
         """Every blob that the proto names."""
-        tensors = (t for graph in graphs_of(self.parse()) for t in graph.initializer)
-        return tuple(dict.fromkeys(blob_of(t)[0] for t in tensors if is_external(t)))
+        return blob_keys_of(self.parse())
+
+    def blob_bytes(self, key: str) -> bytes:
+        """A blob's bytes: from memory, or from the file, even one that has lost its name since.
+
+        Raises
+        ------
+        ModelError
+            Its file is gone or has changed; the model was pickled without its weights.
+        """
+        if key in self.blobs:
+            return self.blobs[key]
+        if key in self.places:
+            return self.places[key].read(self.kept)
+        raise ModelError(
+            f"the weights {key[:16]}... are not with model {self.name!r}: it was pickled, and "
+            "unpickled on another host",
+            "load the model from a path that this host sees",
+        )
 
     @property
     def ref(self) -> ModelRef:
@@ -87,12 +100,18 @@ class OnnxModel:
         return model
 
 
+def blob_keys_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Every blob that a weightless proto names, in order."""
+    tensors = (t for graph in graphs_of(model) for t in graph.initializer)
+    return tuple(dict.fromkeys(blob_of(t)[0] for t in tensors if is_external(t)))
+
+
 def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
     """Read a model, take its weights out, and say where they are.
 
     Parameters
     ----------
-    source : path, bytes, ModelProto or onnx_ir.Model
+    source : path, URL for fsspec, bytes, ModelProto or onnx_ir.Model
         External data is found beside a path (and, for an ``onnx_ir.Model``, where its tensors say).
     keep_weights : bool
         Hold the weights of a model that came from a file; by default they are dropped, and the
@@ -104,7 +123,7 @@ def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
         No such file, not ONNX, cut short, or without the external data that it names.
     """
     if isinstance(source, str | os.PathLike):
-        return _load_path(Path(source), keep_weights)
+        return _load_path(os.fspath(source), keep_weights)
     if isinstance(source, bytes | bytearray | memoryview):
         return _build(_decode(bytes(source), "the bytes given"), None, None)
     if isinstance(source, onnx.ModelProto):
@@ -121,21 +140,30 @@ def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
     )
 
 
-def _load_path(path: Path, keep_weights: bool) -> OnnxModel:
-    path = path.expanduser().absolute()
+def _load_path(path: str, keep_weights: bool) -> OnnxModel:
+    if not is_url(path):
+        path = str(Path(path).expanduser().absolute())
+        _check_path(Path(path))
+    try:
+        data, source = read_file(path)
+    except ImportError as error:
+        raise ModelError(f"{path} cannot be opened: {error}", "install what it names") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ModelError(f"{path} cannot be read: {reason}", "check the file") from error
+    model = _decode(data, path)
+    note_offsets(model, data, INLINE_BYTES)
+    folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+    return _build(model, source, folder, keep_weights=keep_weights)
+
+
+def _check_path(path: Path) -> None:
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "name the .onnx file inside it")
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         hint = f"in {path.parent} there is: {', '.join(near[:5])}" if near else "check the path"
         raise ModelError(f"{path} does not exist", hint)
-    try:
-        status = path.stat()
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}", "check the file") from error
-    source = FileSource(str(path), status.st_size, status.st_mtime_ns)
-    return _build(_decode(data, str(path)), source, path.parent, keep_weights=keep_weights)
 
 
 def _decode(data: bytes, where: str) -> onnx.ModelProto:
@@ -171,12 +199,15 @@ def _ir_to_proto(model: Any) -> onnx.ModelProto:
 def _build(
     model: onnx.ModelProto,
     source: FileSource | None,
-    folder: Path | None,
+    folder: str | None,
     *,
     keep_weights: bool = False,
 ) -> OnnxModel:
     parameters = normalise(model)
-    weights = strip_weights(model, folder)
+    weights = strip_weights(model, folder, source)
+    kept = KeptFiles()
+    for place in weights.places.values():
+        kept.keep(place.file)
     proto = model.SerializeToString(deterministic=True)
     drop = source is not None and not keep_weights
     fallback = Path(source.path).stem if source is not None else "model"
@@ -190,8 +221,10 @@ def _build(
         parameters=parameters + weights.parameters,
         parameter_bytes=weights.parameter_bytes,
         source=source,
-        blobs={} if drop else weights.blobs,
-        ranges=weights.ranges,
+        # What has a place can be read again; the rest was written in a way that must be decoded.
+        blobs={k: v for k, v in weights.blobs.items() if not drop or k not in weights.places},
+        places=weights.places,
+        kept=kept,
     )
 
 

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import onnx
 from onnx import numpy_helper
 
 from dask_onnx.errors import ModelError
+from dask_onnx.files import FileSource, KeptFiles, is_url, read_ranges, see_file
+from dask_onnx.wire import take_offset
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay in the proto, whatever their type."""
 INLINE_INTEGER_BYTES = 64 * 1024
 """Integers up to this size stay too: they are shapes, axes, indices."""
 OWN_BLOB_BYTES = 2**20
-"""Tensors from this size on are a blob each; smaller ones share one, the pack."""
+"""Tensors from this size on are a blob each; smaller ones share one, a pack."""
+PACK_BYTES = 16 * 2**20
+"""A pack that has become so large is closed, so that a stage need not fetch the whole model's."""
 ALIGNMENT = 64
 """Where a packed tensor may start: a cache line, the widest vector load of today's CPUs."""
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_Packed = tuple[onnx.TensorProto, bytes, int | None]
+"""A tensor, its bytes, and where these lie in the model's file."""
 _INTEGERS = {
     onnx.TensorProto.BOOL,
     onnx.TensorProto.INT8,
@@ -41,21 +49,45 @@ _INTEGERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class FileRange:
-    """Bytes of a file, with what tells that the file is still the one that was seen."""
+class BlobPlace:
+    """Where in a file the bytes of a blob lie."""
 
-    path: str
-    offset: int
+    file: FileSource
     length: int
-    file_size: int
-    """Bytes of the whole file when it was seen."""
-    modified_ns: int
-    """Its modification time then, in nanoseconds."""
+    """Bytes of the blob; between segments it has zeros."""
+    segments: tuple[tuple[int, int, int], ...]
+    """Offset in the blob, offset in the file, length of each piece; ascending."""
 
-    @property
-    def key(self) -> str:
-        identity = (self.path, self.offset, self.length, self.file_size, self.modified_ns)
-        return "range-" + hashlib.sha256(repr(identity).encode()).hexdigest()
+    def read(self, kept: KeptFiles | None = None) -> bytes:
+        """The blob's bytes.
+
+        Raises
+        ------
+        ModelError
+            The file is gone, or no longer the one that was seen.
+        """
+        parts = read_ranges(self.file, [(start, size) for _, start, size in self.segments], kept)
+        if len(parts) == 1 and len(parts[0]) == self.length:
+            return parts[0]
+        blob = bytearray(self.length)
+        for (offset, _, size), part in zip(self.segments, parts, strict=True):
+            if len(part) != size:
+                raise ModelError(
+                    f"{self.file.path} gave {len(part):,} of {size:,} bytes", "load the model again"
+                )
+            blob[offset : offset + size] = part
+        return bytes(blob)
+
+
+def range_key(file: FileSource, offset: int, length: int) -> str:
+    """The key of a blob that was not read, so that its content has no name yet."""
+    identity = (file.path, offset, length, file.size, file.version)
+    return "range-" + hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def content_digest(key: str) -> str | None:
+    """The SHA-256 that a blob key promises; None for one that was named unread."""
+    return key if _DIGEST.fullmatch(key) else None
 
 
 @dataclass(slots=True)
@@ -64,23 +96,27 @@ class StrippedWeights:
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Blob key to its bytes, for weights that were inside the proto."""
-    ranges: dict[str, FileRange] = field(default_factory=dict)
-    """Blob key to its place, for weights in external files, which are not read."""
+    places: dict[str, BlobPlace] = field(default_factory=dict)
+    """Blob key to its place, as far as the weights lie in files."""
     parameter_bytes: int = 0
     """Bytes of all initializers, those that stay in the proto included."""
     parameters: int = 0
     """Elements of all initializers."""
 
 
-def strip_weights(model: onnx.ModelProto, folder: Path | None) -> StrippedWeights:
+def strip_weights(
+    model: onnx.ModelProto, folder: str | None, file: FileSource | None = None
+) -> StrippedWeights:
     """Move large tensors of `model`, in place, to blobs that the proto names as external data.
 
     Parameters
     ----------
     model : ModelProto
         Its ``Constant`` nodes must have become initializers before.
-    folder : Path or None
-        Where external data of the model lies; None if it came without a place.
+    folder : str or None
+        Path or URL of where external data of the model lies; None if it came without a place.
+    file : FileSource or None
+        The file that the model came from, if tensors have noted where in it they lie.
 
     Raises
     ------
@@ -88,14 +124,17 @@ def strip_weights(model: onnx.ModelProto, folder: Path | None) -> StrippedWeight
         External data is missing, too short, leaves the folder, or has no folder.
     """
     stripped = StrippedWeights()
-    packed: list[tuple[onnx.TensorProto, bytes]] = []
+    packed: list[_Packed] = []
     for tensor in _tensors(model):
         stripped.parameters += math.prod(tensor.dims)
         if tensor.data_location == _EXTERNAL:
             _strip_external(tensor, folder, stripped)
         if tensor.data_location != _EXTERNAL:
-            _strip_inline(tensor, stripped, packed)
-    _write_pack(packed, stripped)
+            _strip_inline(tensor, stripped, packed, file)
+            if sum(len(raw) for _, raw, _ in packed) >= PACK_BYTES:
+                _write_pack(packed, stripped, file)
+                packed.clear()
+    _write_pack(packed, stripped, file)
     return stripped
 
 
@@ -143,8 +182,10 @@ def _stays_inline(data_type: int, size: int) -> bool:
 def _strip_inline(
     tensor: onnx.TensorProto,
     stripped: StrippedWeights,
-    packed: list[tuple[onnx.TensorProto, bytes]],
+    packed: list[_Packed],
+    file: FileSource | None,
 ) -> None:
+    offset = take_offset(tensor)
     size = tensor.ByteSize()
     if tensor.HasField("raw_data"):
         size = len(tensor.raw_data)
@@ -153,10 +194,12 @@ def _strip_inline(
         return
     raw = tensor.raw_data if tensor.HasField("raw_data") else _raw_bytes(tensor)
     if len(raw) < OWN_BLOB_BYTES:
-        packed.append((tensor, raw))
+        packed.append((tensor, raw, offset))
         return
     key = hashlib.sha256(raw).hexdigest()
     stripped.blobs[key] = raw
+    if file is not None and offset is not None:
+        stripped.places[key] = BlobPlace(file, len(raw), ((0, offset, len(raw)),))
     _point(tensor, key, 0, len(raw))
 
 
@@ -165,35 +208,44 @@ def _raw_bytes(tensor: onnx.TensorProto) -> bytes:
     return bytes(copy.raw_data)
 
 
-def _write_pack(packed: list[tuple[onnx.TensorProto, bytes]], stripped: StrippedWeights) -> None:
+def _write_pack(packed: list[_Packed], stripped: StrippedWeights, file: FileSource | None) -> None:
     if not packed:
         return
     pack, offsets = bytearray(), []
-    for _, raw in packed:
+    for _, raw, _ in packed:
         pack += bytes(-len(pack) % ALIGNMENT)
         offsets.append(len(pack))
         pack += raw
     key = hashlib.sha256(pack).hexdigest()
     stripped.blobs[key] = bytes(pack)
-    for (tensor, raw), offset in zip(packed, offsets, strict=True):
+    if file is not None and all(place is not None for _, _, place in packed):
+        segments = tuple(
+            (offset, place, len(raw))
+            for (_, raw, place), offset in zip(packed, offsets, strict=True)
+            if place is not None
+        )
+        stripped.places[key] = BlobPlace(file, len(pack), segments)
+    for (tensor, raw, _), offset in zip(packed, offsets, strict=True):
         _point(tensor, key, offset, len(raw))
 
 
 def _strip_external(
-    tensor: onnx.TensorProto, folder: Path | None, stripped: StrippedWeights
+    tensor: onnx.TensorProto, folder: str | None, stripped: StrippedWeights
 ) -> None:
-    place = _external_range(tensor, folder)
-    if _stays_inline(tensor.data_type, place.length):
-        tensor.raw_data = read_range(place)
+    file, offset, length = _external_range(tensor, folder)
+    if _stays_inline(tensor.data_type, length):
+        (tensor.raw_data,) = read_ranges(file, [(offset, length)])
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
         return
-    stripped.parameter_bytes += place.length
-    stripped.ranges[place.key] = place
-    _point(tensor, place.key, 0, place.length)
+    stripped.parameter_bytes += length
+    key = range_key(file, offset, length)
+    stripped.places[key] = BlobPlace(file, length, ((0, offset, length),))
+    _point(tensor, key, 0, length)
 
 
-def _external_range(tensor: onnx.TensorProto, folder: Path | None) -> FileRange:
+def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileSource, int, int]:
+    """File, offset and length of a tensor's bytes."""
     fields: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
     if folder is None:
@@ -202,46 +254,39 @@ def _external_range(tensor: onnx.TensorProto, folder: Path | None) -> FileRange:
             "and a model given as bytes or as a proto has no folder to find it in",
             "load the model by its path instead",
         )
-    path = (folder / location).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = _inside(folder, location)
+    if path is None:
         raise ModelError(
             f"initializer {tensor.name!r} names {location!r}, which leaves the model's folder",
             "external data must lie in or below the folder of the model file",
         )
-    if not path.is_file():
+    try:
+        file = see_file(path)
+    except OSError:
         raise ModelError(
             f"initializer {tensor.name!r} lies in {path}, which does not exist",
             "put the external data beside the model file, under the name that the model gives",
-        )
-    status = path.stat()
+        ) from None
     offset = int(fields.get("offset", 0))
-    length = int(fields.get("length", 0)) or status.st_size - offset
-    if offset + length > status.st_size:
+    length = int(fields.get("length", 0)) or file.size - offset
+    if offset + length > file.size:
         raise ModelError(
             f"initializer {tensor.name!r} needs bytes {offset} to {offset + length} of {path}, "
-            f"which has {status.st_size}",
+            f"which has {file.size}",
             "the external file is cut short or of another model: copy it again",
         )
-    return FileRange(str(path), offset, length, status.st_size, status.st_mtime_ns)
+    return file, offset, length
 
 
-def read_range(place: FileRange) -> bytes:
-    """The bytes of `place`.
-
-    Raises
-    ------
-    ModelError
-        The file is gone, or no longer the one that was seen.
-    """
-    path = Path(place.path)
-    if not path.is_file():
-        raise ModelError(f"{path} no longer exists", "load the model again, from where it is now")
-    status = path.stat()
-    if (status.st_size, status.st_mtime_ns) != (place.file_size, place.modified_ns):
-        raise ModelError(f"{path} has changed since the model was loaded", "load the model again")
-    with path.open("rb") as file:
-        file.seek(place.offset)
-        return file.read(place.length)
+def _inside(folder: str, location: str) -> str | None:
+    """The path of external data; None if it would lead out of the folder."""
+    if is_url(folder):
+        parts = PurePosixPath(location).parts
+        leaves = not parts or ".." in parts or PurePosixPath(location).is_absolute()
+        return None if leaves else f"{folder.rstrip('/')}/{location}"
+    path = (Path(folder) / location).resolve()
+    is_inside = path.is_relative_to(Path(folder).resolve()) and path != Path(folder).resolve()
+    return str(path) if is_inside else None
 
 
 def _point(tensor: onnx.TensorProto, key: str, offset: int, length: int) -> None:

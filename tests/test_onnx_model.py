@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fsspec
 import numpy as np
 import onnx
 import onnx_ir
@@ -9,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dask_onnx.errors import ModelError
 from dask_onnx.onnx_model import load_onnx
-from dask_onnx.weights import read_range
+from dask_onnx.weights import PACK_BYTES
 
 X = np.random.default_rng(3).standard_normal((5, 8)).astype(np.float32)
 
@@ -146,19 +147,19 @@ class TestExternalData:
     def test_large_tensors_are_not_read(self, path):
         loaded = load_onnx(path)
         assert loaded.blobs == {}
-        assert sum(place.length for place in loaded.ranges.values()) == loaded.parameter_bytes
+        assert sum(place.length for place in loaded.places.values()) == loaded.parameter_bytes
 
     def test_ranges_give_the_bytes_of_the_weights(self, path):
         loaded = load_onnx(path)
-        found = {read_range(place) for place in loaded.ranges.values()}
+        found = {place.read() for place in loaded.places.values()}
         assert weights(8, 512).tobytes() in found
 
     def test_a_file_that_changed_is_refused(self, path):
-        place = next(iter(load_onnx(path).ranges.values()))
+        place = next(iter(load_onnx(path).places.values()))
         with (path.parent / "weights.bin").open("ab") as file:
             file.write(b"x")
         with pytest.raises(ModelError, match="has changed"):
-            read_range(place)
+            place.read()
 
     def test_a_missing_file_is_named(self, path):
         (path.parent / "weights.bin").unlink()
@@ -216,3 +217,116 @@ def test_normalising_does_not_change_results():
             original = next(t for t in model.graph.initializer if t.name == tensor.name)
             tensor.CopyFrom(original)
     np.testing.assert_array_equal(run_onnx(proto, {"x": X})[0], run_onnx(model, {"x": X})[0])
+
+
+class TestPlaces:
+    """Where in a file the weights lie, so that a stage's can be read alone."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        onnx.save(dense_model(hidden=40_000), tmp_path / "m.onnx")
+        return tmp_path / "m.onnx"
+
+    def test_every_blob_of_a_file_has_a_place_that_gives_its_bytes(self, path):
+        held = load_onnx(path, keep_weights=True)
+        loaded = load_onnx(path)
+        assert loaded.blobs == {}
+        assert set(loaded.places) == set(held.blobs)
+        assert all(loaded.places[key].read() == data for key, data in held.blobs.items())
+
+    def test_places_reach_into_constants_and_bodies(self, tmp_path):
+        big = weights(64, 64)
+        constant = helper.make_node(
+            "Constant", [], ["w"], value=numpy_helper.from_array(big, "anything")
+        )
+        body = helper.make_graph(
+            [node("MatMul", "h v", "t")],
+            "body",
+            [],
+            [value("t", ["N", 64])],
+            [numpy_helper.from_array(big * 2, "v")],
+        )
+        other = helper.make_graph([node("Neg", "h", "e")], "other", [], [value("e", ["N", 64])])
+        model = make_model(
+            [
+                constant,
+                node("MatMul", "x w", "h"),
+                helper.make_node("If", ["flag"], ["y"], then_branch=body, else_branch=other),
+            ],
+            [value("x", ["N", 64]), value("flag", [], TensorProto.BOOL)],
+            [value("y", ["N", 64])],
+        )
+        onnx.save(model, tmp_path / "m.onnx")
+        (place,) = load_onnx(tmp_path / "m.onnx").places.values()
+        content = place.read()
+        assert big.tobytes() in content and (big * 2).tobytes() in content
+
+    def test_the_token_does_not_depend_on_where_the_weights_lie(self, path):
+        assert load_onnx(path).token == load_onnx(onnx.load(path)).token
+
+    def test_weights_that_are_no_raw_bytes_are_kept(self, tmp_path):
+        model = dense_model(hidden=400)
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(
+                helper.make_tensor(tensor.name, TensorProto.FLOAT, array.shape, array.ravel())
+            )
+        onnx.save(model, tmp_path / "m.onnx")
+        loaded = load_onnx(tmp_path / "m.onnx")
+        assert loaded.places == {}
+        assert loaded.blob_keys == tuple(loaded.blobs)
+
+    def test_a_file_that_lost_its_name_can_still_be_read(self, path):
+        loaded = load_onnx(path)
+        held = load_onnx(path, keep_weights=True).blobs
+        path.unlink()
+        assert {key: loaded.blob_bytes(key) for key in loaded.blob_keys} == held
+
+    def test_a_file_that_was_overwritten_is_not_taken_for_the_old_one(self, path):
+        loaded = load_onnx(path)
+        path.write_bytes(b"something else")
+        with pytest.raises(ModelError, match="has changed since the model was loaded"):
+            loaded.blob_bytes(loaded.blob_keys[0])
+
+    def test_small_weights_come_in_packs_of_bounded_size(self):
+        count, size = 48, 240_000
+        names = [f"w{i}" for i in range(count)]
+        model = make_model(
+            [node("Sum", " ".join(["x", *names]), "y")],
+            [value("x", [size])],
+            [value("y", [size])],
+            {name: weights(size, seed=i) for i, name in enumerate(names)},
+        )
+        sizes = [len(blob) for blob in load_onnx(model).blobs.values()]
+        assert sum(sizes) >= count * size * 4
+        assert len(sizes) > 1 and max(sizes) <= PACK_BYTES + size * 4
+
+    def test_a_url_is_read_through_fsspec(self, path):
+        remote = fsspec.filesystem("memory")
+        remote.pipe("/models/m.onnx", path.read_bytes())
+        loaded = load_onnx("memory://models/m.onnx")
+        assert loaded.token == load_onnx(path).token
+        assert loaded.blob_bytes(loaded.blob_keys[0]) == load_onnx(path).blob_bytes(
+            loaded.blob_keys[0]
+        )
+        remote.rm("/models/m.onnx")
+        with pytest.raises(ModelError, match=r"memory://models/m\.onnx cannot be read"):
+            load_onnx("memory://models/m.onnx")
+
+    def test_external_data_of_a_url_stays_below_its_folder(self, tmp_path):
+        model = dense_model(hidden=400)
+        onnx.save_model(
+            model, tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0
+        )
+        remote = fsspec.filesystem("memory")
+        data = (tmp_path / "m.onnx").read_bytes()
+        remote.pipe("/far/m.onnx", data)
+        remote.pipe("/far/w", (tmp_path / "w").read_bytes())
+        loaded = load_onnx("memory://far/m.onnx")
+        assert weights(8, 400).tobytes() in {place.read() for place in loaded.places.values()}
+        proto = onnx.ModelProto.FromString(data)
+        for tensor in proto.graph.initializer:
+            tensor.external_data[0].value = "../w"
+        remote.pipe("/far/bad.onnx", proto.SerializeToString())
+        with pytest.raises(ModelError, match="leaves the model's folder"):
+            load_onnx("memory://far/bad.onnx")

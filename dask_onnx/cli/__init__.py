@@ -22,6 +22,7 @@ _COMMANDS = {
     "inspect": "What a model takes, gives, is made of and costs.",
     "plan": "How a model would be cut into stages.",
     "predict": "Run a model over a data set.",
+    "store": "What this host keeps of models: list, verify, prune.",
 }
 
 

@@ -49,12 +49,14 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
         chunks=len(chunks),
         rows_per_run=request.batching.rows_per_run,
     )
-    if len(request.stages.stages) == 1:
+    if len(request.stages.stages) == 1 and request.delivery is None:
         return _predict_blocks(request, arrays, chunks)
     if dask.config.get("array.query-planning", False):
+        what = f"a plan of {len(request.stages.stages)} stages"
+        if request.delivery is not None:
+            what = "a model that must travel with its graph, since workers cannot see its file,"
         raise InputError(
-            f"a plan of {len(request.stages.stages)} stages cannot become a dask.array while "
-            "array.query-planning is on",
+            f"{what} cannot become a dask.array while array.query-planning is on",
             "set array.query-planning to false, use the 'whole' strategy, or pass Delayed",
         )
     return _predict_stages(request, arrays, chunks)
@@ -278,7 +280,7 @@ def _predict_stages(
     """Several stages: layers of our own, whose tasks Dask does not fuse."""
     token = _feeds_token(arrays)
     axes = request.batch.input_axes
-    extra: dict[str, dict[Any, Any]] = {}
+    extra = request.supply_layers
     references: dict[str, list[Any]] = {}
     for name, array in arrays.items():
         references[name] = _references(name, array, axes[name], len(chunks), extra)
@@ -289,6 +291,7 @@ def _predict_stages(
         Feeds(references, axes, token, len(chunks)),
         request.options,
         {name: layout for name, (layout, _) in shapes.items() if layout.axis >= 0},
+        request.supplies,
     )
     graph = layered_graph(lowered, arrays.values(), extra, request.retries)
     return {

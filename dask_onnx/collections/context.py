@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dask_onnx.analysis.axes import BatchFacts
 from dask_onnx.collections.request import Wanted
+from dask_onnx.delivery import Delivery
 from dask_onnx.lower import Options
 from dask_onnx.onnx_model import ModelRef
 from dask_onnx.planning.stages import StageGraph
@@ -26,6 +28,18 @@ class Request:
     batch: BatchFacts
     batching: Batching
     retries: int
+    delivery: Delivery | None = None
+    """What brings the model to workers that cannot get it themselves."""
+
+    @property
+    def supplies(self) -> tuple[tuple[str, ...], ...] | None:
+        return None if self.delivery is None else self.delivery.keys
+
+    @property
+    def supply_layers(self) -> dict[str, dict[Any, Any]]:
+        """The delivery's tasks, each a layer of its own, as graphs of Delayed have them."""
+        tasks = {} if self.delivery is None else self.delivery.tasks
+        return {key: {key: task} for key, task in tasks.items()}
 
     @property
     def options(self) -> Options:

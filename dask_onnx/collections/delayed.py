@@ -29,10 +29,11 @@ def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Del
     references = {name: [TaskRef(source.key)] for name, source in sources.items()}
     token = digest({name: tokenize(source.key) for name, source in sources.items()})
     axes = request.batch.input_axes if per_run else dict.fromkeys(feeds)
+    inputs = Feeds(references, axes, token, 1)
     lowered = lower(
-        request.model, request.stages, Feeds(references, axes, token, 1), request.options
+        request.model, request.stages, inputs, request.options, supplies=request.supplies
     )
-    graph = layered_graph(lowered, sources.values(), {}, request.retries)
+    graph = layered_graph(lowered, sources.values(), request.supply_layers, request.retries)
     return {name: _output(request, graph, lowered, name) for name in request.wanted.names}
 
 

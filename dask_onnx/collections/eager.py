@@ -15,6 +15,7 @@ from dask.base import get_scheduler, tokenize
 
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.request import check_arrays, check_joins
+from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower
 from dask_onnx.runtime.kernel import take_output
 from dask_onnx.runtime.session import available_cores
@@ -48,7 +49,8 @@ def predict_eager(
         name: np.asarray(value, dtype=specs[name].dtype if np.isscalar(value) else None)
         for name, value in feeds.items()
     }
-    get, is_local = (dask.local.get_sync, True) if here else _scheduler(request.retries)
+    get, client = (dask.local.get_sync, None) if here else _scheduler(request.retries)
+    is_local = client is None
     pieces = _cut(request, arrays)
     chunks = max(map(len, pieces.values()), default=1)
     axes = request.batch.input_axes if request.batching.rows_per_run else dict.fromkeys(arrays)
@@ -63,12 +65,14 @@ def predict_eager(
         request.stages,
         Feeds(pieces, axes, token, chunks),
         replace(request.options, session=session),
+        supplies=request.supplies,
     )
     wanted = [(name, lowered.outputs[name]) for name in request.wanted.names]
     keys: list[Any] = [
         [output.layout.key(output.layer, chunk) for chunk in range(chunks)] for _, output in wanted
     ]
-    results = get(lowered.tasks, keys)
+    held = {} if request.delivery is None else hold(client, request.delivery)
+    results = get({**lowered.tasks, **held}, keys)
     return {
         name: _join(
             [take_output(r, output.position, request.batch.output_axes[name]) for r in column],
@@ -108,12 +112,12 @@ def _join(pieces: list[Any], axis: int | None) -> Any:
     return pieces[0] if len(pieces) == 1 or axis is None else np.concatenate(pieces, axis=axis)
 
 
-def _scheduler(retries: int) -> tuple[Callable[..., Any], bool]:
-    """Dask's choice, and whether it runs in this process. Inside a task: here and now."""
+def _scheduler(retries: int) -> tuple[Callable[..., Any], Any]:
+    """Dask's choice, and its client if it has one. Inside a task: here and now."""
     if is_inside_task():
-        return dask.local.get_sync, True
+        return dask.local.get_sync, None
     get = get_scheduler() or dask.threaded.get
     client = getattr(get, "__self__", None)
     if client is None:
-        return get, True
-    return lambda dsk, keys: get(dsk, keys, retries=retries), False
+        return get, None
+    return lambda dsk, keys: get(dsk, keys, retries=retries), client

@@ -7,9 +7,9 @@ import importlib.metadata
 import logging
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from dask_onnx.onnx_model import ModelRef, StageExtractor
 from dask_onnx.runtime.runs import Batching, Runs, cut_rows, join, join_runs, keep_apart
 from dask_onnx.runtime.session import CACHE, Session, build_session, run_session
 from dask_onnx.runtime.store import Store
+from dask_onnx.runtime.supply import Supply, fetch_blobs, fetch_proto
+from dask_onnx.runtime.upkeep import keep_below_limit
 from dask_onnx.specs import SessionSpec, TensorSpec, dtype_name
 from dask_onnx.weights import blob_of, graphs_of, is_external
 
@@ -98,6 +100,8 @@ class StageCall:
     the runs as they are for the next stage."""
     retries: int = 0
     """How often Dask may repeat the task; no part of what it computes."""
+    supplies: int = 0
+    """So many of the last arguments say where to get the model from; no part of it either."""
 
 
 def run_stage(call: StageCall, *arguments: Any) -> Any:
@@ -107,7 +111,8 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     ----------
     call : StageCall
     arguments : ndarray, Runs, or tuple of these
-        Results of other stages' tasks, or the caller's arrays.
+        Results of other stages' tasks, or the caller's arrays; last, `call.supplies` of them, what
+        brings the model here.
 
     Returns
     -------
@@ -127,7 +132,8 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
         arguments[i] if position is None else arguments[i][position] for i, position in call.picks
     ]
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
-    session = stage_session(stage, call.session)
+    supplies = arguments[len(arguments) - call.supplies :]
+    session = stage_session(stage, call.session, supplies)
     cut = cut_rows(values, call.row_axes, call.batching)
     results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
     outputs = tuple(
@@ -165,41 +171,50 @@ def _checked(value: Any, spec: TensorSpec) -> Any:
     return array
 
 
-def stage_session(stage: StageRef, spec: SessionSpec) -> Session:
+def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Session:
     """The session of a stage, from this process's cache or built now."""
-    return CACHE.get((stage.token, spec), lambda: _build(stage, spec))
+    return CACHE.get((stage.token, spec), lambda: _build(stage, spec, supplies))
 
 
-def _build(stage: StageRef, spec: SessionSpec) -> Session:
+def _build(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]) -> Session:
     check_versions(stage.versions)
     store = Store()
-    proto = _extractor(stage.model, store.root).extract(stage.indices, stage.inputs, stage.outputs)
-    places = [blob_of(t) for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
-    keys = dict.fromkeys(key for key, _, _ in places)
-    if store.missing(keys):
-        store.forget(stage.model.token)
-        store.get(stage.model)
-    return build_session(
-        proto.SerializeToString(),
-        store.blobs,
-        spec,
-        weight_bytes=sum(length for _, _, length in places),
-        label=stage.label,
-    )
+    with store.using():
+        # From here on nothing of the model is evicted, and until the session is gone.
+        lease = store.lease(stage.model.token)
+        is_new = not store.has(stage.model.token)
+        whole = fetch_proto(store, stage.model, supplies)
+        proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
+        tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
+        places = [blob_of(tensor) for tensor in tensors]
+        keys = [key for key, _, _ in places]
+        is_new |= fetch_blobs(store, stage.model, keys, supplies)
+        session = build_session(
+            proto.SerializeToString(),
+            store.blobs,
+            spec,
+            weight_bytes=sum(length for _, _, length in places),
+            label=stage.label,
+        )
+        session.lease = lease
+    if is_new:
+        keep_below_limit(store)
+    return session
 
 
 _EXTRACTORS_KEPT = 8
+_extractors: OrderedDict[str, StageExtractor] = OrderedDict()
 _extractor_lock = threading.Lock()
 
 
-@functools.lru_cache(maxsize=_EXTRACTORS_KEPT)
-def _cached_extractor(model: ModelRef, root: Path) -> StageExtractor:
-    return StageExtractor(onnx.ModelProto.FromString(Store(root).get(model)))
-
-
-def _extractor(model: ModelRef, root: Path) -> StageExtractor:
+def _extractor(model: ModelRef, proto: bytes) -> StageExtractor:
+    """The extractor of a model; those of the last few models are kept."""
     with _extractor_lock:
-        return _cached_extractor(model, root)
+        if model.token not in _extractors:
+            _extractors[model.token] = StageExtractor(onnx.ModelProto.FromString(proto))
+            if len(_extractors) > _EXTRACTORS_KEPT:
+                _extractors.popitem(last=False)
+        return _extractors[model.token]
 
 
 def check_versions(planned: Versions) -> None:

@@ -32,6 +32,8 @@ class Session:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     weight_bytes: int
+    lease: Any = None
+    """Keeps the store from evicting what is mapped here, for as long as the session lives."""
 
     def run(self, arrays: list[Any]) -> list[Any]:
         """Run once; `arrays` in the order of `inputs`, results in the order of `outputs`."""

@@ -117,7 +117,6 @@ def test_a_stage_that_fails_at_first_is_repeated_by_dask(client, tmp_path):
     onnx.save(dense_model(hidden=333), tmp_path / "m.onnx")
     model = dx.load(tmp_path / "m.onnx")
     away = tmp_path / "away.onnx"
-    (tmp_path / "m.onnx").rename(away)
 
     def bring_back_late(x):
         marker = tmp_path / "seen"
@@ -127,16 +126,18 @@ def test_a_stage_that_fails_at_first_is_repeated_by_dask(client, tmp_path):
         return x
 
     x = LAZY.rechunk(-1).map_blocks(bring_back_late, dtype="f4", meta=X[:0])
-    y = model.predict(x).compute()
+    y = model.predict(x)
+    (tmp_path / "m.onnx").rename(away)
     np.testing.assert_allclose(y, run_onnx(dense_model(hidden=333), {"x": X})[0], rtol=1e-6)
 
 
 def test_without_retries_the_failure_comes_home(client, tmp_path):
     onnx.save(dense_model(hidden=334), tmp_path / "m.onnx")
     model = dx.load(tmp_path / "m.onnx")
+    y = model.predict(LAZY, retries=0)
     (tmp_path / "m.onnx").unlink()
     with pytest.raises(dx.StoreError, match=r"m\.onnx does not exist") as caught:
-        model.predict(LAZY, retries=0).compute()
+        y.compute()
     assert "same path on every worker" in caught.value.next_step
 
 
