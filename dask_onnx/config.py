@@ -22,6 +22,14 @@ DEFAULTS: dict[str, Any] = {
         # Weights that the sessions of one process may hold together, in bytes. The least recently
         # used session goes first; one that alone is larger is kept while it is the newest.
         "cache-bytes": 8 * 2**30,
+        # Stages with so many bytes of weights have them packed for the CPU once per host, in files
+        # that all processes map; null never does. Below it there is little to share or to save.
+        "prepack-min-bytes": 16 * 2**20,
+        # One pool of threads for all sessions of a process, rather than one each that sleeps when
+        # it has no work. Faster where many sessions use several threads by turns; but ORT then
+        # refuses every other session of the process that has threads of its own, so it is for
+        # workers that run nothing else.
+        "shared-pool": False,
     },
     "plan": {
         # What a stage of a `fused` plan should compute at least, in seconds: a hop between

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from dask_onnx.collections.request import (
     resolve_outputs,
 )
 from dask_onnx.delivery import plan_delivery
-from dask_onnx.errors import InputError, ModelError, PlanError
+from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.placement import effective_retries
@@ -292,6 +293,10 @@ class Model:
         source = self._onnx.source
         if source is None or not _is_there(source):
             Store().put(self._onnx)
+        else:
+            # Workers can load the file themselves, which takes memory: save them that if we can.
+            with contextlib.suppress(StoreError):
+                Store().note_places(self._onnx)
         return self._onnx
 
     @cached_property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from dask_onnx.errors import PlanError
 
 Dim = int | str | None
 """One axis of a shape: a size, the name of a symbolic size, or None where nothing is known."""
@@ -51,8 +54,28 @@ class SessionSpec:
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     """ORT's execution providers, in order of preference; always named, never ORT's default."""
-    intra_op_num_threads: int = 1
-    """Threads inside one operator; 0 takes every core that the process may use. One thread a task
-    is what several tasks at a time want; a single request alone is faster with more."""
+    intra_op_num_threads: int | None = None
+    """Threads inside one operator. None (throughput): the cores of the process, by affinity and
+    cgroup, over the Dask threads that use them. 0 (latency): every core that the process has."""
     optimization: OptimizationLevel = "all"
     """ORT's graph optimisation level."""
+    memory_pattern: bool = True
+    """ORT plans one block of memory for inputs of equal shape (``enable_mem_pattern``)."""
+    arena_shrinkage: bool = False
+    """Give memory back to the system after each run, rather than keep the peak for the next: for
+    workers that are short of memory; costs time where runs are short."""
+    config: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    """ORT's session config entries by name, as strings, such as
+    ``{"session.disable_prepacking": "1"}``; kept as a sorted tuple."""
+
+    def __post_init__(self) -> None:
+        threads = self.intra_op_num_threads
+        if threads is not None and (not isinstance(threads, int) or threads < 0):
+            raise PlanError(
+                f"intra_op_num_threads is {threads!r}",
+                "give a number, 0 for every core of the process, or None for its share of them",
+            )
+        if isinstance(self.providers, str):
+            object.__setattr__(self, "providers", (self.providers,))
+        entries = self.config.items() if isinstance(self.config, Mapping) else self.config
+        object.__setattr__(self, "config", tuple(sorted((str(k), str(v)) for k, v in entries)))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -77,6 +78,20 @@ class BlobPlace:
                 )
             blob[offset : offset + size] = part
         return bytes(blob)
+
+    def to_json(self) -> list[Any]:
+        """As plain lists; `from_json` takes them."""
+        file = self.file
+        return [file.path, file.size, file.version, self.length, [list(s) for s in self.segments]]
+
+    @staticmethod
+    def from_json(values: list[Any]) -> BlobPlace:
+        path, size, version, length, segments = values
+        return BlobPlace(
+            FileSource(path, size, version),
+            length,
+            tuple((start, place, count) for start, place, count in segments),
+        )
 
 
 def range_key(file: FileSource, offset: int, length: int) -> str:

@@ -17,9 +17,8 @@ from dask_onnx.collections.context import Request
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower
+from dask_onnx.runtime.cores import available_cores
 from dask_onnx.runtime.kernel import take_output
-from dask_onnx.runtime.session import available_cores
-from dask_onnx.specs import SessionSpec
 
 _TASKS_PER_CORE = 8
 """Rows are cut into up to so many tasks a core: enough to balance, few enough to be cheap."""
@@ -58,8 +57,8 @@ def predict_eager(
     token = "here" if is_local else str(tokenize(arrays))
     session = request.session
     is_alone = is_local and chunks == len(request.stages.stages) == 1
-    if is_alone and session == SessionSpec() and _is_main_thread():
-        session = replace(session, intra_op_num_threads=available_cores())
+    if is_alone and session.intra_op_num_threads is None and _is_main_thread():
+        session = replace(session, intra_op_num_threads=0)
     lowered = lower(
         request.model,
         request.stages,

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,9 @@ import onnx
 from dask_onnx import config
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.onnx_model import ModelRef, StageExtractor
+from dask_onnx.runtime.cores import task_threads
+from dask_onnx.runtime.memory import check_memory
+from dask_onnx.runtime.prepack import MODEL, prepacked
 from dask_onnx.runtime.runs import Batching, Runs, cut_rows, join, join_runs, keep_apart
 from dask_onnx.runtime.session import CACHE, Session, build_session, run_session
 from dask_onnx.runtime.store import Store
@@ -173,6 +176,7 @@ def _checked(value: Any, spec: TensorSpec) -> Any:
 
 def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Session:
     """The session of a stage, from this process's cache or built now."""
+    spec = replace(spec, intra_op_num_threads=task_threads(spec.intra_op_num_threads))
     return CACHE.get((stage.token, spec), lambda: _build(stage, spec, supplies))
 
 
@@ -189,12 +193,12 @@ def _build(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]) -> Se
         places = [blob_of(tensor) for tensor in tensors]
         keys = [key for key, _, _ in places]
         is_new |= fetch_blobs(store, stage.model, keys, supplies)
+        data, size = proto.SerializeToString(), sum(length for _, _, length in places)
+        check_memory(stage.label, size)
+        folder = prepacked(store, stage.model.token, stage.token, data, spec, size)
+        saved = None if folder is None else folder / MODEL
         session = build_session(
-            proto.SerializeToString(),
-            store.blobs,
-            spec,
-            weight_bytes=sum(length for _, _, length in places),
-            label=stage.label,
+            data, store.blobs, spec, weight_bytes=size, label=stage.label, saved=saved
         )
         session.lease = lease
     if is_new:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,10 +14,16 @@ import numpy as np
 from dask_onnx import config
 from dask_onnx.analysis.shapes import OperatorSchema
 from dask_onnx.errors import StageError
+from dask_onnx.runtime.cores import task_threads
 from dask_onnx.specs import SessionSpec
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_ERROR = 3
+"""ORT's severity: below it are warnings that a user can do nothing about."""
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 SessionKey = tuple[str, SessionSpec]
 """Stage token and every option that changes what runs."""
@@ -34,11 +39,12 @@ class Session:
     weight_bytes: int
     lease: Any = None
     """Keeps the store from evicting what is mapped here, for as long as the session lives."""
+    run_options: onnxruntime.RunOptions | None = None
 
     def run(self, arrays: list[Any]) -> list[Any]:
         """Run once; `arrays` in the order of `inputs`, results in the order of `outputs`."""
         feeds = dict(zip(self.inputs, arrays, strict=True))
-        results: list[Any] = self.inference.run(self.outputs, feeds)
+        results: list[Any] = self.inference.run(self.outputs, feeds, self.run_options)
         return results
 
 
@@ -49,8 +55,14 @@ def build_session(
     *,
     weight_bytes: int,
     label: str,
+    saved: Path | None = None,
 ) -> Session:
     """Make a session of a stage's proto, its weights mapped from the folder `blobs`.
+
+    Parameters
+    ----------
+    saved : Path, optional
+        What `save_session` made of the same stage on this host: is loaded in its place.
 
     Raises
     ------
@@ -66,17 +78,114 @@ def build_session(
             f"{', '.join(onnxruntime.get_available_providers())}",
             "install the onnxruntime build that has it on every worker, or drop the provider",
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = spec.intra_op_num_threads or available_cores()
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = _levels()[spec.optimization]
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(blobs)
+    options = _options(spec)
+    if saved is None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(blobs))
+        inference = _create(proto, options, spec, label)
+    else:  # is optimised already
+        options.graph_optimization_level = _levels()["disable"]
+        inference = _create(str(saved), options, spec, label)
+    return Session(
+        inference,
+        tuple(value.name for value in inference.get_inputs()),
+        tuple(value.name for value in inference.get_outputs()),
+        weight_bytes,
+        run_options=_run_options(spec),
     )
+
+
+def save_session(
+    proto: bytes, blobs: Path, spec: SessionSpec, path: Path, weights_name: str
+) -> None:
+    """Write a stage as ORT would run it here, its weights packed for this CPU, beside each other.
+
+    Raises
+    ------
+    StageError
+        ORT cannot run the stage, or cannot write it.
+    """
+    options = _options(spec)
+    options.optimized_model_filepath = str(path)
+    prefix = "session.optimized_model_external_initializers"
+    for name, value in (
+        (_WEIGHTS_FOLDER, str(blobs)),
+        (f"{prefix}_file_name", weights_name),
+        (f"{prefix}_min_size_in_bytes", "1024"),
+        ("session.save_external_prepacked_constant_initializers", "1"),
+    ):
+        options.add_session_config_entry(name, value)
+    _create(proto, options, spec, path.name)
+
+
+def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    _prepare_process()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERROR
+    options.graph_optimization_level = _levels()[spec.optimization]
+    options.enable_mem_pattern = spec.memory_pattern
+    # One arena for all sessions of the process: the stages of a model run one after the other,
+    # and each would keep its own peak otherwise.
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    if config.get("session.shared-pool"):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = task_threads(spec.intra_op_num_threads)
+        options.inter_op_num_threads = 1
+        # Threads that wait busily for work take it from the other sessions' threads.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in dict(spec.config).items():
+        options.add_session_config_entry(name, value)
+    return options
+
+
+_process_lock = threading.Lock()
+_process_is_prepared = False
+
+
+def _prepare_process() -> None:
+    """What all sessions of the process share, set once, before the first of them: an arena, and
+    the pool of threads if that is asked for."""
+    global _process_is_prepared
+    import onnxruntime
+
+    with _process_lock:
+        if _process_is_prepared:
+            return
+        onnxruntime.set_default_logger_severity(_ERROR)
+        if config.get("session.shared-pool"):
+            onnxruntime.set_global_thread_pool_sizes(task_threads(None), 1)
+        onnxruntime.create_and_register_allocator(
+            onnxruntime.OrtMemoryInfo(
+                "Cpu",
+                onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+                0,
+                onnxruntime.OrtMemType.DEFAULT,
+            ),
+            None,
+        )
+        _process_is_prepared = True
+
+
+def _run_options(spec: SessionSpec) -> onnxruntime.RunOptions | None:
+    import onnxruntime
+
+    if not spec.arena_shrinkage:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def _create(
+    model: bytes | str, options: onnxruntime.SessionOptions, spec: SessionSpec, label: str
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
     try:
-        inference = onnxruntime.InferenceSession(
-            proto, sess_options=options, providers=list(spec.providers)
+        return onnxruntime.InferenceSession(
+            model, sess_options=options, providers=list(spec.providers)
         )
     except Exception as error:  # ORT raises a dozen types of its own, none of which pickles
         raise StageError(
@@ -84,12 +193,6 @@ def build_session(
             f"{_one_line(error)}",
             "run `dask-onnx inspect` on the model; onnx.checker may say more",
         ) from None
-    return Session(
-        inference,
-        tuple(value.name for value in inference.get_inputs()),
-        tuple(value.name for value in inference.get_outputs()),
-        weight_bytes,
-    )
 
 
 def run_session(session: Session, arrays: list[Any], label: str) -> list[Any]:
@@ -104,13 +207,6 @@ def run_session(session: Session, arrays: list[Any], label: str) -> list[Any]:
             f"stage {label} failed in onnxruntime on {shapes}: {_one_line(error)}",
             "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
         ) from None
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def foreign_schemas() -> Mapping[tuple[str, str], OperatorSchema]:
@@ -174,6 +270,14 @@ class SessionCache:
     def clear(self) -> None:
         with self._lock:
             self.sessions.clear()
+
+    def drop_oldest(self) -> bool:
+        """Let the least recently used session go; whether there was one."""
+        with self._lock:
+            if not self.sessions:
+                return False
+            self.sessions.popitem(last=False)
+            return True
 
     def _find(self, key: SessionKey) -> Session | None:
         with self._lock:

@@ -3,6 +3,7 @@
     id                            says whether two processes look at the same store
     protos/<model token>.onnx     the weightless proto
     blobs/<blob key>              weights, aligned as ORT wants to map them
+    places/<model token>.json     where the weights lie in files
     seals/<blob key>              what the blob was when its digest was last checked
     incoming/<blob key>           a blob that arrives in parts
     leases/<model token>          held (flock) by processes that use the model; its time: last use
@@ -39,7 +40,7 @@ import platformdirs
 from dask_onnx import config
 from dask_onnx.errors import StoreError
 from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.weights import content_digest
+from dask_onnx.weights import BlobPlace, content_digest
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ class Seal:
         return Seal(digest, tuple(identity))
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
+def identity_of(path: Path) -> tuple[int, ...]:
+    """What `Seal.identity` compares."""
+    status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -133,11 +136,11 @@ class Store:
     def _is_sound(self, key: str, *, read: bool = False) -> bool:
         path = self.blobs / key
         try:
-            status = path.stat()
+            identity = identity_of(path)
         except FileNotFoundError:
             return False
         seal = self.seal(key)
-        if seal is not None and not read and seal.identity == _identity(status):
+        if seal is not None and not read and seal.identity == identity:
             return True
         promised = content_digest(key) or (seal.digest if seal is not None else None)
         if promised is not None and digest_of(path) == promised:
@@ -162,7 +165,7 @@ class Store:
             return None
 
     def _seal(self, key: str, digest: str) -> None:
-        seal = Seal(digest, _identity((self.blobs / key).stat()))
+        seal = Seal(digest, identity_of(self.blobs / key))
         self._write(self._seal_path(key), seal.write().encode(), durable=False)
 
     # Bringing in
@@ -196,6 +199,25 @@ class Store:
             )
         if not self.has(token):
             self._write(self.proto_path(token), proto)
+
+    def note_places(self, model: OnnxModel) -> None:
+        """Write the weightless proto, and where the weights lie in files: enough for processes of
+        this host to bring in what they need, and no more."""
+        if self.has(model.token):
+            return
+        with self.using(), self.lock(model.token):
+            places = {key: place.to_json() for key, place in model.places.items()}
+            path = self.root / "places" / f"{model.token}.json"
+            self._write(path, json.dumps(places).encode(), durable=False)
+            self.write_proto(model.token, model.proto)
+
+    def places(self, token: str) -> dict[str, BlobPlace]:
+        """Where weights of a model lie in files, by blob key, as far as somebody has noted."""
+        try:
+            noted = json.loads((self.root / "places" / f"{token}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {key: BlobPlace.from_json(place) for key, place in noted.items()}
 
     def write_blob(self, key: str, data: bytes) -> None:
         """Raises

@@ -9,27 +9,25 @@ under its host's lock: each host is sent them once, however many processes it ha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import distributed
-from distributed.utils import offload, sync
+from distributed.utils import offload
 
 from dask_onnx.errors import DaskOnnxError, ModelError, StoreError
 from dask_onnx.files import FileSource, check_unchanged
 from dask_onnx.onnx_model import ModelRef, OnnxModel, load_onnx
+from dask_onnx.runtime.asking import ask_scheduler, ask_worker, own_worker
+from dask_onnx.runtime.elsewhere import run_elsewhere
 from dask_onnx.runtime.store import Store
 from dask_onnx.weights import BlobPlace
 
 log = logging.getLogger(__name__)
-
-_ASK_SECONDS = 60
-"""How long a worker or the scheduler may take to send one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,20 +132,13 @@ def store_piece(key: str, piece: Piece) -> StoredPiece:
             for segment, part in zip(piece.segments, piece.checked(), strict=True):
                 if segment.key in lacking:
                     store.write_part(segment.key, segment.offset, part, segment.blob_bytes)
-    worker = _own_worker()
+    worker = own_worker()
     return StoredPiece(key, piece.segments, None if worker is None else worker.address)
 
 
 def pass_on(manifest: Manifest) -> Manifest:
     """The function of a manifest's task."""
     return manifest
-
-
-def _own_worker() -> Any:
-    try:
-        return distributed.get_worker()
-    except ValueError:
-        return None
 
 
 def fetch_proto(store: Store, model: ModelRef, supplies: Sequence[Supply]) -> bytes:
@@ -233,6 +224,10 @@ def _from_file(
     return []
 
 
+_ELSEWHERE_BYTES = 64 * 2**20
+"""A model's file above this size is not read by a worker's own process."""
+
+
 def _load_into(store: Store, model: ModelRef, keys: Sequence[str] | None) -> None:
     """Load the model's file here, and put into the store what is asked for, or all of it."""
     if model.source is None:
@@ -242,11 +237,24 @@ def _load_into(store: Store, model: ModelRef, keys: Sequence[str] | None) -> Non
             "make the Client before you call predict, so that the weights travel with the graph; "
             "or save the model to a path that the workers see, and load it from there",
         )
+    if model.source.size > _ELSEWHERE_BYTES and own_worker() is not None:
+        try:
+            run_elsewhere(load_into, store.root, model, keys)
+            return
+        except RuntimeError as error:
+            log.warning("the model is loaded by this process, since another failed: %s", error)
+    load_into(store.root, model, keys)
+
+
+def load_into(root: Path, model: ModelRef, keys: Sequence[str] | None) -> None:
+    """The work of it, in whichever process."""
+    store, source = Store(root), model.source
+    assert source is not None
     try:
-        loaded = load_onnx(model.source.path, keep_weights=True)
+        loaded = load_onnx(source.path, keep_weights=True)
         if loaded.token != model.token:
             raise StoreError(
-                f"{model.source.path} is not the model that was planned: it has changed since, "
+                f"{source.path} is not the model that was planned: it has changed since, "
                 "or this host has another file under that path",
                 "load and plan the model again",
             )
@@ -265,7 +273,7 @@ def _from_pieces(
     store: Store, model: ModelRef, keys: Sequence[str], supplies: Sequence[Supply]
 ) -> list[str]:
     """From the host of a worker that has them, or from the scheduler, which keeps the tasks."""
-    worker = _own_worker()
+    worker = own_worker()
     wanted = set(keys)
     tried = []
     for supply in supplies:
@@ -284,33 +292,12 @@ def _from_pieces(
 
 
 def _ask(worker: Any, supply: StoredPiece, segments: tuple[Segment, ...]) -> Sequence[Any] | None:
-    scheduler = worker.scheduler.run_function
-    holder = supply.holder
     parts: Sequence[Any] | None = None
-    # Connecting to a worker that is gone takes Dask's whole timeout to fail: ask whether it is.
-    if holder not in (None, worker.address) and _answer(worker, scheduler, is_alive, holder):
-        parts = _answer(worker, worker.rpc(holder).run, read_segments, segments)
+    if supply.holder is not None and supply.holder != worker.address:
+        parts = ask_worker(worker, supply.holder, read_segments, segments)
     if parts is None:
-        parts = _answer(worker, scheduler, read_task_segments, supply.key, segments)
+        parts = ask_scheduler(worker, read_task_segments, supply.key, segments)
     return parts
-
-
-def _answer(worker: Any, call: Any, function: Any, *arguments: Any) -> Any:
-    """What a function says that runs in another process; None if that is gone or does not know."""
-
-    async def ask() -> Any:
-        return await call(function=pickle.dumps(function), args=pickle.dumps(arguments))
-
-    with contextlib.suppress(OSError, TimeoutError):
-        response = sync(worker.loop, ask, callback_timeout=_ASK_SECONDS)
-        if response["status"] == "OK":
-            return response["result"]
-    return None
-
-
-def is_alive(address: str, dask_scheduler: Any = None) -> bool:
-    """Whether the scheduler still has a worker at this address."""
-    return address in dask_scheduler.workers
 
 
 async def read_segments(segments: tuple[Segment, ...]) -> list[bytes] | None:

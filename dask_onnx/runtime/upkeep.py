@@ -172,6 +172,7 @@ def _remove(store: Store, entry: Entry, others: Sequence[Entry]) -> None:
         (store.blobs / key).unlink(missing_ok=True)
         (store.root / "seals" / key).unlink(missing_ok=True)
     shutil.rmtree(store.root / "prepacked" / entry.token, ignore_errors=True)
+    (store.root / "places" / f"{entry.token}.json").unlink(missing_ok=True)
     (store.root / "leases" / entry.token).unlink(missing_ok=True)
     log.info("%s (%s) was evicted from %s", entry.token, entry.name, store.root)
 

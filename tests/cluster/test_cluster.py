@@ -138,7 +138,7 @@ def test_without_retries_the_failure_comes_home(client, tmp_path):
     (tmp_path / "m.onnx").unlink()
     with pytest.raises(dx.StoreError, match=r"m\.onnx does not exist") as caught:
         y.compute()
-    assert "same path on every worker" in caught.value.next_step
+    assert "at a path that the workers see" in caught.value.next_step
 
 
 def test_input_errors_come_home_as_what_they_are(client):

@@ -16,7 +16,8 @@ from builders import (
 from onnx import TensorProto, helper
 
 import dask_onnx as dx
-from dask_onnx.runtime.session import CACHE, available_cores
+from dask_onnx.runtime.cores import available_cores
+from dask_onnx.runtime.session import CACHE
 
 X = np.random.default_rng(0).standard_normal((11, 8)).astype(np.float32)
 B = X[:, :4].copy()

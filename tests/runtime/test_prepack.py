@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import stat
+
+import dask.config
+import numpy as np
+import pytest
+from builders import dense_model, make_model, node, run_onnx, value, weights
+
+import dask_onnx as dx
+from dask_onnx.runtime import elsewhere, prepack
+from dask_onnx.runtime.session import CACHE
+from dask_onnx.runtime.store import Store
+from dask_onnx.specs import SessionSpec
+
+X = np.random.default_rng(1).standard_normal((4, 512)).astype(np.float32)
+
+
+def wide_model(seed: int = 0):
+    """x (N, 512) -> y (N, 512), through 2 MB of weights that ORT packs."""
+    return make_model(
+        [node("MatMul", "x W", "h"), node("Relu", "h", "r"), node("MatMul", "r V", "y")],
+        [value("x", ["N", 512])],
+        [value("y", ["N", 512])],
+        {"W": weights(512, 512, seed=seed), "V": weights(512, 512, seed=seed + 1)},
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    settings = {
+        "dask_onnx.store.directory": str(tmp_path / "own"),
+        "dask_onnx.session.prepack-min-bytes": 2**20,
+    }
+    with dask.config.set(settings):
+        yield Store()
+        CACHE.clear()
+
+
+def notes(store):
+    return list(store.root.glob("prepacked/*/*/note.json"))
+
+
+@pytest.fixture
+def never_slower(monkeypatch):
+    """Two megabytes load in a millisecond either way: what is measured would be noise."""
+    monkeypatch.setattr(prepack, "_AS_FAST", 100)
+
+
+def test_packed_weights_give_the_same_numbers(store, never_slower):
+    source = wide_model()
+    model = dx.load(source)
+    with dask.config.set({"dask_onnx.session.prepack-min-bytes": None}):
+        plain = model(X)
+    assert notes(store) == []
+    CACHE.clear()
+    np.testing.assert_array_equal(model(X), plain)
+    np.testing.assert_allclose(plain, run_onnx(source, {"x": X})[0], rtol=1e-5, atol=1e-4)
+    (note,) = notes(store)
+    found = json.loads(note.read_text())
+    assert found["use"] and found["packed_share"] > 0.9
+    assert found["plain_seconds"] > 0 and found["saved_seconds"] > 0
+    assert stat.S_IMODE(note.parent.stat().st_mode) == 0o700
+
+
+def test_packing_is_done_once_for_a_host(store, never_slower, monkeypatch):
+    model = dx.load(wide_model())
+    model(X)
+    CACHE.clear()
+    monkeypatch.setattr(prepack, "_make", lambda *_: pytest.fail("packed again"))
+    model(X)
+
+
+def test_threads_share_what_is_packed_and_other_options_do_not(store, never_slower):
+    model = dx.load(wide_model())
+    for spec in (
+        SessionSpec(intra_op_num_threads=1),
+        SessionSpec(intra_op_num_threads=2),
+        SessionSpec(optimization="basic"),
+    ):
+        model.predict(X, plan=model.plan(session=spec))
+    assert len(notes(store)) == 2
+
+
+def test_a_flipped_bit_in_what_was_packed_is_found(store, never_slower):
+    model = dx.load(wide_model())
+    expected = model(X)
+    CACHE.clear()
+    (note,) = notes(store)
+    path = note.parent / prepack.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+    np.testing.assert_array_equal(model(X), expected)
+    assert path.read_bytes() != bytes(data)
+
+
+def test_what_packs_nothing_is_noted_and_left(store):
+    model = make_model(
+        [node("Add", "x B", "y")],
+        [value("x", ["N", 512])],
+        [value("y", ["N", 512])],
+        {"B": weights(600, 512)[:1] + np.zeros((600, 512), np.float32)},
+    )
+    dx.load(model)(np.zeros((600, 512), "f4"))
+    (note,) = notes(store)
+    found = json.loads(note.read_text())
+    assert not found["use"] and "next to nothing" in found["reason"]
+    assert [path.name for path in note.parent.iterdir()] == ["note.json"]
+
+
+def test_a_packer_that_fails_does_not_stop_the_stage(store, monkeypatch):
+    monkeypatch.setattr(elsewhere.sys, "executable", "/bin/false")
+    source = wide_model()
+    np.testing.assert_allclose(
+        dx.load(source)(X), run_onnx(source, {"x": X})[0], rtol=1e-5, atol=1e-4
+    )
+    (note,) = notes(store)
+    assert json.loads(note.read_text())["reason"] == ("packing failed: it ended with exit code 1")
+
+
+def test_small_models_are_not_packed(store):
+    dx.load(dense_model())(np.zeros((1, 8), "f4"))
+    assert notes(store) == []
