@@ -41,9 +41,9 @@ def run_elsewhere(function: Callable[..., Result], *arguments: Any, seconds: flo
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip()[-500:]
         raise RuntimeError(last or f"it ended with exit code {done.returncode}")
-    result, error = pickle.loads(done.stdout)
-    if error is not None:
-        raise error
+    result, raised = pickle.loads(done.stdout)
+    if raised is not None:
+        raise raised
     value: Result = result
     return value
 
