@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.request import (
+    BatchSize,
     Outputs,
     check_arrays,
     resolve_batching,
@@ -33,6 +35,7 @@ from dask_onnx.collections.request import (
 from dask_onnx.delivery import plan_delivery
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.files import FileSource, check_unchanged, is_url
+from dask_onnx.lower import stage_ref
 from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.check import check_operators, check_stages
@@ -41,12 +44,21 @@ from dask_onnx.planning.partition import CutInputs
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
+from dask_onnx.runtime.tune import all_for
 from dask_onnx.specs import Dim, SessionSpec, TensorSpec
 from dask_onnx.weights import graphs_of
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+_RUN_FLOPS = 200e6
+"""Rows are put together until a run computes so much: more has been measured to gain nothing, and
+to leave the caches."""
+_MOST_ROWS = 256
+_BATCHES_KEPT = 64
+"""Shapes of rows whose facts a model remembers."""
 
 
 def load(source: Any) -> Model:
@@ -76,6 +88,7 @@ class Model:
     def __init__(self, onnx_model: OnnxModel) -> None:
         self._onnx = onnx_model
         self._whole_plans: dict[tuple[str, ...], Plan] = {}
+        self._batches: dict[tuple[str, ...], BatchFacts] = {}
 
     @property
     def name(self) -> str:
@@ -171,7 +184,7 @@ class Model:
         x: Any,
         *,
         outputs: Outputs = None,
-        batch_size: int | None = None,
+        batch_size: BatchSize = "auto",
         plan: Plan | None = None,
         retries: int | None = None,
     ) -> Any:
@@ -186,9 +199,11 @@ class Model:
         outputs : None, str or sequence of str
             None: the one output bare, or several as a dict by name. A name: that value bare,
             which may be an intermediate one. A sequence: a dict.
-        batch_size : int, optional
-            Rows for each run of the session, whatever the chunks are. By default all rows of a
-            chunk (for numpy: all rows) are one run.
+        batch_size : int, "auto" or None
+            Rows for each run of the session, whatever the chunks are. "auto" finds the best number
+            while the first tasks run, and keeps it in the host's store (`Plan.explain` says what
+            was found); where rows depend on each other all rows of a chunk stay one run. None
+            makes all rows of a chunk (for numpy: all rows) one run.
         plan : Plan, optional
             How the model is cut; whole by default.
         retries : int, optional
@@ -222,7 +237,7 @@ class Model:
         arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
         check_arrays(arrays, self.inputs, input_axes(self._onnx)[0])
 
-    def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: int | None = None) -> Any:
+    def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: BatchSize = "auto") -> Any:
         """Run here and now, in this thread: for functions that Dask already runs in a task.
 
         Parameters and result as for `predict` with numpy; never goes through a cluster's client.
@@ -243,7 +258,7 @@ class Model:
         self,
         x: Any,
         outputs: Outputs,
-        batch_size: int | None,
+        batch_size: BatchSize,
         plan: Plan | None,
         retries: int | None,
         *,
@@ -258,12 +273,17 @@ class Model:
         feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
         kind = _kind(feeds)
         axes, fixed = input_axes(self._onnx)
-        if kind == "eager" and batch_size is None and fixed is None:
-            # One run of everything: no row is told from another, so nothing need be found out.
-            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), ())
-        else:
+        if kind != "eager" or isinstance(batch_size, int) or fixed is not None:
             shapes = _shapes_of(feeds, self.inputs)
             batch = find_batch(self.facts, wanted.names, shapes, self.schemas)
+        elif batch_size == "auto" and _has_rows(feeds, axes):
+            batch = self._eager_batch(wanted.names, _shapes_of(feeds, self.inputs))
+        else:
+            # One run of everything: no row is told from another, so nothing need be found out.
+            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), ())
+        batching = resolve_batching(batch, wanted.names, batch_size)
+        if batching.is_auto and len(chosen.stages) > 1:
+            batching = Batching(chosen.rows_per_run)
         request = Request(
             model=self._published().ref,
             delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),
@@ -271,7 +291,7 @@ class Model:
             session=chosen.recipe.session,
             wanted=wanted,
             batch=batch,
-            batching=resolve_batching(batch, self.inputs, batch_size),
+            batching=batching,
             retries=effective_retries(retries),
         )
         return request, feeds, kind
@@ -302,6 +322,30 @@ class Model:
     @cached_property
     def _known_values(self) -> frozenset[str]:
         return frozenset([*self.facts.producer, *self.facts.inputs, *self.facts.outputs])
+
+    def _declared_batch(self, outputs: tuple[str, ...]) -> BatchFacts:
+        """What follows from the model alone, whatever the shapes: found out once."""
+        if outputs not in self._batches:
+            self._batches[outputs] = find_batch(self.facts, outputs, None, self.schemas)
+        return self._batches[outputs]
+
+    def _eager_batch(
+        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
+    ) -> BatchFacts:
+        """The same; and where that does not show the way of the rows, at the shapes of a row."""
+        batch = self._declared_batch(outputs)
+        if not batch.opaque:
+            return batch
+        row = {
+            name: tuple(None if i == batch.input_axes[name] else d for i, d in enumerate(shape))
+            for name, shape in shapes.items()
+        }
+        key = (*outputs, repr(row))
+        if key not in self._batches:
+            if len(self._batches) > _BATCHES_KEPT:
+                self._batches.clear()
+            self._batches[key] = find_batch(self.facts, outputs, row, self.schemas)
+        return self._batches[key]
 
     def _whole_plan(self, outputs: tuple[str, ...]) -> Plan:
         if outputs not in self._whole_plans:
@@ -337,9 +381,58 @@ class Plan:
         return self.stage_graph.stages
 
     def explain(self) -> str:
-        """The stages, their predicted cost, what travels between them, as text."""
+        """The stages, their predicted cost, what travels between them, rows of a run, as text."""
         shapes, is_assumed = assumed_shapes(self.model._onnx, self.recipe.shapes)
-        return explain(self.stage_graph, self.recipe.strategy, shapes, is_assumed=is_assumed)
+        text = explain(self.stage_graph, self.recipe.strategy, shapes, is_assumed=is_assumed)
+        return "\n".join([text, "", *self._explain_threads(), *self._explain_rows()])
+
+    @cached_property
+    def rows_per_run(self) -> int:
+        """What `batch_size="auto"` gives each run of a plan of several stages.
+
+        Stages must agree on it wherever they run, so it is not measured but follows from the
+        predicted work of a row.
+        """
+        rows = max(math.prod(self._row_batch.values()), 1)
+        flops = sum(stage.cost.flops for stage in self.stages) / rows
+        return max(1, min(_MOST_ROWS, math.ceil(_RUN_FLOPS / max(flops, 1))))
+
+    @property
+    def _row_batch(self) -> dict[str, int]:
+        """Rows that costs were predicted for, of one input that has rows."""
+        shapes, _ = assumed_shapes(self.model._onnx, self.recipe.shapes)
+        axes, _ = input_axes(self.model._onnx)
+        sizes = {n: s[axis] for n, s in shapes.items() if (axis := axes.get(n)) is not None}
+        return dict(list(sizes.items())[:1])
+
+    def _explain_threads(self) -> list[str]:
+        threads = self.recipe.session.intra_op_num_threads
+        if threads is None:
+            return ["threads of a task: cores of the worker over the Dask threads (throughput)"]
+        return [
+            f"threads of a task: {threads}, as asked"
+            if threads
+            else "threads of a task: every core of the worker (latency)"
+        ]
+
+    def _explain_rows(self) -> list[str]:
+        names = tuple(spec.name for spec in self.stage_graph.outputs)
+        batch = self.model._declared_batch(names)
+        batching = resolve_batching(batch, names, "auto")
+        if batch.fixed_rows is not None:
+            return [f"rows of a run: {batch.fixed_rows}, as the graph was exported"]
+        if not batching.is_auto:
+            names_of = batch.dependent or batch.opaque
+            reason = ", ".join(names_of[:3]) or "an input or output without rows"
+            return [f"rows of a run: all of a chunk, because of {reason}"]
+        if len(self.stages) > 1:
+            return [
+                f"rows of a run: {self.rows_per_run}, by the work that a row is predicted to be"
+            ]
+        token = stage_ref(self.model._onnx.ref, self.stages[0]).token
+        return [line for tuned in all_for(token) for line in tuned.describe()] or [
+            "rows of a run: not measured on this host yet"
+        ]
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
         """Write the stages and edges as an SVG picture to `path`."""
@@ -355,7 +448,7 @@ class Plan:
             self._others[outputs] = Plan(self.model, self.recipe, cut)
         return self._others[outputs]
 
-    def graph(self, feeds: Any, *, batch_size: int | None = None) -> dict[Any, Any]:
+    def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:
         """The Dask graph itself, inputs included, for one request.
 
         Parameters
@@ -400,6 +493,16 @@ _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]
     "array": predict_arrays,
     "delayed": predict_delayed,
 }
+
+
+def _has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
+    """Whether there is more than one row to tell from another."""
+    counts = [
+        shape[axis]
+        for name, value in feeds.items()
+        if (axis := axes[name]) is not None and len(shape := np.shape(value)) > axis
+    ]
+    return max(counts, default=0) > 1
 
 
 def _is_there(source: FileSource) -> bool:

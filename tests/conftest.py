@@ -9,6 +9,7 @@ import dask.config
 import pytest
 from hypothesis import settings
 
+from dask_onnx.runtime import tune
 from dask_onnx.runtime.session import CACHE
 
 # How long an example takes says more of the machine than of the code.
@@ -32,6 +33,7 @@ def store_directory(tmp_path_factory):
 def no_sessions_left():
     yield
     CACHE.clear()
+    tune.forget()
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,7 @@ LAYERS = {
     "runtime.session": 2.5,
     "runtime.memory": 2.6,
     "runtime.prepack": 2.6,
+    "runtime.tune": 2.7,
     "runtime.kernel": 3,
     "planning.stages": 3,
     "planning.check": 4,

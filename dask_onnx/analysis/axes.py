@@ -39,6 +39,11 @@ _ALONG_AXIS = {
 """Operators that keep an axis yet mix along it, with the default of their ``axis`` attribute."""
 _RECURRENT = frozenset(["RNN", "GRU", "LSTM", "DynamicQuantizeLSTM"])
 
+_BROADCASTING = frozenset(
+    """Add Sub Mul Div Pow Mod Max Min Sum Mean And Or Xor Equal Less LessOrEqual Greater
+    GreaterOrEqual BitwiseAnd BitwiseOr BitwiseXor BitShift Where PRelu""".split()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
@@ -56,6 +61,8 @@ class BatchFacts:
     """Names of the nodes whose result for one row depends on the other rows."""
     random: tuple[str, ...]
     """Names of the nodes that draw random numbers."""
+    opaque: tuple[str, ...] = ()
+    """Names of the nodes behind which inference does not say where the rows are."""
 
 
 def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
@@ -129,6 +136,7 @@ def find_batch(
         sizes={name: tracker.row_sizes(name) for name in outputs},
         dependent=tuple(dict.fromkeys([*_by_kind(facts), *_mixing(facts, tracker)])),
         random=random,
+        opaque=tuple(_opaque(facts, tracker)),
     )
 
 
@@ -266,8 +274,42 @@ def _mixing(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
         growing = [(name, rows.growing(name)) for name in node.reads]
         if not any(axes for _, axes in growing):
             continue
-        if _mixes_along(facts, node, rows) or _loses_rows(node, rows):
+        if (
+            _mixes_along(facts, node, rows)
+            or _loses_rows(node, rows)
+            or _meets_other_rows(node, rows)
+        ):
             yield node.name
+
+
+def _opaque(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
+    """Nodes that get rows, and of whose outputs it cannot be told whether they still have them."""
+    carriers = {name for name in facts.inputs if rows.growing(name)}
+    for node in facts.nodes:
+        if node.op_type in _SHAPE_READERS or carriers.isdisjoint(node.reads):
+            continue
+        for name in node.outputs:
+            if rows.growing(name):
+                carriers.add(name)
+            elif not rows.is_known(name):
+                yield node.name
+                break
+
+
+def _meets_other_rows(node: NodeFacts, rows: _Rows) -> bool:
+    """Rows are combined, one by one, with something that has a size of its own on that axis."""
+    if node.op_type not in _BROADCASTING:
+        return False
+    aligned = {
+        axis - len(rows.dims(name) or []) for name in node.inputs for axis in rows.growing(name)
+    }
+    for name in node.inputs:
+        dims = rows.dims(name) or []
+        for axis in aligned:
+            few, many = dims[axis] if len(dims) >= -axis else (1, 1)
+            if isinstance(few, int) and few == many and few != 1:
+                return True
+    return False
 
 
 def _loses_rows(node: NodeFacts, rows: _Rows) -> bool:

@@ -50,10 +50,8 @@ _BLOCKS_PER_THREAD = 4
 """A data set is cut into at least so many blocks a thread, so that all end at about one time."""
 _SHARE_OF_MEMORY = 16
 """A block's input and output take at most one in so many of a thread's share of memory."""
-_RUN_FLOPS = 200e6
-"""Without --batch-size, rows are put together until a run computes so much: more has been measured
-to gain nothing, and to leave the caches."""
-_MAX_RUN_ROWS = 256
+_DEPENDENT_ROWS = 256
+"""Rows of a run where they depend on each other and --batch-size is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,9 @@ class Probed:
 @click.argument("model_path", metavar="MODEL")
 @click.argument("input_path", metavar="INPUT")
 @click.argument("output_path", metavar="OUTPUT")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Rows for each run of the session.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Rows of a session's run; found out if left."
+)
 @strategy_option
 @n_stages_option
 @click.option("--outputs", help="Names, separated by commas; all by default.")
@@ -189,7 +189,8 @@ def run(job: Job, client: Client, console: Console, batch_size: int | None) -> d
     _check_workers(job, client)
     probed = _probe(job, client)
     job.sink.check_outputs(probed.outputs)
-    batch_size = batch_size or _default_batch_size(job, probed, console)
+    if batch_size is None:
+        batch_size = _rows_of_dependent(job, console)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     block_rows = _block_rows(job, probed, workers, batch_size)
     began = time.perf_counter()
@@ -214,7 +215,7 @@ def run(job: Job, client: Client, console: Console, batch_size: int | None) -> d
         "workers": len(workers),
         "blocks": len(futures),
         "block_rows": block_rows,
-        "batch_size": batch_size,
+        "batch_size": batch_size or "auto",
         "output": job.sink.target,
     }
 
@@ -300,27 +301,17 @@ def _probe_rows(job: Job, rows: int) -> Probed:
     )
 
 
-def _default_batch_size(job: Job, probed: Probed, console: Console) -> int | None:
-    """Enough rows for a run to be worth its call, and said aloud."""
-    inputs = job.model.inputs
-    shapes = {}
-    for spec in inputs:
-        found = probed.inputs.get(spec.name, probed.inputs.get(""))
-        if found is not None and spec.rank == len(found.row_shape) + 1:
-            shapes[spec.name] = (1, *found.row_shape)
-    analysis = job.model.analyse(shapes or None)
-    batch = analysis.batch
-    if batch.fixed_rows is not None:
-        return batch.fixed_rows
-    rows = max(1, min(_MAX_RUN_ROWS, math.ceil(_RUN_FLOPS / max(analysis.flops, 1))))
-    if batch.dependent:
-        rows = _MAX_RUN_ROWS
-        console.print(
-            f"warning: {', '.join(batch.dependent[:3])} of this model see all rows of a run, so "
-            f"results depend on --batch-size, which is {rows} as none was given",
-            style="yellow",
-        )
-    return rows
+def _rows_of_dependent(job: Job, console: Console) -> int | None:
+    """Where results depend on what a run holds, that must not depend on the cluster: said aloud."""
+    batch = job.model.analysis.batch
+    if not batch.dependent or batch.fixed_rows is not None:
+        return None
+    console.print(
+        f"warning: {', '.join(batch.dependent[:3])} of this model see all rows of a run, so "
+        f"results depend on --batch-size, which is {_DEPENDENT_ROWS} as none was given",
+        style="yellow",
+    )
+    return _DEPENDENT_ROWS
 
 
 def _block_rows(
@@ -351,7 +342,7 @@ def _build(job: Job, probed: Probed, block_rows: int, batch_size: int | None) ->
     results = job.model.predict(
         _bare(arrays),
         outputs=list(job.outputs),
-        batch_size=batch_size,
+        batch_size=batch_size or "auto",
         plan=job.plan,
         retries=job.retries,
     )

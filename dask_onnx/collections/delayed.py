@@ -28,7 +28,8 @@ def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Del
     sources = {name: as_delayed(name, value) for name, value in feeds.items()}
     references = {name: [TaskRef(source.key)] for name, source in sources.items()}
     token = digest({name: tokenize(source.key) for name, source in sources.items()})
-    axes = request.batch.input_axes if per_run else dict.fromkeys(feeds)
+    cuts_rows = per_run or request.batching.is_auto
+    axes = request.batch.input_axes if cuts_rows else dict.fromkeys(feeds)
     inputs = Feeds(references, axes, token, 1)
     lowered = lower(
         request.model, request.stages, inputs, request.options, supplies=request.supplies

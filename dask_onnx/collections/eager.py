@@ -16,10 +16,15 @@ from dask.base import get_scheduler, tokenize
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
-from dask_onnx.lower import Feeds, lower
-from dask_onnx.runtime.cores import available_cores
+from dask_onnx.lower import Feeds, lower, stage_ref
+from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
+from dask_onnx.runtime.tune import look_up, row_shapes
 
+_TASK_SECONDS = 0.05
+"""What a task should compute at least."""
+_ROWS_TO_SPREAD = 64
+"""While nothing is known of a model, so many rows are worth a task on each core."""
 _TASKS_PER_CORE = 8
 """Rows are cut into up to so many tasks a core: enough to balance, few enough to be cheap."""
 
@@ -40,8 +45,9 @@ def predict_eager(
 ) -> dict[str, Any]:
     """Run now; arrays by output name.
 
-    Without a `batch_size` all rows are one task and one run, as ORT would do it; with one, the rows
-    are spread over tasks that each run `batch_size` rows at a time. `here` keeps it in this thread.
+    With a `batch_size` the rows are spread over tasks that each run so many rows at a time; with
+    "auto" too, if there is enough to do; with None all rows are one task and one run, as ORT would
+    do it. `here` keeps it in this thread.
     """
     specs = {spec.name: spec for spec in request.stages.inputs}
     arrays = {
@@ -50,9 +56,10 @@ def predict_eager(
     }
     get, client = (dask.local.get_sync, None) if here else _scheduler(request.retries)
     is_local = client is None
-    pieces = _cut(request, arrays)
+    pieces = _cut(request, arrays, here=here or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
-    axes = request.batch.input_axes if request.batching.rows_per_run else dict.fromkeys(arrays)
+    cuts_rows = request.batching.rows_per_run or request.batching.is_auto
+    axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
     # Keys matter only where others may ask for the same: hashing costs more than a small model.
     token = "here" if is_local else str(tokenize(arrays))
     session = request.session
@@ -81,23 +88,26 @@ def predict_eager(
     }
 
 
-def _cut(request: Request, arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str, list[Any]]:
     """For each input the pieces that the tasks get; one that has no rows is given to all."""
     axes = request.batch.input_axes
     per_run = request.batching.rows_per_run
-    if per_run is None:
+    if per_run is None and not request.batching.is_auto:
         check_arrays(arrays, request.stages.inputs, dict.fromkeys(arrays))
         return {name: [array] for name, array in arrays.items()}
     check_arrays(arrays, request.stages.inputs, axes)
     rows = max((arrays[n].shape[axis] for n in arrays if (axis := axes[n]) is not None), default=0)
-    runs = -(-rows // per_run)
-    step = per_run * max(1, -(-runs // (_TASKS_PER_CORE * available_cores())))
-    check_joins(
-        request.batch,
-        request.wanted.names,
-        chunks=max(1, -(-rows // step)),
-        rows_per_run=None if runs <= 1 else per_run,
-    )
+    if per_run is None:
+        step = max(1, rows if here else _rows_of_task(request, arrays, rows))
+    else:
+        runs = -(-rows // per_run)
+        step = per_run * max(1, -(-runs // (_TASKS_PER_CORE * available_cores())))
+        check_joins(
+            request.batch,
+            request.wanted.names,
+            chunks=max(1, -(-rows // step)),
+            rows_per_run=None if runs <= 1 else per_run,
+        )
     starts = range(0, max(rows, 1), step)
     return {
         name: [array]
@@ -105,6 +115,23 @@ def _cut(request: Request, arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
         else [array[(slice(None),) * axis + (slice(s, s + step),)] for s in starts]
         for name, array in arrays.items()
     }
+
+
+def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int:
+    """Rows of each task where every task finds its own best runs.
+
+    Enough tasks for all cores, but none that is over before it was worth starting.
+    """
+    (stage,) = request.stages.stages
+    axes = [request.batch.input_axes[spec.name] for spec in stage.inputs]
+    shapes = row_shapes([arrays[spec.name] for spec in stage.inputs], axes)
+    token = stage_ref(request.model, stage).token
+    tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
+    if tuned is None:
+        return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * available_cores()))
+    tasks = min(int(rows / tuned.rate / _TASK_SECONDS), _TASKS_PER_CORE * available_cores())
+    step = -(-rows // max(1, tasks))
+    return min(rows, -(-step // tuned.rows) * tuned.rows)
 
 
 def _join(pieces: list[Any], axis: int | None) -> Any:

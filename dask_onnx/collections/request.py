@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dask_onnx.analysis.axes import BatchFacts
 from dask_onnx.analysis.shapes import bind_symbols
@@ -15,6 +15,7 @@ from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import TensorSpec, dtype_name
 
 Outputs = str | Sequence[str] | None
+BatchSize = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,22 +197,34 @@ def _check_dtype(dtype: Any, spec: TensorSpec) -> None:
     )
 
 
-def resolve_batching(
-    batch: BatchFacts, inputs: Sequence[TensorSpec], batch_size: int | None
-) -> Batching:
+def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: BatchSize) -> Batching:
     """Rows for each run of the session.
+
+    Parameters
+    ----------
+    batch_size : int, "auto" or None
+        "auto" leaves it to the task, unless the result of a row may depend on the rows beside it,
+        or an output has no rows: then, and for None, all rows of a task are one run.
 
     Raises
     ------
     InputError
         `batch_size` is not a positive integer, or the graph fixes another number of rows.
     """
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}", "give a number of rows, 1 or more")
+    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size not in (None, "auto") and not (is_number and int(batch_size or 0) >= 1):
+        raise InputError(
+            f"batch_size is {batch_size!r}", "give a number of rows, 1 or more, 'auto' or None"
+        )
     fixed = batch.fixed_rows
     if fixed is None:
-        return Batching(batch_size)
-    if batch_size not in (None, fixed):
+        if batch_size != "auto":
+            return Batching(batch_size)
+        has_rows = any(axis is not None for axis in batch.input_axes.values())
+        rows_are_free = has_rows and not batch.dependent and not batch.opaque
+        have_rows = all(batch.output_axes[name] is not None for name in outputs)
+        return Batching(is_auto=rows_are_free and have_rows)
+    if batch_size not in (None, "auto", fixed):
         raise InputError(
             f"batch_size is {batch_size}; the graph takes exactly {fixed} row a run",
             "leave batch_size out, or export the model with an open batch dimension",

@@ -21,10 +21,21 @@ from dask_onnx.onnx_model import ModelRef, StageExtractor
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory import check_memory
 from dask_onnx.runtime.prepack import MODEL, prepacked
-from dask_onnx.runtime.runs import Batching, Runs, cut_rows, join, join_runs, keep_apart
+from dask_onnx.runtime.runs import (
+    Batching,
+    Cut,
+    Runs,
+    cut_rows,
+    join,
+    join_runs,
+    keep_apart,
+    row_count,
+    take_rows,
+)
 from dask_onnx.runtime.session import CACHE, Session, build_session, run_session
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import Supply, fetch_blobs, fetch_proto
+from dask_onnx.runtime.tune import row_shapes, sizes_for
 from dask_onnx.runtime.upkeep import keep_below_limit
 from dask_onnx.specs import SessionSpec, TensorSpec, dtype_name
 from dask_onnx.weights import blob_of, graphs_of, is_external
@@ -137,13 +148,33 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
     session = stage_session(stage, call.session, supplies)
-    cut = cut_rows(values, call.row_axes, call.batching)
-    results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
+    rows = row_count(values, call.row_axes) if call.batching.is_auto else None
+    if rows is not None and rows > 1:
+        cut = Cut([], rows, is_filled=False)
+        results = _run_tuned(session, values, call, rows)
+    else:
+        cut = cut_rows(values, call.row_axes, call.batching)
+        results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
     outputs = tuple(
         keep_apart(pieces, cut) if axis == "apart" else join(pieces, axis, cut)
         for pieces, axis in zip(zip(*results, strict=True), call.join_axes, strict=True)
     )
     return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _run_tuned(
+    session: Session, values: Sequence[Any], call: StageCall, rows: int
+) -> list[list[Any]]:
+    """Run in batches of the best size, or of several while that is not known yet."""
+    threads = task_threads(call.session.intra_op_num_threads)
+    shapes = row_shapes(values, call.row_axes)
+    results: list[list[Any]] = []
+    start = 0
+    for size in sizes_for(call.stage.token, threads, shapes, rows):
+        feeds = take_rows(values, call.row_axes, start, size)
+        results.append(run_session(session, feeds, call.stage.label))
+        start += size
+    return results
 
 
 def take_output(result: Any, position: int | None, axis: int | None) -> Any:

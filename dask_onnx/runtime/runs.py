@@ -23,6 +23,8 @@ class Batching:
     """None runs all rows of the task at once."""
     is_fixed: bool = False
     """The graph takes exactly `rows_per_run` rows: the last run is filled up, then trimmed."""
+    is_auto: bool = False
+    """The task finds out how many rows a run is best given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,29 @@ def _piece(value: Any, axis: int | None, number: int, start: int, step: int, fil
 def _zeros(like: Array, axis: int, rows: int) -> Array:
     shape = [rows if i == axis else size for i, size in enumerate(like.shape)]
     return np.full(shape, "", dtype=object) if like.dtype == object else np.zeros(shape, like.dtype)
+
+
+def row_count(values: Sequence[Any], axes: Sequence[int | None]) -> int | None:
+    """Rows of arrays that are cut here; None if others were cut before, or nothing is cut.
+
+    Raises
+    ------
+    InputError
+        The arrays differ in their number of rows.
+    """
+    if any(isinstance(value, Runs) for value in values):
+        return None
+    return cut_rows(values, axes, Batching()).rows
+
+
+def take_rows(
+    values: Sequence[Any], axes: Sequence[int | None], start: int, rows: int
+) -> list[Any]:
+    """The same values with rows `start` to `start + rows` only, as views."""
+    return [
+        value if axis is None else value[(slice(None),) * axis + (slice(start, start + rows),)]
+        for value, axis in zip(values, axes, strict=True)
+    ]
 
 
 def keep_apart(pieces: Sequence[Any], cut: Cut) -> Any:

@@ -141,3 +141,34 @@ def test_a_size_that_depends_on_data_is_not_a_number():
     batch = batch_of(model)
     assert np.isnan(batch.sizes["y"][0])
     assert batch.sizes["y"][1] == 2
+
+
+def test_rows_that_meet_a_table_of_rows_depend_on_their_place():
+    model = make_model(
+        [node("Add", "x B", "y", "place")],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4])],
+        {"B": weights(600, 4)},
+    )
+    assert batch_of(model).dependent == ("place",)
+
+
+def test_a_bias_leaves_rows_alone():
+    model = make_model(
+        [node("Add", "x b", "h"), node("Mul", "h c", "y")],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4])],
+        {"b": weights(4), "c": weights(1, 4)},
+    )
+    batch = batch_of(model)
+    assert batch.dependent == () and batch.opaque == ()
+
+
+def test_a_node_behind_which_rows_are_lost_sight_of_is_named():
+    model = make_model(
+        [node("Mystery", "x", "h", "riddle", domain="made.up"), node("Relu", "h", "y")],
+        [value("x", ["N", 4])],
+        [value("y", None)],
+        domains={"made.up": 1},
+    )
+    assert batch_of(model).opaque == ("riddle",)

@@ -106,9 +106,16 @@ def run_onnx(path, feeds, threads=0):
 
 def test_whole_is_onnxruntime_to_the_bit(case, model, feeds, asset):
     expected = run_onnx(asset(case.file), feeds)
-    found = model.predict(feeds, outputs=list(expected))
+    found = model.predict(feeds, outputs=list(expected), batch_size=None)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_runs_of_the_best_size_stay_within_the_tolerance(case, model, feeds, asset):
+    expected = run_onnx(asset(case.file), feeds)
+    found = model.predict(feeds, outputs=list(expected))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=case.atol)
 
 
 @pytest.mark.parametrize("plan", ["fused 2", "fused 5", "per_node"])

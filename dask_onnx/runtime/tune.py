@@ -1,0 +1,223 @@
+"""How many rows to put into one run of a session: found out while the work is done.
+
+The rows of the first tasks run in growing batches, and each is timed. Nothing is run twice: the
+results are the task's. What is found stands in the host's store, by stage, shape of a row, threads
+and CPU, and holds for all processes of the host from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_onnx.errors import StoreError
+from dask_onnx.runtime.asking import own_worker
+from dask_onnx.runtime.cores import cpu_identity
+from dask_onnx.runtime.memory import resident_bytes
+from dask_onnx.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+MOST_ROWS = 1024
+_TIMES = 3
+"""So often each size runs; the fastest counts, since neighbours only ever slow one down."""
+_ENOUGH_SECONDS = 1.0
+"""A size that took so long in all is known well enough after one run."""
+_WORSE = 0.9
+"""A rate of so much of the best, twice in a row, and larger sizes are not tried."""
+_AS_GOOD = 0.97
+"""Among rates within so much of the best the smallest size is taken: it needs the least memory."""
+_SHARE_OF_MEMORY = 0.2
+"""A run may take so much of the worker's memory limit above what the process had before."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """Seconds that runs of each size took."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    ceiling: int = MOST_ROWS
+    """Rows a run may have: more would take too much memory."""
+
+    def next_size(self, rows: int) -> int | None:
+        """The size to try next on at most `rows` rows; None if none is left to try on them."""
+        size = 1
+        while size <= min(rows, self.ceiling):
+            taken = self.seconds.get(size, [])
+            if len(taken) < _TIMES and sum(taken) < _ENOUGH_SECONDS:
+                return size
+            size *= 2
+            if self._declines(size):
+                return None
+        return None
+
+    def is_settled(self) -> bool:
+        """Whether no number of rows would be tried any more."""
+        return self.next_size(self.ceiling) is None
+
+    def _declines(self, size: int) -> bool:
+        rates = self.rates()
+        best = max((rate for other, rate in rates.items() if other < size), default=0.0)
+        last = [rates.get(size // 2, best), rates.get(size // 4, best)]
+        return size >= 4 and all(rate < _WORSE * best for rate in last)
+
+    def rates(self) -> dict[int, float]:
+        """Rows a second of each size."""
+        return {size: size / max(min(taken), 1e-9) for size, taken in self.seconds.items() if taken}
+
+    def best(self) -> int:
+        rates = self.rates()
+        enough = _AS_GOOD * max(rates.values(), default=0.0)
+        return min((size for size, rate in rates.items() if rate >= enough), default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What was found for one stage, on one CPU."""
+
+    rows: int
+    """To put into one run."""
+    rates: dict[int, float]
+    """Rows a second that were measured, by rows of a run."""
+    threads: int
+    row_shapes: tuple[tuple[int, ...], ...]
+    """Of the inputs that carry rows, for one row."""
+
+    def describe(self) -> list[str]:
+        """What was chosen, and why, as lines of text."""
+        shapes = " and ".join("x".join(map(str, shape)) or "scalar" for shape in self.row_shapes)
+        rates = ", ".join(f"{size}: {rate:,.4g}" for size, rate in self.rates.items())
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return [
+            f"rows of a run: {self.rows} of {shapes} with {threads}, measured on this host "
+            f"(the smallest within {1 - _AS_GOOD:.0%} of the best)",
+            f"    rows/s by rows of a run: {rates}",
+        ]
+
+    @property
+    def rate(self) -> float:
+        """Rows a second at the best size."""
+        return self.rates.get(self.rows, 0.0)
+
+
+def name_of(stage_token: str, threads: int, row_shapes: Sequence[tuple[int, ...]]) -> str:
+    """What the note in the store is called; begins with the stage."""
+    version = importlib.metadata.version("onnxruntime")
+    parts = (threads, tuple(row_shapes), version, cpu_identity())
+    return f"rows-{stage_token}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def row_shapes(values: Sequence[Any], axes: Sequence[int | None]) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(size for i, size in enumerate(value.shape) if i != axis)
+        for value, axis in zip(values, axes, strict=True)
+        if axis is not None
+    )
+
+
+_trials: dict[str, Trial] = {}
+_tuned: dict[str, Tuned] = {}
+_lock = threading.Lock()
+
+
+def look_up(stage_token: str, threads: int, shapes: tuple[tuple[int, ...], ...]) -> Tuned | None:
+    """What was found before, by whichever process of this host."""
+    name = name_of(stage_token, threads, shapes)
+    found = _tuned.get(name)
+    if found is None:
+        noted = Store().measured(name)
+        if noted is not None:
+            found = _tuned[name] = _from_note(noted)
+    return found
+
+
+def all_for(stage_token: str) -> Iterator[Tuned]:
+    """Everything that is noted of a stage on this host."""
+    store = Store()
+    for path in sorted((store.root / "measured").glob(f"rows-{stage_token}-*.json")):
+        noted = store.measured(path.stem)
+        if noted is not None and noted["cpu"] == cpu_identity():
+            yield _from_note(noted)
+
+
+def _from_note(noted: dict[str, Any]) -> Tuned:
+    return Tuned(
+        noted["rows"],
+        {int(size): rate for size, rate in noted["rates"].items()},
+        noted["threads"],
+        tuple(map(tuple, noted["row_shapes"])),
+    )
+
+
+def sizes_for(
+    stage_token: str, threads: int, shapes: tuple[tuple[int, ...], ...], rows: int
+) -> Iterator[int]:
+    """Sizes of the runs for `rows` rows; what the caller does between two steps is timed.
+
+    A run with fewer rows than its size, the last one, does not count.
+    """
+    known = look_up(stage_token, threads, shapes)
+    if known is not None:
+        yield from _cut_evenly(rows, known.rows)
+        return
+    name = name_of(stage_token, threads, shapes)
+    with _lock:
+        trial = _trials.setdefault(name, Trial())
+    before, most = resident_bytes(), _memory_for_a_run()
+    left = rows
+    while left:
+        size = trial.next_size(left)
+        if size is None:
+            break
+        began = time.perf_counter()
+        yield size
+        trial.seconds.setdefault(size, []).append(time.perf_counter() - began)
+        left -= size
+        if most is not None and 2 * (resident_bytes() - before) > most:
+            trial.ceiling = min(trial.ceiling, size)
+    if trial.is_settled():
+        _note(name, trial, threads, shapes)
+    if left:
+        yield from _cut_evenly(left, trial.best())
+
+
+def _cut_evenly(rows: int, size: int) -> Iterator[int]:
+    for start in range(0, rows, size):
+        yield min(size, rows - start)
+
+
+def _memory_for_a_run() -> float | None:
+    manager = getattr(own_worker(), "memory_manager", None)
+    limit = getattr(manager, "memory_limit", None)
+    return limit * _SHARE_OF_MEMORY if limit else None
+
+
+def _note(name: str, trial: Trial, threads: int, shapes: tuple[tuple[int, ...], ...]) -> None:
+    rates = {size: round(rate, 3) for size, rate in sorted(trial.rates().items())}
+    _tuned[name] = Tuned(trial.best(), rates, threads, shapes)
+    _trials.pop(name, None)
+    log.info("%s: %d rows a run; rows/s by rows: %s", name, trial.best(), rates)
+    note = {
+        "rows": trial.best(),
+        "rates": rates,
+        "threads": threads,
+        "row_shapes": shapes,
+        "cpu": cpu_identity(),
+    }
+    try:
+        Store().note_measured(name, note)
+    except StoreError as error:
+        log.warning("what was measured cannot be kept: %s", error.cause)
+
+
+def forget() -> None:
+    """Drop what this process knows; for tests. The store's notes stay."""
+    with _lock:
+        _trials.clear()
+        _tuned.clear()
