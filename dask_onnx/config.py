@@ -31,6 +31,13 @@ DEFAULTS: dict[str, Any] = {
         # workers that run nothing else.
         "shared-pool": False,
     },
+    "transfer": {
+        # Pack what stages send to each other where that is predicted to be faster than sending it
+        # as it is; never between processes of one host.
+        "pack": True,
+        # Bytes a second of the links between hosts, such as "12MB"; null measures them.
+        "bandwidth": None,
+    },
     "plan": {
         # What a stage of a `fused` plan should compute at least, in seconds: a hop between
         # processes costs some 6 ms, of which a stage should be a multiple.

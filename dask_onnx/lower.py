@@ -12,6 +12,7 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.onnx_model import ModelRef
 from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec
@@ -71,6 +72,9 @@ class Options:
     output_axes: Mapping[str, int | None]
     """Output to its batch axis."""
     retries: int
+    lossy: Lossy | None = None
+    """What may be lost of values between stages, on slow links."""
+    always_lossy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,8 @@ class _Lowering:
             call.batching,
             call.row_axes,
             call.join_axes,
+            call.lossy,
+            call.always_lossy,
             self.feeds.token,
         )
 
@@ -231,6 +237,8 @@ class _Lowering:
             ),
             batching=self.options.batching,
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
+            lossy=self.options.lossy,
+            always_lossy=self.options.always_lossy,
             retries=self.options.retries,
             supplies=supplies,
         )

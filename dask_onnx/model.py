@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -33,6 +33,7 @@ from dask_onnx.collections.request import (
     resolve_outputs,
 )
 from dask_onnx.delivery import plan_delivery
+from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.lower import stage_ref
@@ -44,6 +45,7 @@ from dask_onnx.planning.partition import CutInputs
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
@@ -52,6 +54,7 @@ from dask_onnx.specs import Dim, SessionSpec, TensorSpec
 from dask_onnx.weights import graphs_of
 
 Shapes = Mapping[str, tuple[int, ...]]
+Aim = Literal["throughput", "latency"]
 
 _RUN_FLOPS = 200e6
 """Rows are put together until a run computes so much: more has been measured to gain nothing, and
@@ -150,6 +153,7 @@ class Model:
         min_seconds: float | None = None,
         outputs: Outputs = None,
         shapes: Shapes | None = None,
+        aim: Aim | None = None,
         session: SessionSpec | None = None,
     ) -> Plan:
         """Cut the model into stages.
@@ -167,15 +171,24 @@ class Model:
             Graph outputs or intermediate values; the graph's outputs by default.
         shapes : mapping of input name to shape, optional
             What the cost is predicted for; one row by default.
+        aim : {"throughput", "latency"}, optional
+            Many tasks at a time, each with its share of the cores; or one, with all of them. By
+            default throughput on a cluster, and for numpy in this process latency where one task
+            is all there is.
         session : SessionSpec, optional
-            How ORT runs the stages.
+            How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
 
         Raises
         ------
         PlanError
             No such strategy, options that it does not take, or a cut that cannot be made.
         """
-        recipe = Recipe(strategy, n_stages, min_seconds, shapes, session or SessionSpec())
+        spec = session or SessionSpec()
+        if aim not in (None, "throughput", "latency"):
+            raise PlanError(f"there is no aim {aim!r}", "choose 'throughput' or 'latency'")
+        if aim == "latency" and spec.intra_op_num_threads is None:
+            spec = replace(spec, intra_op_num_threads=0)
+        recipe = Recipe(strategy, n_stages, min_seconds, shapes, spec)
         names = resolve_outputs(outputs, self.facts.outputs, self._known_values).names
         return Plan(self, recipe, self._cut(recipe, names))
 
@@ -292,6 +305,7 @@ class Model:
             wanted=wanted,
             batch=batch,
             batching=batching,
+            lossy=None if chosen.drift is None else chosen.drift.way,
             retries=effective_retries(retries),
         )
         return request, feeds, kind
@@ -373,6 +387,8 @@ class Plan:
     model: Model
     recipe: Recipe
     stage_graph: StageGraph
+    drift: Drift | None = None
+    """What `with_loss` measured; None if nothing may be lost."""
     _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
 
     @property
@@ -384,7 +400,10 @@ class Plan:
         """The stages, their predicted cost, what travels between them, rows of a run, as text."""
         shapes, is_assumed = assumed_shapes(self.model._onnx, self.recipe.shapes)
         text = explain(self.stage_graph, self.recipe.strategy, shapes, is_assumed=is_assumed)
-        return "\n".join([text, "", *self._explain_threads(), *self._explain_rows()])
+        lines = [text, "", *self._explain_threads(), *self._explain_rows()]
+        if self.drift is not None:
+            lines.append(f"on slow links: {self.drift.describe()}")
+        return "\n".join(lines)
 
     @cached_property
     def rows_per_run(self) -> int:
@@ -417,7 +436,8 @@ class Plan:
 
     def _explain_rows(self) -> list[str]:
         names = tuple(spec.name for spec in self.stage_graph.outputs)
-        batch = self.model._declared_batch(names)
+        shapes, _ = assumed_shapes(self.model._onnx, self.recipe.shapes)
+        batch = self.model._eager_batch(names, shapes)
         batching = resolve_batching(batch, names, "auto")
         if batch.fixed_rows is not None:
             return [f"rows of a run: {batch.fixed_rows}, as the graph was exported"]
@@ -439,13 +459,50 @@ class Plan:
         with open(path, "w", encoding="utf-8") as file:
             file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
 
+    def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
+        """The same plan, allowed to lose precision of what its stages send over slow links.
+
+        What that does to the outputs is measured now and here, as if every value between stages
+        were packed, and kept as `drift`.
+
+        Parameters
+        ----------
+        way : {"float16", "int8"}
+            Half precision; or 8 bits with a scale for each channel (axis 1).
+        sample : ndarray, or a dict of them by input name
+            A few rows that are like those to come.
+        budget : float
+            The largest difference that is allowed, relative to each output's largest value.
+
+        Raises
+        ------
+        PlanError
+            The outputs move further; the plan has one stage; there is no such way.
+        """
+        if way not in ("float16", "int8"):
+            raise PlanError(f"there is no way {way!r} to pack with loss", "float16 or int8")
+        if len(self.stages) == 1:
+            raise PlanError("nothing travels in a plan of one stage", "cut it: n_stages=2 or more")
+        names = [spec.name for spec in self.stage_graph.outputs]
+        request, feeds, kind = self.model._request(sample, names, None, self, None, here=True)
+        if kind != "eager":
+            raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
+        exact = predict_eager(replace(request, lossy=None), feeds, here=True)
+        packed = predict_eager(replace(request, lossy=way, always_lossy=True), feeds, here=True)
+        drift = measure_drift(way, budget, exact, packed)
+        if max(drift.relative.values(), default=0.0) > budget:
+            raise PlanError(
+                drift.describe(), "allow more, choose float16, or cut where values are smaller"
+            )
+        return replace(self, drift=drift, _others={})
+
     def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
         """The same recipe for other outputs; itself if they are the same."""
         if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
             return self
         if outputs not in self._others:
             cut = self.model._cut(self.recipe, outputs)
-            self._others[outputs] = Plan(self.model, self.recipe, cut)
+            self._others[outputs] = Plan(self.model, self.recipe, cut, self.drift)
         return self._others[outputs]
 
     def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:

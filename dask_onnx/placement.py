@@ -1,4 +1,4 @@
-"""How Dask is told what our tasks may ask for: today, how often they are repeated.
+"""How Dask is told what our tasks may ask for, and that links between hosts should compress.
 
 Annotations do that for graphs that are ours alone. dask.array drops annotations when it optimises,
 and fuses our tasks into others; so the scheduler is taught to read the wish off the task itself.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 from dask.task_spec import GraphNode, Task
-from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from dask_onnx import config
 
@@ -55,8 +56,36 @@ def wished_retries(spec: Any) -> Iterator[int]:
             yield from wished_retries(argument)
 
 
+COMPRESSION = "distributed.comm.compression"
+"""Dask's setting: off by default, agreed upon by both ends of a connection, never used within a
+host."""
+
+
+def wants_compression() -> bool:
+    """Whether nobody has said how Dask should compress: no file, no variable, no code here."""
+    missing = object()
+    if dask.config.get(COMPRESSION, missing, config=dask.config.collect()) is not missing:
+        return False
+    return not dask.config.get(COMPRESSION, False)
+
+
+class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Switches lz4 on in a worker, for the connections that it makes from then on."""
+
+    name = "dask_onnx-compression"
+    idempotent = True
+
+    def setup(self, worker: Any) -> None:
+        if wants_compression():
+            dask.config.set({COMPRESSION: "lz4"})
+
+
 def configure(client: Client) -> None:
-    """Set a cluster up for dask_onnx: retries reach the tasks of lazy collections too.
+    """Set a cluster up for dask_onnx.
+
+    Retries reach the tasks of lazy collections too; and what workers send to other hosts is
+    compressed with lz4 (``distributed.comm.compression``), on connections made from then on, unless
+    that setting has been given where they run.
 
     Call it once for a cluster that you did not start through dask_onnx; calling it again does
     nothing. The scheduler must be able to import dask_onnx.
@@ -67,3 +96,4 @@ def configure(client: Client) -> None:
         Connected to the cluster.
     """
     client.register_plugin(RetriesPlugin(), name=PLUGIN_NAME)
+    client.register_plugin(CompressionPlugin(), name=CompressionPlugin.name)

@@ -10,10 +10,11 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import dask.config
 from distributed import Client, LocalCluster
 
 from dask_onnx.errors import InputError
-from dask_onnx.placement import configure
+from dask_onnx.placement import COMPRESSION, configure, wants_compression
 
 _CONNECT_SECONDS = 5
 """How long to try for a scheduler: the caller is told within ten seconds."""
@@ -63,7 +64,9 @@ def _local(
 ) -> Iterator[Client]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        with _deaf_children():
+        # Processes take our settings when they start: later, only new connections would.
+        compression = {COMPRESSION: "lz4"} if wants_compression() else {}
+        with _deaf_children(), dask.config.set(compression):
             cluster = LocalCluster(
                 n_workers=workers or cores or 1,
                 threads_per_worker=threads or 1,

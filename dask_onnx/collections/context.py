@@ -13,6 +13,7 @@ from dask_onnx.delivery import Delivery
 from dask_onnx.lower import Options
 from dask_onnx.onnx_model import ModelRef
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec, TensorSpec
 
@@ -28,6 +29,9 @@ class Request:
     batch: BatchFacts
     batching: Batching
     retries: int
+    lossy: Lossy | None = None
+    """What may be lost of values between stages, on slow links."""
+    always_lossy: bool = False
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -43,7 +47,14 @@ class Request:
 
     @property
     def options(self) -> Options:
-        return Options(self.session, self.batching, self.batch.output_axes, self.retries)
+        return Options(
+            self.session,
+            self.batching,
+            self.batch.output_axes,
+            self.retries,
+            self.lossy,
+            self.always_lossy,
+        )
 
     def spec(self, output: str) -> TensorSpec:
         return next(spec for spec in self.stages.outputs if spec.name == output)

@@ -18,6 +18,7 @@ import onnx
 from dask_onnx import config
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.onnx_model import ModelRef, StageExtractor
+from dask_onnx.runtime.codec import Lossy, degraded
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory import check_memory
 from dask_onnx.runtime.prepack import MODEL, prepacked
@@ -35,6 +36,7 @@ from dask_onnx.runtime.runs import (
 from dask_onnx.runtime.session import CACHE, Session, build_session, run_session
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import Supply, fetch_blobs, fetch_proto
+from dask_onnx.runtime.transfer import Travelling, unwrap
 from dask_onnx.runtime.tune import row_shapes, sizes_for
 from dask_onnx.runtime.upkeep import keep_below_limit
 from dask_onnx.specs import SessionSpec, TensorSpec, dtype_name
@@ -112,6 +114,10 @@ class StageCall:
     join_axes: tuple[int | Literal["apart"] | None, ...]
     """For each stage output the axis to join the runs on; None if it has no rows; "apart" leaves
     the runs as they are for the next stage."""
+    lossy: Lossy | None = None
+    """What may be lost of the outputs that go to other stages, where a slow link makes it pay."""
+    always_lossy: bool = False
+    """It is lost in any case: to see what that does to the results."""
     retries: int = 0
     """How often Dask may repeat the task; no part of what it computes."""
     supplies: int = 0
@@ -143,7 +149,8 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     """
     stage = call.stage
     values = [
-        arguments[i] if position is None else arguments[i][position] for i, position in call.picks
+        unwrap(arguments[i] if position is None else arguments[i][position])
+        for i, position in call.picks
     ]
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
@@ -156,10 +163,19 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
         cut = cut_rows(values, call.row_axes, call.batching)
         results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
     outputs = tuple(
-        keep_apart(pieces, cut) if axis == "apart" else join(pieces, axis, cut)
+        _travelling(keep_apart(pieces, cut), call) if axis == "apart" else join(pieces, axis, cut)
         for pieces, axis in zip(zip(*results, strict=True), call.join_axes, strict=True)
     )
     return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _travelling(value: Any, call: StageCall) -> Travelling:
+    if call.lossy is not None and call.always_lossy:
+        if isinstance(value, Runs):
+            value = replace(value, pieces=tuple(degraded(p, call.lossy) for p in value.pieces))
+        elif isinstance(value, np.ndarray):
+            value = degraded(value, call.lossy)
+    return Travelling(value, call.lossy)
 
 
 def _run_tuned(
@@ -179,7 +195,7 @@ def _run_tuned(
 
 def take_output(result: Any, position: int | None, axis: int | None) -> Any:
     """One output of a stage's task, its runs joined."""
-    value = result if position is None else result[position]
+    value = unwrap(result if position is None else result[position])
     return join_runs(value, axis) if isinstance(value, Runs) else value
 
 

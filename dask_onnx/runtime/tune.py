@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -57,9 +58,9 @@ class Trial:
                 return None
         return None
 
-    def is_settled(self) -> bool:
-        """Whether no number of rows would be tried any more."""
-        return self.next_size(self.ceiling) is None
+    def settled_rows(self, rows: int) -> int:
+        """Tasks of up to so many rows have nothing left to try, after one of `rows`."""
+        return rows if self.next_size(self.ceiling) is not None else sys.maxsize
 
     def _declines(self, size: int) -> bool:
         rates = self.rates()
@@ -88,6 +89,8 @@ class Tuned:
     threads: int
     row_shapes: tuple[tuple[int, ...], ...]
     """Of the inputs that carry rows, for one row."""
+    settled_rows: int
+    """For tasks of more rows larger runs have not been tried yet."""
 
     def describe(self) -> list[str]:
         """What was chosen, and why, as lines of text."""
@@ -152,6 +155,7 @@ def _from_note(noted: dict[str, Any]) -> Tuned:
         {int(size): rate for size, rate in noted["rates"].items()},
         noted["threads"],
         tuple(map(tuple, noted["row_shapes"])),
+        noted["settled_rows"],
     )
 
 
@@ -163,7 +167,7 @@ def sizes_for(
     A run with fewer rows than its size, the last one, does not count.
     """
     known = look_up(stage_token, threads, shapes)
-    if known is not None:
+    if known is not None and rows <= known.settled_rows:
         yield from _cut_evenly(rows, known.rows)
         return
     name = name_of(stage_token, threads, shapes)
@@ -181,8 +185,8 @@ def sizes_for(
         left -= size
         if most is not None and 2 * (resident_bytes() - before) > most:
             trial.ceiling = min(trial.ceiling, size)
-    if trial.is_settled():
-        _note(name, trial, threads, shapes)
+    if trial.next_size(rows) is None:
+        _note(name, trial, threads, shapes, trial.settled_rows(rows))
     if left:
         yield from _cut_evenly(left, trial.best())
 
@@ -198,16 +202,22 @@ def _memory_for_a_run() -> float | None:
     return limit * _SHARE_OF_MEMORY if limit else None
 
 
-def _note(name: str, trial: Trial, threads: int, shapes: tuple[tuple[int, ...], ...]) -> None:
+def _note(
+    name: str,
+    trial: Trial,
+    threads: int,
+    shapes: tuple[tuple[int, ...], ...],
+    settled_rows: int,
+) -> None:
     rates = {size: round(rate, 3) for size, rate in sorted(trial.rates().items())}
-    _tuned[name] = Tuned(trial.best(), rates, threads, shapes)
-    _trials.pop(name, None)
+    _tuned[name] = Tuned(trial.best(), rates, threads, shapes, settled_rows)
     log.info("%s: %d rows a run; rows/s by rows: %s", name, trial.best(), rates)
     note = {
         "rows": trial.best(),
         "rates": rates,
         "threads": threads,
         "row_shapes": shapes,
+        "settled_rows": settled_rows,
         "cpu": cpu_identity(),
     }
     try:

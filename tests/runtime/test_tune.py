@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import dask.array as da
 import dask.config
 import numpy as np
@@ -30,7 +32,7 @@ def test_sizes_grow_once_they_were_tried_often_enough():
         found.seconds.setdefault(size, []).append(size * 1e-4)
     assert sizes == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
     assert found.next_size(8) is None
-    assert not found.is_settled()  # a task with more rows may go on
+    assert found.settled_rows(8) == 8  # a task with more rows may go on
 
 
 def test_slow_sizes_are_tried_once():
@@ -40,7 +42,7 @@ def test_slow_sizes_are_tried_once():
 
 def test_larger_sizes_are_not_tried_when_two_were_worse():
     found = trial({1: 1.0, 2: 1.3, 4: 1.5})
-    assert found.is_settled()
+    assert found.settled_rows(8) == sys.maxsize
     assert found.best() == 1
 
 
@@ -55,7 +57,7 @@ def test_the_smallest_of_those_that_are_as_good_is_taken():
 def test_memory_sets_a_ceiling():
     found = trial({1: 1.0, 2: 0.5})
     found.ceiling = 2
-    assert found.is_settled()
+    assert found.settled_rows(8) == sys.maxsize
 
 
 @pytest.fixture
@@ -85,9 +87,10 @@ def test_threads_and_shapes_are_told_apart():
 
 def test_a_few_rows_are_enough_to_go_on_from():
     shapes = ((7,),)
-    for _ in range(3):
+    for _ in range(6):
         assert sum(sizes_for("few", 1, shapes, 3)) == 3
-    assert look_up("few", 1, shapes) is None  # larger sizes may be better still
+    assert look_up("few", 1, shapes).settled_rows == 3
+    assert max(sizes_for("few", 1, shapes, 100)) > 2  # larger sizes may be better still
 
 
 def test_auto_gives_what_one_run_gives(own_store):
