@@ -40,3 +40,16 @@ def predict_block(
 def forget() -> None:
     global _session
     _session = None
+
+
+_default_session = None
+
+
+def predict_block_with_defaults(
+    block: npt.NDArray[np.float32], model: str, per_run: int
+) -> npt.NDArray[np.float32]:
+    """The same with as many threads as ORT takes when nobody says: all cores, for each process."""
+    global _default_session
+    if _default_session is None:
+        _default_session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return run_rows(_default_session, block, per_run)

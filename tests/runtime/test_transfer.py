@@ -35,7 +35,7 @@ def slow_link():
 
 
 def test_between_hosts_it_is_packed(slow_link):
-    found, back, header, frames = ways(RELU, APART)
+    found, back, _, frames = ways(RELU, APART)
     assert found == ["zeros"]
     assert sum(memoryview(f).nbytes for f in frames) < 0.6 * RELU.nbytes
     np.testing.assert_array_equal(back, RELU)

@@ -1,0 +1,301 @@
+"""What packing is worth: a cut model on two hosts whose link has a given rate.
+
+    python benchmarks/transfer.py --assets .cache/assets --output benchmarks/results
+
+Needs root: the hosts are two network namespaces joined by a veth pair, whose rate `tc` limits in
+both directions. PP-OCR detection is cut at one value; the first stage runs on one host and the
+second on the other, for windows of a page picture. Contestants take turns on the same two workers:
+settings are changed and the connections between the workers closed, so that they agree anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONTESTANTS = {
+    "none": {"distributed.comm.compression": False, "dask_onnx.transfer.pack": False},
+    "dask lz4": {"distributed.comm.compression": "lz4", "dask_onnx.transfer.pack": False},
+    "ours": {"distributed.comm.compression": "lz4", "dask_onnx.transfer.pack": True},
+}
+CUT = "batch_norm_1.tmp_4"
+"""What the last ReLU but none gives: (N, 24, H / 2, W / 2)."""
+SCHEDULER_PORT = 8786
+ADDRESSES = ("10.213.77.1", "10.213.77.2")
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+class Link:
+    """Two network namespaces with a veth pair between them."""
+
+    def __init__(self) -> None:
+        self.names = [f"dx{os.getpid()}{end}" for end in "ab"]
+        self.devices = [f"dxv{os.getpid() % 100000}{end}" for end in "ab"]
+
+    def __enter__(self) -> Link:
+        for name in self.names:
+            run("ip", "netns", "add", name)
+        run("ip", "link", "add", self.devices[0], "type", "veth", "peer", "name", self.devices[1])
+        for name, device, address in zip(self.names, self.devices, ADDRESSES, strict=True):
+            run("ip", "link", "set", device, "netns", name)
+            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
+            run("ip", "-n", name, "link", "set", device, "up")
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "delete", name])
+
+    def limit(self, megabits: int) -> None:
+        """Bits a second in each direction; the queue holds 50 ms."""
+        for name, device in zip(self.names, self.devices, strict=True):
+            burst = max(32_000, megabits * 1_000_000 // 8 // 250)
+            run(
+                *f"ip netns exec {name} tc qdisc replace dev {device} root tbf".split(),
+                *f"rate {megabits}mbit burst {burst} latency 50ms".split(),
+            )
+
+    def inside(self, end: int) -> list[str]:
+        return ["ip", "netns", "exec", self.names[end]]
+
+    def sent(self, end: int) -> int:
+        """Bytes that left a namespace over the link."""
+        path = f"/sys/class/net/{self.devices[end]}/statistics/tx_bytes"
+        done = subprocess.run(
+            [*self.inside(end), "cat", path], check=True, capture_output=True, text=True
+        )
+        return int(done.stdout)
+
+
+def start(link: Link, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """A scheduler and a worker on the first host, a worker on the second."""
+    scheduler = f"tcp://{ADDRESSES[0]}:{SCHEDULER_PORT}"
+    options = f"--host {ADDRESSES[0]} --port {SCHEDULER_PORT} --no-dashboard"
+    commands = [(0, f"scheduler {options}")]
+    for end, address in enumerate(ADDRESSES):
+        options = f"--host {address} --nthreads 1 --no-dashboard --no-nanny --memory-limit 4GiB"
+        options += f" --local-directory {folder / f'worker{end}'}"
+        commands.append((end, f"worker {scheduler} {options}"))
+    return [
+        subprocess.Popen(
+            [*link.inside(end), sys.executable, "-m", "dask", *command.split()],
+            env={**os.environ, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"},
+            stdout=subprocess.DEVNULL,
+        )
+        for end, command in commands
+    ]
+
+
+def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
+    """Windows of a page as PP-OCR takes them: float32, shape (rows, 3, size, size)."""
+    from PIL import Image
+
+    page = Image.open(assets / "page.png").convert("RGB")
+    page = page.resize((page.width * 2, page.height * 2))
+    pixels = np.asarray(page)
+    rng = np.random.default_rng(0)
+    tops = rng.integers(0, pixels.shape[0] - size + 1, rows)
+    lefts = rng.integers(0, pixels.shape[1] - size + 1, rows)
+    cut = np.stack([pixels[t : t + size, x : x + size] for t, x in zip(tops, lefts, strict=True)])
+    return np.ascontiguousarray(((cut / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2)).astype("f4")
+
+
+def cut_plan(model: Any, value: str) -> Any:
+    """A plan of two stages: what `value` needs, and the rest."""
+    from dataclasses import replace
+
+    from dask_onnx.analysis.cost import CostTable
+    from dask_onnx.analysis.shapes import infer_shapes
+    from dask_onnx.planning.partition import CutInputs, _stage_graph
+
+    cut = CutInputs(
+        facts=model.facts,
+        specs=infer_shapes(model.facts, {"x": (1, 3, 320, 320)}, model.schemas),
+        declared=model.declared,
+        outputs=tuple(model.facts.outputs),
+        costs=CostTable(),
+    )
+    first = set(model.facts.ancestors((value,)))
+    groups = [sorted(first), [node for node in cut.nodes if node not in first]]
+    return replace(model.plan("whole"), stage_graph=_stage_graph(cut, groups))
+
+
+def client_side(settings: dict[str, Any]) -> None:
+    """Runs on the first host: takes orders on stdin, a contestant a line, answers with seconds."""
+    import dask
+    from distributed import Client, wait
+
+    import dask_onnx as dx
+
+    model = dx.load(Path(settings["assets"]) / "det.onnx")
+    x = pictures(Path(settings["assets"]), settings["rows"], settings["size"])
+    plan = cut_plan(model, CUT)
+    between = model.predict(x[:4], outputs=CUT)
+    expected = model.predict(x, plan=plan, batch_size=1).reshape(len(x), -1).max(axis=1)
+    client = Client(f"tcp://{ADDRESSES[0]}:{SCHEDULER_PORT}")
+    client.wait_for_workers(2)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    pinned = [next(w for w in workers if address in w) for address in ADDRESSES]
+    inputs = client.scatter(list(x[:, None]), workers=[pinned[0]])
+
+    def settle(values: dict[str, Any], peers: list[str], dask_worker: Any) -> None:
+        dask.config.set(values)
+        for peer in peers:
+            dask_worker.rpc.remove(peer)
+
+    def highest(block: np.ndarray) -> float:
+        return float(block.max())
+
+    def request(row: Any) -> Any:
+        y = model.predict(dask.delayed(row), plan=plan, batch_size=1)
+        graph = y.__dask_graph__()
+        stages = [name for name in graph.layers if name.partition("-")[0] in labels]
+        for name, worker in zip(stages, pinned, strict=True):
+            graph.layers[name].annotations["workers"] = (worker,)
+        return dask.delayed(highest)(y)
+
+    labels = [stage.label for stage in plan.stages]
+    answer({"zeros": float(np.mean(between == 0)), "mib": between[:1].nbytes / 2**20})
+    for line in sys.stdin:
+        client.run(settle, CONTESTANTS[line.strip()], pinned)
+        wait(client.compute([request(row) for row in inputs[:2]], optimize_graph=False))
+        began = time.perf_counter()
+        futures = client.compute([request(row) for row in inputs], optimize_graph=False)
+        found = client.gather(futures)
+        seconds = time.perf_counter() - began
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        client.cancel(futures)
+        answer({"seconds": seconds})
+
+
+def answer(facts: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    from common import median_interval, print_table
+
+    rng = np.random.default_rng(0)
+    settings = {
+        "assets": str(arguments.assets.absolute()),
+        "rows": arguments.rows,
+        "size": arguments.size,
+    }
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as work, Link() as link:
+        os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = str(Path(work) / "store")
+        processes = start(link, Path(work))
+        client = subprocess.Popen(
+            [*link.inside(0), sys.executable, __file__, "--client", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert client.stdin is not None and client.stdout is not None
+        try:
+            facts = json.loads(client.stdout.readline())
+            title = (
+                f"{arguments.rows} rows of {arguments.size} x {arguments.size}, cut at {CUT}: "
+                f"{facts['mib']:.1f} MiB a row, {facts['zeros']:.0%} zeros"
+            )
+            for megabits in arguments.rates:
+                link.limit(megabits)
+                seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+                wire: dict[str, list[int]] = {name: [] for name in CONTESTANTS}
+                for number in range(arguments.rounds + 1):
+                    for name in rng.permutation(list(CONTESTANTS)):
+                        before = link.sent(0)
+                        client.stdin.write(f"{name}\n")
+                        client.stdin.flush()
+                        took = json.loads(client.stdout.readline())["seconds"]
+                        if number:  # the first round builds the sessions and learns the link
+                            seconds[str(name)].append(took)
+                            wire[str(name)].append(link.sent(0) - before)
+                results[str(megabits)] = {
+                    name: {
+                        "seconds": [round(value, 4) for value in seconds[name]],
+                        "wire_mib": round(float(np.median(wire[name])) / 2**20, 2),
+                        "none_over_it": median_interval(
+                            [a / b for a, b in zip(seconds["none"], seconds[name], strict=True)]
+                        ),
+                        "best_over_it": median_interval(
+                            [
+                                min(row) / own
+                                for *row, own in zip(
+                                    *(seconds[other] for other in CONTESTANTS if other != name),
+                                    seconds[name],
+                                    strict=True,
+                                )
+                            ]
+                        ),
+                    }
+                    for name in CONTESTANTS
+                }
+                print_table(
+                    f"{megabits} Mbit/s; {title}",
+                    [
+                        "",
+                        "seconds",
+                        "MiB on the wire",
+                        "none / it (95 %)",
+                        "best other / it (95 %)",
+                    ],
+                    [
+                        [
+                            name,
+                            f"{np.median(row['seconds']):.2f}",
+                            f"{row['wire_mib']:.1f}",
+                            "{:.2f} ({:.2f}-{:.2f})".format(*row["none_over_it"]),
+                            "{:.2f} ({:.2f}-{:.2f})".format(*row["best_over_it"]),
+                        ]
+                        for name, row in results[str(megabits)].items()
+                    ],
+                )
+            return {"cut": CUT, **facts, **settings, "rates": results}
+        finally:
+            client.stdin.close()
+            client.wait(30)
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait(30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--assets", type=Path, default=Path(".cache/assets"))
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--rates", type=int, nargs="+", default=[50, 100, 1000, 10000])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=20)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--client", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parent))
+    if arguments.client:
+        client_side(json.loads(arguments.client))
+        return
+    from common import write_json
+
+    results = measure(arguments)
+    results.pop("assets")
+    if arguments.output:
+        write_json(arguments.output, "transfer", results)
+
+
+if __name__ == "__main__":
+    main()
