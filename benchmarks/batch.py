@@ -93,11 +93,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
-        with dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}):
-            for name, (path, feeds) in workloads(arguments.assets, Path(folder)).items():
-                found = results[name] = measure(path, feeds, arguments.rounds)
-                print(name, *found["explained"], sep="\n  ")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+    ):
+        for name, (path, feeds) in workloads(arguments.assets, Path(folder)).items():
+            found = results[name] = measure(path, feeds, arguments.rounds)
+            print(name, *found["explained"], sep="\n  ")
     print_table(
         "rows of a run",
         ["", "best fixed", "rows/s", "auto rows/s", "best fixed / auto (95 %)"],

@@ -37,7 +37,7 @@ from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.lower import stage_ref
-from dask_onnx.onnx_model import OnnxModel, load_onnx
+from dask_onnx.onnx_model import OnnxModel, extract_onnx, load_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.check import check_operators, check_stages
 from dask_onnx.planning.explain import explain
@@ -92,6 +92,50 @@ class Model:
         self._onnx = onnx_model
         self._whole_plans: dict[tuple[str, ...], Plan] = {}
         self._batches: dict[tuple[str, ...], BatchFacts] = {}
+
+    def extract(
+        self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+    ) -> Model:
+        """The part of the model between named values, as a model of its own.
+
+        Parameters
+        ----------
+        inputs : names of values that are given from outside; the graph's inputs by default
+        outputs : names of values that it gives; the graph's outputs by default
+
+        Raises
+        ------
+        InputError
+            No such value; a value without a known type; an input of the model that the outputs
+            need besides `inputs`.
+        """
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values).names
+        given = list(self.facts.inputs if inputs is None else inputs)
+        resolve_outputs(given, given, self._known_values)
+        nodes, read = self.facts.between(given, wanted)
+        missing = [n for n in self.facts.inputs if n in read and n not in given]
+        if missing:
+            raise InputError(
+                f"outputs {', '.join(wanted)} also need {', '.join(missing)}",
+                "name these among the inputs too, or cut nearer to the outputs",
+            )
+        needed = given if inputs is not None else [name for name in given if name in read]
+        part = extract_onnx(
+            self._onnx,
+            nodes,
+            [self._typed(name) for name in needed],
+            [self._typed(name) for name in wanted],
+        )
+        return Model(part)
+
+    def _typed(self, name: str) -> TensorSpec:
+        spec = self.declared.get(name)
+        if spec is None or spec.dtype is None:
+            raise InputError(
+                f"the type of {name!r} does not follow from the model, or it is no tensor",
+                "cut at another value, or declare this one in the model's value_info",
+            )
+        return spec
 
     @property
     def name(self) -> str:

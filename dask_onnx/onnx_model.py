@@ -7,6 +7,7 @@ reads the nodes once, and `analysis.shapes`, which calls ONNX's own inference.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -298,3 +299,31 @@ class StageExtractor:
         inside = (name for i in nodes for name in self._nodes[i].output if name not in given)
         graph.value_info.extend(self._hints[name] for name in inside if name in self._hints)
         return stage
+
+
+def extract_onnx(
+    model: OnnxModel,
+    nodes: Sequence[int],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> OnnxModel:
+    """A model of some nodes (indices, ascending) of another; its weights are where they were."""
+    part = StageExtractor(model.parse()).extract(nodes, inputs, outputs)
+    proto = part.SerializeToString(deterministic=True)
+    keys = set(blob_keys_of(part))
+    tensors = [t for graph in graphs_of(part) for t in graph.initializer]
+    return OnnxModel(
+        proto=proto,
+        token=hashlib.sha256(proto).hexdigest()[:32],
+        name=model.name,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        opsets=model.opsets,
+        parameters=sum(math.prod(tensor.dims) for tensor in tensors),
+        parameter_bytes=sum(blob_of(t)[2] if is_external(t) else t.ByteSize() for t in tensors),
+        # Its proto is in no file, so it travels as one that was given as bytes.
+        source=None,
+        blobs={key: blob for key, blob in model.blobs.items() if key in keys},
+        places={key: place for key, place in model.places.items() if key in keys},
+        kept=model.kept,
+    )

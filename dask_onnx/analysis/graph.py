@@ -96,6 +96,23 @@ class GraphFacts:
                     pending.append(before)
         return sorted(seen)
 
+    def between(
+        self, given: Iterable[str], values: Iterable[str]
+    ) -> tuple[list[int], frozenset[str]]:
+        """Nodes, ascending, that `values` need if `given` come from outside; all that they read."""
+        borders = set(given)
+        pending = [name for name in values if name not in borders]
+        nodes: set[int] = set()
+        read = set(pending)
+        while pending:
+            index = self.producer.get(pending.pop())
+            if index is None or index in nodes:
+                continue
+            nodes.add(index)
+            read.update(self.nodes[index].reads)
+            pending += [name for name in self.nodes[index].reads if name not in borders]
+        return sorted(nodes), frozenset(read)
+
     @cached_property
     def live(self) -> frozenset[int]:
         """Nodes that some graph output needs; the rest is dead."""

@@ -208,25 +208,6 @@ def test_a_lock_whose_holder_was_killed_is_free(store):
         pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-def test_a_full_disk_is_an_error_that_says_how_much_is_free(tmp_path, model):
-    disk = tmp_path / "disk"
-    disk.mkdir(mode=0o700)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", disk], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this machine does not let us mount")
-    try:
-        store = Store(disk / "store")
-        with pytest.raises(StoreError, match=r"No space left on device \([\d,]+ bytes are free\)"):
-            store.put(model)
-        assert not list(store.blobs.iterdir())
-        assert not store.has(model.token)
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
 def test_a_write_that_the_disk_refuses_leaves_nothing(store, model, monkeypatch):
     def full(descriptor):
         raise OSError(28, os.strerror(28))
