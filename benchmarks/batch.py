@@ -37,7 +37,7 @@ def workloads(assets: Path, folder: Path) -> dict[str, tuple[str, dict[str, np.n
     mask = {name: np.ones((256, 32), "i8") for name in ("attention_mask",)}
     kinds = {"token_type_ids": np.zeros((256, 32), "i8")}
     return {
-        "squeezenet": (squeezenet(folder), {"": image(96, 224, 224)}),
+        "squeezenet": (squeezenet(folder, is_open=True), {"": image(96, 224, 224)}),
         "det": (str(assets / "det.onnx"), {"": image(48, 320, 320)}),
         "cls": (str(assets / "cls.onnx"), {"": image(512, 48, 192)}),
         "minilm": (

@@ -90,7 +90,7 @@ def main(assets: Path, output: Path | None, rounds: int, seconds: float, names: 
         dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
     ):
         for name in names:
-            work = prepare(name, assets, Path(folder), seconds)
+            work = prepare(name, assets, Path(folder), seconds, is_open=True)
             work = replace(work, per_run=best_size(work))
             with bare_pair(work) as limit:
                 cells = {

@@ -78,8 +78,11 @@ class Work:
     per_run: int
 
 
-def squeezenet(folder: Path) -> str:
-    """The structure that the onnx package holds, with weights that are not all alike."""
+def squeezenet(folder: Path, *, is_open: bool = False) -> str:
+    """The structure that the onnx package holds, with weights that are not all alike.
+
+    It takes one row; `is_open` has it take any number.
+    """
     light = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
     model, rng = onnx.load(light), np.random.default_rng(0)
     constants = {t.name: t for t in model.graph.initializer}
@@ -93,6 +96,12 @@ def squeezenet(folder: Path) -> str:
             scale = np.sqrt(2 / max(1, np.prod(values.shape[1:])))  # He et al., 2015
             made = rng.standard_normal(values.shape) * scale
             tensor.CopyFrom(numpy_helper.from_array(made.astype(np.float32), tensor.name))
+    if is_open:
+        del model.graph.value_info[:]
+        inputs = {t.name for t in model.graph.initializer}
+        for value in [*model.graph.input, *model.graph.output]:
+            if value.name not in inputs:
+                value.type.tensor_type.shape.dim[0].dim_param = "N"
     path = folder / "squeezenet.onnx"
     onnx.save(model, path)
     return str(path)
@@ -257,9 +266,11 @@ def calibrated_rows(model: str, sample: np.ndarray, per_run: int, seconds: float
     return chunk * _CHUNKS
 
 
-def prepare(name: str, assets: Path, folder: Path, seconds: float) -> Work:
+def prepare(
+    name: str, assets: Path, folder: Path, seconds: float, *, is_open: bool = False
+) -> Work:
     if name == "squeezenet":
-        model, make = squeezenet(folder), images
+        model, make = squeezenet(folder, is_open=is_open), images
     else:
         model, make = str(assets / "det.onnx"), lambda rows: windows(assets, rows)
     rows = calibrated_rows(model, make(8), 1, seconds)

@@ -15,7 +15,15 @@ from dask.task_spec import Task
 from dask_onnx.onnx_model import OnnxModel, StageExtractor, blob_keys_of
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.store import Store
-from dask_onnx.runtime.supply import Manifest, Piece, Segment, look, pass_on, store_piece
+from dask_onnx.runtime.supply import (
+    Manifest,
+    Piece,
+    Segment,
+    Sight,
+    look,
+    pass_on,
+    store_piece,
+)
 
 PIECE_BYTES = 32 * 2**20
 """A task of weights has about so many bytes: enough to be cheap, few enough to send again."""
@@ -32,6 +40,7 @@ class Delivery:
     tasks: Mapping[str, Task]
     keys: tuple[tuple[str, ...], ...]
     """For each stage, the tasks whose results it is given."""
+    model: OnnxModel
 
 
 def current_client() -> Any:
@@ -60,7 +69,11 @@ def _sight(client: Any, model: OnnxModel) -> tuple[bool, bool]:
     if found is not None and time.monotonic() < found[0]:
         return found[1:]
     own = Store().identity
-    answers = list(client.run(look, model.source).values())
+    found_there = client.run(look, model.source, on_error="return").values()
+    # A worker that cannot answer cannot run the tasks either; its own error will say why.
+    answers = [answer for answer in found_there if isinstance(answer, Sight)]
+    if not answers:  # nobody is there yet: a path is believed to be seen
+        return False, model.source is not None
     share = all(answer.store == own for answer in answers)
     reach = all(answer.store == own or answer.sees_file for answer in answers)
     known[model.token] = (time.monotonic() + _LOOK_SECONDS, share, reach)
@@ -102,7 +115,7 @@ def deliver(model: OnnxModel, stages: StageGraph, *, with_weights: bool) -> Deli
                 tasks[key] = Task(key, store_piece, key, Piece(segments, model))
                 for stage in users:
                     keys[stage].append(key)
-    return Delivery(tasks, tuple(map(tuple, keys)))
+    return Delivery(tasks, tuple(map(tuple, keys)), model)
 
 
 def _by_users(model: OnnxModel, stages: StageGraph) -> dict[tuple[int, ...], list[tuple[str, int]]]:
@@ -140,7 +153,8 @@ _held: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionar
 
 
 def hold(client: Any, delivery: Delivery) -> dict[str, Any]:
-    """The delivery's keys as futures that stay, so that the next request sends no weights again."""
+    """The delivery's keys as futures, so that the next request sends no weights again; they stay
+    for as long as the model does."""
     held = _held.setdefault(client, {})
     lacking = {key: task for key, task in delivery.tasks.items() if not _is_alive(held.get(key))}
     if lacking:
@@ -149,7 +163,15 @@ def hold(client: Any, delivery: Delivery) -> dict[str, Any]:
             warnings.filterwarnings("ignore", "Sending large graph")
             futures = client.get(dict(lacking), list(lacking), sync=False)
         held.update(zip(lacking, futures, strict=True))
+        weakref.finalize(delivery.model, _let_go, weakref.ref(client), tuple(lacking))
     return {key: held[key] for key in delivery.tasks}
+
+
+def _let_go(client: weakref.ref[Any], keys: tuple[str, ...]) -> None:
+    alive = client()
+    held = {} if alive is None else _held.get(alive, {})
+    for key in keys:
+        held.pop(key, None)
 
 
 def _is_alive(future: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,12 @@ def check_unchanged(source: FileSource) -> None:
     """
     try:
         now = see_file(source.path)
-    except OSError:
+    except FileNotFoundError:
         raise ModelError(
             f"{source.path} no longer exists", "load the model again, from where it is now"
         ) from None
+    except Exception as error:  # file systems behind URLs raise errors of their own
+        raise ModelError(f"{source.path} cannot be seen: {error}", "check the path") from error
     if now != source:
         raise ModelError(
             f"{source.path} has changed since the model was loaded: it had {source.size:,} bytes "
@@ -112,9 +114,9 @@ class KeptFiles:
     def __reduce__(self) -> tuple[Any, ...]:
         return KeptFiles, ()
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         for descriptor in self.descriptors.values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 def read_ranges(
@@ -137,7 +139,7 @@ def read_ranges(
             for offset, length in ranges:
                 file.seek(offset)
                 found.append(file.read(length))
-    except OSError as error:
+    except Exception as error:  # file systems behind URLs raise errors of their own
         raise ModelError(f"{source.path} cannot be read: {error}", "check the file") from error
     return found
 

@@ -136,7 +136,7 @@ def find_batch(
         sizes={name: tracker.row_sizes(name) for name in outputs},
         dependent=tuple(dict.fromkeys([*_by_kind(facts), *_mixing(facts, tracker)])),
         random=random,
-        opaque=tuple(_opaque(facts, tracker)),
+        opaque=tuple(_opaque(facts, tracker, outputs)),
     )
 
 
@@ -282,7 +282,7 @@ def _mixing(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
             yield node.name
 
 
-def _opaque(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
+def _opaque(facts: GraphFacts, rows: _Rows, outputs: tuple[str, ...]) -> Iterator[str]:
     """Nodes that get rows, and of whose outputs it cannot be told whether they still have them."""
     carriers = {name for name in facts.inputs if rows.growing(name)}
     for node in facts.nodes:
@@ -291,7 +291,7 @@ def _opaque(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
         for name in node.outputs:
             if rows.growing(name):
                 carriers.add(name)
-            elif not rows.is_known(name):
+            elif not rows.is_known(name) and (name in facts.consumers or name in outputs):
                 yield node.name
                 break
 

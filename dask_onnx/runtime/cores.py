@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import os
 import platform
 import time
@@ -61,6 +62,12 @@ def host_threads(address: str, dask_scheduler: Any = None) -> int:
     if worker is None:
         return 0
     return sum(w.nthreads for w in dask_scheduler.workers.values() if w.host == worker.host)
+
+
+@functools.cache
+def ort_version() -> str:
+    """What was packed or measured with one version of onnxruntime is not used with another."""
+    return importlib.metadata.version("onnxruntime")
 
 
 @functools.cache

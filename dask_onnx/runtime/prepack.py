@@ -12,7 +12,6 @@ a worker near its memory limit must not hold the weights twice, not even for a m
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import shutil
@@ -24,7 +23,7 @@ from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import StageError
-from dask_onnx.runtime.cores import cpu_identity
+from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.elsewhere import run_elsewhere
 from dask_onnx.runtime.session import build_session, save_session
 from dask_onnx.runtime.store import TEMPORARY, Store, digest_of, identity_of
@@ -65,8 +64,8 @@ def prepacked(
 
 
 def _name(stage_token: str, spec: SessionSpec) -> str:
-    version = importlib.metadata.version("onnxruntime")
-    parts = (stage_token, replace(spec, intra_op_num_threads=None), version, cpu_identity())
+    same = replace(spec, intra_op_num_threads=None)
+    parts = (stage_token, same, ort_version(), cpu_identity())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

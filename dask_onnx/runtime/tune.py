@@ -8,7 +8,6 @@ and CPU, and holds for all processes of the host from then on.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import sys
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 
 from dask_onnx.errors import StoreError
 from dask_onnx.runtime.asking import own_worker
-from dask_onnx.runtime.cores import cpu_identity
+from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.memory import resident_bytes
 from dask_onnx.runtime.store import Store
 
@@ -111,8 +110,7 @@ class Tuned:
 
 def name_of(stage_token: str, threads: int, row_shapes: Sequence[tuple[int, ...]]) -> str:
     """What the note in the store is called; begins with the stage."""
-    version = importlib.metadata.version("onnxruntime")
-    parts = (threads, tuple(row_shapes), version, cpu_identity())
+    parts = (threads, tuple(row_shapes), ort_version(), cpu_identity())
     return f"rows-{stage_token}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 

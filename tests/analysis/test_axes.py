@@ -172,3 +172,14 @@ def test_a_node_behind_which_rows_are_lost_sight_of_is_named():
         domains={"made.up": 1},
     )
     assert batch_of(model).opaque == ("riddle",)
+
+
+def test_an_output_that_nobody_reads_hides_nothing():
+    """Dropout's mask, of which inference says nothing in old opsets."""
+    model = make_model(
+        [node("Dropout", "x", "h mask", "drop"), node("Relu", "h", "y")],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4])],
+        opset=9,
+    )
+    assert batch_of(model).opaque == ()
