@@ -29,7 +29,7 @@ from throughput import Work, _meta, _reduced_by_hand, bare_pair, prepare, reduce
 import dask_onnx as dx
 
 GRID = ((2, 1), (1, 2), (2, 2))
-SIZES = (1, 2, 4, 8, 16)
+SIZES = (1, 2, 4)
 
 
 def best_size(work: Work) -> int:
@@ -116,8 +116,8 @@ def main(assets: Path, output: Path | None, rounds: int, seconds: float, names: 
             )
             for line in dx.load(work.model).plan().explain().splitlines()[-2:]:
                 print(line)
-    if output:
-        write_json(output, "threads", results)
+            if output:
+                write_json(output, "threads", results)
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def cut_plan(model: Any, value: str) -> Any:
 
     cut = CutInputs(
         facts=model.facts,
-        specs=infer_shapes(model.facts, {"x": (1, 3, 320, 320)}, model.schemas),
-        declared=model.declared,
+        specs=infer_shapes(model.facts, {"x": (1, 3, 320, 320)}, model._facts.schemas),
+        declared=model._facts.declared,
         outputs=tuple(model.facts.outputs),
         costs=CostTable(),
     )

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 from dask.task_spec import Alias
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
-from dask_onnx.analysis.cost import CostTable
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
-from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
+from dask_onnx.analysis.report import Analysis, analyse
 from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
+from dask_onnx.collections.kinds import has_rows, kind_of, shapes_of
 from dask_onnx.collections.request import (
     BatchSize,
     Outputs,
@@ -35,33 +32,22 @@ from dask_onnx.collections.request import (
 from dask_onnx.delivery import plan_delivery
 from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
+from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
-from dask_onnx.lower import stage_ref
+from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx, load_onnx
 from dask_onnx.placement import effective_retries
-from dask_onnx.planning.check import check_operators, check_stages
-from dask_onnx.planning.explain import explain
-from dask_onnx.planning.partition import CutInputs
+from dask_onnx.planning.check import check_operators
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.runs import Batching
-from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.runtime.store import Store
-from dask_onnx.runtime.tune import all_for
-from dask_onnx.specs import Dim, SessionSpec, TensorSpec
-from dask_onnx.weights import graphs_of
+from dask_onnx.specs import SessionSpec, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 Aim = Literal["throughput", "latency"]
-
-_RUN_FLOPS = 200e6
-"""Rows are put together until a run computes so much: more has been measured to gain nothing, and
-to leave the caches."""
-_MOST_ROWS = 256
-_BATCHES_KEPT = 64
-"""Shapes of rows whose facts a model remembers."""
 
 
 def load(source: Any) -> Model:
@@ -81,7 +67,7 @@ def load(source: Any) -> Model:
     """
     onnx_model = load_onnx(source)
     model = Model(onnx_model)
-    check_operators(model.facts, model.schemas)
+    check_operators(model.facts, model._facts.schemas)
     return model
 
 
@@ -90,8 +76,8 @@ class Model:
 
     def __init__(self, onnx_model: OnnxModel) -> None:
         self._onnx = onnx_model
+        self._facts = ModelFacts(onnx_model)
         self._whole_plans: dict[tuple[str, ...], Plan] = {}
-        self._batches: dict[tuple[str, ...], BatchFacts] = {}
 
     def extract(
         self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
@@ -109,9 +95,9 @@ class Model:
             No such value; a value without a known type; an input of the model that the outputs
             need besides `inputs`.
         """
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values).names
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         given = list(self.facts.inputs if inputs is None else inputs)
-        resolve_outputs(given, given, self._known_values)
+        resolve_outputs(given, given, self._facts.known_values)
         nodes, read = self.facts.between(given, wanted)
         missing = [n for n in self.facts.inputs if n in read and n not in given]
         if missing:
@@ -123,19 +109,10 @@ class Model:
         part = extract_onnx(
             self._onnx,
             nodes,
-            [self._typed(name) for name in needed],
-            [self._typed(name) for name in wanted],
+            [self._facts.typed(name) for name in needed],
+            [self._facts.typed(name) for name in wanted],
         )
         return Model(part)
-
-    def _typed(self, name: str) -> TensorSpec:
-        spec = self.declared.get(name)
-        if spec is None or spec.dtype is None:
-            raise InputError(
-                f"the type of {name!r} does not follow from the model, or it is no tensor",
-                "cut at another value, or declare this one in the model's value_info",
-            )
-        return spec
 
     @property
     def name(self) -> str:
@@ -160,22 +137,10 @@ class Model:
         """Content digest: equal for equal models, wherever they came from."""
         return self._onnx.token
 
-    @cached_property
+    @property
     def facts(self) -> GraphFacts:
-        return GraphFacts(self._onnx)
-
-    @cached_property
-    def schemas(self) -> Schemas:
-        """Operators that ORT has and ONNX has not; looked up only if the model names one."""
-        graphs = graphs_of(self.facts.proto)
-        if all(is_standard(node.domain) for graph in graphs for node in graph.node):
-            return {}
-        return foreign_schemas()
-
-    @cached_property
-    def declared(self) -> dict[str, TensorSpec]:
-        """Every value's spec, as far as it follows from the model alone."""
-        return infer_shapes(self.facts, None, self.schemas)
+        """The graph: nodes, who makes and who reads each value."""
+        return self._facts.graph
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -187,7 +152,7 @@ class Model:
 
     def analyse(self, shapes: Shapes | None = None) -> Analysis:
         """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
-        return analyse(self.facts, shapes, self.schemas)
+        return analyse(self.facts, shapes, self._facts.schemas)
 
     def plan(
         self,
@@ -233,8 +198,8 @@ class Model:
         if aim == "latency" and spec.intra_op_num_threads is None:
             spec = replace(spec, intra_op_num_threads=0)
         recipe = Recipe(strategy, n_stages, min_seconds, shapes, spec)
-        names = resolve_outputs(outputs, self.facts.outputs, self._known_values).names
-        return Plan(self, recipe, self._cut(recipe, names))
+        names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
+        return Plan(self, recipe, self._facts.cut(recipe, names))
 
     def predict(
         self,
@@ -289,7 +254,7 @@ class Model:
         InputError
             Names, dtypes, ranks or static sizes do not fit.
         """
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values)
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         needed = self._whole_plan(self.facts.outputs).for_outputs(wanted.names).stage_graph.inputs
         arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
         check_arrays(arrays, self.inputs, input_axes(self._onnx)[0])
@@ -325,16 +290,16 @@ class Model:
         chosen = plan or self._whole_plan(self.facts.outputs)
         if chosen.model.token != self.token:
             raise PlanError("the plan is of another model", "make it with this model's plan()")
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._known_values)
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         chosen = chosen.for_outputs(wanted.names)
         feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
-        kind = _kind(feeds)
+        kind = kind_of(feeds)
         axes, fixed = input_axes(self._onnx)
         if kind != "eager" or isinstance(batch_size, int) or fixed is not None:
-            shapes = _shapes_of(feeds, self.inputs)
-            batch = find_batch(self.facts, wanted.names, shapes, self.schemas)
-        elif batch_size == "auto" and _has_rows(feeds, axes):
-            batch = self._eager_batch(wanted.names, _shapes_of(feeds, self.inputs))
+            shapes = shapes_of(feeds, self.inputs)
+            batch = find_batch(self.facts, wanted.names, shapes, self._facts.schemas)
+        elif batch_size == "auto" and has_rows(feeds, axes):
+            batch = self._facts.batch_at(wanted.names, shapes_of(feeds, self.inputs))
         else:
             # One run of everything: no row is told from another, so nothing need be found out.
             batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), ())
@@ -377,51 +342,10 @@ class Model:
                 Store().note_places(self._onnx)
         return self._onnx
 
-    @cached_property
-    def _known_values(self) -> frozenset[str]:
-        return frozenset([*self.facts.producer, *self.facts.inputs, *self.facts.outputs])
-
-    def _declared_batch(self, outputs: tuple[str, ...]) -> BatchFacts:
-        """What follows from the model alone, whatever the shapes: found out once."""
-        if outputs not in self._batches:
-            self._batches[outputs] = find_batch(self.facts, outputs, None, self.schemas)
-        return self._batches[outputs]
-
-    def _eager_batch(
-        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
-    ) -> BatchFacts:
-        """The same; and where that does not show the way of the rows, at the shapes of a row."""
-        batch = self._declared_batch(outputs)
-        if not batch.opaque:
-            return batch
-        row = {
-            name: tuple(None if i == batch.input_axes[name] else d for i, d in enumerate(shape))
-            for name, shape in shapes.items()
-        }
-        key = (*outputs, repr(row))
-        if key not in self._batches:
-            if len(self._batches) > _BATCHES_KEPT:
-                self._batches.clear()
-            self._batches[key] = find_batch(self.facts, outputs, row, self.schemas)
-        return self._batches[key]
-
     def _whole_plan(self, outputs: tuple[str, ...]) -> Plan:
         if outputs not in self._whole_plans:
             self._whole_plans[outputs] = self.plan("whole", outputs=list(outputs))
         return self._whole_plans[outputs]
-
-    def _cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
-        shapes, _ = assumed_shapes(self._onnx, recipe.shapes)
-        cut = CutInputs(
-            facts=self.facts,
-            specs=infer_shapes(self.facts, dict(shapes), self.schemas),
-            declared=self.declared,
-            outputs=outputs,
-            costs=CostTable(),
-        )
-        stages = recipe.strategy_function()(cut)
-        check_stages(stages, self.facts)
-        return stages
 
 
 @dataclass(frozen=True, eq=False)
@@ -442,61 +366,12 @@ class Plan:
 
     def explain(self) -> str:
         """The stages, their predicted cost, what travels between them, rows of a run, as text."""
-        shapes, is_assumed = assumed_shapes(self.model._onnx, self.recipe.shapes)
-        text = explain(self.stage_graph, self.recipe.strategy, shapes, is_assumed=is_assumed)
-        lines = [text, "", *self._explain_threads(), *self._explain_rows()]
-        if self.drift is not None:
-            lines.append(f"on slow links: {self.drift.describe()}")
-        return "\n".join(lines)
+        return explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
 
     @cached_property
     def rows_per_run(self) -> int:
-        """What `batch_size="auto"` gives each run of a plan of several stages.
-
-        Stages must agree on it wherever they run, so it is not measured but follows from the
-        predicted work of a row.
-        """
-        rows = max(math.prod(self._row_batch.values()), 1)
-        flops = sum(stage.cost.flops for stage in self.stages) / rows
-        return max(1, min(_MOST_ROWS, math.ceil(_RUN_FLOPS / max(flops, 1))))
-
-    @property
-    def _row_batch(self) -> dict[str, int]:
-        """Rows that costs were predicted for, of one input that has rows."""
-        shapes, _ = assumed_shapes(self.model._onnx, self.recipe.shapes)
-        axes, _ = input_axes(self.model._onnx)
-        sizes = {n: s[axis] for n, s in shapes.items() if (axis := axes.get(n)) is not None}
-        return dict(list(sizes.items())[:1])
-
-    def _explain_threads(self) -> list[str]:
-        threads = self.recipe.session.intra_op_num_threads
-        if threads is None:
-            return ["threads of a task: cores of the worker over the Dask threads (throughput)"]
-        return [
-            f"threads of a task: {threads}, as asked"
-            if threads
-            else "threads of a task: every core of the worker (latency)"
-        ]
-
-    def _explain_rows(self) -> list[str]:
-        names = tuple(spec.name for spec in self.stage_graph.outputs)
-        shapes, _ = assumed_shapes(self.model._onnx, self.recipe.shapes)
-        batch = self.model._eager_batch(names, shapes)
-        batching = resolve_batching(batch, names, "auto")
-        if batch.fixed_rows is not None:
-            return [f"rows of a run: {batch.fixed_rows}, as the graph was exported"]
-        if not batching.is_auto:
-            names_of = batch.dependent or batch.opaque
-            reason = ", ".join(names_of[:3]) or "an input or output without rows"
-            return [f"rows of a run: all of a chunk, because of {reason}"]
-        if len(self.stages) > 1:
-            return [
-                f"rows of a run: {self.rows_per_run}, by the work that a row is predicted to be"
-            ]
-        token = stage_ref(self.model._onnx.ref, self.stages[0]).token
-        return [line for tuned in all_for(token) for line in tuned.describe()] or [
-            "rows of a run: not measured on this host yet"
-        ]
+        """What `batch_size="auto"` gives each run if there are several stages, which must agree."""
+        return predicted_rows(self.model._facts, self.stage_graph, self.recipe)
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
         """Write the stages and edges as an SVG picture to `path`."""
@@ -545,7 +420,7 @@ class Plan:
         if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
             return self
         if outputs not in self._others:
-            cut = self.model._cut(self.recipe, outputs)
+            cut = self.model._facts.cut(self.recipe, outputs)
             self._others[outputs] = Plan(self.model, self.recipe, cut, self.drift)
         return self._others[outputs]
 
@@ -564,7 +439,7 @@ class Plan:
         """
         names = [spec.name for spec in self.stage_graph.inputs]
         arrays = resolve_feeds(feeds, self.model.inputs, names)
-        if _kind(arrays) == "eager":
+        if kind_of(arrays) == "eager":
             check_arrays(
                 {name: np.asarray(value) for name, value in arrays.items()},
                 self.model.inputs,
@@ -581,29 +456,11 @@ class Plan:
         return tasks
 
 
-def _kind(feeds: Mapping[str, Any]) -> str:
-    if any(isinstance(value, Delayed) for value in feeds.values()):
-        return "delayed"
-    if any(isinstance(value, da.Array) for value in feeds.values()):
-        return "array"
-    return "eager"
-
-
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
     "eager": predict_eager,
     "array": predict_arrays,
     "delayed": predict_delayed,
 }
-
-
-def _has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
-    """Whether there is more than one row to tell from another."""
-    counts = [
-        shape[axis]
-        for name, value in feeds.items()
-        if (axis := axes[name]) is not None and len(shape := np.shape(value)) > axis
-    ]
-    return max(counts, default=0) > 1
 
 
 def _is_there(source: FileSource) -> bool:
@@ -615,18 +472,3 @@ def _is_there(source: FileSource) -> bool:
     except ModelError:
         return False
     return True
-
-
-def _shapes_of(
-    feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]
-) -> dict[str, tuple[Dim, ...]]:
-    """Shapes of the arrays whose rank fits; NaN and Delayed leave the declared dimension."""
-    shapes: dict[str, tuple[Dim, ...]] = {}
-    for spec in inputs:
-        value = feeds.get(spec.name)
-        if value is None or isinstance(value, Delayed):
-            continue
-        shape = value.shape if isinstance(value, da.Array) else np.shape(value)
-        if spec.shape is None or len(shape) == len(spec.shape):
-            shapes[spec.name] = tuple(int(d) if d == d else None for d in shape)
-    return shapes

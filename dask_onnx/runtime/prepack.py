@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 MODEL, WEIGHTS, NOTE = "model.onnx", "weights.bin", "note.json"
 _AS_FAST = 1.25
 """Loading may take so much of the time that it takes unsaved: the memory that is shared counts."""
+_TRY_AGAIN_SECONDS = 3600
+"""After a failure, such as a disk that was full."""
 _MIN_SHARE = 0.05
 """Less than this share of the weights packed is not worth the files."""
 
@@ -59,7 +62,10 @@ def prepacked(
         with store.lock(f"prepack-{name}"):
             if not _is_sound(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-                _make(store, folder, proto, spec, bytes_)
+                try:
+                    _make(store, folder, proto, spec, bytes_)
+                except OSError as error:  # such as a full disk: the stage runs without
+                    log.warning("what was packed cannot be kept: %s", error)
     return folder if _note(folder).get("use") else None
 
 
@@ -80,7 +86,7 @@ def _note(folder: Path) -> dict[str, Any]:
 def _is_sound(folder: Path) -> bool:
     """Whether it was decided about, and the files are still those whose digests were taken."""
     note = _note(folder)
-    if not note:
+    if not note or time.time() > note.get("failed_at", math.inf) + _TRY_AGAIN_SECONDS:
         return False
     for name, (identity, digest) in note["files"].items():
         path = folder / name
@@ -121,7 +127,7 @@ def _pack_elsewhere(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) 
     try:
         return dict(run_elsewhere(pack, folder, blobs, proto, spec))
     except (RuntimeError, StageError) as error:
-        return {"reason": f"packing failed: {error}"}
+        return {"reason": f"packing failed: {error}", "failed_at": time.time()}
 
 
 def pack(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) -> dict[str, float]:

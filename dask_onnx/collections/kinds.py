@@ -1,0 +1,44 @@
+"""What kind of collection a request brings, and what its shapes say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+
+from dask_onnx.specs import Dim, TensorSpec
+
+
+def kind_of(feeds: Mapping[str, Any]) -> str:
+    """ "delayed" if anything is, else "array" if any is a dask.array, else "eager"."""
+    if any(isinstance(value, Delayed) for value in feeds.values()):
+        return "delayed"
+    if any(isinstance(value, da.Array) for value in feeds.values()):
+        return "array"
+    return "eager"
+
+
+def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
+    """Whether there is more than one row to tell from another."""
+    counts = [
+        shape[axis]
+        for name, value in feeds.items()
+        if (axis := axes[name]) is not None and len(shape := np.shape(value)) > axis
+    ]
+    return max(counts, default=0) > 1
+
+
+def shapes_of(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, tuple[Dim, ...]]:
+    """Shapes of the arrays whose rank fits; NaN and Delayed leave the declared dimension."""
+    shapes: dict[str, tuple[Dim, ...]] = {}
+    for spec in inputs:
+        value = feeds.get(spec.name)
+        if value is None or isinstance(value, Delayed):
+            continue
+        shape = value.shape if isinstance(value, da.Array) else np.shape(value)
+        if spec.shape is None or len(shape) == len(spec.shape):
+            shapes[spec.name] = tuple(int(d) if d == d else None for d in shape)
+    return shapes

@@ -1,0 +1,75 @@
+"""What a plan says of itself: cost, threads, rows of a run, loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dask_onnx.analysis.axes import input_axes
+from dask_onnx.analysis.report import assumed_shapes
+from dask_onnx.collections.request import resolve_batching
+from dask_onnx.drift import Drift
+from dask_onnx.lower import stage_ref
+from dask_onnx.model_facts import ModelFacts
+from dask_onnx.planning.explain import explain
+from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.tune import all_for
+
+_RUN_FLOPS = 200e6
+"""Rows are put together until a run computes so much: more has been measured to gain nothing, and
+to leave the caches."""
+_MOST_ROWS = 256
+
+
+def explain_plan(facts: ModelFacts, stages: StageGraph, recipe: Recipe, drift: Drift | None) -> str:
+    """The stages, their predicted cost, what travels between them, how they run, as text."""
+    shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
+    text = explain(stages, recipe.strategy, shapes, is_assumed=is_assumed)
+    lines = [text, "", _threads(recipe), *_rows(facts, stages, recipe)]
+    if drift is not None:
+        lines.append(f"on slow links: {drift.describe()}")
+    return "\n".join(lines)
+
+
+def _threads(recipe: Recipe) -> str:
+    threads = recipe.session.intra_op_num_threads
+    if threads is None:
+        return "threads of a task: cores of the worker over the Dask threads (throughput)"
+    if threads == 0:
+        return "threads of a task: every core of the worker (latency)"
+    return f"threads of a task: {threads}, as asked"
+
+
+def _rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Iterator[str]:
+    names = tuple(spec.name for spec in stages.outputs)
+    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
+    batch = facts.batch_at(names, shapes)
+    if batch.fixed_rows is not None:
+        yield f"rows of a run: {batch.fixed_rows}, as the graph was exported"
+    elif not resolve_batching(batch, names, "auto").is_auto:
+        nodes = ", ".join((batch.dependent or batch.opaque)[:3])
+        reason = nodes or "an input or output without rows"
+        yield f"rows of a run: all of a chunk, because of {reason}"
+    elif len(stages.stages) > 1:
+        rows = predicted_rows(facts, stages, recipe)
+        yield f"rows of a run: {rows}, by the work that a row is predicted to be"
+    else:
+        found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0]).token))
+        for tuned in found:
+            yield from tuned.describe()
+        if not found:
+            yield "rows of a run: not measured on this host yet"
+
+
+def predicted_rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> int:
+    """What `batch_size="auto"` gives each run of a plan of several stages.
+
+    Stages must agree on it wherever they run, so it is not measured but follows from the predicted
+    work of a row.
+    """
+    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
+    axes, _ = input_axes(facts.onnx)
+    sizes = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
+    flops = sum(stage.cost.flops for stage in stages.stages) / max(sizes[0] if sizes else 1, 1)
+    return max(1, min(_MOST_ROWS, math.ceil(_RUN_FLOPS / max(flops, 1))))

@@ -1,0 +1,107 @@
+"""A model, and what follows from it, each found out once and when it is first wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from dask_onnx.analysis.axes import BatchFacts, find_batch
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.report import assumed_shapes
+from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
+from dask_onnx.errors import InputError
+from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.planning.check import check_stages
+from dask_onnx.planning.partition import CutInputs
+from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.session import foreign_schemas
+from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.weights import graphs_of
+
+_BATCHES_KEPT = 64
+"""Shapes of rows whose facts are remembered."""
+
+
+class ModelFacts:
+    """Graph, shapes, batch axes and cuts of one model."""
+
+    def __init__(self, onnx_model: OnnxModel) -> None:
+        self.onnx = onnx_model
+        self._batches: dict[tuple[str, ...], BatchFacts] = {}
+
+    @cached_property
+    def graph(self) -> GraphFacts:
+        return GraphFacts(self.onnx)
+
+    @cached_property
+    def schemas(self) -> Schemas:
+        """Operators that ORT has and ONNX has not; looked up only if the model names one."""
+        graphs = graphs_of(self.graph.proto)
+        if all(is_standard(node.domain) for graph in graphs for node in graph.node):
+            return {}
+        return foreign_schemas()
+
+    @cached_property
+    def declared(self) -> dict[str, TensorSpec]:
+        """Every value's spec, as far as it follows from the model alone."""
+        return infer_shapes(self.graph, None, self.schemas)
+
+    @cached_property
+    def known_values(self) -> frozenset[str]:
+        return frozenset([*self.graph.producer, *self.graph.inputs, *self.graph.outputs])
+
+    def declared_batch(self, outputs: tuple[str, ...]) -> BatchFacts:
+        """What follows from the model alone, whatever the shapes: found out once."""
+        if outputs not in self._batches:
+            self._batches[outputs] = find_batch(self.graph, outputs, None, self.schemas)
+        return self._batches[outputs]
+
+    def batch_at(
+        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
+    ) -> BatchFacts:
+        """The same; and where that does not show the way of the rows, at these shapes of a row."""
+        batch = self.declared_batch(outputs)
+        if not batch.opaque:
+            return batch
+        row = {
+            name: tuple(None if i == batch.input_axes[name] else d for i, d in enumerate(shape))
+            for name, shape in shapes.items()
+        }
+        key = (*outputs, repr(row))
+        if key not in self._batches:
+            if len(self._batches) > _BATCHES_KEPT:
+                self._batches.clear()
+            self._batches[key] = find_batch(self.graph, outputs, row, self.schemas)
+        return self._batches[key]
+
+    def typed(self, name: str) -> TensorSpec:
+        """A value's spec.
+
+        Raises
+        ------
+        InputError
+            Not even its dtype is known.
+        """
+        spec = self.declared.get(name)
+        if spec is None or spec.dtype is None:
+            raise InputError(
+                f"the type of {name!r} does not follow from the model, or it is no tensor",
+                "cut at another value, or declare this one in the model's value_info",
+            )
+        return spec
+
+    def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
+        """The stages that a recipe makes of what some outputs need, checked."""
+        shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
+        cut = CutInputs(
+            facts=self.graph,
+            specs=infer_shapes(self.graph, dict(shapes), self.schemas),
+            declared=self.declared,
+            outputs=outputs,
+            costs=CostTable(),
+        )
+        stages = recipe.strategy_function()(cut)
+        check_stages(stages, self.graph)
+        return stages
