@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint demo bench assets clean
+.PHONY: test lint demo bench bench-network assets clean
 
 test: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -22,6 +22,16 @@ demo: $(STAMP) assets
 bench: $(STAMP) assets
 	$(BIN)/python benchmarks/throughput.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/overhead.py --output benchmarks/results
+	$(BIN)/python benchmarks/weights.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/threads.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/batch.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results
+
+# Needs root, for network namespaces.
+bench-network: $(STAMP) assets
+	$(BIN)/python benchmarks/transfer.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/delivery.py --output benchmarks/results
 
 assets: $(STAMP)
 	$(BIN)/python tests/assets/fetch.py $(ASSETS)
