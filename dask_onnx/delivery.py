@@ -53,9 +53,10 @@ def current_client() -> Any:
     if worker is not None and hasattr(worker.thread_state, "execution_state"):
         return None
     try:
-        return Client.current(allow_global=True)
+        client = Client.current(allow_global=True)
     except ValueError:
         return None
+    return client if client.status == "running" else None
 
 
 _seen: weakref.WeakKeyDictionary[Any, dict[str, tuple[float, bool, bool]]]

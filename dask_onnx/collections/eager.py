@@ -77,8 +77,7 @@ def predict_eager(
     keys: list[Any] = [
         [output.layout.key(output.layer, chunk) for chunk in range(chunks)] for _, output in wanted
     ]
-    held = {} if request.delivery is None else hold(client, request.delivery)
-    results = get({**lowered.tasks, **held}, keys)
+    results = get({**lowered.tasks, **_supplies(request, client)}, keys)
     return {
         name: _join(
             [take_output(r, output.position, request.batch.output_axes[name]) for r in column],
@@ -86,6 +85,13 @@ def predict_eager(
         )
         for (name, output), column in zip(wanted, results, strict=True)
     }
+
+
+def _supplies(request: Request, client: Any) -> Mapping[str, Any]:
+    """What brings the model to its workers; on a cluster it stays there for the next request."""
+    if request.delivery is None:
+        return {}
+    return request.delivery.tasks if client is None else hold(client, request.delivery)
 
 
 def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str, list[Any]]:

@@ -123,6 +123,13 @@ def test_a_file_that_vanished_since_loading_is_sent_along(blind, tmp_path):
         )
 
 
+def test_another_scheduler_than_the_clients_may_run_it(blind):
+    source = dense_model(hidden=2006)
+    with dask.config.set(scheduler="threads"):
+        y = dx.load(source).predict(X)
+    np.testing.assert_allclose(y, run_onnx(source, {"x": X})[0], rtol=1e-4, atol=1e-5)
+
+
 def test_delayed_brings_its_model_too(blind):
     source = dense_model(hidden=2001)
     y = dx.load(source).predict(dask.delayed(X))
