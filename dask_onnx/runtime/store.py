@@ -50,6 +50,10 @@ TEMPORARY = ".incoming-"
 """How names of files begin that are being written."""
 
 
+class StoreWriteError(StoreError):
+    """The store's folder cannot be written: wherever weights come from, they cannot be kept."""
+
+
 class Lease:
     """Says that this process uses a model: while it lives, nobody evicts the model's files."""
 
@@ -352,7 +356,7 @@ class Store:
         except OSError as error:
             free = shutil.disk_usage(folder).free
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise StoreError(
+            raise StoreWriteError(
                 f"{size:,} bytes cannot be written to {folder}: {error.strerror} "
                 f"({free:,} bytes are free)",
                 "run `dask-onnx store prune`, free some space there, or set "

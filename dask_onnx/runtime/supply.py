@@ -24,7 +24,7 @@ from dask_onnx.files import FileSource, check_unchanged
 from dask_onnx.onnx_model import ModelRef, OnnxModel, load_onnx
 from dask_onnx.runtime.asking import ask_scheduler, ask_worker, own_worker
 from dask_onnx.runtime.elsewhere import run_elsewhere
-from dask_onnx.runtime.store import Store
+from dask_onnx.runtime.store import Store, StoreWriteError
 from dask_onnx.weights import BlobPlace
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,8 @@ def _from_file(
 ) -> list[str]:
     try:
         _load_into(store, model, keys)
+    except StoreWriteError:
+        raise
     except StoreError as error:
         return [error.cause]
     return []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 
 import fsspec
@@ -100,6 +101,21 @@ def test_a_damaged_blob_that_nobody_has_is_an_error_that_names_the_ways(store, p
     path.unlink()
     with pytest.raises(StoreError, match=r"1 of 2 weight blobs .*m\.onnx does not exist"):
         fetch_blobs(store, model.ref, model.blob_keys, ())
+
+
+def test_a_full_disk_is_what_the_error_is_about(store, path, monkeypatch):
+    model = load_onnx(path)
+    fetch_proto(store, model.ref, [manifest_of(model)])
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for supplies in ((), [manifest_of(model)]):
+        with pytest.raises(StoreError, match="No space left on device") as caught:
+            fetch_blobs(store, model.ref, model.blob_keys, supplies)
+        assert "dask-onnx store prune" in caught.value.next_step
+        assert not list(store.blobs.iterdir())
 
 
 def test_a_manifest_lets_one_blob_be_read_by_its_range(store, path, monkeypatch):
