@@ -5,8 +5,9 @@ import time
 
 import dask.config
 import numpy as np
+import psutil
 import pytest
-from builders import dense_model
+from builders import dense_model, make_model, node, value
 
 import dask_onnx as dx
 from dask_onnx.runtime.session import CACHE, Session, SessionCache, build_session
@@ -86,3 +87,54 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path):
 def test_what_ort_cannot_build_is_a_stage_error(tmp_path):
     with pytest.raises(dx.StageError, match="stage s cannot be built by onnxruntime"):
         build_session(b"nonsense", tmp_path, SessionSpec(), weight_bytes=0, label="s")
+
+
+def test_config_entries_are_kept_in_order_whatever_way_they_came():
+    by_dict = SessionSpec(config={"b": "2", "a": "1"})
+    by_pairs = SessionSpec(config=(("a", "1"), ("b", "2")))
+    assert by_dict == by_pairs and hash(by_dict) == hash(by_pairs)
+    assert by_dict.config == (("a", "1"), ("b", "2"))
+
+
+def test_one_provider_may_be_named_without_a_tuple():
+    assert SessionSpec(providers="CPUExecutionProvider") == SessionSpec()
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, "2"])
+def test_what_is_no_number_of_threads_is_refused(threads):
+    with pytest.raises(dx.PlanError, match="intra_op_num_threads is"):
+        SessionSpec(intra_op_num_threads=threads)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SessionSpec(memory_pattern=False),
+        SessionSpec(arena_shrinkage=True),
+        SessionSpec(config={"session.disable_prepacking": "1"}),
+        SessionSpec(intra_op_num_threads=2),
+    ],
+    ids=["pattern", "shrinkage", "config", "threads"],
+)
+def test_every_option_makes_a_session_of_its_own(spec):
+    model = dx.load(dense_model())
+    x = np.ones((2, 8), "f4")
+    expected = model.predict(x, plan=model.plan(session=SessionSpec(intra_op_num_threads=1)))
+    # Kernels on packed and on unpacked weights add in another order.
+    found = model.predict(x, plan=model.plan(session=spec))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(CACHE.sessions) == 2
+
+
+def test_a_shrunk_arena_gives_its_memory_back():
+    model = dx.load(
+        make_model(
+            [node("Relu", "x", "h"), node("Exp", "h", "e"), node("ReduceSum", "e", "y")],
+            [value("x", ["N", 1000])],
+            [value("y", [1, 1])],
+        )
+    )
+    x, process = np.zeros((40_000, 1000), "f4"), psutil.Process()  # 160 MB, and so is h
+    before = process.memory_info().rss
+    model.predict(x, plan=model.plan(session=SessionSpec(arena_shrinkage=True)))
+    assert process.memory_info().rss - before < 100 * 2**20
