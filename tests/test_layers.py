@@ -27,6 +27,7 @@ LAYERS = {
     "analysis.report": 2.3,
     "runtime.store": 1.5,
     "runtime.asking": 1.4,
+    "runtime.seals": 1.4,
     "runtime.elsewhere": 1.4,
     "runtime.cores": 1.5,
     "runtime.upkeep": 1.6,

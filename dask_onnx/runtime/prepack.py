@@ -26,8 +26,9 @@ from dask_onnx import config
 from dask_onnx.errors import StageError
 from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.elsewhere import run_elsewhere
+from dask_onnx.runtime.seals import digest_of, identity_of
 from dask_onnx.runtime.session import build_session, save_session
-from dask_onnx.runtime.store import TEMPORARY, Store, digest_of, identity_of
+from dask_onnx.runtime.store import TEMPORARY, Store
 from dask_onnx.specs import SessionSpec
 
 log = logging.getLogger(__name__)

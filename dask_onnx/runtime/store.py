@@ -30,7 +30,6 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ import platformdirs
 from dask_onnx import config
 from dask_onnx.errors import StoreError
 from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.runtime.seals import Seal, digest_of, identity_of
 from dask_onnx.weights import BlobPlace, content_digest
 
 log = logging.getLogger(__name__)
@@ -62,30 +62,6 @@ class Lease:
 
     def release(self) -> None:
         self._close()
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """What a blob was when its digest was checked: as long as it is that, it need not be read."""
-
-    digest: str
-    """SHA-256 of the content, in hexadecimal."""
-    identity: tuple[int, ...]
-    """Inode, bytes, times of modification and of change; the last cannot be set by hand."""
-
-    def write(self) -> str:
-        return json.dumps([self.digest, *self.identity])
-
-    @staticmethod
-    def read(text: str) -> Seal:
-        digest, *identity = json.loads(text)
-        return Seal(digest, tuple(identity))
-
-
-def identity_of(path: Path) -> tuple[int, ...]:
-    """What `Seal.identity` compares."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Store:
@@ -399,12 +375,6 @@ def _check_owner(root: Path) -> None:
             f"others may write to the store {root} (mode {stat.S_IMODE(status.st_mode):o})",
             f"run `chmod 700 {root}` if nobody has put files there, or choose another folder",
         )
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_at(descriptor: int, data: Any, offset: int) -> None:
