@@ -125,7 +125,7 @@ if __name__ == "__main__":
     parser.add_argument("--assets", type=Path, default=Path(".cache/assets"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="what the limit takes, about")
+    parser.add_argument("--seconds", type=float, default=20, help="what the limit takes, about")
     parser.add_argument("--only", choices=["squeezenet", "det"])
     arguments = parser.parse_args()
     main(
