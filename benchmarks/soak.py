@@ -55,8 +55,10 @@ def main(assets: Path, output: Path | None, batches: int, strategy: str) -> None
         plan = model.plan(strategy, **({"n_stages": 3} if strategy == "fused" else {}))
         lazy = reduced(model.predict(dict.fromkeys(names, x), plan=plan))
         began = time.perf_counter()
-        futures = futures_of(client.persist(lazy))
-        for done, _ in enumerate(as_completed(futures), start=1):
+        arrivals = as_completed(futures_of(client.persist(lazy)))
+        for done, future in enumerate(arrivals, start=1):
+            # A worker remembers some kilobytes of each task whose result somebody holds.
+            future.release()
             if done in marks:
                 sizes = list(client.run(resident).values())
                 memory[done] = {
