@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import ADDRESSES, SCHEDULER_PORT, Link
+from transfer import ADDRESSES, SCHEDULER_PORT, Link, stop
 
 PROCESSES = 2
 
@@ -77,10 +77,7 @@ def measure(vanish: bool) -> dict[str, Any]:
             facts = dict(json.loads(done.stdout))
             facts["sent"] = link.sent(0) - before
         finally:
-            for process in reversed(processes):
-                process.terminate()
-            for process in processes:
-                process.wait(30)
+            stop(processes)
     facts["of_the_model"] = round(facts["sent"] / facts["bytes"], 3)
     return facts
 

@@ -99,6 +99,17 @@ def start(link: Link, folder: Path) -> list[subprocess.Popen[bytes]]:
     ]
 
 
+def stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Workers first; one that does not end in time is ended."""
+    for process in reversed(processes):
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
     """Windows of a page as PP-OCR takes them: float32, shape (rows, 3, size, size)."""
     from PIL import Image
@@ -269,10 +280,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             client.stdin.close()
             client.wait(30)
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.wait(30)
+            stop(processes)
 
 
 def main() -> None:
