@@ -158,7 +158,13 @@ def test_ctrl_c_stops_all_processes_and_leaves_no_result(asset, tmp_path):
     command = [sys.executable, "-m", "dask_onnx", "predict", str(asset("det.onnx")), "x.npy"]
     command += ["y.npy", "--pre", "widen:widen", "--workers", "2"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     partial = tmp_path / ".y.npy.partial"
     deadline = time.monotonic() + 90
