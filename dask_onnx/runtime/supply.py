@@ -197,14 +197,10 @@ def _from_places(
     store: Store, model: ModelRef, keys: Sequence[str], supplies: Sequence[Supply]
 ) -> list[str]:
     """By byte range from the model's files: only what is lacking is read."""
-    places: dict[str, BlobPlace] = {}
+    places = store.places(model.token)
     for supply in supplies:
         if isinstance(supply, Manifest):
             places.update(supply.places)
-    return _read_places(store, places, keys)
-
-
-def _read_places(store: Store, places: Mapping[str, BlobPlace], keys: Sequence[str]) -> list[str]:
     for key in keys:
         if key in places:
             try:

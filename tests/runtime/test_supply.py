@@ -127,6 +127,15 @@ def test_a_manifest_lets_one_blob_be_read_by_its_range(store, path, monkeypatch)
     assert store.lacking(model.blob_keys) == [model.blob_keys[1]]
 
 
+def test_places_that_the_client_noted_spare_reading_the_file_whole(store, path, monkeypatch):
+    model = load_onnx(path)
+    store.note_places(model)
+    monkeypatch.setattr(supply, "load_onnx", lambda *_, **__: pytest.fail("read it all"))
+    assert fetch_proto(store, model.ref, ()) == model.proto
+    assert fetch_blobs(store, model.ref, model.blob_keys[:1], ()) is True
+    assert store.lacking(model.blob_keys) == [model.blob_keys[1]]
+
+
 def test_ranges_are_read_from_a_url_too(store, path, monkeypatch):
     fsspec.filesystem("memory").pipe("/supply/m.onnx", path.read_bytes())
     model = load_onnx("memory://supply/m.onnx")
