@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 import weakref
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask.task_spec import Task
+from distributed import Client
 
 from dask_onnx.onnx_model import OnnxModel, StageExtractor, blob_keys_of
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.asking import is_inside_task
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import (
     Manifest,
@@ -45,12 +46,7 @@ class Delivery:
 
 def current_client() -> Any:
     """The client that Dask would use from here; None if there is none, or inside a task."""
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import Client
-
-    worker = sys.modules.get("distributed.worker")
-    if worker is not None and hasattr(worker.thread_state, "execution_state"):
+    if is_inside_task():
         return None
     try:
         client = Client.current(allow_global=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,6 +16,7 @@ from dask_onnx.collections.context import Request
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
+from dask_onnx.runtime.asking import is_inside_task
 from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
 from dask_onnx.runtime.tune import look_up, row_shapes
@@ -27,12 +27,6 @@ _ROWS_TO_SPREAD = 64
 """While nothing is known of a model, so many rows are worth a task on each core."""
 _TASKS_PER_CORE = 8
 """Rows are cut into up to so many tasks a core: enough to balance, few enough to be cheap."""
-
-
-def is_inside_task() -> bool:
-    """Whether this thread runs a task of a Dask cluster."""
-    worker = sys.modules.get("distributed.worker")
-    return worker is not None and hasattr(worker.thread_state, "execution_state")
 
 
 def _is_main_thread() -> bool:

@@ -8,9 +8,15 @@ from typing import Any
 
 import distributed
 from distributed.utils import sync
+from distributed.worker import thread_state
 
 _ASK_SECONDS = 60
 """How long a worker or the scheduler may take to answer."""
+
+
+def is_inside_task() -> bool:
+    """Whether this thread runs a task of a Dask cluster."""
+    return hasattr(thread_state, "execution_state")
 
 
 def own_worker() -> Any:
