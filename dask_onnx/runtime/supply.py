@@ -100,11 +100,8 @@ class Piece:
 
 def _segment_bytes(model: OnnxModel, segment: Segment) -> Any:
     own = Store()
-    path = own.blobs / segment.key
     if segment.key not in model.blobs and not own.lacking([segment.key]):
-        with path.open("rb") as file:
-            file.seek(segment.offset)
-            return file.read(segment.length)
+        return own.read_part(segment.key, segment.offset, segment.length)
     blob = memoryview(model.blob_bytes(segment.key))
     return blob[segment.offset : segment.offset + segment.length]
 
@@ -308,12 +305,7 @@ def _read_segments(segments: tuple[Segment, ...]) -> list[bytes] | None:
     store = Store()
     if store.lacking({segment.key for segment in segments}):
         return None
-    found = []
-    for segment in segments:
-        with (store.blobs / segment.key).open("rb") as file:
-            file.seek(segment.offset)
-            found.append(file.read(segment.length))
-    return found
+    return [store.read_part(s.key, s.offset, s.length) for s in segments]
 
 
 def read_task_segments(
