@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,13 @@ def child(contestant: str, folder: Path) -> None:
     providers = ["CPUExecutionProvider"]
     base = memory()
     keep: list[Any] = []
+    run: Callable[[], Any]
     if contestant == "by hand":
         keep.append(Path(path).read_bytes())  # came with the task
     began = time.perf_counter()
     if contestant == "ours":
         stage_session(call.stage, call.session)
-        run = lambda: run_stage(call, x)  # noqa: E731
+        run = partial(run_stage, call, x)
     else:
         source: Any = path
         if contestant == "bytes":
@@ -71,7 +73,7 @@ def child(contestant: str, folder: Path) -> None:
         session = onnxruntime.InferenceSession(source, options, providers=providers)
         del source
         name = session.get_inputs()[0].name
-        run = lambda: session.run(None, {name: x})[0]  # noqa: E731
+        run = partial(session.run, None, {name: x})
     ready = time.perf_counter() - began
     result = run()
     seconds = []

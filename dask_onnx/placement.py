@@ -69,7 +69,7 @@ def wants_compression() -> bool:
     return not dask.config.get(COMPRESSION, False)
 
 
-class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]
+class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # as above
     """Switches lz4 on in a worker, for the connections that it makes from then on."""
 
     name = "dask_onnx-compression"

@@ -154,11 +154,12 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     ]
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
-    session = stage_session(stage, call.session, supplies)
+    spec = _with_threads(call.session)
+    session = stage_session(stage, spec, supplies)
     rows = row_count(values, call.row_axes) if call.batching.is_auto else None
     if rows is not None and rows > 1:
         cut = Cut([], rows, is_filled=False)
-        results = _run_tuned(session, values, call, rows)
+        results = _run_tuned(session, values, call, spec.intra_op_num_threads or 1, rows)
     else:
         cut = cut_rows(values, call.row_axes, call.batching)
         results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
@@ -179,10 +180,9 @@ def _travelling(value: Any, call: StageCall) -> Travelling:
 
 
 def _run_tuned(
-    session: Session, values: Sequence[Any], call: StageCall, rows: int
+    session: Session, values: Sequence[Any], call: StageCall, threads: int, rows: int
 ) -> list[list[Any]]:
     """Run in batches of the best size, or of several while that is not known yet."""
-    threads = task_threads(call.session.intra_op_num_threads)
     shapes = row_shapes(values, call.row_axes)
     results: list[list[Any]] = []
     start = 0
@@ -223,8 +223,15 @@ def _checked(value: Any, spec: TensorSpec) -> Any:
 
 def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Session:
     """The session of a stage, from this process's cache or built now."""
-    spec = replace(spec, intra_op_num_threads=task_threads(spec.intra_op_num_threads))
+    spec = _with_threads(spec)
     return CACHE.get((stage.token, spec), lambda: _build(stage, spec, supplies))
+
+
+def _with_threads(spec: SessionSpec) -> SessionSpec:
+    """The same with a number of threads, which is part of a session's key."""
+    if spec.intra_op_num_threads:
+        return spec
+    return replace(spec, intra_op_num_threads=task_threads(spec.intra_op_num_threads))
 
 
 def _build(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]) -> Session:

@@ -53,7 +53,7 @@ def unwrap(value: Any) -> Any:
     return value.value if isinstance(value, Travelling) else value
 
 
-@dask_serialize.register(Travelling)  # type: ignore[untyped-decorator]
+@dask_serialize.register(Travelling)  # type: ignore[untyped-decorator]  # untyped in distributed
 def _serialize(travelling: Travelling, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
     value = travelling.value
     pieces = value.pieces if isinstance(value, Runs) else (value,)
@@ -76,7 +76,7 @@ def _serialize(travelling: Travelling, context: Any = None) -> tuple[dict[str, A
     return header, frames
 
 
-@dask_deserialize.register(Travelling)  # type: ignore[untyped-decorator]
+@dask_deserialize.register(Travelling)  # type: ignore[untyped-decorator]  # untyped in distributed
 def _deserialize(header: dict[str, Any], frames: list[Any]) -> Travelling:
     if "pickled" in header:
         return Travelling(deserialize(header["pickled"], frames), header["lossy"])
