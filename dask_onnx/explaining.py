@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dask_onnx.analysis.axes import input_axes
+from dask_onnx.analysis.axes import input_axes, random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.collections.request import resolve_batching
 from dask_onnx.drift import Drift
@@ -26,10 +26,44 @@ def explain_plan(facts: ModelFacts, stages: StageGraph, recipe: Recipe, drift: D
     """The stages, their predicted cost, what travels between them, how they run, as text."""
     shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
     text = explain(stages, recipe.strategy, shapes, is_assumed=is_assumed)
-    lines = [text, "", _threads(recipe), *_rows(facts, stages, recipe)]
+    lines = [text, "", *_kernels(facts, stages), _threads(recipe)]
+    lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
     if drift is not None:
         lines.append(f"on slow links: {drift.describe()}")
     return "\n".join(lines)
+
+
+def _kernels(facts: ModelFacts, stages: StageGraph) -> Iterator[str]:
+    """What does not run on ONNX Runtime, why, and how much of the time is predicted to go there."""
+    for kernel, title in (("reference", "onnx.reference"), ("own", "kernels of your own")):
+        seconds = sum(stage.cost.seconds for stage in stages.stages if stage.kernel == kernel)
+        reasons: dict[str, list[str]] = {}
+        for stage in stages.stages:
+            for index in stage.nodes if stage.kernel == kernel else ():
+                reason = facts.kernels[index].reason
+                reasons.setdefault(reason, []).append(facts.graph.nodes[index].name)
+        if not reasons:
+            continue
+        yield f"on {title}: {seconds / max(stages.seconds, 1e-12):.0%} of the predicted time"
+        for reason, names in reasons.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            yield f"    {', '.join(names[:3])}{more}: {reason}"
+
+
+def _random(facts: ModelFacts, stages: StageGraph) -> Iterator[str]:
+    random, unseeded = random_nodes(facts.graph, tuple(spec.name for spec in stages.outputs))
+    if unseeded:
+        yield (
+            f"random: {', '.join(unseeded[:3])} without a seed: every request draws anew, and a "
+            "task that is repeated (retries, a lost worker) gives other numbers than the first "
+            "time, so that what was made of both may not fit together"
+        )
+    seeded = [name for name in random if name not in unseeded]
+    if seeded:
+        yield (
+            f"random: {', '.join(seeded[:3])} with a seed: a task that is repeated gives the same "
+            "numbers, and so does every run of rows"
+        )
 
 
 def _threads(recipe: Recipe) -> str:
@@ -55,7 +89,7 @@ def _rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Iterator[str
         rows = predicted_rows(facts, stages, recipe)
         yield f"rows of a run: {rows}, by the work that a row is predicted to be"
     else:
-        found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0]).token))
+        found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0], facts.own).token))
         for tuned in found:
             yield from tuned.describe()
         if not found:

@@ -14,6 +14,7 @@ from dask_onnx.onnx_model import ModelRef
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
+from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec
 
@@ -75,6 +76,10 @@ class Options:
     lossy: Lossy | None = None
     """What may be lost of values between stages, on slow links."""
     always_lossy: bool = False
+    own: OwnKernels | None = None
+    """The caller's kernels."""
+    salt: str = ""
+    """Tells apart requests whose results differ though they ask for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +124,12 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def stage_ref(model: ModelRef, stage: Stage) -> StageRef:
-    """What a task carries of a stage."""
+def stage_ref(model: ModelRef, stage: Stage, own: OwnKernels | None = None) -> StageRef:
+    """What a task carries of a stage; `own` are the caller's kernels."""
+    own = own if stage.kernel == "own" else None
     nodes = as_ranges(stage.nodes)
     specs = [
-        [(spec.name, str(spec.dtype), spec.shape) for spec in side]
+        [(spec.name, str(spec.dtype), spec.shape, spec.kind) for spec in side]
         for side in (stage.inputs, stage.outputs)
     ]
     return StageRef(
@@ -132,8 +138,10 @@ def stage_ref(model: ModelRef, stage: Stage) -> StageRef:
         nodes=nodes,
         inputs=stage.inputs,
         outputs=stage.outputs,
-        token=digest(model.token, nodes, specs, stage.kernel),
+        token=digest(model.token, nodes, specs, stage.kernel, own and own.token),
         versions=own_versions(),
+        kernel=stage.kernel,
+        own=own,
     )
 
 
@@ -203,6 +211,7 @@ class _Lowering:
             call.lossy,
             call.always_lossy,
             self.feeds.token,
+            self.options.salt,
         )
 
     def _task(self, number: int, call: StageCall, sources: Sequence[int | str], chunk: int) -> Task:
@@ -228,7 +237,7 @@ class _Lowering:
                 source, position = self.made[spec.name]
             picks.append((arguments.setdefault(source, len(arguments)), position))
         call = StageCall(
-            stage=stage_ref(self.model, stage),
+            stage=stage_ref(self.model, stage, self.options.own),
             session=self.options.session,
             picks=tuple(picks),
             row_axes=tuple(

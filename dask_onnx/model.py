@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 from dask.delayed import Delayed
 from dask.task_spec import Alias
+from onnx.reference.op_run import OpRun
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
@@ -34,6 +38,7 @@ from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
+from dask_onnx.forms import Context, InputTypes, Opsets
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx, load_onnx
 from dask_onnx.placement import effective_retries
@@ -42,6 +47,7 @@ from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
+from dask_onnx.runtime.own import OwnKernels, own_kernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.specs import SessionSpec, TensorSpec
@@ -50,34 +56,79 @@ Shapes = Mapping[str, tuple[int, ...]]
 Aim = Literal["throughput", "latency"]
 
 
-def load(source: Any) -> Model:
-    """Load an ONNX model.
+def load(
+    source: Any,
+    *,
+    opsets: Opsets | None = None,
+    input_types: InputTypes | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    functions: Sequence[onnx.FunctionProto] = (),
+    custom_ops: Sequence[type[OpRun]] = (),
+    replace: Mapping[str, Callable[..., Any]] | None = None,
+    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
+) -> Model:
+    """Load an ONNX model, in whatever form it comes.
 
     Parameters
     ----------
-    source : path, URL for fsspec, bytes, onnx.ModelProto or onnx_ir.Model
-        External data is found beside a path. The weights of a model given by path are not kept in
-        memory: workers read them from that path, once per host.
+    source : path, URL for fsspec, bytes, file object, text, proto or onnx_ir.Model
+        ``.onnx``, or a text format of ``onnx.serialization`` by its extension. External data is
+        found beside a path. The weights of a model given by path are not kept in memory: workers
+        read them from that path, once per host. Text is ONNX's textual syntax (``onnx.parser``);
+        a proto is a ModelProto, GraphProto, FunctionProto or NodeProto.
+    opsets : int or mapping of domain to version
+        For a GraphProto or NodeProto (and a FunctionProto, to add to its own); a number is the
+        version of ai.onnx.
+    input_types : mapping of input to type, or sequence of types in the order of the inputs
+        For a FunctionProto or NodeProto. A type is text as in ``"tensor(float)"``, a dtype,
+        ``(dtype, shape)`` or a TypeProto.
+    attributes : mapping, optional
+        Values of a FunctionProto's attribute parameters.
+    functions : sequence of FunctionProto
+        That a GraphProto or FunctionProto calls.
+    custom_ops : sequence of OpRun subclasses
+        Kernels in Python (``onnx.reference.op_run.OpRun``) of operators named by their class and
+        ``op_domain``: new ones, or in place of those that exist.
+    replace : mapping of op type to function
+        ``{"Gelu": f}`` or ``{"domain::Op": f}``: f takes the inputs in order (None for one that is
+        left out) and the attributes as keywords, and returns an array or a tuple of them. Kernels
+        of importable modules travel by name, others by value.
+    custom_op_libraries : sequence of paths
+        Shared libraries with operators for ONNX Runtime, at the same path on every worker. They
+        run native code: none is ever loaded but those named here.
 
     Raises
     ------
     ModelError
         No such file; not ONNX; cut short; external data missing; an operator or an opset that
-        nobody has.
+        nobody has; kernels that cannot be sent.
     """
-    onnx_model = load_onnx(source)
-    model = Model(onnx_model)
-    check_operators(model.facts, model._facts.schemas)
+    own = own_kernels(custom_ops, replace or {})
+    onnx_model = load_onnx(
+        source,
+        context=Context(opsets, input_types, attributes, tuple(functions)),
+        kept_functions=[] if own is None else own.names,
+    )
+    model = Model(onnx_model, own, tuple(os.fspath(path) for path in custom_op_libraries))
+    if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
+        names = () if own is None else own.names
+        check_operators(model.facts, model._facts.schemas, names)
     return model
 
 
 class Model:
     """An ONNX model that runs on Dask. Made by `load`; small, frozen, picklable."""
 
-    def __init__(self, onnx_model: OnnxModel) -> None:
+    def __init__(
+        self,
+        onnx_model: OnnxModel,
+        own: OwnKernels | None = None,
+        libraries: tuple[str, ...] = (),
+    ) -> None:
         self._onnx = onnx_model
-        self._facts = ModelFacts(onnx_model)
+        self._facts = ModelFacts(onnx_model, own, libraries)
         self._whole_plans: dict[tuple[str, ...], Plan] = {}
+        self._overriding: dict[tuple[str, ...], Model] = {}
 
     def extract(
         self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
@@ -97,7 +148,8 @@ class Model:
         """
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         given = list(self.facts.inputs if inputs is None else inputs)
-        resolve_outputs(given, given, self._facts.known_values)
+        defaults = {spec.name: spec for spec in self.defaults}
+        resolve_outputs(given, given, self._facts.known_values | set(defaults))
         nodes, read = self.facts.between(given, wanted)
         missing = [n for n in self.facts.inputs if n in read and n not in given]
         if missing:
@@ -109,10 +161,10 @@ class Model:
         part = extract_onnx(
             self._onnx,
             nodes,
-            [self._facts.typed(name) for name in needed],
+            [defaults.get(name) or self._facts.typed(name) for name in needed],
             [self._facts.typed(name) for name in wanted],
         )
-        return Model(part)
+        return Model(part, self._facts.own, self._facts.libraries)
 
     @property
     def name(self) -> str:
@@ -126,6 +178,11 @@ class Model:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._onnx.outputs
+
+    @property
+    def defaults(self) -> tuple[TensorSpec, ...]:
+        """Inputs that have an initializer: need not be fed, and may be."""
+        return self._onnx.defaults
 
     @property
     def opsets(self) -> Mapping[str, int]:
@@ -193,10 +250,13 @@ class Model:
             No such strategy, options that it does not take, or a cut that cannot be made.
         """
         spec = session or SessionSpec()
+        if self._facts.libraries:
+            libraries = dict.fromkeys((*self._facts.libraries, *spec.custom_op_libraries))
+            spec = dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
         if aim not in (None, "throughput", "latency"):
             raise PlanError(f"there is no aim {aim!r}", "choose 'throughput' or 'latency'")
         if aim == "latency" and spec.intra_op_num_threads is None:
-            spec = replace(spec, intra_op_num_threads=0)
+            spec = dataclasses.replace(spec, intra_op_num_threads=0)
         recipe = Recipe(strategy, n_stages, min_seconds, shapes, spec)
         names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         return Plan(self, recipe, self._facts.cut(recipe, names))
@@ -254,6 +314,10 @@ class Model:
         InputError
             Names, dtypes, ranks or static sizes do not fit.
         """
+        model = self._fed_with(x)
+        if model is not self:
+            model.check(x, outputs=outputs)
+            return
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         needed = self._whole_plan(self.facts.outputs).for_outputs(wanted.names).stage_graph.inputs
         arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
@@ -287,8 +351,12 @@ class Model:
         here: bool = False,
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked as far as it can be without looking at the arrays."""
+        model = self._fed_with(x)
+        if model is not self:
+            plan = None if plan is None else plan.on(model)
+            return model._request(x, outputs, batch_size, plan, retries, here=here)
         chosen = plan or self._whole_plan(self.facts.outputs)
-        if chosen.model.token != self.token:
+        if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
             raise PlanError("the plan is of another model", "make it with this model's plan()")
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         chosen = chosen.for_outputs(wanted.names)
@@ -302,7 +370,7 @@ class Model:
             batch = self._facts.batch_at(wanted.names, shapes_of(feeds, self.inputs))
         else:
             # One run of everything: no row is told from another, so nothing need be found out.
-            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), ())
+            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), (), ())
         batching = resolve_batching(batch, wanted.names, batch_size)
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
@@ -316,15 +384,20 @@ class Model:
             batching=batching,
             lossy=None if chosen.drift is None else chosen.drift.way,
             retries=effective_retries(retries),
+            own=self._facts.own,
+            # What is drawn anew each time must not be taken for what was drawn before.
+            salt=uuid.uuid4().hex if self._facts.draws_anew else "",
         )
         return request, feeds, kind
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Weights held in memory do not travel: they go into the host's store, and a reference on.
-        return Model, (replace(self._published(), blobs={}),)
+        published = dataclasses.replace(self._published(), blobs={})
+        return Model, (published, self._facts.own, self._facts.libraries)
 
-    def __dask_tokenize__(self) -> str:
-        return self.token
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        own = self._facts.own
+        return (self.token, "" if own is None else own.token, *self._facts.libraries)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
@@ -341,6 +414,15 @@ class Model:
             with contextlib.suppress(StoreError):
                 Store().note_places(self._onnx)
         return self._onnx
+
+    def _fed_with(self, x: Any) -> Model:
+        """The model that takes what `x` has: itself, or one where initializers are inputs."""
+        if not self.defaults or not isinstance(x, Mapping):
+            return self
+        fed = tuple(spec.name for spec in self.defaults if spec.name in x)
+        if fed and fed not in self._overriding:
+            self._overriding[fed] = self.extract([*self.facts.inputs, *fed], self.facts.outputs)
+        return self._overriding[fed] if fed else self
 
     def _whole_plan(self, outputs: tuple[str, ...]) -> Plan:
         if outputs not in self._whole_plans:
@@ -406,14 +488,16 @@ class Plan:
         request, feeds, kind = self.model._request(sample, names, None, self, None, here=True)
         if kind != "eager":
             raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
-        exact = predict_eager(replace(request, lossy=None), feeds, here=True)
-        packed = predict_eager(replace(request, lossy=way, always_lossy=True), feeds, here=True)
+        exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, here=True)
+        packed = predict_eager(
+            dataclasses.replace(request, lossy=way, always_lossy=True), feeds, here=True
+        )
         drift = measure_drift(way, budget, exact, packed)
         if max(drift.relative.values(), default=0.0) > budget:
             raise PlanError(
                 drift.describe(), "allow more, choose float16, or cut where values are smaller"
             )
-        return replace(self, drift=drift, _others={})
+        return dataclasses.replace(self, drift=drift, _others={})
 
     def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
         """The same recipe for other outputs; itself if they are the same."""
@@ -423,6 +507,11 @@ class Plan:
             cut = self.model._facts.cut(self.recipe, outputs)
             self._others[outputs] = Plan(self.model, self.recipe, cut, self.drift)
         return self._others[outputs]
+
+    def on(self, model: Model) -> Plan:
+        """The same recipe and outputs for another model that has these."""
+        names = tuple(spec.name for spec in self.stage_graph.outputs)
+        return Plan(model, self.recipe, model._facts.cut(self.recipe, names), self.drift)
 
     def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:
         """The Dask graph itself, inputs included, for one request.
@@ -437,6 +526,9 @@ class Plan:
             One Task for each stage and chunk. Without dask arrays each output is also there under
             its own name, so that ``dask.get(graph, name)`` gives it.
         """
+        model = self.model._fed_with(feeds)
+        if model is not self.model:
+            return self.on(model).graph(feeds, batch_size=batch_size)
         names = [spec.name for spec in self.stage_graph.inputs]
         arrays = resolve_feeds(feeds, self.model.inputs, names)
         if kind_of(arrays) == "eager":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from dask_onnx.analysis.axes import BatchFacts, find_batch
+from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.report import assumed_shapes
@@ -16,8 +16,10 @@ from dask_onnx.planning.check import check_stages
 from dask_onnx.planning.partition import CutInputs
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.own import OwnKernels
+from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.session import foreign_schemas
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.weights import graphs_of
 
 _BATCHES_KEPT = 64
@@ -27,8 +29,15 @@ _BATCHES_KEPT = 64
 class ModelFacts:
     """Graph, shapes, batch axes and cuts of one model."""
 
-    def __init__(self, onnx_model: OnnxModel) -> None:
+    def __init__(
+        self,
+        onnx_model: OnnxModel,
+        own: OwnKernels | None = None,
+        libraries: tuple[str, ...] = (),
+    ) -> None:
         self.onnx = onnx_model
+        self.own = own
+        self.libraries = libraries
         self._batches: dict[tuple[str, ...], BatchFacts] = {}
 
     @cached_property
@@ -47,6 +56,16 @@ class ModelFacts:
     def declared(self) -> dict[str, TensorSpec]:
         """Every value's spec, as far as it follows from the model alone."""
         return infer_shapes(self.graph, None, self.schemas)
+
+    @cached_property
+    def kernels(self) -> tuple[NodeKernel, ...]:
+        """What runs each node."""
+        return find_kernels(Probe(self.graph, self.declared, self.own, self.libraries))
+
+    @cached_property
+    def draws_anew(self) -> bool:
+        """Whether the same request may have another result each time."""
+        return bool(random_nodes(self.graph, self.graph.outputs)[1])
 
     @cached_property
     def known_values(self) -> frozenset[str]:
@@ -85,9 +104,9 @@ class ModelFacts:
             Not even its dtype is known.
         """
         spec = self.declared.get(name)
-        if spec is None or spec.dtype is None:
+        if spec is None or (spec.dtype is None and spec.kind is None):
             raise InputError(
-                f"the type of {name!r} does not follow from the model, or it is no tensor",
+                f"the type of {name!r} does not follow from the model",
                 "cut at another value, or declare this one in the model's value_info",
             )
         return spec
@@ -101,6 +120,7 @@ class ModelFacts:
             declared=self.declared,
             outputs=outputs,
             costs=CostTable(),
+            kernels=self.kernels,
         )
         stages = recipe.strategy_function()(cut)
         check_stages(stages, self.graph)

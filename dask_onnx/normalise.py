@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 from collections.abc import Iterable, Sequence
 
 import onnx
-from onnx import helper
+from onnx import helper, version_converter
 
 from dask_onnx.errors import ModelError
 from dask_onnx.weights import graphs_of, subgraphs_of
 
+log = logging.getLogger(__name__)
+
+OLDEST_OPSET = 7
+"""Of ai.onnx: from here on ONNX Runtime promises kernels."""
+_UNUSUAL_SIZE = 7919
 _MIN_IR_VERSION = 4
 """From IR 4 on an initializer need not be an input too; older models are raised to it."""
 _CONSTANT_ATTRIBUTES = {
@@ -31,6 +37,7 @@ def normalise(model: onnx.ModelProto) -> int:
     """
     if model.ir_version < _MIN_IR_VERSION:
         model.ir_version = _MIN_IR_VERSION
+    _one_name_for_each_domain(model)
     for index, node in enumerate(model.graph.node):
         # Position in the file as it was, which is what other viewers show.
         node.name = node.name or f"{node.op_type}_{index}"
@@ -43,6 +50,85 @@ def normalise(model: onnx.ModelProto) -> int:
     _sort_nodes(model.graph)
     del model.graph.metadata_props[:]
     return sum(math.prod(sparse.dims) for sparse in model.graph.sparse_initializer)
+
+
+def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model of an opset that ONNX Runtime has no kernels for, by ONNX's own converter.
+
+    The converter wants sizes where operators broadcast by attribute, as they did then: open ones
+    get a size that hardly a graph has, and are open again afterwards. A model that it cannot
+    convert stays as it is.
+    """
+    version = next((opset.version for opset in model.opset_import if not opset.domain), None)
+    if version is None or version >= OLDEST_OPSET:
+        return model
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    del bound.graph.value_info[:]
+    for value in (*bound.graph.input, *bound.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.dim_value = _UNUSUAL_SIZE
+    try:
+        _broadcast_by_shape(bound)
+        converted = version_converter.convert_version(bound, OLDEST_OPSET)
+    except (RuntimeError, version_converter.ConvertError) as error:
+        log.info("opset %d stays: %s", version, " ".join(str(error).split()))
+        return model
+    for field in ("input", "output"):
+        values = getattr(converted.graph, field)
+        del values[:]
+        values.extend(getattr(model.graph, field))
+    del converted.graph.value_info[:]
+    normalise(converted)
+    return converted
+
+
+def _broadcast_by_shape(model: onnx.ModelProto) -> None:
+    """Before opset 7 an attribute said on which axis of A the axes of B begin. Axes of size 1 at
+    the end of B say the same; the converter refuses some of the attributes."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    ranks.update({tensor.name: len(tensor.dims) for tensor in graph.initializer})
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        axis = next((a for a in node.attribute if a.name == "axis"), None)
+        is_broadcast = any(a.name == "broadcast" and a.i for a in node.attribute)
+        if axis is not None and is_broadcast and ranks.keys() >= set(node.input):
+            rank, given = (ranks[name] for name in node.input)
+            after = range(given, rank - axis.i % rank)
+            if after:
+                name = f"{node.input[1]}/axes of {node.output[0]}"
+                nodes.append(
+                    helper.make_node("Unsqueeze", [node.input[1]], [name], axes=list(after))
+                )
+                node.input[1] = name
+            node.attribute.remove(axis)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _one_name_for_each_domain(model: onnx.ModelProto) -> None:
+    """ "ai.onnx" is ""; of a domain that is imported several times the newest version counts."""
+    versions: dict[str, int] = {}
+    for opset in model.opset_import:
+        domain = _domain(opset.domain)
+        versions[domain] = max(versions.get(domain, 0), opset.version)
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items())
+    bodies = [graph.node for graph in graphs_of(model)] + [f.node for f in model.functions]
+    for nodes in bodies:
+        for node in nodes:
+            node.domain = _domain(node.domain)
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -60,7 +146,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+    if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":

@@ -11,18 +11,18 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import helper
+from onnx import serialization
 
 from dask_onnx.errors import ModelError
 from dask_onnx.files import FileSource, KeptFiles, is_url, read_file
-from dask_onnx.normalise import captured_names, normalise
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.forms import Context, decode, inline_functions, is_text, to_model
+from dask_onnx.normalise import captured_names, normalise, raise_opset
+from dask_onnx.specs import TensorSpec
+from dask_onnx.value_types import spec_of, value_info
 from dask_onnx.weights import (
     INLINE_BYTES,
     BlobPlace,
@@ -55,6 +55,8 @@ class OnnxModel:
     """The graph's name, or the file's."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    defaults: tuple[TensorSpec, ...]
+    """Inputs that have an initializer: constants, unless a caller feeds them."""
     opsets: Mapping[str, int]
     """Domain ("" is ai.onnx) to version."""
     parameters: int
@@ -107,13 +109,22 @@ def blob_keys_of(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(blob_of(t)[0] for t in tensors if is_external(t)))
 
 
-def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
+def load_onnx(
+    source: Any,
+    *,
+    context: Context | None = None,
+    kept_functions: Sequence[tuple[str, str]] = (),
+    keep_weights: bool = False,
+) -> OnnxModel:
     """Read a model, take its weights out, and say where they are.
 
     Parameters
     ----------
-    source : path, URL for fsspec, bytes, ModelProto or onnx_ir.Model
+    source : path, URL for fsspec, or what `forms.to_model` takes
         External data is found beside a path (and, for an ``onnx_ir.Model``, where its tensors say).
+    context : Context, optional
+        What a graph, a function or a node does not say of itself.
+    kept_functions : (domain, name) of model-local functions that stay nodes
     keep_weights : bool
         Hold the weights of a model that came from a file; by default they are dropped, and the
         file read again where they are needed.
@@ -123,25 +134,21 @@ def load_onnx(source: Any, *, keep_weights: bool = False) -> OnnxModel:
     ModelError
         No such file, not ONNX, cut short, or without the external data that it names.
     """
-    if isinstance(source, str | os.PathLike):
-        return _load_path(os.fspath(source), keep_weights)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _build(_decode(bytes(source), "the bytes given"), None, None)
-    if isinstance(source, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(source)
-        return _build(copy, None, None)
-    if type(source).__module__.partition(".")[0] == "onnx_ir":
-        # The caller has imported onnx_ir, or there would be no such object; importing it here
-        # would cost everybody else a second for its sympy.
-        return _build(_ir_to_proto(source), None, None)
-    raise ModelError(
-        f"a model cannot be made from {type(source).__name__}",
-        "pass a path, bytes, an onnx.ModelProto or an onnx_ir.Model",
-    )
+    is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and not is_text(source))
+    if not is_path:
+        return _build(to_model(source, context or Context()), None, None, kept_functions)
+    if context is not None and not context.is_empty:
+        raise ModelError(
+            f"{source} is a file of a whole model, which has its opsets, types and functions",
+            "give opsets, input_types, attributes and functions with a GraphProto, FunctionProto "
+            "or NodeProto only",
+        )
+    return _load_path(os.fspath(source), kept_functions, keep_weights)
 
 
-def _load_path(path: str, keep_weights: bool) -> OnnxModel:
+def _load_path(
+    path: str, kept_functions: Sequence[tuple[str, str]], keep_weights: bool
+) -> OnnxModel:
     if not is_url(path):
         path = str(Path(path).expanduser().absolute())
         _check_path(Path(path))
@@ -152,10 +159,13 @@ def _load_path(path: str, keep_weights: bool) -> OnnxModel:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ModelError(f"{path} cannot be read: {reason}", "check the file") from error
-    model = _decode(data, path)
-    note_offsets(model, data, INLINE_BYTES)
+    extension = PurePath(path).suffix
+    file_format = serialization.registry.get_format_from_file_extension(extension)
+    model = decode(data, path, file_format=file_format)
+    if file_format in (None, "protobuf"):
+        note_offsets(model, data, INLINE_BYTES)
     folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
-    return _build(model, source, folder, keep_weights=keep_weights)
+    return _build(model, source, folder, kept_functions, keep_weights=keep_weights)
 
 
 def _check_path(path: Path) -> None:
@@ -167,50 +177,25 @@ def _check_path(path: Path) -> None:
         raise ModelError(f"{path} does not exist", hint)
 
 
-def _decode(data: bytes, where: str) -> onnx.ModelProto:
-    # Field 1 of a ModelProto, `ir_version`, is a varint: every writer puts it first.
-    looks_like_onnx = data[:1] == b"\x08"
-    try:
-        model = onnx.ModelProto.FromString(data)
-    except DecodeError:
-        if looks_like_onnx:
-            raise ModelError(
-                f"{where} begins like an ONNX model but is cut short or damaged "
-                f"({len(data):,} bytes)",
-                "copy or export it again, and compare the sizes",
-            ) from None
-        model = None
-    if model is None or not model.opset_import or not model.HasField("graph"):
-        if looks_like_onnx and model is not None:
-            reason = "is an ONNX model without a graph or without opsets: it may be cut short"
-        else:
-            reason = "is not an ONNX model"
-        raise ModelError(f"{where} {reason} ({len(data):,} bytes)", "pass an .onnx file")
-    decoded: onnx.ModelProto = model
-    return decoded
-
-
-def _ir_to_proto(model: Any) -> onnx.ModelProto:
-    from onnx_ir import external_data, to_proto  # see load_onnx
-
-    proto: onnx.ModelProto = to_proto(external_data.load_to_model(model.clone()))
-    return proto
-
-
 def _build(
     model: onnx.ModelProto,
     source: FileSource | None,
     folder: str | None,
+    kept_functions: Sequence[tuple[str, str]],
     *,
     keep_weights: bool = False,
 ) -> OnnxModel:
+    model = inline_functions(model, kept_functions)
+    declared = {value.name: spec_of(value) for value in model.graph.input}
     parameters = normalise(model)
+    model = raise_opset(model)
     weights = strip_weights(model, folder, source)
     kept = KeptFiles()
     for place in weights.places.values():
         kept.keep(place.file)
     proto = model.SerializeToString(deterministic=True)
     drop = source is not None and not keep_weights
+    inputs = {value.name for value in model.graph.input}
     fallback = Path(source.path).stem if source is not None else "model"
     return OnnxModel(
         proto=proto,
@@ -218,46 +203,17 @@ def _build(
         name=model.graph.name or fallback,
         inputs=tuple(spec_of(value) for value in model.graph.input),
         outputs=tuple(spec_of(value) for value in model.graph.output),
-        opsets={_domain(opset.domain): opset.version for opset in model.opset_import},
+        defaults=tuple(spec for name, spec in declared.items() if name not in inputs),
+        opsets={opset.domain: opset.version for opset in model.opset_import},
         parameters=parameters + weights.parameters,
         parameter_bytes=weights.parameter_bytes,
-        source=source,
+        # A process that reads the file itself would not know which functions were kept.
+        source=None if kept_functions else source,
         # What has a place can be read again; the rest was written in a way that must be decoded.
         blobs={k: v for k, v in weights.blobs.items() if not drop or k not in weights.places},
         places=weights.places,
         kept=kept,
     )
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Name, dtype and shape of a ValueInfoProto."""
-    if value.type.WhichOneof("value") != "tensor_type":
-        return TensorSpec(value.name, None, None)
-    tensor = value.type.tensor_type
-    dtype = (
-        np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
-    )
-    if not tensor.HasField("shape"):
-        return TensorSpec(value.name, dtype, None)
-    return TensorSpec(value.name, dtype, tuple(_dim(dim) for dim in tensor.shape.dim))
-
-
-def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None  # Paddle writes -1 for "any"
-    # "?" is what some exporters write where they know no name.
-    return None if dim.dim_param in ("", "?") else dim.dim_param
-
-
-def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    """The inverse of `spec_of`, for tensors."""
-    assert spec.dtype is not None
-    elem_type = helper.np_dtype_to_tensor_dtype(spec.dtype)
-    return helper.make_tensor_value_info(spec.name, elem_type, spec.shape)
 
 
 class StageExtractor:
@@ -275,7 +231,8 @@ class StageExtractor:
 
     def _value_info(self, spec: TensorSpec) -> onnx.ValueInfoProto:
         """What the model itself says of sequences, maps and optionals; a tensor from its spec."""
-        return value_info(spec) if spec.dtype is not None else self._types[spec.name]
+        is_known = spec.dtype is not None or spec.kind is not None
+        return value_info(spec) if is_known else self._types.get(spec.name, value_info(spec))
 
     def extract(
         self, nodes: Sequence[int], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -292,6 +249,8 @@ class StageExtractor:
         graph.output.extend(map(self._value_info, outputs))
         read = dict.fromkeys(name for i in nodes for name in self._reads[i])
         read.update(dict.fromkeys(spec.name for spec in outputs))
+        for spec in inputs:  # may take the place of an initializer
+            read.pop(spec.name, None)
         graph.initializer.extend(self._dense[name] for name in read if name in self._dense)
         graph.sparse_initializer.extend(self._sparse[name] for name in read if name in self._sparse)
         # ORT decides by these which patterns it may fuse where its own inference gives up.
@@ -318,6 +277,7 @@ def extract_onnx(
         name=model.name,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
+        defaults=(),
         opsets=model.opsets,
         parameters=sum(math.prod(tensor.dims) for tensor in tensors),
         parameter_bytes=sum(blob_of(t)[2] if is_external(t) else t.ByteSize() for t in tensors),

@@ -15,6 +15,18 @@ Dim = int | str | None
 
 OptimizationLevel = Literal["disable", "basic", "extended", "all"]
 
+Kernel = Literal["onnxruntime", "reference", "own"]
+"""What runs a node: ONNX Runtime, ONNX's reference evaluator, or the caller's own kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKernel:
+    """What runs one node, and why it is not ONNX Runtime."""
+
+    kernel: Kernel
+    reason: str
+    """Empty for ONNX Runtime."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -25,14 +37,17 @@ class TensorSpec:
     """numpy's dtype (ml_dtypes where numpy has none; object for strings); None if not a tensor."""
     shape: tuple[Dim, ...] | None
     """One entry an axis; None if not even the rank is known."""
+    kind: str | None = None
+    """The type of what is no tensor, in ONNX's notation: ``seq(tensor(float))``."""
 
     @property
     def rank(self) -> int | None:
         return None if self.shape is None else len(self.shape)
 
     def __str__(self) -> str:
-        dtype = "not a tensor" if self.dtype is None else dtype_name(self.dtype)
-        return f"{self.name}: {dtype} {format_shape(self.shape)}"
+        if self.dtype is None:
+            return f"{self.name}: {self.kind or '(unknown type)'}"
+        return f"{self.name}: {dtype_name(self.dtype)} {format_shape(self.shape)}"
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -67,6 +82,9 @@ class SessionSpec:
     config: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     """ORT's session config entries by name, as strings, such as
     ``{"session.disable_prepacking": "1"}``; kept as a sorted tuple."""
+
+    custom_op_libraries: tuple[str, ...] = ()
+    """Paths, as the workers see them, of shared libraries with operators for ORT."""
 
     def __post_init__(self) -> None:
         threads = self.intra_op_num_threads

@@ -13,6 +13,15 @@ ROOT = Path(dask_onnx.__file__).parent
 
 LAYERS = {
     "errors": 0,
+    "value_types": 0.2,
+    "forms": 0.9,
+    "runtime.own": 1.5,
+    "runtime.canonical": 1.5,
+    "runtime.reference": 1.6,
+    "runtime.foreign": 1.5,
+    "runtime.wrong": 1.5,
+    "runtime.probe": 2.7,
+    "backend": 9,
     "specs": 0.1,
     "config": 0,
     "files": 0.3,

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.analysis.shapes import Schemas, infer_shapes
+from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.weights import subgraphs_of
@@ -61,6 +61,9 @@ class BatchFacts:
     """Names of the nodes whose result for one row depends on the other rows."""
     random: tuple[str, ...]
     """Names of the nodes that draw random numbers."""
+    unseeded: tuple[str, ...]
+    """Those of them without a seed, or whose kernel goes on drawing from run to run: a task that
+    is repeated gives other numbers."""
     opaque: tuple[str, ...] = ()
     """Names of the nodes behind which inference does not say where the rows are."""
 
@@ -79,7 +82,9 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
     symbols = {spec.shape[0] for spec in open_first if spec.shape and spec.shape[0]}
     axes: dict[str, int | None] = {}
     for spec in inputs:
-        if spec.shape is None or spec in open_first:
+        if spec.kind is not None:
+            axes[spec.name] = None
+        elif spec.shape is None or spec in open_first:
             axes[spec.name] = 0
         else:
             named = [axis for axis, dim in enumerate(spec.shape) if dim in symbols]
@@ -113,7 +118,7 @@ def find_batch(
         Binds the other axes; the batch axis in it is ignored. Declared shapes by default.
     """
     axes, fixed = input_axes(facts.model)
-    random = tuple(node.name for node in facts.nodes if _is_random(facts, node))
+    random, unseeded = random_nodes(facts, outputs)
     if fixed is not None or not any(axis is not None for axis in axes.values()):
         specs = infer_shapes(facts, _bound(facts.model, axes, shapes, fixed), schemas)
         row_axis = None if fixed is None else 0
@@ -124,6 +129,7 @@ def find_batch(
             sizes={name: _sizes(specs.get(name)) for name in outputs},
             dependent=tuple(_by_kind(facts)),
             random=random,
+            unseeded=unseeded,
         )
     few, many = (
         infer_shapes(facts, _bound(facts.model, axes, shapes, rows), schemas) for rows in _PROBES
@@ -136,7 +142,8 @@ def find_batch(
         sizes={name: tracker.row_sizes(name) for name in outputs},
         dependent=tuple(dict.fromkeys([*_by_kind(facts), *_mixing(facts, tracker)])),
         random=random,
-        opaque=tuple(_opaque(facts, tracker, outputs)),
+        unseeded=unseeded,
+        opaque=tuple(_opaque(facts, tracker, outputs, schemas or {})),
     )
 
 
@@ -226,11 +233,28 @@ def _agreed(few: Dim, many: Dim) -> int | float:
     return few if isinstance(few, int) and few == many else float("nan")
 
 
-def _is_random(facts: GraphFacts, node: NodeFacts) -> bool:
+def random_nodes(
+    facts: GraphFacts, outputs: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the nodes that draw random numbers for some outputs, and of those without a seed."""
+    needed = [facts.nodes[index] for index in facts.ancestors(outputs)]
+    return (
+        tuple(node.name for node in needed if _is_random(facts, node)),
+        tuple(node.name for node in needed if _is_random(facts, node, unseeded=True)),
+    )
+
+
+def _is_random(facts: GraphFacts, node: NodeFacts, *, unseeded: bool = False) -> bool:
     return any(
-        inner.op_type in _RANDOM or _is_training(inner, "Dropout")
+        (inner.op_type in _RANDOM or _is_training(inner, "Dropout"))
+        and not (unseeded and _is_seeded(inner))
         for inner in _with_bodies(facts.proto.graph.node[node.index])
     )
+
+
+def _is_seeded(node: onnx.NodeProto) -> bool:
+    # Of Multinomial there is only ONNX Runtime's kernel, which draws on from its last run.
+    return node.op_type != "Multinomial" and _attribute(node, "seed", None) is not None
 
 
 def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -282,11 +306,18 @@ def _mixing(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
             yield node.name
 
 
-def _opaque(facts: GraphFacts, rows: _Rows, outputs: tuple[str, ...]) -> Iterator[str]:
-    """Nodes that get rows, and of whose outputs it cannot be told whether they still have them."""
+def _opaque(
+    facts: GraphFacts, rows: _Rows, outputs: tuple[str, ...], schemas: Schemas
+) -> Iterator[str]:
+    """Nodes that get rows, and of whose outputs it cannot be told whether they still have them,
+    or what an operator that only the caller knows does with them."""
     carriers = {name for name in facts.inputs if rows.growing(name)}
     for node in facts.nodes:
         if node.op_type in _SHAPE_READERS or carriers.isdisjoint(node.reads):
+            continue
+        if not is_standard(node.domain) and (node.domain, node.op_type) not in schemas:
+            carriers.update(node.outputs)
+            yield node.name
             continue
         for name in node.outputs:
             if rows.growing(name):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.specs import TensorSpec
+from dask_onnx.specs import Kernel, TensorSpec
 
 Specs = Mapping[str, TensorSpec]
 
@@ -42,12 +42,18 @@ class CostTable:
     seconds_per_node: float = 4e-6
     """Dispatch of one operator."""
 
-    def seconds(self, cost: NodeCost) -> float:
+    python_slowdown: float = 20.0
+    """How much longer than ONNX Runtime kernels in Python take: numpy where it has the operation,
+    loops of Python where it has not."""
+    python_seconds_per_node: float = 30e-6
+
+    def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
         """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
         moved = cost.activation_bytes + cost.parameter_bytes
-        return self.seconds_per_node + max(
-            cost.flops / self.flops_per_second, moved / self.bytes_per_second
-        )
+        work = max(cost.flops / self.flops_per_second, moved / self.bytes_per_second)
+        if kernel == "onnxruntime":
+            return self.seconds_per_node + work
+        return self.python_seconds_per_node + self.python_slowdown * work
 
 
 def value_bytes(spec: TensorSpec | None) -> int:

@@ -48,7 +48,7 @@ class GraphFacts:
                 index=index,
                 name=node.name,
                 op_type=node.op_type,
-                domain="" if node.domain == "ai.onnx" else node.domain,
+                domain=node.domain,
                 inputs=tuple(node.input),
                 outputs=tuple(name for name in node.output if name),
                 captures=tuple(captured_names(node)),

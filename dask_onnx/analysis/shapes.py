@@ -18,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.errors import InputError
-from dask_onnx.onnx_model import spec_of, value_info
 from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.value_types import numpy_dtype, spec_of, value_info
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,8 @@ def _merge(found: TensorSpec | None, declared: TensorSpec) -> TensorSpec:
     """What was inferred, and where nothing was, what the model declares."""
     if found is None:
         return declared
+    if found.kind is not None or declared.kind is not None:
+        return found if found.kind is not None else declared
     dtype = found.dtype if found.dtype is not None else declared.dtype
     if found.shape is None:
         return TensorSpec(found.name, dtype, declared.shape)
@@ -152,7 +154,7 @@ def _rebind(
 
 def is_standard(domain: str) -> bool:
     """Whether ONNX itself defines the operators of the domain."""
-    return domain in ("", "ai.onnx") or domain.startswith(("ai.onnx.ml", "ai.onnx.preview"))
+    return not domain or domain.startswith(("ai.onnx.ml", "ai.onnx.preview"))
 
 
 def _collect(model: onnx.ModelProto, facts: GraphFacts) -> dict[str, TensorSpec]:
@@ -160,8 +162,8 @@ def _collect(model: onnx.ModelProto, facts: GraphFacts) -> dict[str, TensorSpec]
     specs = {v.name: spec_of(v) for v in [*graph.input, *graph.value_info, *graph.output]}
     for tensor in graph.initializer:
         if tensor.name not in specs:
-            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-            specs[tensor.name] = TensorSpec(tensor.name, dtype, tuple(tensor.dims))
+            shape = tuple(tensor.dims)
+            specs[tensor.name] = TensorSpec(tensor.name, numpy_dtype(tensor.data_type), shape)
     return specs
 
 
@@ -205,7 +207,7 @@ def _evaluate(
     initializers: Mapping[str, onnx.TensorProto],
     opsets: list[onnx.OperatorSetIdProto],
 ) -> list[np.ndarray] | None:
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain:
         return None
     if node.op_type == "Shape":
         return _shape_of(node, specs)

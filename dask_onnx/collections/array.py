@@ -15,6 +15,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.collections.context import Request
+from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.errors import InputError
 from dask_onnx.lower import Feeds, Layout, Lowered, digest, lower
@@ -46,6 +47,7 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
     check_joins(
         request.batch,
         request.wanted.names,
+        model=request.model.token,
         chunks=len(chunks),
         rows_per_run=request.batching.rows_per_run,
     )
@@ -66,13 +68,12 @@ def _as_arrays(feeds: Mapping[str, Any], request: Request) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     specs = {spec.name: spec for spec in request.stages.inputs}
     for name, value in feeds.items():
-        if isinstance(value, da.Array):
-            arrays[name] = value
-        else:
-            arrays[name] = np.asarray(value)
-            if np.isscalar(value) and specs[name].dtype is not None:
-                # A bare Python number has no dtype of its own.
-                arrays[name] = np.asarray(value, dtype=specs[name].dtype)
+        if specs[name].kind is not None:
+            raise InputError(
+                f"input {name!r} is {specs[name].kind}, which no array can be",
+                "pass all inputs as Delayed, or numpy arrays and lists",
+            )
+        arrays[name] = value if isinstance(value, da.Array) else as_array(value, specs[name])
     return arrays
 
 

@@ -14,6 +14,7 @@ from dask_onnx.lower import Options
 from dask_onnx.onnx_model import ModelRef
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.codec import Lossy
+from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec, TensorSpec
 
@@ -32,6 +33,10 @@ class Request:
     lossy: Lossy | None = None
     """What may be lost of values between stages, on slow links."""
     always_lossy: bool = False
+    own: OwnKernels | None = None
+    """The caller's kernels."""
+    salt: str = ""
+    """Part of all keys, and empty where the same request has the same result."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -54,6 +59,8 @@ class Request:
             self.retries,
             self.lossy,
             self.always_lossy,
+            self.own,
+            self.salt,
         )
 
     def spec(self, output: str) -> TensorSpec:

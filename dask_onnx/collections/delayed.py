@@ -7,13 +7,14 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.base import tokenize
+from dask.base import is_dask_collection, tokenize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.array import layered_graph
 from dask_onnx.collections.context import Request
+from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.lower import Feeds, Lowered, digest, lower
 from dask_onnx.runtime.kernel import take_output
@@ -22,10 +23,17 @@ from dask_onnx.runtime.kernel import take_output
 def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Delayed]:
     """A Delayed for each output. Shapes are checked in the task, where they are first known."""
     per_run = request.batching.rows_per_run
-    check_joins(request.batch, request.wanted.names, chunks=1, rows_per_run=per_run)
-    arrays = {n: np.asarray(v) for n, v in feeds.items() if not hasattr(v, "__dask_graph__")}
+    check_joins(
+        request.batch,
+        request.wanted.names,
+        model=request.model.token,
+        chunks=1,
+        rows_per_run=per_run,
+    )
+    specs = {spec.name: spec for spec in request.stages.inputs}
+    arrays = {n: as_array(v, specs[n]) for n, v in feeds.items() if not is_dask_collection(v)}
     check_arrays(arrays, request.stages.inputs, request.batch.input_axes)
-    sources = {name: as_delayed(name, value) for name, value in feeds.items()}
+    sources = {name: as_delayed(name, arrays.get(name, value)) for name, value in feeds.items()}
     references = {name: [TaskRef(source.key)] for name, source in sources.items()}
     token = digest({name: tokenize(source.key) for name, source in sources.items()})
     cuts_rows = per_run or request.batching.is_auto
@@ -46,9 +54,8 @@ def as_delayed(name: str, value: Any) -> Delayed:
     if isinstance(value, da.Array):
         source = delayed(np.asarray)(value)
     else:
-        array = np.asarray(value)
-        key = f"input-{digest(name, tokenize(array))}"
-        source = delayed(array, name=key, traverse=False)
+        key = f"input-{digest(name, tokenize(value))}"
+        source = delayed(value, name=key, traverse=False)
     return source
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from dask.base import get_scheduler, tokenize
 
 from dask_onnx.collections.context import Request
+from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
@@ -44,10 +45,7 @@ def predict_eager(
     do it. `here` keeps it in this thread.
     """
     specs = {spec.name: spec for spec in request.stages.inputs}
-    arrays = {
-        name: np.asarray(value, dtype=specs[name].dtype if np.isscalar(value) else None)
-        for name, value in feeds.items()
-    }
+    arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
     get, client = (dask.local.get_sync, None) if here else _scheduler(request.retries)
     is_local = client is None
     pieces = _cut(request, arrays, here=here or is_inside_task())
@@ -105,6 +103,7 @@ def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str
         check_joins(
             request.batch,
             request.wanted.names,
+            model=request.model.token,
             chunks=max(1, -(-rows // step)),
             rows_per_run=None if runs <= 1 else per_run,
         )
@@ -125,7 +124,7 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int
     (stage,) = request.stages.stages
     axes = [request.batch.input_axes[spec.name] for spec in stage.inputs]
     shapes = row_shapes([arrays[spec.name] for spec in stage.inputs], axes)
-    token = stage_ref(request.model, stage).token
+    token = stage_ref(request.model, stage, request.own).token
     tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
     if tuned is None:
         return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * available_cores()))

@@ -21,6 +21,14 @@ def kind_of(feeds: Mapping[str, Any]) -> str:
     return "eager"
 
 
+def as_array(value: Any, spec: TensorSpec) -> Any:
+    """A value as numpy has it; a sequence, a map or an optional as it is."""
+    if spec.kind is not None:
+        return value
+    # A bare Python number has no dtype of its own.
+    return np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
+
+
 def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
     """Whether there is more than one row to tell from another."""
     counts = [
@@ -36,7 +44,7 @@ def shapes_of(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[st
     shapes: dict[str, tuple[Dim, ...]] = {}
     for spec in inputs:
         value = feeds.get(spec.name)
-        if value is None or isinstance(value, Delayed):
+        if value is None or spec.kind is not None or isinstance(value, Delayed):
             continue
         shape = value.shape if isinstance(value, da.Array) else np.shape(value)
         if spec.shape is None or len(shape) == len(spec.shape):

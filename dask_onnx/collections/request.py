@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -123,6 +124,9 @@ def check_arrays(
         if spec.name not in arrays:
             continue
         array = arrays[spec.name]
+        if spec.kind is not None:
+            _check_kind(array, spec)
+            continue
         _check_dtype(array.dtype, spec)
         axis = axes[spec.name]
         dims: list[Any] = list(array.shape)
@@ -183,18 +187,26 @@ def _within(axis: int | None, shape: tuple[int, ...]) -> int:
     return min(axis or 0, len(shape) - 1)
 
 
-def _check_dtype(dtype: Any, spec: TensorSpec) -> None:
-    if spec.dtype is None:
+def _check_kind(value: Any, spec: TensorSpec) -> None:
+    wanted = {"seq": list, "map": dict}.get((spec.kind or "").partition("(")[0])
+    if wanted is not None and not isinstance(value, wanted):
         raise InputError(
-            f"input {spec.name!r} is a sequence, a map or an optional, not a tensor",
-            "extract a part of the model whose inputs are tensors",
+            f"input {spec.name!r} is given as {type(value).__name__}; the model takes {spec.kind}",
+            f"pass a {wanted.__name__}",
         )
-    if dtype == spec.dtype or (spec.dtype == object and dtype.kind in "UOST"):
+
+
+def _check_dtype(dtype: Any, spec: TensorSpec) -> None:
+    if spec.dtype is None or dtype == spec.dtype or _are_strings(dtype, spec.dtype):
         return
     raise InputError(
         f"input {spec.name!r} has dtype {dtype}; the model takes {dtype_name(spec.dtype)}",
         f"convert it: .astype({dtype_name(spec.dtype)!r})",
     )
+
+
+def _are_strings(dtype: Any, wanted: Any) -> bool:
+    return bool(wanted.kind == "O" and dtype.kind in "UOST")
 
 
 def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: BatchSize) -> Batching:
@@ -233,19 +245,44 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
 
 
 def check_joins(
-    batch: BatchFacts, outputs: Sequence[str], *, chunks: int, rows_per_run: int | None
+    batch: BatchFacts,
+    outputs: Sequence[str],
+    *,
+    model: str,
+    chunks: int,
+    rows_per_run: int | None,
 ) -> None:
-    """Refuse to cut rows apart that the graph does not give back as rows.
+    """Refuse to cut rows apart that the graph does not give back as rows; warn, once for each
+    model, where it gives them back but not as if they had stayed together.
+
+    Parameters
+    ----------
+    model : its token
 
     Raises
     ------
     InputError
         An output has no batch axis, and the rows would come in more than one run.
     """
+    if chunks <= 1 and rows_per_run is None:
+        return
+    how = f"{chunks} chunks" if chunks > 1 else f"runs of {rows_per_run} rows"
     for name in outputs:
-        if batch.output_axes[name] is None and (chunks > 1 or rows_per_run is not None):
-            how = f"{chunks} chunks" if chunks > 1 else f"runs of {rows_per_run} rows"
+        if batch.output_axes[name] is None:
             raise InputError(
                 f"output {name!r} has no batch axis, so it cannot be put together from {how}",
                 "give all rows in one chunk without a batch_size, or ask for other outputs",
             )
+    if batch.dependent and batch.fixed_rows is None and model not in _warned:
+        _warned.add(model)
+        more = f" and {len(batch.dependent) - 1} more" if len(batch.dependent) > 1 else ""
+        warnings.warn(
+            f"the rows come in {how}, and the result of a row depends on the rows beside it, "
+            f"because of node {batch.dependent[0]!r}{more}; to have them together give one chunk "
+            "and batch_size=None",
+            stacklevel=5,
+        )
+
+
+_warned: set[str] = set()
+"""Tokens of models that were warned about."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, is_standard
@@ -64,12 +64,15 @@ def _outputs(stages: StageGraph) -> Iterator[str]:
             yield f"output {spec.name!r} is made by no stage"
 
 
-def check_operators(facts: GraphFacts, foreign: Schemas) -> None:
+def check_operators(
+    facts: GraphFacts, foreign: Schemas, brought: Collection[tuple[str, str]] = ()
+) -> None:
     """Check that every operator exists, at the opset that the model imports.
 
     Parameters
     ----------
     foreign : operators outside ONNX's own domains that the runtime has
+    brought : (domain, op type) of the caller's own kernels
 
     Raises
     ------
@@ -78,7 +81,7 @@ def check_operators(facts: GraphFacts, foreign: Schemas) -> None:
     """
     import onnx.defs  # onnx itself is imported; the schemas are only loaded on first use
 
-    functions = {(f.domain, f.name) for f in facts.proto.functions}
+    functions = {(f.domain, f.name) for f in facts.proto.functions} | set(brought)
     opsets = facts.model.opsets
     newest = onnx.defs.onnx_opset_version()
     if opsets.get("", 0) > newest:
@@ -88,14 +91,15 @@ def check_operators(facts: GraphFacts, foreign: Schemas) -> None:
             "upgrade onnx and onnxruntime, or export the model with an older opset",
         )
     for node in (node for graph in graphs_of(facts.proto) for node in graph.node):
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        domain = node.domain
         if (domain, node.op_type) in functions or (domain, node.op_type) in foreign:
             continue
         where = f"node {node.name!r} uses {node.op_type} of domain {domain or 'ai.onnx'!r}"
         if not is_standard(domain):
             raise ModelError(
                 f"{where}, which neither ONNX nor onnxruntime has",
-                "check the domain's spelling; the model's own functions must be in the model",
+                "check the spelling, or bring a kernel: dx.load(..., custom_ops=[...]) or "
+                "dx.load(..., custom_op_libraries=[...])",
             )
         version = opsets.get(domain)
         if version is None:

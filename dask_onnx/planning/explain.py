@@ -72,11 +72,12 @@ def explain(
         f"{format_seconds(stages.seconds)}",
         "",
     ]
+    kernels = {stage.kernel for stage in stages.stages}
     width = max([len(stage.label) for stage in stages.stages] + [len("stage")])
     digits = max(len(str(count - 1)), 1)
     lines.append(
         f"{'#':>{digits}}  {'stage':<{width}}  nodes  {'compute':>12}  {'time':>9}  "
-        f"{'weights':>10}  {'gives':>10}"
+        f"{'weights':>10}  {'gives':>10}" + ("" if kernels == {"onnxruntime"} else "  runs on")
     )
     for i, stage in enumerate(stages.stages):
         cost = stage.cost
@@ -84,6 +85,7 @@ def explain(
             f"{i:>{digits}}  {stage.label:<{width}}  {len(stage.nodes):>5}  "
             f"{format_flops(cost.flops):>12}  {format_seconds(cost.seconds):>9}  "
             f"{format_bytes(cost.parameter_bytes):>10}  {format_bytes(cost.activation_bytes):>10}"
+            + ("" if kernels == {"onnxruntime"} else f"  {stage.kernel}")
         )
     if stages.edges:
         lines += ["", "edges"]

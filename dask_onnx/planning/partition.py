@@ -14,7 +14,7 @@ from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
-from dask_onnx.specs import TensorSpec
+from dask_onnx.specs import NodeKernel, TensorSpec
 
 _LABEL_NODES = 3
 """A stage of up to so many nodes is called by all of them, a longer one by its first and last."""
@@ -35,6 +35,8 @@ class CutInputs:
     """Every value at the model's own, symbolic shapes: what a stage's interface says."""
     outputs: tuple[str, ...]
     costs: CostTable
+    kernels: Sequence[NodeKernel]
+    """What runs each node of the graph."""
 
     @cached_property
     def node_costs(self) -> list[NodeCost]:
@@ -46,7 +48,7 @@ class CutInputs:
         return self.facts.ancestors(self.outputs)
 
     def seconds(self, node: int) -> float:
-        return self.costs.seconds(self.node_costs[node])
+        return self.costs.seconds(self.node_costs[node], self.kernels[node].kernel)
 
 
 def whole(cut: CutInputs) -> StageGraph:
@@ -200,7 +202,7 @@ def _join_untyped(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[
     for node, stage in stage_of.items():
         for name in cut.facts.nodes[node].outputs:
             spec = cut.declared.get(name)
-            if spec is not None and spec.dtype is not None:
+            if spec is not None and (spec.dtype is not None or spec.kind is not None):
                 continue
             readers = [stage_of[i] for i in cut.facts.consumers.get(name, ()) if i in stage_of]
             joined_until[stage] = max([joined_until[stage], *readers])
@@ -215,6 +217,32 @@ def _join_untyped(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[
     return merged
 
 
+def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split groups so that one kernel runs each; in an order in which they can run.
+
+    A node's level is how often the kernel changes on the way to it, within its group. Nodes of
+    one level and kernel are convex, since a path that leaves them comes back on a higher level.
+    """
+    parts: list[list[int]] = []
+    for group in groups:
+        members = set(group)
+        levels: dict[int, int] = {}
+        by_level: dict[tuple[int, str], list[int]] = {}
+        for node in sorted(group):
+            kernel = cut.kernels[node].kernel
+            levels[node] = max(
+                (
+                    levels[before] + (cut.kernels[before].kernel != kernel)
+                    for before in cut.facts.predecessors[node]
+                    if before in members
+                ),
+                default=0,
+            )
+            by_level.setdefault((levels[node], kernel), []).append(node)
+        parts += [by_level[key] for key in sorted(by_level)]
+    return parts
+
+
 def _stage_graph(
     cut: CutInputs, groups: Sequence[Sequence[int]], labels: Sequence[str] | None = None
 ) -> StageGraph:
@@ -223,8 +251,10 @@ def _stage_graph(
     inputs = tuple(cut.declared[name] for name in facts.inputs)
     # An output that no node makes is an input or an initializer, handed on by the last stage.
     loose = [name for name in cut.outputs if name not in facts.producer]
+    split = _by_kernel(cut, groups)
+    labels = labels if len(split) == len(groups) else None
+    groups = split or [[]]
     stage_of = {node: i for i, group in enumerate(groups) for node in group}
-    groups = groups or [[]]
     stages = tuple(
         _stage(
             cut,
@@ -293,6 +323,7 @@ def _stage(
             parameter_bytes=cost.parameter_bytes,
             activation_bytes=sum(value_bytes(cut.specs.get(name)) for name in wanted),
         ),
+        kernel=cut.kernels[group[0]].kernel if group else "onnxruntime",
     )
 
 

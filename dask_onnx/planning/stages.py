@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dask_onnx.specs import TensorSpec
-
-Kernel = Literal["onnxruntime"]
+from dask_onnx.specs import Kernel, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

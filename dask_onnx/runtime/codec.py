@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lz4.block
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -77,12 +78,21 @@ def pack(
     way = "raw"
     if rate is not None and array.nbytes >= MIN_BYTES:
         way = choose(array, rate, lossy, dask_compresses=dask_compresses)
-    return Packed(way, array.dtype.str, array.shape, _PACK[way](array))
+    return Packed(way, dtype_text(array.dtype), array.shape, _PACK[way](array))
 
 
 def unpack(way: str, dtype: str, shape: tuple[int, ...], frames: list[Any]) -> Array:
     """The tensor again; raw frames are not copied."""
-    return _UNPACK[way](frames, np.dtype(dtype), shape)
+    return _UNPACK[way](frames, parse_dtype(dtype), shape)
+
+
+def dtype_text(dtype: np.dtype) -> str:
+    """What `parse_dtype` makes the dtype of: numpy writes those of ml_dtypes as raw bytes."""
+    return str(dtype.str if dtype.isbuiltin == 1 else dtype.name)
+
+
+def parse_dtype(text: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, text, text))
 
 
 def choose(

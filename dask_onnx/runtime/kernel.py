@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import logging
 import threading
@@ -14,14 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from distributed.worker import warn
 
 from dask_onnx import config
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.onnx_model import ModelRef, StageExtractor
+from dask_onnx.runtime.canonical import canonical
 from dask_onnx.runtime.codec import Lossy, degraded
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory import check_memory
+from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.prepack import MODEL, prepacked
+from dask_onnx.runtime.reference import build_reference
 from dask_onnx.runtime.runs import (
     Batching,
     Cut,
@@ -33,13 +38,20 @@ from dask_onnx.runtime.runs import (
     row_count,
     take_rows,
 )
-from dask_onnx.runtime.session import CACHE, Session, build_session, run_session
+from dask_onnx.runtime.session import (
+    CACHE,
+    Build,
+    Runnable,
+    SessionKey,
+    build_session,
+    run_session,
+)
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import Supply, fetch_blobs, fetch_proto
 from dask_onnx.runtime.transfer import Travelling, unwrap
 from dask_onnx.runtime.tune import row_shapes, sizes_for
 from dask_onnx.runtime.upkeep import keep_below_limit
-from dask_onnx.specs import SessionSpec, TensorSpec, dtype_name
+from dask_onnx.specs import Dim, Kernel, SessionSpec, TensorSpec, dtype_name
 from dask_onnx.weights import blob_of, graphs_of, is_external
 
 log = logging.getLogger(__name__)
@@ -83,6 +95,9 @@ class StageRef:
     token: str
     """Content digest of all of the above but the label."""
     versions: Versions
+    kernel: Kernel = "onnxruntime"
+    own: OwnKernels | None = None
+    """The caller's kernels, where the stage runs on them."""
 
     @property
     def indices(self) -> list[int]:
@@ -147,11 +162,11 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     StoreError
         The model cannot be found from here.
     """
-    stage = call.stage
     values = [
         unwrap(arguments[i] if position is None else arguments[i][position])
         for i, position in call.picks
     ]
+    stage = _typed(call.stage, values)
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
     spec = _with_threads(call.session)
@@ -162,12 +177,38 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
         results = _run_tuned(session, values, call, spec.intra_op_num_threads or 1, rows)
     else:
         cut = cut_rows(values, call.row_axes, call.batching)
-        results = [run_session(session, feeds, stage.label) for feeds in cut.feeds]
+        names = [spec.name for spec in stage.inputs]
+        results = [run_session(session, feeds, stage.label, names) for feeds in cut.feeds]
+    _compare(stage, results[0])
     outputs = tuple(
         _travelling(keep_apart(pieces, cut), call) if axis == "apart" else join(pieces, axis, cut)
         for pieces, axis in zip(zip(*results, strict=True), call.join_axes, strict=True)
     )
     return outputs if len(outputs) > 1 else outputs[0]
+
+
+_compared: set[tuple[str, str]] = set()
+"""Stage and output of those that were warned about."""
+
+
+def _compare(stage: StageRef, results: Sequence[Any]) -> None:
+    """Say once where a result has not the shape that the model declares: the result is right."""
+    for spec, value in zip(stage.outputs, results, strict=True):
+        if spec.shape is None or not isinstance(value, np.ndarray) or _fits(value, spec.shape):
+            continue
+        if (stage.token, spec.name) not in _compared:
+            _compared.add((stage.token, spec.name))
+            warn(
+                f"the model declares {spec}, and stage {stage.label} gives {value.shape}; "
+                "the result is kept as it came"
+            )
+
+
+def _fits(value: np.ndarray, shape: Sequence[Dim]) -> bool:
+    return value.ndim == len(shape) and all(
+        not isinstance(dim, int) or dim == size
+        for dim, size in zip(shape, value.shape, strict=True)
+    )
 
 
 def _travelling(value: Any, call: StageCall) -> Travelling:
@@ -180,15 +221,16 @@ def _travelling(value: Any, call: StageCall) -> Travelling:
 
 
 def _run_tuned(
-    session: Session, values: Sequence[Any], call: StageCall, threads: int, rows: int
+    session: Runnable, values: Sequence[Any], call: StageCall, threads: int, rows: int
 ) -> list[list[Any]]:
     """Run in batches of the best size, or of several while that is not known yet."""
     shapes = row_shapes(values, call.row_axes)
+    names = [spec.name for spec in call.stage.inputs]
     results: list[list[Any]] = []
     start = 0
     for size in sizes_for(call.stage.token, threads, shapes, rows):
         feeds = take_rows(values, call.row_axes, start, size)
-        results.append(run_session(session, feeds, call.stage.label))
+        results.append(run_session(session, feeds, call.stage.label, names))
         start += size
     return results
 
@@ -197,6 +239,29 @@ def take_output(result: Any, position: int | None, axis: int | None) -> Any:
     """One output of a stage's task, its runs joined."""
     value = unwrap(result if position is None else result[position])
     return join_runs(value, axis) if isinstance(value, Runs) else value
+
+
+def _typed(stage: StageRef, values: Sequence[Any]) -> StageRef:
+    """The stage with the types of inputs that only the run can tell: behind operators whose
+    schema nobody has."""
+    if all(spec.dtype is not None or spec.kind is not None for spec in stage.inputs):
+        return stage
+    inputs = tuple(map(_spec_from, stage.inputs, values))
+    types = ", ".join(map(str, inputs))
+    token = hashlib.sha256(f"{stage.token} on {types}".encode()).hexdigest()[:32]
+    return replace(stage, inputs=inputs, token=token)
+
+
+def _spec_from(spec: TensorSpec, value: Any) -> TensorSpec:
+    if spec.dtype is not None or spec.kind is not None:
+        return spec
+    first = value.pieces[0] if isinstance(value, Runs) else value
+    if not isinstance(first, np.ndarray):
+        raise StageError(
+            f"value {spec.name!r} is {type(first).__name__}, and the model does not say its type",
+            "declare it in the model's value_info",
+        )
+    return TensorSpec(spec.name, first.dtype, (None,) * first.ndim)
 
 
 def _checked(value: Any, spec: TensorSpec) -> Any:
@@ -221,10 +286,10 @@ def _checked(value: Any, spec: TensorSpec) -> Any:
     return array
 
 
-def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Session:
+def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Runnable:
     """The session of a stage, from this process's cache or built now."""
     spec = _with_threads(spec)
-    return CACHE.get((stage.token, spec), lambda: _build(stage, spec, supplies))
+    return CACHE.get((stage.token, spec), lambda: _prepare(stage, spec, supplies))
 
 
 def _with_threads(spec: SessionSpec) -> SessionSpec:
@@ -234,30 +299,61 @@ def _with_threads(spec: SessionSpec) -> SessionSpec:
     return replace(spec, intra_op_num_threads=task_threads(spec.intra_op_num_threads))
 
 
-def _build(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]) -> Session:
+def _prepare(
+    stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]
+) -> tuple[SessionKey, Build]:
+    """What names the session of a stage and of all that are like it, and how to build it."""
     check_versions(stage.versions)
+    store = Store()
+    with store.using():
+        is_new = not store.has(stage.model.token)
+        whole = fetch_proto(store, stage.model, supplies)
+    proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
+    alike = canonical(proto) if stage.kernel == "onnxruntime" else None
+    name = stage.token
+    if alike is not None:
+        proto = alike
+        data = proto.SerializeToString(deterministic=True)
+        name = hashlib.sha256(data).hexdigest()[:32]
+    return (name, spec), lambda: _build(stage, spec, supplies, proto, is_new=is_new)
+
+
+def _build(
+    stage: StageRef,
+    spec: SessionSpec,
+    supplies: Sequence[Supply],
+    proto: onnx.ModelProto,
+    *,
+    is_new: bool,
+) -> Runnable:
     store = Store()
     with store.using():
         # From here on nothing of the model is evicted, and until the session is gone.
         lease = store.lease(stage.model.token)
-        is_new = not store.has(stage.model.token)
-        whole = fetch_proto(store, stage.model, supplies)
-        proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
         tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
         places = [blob_of(tensor) for tensor in tensors]
         keys = [key for key, _, _ in places]
         is_new |= fetch_blobs(store, stage.model, keys, supplies)
-        data, size = proto.SerializeToString(), sum(length for _, _, length in places)
+        size = sum(length for _, _, length in places)
         check_memory(stage.label, size)
-        folder = prepacked(store, stage.model.token, stage.token, data, spec, size)
-        saved = None if folder is None else folder / MODEL
-        session = build_session(
-            data, store.blobs, spec, weight_bytes=size, label=stage.label, saved=saved
-        )
+        session = _make(store, stage, spec, proto, size)
         session.lease = lease
     if is_new:
         keep_below_limit(store)
     return session
+
+
+def _make(
+    store: Store, stage: StageRef, spec: SessionSpec, proto: onnx.ModelProto, size: int
+) -> Runnable:
+    """The session that the plan says: nothing else is tried where that one cannot be built."""
+    if stage.kernel != "onnxruntime":
+        operators = () if stage.own is None else stage.own.operators()
+        return build_reference(proto, store.blobs, operators, stage.label)
+    data = proto.SerializeToString()
+    folder = prepacked(store, stage.model.token, stage.token, data, spec, size)
+    saved = None if folder is None else folder / MODEL
+    return build_session(data, store.blobs, spec, weight_bytes=size, label=stage.label, saved=saved)
 
 
 _EXTRACTORS_KEPT = 8

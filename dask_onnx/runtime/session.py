@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import onnx
 
 from dask_onnx import config
 from dask_onnx.analysis.shapes import OperatorSchema
 from dask_onnx.errors import StageError
 from dask_onnx.runtime.cores import task_threads
+from dask_onnx.runtime.foreign import is_foreign, run_with_values
 from dask_onnx.specs import SessionSpec
 
 if TYPE_CHECKING:
@@ -23,10 +27,13 @@ if TYPE_CHECKING:
 _ERROR = 3
 """ORT's severity: below it are warnings that a user can do nothing about."""
 
+_FATAL = 4
+
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 SessionKey = tuple[str, SessionSpec]
 """Stage token and every option that changes what runs."""
+Build = Callable[[], "Runnable"]
 
 
 @dataclass(slots=True)
@@ -40,10 +47,14 @@ class Session:
     lease: Any = None
     """Keeps the store from evicting what is mapped here, for as long as the session lives."""
     run_options: onnxruntime.RunOptions | None = None
+    has_foreign_types: bool = False
+    """Some input or output has a type that numpy knows through ml_dtypes only."""
 
     def run(self, arrays: list[Any]) -> list[Any]:
         """Run once; `arrays` in the order of `inputs`, results in the order of `outputs`."""
         feeds = dict(zip(self.inputs, arrays, strict=True))
+        if self.has_foreign_types:
+            return _run_foreign(self, feeds)
         results: list[Any] = self.inference.run(self.outputs, feeds, self.run_options)
         return results
 
@@ -91,7 +102,32 @@ def build_session(
         tuple(value.name for value in inference.get_outputs()),
         weight_bytes,
         run_options=_run_options(spec),
+        has_foreign_types=any(
+            is_foreign(value.type) for value in (*inference.get_inputs(), *inference.get_outputs())
+        ),
     )
+
+
+def _run_foreign(session: Session, feeds: Mapping[str, Any]) -> list[Any]:
+    from onnxruntime import OrtValue
+
+    return run_with_values(session.inference, OrtValue, session.outputs, feeds, session.run_options)
+
+
+def has_onnxruntime() -> bool:
+    """Whether ORT is installed here; imports nothing."""
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def why_not_built(model: onnx.ModelProto, libraries: Sequence[str]) -> str | None:
+    """What ORT says against a model without weights; None if it builds a session of it."""
+    options = _options(SessionSpec(intra_op_num_threads=1, custom_op_libraries=tuple(libraries)))
+    options.log_severity_level = _FATAL  # what ORT says against it is the answer, not news
+    try:
+        _create(model.SerializeToString(), options, SessionSpec(), "probe")
+    except StageError as error:
+        return error.cause.partition(": ")[2].partition("[ONNXRuntimeError] : ")[2]
+    return None
 
 
 def save_session(
@@ -137,7 +173,19 @@ def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in dict(spec.config).items():
         options.add_session_config_entry(name, value)
+    for library in spec.custom_op_libraries:
+        _register(options, library)
     return options
+
+
+def _register(options: onnxruntime.SessionOptions, library: str) -> None:
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as error:  # ORT's own types, none of which pickles
+        raise StageError(
+            f"the custom-operator library {library} cannot be loaded here: {_one_line(error)}",
+            "put it at the same path on every worker, built for this onnxruntime and CPU",
+        ) from None
 
 
 _process_lock = threading.Lock()
@@ -195,18 +243,37 @@ def _create(
         ) from None
 
 
-def run_session(session: Session, arrays: list[Any], label: str) -> list[Any]:
-    """Run a session; ORT's errors become a StageError that names stage and shapes."""
+class Runnable(Protocol):
+    """What runs a stage: a `Session`, or the reference evaluator's."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weight_bytes: int
+    lease: Any
+
+    def run(self, arrays: list[Any]) -> list[Any]: ...
+
+
+def run_session(
+    session: Runnable, arrays: list[Any], label: str, names: Sequence[str]
+) -> list[Any]:
+    """Run a session; its errors become a StageError that names stage, inputs and shapes."""
     try:
         return session.run(arrays)
-    except Exception as error:
+    except Exception as error:  # whatever ORT, the reference or a caller's kernel raises
         shapes = ", ".join(
-            f"{name} {np.shape(array)}" for name, array in zip(session.inputs, arrays, strict=True)
+            f"{name} {_shape_of(array)}" for name, array in zip(names, arrays, strict=True)
         )
+        where = "onnxruntime" if isinstance(session, Session) else "its Python kernels"
         raise StageError(
-            f"stage {label} failed in onnxruntime on {shapes}: {_one_line(error)}",
+            f"stage {label} failed in {where} on {shapes}: {type(error).__name__}: "
+            f"{_one_line(error)}",
             "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
         ) from None
+
+
+def _shape_of(value: Any) -> Any:
+    return value.shape if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def foreign_schemas() -> Mapping[tuple[str, str], OperatorSchema]:
@@ -246,55 +313,90 @@ def _one_line(error: Exception) -> str:
 class SessionCache:
     """Sessions by key, least recently used first; two threads never build the same one twice."""
 
-    sessions: OrderedDict[SessionKey, Session] = field(default_factory=OrderedDict)
+    sessions: OrderedDict[SessionKey, Runnable] = field(default_factory=OrderedDict)
+    aliases: dict[SessionKey, SessionKey] = field(default_factory=dict)
+    """Stages to the key of their session, which others that are alike share."""
     built: int = 0
     """Sessions built since the process started, for tests and reports."""
+    _held: int = 0
+    """Bytes of weights of all sessions."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _building: dict[SessionKey, threading.Lock] = field(default_factory=dict)
 
-    def get(self, key: SessionKey, build: Callable[[], Session]) -> Session:
+    def get(self, key: SessionKey, prepare: Callable[[], tuple[SessionKey, Build]]) -> Runnable:
+        """The session of a stage.
+
+        Parameters
+        ----------
+        key : of the stage
+        prepare : function
+            Called if the stage was not seen before: gives the key that all stages like it have,
+            and a function that builds their session.
+        """
         found = self._find(key)
         if found is not None:
             return found
+        with self._only(key):
+            found = self._find(key)
+            if found is not None:
+                return found
+            shared, build = prepare()
+            if shared == key:
+                return self._insert(key, key, build())
+            with self._only(shared):
+                found = self._find(shared)
+                return self._insert(key, shared, build() if found is None else found)
+
+    @contextlib.contextmanager
+    def _only(self, key: SessionKey) -> Iterator[None]:
+        """One thread at a time for a key."""
         with self._lock:
             building = self._building.setdefault(key, threading.Lock())
         with building:
-            found = self._find(key)
-            if found is None:
-                found = build()
-                self._insert(key, found)
+            yield
         with self._lock:
             self._building.pop(key, None)
-        return found
 
     def clear(self) -> None:
         with self._lock:
             self.sessions.clear()
+            self.aliases.clear()
+            self._held = 0
 
     def drop_oldest(self) -> bool:
         """Let the least recently used session go; whether there was one."""
         with self._lock:
             if not self.sessions:
                 return False
-            self.sessions.popitem(last=False)
+            self._drop()
             return True
 
-    def _find(self, key: SessionKey) -> Session | None:
+    def _drop(self) -> None:
+        dropped, oldest = self.sessions.popitem(last=False)
+        self._held -= oldest.weight_bytes
+        for key in [key for key, shared in self.aliases.items() if shared == dropped]:
+            del self.aliases[key]
+
+    def _find(self, key: SessionKey) -> Runnable | None:
         with self._lock:
-            if key in self.sessions:
-                self.sessions.move_to_end(key)
-                return self.sessions[key]
+            shared = self.aliases.get(key, key)
+            if shared in self.sessions:
+                self.sessions.move_to_end(shared)
+                return self.sessions[shared]
             return None
 
-    def _insert(self, key: SessionKey, session: Session) -> None:
+    def _insert(self, key: SessionKey, shared: SessionKey, session: Runnable) -> Runnable:
         limit = int(config.get("session.cache-bytes"))
         with self._lock:
-            self.built += 1
-            self.sessions[key] = session
-            held = sum(s.weight_bytes for s in self.sessions.values())
-            while held > limit and len(self.sessions) > 1:
-                _, oldest = self.sessions.popitem(last=False)
-                held -= oldest.weight_bytes
+            if shared != key:
+                self.aliases[key] = shared
+            if shared not in self.sessions:
+                self.built += 1
+                self.sessions[shared] = session
+                self._held += session.weight_bytes
+            while self._held > limit and len(self.sessions) > 1:
+                self._drop()
+        return session
 
 
 CACHE = SessionCache()

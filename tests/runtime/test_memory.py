@@ -41,7 +41,8 @@ def test_old_sessions_make_room_first(worker, monkeypatch):
     sizes = iter([500, 500, 100])
     monkeypatch.setattr(memory, "resident_bytes", lambda: next(sizes) * 2**20)
     for name in "ab":
-        CACHE.get((name, dx.SessionSpec()), lambda: Session(None, (), (), 1))
+        key = (name, dx.SessionSpec())
+        CACHE.get(key, lambda key=key: (key, lambda: Session(None, (), (), 1)))
     memory.check_memory("s", 600 * 2**20)
     assert len(CACHE.sessions) == 0
 

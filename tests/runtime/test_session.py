@@ -22,6 +22,10 @@ def key(name: str):
     return name, SessionSpec()
 
 
+def keep(cache: SessionCache, name: str, weight_bytes: int) -> None:
+    cache.get(key(name), lambda: (key(name), lambda: made(weight_bytes)))
+
+
 def test_two_threads_build_a_session_once():
     cache, built = SessionCache(), []
 
@@ -30,7 +34,8 @@ def test_two_threads_build_a_session_once():
         time.sleep(0.05)
         return made()
 
-    threads = [threading.Thread(target=cache.get, args=(key("a"), build)) for _ in range(8)]
+    asked = (key("a"), lambda: (key("a"), build))
+    threads = [threading.Thread(target=cache.get, args=asked) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -46,26 +51,26 @@ def test_a_build_that_failed_is_tried_again():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        cache.get(key("a"), fail)
-    assert cache.get(key("a"), made).weight_bytes == 1
+        cache.get(key("a"), lambda: (key("a"), fail))
+    assert cache.get(key("a"), lambda: (key("a"), made)).weight_bytes == 1
 
 
 def test_the_least_recently_used_session_goes_first():
     cache = SessionCache()
     with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
         for name in "ab":
-            cache.get(key(name), lambda: made(10))
-        cache.get(key("a"), made)
-        cache.get(key("c"), lambda: made(10))
+            keep(cache, name, 10)
+        keep(cache, "a", 1)
+        keep(cache, "c", 10)
     assert [name for name, _ in cache.sessions] == ["a", "c"]
 
 
 def test_a_session_larger_than_the_limit_is_kept_while_it_is_the_newest():
     cache = SessionCache()
     with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
-        cache.get(key("a"), lambda: made(100))
+        keep(cache, "a", 100)
         assert [name for name, _ in cache.sessions] == ["a"]
-        cache.get(key("b"), lambda: made(10))
+        keep(cache, "b", 10)
     assert [name for name, _ in cache.sessions] == ["b"]
 
 

@@ -1,0 +1,235 @@
+"""Which kernel runs a node: found out when a plan is made, by asking those who have to run it.
+
+A node runs on ONNX Runtime (ORT) if ORT builds a session of it at the types that it gets, if its
+values can be handed over, and if it is not known to give wrong values; on ONNX's reference
+evaluator otherwise; and on the caller's own kernel wherever there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.errors import ModelError, StageError
+from dask_onnx.normalise import OLDEST_OPSET
+from dask_onnx.runtime.own import OwnKernels
+from dask_onnx.runtime.reference import make_evaluator
+from dask_onnx.runtime.session import has_onnxruntime, why_not_built
+from dask_onnx.runtime.wrong import wrong_kernel
+from dask_onnx.specs import NodeKernel, TensorSpec
+from dask_onnx.value_types import kind_of, parse_type, value_info
+from dask_onnx.weights import graphs_of, is_external, subgraphs_of
+
+Specs = Mapping[str, TensorSpec]
+
+_PLAIN = (
+    "float double float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string"
+).split()
+_VIEWED = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz".split()
+_MAPS = (
+    "map(string,tensor(int64)) map(string,tensor(float)) map(string,tensor(double)) "
+    "map(int64,tensor(string)) map(int64,tensor(float)) map(int64,tensor(double))"
+).split()
+HANDED_OVER = frozenset(
+    [f"tensor({name})" for name in (*_PLAIN, *_VIEWED)]
+    + [f"seq(tensor({name}))" for name in _PLAIN]
+    + _MAPS
+    + ["seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"]
+    + [f"optional(tensor({name}))" for name in _PLAIN]
+    + [f"optional(seq(tensor({name})))" for name in _PLAIN]
+)
+"""Types of values that ORT takes from Python and gives to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What is asked: a model, and what the caller brings to it."""
+
+    facts: GraphFacts
+    specs: Specs
+    """Every value, as far as its type is known."""
+    own: OwnKernels | None = None
+    libraries: tuple[str, ...] = ()
+    """Paths of ORT custom-operator libraries."""
+
+
+def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
+    """The kernel of every node, in the order of the graph.
+
+    Raises
+    ------
+    ModelError
+        Nobody has a kernel for some nodes; the first is named.
+    """
+    graph = probe.facts.proto.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    return tuple(
+        _kernel_of(probe, node, graph.node[node.index], initializers) for node in probe.facts.nodes
+    )
+
+
+def _kernel_of(
+    probe: Probe,
+    node: NodeFacts,
+    proto: onnx.NodeProto,
+    initializers: Mapping[str, TensorProto],
+) -> NodeKernel:
+    inner = list(_with_bodies(proto))
+    own = set() if probe.own is None else set(probe.own.names)
+    for each in inner:
+        if (each.domain, each.op_type) in own:
+            return NodeKernel("own", f"your own kernel for {each.op_type}")
+    reason = _not_on_ort(probe, node, proto, inner, initializers)
+    if reason is None:
+        return NodeKernel("onnxruntime", "")
+    lacking = _asked(
+        ("reference", *_signature(probe, node, proto)),
+        lambda: _why_not_reference(probe, node, proto),
+    )
+    if lacking is None:
+        return NodeKernel("reference", reason)
+    raise ModelError(
+        f"nobody has a kernel for node {node.name!r} ({_operator(proto)}): {reason}; {lacking}",
+        "bring one: dx.load(..., custom_ops=[...]) or dx.load(..., custom_op_libraries=[...])",
+    )
+
+
+def _not_on_ort(
+    probe: Probe,
+    node: NodeFacts,
+    proto: onnx.NodeProto,
+    inner: Sequence[onnx.NodeProto],
+    initializers: Mapping[str, TensorProto],
+) -> str | None:
+    """Why a node does not run on ORT; None if it does."""
+    for name in dict.fromkeys((*node.reads, *node.outputs)):
+        kind = kind_of(probe.specs[name]) if name in probe.specs else None
+        if name not in initializers and kind is not None and kind not in HANDED_OVER:
+            return f"onnxruntime cannot be given {kind}"
+    for each in inner:
+        wrong = wrong_kernel(each, probe.specs, initializers)
+        if wrong is not None:
+            return wrong
+    if any(n in probe.specs and kind_of(probe.specs[n]) is None for n in node.reads):
+        return None  # cannot be asked without types; a worker that cannot run it will say so
+    if not has_onnxruntime():
+        return None  # a client may do without: the workers, which have it, will say so
+    return _asked(
+        ("onnxruntime", *_signature(probe, node, proto)),
+        lambda: _why_not_ort(probe, node, proto, initializers),
+    )
+
+
+def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    yield node
+    for body in subgraphs_of(node):
+        for inner in body.node:
+            yield from _with_bodies(inner)
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
+
+
+_answers: dict[tuple[Any, ...], str | None] = {}
+"""What was asked before in this process: most nodes of a model are like others."""
+
+
+def _asked(question: tuple[Any, ...], ask: Callable[[], str | None]) -> str | None:
+    if question not in _answers:
+        _answers[question] = ask()
+    return _answers[question]
+
+
+def _signature(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> tuple[Any, ...]:
+    """All that decides whether there is a kernel: not names, and not the values of constants."""
+    nameless = onnx.NodeProto()
+    nameless.CopyFrom(proto)
+    numbers: dict[str, int] = {}
+    if not subgraphs_of(proto):
+        for names in (nameless.input, nameless.output):
+            for place, name in enumerate(names):
+                names[place] = f"v{numbers.setdefault(name, len(numbers))}" if name else ""
+    nameless.name = ""
+    kinds = tuple(kind_of(probe.specs[n]) if n in probe.specs else None for n in node.reads)
+    opsets = tuple(sorted(probe.facts.model.opsets.items()))
+    functions = tuple(f.SerializeToString() for f in probe.facts.proto.functions)
+    own = None if probe.own is None else probe.own.token
+    return (nameless.SerializeToString(), kinds, opsets, functions, own, probe.libraries)
+
+
+def _single(
+    probe: Probe, node: NodeFacts, proto: onnx.NodeProto, constants: Mapping[str, TensorProto]
+) -> onnx.ModelProto:
+    """A model of the node alone; what it reads are inputs without shapes, but for `constants`."""
+    model = onnx.ModelProto(ir_version=probe.facts.proto.ir_version)
+    model.opset_import.extend(probe.facts.proto.opset_import)
+    model.functions.extend(probe.facts.proto.functions)
+    model.graph.name = "probe"
+    model.graph.node.add().CopyFrom(proto)
+    names = dict.fromkeys(node.reads)
+    kinds = {name: kind_of(probe.specs[name]) for name in names if name in probe.specs}
+    # Large initializers of a body are not at hand: as inputs of the whole they have the same type.
+    for graph in graphs_of(model):
+        for tensor in [t for t in graph.initializer if is_external(t)]:
+            kinds[tensor.name] = f"tensor({TensorProto.DataType.Name(tensor.data_type).lower()})"
+            names[tensor.name] = None
+            graph.initializer.remove(tensor)
+    for name in names:
+        if name in constants:
+            model.graph.initializer.add().CopyFrom(constants[name])
+            continue
+        value = model.graph.input.add(name=name)
+        kind = kinds.get(name)
+        if kind is not None:
+            value.type.CopyFrom(parse_type(kind))
+    for name in node.outputs:
+        spec = probe.specs.get(name)
+        model.graph.output.add().CopyFrom(
+            onnx.ValueInfoProto(name=name)
+            if spec is None
+            else value_info(TensorSpec(name, spec.dtype, None, spec.kind))
+        )
+    return model
+
+
+def _why_not_ort(
+    probe: Probe,
+    node: NodeFacts,
+    proto: onnx.NodeProto,
+    initializers: Mapping[str, TensorProto],
+) -> str | None:
+    reason = why_not_built(_single(probe, node, proto, {}), probe.libraries)
+    if reason is None:
+        return None
+    # Some kernels want to see a constant when they are built.
+    constants = {
+        name: initializers[name]
+        for name in node.reads
+        if name in initializers and not is_external(initializers[name])
+    }
+    if constants:
+        reason = why_not_built(_single(probe, node, proto, constants), probe.libraries)
+    return None if reason is None else f"onnxruntime: {reason}"
+
+
+def _why_not_reference(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
+    version = probe.facts.model.opsets.get("", OLDEST_OPSET)
+    if not proto.domain and version < OLDEST_OPSET:
+        now, then = (
+            onnx.defs.get_schema(proto.op_type, opset).since_version
+            for opset in (OLDEST_OPSET, version)
+        )
+        if now != then:
+            return f"onnx.reference knows {proto.op_type} from opset {now} on, not as of {version}"
+    operators = () if probe.own is None else probe.own.operators()
+    try:
+        make_evaluator(_single(probe, node, proto, {}), operators, node.name)
+    except StageError as error:
+        return error.cause.partition(": ")[2]
+    return None
