@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint demo bench bench-network assets clean
+.PHONY: test lint demo conformance bench bench-network assets clean
 
 test: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -18,6 +18,9 @@ lint: $(STAMP)
 
 demo: $(STAMP) assets
 	$(BIN)/python notebooks/text_detection.py --assets $(ASSETS) --output demo-output
+
+conformance: $(STAMP)
+	$(BIN)/python tests/conformance/suite.py --output tests/conformance
 
 bench: $(STAMP) assets
 	$(BIN)/python benchmarks/throughput.py --assets $(ASSETS) --output benchmarks/results

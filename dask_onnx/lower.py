@@ -194,15 +194,18 @@ class _Lowering:
         dependencies: dict[str, frozenset[str]] = {}
         for number, stage in enumerate(self.stages.stages):
             call, sources = self._call(stage, len(self.supplies[number]))
-            name = f"{stage.label}-{self._token(call)}"
+            name = f"{stage.label}-{self._token(call, sources)}"
             self.names.append(name)
             tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
             layers[name] = {task.key: task for task in tasks}
             dependencies[name] = frozenset(self.names[s] for s in sources if isinstance(s, int))
         return Lowered(layers, dependencies, {name: self._output(name) for name in self.final})
 
-    def _token(self, call: StageCall) -> str:
+    def _token(self, call: StageCall, sources: Sequence[int | str]) -> str:
+        # Where its inputs come from is part of a key: another cut before the stage is other tasks,
+        # and may be other last digits.
         return digest(
+            [self.names[source] if isinstance(source, int) else source for source in sources],
             call.stage.token,
             call.session,
             call.batching,

@@ -60,7 +60,7 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     convert stays as it is.
     """
     version = next((opset.version for opset in model.opset_import if not opset.domain), None)
-    if version is None or version >= OLDEST_OPSET:
+    if version is None or version >= OLDEST_OPSET or not _has_changed(model, version):
         return model
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
@@ -84,9 +84,23 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def _has_changed(model: onnx.ModelProto, version: int) -> bool:
+    """Whether an operator means something else as of `OLDEST_OPSET`."""
+    for node in (node for graph in graphs_of(model) for node in graph.node if not node.domain):
+        if onnx.defs.has(node.op_type, version) and onnx.defs.has(node.op_type, OLDEST_OPSET):
+            then, now = (
+                onnx.defs.get_schema(node.op_type, opset).since_version
+                for opset in (version, OLDEST_OPSET)
+            )
+            if then != now:
+                return True
+    return False
+
+
 def _broadcast_by_shape(model: onnx.ModelProto) -> None:
-    """Before opset 7 an attribute said on which axis of A the axes of B begin. Axes of size 1 at
-    the end of B say the same; the converter refuses some of the attributes."""
+    """Before opset 7 an attribute said on which axis of A the axes of B begin, and a PRelu's slopes
+    were those of the channels. Axes of size 1 at the end of B say the same; the converter refuses
+    some of the attributes, and leaves PRelu as it was."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim)
@@ -96,21 +110,27 @@ def _broadcast_by_shape(model: onnx.ModelProto) -> None:
     ranks.update({tensor.name: len(tensor.dims) for tensor in graph.initializer})
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        axis = next((a for a in node.attribute if a.name == "axis"), None)
-        is_broadcast = any(a.name == "broadcast" and a.i for a in node.attribute)
-        if axis is not None and is_broadcast and ranks.keys() >= set(node.input):
+        first = _first_axis(node)
+        if first is not None and ranks.keys() >= set(node.input):
             rank, given = (ranks[name] for name in node.input)
-            after = range(given, rank - axis.i % rank)
+            after = list(range(given, rank - first % rank)) if rank > 1 else []
             if after:
                 name = f"{node.input[1]}/axes of {node.output[0]}"
-                nodes.append(
-                    helper.make_node("Unsqueeze", [node.input[1]], [name], axes=list(after))
-                )
+                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=after))
                 node.input[1] = name
-            node.attribute.remove(axis)
+            for attribute in [a for a in node.attribute if a.name == "axis"]:
+                node.attribute.remove(attribute)
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _first_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of A on which the axes of B begin; None if they end together."""
+    if node.op_type == "PRelu":
+        return 1
+    attributes = {a.name: a.i for a in node.attribute if a.name in ("axis", "broadcast")}
+    return attributes.get("axis") if attributes.get("broadcast") else None
 
 
 def _one_name_for_each_domain(model: onnx.ModelProto) -> None:

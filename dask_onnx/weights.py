@@ -173,6 +173,14 @@ def subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return bodies
 
 
+def with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The node and all nodes of its subgraph bodies."""
+    yield node
+    for body in subgraphs_of(node):
+        for inner in body.node:
+            yield from with_bodies(inner)
+
+
 def blob_of(tensor: onnx.TensorProto) -> tuple[str, int, int]:
     """Blob key, offset and length of a tensor that was moved out of its proto."""
     fields = {entry.key: entry.value for entry in tensor.external_data}

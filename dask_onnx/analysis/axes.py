@@ -17,7 +17,7 @@ from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.weights import subgraphs_of
+from dask_onnx.weights import with_bodies
 
 _PROBES = (7, 11)
 """Two batch sizes: primes that real dimensions seldom are."""
@@ -248,20 +248,13 @@ def _is_random(facts: GraphFacts, node: NodeFacts, *, unseeded: bool = False) ->
     return any(
         (inner.op_type in _RANDOM or _is_training(inner, "Dropout"))
         and not (unseeded and _is_seeded(inner))
-        for inner in _with_bodies(facts.proto.graph.node[node.index])
+        for inner in with_bodies(facts.proto.graph.node[node.index])
     )
 
 
 def _is_seeded(node: onnx.NodeProto) -> bool:
     # Of Multinomial there is only ONNX Runtime's kernel, which draws on from its last run.
     return node.op_type != "Multinomial" and _attribute(node, "seed", None) is not None
-
-
-def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    yield node
-    for body in subgraphs_of(node):
-        for inner in body.node:
-            yield from _with_bodies(inner)
 
 
 def _is_training(node: onnx.NodeProto, op_type: str) -> bool:
@@ -282,7 +275,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:
 def _by_kind(facts: GraphFacts) -> Iterator[str]:
     """Nodes that mix rows whatever their shapes are."""
     for node in facts.nodes:
-        for inner in _with_bodies(facts.proto.graph.node[node.index]):
+        for inner in with_bodies(facts.proto.graph.node[node.index]):
             if inner.op_type.startswith("DynamicQuantize") or _is_training(
                 inner, "BatchNormalization"
             ):
@@ -316,7 +309,6 @@ def _opaque(
         if node.op_type in _SHAPE_READERS or carriers.isdisjoint(node.reads):
             continue
         if not is_standard(node.domain) and (node.domain, node.op_type) not in schemas:
-            carriers.update(node.outputs)
             yield node.name
             continue
         for name in node.outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 
@@ -9,7 +10,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, is_standard
 from dask_onnx.errors import ModelError, PlanError
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.weights import graphs_of
+from dask_onnx.weights import with_bodies
 
 _SHOWN = 5
 
@@ -67,7 +68,7 @@ def _outputs(stages: StageGraph) -> Iterator[str]:
 def check_operators(
     facts: GraphFacts, foreign: Schemas, brought: Collection[tuple[str, str]] = ()
 ) -> None:
-    """Check that every operator exists, at the opset that the model imports.
+    """Check that every operator that the outputs need exists, at the opset that is imported.
 
     Parameters
     ----------
@@ -90,7 +91,8 @@ def check_operators(
             f"the installed onnx knows up to {newest}",
             "upgrade onnx and onnxruntime, or export the model with an older opset",
         )
-    for node in (node for graph in graphs_of(facts.proto) for node in graph.node):
+    live = (facts.proto.graph.node[index] for index in sorted(facts.live))
+    for node in itertools.chain.from_iterable(map(with_bodies, live)):
         domain = node.domain
         if (domain, node.op_type) in functions or (domain, node.op_type) in foreign:
             continue

@@ -279,7 +279,7 @@ def _stage_graph(
         stages,
         edges,
         tuple(spec for spec in inputs if spec.name in used),
-        tuple(_output_spec(cut, name) for name in cut.outputs),
+        tuple(_spec(cut, name) for name in cut.outputs),
     )
 
 
@@ -315,8 +315,8 @@ def _stage(
     return Stage(
         label=label,
         nodes=tuple(sorted(group)),
-        inputs=tuple(cut.declared[name] for name in reads),
-        outputs=tuple(_output_spec(cut, name) for name in dict.fromkeys(wanted)),
+        inputs=tuple(_spec(cut, name) for name in reads),
+        outputs=tuple(_spec(cut, name) for name in dict.fromkeys(wanted)),
         cost=StageCost(
             flops=cost.flops,
             seconds=sum(map(cut.seconds, group)),
@@ -327,7 +327,7 @@ def _stage(
     )
 
 
-def _output_spec(cut: CutInputs, name: str) -> TensorSpec:
+def _spec(cut: CutInputs, name: str) -> TensorSpec:
     return cut.declared.get(name, TensorSpec(name, None, None))
 
 

@@ -7,7 +7,7 @@ evaluator otherwise; and on the caller's own kernel wherever there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from dask_onnx.runtime.session import has_onnxruntime, why_not_built
 from dask_onnx.runtime.wrong import wrong_kernel
 from dask_onnx.specs import NodeKernel, TensorSpec
 from dask_onnx.value_types import kind_of, parse_type, value_info
-from dask_onnx.weights import graphs_of, is_external, subgraphs_of
+from dask_onnx.weights import graphs_of, is_external, subgraphs_of, with_bodies
 
 Specs = Mapping[str, TensorSpec]
 
@@ -79,7 +79,7 @@ def _kernel_of(
     proto: onnx.NodeProto,
     initializers: Mapping[str, TensorProto],
 ) -> NodeKernel:
-    inner = list(_with_bodies(proto))
+    inner = list(with_bodies(proto))
     own = set() if probe.own is None else set(probe.own.names)
     for each in inner:
         if (each.domain, each.op_type) in own:
@@ -93,6 +93,8 @@ def _kernel_of(
     )
     if lacking is None:
         return NodeKernel("reference", reason)
+    if node.index not in probe.facts.live:
+        return NodeKernel("onnxruntime", "")  # nobody wants it, unless it is asked for by name
     raise ModelError(
         f"nobody has a kernel for node {node.name!r} ({_operator(proto)}): {reason}; {lacking}",
         "bring one: dx.load(..., custom_ops=[...]) or dx.load(..., custom_op_libraries=[...])",
@@ -115,7 +117,7 @@ def _not_on_ort(
         wrong = wrong_kernel(each, probe.specs, initializers)
         if wrong is not None:
             return wrong
-    if any(n in probe.specs and kind_of(probe.specs[n]) is None for n in node.reads):
+    if any(n not in probe.specs or kind_of(probe.specs[n]) is None for n in node.reads):
         return None  # cannot be asked without types; a worker that cannot run it will say so
     if not has_onnxruntime():
         return None  # a client may do without: the workers, which have it, will say so
@@ -123,13 +125,6 @@ def _not_on_ort(
         ("onnxruntime", *_signature(probe, node, proto)),
         lambda: _why_not_ort(probe, node, proto, initializers),
     )
-
-
-def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    yield node
-    for body in subgraphs_of(node):
-        for inner in body.node:
-            yield from _with_bodies(inner)
 
 
 def _operator(node: onnx.NodeProto) -> str:

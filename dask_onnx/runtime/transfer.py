@@ -6,6 +6,7 @@ or passed between processes of a host stay as they are.
 
 from __future__ import annotations
 
+import pickle
 import statistics
 import time
 from collections import defaultdict, deque
@@ -18,6 +19,7 @@ from dask.sizeof import sizeof
 from dask.utils import parse_bytes
 from distributed.comm.addressing import get_address_host
 from distributed.protocol import dask_deserialize, dask_serialize, deserialize, serialize
+from distributed.protocol.numpy import serialize_numpy_ndarray
 
 from dask_onnx import config
 from dask_onnx.runtime.asking import own_worker
@@ -87,6 +89,17 @@ def _deserialize(header: dict[str, Any], frames: list[Any]) -> Travelling:
     )
     value = pieces[0] if header["runs"] is None else Runs(pieces, *header["runs"])
     return Travelling(value, header["lossy"])
+
+
+@dask_serialize.register(np.ndarray)  # type: ignore[untyped-decorator]  # untyped in distributed
+def _serialize_array(array: np.ndarray, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
+    """Dask's own, but for a dtype of ml_dtypes (float8_e5m2) that it names so that numpy cannot
+    read it back; Dask's own reader takes a pickled dtype."""
+    header, frames = serialize_numpy_ndarray(array, context=context)
+    is_foreign = array.dtype.isbuiltin == 2  # numpy's number for a dtype that a package brings
+    if is_foreign and array.dtype.kind != "V" and not header.get("pickle"):
+        header["dtype"] = (1, pickle.dumps(array.dtype))
+    return header, frames
 
 
 _packing: defaultdict[str, deque[tuple[float, float]]]

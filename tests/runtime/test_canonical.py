@@ -1,0 +1,78 @@
+"""Stages that are alike share a session; stages that differ do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import make_model, node, value, weights
+
+import dask_onnx as dx
+from dask_onnx.lower import stage_ref
+from dask_onnx.runtime.canonical import canonical
+from dask_onnx.runtime.kernel import stage_session
+from dask_onnx.runtime.session import CACHE, run_session
+
+X = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+
+
+def layered(*ops: str, **more) -> dx.Model:
+    """A chain of nodes."""
+    names = ["x", *(f"h{i}" for i in range(len(ops)))]
+    nodes = [
+        node(op.partition(" ")[0], f"{before} {op.partition(' ')[2]}", after)
+        for op, before, after in zip(ops, names, names[1:], strict=False)
+    ]
+    made = make_model(nodes, [value("x", ["N", 8])], [value(names[-1], ["N", 8])], **more)
+    return dx.load(made)
+
+
+def test_nodes_that_are_alike_share_a_session():
+    model = layered("Relu", "Neg", "Relu", "Neg", "Relu")
+    plan = model.plan("per_node")
+    np.testing.assert_array_equal(model.predict(X, plan=plan), model.predict(X))
+    per_node = [key for key in CACHE.sessions if key in CACHE.aliases.values()]
+    assert len(plan.stages) == 5 and len(per_node) == 3  # Relu, Neg, the whole
+
+
+def test_nodes_with_other_weights_do_not():
+    model = layered(
+        "MatMul A", "MatMul B", "MatMul A", weights={n: weights(8, 8, seed=ord(n)) for n in "AB"}
+    )
+    plan = model.plan("per_node")
+    found = model.predict(X, plan=plan)
+    built = CACHE.built
+    np.testing.assert_allclose(found, model.predict(X), rtol=1e-5)
+    assert len(plan.stages) == 3 and len(CACHE.sessions) == 3  # A, B, the whole
+    assert CACHE.built == built + 1
+
+
+@pytest.mark.parametrize("alpha", [0.5, None])
+def test_attributes_and_order_of_inputs_count(alpha):
+    attributes = {} if alpha is None else {"alpha": alpha}
+    one = make_model(
+        [node("LeakyRelu", "x", "h", **attributes), node("Sub", "h x", "y")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+    )
+    two = make_model(
+        [node("LeakyRelu", "a", "b", **attributes), node("Sub", "a b", "c")],
+        [value("a", ["M", 8])],
+        [value("c", ["M", 8])],
+    )
+    three = make_model(
+        [node("LeakyRelu", "a", "b", **attributes), node("Sub", "b a", "c")],
+        [value("a", ["M", 8])],
+        [value("c", ["M", 8])],
+        name="other",
+    )
+    forms = [canonical(model).SerializeToString(deterministic=True) for model in (one, two, three)]
+    assert forms[0] != forms[1] and forms[0] == forms[2]
+
+
+def test_errors_name_the_model_s_own_values():
+    model = layered("Add b", weights={"b": weights(8)})
+    plan = model.plan("per_node")
+    stage = stage_ref(model._published().ref, plan.stages[0])
+    session = stage_session(stage, dx.SessionSpec())
+    with pytest.raises(dx.StageError, match=r"failed in onnxruntime on x \(2, 7\)"):
+        run_session(session, [X[:, :7]], "s", ["x"])

@@ -1,0 +1,243 @@
+"""Which kernel runs a node, and that it is what runs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from builders import make_model, node, value, weights
+from onnx import TensorProto, helper
+
+import dask_onnx as dx
+from dask_onnx.runtime import probe
+from dask_onnx.runtime.reference import ReferenceSession
+from dask_onnx.runtime.session import CACHE, Session
+
+X = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+
+
+def kernels(model: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    loaded = dx.load(model)
+    return {
+        facts.name: (found.kernel, found.reason)
+        for facts, found in zip(loaded.facts.nodes, loaded._facts.kernels, strict=True)
+    }
+
+
+def complex_in_the_middle() -> onnx.ModelProto:
+    """Relu, then sums of integers of 4 bits, which ONNX Runtime does not have, then Mul."""
+    return make_model(
+        [
+            node("Relu", "x", "h", "before"),
+            node("Cast", "h", "small", "narrow", to=TensorProto.INT4),
+            node("Cast", "small", "wide", "widen", to=TensorProto.FLOAT),
+            node("Mul", "wide h", "y", "after"),
+        ],
+        [value("x", ["N", 6])],
+        [value("y", ["N", 6])],
+        opset=21,
+        ir_version=10,
+    )
+
+
+def test_a_node_without_a_kernel_runs_on_the_reference_and_the_rest_on_onnxruntime():
+    found = kernels(complex_in_the_middle())
+    assert {name: kernel for name, (kernel, _) in found.items()} == {
+        "before": "onnxruntime",
+        "narrow": "reference",
+        "widen": "reference",
+        "after": "onnxruntime",
+    }
+    assert found["narrow"][1] == "onnxruntime cannot be given tensor(int4)"
+
+
+@pytest.mark.parametrize("strategy", ["whole", "fused", "per_node"])
+def test_a_whole_model_becomes_stages_around_the_reference(strategy):
+    model = dx.load(complex_in_the_middle())
+    plan = model.plan(strategy)
+    if strategy != "per_node":
+        assert [stage.kernel for stage in plan.stages] == [
+            "onnxruntime",
+            "reference",
+            "onnxruntime",
+        ]
+        assert [len(stage.nodes) for stage in plan.stages] == [1, 2, 1]
+    h = np.maximum(X, 0)
+    np.testing.assert_allclose(model.predict(X, plan=plan), np.trunc(h) * h, rtol=1e-6)
+    kinds = {type(session) for session in CACHE.sessions.values()}
+    assert kinds == {Session, ReferenceSession}
+
+
+def test_the_plan_says_where_stages_run_and_how_much_of_the_time():
+    text = dx.load(complex_in_the_middle()).plan().explain()
+    assert "runs on" in text
+    assert "on onnx.reference: " in text and "of the predicted time" in text
+    assert "narrow, widen: onnxruntime cannot be given tensor(int4)" in text
+
+
+def test_kernels_alternate_between_branches_without_a_cycle():
+    """Two branches that change kernels at different depths, and meet."""
+    wide, narrow = TensorProto.FLOAT, TensorProto.INT4
+    model = make_model(
+        [
+            node("Cast", "x", "a1", "a_narrow", to=narrow),
+            node("Cast", "a1", "a2", "a_widen", to=wide),
+            node("Neg", "a2", "a3", "a_neg"),
+            node("Relu", "x", "b1", "b_relu"),
+            node("Cast", "b1", "b2", "b_narrow", to=narrow),
+            node("Cast", "b2", "b3", "b_widen", to=wide),
+            node("Add", "a3 b3", "y", "meet"),
+        ],
+        [value("x", ["N", 6])],
+        [value("y", ["N", 6])],
+        opset=21,
+        ir_version=10,
+    )
+    loaded = dx.load(model)
+    plan = loaded.plan()
+    for number, stage in enumerate(plan.stages):
+        for edge in plan.stage_graph.edges:
+            assert edge.producer < edge.consumer
+        assert len({loaded._facts.kernels[i].kernel for i in stage.nodes}) == 1, number
+    expected = -np.trunc(X) + np.trunc(np.maximum(X, 0))
+    np.testing.assert_array_equal(loaded.predict(X), expected)
+
+
+def test_nodes_that_are_alike_are_asked_about_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(probe, "_answers", {})
+    monkeypatch.setattr(probe, "why_not_built", lambda *_: asked.append(1))
+    names = ["x", *(f"h{i}" for i in range(20))]
+    model = make_model(
+        [node("Relu", before, after) for before, after in itertools.pairwise(names)],
+        [value("x", ["N", 6])],
+        [value(names[-1], ["N", 6])],
+    )
+    assert dx.load(model).plan("per_node")
+    assert len(asked) == 1
+
+
+def test_a_client_without_onnxruntime_leaves_it_to_the_workers(monkeypatch):
+    monkeypatch.setattr(probe, "has_onnxruntime", lambda: False)
+    monkeypatch.setattr(probe, "why_not_built", None)
+    found = kernels(complex_in_the_middle())
+    assert found["before"][0] == "onnxruntime" and found["narrow"][0] == "reference"
+
+
+def test_nobody_has_a_kernel():
+    model = make_model(
+        [node("Multinomial", "x", "y", "draw", sample_size=3, dtype=TensorProto.INT32)],
+        [value("x", ["N", 6], TensorProto.DOUBLE)],
+        [value("y", ["N", 3], TensorProto.INT32)],
+    )
+    with pytest.raises(dx.ModelError, match=r"(?s)nobody has a kernel for node 'draw'"):
+        dx.load(model).plan()
+
+
+def resize(scale: float, mode: str = "align_corners") -> onnx.ModelProto:
+    return make_model(
+        [
+            node(
+                "Resize",
+                "x - s",
+                "y",
+                "resize",
+                mode="linear",
+                coordinate_transformation_mode=mode,
+            )
+        ],
+        [value("x", ["N", 1, 4, 6])],
+        [value("y", None)],
+        {"s": np.array([1, 1, scale, scale], np.float32)},
+        opset=19,
+        ir_version=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "mode", "kernel"),
+    [
+        (2.0, "align_corners", "onnxruntime"),
+        (0.6, "half_pixel", "onnxruntime"),
+        (0.6, "align_corners", "reference"),
+    ],
+)
+def test_a_kernel_that_gives_wrong_values_is_not_used(scale, mode, kernel):
+    assert kernels(resize(scale, mode))["resize"][0] == kernel
+
+
+def test_a_resize_to_whole_sizes_is_right_and_stays():
+    model = resize(0.5)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert kernels(model)["resize"][0] == "onnxruntime"
+
+
+def test_seeded_random_numbers_come_from_the_reference_and_repeat():
+    model = dx.load(
+        make_model(
+            [node("RandomNormalLike", "x", "r", "draw", seed=7.0), node("Add", "x r", "y")],
+            [value("x", ["N", 6])],
+            [value("y", ["N", 6])],
+        )
+    )
+    first = model.predict(X, batch_size=None)
+    np.testing.assert_array_equal(model.predict(X, batch_size=None), first)
+    assert "draw with a seed: a task that is repeated gives the same" in model.plan().explain()
+
+
+def test_unseeded_random_numbers_are_drawn_anew_and_the_plan_says_so():
+    model = dx.load(
+        make_model(
+            [node("RandomNormalLike", "x", "y", "draw")],
+            [value("x", ["N", 6])],
+            [value("y", ["N", 6])],
+        )
+    )
+    import dask.array as da
+
+    lazy = da.from_array(X, chunks=(2, 6))
+    first, second = model.predict(lazy), model.predict(lazy)
+    assert first.name != second.name
+    text = model.plan().explain()
+    assert "draw without a seed: every request draws anew" in text and "retries" in text
+
+
+def test_types_that_only_the_run_can_tell_are_told_by_it():
+    """Behind an operator without a schema: the caller's, here."""
+    text = """<ir_version: 10, opset_import: ["" : 17, "mine" : 1]>
+    g (float[N, 6] x) => (float[N, 6] y) { h = mine.Half (x)  k = Relu (h)  y = Neg (k) }"""
+    model = dx.load(text, replace={"mine::Half": lambda x: x / np.float32(2)})
+    for strategy in ("whole", "per_node"):
+        found = model.predict(X, plan=model.plan(strategy))
+        np.testing.assert_array_equal(found, -np.maximum(X / 2, 0))
+
+
+def test_large_weights_reach_the_reference_by_the_store():
+    model = make_model(
+        [
+            node("Cast", "x", "n", "narrow", to=TensorProto.INT4),
+            node("Cast", "n", "w", to=TensorProto.FLOAT),
+            helper.make_node("Gemm", ["w", "W", "b"], ["c"], name="gemm"),
+            node("DFT", "signal -", "y", "spectrum", axis=1),
+        ][3:],
+        [value("x", ["N", 6])],
+        [value("y", None)],
+        {"signal": weights(2, 4096, 1)},
+    )
+    found = dx.load(model).predict({"x": X}, batch_size=None)
+    expected = np.fft.fft(weights(2, 4096, 1)[..., 0])
+    np.testing.assert_allclose(found[..., 0] + 1j * found[..., 1], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_reference_stage_that_fails_says_which_and_on_what():
+    text = """<ir_version: 10, opset_import: ["" : 17, "mine" : 1]>
+    g (float[N, 6] x) => (float[N, 6] y) { y = mine.Fail (x) }"""
+
+    def fail(x):
+        raise ValueError("no luck")
+
+    model = dx.load(text, replace={"mine::Fail": fail})
+    with pytest.raises(dx.StageError, match=r"failed in its Python kernels on x \(4, 6\).*no luck"):
+        model.predict(X)

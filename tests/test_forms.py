@@ -1,0 +1,409 @@
+"""Every form that a model comes in gives what the ModelProto gives."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from builders import dense_model, make_model, node, value
+from onnx import TensorProto, helper, numpy_helper
+
+import dask_onnx as dx
+
+X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+
+TEXT = """
+<ir_version: 10, opset_import: ["" : 17]>
+scaled (float[N, 8] x) => (float[N, 8] y) {
+  two = Constant <value_float: float = 2> ()
+  y = Mul (x, two)
+}
+"""
+
+
+def scale_function(overload: str = "") -> onnx.FunctionProto:
+    """y = relu(x) * factor, by a function within."""
+    return helper.make_function(
+        "own",
+        "Scale",
+        ["x"],
+        ["y"],
+        [
+            helper.make_node("Inner", ["x"], ["h"], domain="own"),
+            onnx.parser.parse_node("k = Constant <value_float: float = @factor> ()"),
+            helper.make_node("Mul", ["h", "k"], ["y"]),
+        ],
+        [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)],
+        attributes=["factor"],
+        overload=overload,
+    )
+
+
+INNER = helper.make_function(
+    "own", "Inner", ["x"], ["y"], [node("Relu", "x", "y")], [helper.make_opsetid("", 17)]
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda m: m,
+        lambda m: m.SerializeToString(),
+        lambda m: io.BytesIO(m.SerializeToString()),
+        lambda m: onnx_ir.from_proto(m),
+        lambda m: onnx.printer.to_text(m),
+        lambda m: io.StringIO(onnx.printer.to_text(m)),
+    ],
+    ids=["proto", "bytes", "file", "onnx_ir", "text", "text file"],
+)
+def test_a_model_is_the_same_in_every_form(form):
+    model = dense_model()
+    expected = dx.load(model).predict(X)
+    np.testing.assert_allclose(dx.load(form(model)).predict(X), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("extension", ["onnxtxt", "textproto", "json"])
+def test_text_formats_are_known_by_their_extension(tmp_path, extension):
+    path = tmp_path / f"model.{extension}"
+    onnx.save_model(onnx.parser.parse_model(TEXT), str(path))
+    np.testing.assert_array_equal(dx.load(path).predict(X), 2 * X)
+
+
+def test_an_open_file_is_a_model(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save_model(dense_model(), str(path))
+    with path.open("rb") as file:
+        assert dx.load(file).predict(X).shape == (3, 4)
+
+
+def test_text_that_is_no_model_says_where():
+    with pytest.raises(dx.ModelError, match="the text given is not a model in ONNX's textual"):
+        dx.load("<ir_version: 10> broken => ")
+
+
+def test_a_graph_with_its_opset_is_a_model():
+    model = dense_model()
+    expected = dx.load(model).predict(X)
+    np.testing.assert_array_equal(dx.load(model.graph, opsets=17).predict(X), expected)
+
+
+def test_a_graph_without_an_opset_is_refused():
+    with pytest.raises(dx.ModelError, match=r"graph 'dense' does not say of.*\n.*opsets=17"):
+        dx.load(dense_model().graph)
+
+
+def test_a_graph_that_calls_functions_is_given_them():
+    graph = make_model(
+        [node("Inner", "x", "y", domain="own")], [value("x", ["N", 8])], [value("y", ["N", 8])]
+    ).graph
+    model = dx.load(graph, opsets={"": 17, "own": 1}, functions=[INNER])
+    np.testing.assert_array_equal(model.predict(X), np.maximum(X, 0))
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        ["tensor(float)"],
+        {"x": "float32"},
+        {"x": (np.float32, ("N", 8))},
+        {"x": TensorProto.FLOAT},
+        [dx.TensorSpec("x", np.dtype("f4"), (None, 8))],
+        [value("x", ["N", 8]).type],
+        [value("x", ["N", 8])],
+    ],
+    ids=["text", "dtype", "dtype and shape", "element", "spec", "type", "value"],
+)
+def test_a_node_with_opset_and_types_is_a_model(types):
+    model = dx.load(node("LeakyRelu", "x", "y", alpha=0.5), opsets=16, input_types=types)
+    np.testing.assert_array_equal(model.predict(X), np.where(X < 0, X / 2, X))
+    assert model.outputs[0].dtype == np.float32
+
+
+def test_a_node_whose_body_captures_takes_that_as_input():
+    body = helper.make_graph([node("Add", "x outside", "b")], "then", [], [value("b", None)])
+    other = helper.make_graph([node("Neg", "x", "c")], "else", [], [value("c", None)])
+    branch = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other)
+    model = dx.load(
+        branch, opsets=17, input_types={"yes": "bool", "x": "f4", "outside": (np.float32, (8,))}
+    )
+    feeds = {"yes": np.array(True), "x": X, "outside": np.ones(8, "f4")}
+    np.testing.assert_array_equal(model.predict(feeds, batch_size=None), X + 1)
+
+
+def test_a_function_is_a_model_with_its_attributes_bound():
+    model = dx.load(
+        scale_function(),
+        input_types={"x": (np.float32, ("N", 8))},
+        attributes={"factor": 3.0},
+        functions=[INNER],
+    )
+    assert [n.op_type for n in model.facts.nodes] == ["Relu", "Mul"]
+    np.testing.assert_array_equal(model.predict(X), 3 * np.maximum(X, 0))
+
+
+def test_a_function_without_its_attributes_is_refused():
+    with pytest.raises(dx.ModelError, match=r"takes the attributes 'factor'; got none\n.*'factor'"):
+        dx.load(scale_function(), input_types=["f4"])
+
+
+def test_missing_types_are_named():
+    with pytest.raises(dx.ModelError, match=r"takes the inputs 'a', 'b'; .* given are of 'a'"):
+        dx.load(node("Add", "a b", "c"), opsets=17, input_types={"a": "f4"})
+
+
+@pytest.mark.parametrize("text", ["tensor(flaot)", "seq(float)", "tensor(float", "list(int64)"])
+def test_what_is_no_type_is_refused(text):
+    with pytest.raises(dx.ModelError, match="is not a type"):
+        dx.load(node("Relu", "a", "b"), opsets=17, input_types={"a": text})
+
+
+@pytest.mark.parametrize("source", [dense_model(), dense_model().SerializeToString()])
+def test_a_whole_model_says_its_opsets_itself(source):
+    with pytest.raises(dx.ModelError, match="says itself what its opsets"):
+        dx.load(source, opsets=17)
+
+
+def test_a_file_says_its_opsets_itself(tmp_path):
+    onnx.save_model(dense_model(), str(tmp_path / "m.onnx"))
+    with pytest.raises(dx.ModelError, match="is a file of a whole model"):
+        dx.load(tmp_path / "m.onnx", opsets=17)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(dx.ModelError, match="cannot be made from dict"):
+        dx.load({})
+
+
+def called_in_a_body() -> onnx.ModelProto:
+    def calls(overload: str, result: str, **attributes) -> onnx.NodeProto:
+        return helper.make_node(
+            "Scale", ["x"], [result], domain="own", overload=overload, **attributes
+        )
+
+    bodies = {
+        "then_branch": helper.make_graph(
+            [calls("", "b", factor=2.0)], "then", [], [value("b", None)]
+        ),
+        "else_branch": helper.make_graph(
+            [calls("other", "c", factor=5.0)], "else", [], [value("c", None)]
+        ),
+    }
+    other = scale_function("other")
+    other.node[0].op_type, other.node[0].domain = "Neg", ""
+    return make_model(
+        [helper.make_node("If", ["yes"], ["y"], **bodies)],
+        [value("x", ["N", 8]), value("yes", [], TensorProto.BOOL)],
+        [value("y", ["N", 8])],
+        domains={"own": 1},
+        ir_version=10,
+        functions=[scale_function(), other, INNER],
+    )
+
+
+@pytest.mark.parametrize(("yes", "expected"), [(True, 2 * np.maximum(X, 0)), (False, -5 * X)])
+def test_functions_are_called_from_bodies_nested_and_overloaded(yes, expected):
+    model = dx.load(called_in_a_body())
+    assert not model.facts.proto.functions
+    found = model.predict({"x": X, "yes": np.array(yes)}, batch_size=None)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_opsets_that_only_a_function_imports_count():
+    function = helper.make_function(
+        "own",
+        "Scaled",
+        ["x"],
+        ["y"],
+        [node("Scaler", "x", "y", domain="ai.onnx.ml", offset=[1.0], scale=[2.0])],
+        [helper.make_opsetid("ai.onnx.ml", 3)],
+    )
+    model = make_model(
+        [node("Scaled", "x", "y", domain="own")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        domains={"own": 1},
+        functions=[function],
+    )
+    np.testing.assert_allclose(dx.load(model).predict(X), 2 * (X - 1), rtol=1e-6)
+
+
+def old_model() -> onnx.ModelProto:
+    """Broadcasting by attribute, as it was before opset 7, and a Dropout that is told to rest."""
+    return make_model(
+        [
+            node("Add", "x b", "h", broadcast=1, axis=1),
+            node("Relu", "h", "r"),
+            node("Mul", "r b", "q", broadcast=1, axis=1),
+            node("Dropout", "q", "y mask", is_test=1),
+        ],
+        [value("x", ["N", 3, 4, 5]), value("b", [3])],
+        [value("y", ["N", 3, 4, 5])],
+        {"b": np.arange(3, dtype=np.float32)},
+        opset=6,
+        ir_version=3,
+    )
+
+
+@pytest.mark.parametrize("strategy", ["whole", "per_node"])
+def test_an_opset_that_onnxruntime_dropped_is_converted(strategy):
+    model = dx.load(old_model())
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    b = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    assert model.opsets[""] == 7
+    assert model.inputs[0].shape == ("N", 3, 4, 5)
+    found = model.predict(x, plan=model.plan(strategy))
+    np.testing.assert_array_equal(found, np.maximum(x + b, 0) * b)
+
+
+def test_slopes_of_channels_are_those_of_channels():
+    model = make_model(
+        [node("PRelu", "x s", "y")],
+        [value("x", ["N", 3, 4])],
+        [value("y", ["N", 3, 4])],
+        {"s": np.arange(3, dtype=np.float32)},
+        opset=6,
+        ir_version=3,
+    )
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    expected = np.where(x < 0, x * np.arange(3, dtype=np.float32)[:, None], x)
+    np.testing.assert_array_equal(dx.load(model).predict(x), expected)
+
+
+def test_an_old_operator_that_nobody_knows_says_so():
+    model = make_model(
+        [node("Add", "x b", "y", "sum", broadcast=1, axis=0)],
+        [value("x", None), value("b", None)],
+        [value("y", None)],
+        opset=6,
+        ir_version=3,
+    )
+    with pytest.raises(dx.ModelError, match=r"nobody has a kernel for node 'sum' \(Add\).*opset 7"):
+        dx.load(model).plan()
+
+
+def test_an_initializer_that_is_an_input_may_be_fed():
+    model = make_model(
+        [node("Add", "x b", "h"), node("Mul", "h c", "y")],
+        [value("x", ["N", 8]), value("b", [8])],
+        [value("y", ["N", 8])],
+        {"b": np.ones(8, "f4"), "c": np.full(8, 2, "f4")},
+    )
+    loaded = dx.load(model)
+    assert [spec.name for spec in loaded.inputs] == ["x"]
+    assert [spec.name for spec in loaded.defaults] == ["b"]
+    np.testing.assert_array_equal(loaded.predict(X), (X + 1) * 2)
+    fed = {"x": X, "b": np.full(8, 5, "f4")}
+    np.testing.assert_array_equal(loaded.predict(fed), (X + 5) * 2)
+    plan = loaded.plan("per_node")
+    np.testing.assert_array_equal(loaded.predict(fed, plan=plan), (X + 5) * 2)
+    np.testing.assert_array_equal(loaded(fed), (X + 5) * 2)
+    with pytest.raises(dx.InputError, match="'b' has size 7 on axis 0"):
+        loaded.check({"x": X, "b": np.ones(7, "f4")})
+    assert loaded.extract(inputs=["x", "b"]).predict(fed).shape == (3, 8)
+
+
+def test_a_constant_of_the_model_is_no_input():
+    model = make_model(
+        [node("Mul", "x c", "y")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        {"c": np.full(8, 2, "f4")},
+    )
+    with pytest.raises(dx.InputError, match="'c' is not one of the model's"):
+        dx.load(model).predict({"x": X, "c": np.ones(8, "f4")})
+
+
+def test_repeated_opset_imports_are_one():
+    model = dense_model()
+    for version in (13, 17):
+        model.opset_import.append(helper.make_opsetid("ai.onnx", version))
+    model.graph.node[0].domain = "ai.onnx"
+    loaded = dx.load(model)
+    assert dict(loaded.opsets) == {"": 17}
+    assert loaded.predict(X).shape == (3, 4)
+
+
+def test_names_may_be_anything():
+    names = ["a:0", "层/0.weight", "", "same", "same"]
+    ops = ["Relu", "Neg", "Abs", "Exp", "Tanh"]
+    values = ["x:0", "h/1", "h.2", "值", "h:4", "out/y:0"]
+    model = make_model(
+        [
+            helper.make_node(op, [before], [after], name=name)
+            for op, name, before, after in zip(ops, names, values, values[1:], strict=False)
+        ],
+        [value("x:0", ["N", 8])],
+        [value("out/y:0", ["N", 8])],
+    )
+    loaded = dx.load(model)
+    expected = np.tanh(np.exp(np.abs(-np.maximum(X, 0))))
+    for strategy in ("whole", "per_node"):
+        plan = loaded.plan(strategy)
+        np.testing.assert_allclose(loaded.predict(X, plan=plan), expected, rtol=1e-5)
+    assert all(stage.label[0].isalpha() and "-" not in stage.label for stage in plan.stages)
+
+
+def test_inputs_and_initializers_may_be_outputs_and_dead_nodes_are_no_harm():
+    model = make_model(
+        [node("Relu", "x", "y"), node("NoSuchThing", "x", "dead", domain="nobody")],
+        [value("x", ["N", 8]), value("unused", ["N"])],
+        [value("y", ["N", 8]), value("x", ["N", 8]), value("w", [8])],
+        {"w": np.arange(8, dtype="f4"), "never": np.ones(3, "f4")},
+        domains={"nobody": 1},
+    )
+    loaded = dx.load(model)
+    for strategy in ("whole", "per_node"):
+        found = loaded.predict({"x": X}, plan=loaded.plan(strategy), batch_size=None)
+        np.testing.assert_array_equal(found["y"], np.maximum(X, 0))
+        np.testing.assert_array_equal(found["x"], X)
+        np.testing.assert_array_equal(found["w"], np.arange(8))
+
+
+@pytest.mark.parametrize("ir_version", range(3, onnx.IR_VERSION + 1))
+def test_every_ir_version_runs(ir_version):
+    model = dense_model()
+    model.ir_version = ir_version
+    if ir_version < 4:
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            model.graph.input.append(value(tensor.name, array.shape))
+    assert dx.load(model).predict(X).shape == (3, 4)
+
+
+@pytest.mark.parametrize("opset", range(1, onnx.defs.onnx_opset_version() + 1))
+def test_every_opset_runs(opset):
+    model = make_model(
+        [node("Relu", "x", "h"), node("Sigmoid", "h", "y")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        opset=opset,
+        ir_version=3 if opset < 9 else 10,
+    )
+    expected = 1 / (1 + np.exp(-np.maximum(X, 0)))
+    np.testing.assert_allclose(dx.load(model).predict(X), expected, rtol=1e-5)
+
+
+def test_a_wrong_output_shape_is_warned_of_once_and_the_run_is_believed():
+    loop_body = helper.make_graph(
+        [node("Identity", "go", "go_on"), node("Concat", "s x", "s_out", axis=0)],
+        "body",
+        [
+            value("i", [], TensorProto.INT64),
+            value("go", [], TensorProto.BOOL),
+            value("s", None),
+        ],
+        [value("go_on", [], TensorProto.BOOL), value("s_out", None)],
+    )
+    model = make_model(
+        [helper.make_node("Loop", ["times", "", "x"], ["y"], body=loop_body)],
+        [value("x", [2, 8]), value("times", [], TensorProto.INT64)],
+        [value("y", [3, 8])],
+    )
+    loaded = dx.load(model)
+    feeds = {"x": X[:2], "times": np.array(2)}
+    with pytest.warns(UserWarning, match=r"declares y: float32 \(3, 8\), .* gives \(6, 8\)"):
+        assert loaded.predict(feeds).shape == (6, 8)
+    assert loaded.predict(feeds).shape == (6, 8)
