@@ -29,6 +29,7 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/threads.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/batch.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/per_node.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results
 
 # Needs root, for network namespaces.

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import dask
-import numpy as np
 import onnx
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 
 from dask_onnx.errors import DaskOnnxError, InputError
 from dask_onnx.model import Model, Plan, load
 from dask_onnx.specs import SessionSpec
-from dask_onnx.value_types import tensor_kind
+from dask_onnx.value_types import kind_of_value
 
 
 class DaskOnnxBackendRep(BackendRep):
@@ -129,7 +128,7 @@ class DaskOnnxBackend(Backend):
             values,
             device,
             opsets={"": opset, **({node.domain: 1} if node.domain else {})},
-            input_types={name: _type_of(value) for name, value in values.items()},
+            input_types={name: kind_of_value(value) for name, value in values.items()},
             **kwargs,
         )
 
@@ -151,15 +150,6 @@ class DaskOnnxBackend(Backend):
             return bool(Device(device).type == DeviceType.CPU)
         except (AttributeError, ValueError):
             return False
-
-
-def _type_of(value: Any) -> str:
-    """A value's type in ONNX's notation."""
-    if isinstance(value, list):
-        return f"seq({_type_of(value[0]) if value else 'tensor(float)'})"
-    array = np.asarray(value)
-    is_text = array.dtype.kind in "OUST"
-    return "tensor(string)" if is_text else tensor_kind(array.dtype)
 
 
 prepare = DaskOnnxBackend.prepare

@@ -6,6 +6,8 @@ Types that are no tensors are written in ONNX's own notation, such as ``seq(tens
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -61,6 +63,18 @@ def tensor_kind(dtype: np.dtype) -> str:
 def kind_of(spec: TensorSpec) -> str | None:
     """ONNX's notation of a value's type; None where it is not known."""
     return spec.kind if spec.dtype is None else tensor_kind(spec.dtype)
+
+
+def kind_of_value(value: Any) -> str:
+    """ONNX's notation of the type of an array, a list or a dict; empty ones count as float."""
+    if isinstance(value, list):
+        return f"seq({kind_of_value(value[0]) if value else 'tensor(float)'})"
+    if isinstance(value, dict):
+        key, item = next(iter(value.items()), ("", 0.0))
+        name = "string" if isinstance(key, str) else "int64"
+        return f"map({name},{kind_of_value(np.asarray(item, None if value else np.float32))})"
+    array = np.asarray(value)
+    return "tensor(string)" if array.dtype.kind in "OUST" else tensor_kind(array.dtype)
 
 
 def type_text(proto: onnx.TypeProto) -> str:

@@ -16,6 +16,7 @@ X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
 
 def test_it_is_a_backend():
     assert issubclass(backend.DaskOnnxBackend, Backend)
+    assert dx.backend is backend
 
 
 @pytest.mark.parametrize("strategy", ["whole", "fused", "per_node"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -407,3 +409,40 @@ def test_a_wrong_output_shape_is_warned_of_once_and_the_run_is_believed():
     with pytest.warns(UserWarning, match=r"declares y: float32 \(3, 8\), .* gives \(6, 8\)"):
         assert loaded.predict(feeds).shape == (6, 8)
     assert loaded.predict(feeds).shape == (6, 8)
+
+
+BIG = r"""
+import re, sys
+import dask_onnx as dx
+model = dx.load(sys.argv[1])
+plan = model.plan("fused", n_stages=5)
+peak = re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())
+print(len(plan.stages), int(peak[1]) // 1024)
+"""
+
+
+def test_a_model_of_more_than_2_gib_is_planned_in_little_memory(tmp_path):
+    size, layers = 8192, 10  # 2.5 GiB, in a file with holes
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(layers * size * size * 4)
+    model = make_model(
+        [node("MatMul", f"h{i} W{i}", f"h{i + 1}") for i in range(layers)],
+        [value("h0", ["N", size])],
+        [value(f"h{layers}", ["N", size])],
+    )
+    for i in range(layers):
+        tensor = model.graph.initializer.add(name=f"W{i}", data_type=TensorProto.FLOAT)
+        tensor.dims.extend([size, size])
+        tensor.data_location = TensorProto.EXTERNAL
+        bytes_ = size * size * 4
+        for key, text in (("location", "weights"), ("offset", i * bytes_), ("length", bytes_)):
+            tensor.external_data.add(key=key, value=str(text))
+    onnx.save_model(model, str(tmp_path / "big.onnx"))
+    done = subprocess.run(
+        [sys.executable, "-c", BIG, str(tmp_path / "big.onnx")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    stages, mebibytes = map(int, done.stdout.split())
+    assert stages == 5 and mebibytes < 500

@@ -104,7 +104,7 @@ def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str
             request.batch,
             request.wanted.names,
             model=request.model.token,
-            chunks=max(1, -(-rows // step)),
+            chunks=1,
             rows_per_run=None if runs <= 1 else per_run,
         )
     starts = range(0, max(rows, 1), step)

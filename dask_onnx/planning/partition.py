@@ -58,7 +58,7 @@ def whole(cut: CutInputs) -> StageGraph:
 
 def per_node(cut: CutInputs) -> StageGraph:
     """A stage for each node: to look at, to test with, to find the slow one."""
-    return _stage_graph(cut, _join_untyped(cut, [[index] for index in cut.nodes]))
+    return _stage_graph(cut, [[index] for index in cut.nodes])
 
 
 def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0.05) -> StageGraph:
@@ -95,7 +95,7 @@ def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0
         sorted(itertools.chain.from_iterable(chains[start:stop]))
         for start, stop in itertools.pairwise([0, *borders, len(chains)])
     ]
-    return _stage_graph(cut, _join_untyped(cut, groups))
+    return _stage_graph(cut, groups)
 
 
 STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
@@ -190,31 +190,6 @@ def _borders(
             min(range(low, high + 1), key=lambda i: (tears[i - 1], abs(done[i - 1] - ideal)))
         )
     return borders
-
-
-def _join_untyped(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Join groups in a row where the value between them has a type that nobody knows.
-
-    A stage must say what comes in. Only operators of foreign domains leave that open.
-    """
-    stage_of = {node: i for i, group in enumerate(groups) for node in group}
-    joined_until = list(range(len(groups)))
-    for node, stage in stage_of.items():
-        for name in cut.facts.nodes[node].outputs:
-            spec = cut.declared.get(name)
-            if spec is not None and (spec.dtype is not None or spec.kind is not None):
-                continue
-            readers = [stage_of[i] for i in cut.facts.consumers.get(name, ()) if i in stage_of]
-            joined_until[stage] = max([joined_until[stage], *readers])
-    merged: list[list[int]] = []
-    reach = -1
-    for index, group in enumerate(groups):
-        if index <= reach:
-            merged[-1] = sorted([*merged[-1], *group])
-        else:
-            merged.append(list(group))
-        reach = max(reach, joined_until[index])
-    return merged
 
 
 def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:

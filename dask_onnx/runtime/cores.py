@@ -37,11 +37,10 @@ def task_threads(wanted: int | None) -> int:
     """
     if wanted:
         return wanted
-    cores = available_cores()
     if wanted == 0:
-        return cores
+        return available_cores()
     worker = own_worker()
-    return 1 if worker is None else max(1, cores // max(1, _threads_in_use(worker)))
+    return 1 if worker is None else max(1, available_cores() // max(1, _threads_in_use(worker)))
 
 
 _known: dict[str, tuple[float, int]] = {}

@@ -52,6 +52,7 @@ from dask_onnx.runtime.transfer import Travelling, unwrap
 from dask_onnx.runtime.tune import row_shapes, sizes_for
 from dask_onnx.runtime.upkeep import keep_below_limit
 from dask_onnx.specs import Dim, Kernel, SessionSpec, TensorSpec, dtype_name
+from dask_onnx.value_types import kind_of_value
 from dask_onnx.weights import blob_of, graphs_of, is_external
 
 log = logging.getLogger(__name__)
@@ -256,12 +257,9 @@ def _spec_from(spec: TensorSpec, value: Any) -> TensorSpec:
     if spec.dtype is not None or spec.kind is not None:
         return spec
     first = value.pieces[0] if isinstance(value, Runs) else value
-    if not isinstance(first, np.ndarray):
-        raise StageError(
-            f"value {spec.name!r} is {type(first).__name__}, and the model does not say its type",
-            "declare it in the model's value_info",
-        )
-    return TensorSpec(spec.name, first.dtype, (None,) * first.ndim)
+    if isinstance(first, np.ndarray):
+        return TensorSpec(spec.name, first.dtype, (None,) * first.ndim)
+    return TensorSpec(spec.name, None, None, kind_of_value(first))
 
 
 def _checked(value: Any, spec: TensorSpec) -> Any:

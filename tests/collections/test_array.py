@@ -291,3 +291,34 @@ def test_scaled_by_a_scalar_input():
     model = dx.load(scaled_model())
     y = model.predict({"x": da.from_array(B[:, :3].copy(), chunks=(4, 3)), "s": np.float32(2)})
     np.testing.assert_array_equal(y.compute(), B[:, :3] * 2)
+
+
+def quantising_model(name: str = "quantising"):
+    """Scales by the largest value of all rows."""
+    return make_model(
+        [
+            node("DynamicQuantizeLinear", "x", "q s z", "quantise"),
+            node("DequantizeLinear", "q s z", "y"),
+        ],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        name=name,
+    )
+
+
+def test_splitting_rows_that_depend_on_each_other_is_warned_of_once():
+    model = dx.load(quantising_model())
+    with pytest.warns(UserWarning, match="3 chunks.* depends on the rows beside it.*'quantise'"):
+        model.predict(LAZY)
+    model.predict(LAZY)
+    model.predict(X, batch_size=4)
+    again = dx.load(quantising_model("eager"))
+    with pytest.warns(UserWarning, match="runs of 4 rows"):
+        again.predict(X, batch_size=4)
+
+
+def test_rows_that_stay_together_are_not_warned_of():
+    model = dx.load(quantising_model("together"))
+    expected = run_onnx(quantising_model("together"), {"x": X})[0]
+    np.testing.assert_array_equal(model.predict(X), expected)
+    np.testing.assert_array_equal(model.predict(da.from_array(X, chunks=-1)).compute(), expected)

@@ -31,6 +31,7 @@ from dask_onnx.backend import DaskOnnxBackend
 from dask_onnx.runtime.foreign import is_foreign, run_with_values
 
 STRATEGIES = ("whole", "fused", "per_node")
+DRAWN = "the expected values were drawn at random, and so are ours"
 CONTESTANTS = (*STRATEGIES, "onnxruntime alone", "reference alone")
 
 Failures = dict[str, str]
@@ -211,7 +212,7 @@ def table(results: dict[str, Failures], counts: Counter[str]) -> str:
     ours: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in STRATEGIES:
         for case, reason in results.get(name, {}).items():
-            ours[case, reason].append(name)
+            ours[case, DRAWN if "bernoulli" in case else reason].append(name)
     lines += ["", "## What fails through dask_onnx", "", "| case | under | reason |"]
     lines.append("| --- | --- | --- |")
     for (case, reason), names in sorted(ours.items()):
