@@ -23,13 +23,14 @@ if TYPE_CHECKING:
         StageError,
         StoreError,
     )
-    from dask_onnx.model import Model, Plan, load
+    from dask_onnx.loading import load
+    from dask_onnx.model import Model, Plan
     from dask_onnx.placement import configure
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
 
 _HOMES = {
-    "load": "model",
+    "load": "loading",
     "Model": "model",
     "Plan": "model",
     "configure": "placement",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import onnx
+from dask.base import is_dask_collection
 from dask.delayed import Delayed
 from dask.task_spec import Alias
-from onnx.reference.op_run import OpRun
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
@@ -24,9 +24,11 @@ from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
-from dask_onnx.collections.kinds import has_rows, kind_of, shapes_of
+from dask_onnx.collections.kinds import has_rows, is_table, kind_of, shapes_of
 from dask_onnx.collections.request import (
+    MAX_COLUMNS,
     BatchSize,
+    Columns,
     Outputs,
     check_arrays,
     resolve_batching,
@@ -38,16 +40,14 @@ from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
-from dask_onnx.forms import Context, InputTypes, Opsets
 from dask_onnx.model_facts import ModelFacts
-from dask_onnx.onnx_model import OnnxModel, extract_onnx, load_onnx
+from dask_onnx.onnx_model import OnnxModel, extract_onnx
 from dask_onnx.placement import effective_retries
-from dask_onnx.planning.check import check_operators
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
-from dask_onnx.runtime.own import OwnKernels, own_kernels
+from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.specs import SessionSpec, TensorSpec
@@ -56,68 +56,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Aim = Literal["throughput", "latency"]
 
 
-def load(
-    source: Any,
-    *,
-    opsets: Opsets | None = None,
-    input_types: InputTypes | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    functions: Sequence[onnx.FunctionProto] = (),
-    custom_ops: Sequence[type[OpRun]] = (),
-    replace: Mapping[str, Callable[..., Any]] | None = None,
-    custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
-) -> Model:
-    """Load an ONNX model, in whatever form it comes.
-
-    Parameters
-    ----------
-    source : path, URL for fsspec, bytes, file object, text, proto or onnx_ir.Model
-        ``.onnx``, or a text format of ``onnx.serialization`` by its extension. External data is
-        found beside a path. The weights of a model given by path are not kept in memory: workers
-        read them from that path, once per host. Text is ONNX's textual syntax (``onnx.parser``);
-        a proto is a ModelProto, GraphProto, FunctionProto or NodeProto.
-    opsets : int or mapping of domain to version
-        For a GraphProto or NodeProto (and a FunctionProto, to add to its own); a number is the
-        version of ai.onnx.
-    input_types : mapping of input to type, or sequence of types in the order of the inputs
-        For a FunctionProto or NodeProto. A type is text as in ``"tensor(float)"``, a dtype,
-        ``(dtype, shape)`` or a TypeProto.
-    attributes : mapping, optional
-        Values of a FunctionProto's attribute parameters.
-    functions : sequence of FunctionProto
-        That a GraphProto or FunctionProto calls.
-    custom_ops : sequence of OpRun subclasses
-        Kernels in Python (``onnx.reference.op_run.OpRun``) of operators named by their class and
-        ``op_domain``: new ones, or in place of those that exist.
-    replace : mapping of op type to function
-        ``{"Gelu": f}`` or ``{"domain::Op": f}``: f takes the inputs in order (None for one that is
-        left out) and the attributes as keywords, and returns an array or a tuple of them. Kernels
-        of importable modules travel by name, others by value.
-    custom_op_libraries : sequence of paths
-        Shared libraries with operators for ONNX Runtime, at the same path on every worker. They
-        run native code: none is ever loaded but those named here.
-
-    Raises
-    ------
-    ModelError
-        No such file; not ONNX; cut short; external data missing; an operator or an opset that
-        nobody has; kernels that cannot be sent.
-    """
-    own = own_kernels(custom_ops, replace or {})
-    onnx_model = load_onnx(
-        source,
-        context=Context(opsets, input_types, attributes, tuple(functions)),
-        kept_functions=[] if own is None else own.names,
-    )
-    model = Model(onnx_model, own, tuple(os.fspath(path) for path in custom_op_libraries))
-    if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
-        names = () if own is None else own.names
-        check_operators(model.facts, model._facts.schemas, names)
-    return model
-
-
 class Model:
-    """An ONNX model that runs on Dask. Made by `load`; small, frozen, picklable."""
+    """An ONNX model that runs on Dask. Made by `dask_onnx.load`; small, frozen, picklable."""
 
     def __init__(
         self,
@@ -269,6 +209,9 @@ class Model:
         batch_size: BatchSize = "auto",
         plan: Plan | None = None,
         retries: int | None = None,
+        columns: Columns = None,
+        append: bool = False,
+        max_columns: int = MAX_COLUMNS,
     ) -> Any:
         """Run the model; the collection that comes in is the kind that comes out.
 
@@ -277,7 +220,8 @@ class Model:
         x : ndarray, dask.array or Delayed; or a dict of them by input name
             numpy is computed now, on the scheduler that Dask would use. dask.array and Delayed
             stay lazy: nothing runs, and shape, dtype and chunks come from the graph. Arrays are
-            chunked along the batch axis; an input without one is given once.
+            chunked along the batch axis; an input without one is given once. A DataFrame or Series
+            of pandas is computed now, one of dask stays lazy; the result is a DataFrame.
         outputs : None, str or sequence of str
             None: the one output bare, or several as a dict by name. A name: that value bare,
             which may be an intermediate one. A sequence: a dict.
@@ -291,6 +235,15 @@ class Model:
         retries : int, optional
             How often Dask repeats a task that raised; ``dask_onnx.retries`` (3) by default. Lazy
             arrays need ``dx.configure(client)`` on a cluster that you started yourself.
+        columns : str, sequence of str, or mapping of input to these; for tables
+            What feeds what. By default several inputs take the columns of their names; one input
+            takes the column of its name, or all columns of numbers (of text, if that is what it
+            takes) in their order.
+        append : bool, default False; for tables
+            Keep the caller's columns, before those of the model.
+        max_columns : int, default 32; for tables
+            An output of up to so many numbers a row becomes so many columns, called by the classes
+            where the graph knows them; a longer one becomes a column of lists.
 
         Raises
         ------
@@ -299,8 +252,73 @@ class Model:
         StageError, StoreError
             From a worker, when the result is computed.
         """
+        if is_table(x):
+            options = (columns, append, max_columns)
+            return self._predict_table(x, outputs, batch_size, plan, retries, options)
+        if columns is not None or append:
+            raise InputError(
+                f"columns and append are for tables; {type(x).__name__} was given",
+                "leave them out, or pass a DataFrame",
+            )
         request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+
+    def meta_for(
+        self,
+        x: Any,
+        *,
+        outputs: Outputs = None,
+        columns: Columns = None,
+        append: bool = False,
+        max_columns: int = MAX_COLUMNS,
+    ) -> Any:
+        """The result of `predict` without rows: what Dask's ``meta=`` takes. Runs nothing.
+
+        Parameters
+        ----------
+        x : DataFrame or Series, of pandas or dask
+        columns, append, max_columns : as for `predict`
+        """
+        tables = _tables()
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
+        meta = getattr(x, "_meta", x)
+        options = tables.TableOptions(columns, append, max_columns)
+        frame = meta.to_frame() if meta.ndim == 1 else meta
+        return tables.plan_layout(self._facts, frame, wanted, options).meta(frame)
+
+    def _predict_table(
+        self,
+        x: Any,
+        outputs: Outputs,
+        batch_size: BatchSize,
+        plan: Plan | None,
+        retries: int | None,
+        options: tuple[Columns, bool, int],
+        *,
+        here: bool = False,
+    ) -> Any:
+        tables = _tables()
+        if plan is not None and plan.recipe.strategy != "whole":
+            raise InputError(
+                f"a plan by {plan.recipe.strategy!r} cannot run on a table, whose partitions are "
+                "tasks of their own",
+                "leave the plan out, or go through ddf.to_delayed()",
+            )
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
+
+        def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
+            return self._request(feeds, names, batch_size, plan, retries)[0]
+
+        def run(arrays: Mapping[str, Any], names: list[str]) -> Any:
+            if here:
+                return self(arrays, outputs=names, batch_size=batch_size)
+            return self.predict(
+                arrays, outputs=names, batch_size=batch_size, plan=plan, retries=retries
+            )
+
+        return tables.predict_table(
+            self._facts, x, wanted, tables.TableOptions(*options), make_request, run
+        )
 
     def check(self, x: Any, *, outputs: Outputs = None) -> None:
         """Compare inputs with the model, and do nothing else.
@@ -323,7 +341,16 @@ class Model:
         arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
         check_arrays(arrays, self.inputs, input_axes(self._onnx)[0])
 
-    def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: BatchSize = "auto") -> Any:
+    def __call__(
+        self,
+        x: Any,
+        *,
+        outputs: Outputs = None,
+        batch_size: BatchSize = "auto",
+        columns: Columns = None,
+        append: bool = False,
+        max_columns: int = MAX_COLUMNS,
+    ) -> Any:
         """Run here and now, in this thread: for functions that Dask already runs in a task.
 
         Parameters and result as for `predict` with numpy; never goes through a cluster's client.
@@ -332,6 +359,9 @@ class Model:
         ------
         InputError, StageError, StoreError
         """
+        if is_table(x) and not is_dask_collection(x):
+            options = (columns, append, max_columns)
+            return self._predict_table(x, outputs, batch_size, None, None, options, here=True)
         request, feeds, kind = self._request(x, outputs, batch_size, None, None, here=True)
         if kind != "eager":
             raise InputError(
@@ -546,6 +576,17 @@ class Plan:
             if isinstance(collection, Delayed):
                 tasks[name] = Alias(name, collection.key)
         return tasks
+
+
+def _tables() -> Any:
+    """The module for tables, which needs pandas: nobody else pays for that."""
+    try:
+        return importlib.import_module("dask_onnx.collections.dataframe")
+    except ImportError as error:
+        raise InputError(
+            f"tables need {error.name}, which is not installed",
+            "pip install 'dask-onnx[dataframe]'",
+        ) from error
 
 
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {

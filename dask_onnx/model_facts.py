@@ -95,6 +95,22 @@ class ModelFacts:
             self._batches[key] = find_batch(self.graph, outputs, row, self.schemas)
         return self._batches[key]
 
+    def inputs_of(self, outputs: tuple[str, ...]) -> list[TensorSpec]:
+        """The graph's inputs that some outputs need."""
+        _, read = self.graph.between((), outputs)
+        return [spec for spec in self.onnx.inputs if spec.name in read]
+
+    def batch_for(
+        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
+    ) -> BatchFacts:
+        """At these shapes, rows left open; remembered."""
+        key = (*outputs, "rows of", repr(shapes))
+        if key not in self._batches:
+            if len(self._batches) > _BATCHES_KEPT:
+                self._batches.clear()
+            self._batches[key] = find_batch(self.graph, outputs, dict(shapes), self.schemas)
+        return self._batches[key]
+
     def typed(self, name: str) -> TensorSpec:
         """A value's spec.
 

@@ -81,7 +81,8 @@ def infer_shapes(
         specs = _collect(inferred, facts)
         if all(_is_complete(specs.get(name)) for node in facts.nodes for name in node.outputs):
             break
-        if not _fold(model, specs, known):
+        is_folded = _fold(model, specs, known)
+        if not _tell_classifiers(model, specs) and not is_folded:
             break
     _propagate_types(facts, specs, schemas or {})
     symbols = _symbols(facts, shapes or {})
@@ -198,6 +199,54 @@ def _fold(
         del graph.node[:]
         graph.node.extend(kept)
     return found
+
+
+_CLASSIFIERS = frozenset(["TreeEnsembleClassifier", "LinearClassifier"])
+_NUMBERS_AS_THEY_LIE = frozenset(["Normalizer", "Scaler"])
+
+
+def _tell_classifiers(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> bool:
+    """Write down what operators of ai.onnx.ml give where ONNX's inference leaves it open: a label
+    and a score for each class, or numbers in the place of numbers; whether anything was written."""
+    told = [
+        spec
+        for node in model.graph.node
+        if node.domain == "ai.onnx.ml" and specs.get(node.input[0]) is not None
+        for spec in _told_by(node, specs[node.input[0]])
+        if not _is_told(specs, spec.name)
+    ]
+    outputs = {value.name: value for value in model.graph.output}
+    kept = [v for v in model.graph.value_info if v.name not in {spec.name for spec in told}]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    for spec in told:
+        (outputs.get(spec.name) or model.graph.value_info.add()).CopyFrom(value_info(spec))
+    return bool(told)
+
+
+def _told_by(node: onnx.NodeProto, table: TensorSpec) -> list[TensorSpec]:
+    if table.shape is None:
+        return []
+    if node.op_type in _NUMBERS_AS_THEY_LIE:
+        return [TensorSpec(node.output[0], np.dtype(np.float32), table.shape)]
+    if node.op_type not in _CLASSIFIERS:
+        return []
+    labels = next((a for a in node.attribute if a.name.startswith("classlabels_")), None)
+    if labels is None:
+        return []
+    kind = np.dtype(object) if labels.strings else np.dtype(np.int64)
+    count = len(labels.strings or labels.ints)
+    rows = table.shape[:1]
+    specs = [
+        TensorSpec(node.output[0], kind, rows),
+        TensorSpec(node.output[1], np.dtype(np.float32), (*rows, count)),
+    ]
+    return [spec for spec in specs if spec.name]
+
+
+def _is_told(specs: Mapping[str, TensorSpec], name: str) -> bool:
+    spec = specs.get(name)
+    return spec is not None and spec.dtype is not None and spec.shape is not None
 
 
 def _evaluate(

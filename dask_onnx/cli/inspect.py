@@ -14,7 +14,8 @@ import click
 from dask_onnx.analysis.report import Analysis
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import parse_shapes, shape_option
-from dask_onnx.model import Model, load
+from dask_onnx.loading import load
+from dask_onnx.model import Model
 from dask_onnx.planning.explain import (
     format_bytes,
     format_flops,

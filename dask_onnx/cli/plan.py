@@ -18,7 +18,8 @@ from dask_onnx.cli.parameters import (
     strategy_option,
 )
 from dask_onnx.errors import InputError
-from dask_onnx.model import Plan, load
+from dask_onnx.loading import load
+from dask_onnx.model import Plan
 
 
 @click.command("plan")

@@ -41,7 +41,8 @@ from dask_onnx.io.pipeline import (
 )
 from dask_onnx.io.sinks import OutputSpec, Sink, open_sink
 from dask_onnx.io.sources import FileArray, open_source
-from dask_onnx.model import Model, Plan, load
+from dask_onnx.loading import load
+from dask_onnx.model import Model, Plan
 from dask_onnx.placement import effective_retries
 
 _BLOCK_BYTES = 32 * 2**20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -12,8 +13,18 @@ from dask.delayed import Delayed
 from dask_onnx.specs import Dim, TensorSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """An input that a partition of a table will be: dtype and shape, NaN for its rows."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[float, ...]
+
+
 def kind_of(feeds: Mapping[str, Any]) -> str:
-    """ "delayed" if anything is, else "array" if any is a dask.array, else "eager"."""
+    """ "delayed" if anything is, else "array" if any is a dask.array, "table", else "eager"."""
+    if any(isinstance(value, Placeholder) for value in feeds.values()):
+        return "table"
     if any(isinstance(value, Delayed) for value in feeds.values()):
         return "delayed"
     if any(isinstance(value, da.Array) for value in feeds.values()):
@@ -27,6 +38,13 @@ def as_array(value: Any, spec: TensorSpec) -> Any:
         return value
     # A bare Python number has no dtype of its own.
     return np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
+
+
+def is_table(x: Any) -> bool:
+    """Whether it is a table of pandas or dask, neither of which this imports."""
+    module, _, _ = type(x).__module__.partition(".")
+    is_dask = type(x).__module__.startswith("dask.dataframe")
+    return (module == "pandas" or is_dask) and type(x).__name__ in ("DataFrame", "Series")
 
 
 def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
@@ -46,7 +64,7 @@ def shapes_of(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[st
         value = feeds.get(spec.name)
         if value is None or spec.kind is not None or isinstance(value, Delayed):
             continue
-        shape = value.shape if isinstance(value, da.Array) else np.shape(value)
+        shape = value.shape if hasattr(value, "shape") else np.shape(value)
         if spec.shape is None or len(shape) == len(spec.shape):
             shapes[spec.name] = tuple(int(d) if d == d else None for d in shape)
     return shapes

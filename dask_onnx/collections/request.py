@@ -17,6 +17,10 @@ from dask_onnx.specs import TensorSpec, dtype_name
 
 Outputs = str | Sequence[str] | None
 BatchSize = int | Literal["auto"] | None
+Columns = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
+"""Columns of a table, or input to its columns."""
+MAX_COLUMNS = 32
+"""An output of more numbers a row becomes one column of lists."""
 
 
 @dataclass(frozen=True, slots=True)
