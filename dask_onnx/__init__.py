@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_onnx.collections.text import TextModel
     from dask_onnx.errors import (
         DaskOnnxError,
         InputError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "loading",
     "Model": "model",
+    "TextModel": "collections.text",
     "Plan": "model",
     "configure": "placement",
     "Stage": "planning.stages",
@@ -63,6 +65,7 @@ __all__ = [
     "StageGraph",
     "StoreError",
     "TensorSpec",
+    "TextModel",
     "configure",
     "load",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
-from dask_onnx.collections.kinds import has_rows, is_table, kind_of, shapes_of
+from dask_onnx.collections.kinds import Placeholder, has_rows, is_bag, is_table, kind_of, shapes_of
 from dask_onnx.collections.request import (
     MAX_COLUMNS,
     BatchSize,
@@ -221,7 +222,9 @@ class Model:
             numpy is computed now, on the scheduler that Dask would use. dask.array and Delayed
             stay lazy: nothing runs, and shape, dtype and chunks come from the graph. Arrays are
             chunked along the batch axis; an input without one is given once. A DataFrame or Series
-            of pandas is computed now, one of dask stays lazy; the result is a DataFrame.
+            of pandas is computed now, one of dask stays lazy; the result is a DataFrame. A bag has
+            a row in each item, an array or a dict of them by input name without the batch axis; the
+            result is a bag.
         outputs : None, str or sequence of str
             None: the one output bare, or several as a dict by name. A name: that value bare,
             which may be an intermediate one. A sequence: a dict.
@@ -255,6 +258,9 @@ class Model:
         if is_table(x):
             options = (columns, append, max_columns)
             return self._predict_table(x, outputs, batch_size, plan, retries, options)
+        if is_bag(x):
+            bags = importlib.import_module("dask_onnx.collections.bag")
+            return bags.predict_bag(self._row_request(outputs, batch_size, plan, retries), x)
         if columns is not None or append:
             raise InputError(
                 f"columns and append are for tables; {type(x).__name__} was given",
@@ -262,6 +268,30 @@ class Model:
             )
         request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+
+    def _row_request(
+        self, outputs: Outputs, batch_size: BatchSize, plan: Plan | None, retries: int | None
+    ) -> Request:
+        """A request whose rows come later, in partitions."""
+        if plan is not None and plan.recipe.strategy != "whole":
+            raise InputError(
+                f"a plan by {plan.recipe.strategy!r} cannot run on a bag, whose partitions are "
+                "tasks of their own",
+                "leave the plan out, or go through bag.to_delayed()",
+            )
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
+        feeds = {
+            spec.name: Placeholder(
+                spec.dtype or np.dtype(object),
+                tuple(
+                    dim if isinstance(dim, int) and axis else math.nan
+                    for axis, dim in enumerate(spec.shape or ())
+                ),
+            )
+            for spec in self._facts.inputs_of(wanted.names)
+        }
+        request = self._request(feeds, list(wanted.names), batch_size, plan, retries)[0]
+        return dataclasses.replace(request, wanted=wanted)
 
     def meta_for(
         self,

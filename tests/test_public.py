@@ -23,6 +23,7 @@ NAMES = [
     "StageGraph",
     "StoreError",
     "TensorSpec",
+    "TextModel",
     "configure",
     "load",
 ]

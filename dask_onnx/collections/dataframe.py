@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.dataframe as dd
-import dask.local
 import numpy as np
 import pandas as pd
-from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
-from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.analysis.labels import class_labels, unzipped
 from dask_onnx.collections.columns import ColumnInput, resolve_columns, to_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.frames import OutputColumns, empty_frame, output_columns, to_frame
+from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import Placeholder
 from dask_onnx.collections.request import MAX_COLUMNS, Columns, check_joins
 from dask_onnx.errors import InputError
-from dask_onnx.lower import Feeds, Key, Lowered, digest, lower
+from dask_onnx.lower import digest
 from dask_onnx.model_facts import ModelFacts
-from dask_onnx.runtime.kernel import take_output
 from dask_onnx.specs import Dim
 
 
@@ -63,29 +59,13 @@ class FramePredictor:
     """The model on one partition; what `map_partitions` calls."""
 
     layout: FrameLayout
-    tasks: Mapping[Key, Task]
-    """The stages' tasks; their inputs are keys of the inputs' names."""
-    keys: tuple[Key, ...]
-    """Of the tasks that make each output."""
-    places: tuple[tuple[int | None, int | None], ...]
-    """For each output its position in the task's result, and its batch axis."""
-    supplies: tuple[str, ...]
-    """Keys of what brings the model here, given as further arguments."""
+    graph: HereGraph
     token: str
 
     def __call__(self, part: pd.DataFrame, *supplies: Any) -> pd.DataFrame:
         if not len(part):
             return self.layout.meta(part)
-        arrays = to_arrays(part, self.layout.inputs)
-        given = {**arrays, **dict(zip(self.supplies, supplies, strict=True))}
-        dsk = {**self.tasks, **{key: DataNode(key, value) for key, value in given.items()}}
-        results = dask.local.get_sync(dsk, list(self.keys))
-        values = {
-            output.value: take_output(result, position, axis)
-            for output, result, (position, axis) in zip(
-                self.layout.outputs, results, self.places, strict=True
-            )
-        }
+        values = self.graph.run(to_arrays(part, self.layout.inputs), supplies)
         return self.layout.join(part, to_frame(values, self.layout.outputs, part.index))
 
     def __dask_tokenize__(self) -> str:
@@ -101,41 +81,16 @@ def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayou
         chunks=table.npartitions,
         rows_per_run=request.batching.rows_per_run,
     )
-    tasks = {} if request.delivery is None else request.delivery.tasks
-    supplies = [
-        Delayed(key, HighLevelGraph.from_collections(key, {key: task}))
-        for key, task in tasks.items()
-    ]
-    predictor = _predictor(request, layout, tuple(tasks))
+    names = [target.spec.name for target in layout.inputs]
+    graph = here_graph(request, names, _values(layout))
+    predictor = FramePredictor(
+        layout, graph, digest(sorted(map(str, graph.tasks)), repr(layout), request.salt)
+    )
     if not layout.append:
         table = table[layout.used]
     meta = layout.meta(table._meta)
-    lazy: dd.DataFrame = table.map_partitions(predictor, *supplies, meta=meta)
+    lazy: dd.DataFrame = table.map_partitions(predictor, *supply_collections(request), meta=meta)
     return lazy
-
-
-def _predictor(request: Request, layout: FrameLayout, supplies: tuple[str, ...]) -> FramePredictor:
-    names = [target.spec.name for target in layout.inputs]
-    feeds = Feeds({name: (TaskRef(name),) for name in names}, request.batch.input_axes, "frame", 1)
-    lowered = lower(
-        request.model, request.stages, feeds, request.options, supplies=request.supplies
-    )
-    return FramePredictor(
-        layout,
-        lowered.tasks,
-        tuple(_key(lowered, output) for output in layout.outputs),
-        tuple(
-            (lowered.outputs[o.value].position, request.batch.output_axes[o.value])
-            for o in layout.outputs
-        ),
-        supplies,
-        digest(sorted(map(str, lowered.tasks)), repr(layout)),
-    )
-
-
-def _key(lowered: Lowered, output: OutputColumns) -> Key:
-    found = lowered.outputs[output.value]
-    return found.layout.key(found.layer, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ def is_table(x: Any) -> bool:
     return (module == "pandas" or is_dask) and type(x).__name__ in ("DataFrame", "Series")
 
 
+def is_bag(x: Any) -> bool:
+    """Whether it is a dask.bag, which this does not import."""
+    return type(x).__module__.startswith("dask.bag") and type(x).__name__ == "Bag"
+
+
 def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
     """Whether there is more than one row to tell from another."""
     counts = [

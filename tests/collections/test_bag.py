@@ -1,0 +1,68 @@
+"""Bags of rows."""
+
+from __future__ import annotations
+
+import dask
+import dask.bag as db
+import numpy as np
+import pytest
+from builders import branching_model, dense_model, make_model, node, run_onnx, value
+
+import dask_onnx as dx
+
+ROWS = np.random.default_rng(0).standard_normal((10, 8)).astype(np.float32)
+EXPECTED = run_onnx(dense_model(), {"x": ROWS})[0]
+
+
+@pytest.fixture(autouse=True)
+def in_this_thread():
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+@pytest.mark.parametrize("batch_size", ["auto", None, 3])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_each_row_gives_a_result_in_its_place(batch_size, as_list):
+    bag = db.from_sequence([row.tolist() if as_list else row for row in ROWS], npartitions=3)
+    lazy = dx.load(dense_model()).predict(bag, batch_size=batch_size)
+    assert isinstance(lazy, db.Bag)
+    np.testing.assert_allclose(np.stack(lazy.compute()), EXPECTED, rtol=1e-5)
+
+
+def test_several_outputs_are_a_dict_a_row():
+    model = dx.load(branching_model())
+    names = [spec.name for spec in model.inputs]
+    sizes = [tuple(d for d in spec.shape[1:]) for spec in model.inputs]
+    feeds = {n: np.ones((4, *s), np.float32) for n, s in zip(names, sizes, strict=True)}
+    rows = [{name: array[i] for name, array in feeds.items()} for i in range(4)]
+    found = model.predict(db.from_sequence(rows, npartitions=2)).compute()
+    expected = model.predict(feeds)
+    for i, row in enumerate(found):
+        for name, result in row.items():
+            np.testing.assert_allclose(result, expected[name][i], rtol=1e-5)
+
+
+def test_rows_of_unequal_length_run_with_those_like_them():
+    model = dx.load(
+        make_model(
+            [node("ReduceSum", "x a", "y", keepdims=0)],
+            [value("x", ["N", "T"])],
+            [value("y", ["N"])],
+            {"a": np.array([1])},
+        )
+    )
+    rows = [np.ones(length, np.float32) for length in (3, 1, 3, 2, 0, 1)]
+    found = model.predict(db.from_sequence(rows, npartitions=2)).compute()
+    assert [float(y) for y in found] == [3, 1, 3, 2, 0, 1]
+
+
+def test_rows_that_lack_an_input_are_named():
+    bag = db.from_sequence([{"z": 1}], npartitions=1)
+    with pytest.raises(dx.InputError, match="has no 'x'; it has 'z'"):
+        dx.load(dense_model()).predict(bag).compute()
+
+
+def test_a_plan_that_is_cut_is_refused():
+    model = dx.load(dense_model())
+    with pytest.raises(dx.InputError, match="cannot run on a bag"):
+        model.predict(db.from_sequence([ROWS[0]]), plan=model.plan("per_node"))

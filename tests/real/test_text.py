@@ -1,0 +1,129 @@
+"""Sentences in, vectors out, with MiniLM and its tokenizer."""
+
+from __future__ import annotations
+
+import dask
+import dask.bag as db
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import tokenizers
+
+import dask_onnx as dx
+
+pytestmark = pytest.mark.real
+
+SENTENCES = [
+    "A cat sits on the mat.",
+    "The feline is resting on a rug.",
+    "Interest rates were raised by the central bank, which surprised nobody at all.",
+    "Short.",
+    "",
+    "Dask schedules tasks on a cluster of machines, and keeps what they give in memory.",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_this_thread():
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+@pytest.fixture
+def encoder(asset):
+    return lambda **options: dx.TextModel(
+        dx.load(asset("minilm.onnx")), asset("minilm_tokenizer.json"), **options
+    )
+
+
+def one_by_one(asset, sentences, pooling="mean"):
+    """Each sentence alone, without padding: what the encoder must give."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(asset("minilm_tokenizer.json")))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(512)
+    model = dx.load(asset("minilm.onnx"))
+    vectors = []
+    for sentence in sentences:
+        row = tokenizer.encode(sentence)
+        feeds = {
+            "input_ids": np.array([row.ids]),
+            "attention_mask": np.array([row.attention_mask]),
+            "token_type_ids": np.array([row.type_ids]),
+        }
+        values = model.predict(feeds, outputs=model.outputs[0].name, batch_size=None)[0]
+        vectors.append(values.mean(axis=0) if pooling == "mean" else values[0])
+    return np.stack(vectors)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_vectors_are_those_of_each_sentence_alone(asset, encoder, pooling):
+    found = encoder(pooling=pooling).predict(SENTENCES)
+    assert found.shape == (6, 384) and found.dtype == np.float32
+    np.testing.assert_allclose(found, one_by_one(asset, SENTENCES, pooling), atol=2e-5)
+
+
+def test_what_means_the_same_is_near(encoder):
+    vectors = encoder(normalize=True).predict(SENTENCES)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    near = vectors @ vectors[0]
+    assert near.argsort()[-2] == 1
+
+
+def test_every_kind_of_text_gives_its_own_kind(encoder):
+    model = encoder()
+    expected = model.predict(SENTENCES)
+    assert model.predict(SENTENCES[0]).shape == (384,)
+    series = pd.Series(SENTENCES, index=range(10, 16), name="review")
+    column = model.predict(series)
+    assert column.dtype == pd.ArrowDtype(pa.list_(pa.float32(), 384))
+    assert column.name == "review" and column.index.equals(series.index)
+    np.testing.assert_allclose(np.stack(column.to_numpy()), expected, atol=2e-5)
+    lazy = model.predict(dd.from_pandas(series.to_frame(), npartitions=2)["review"])
+    computed = lazy.compute()
+    assert lazy.dtype == computed.dtype == column.dtype
+    np.testing.assert_allclose(np.stack(computed.to_numpy()), expected, atol=2e-5)
+    bag = model.predict(db.from_sequence(SENTENCES, npartitions=2)).compute()
+    np.testing.assert_allclose(np.stack(bag), expected, atol=2e-5)
+
+
+def test_long_texts_are_cut_off_or_read_in_windows(encoder):
+    long = " ".join(SENTENCES) * 4
+    first = encoder(max_length=32).predict([long])
+    windows = encoder(window=32, stride=8, merge="first").predict([long, "Short."])
+    np.testing.assert_allclose(windows[:1], first, atol=2e-5)
+    mean = encoder(window=32, stride=8).predict([long, "Short."])
+    assert np.abs(mean[0] - first[0]).max() > 1e-3
+    np.testing.assert_allclose(mean[1], encoder().predict("Short."), atol=2e-5)
+    largest = encoder(window=32, stride=8, merge="max").predict([long])
+    assert (largest >= mean[0] - 1e-6).all()
+
+
+@pytest.mark.parametrize("texts", [["a", None], pd.Series(["a", None])])
+def test_missing_texts_are_counted(encoder, texts):
+    with pytest.raises(dx.InputError, match=r"1 of 2 texts are missing or no text, .* position 1"):
+        encoder().predict(texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "sum"}, "pooling is 'sum'"),
+        ({"window": 16, "stride": 15}, "stride is 15 of windows of 16"),
+        ({"max_length": 1}, "may have 1 tokens"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(encoder, options, message):
+    with pytest.raises(dx.InputError, match=message):
+        encoder(**options)
+
+
+def test_a_model_without_token_inputs_is_refused(asset):
+    with pytest.raises(dx.InputError, match="cannot be told what of a text goes into input"):
+        dx.TextModel(dx.load(asset("magika.onnx")), asset("minilm_tokenizer.json"))
+
+
+def test_a_tokenizer_that_is_not_there_is_an_error(asset):
+    with pytest.raises(dx.ModelError, match="does not exist"):
+        dx.TextModel(dx.load(asset("minilm.onnx")), "no/tokenizer.json")
