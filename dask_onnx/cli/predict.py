@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from rich.text import Text
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.cluster import connect, dashboard_line
 from dask_onnx.cli.parameters import n_stages_option, strategy_option
+from dask_onnx.cli.table_request import Pooling, TableRequest, is_table
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.io.pipeline import (
     NamedFunction,
@@ -107,6 +110,13 @@ class Probed:
 @click.option("--post", metavar="MODULE:FUNCTION", help="From a block of output to the result.")
 @click.option("--retries", type=click.IntRange(min=0), help="Of a block that fails; 3 by default.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@click.option("--columns", help="Of a table, for the one input; those of numbers by default.")
+@click.option("--feed", "feeds", multiple=True, metavar="INPUT=COLUMN", help="What feeds an input.")
+@click.option("--text", metavar="COLUMN", help="Of text, for a text encoder.")
+@click.option("--tokenizer", metavar="FILE", help="The tokenizer.json that --text needs.")
+@click.option("--pooling", type=click.Choice(["mean", "max", "first"]), default="mean")
+@click.option("--keep", help="Columns of the input table to write too, separated by commas.")
+@click.option("--append", is_flag=True, help="Write all columns of the input table too.")
 @common_options
 @click.pass_obj
 def command(
@@ -126,14 +136,39 @@ def command(
     post: str | None,
     retries: int | None,
     overwrite: bool,
+    columns: str | None,
+    feeds: tuple[str, ...],
+    text: str | None,
+    tokenizer: str | None,
+    pooling: Pooling,
+    keep: str | None,
+    append: bool,
 ) -> None:
     """Run MODEL over INPUT and write OUTPUT, block by block, on a cluster.
 
-    INPUT is .npy, .npz, .zarr or a glob of pictures; OUTPUT .npy, .zarr or .parquet. Both are
-    opened by path inside the tasks, so the workers must see them.
+    INPUT is .npy, .npz, .zarr or a glob of pictures; OUTPUT .npy, .zarr or .parquet. A table is
+    .parquet or .csv, in and out. Both are opened by path inside the tasks, so the workers must see
+    them.
     """
-    names = [name.strip() for name in outputs.split(",")] if outputs else None
+    names = _split(outputs) or None
     model = load(model_path)
+    table = TableRequest(
+        tuple(_split(columns)), feeds, text, tokenizer, pooling, tuple(_split(keep)), append
+    )
+    if is_table(input_path) or table.is_given:
+        if pre or post or strategy != "whole":
+            raise InputError(
+                "--pre, --post and --strategy are not for tables", "leave them out, or use Python"
+            )
+        _check_memory_limit(memory_limit)
+        console = Console(stderr=True, highlight=False, quiet=options.as_json)
+        cluster = functools.partial(
+            connect, scheduler, workers, threads, memory_limit, debug=options.debug
+        )
+        sink = open_sink(output_path, overwrite=overwrite)
+        summary = _run_table(model, input_path, table, names, batch_size, sink, console, cluster)
+        _print_summary(options, summary, output_path)
+        return
     plan = model.plan(strategy, n_stages=n_stages, outputs=names)
     job = Job(
         model=model,
@@ -153,6 +188,41 @@ def command(
     with connect(scheduler, workers, threads, memory_limit, debug=options.debug) as client:
         console.print(dashboard_line(client))
         summary = run(job, client, console, batch_size)
+    _print_summary(options, summary, output_path)
+
+
+def _run_table(
+    model: Model,
+    input_path: str,
+    table: TableRequest,
+    outputs: list[str] | None,
+    batch_size: int | None,
+    sink: Sink,
+    console: Console,
+    cluster: Callable[[], AbstractContextManager[Client]],
+) -> dict[str, Any]:
+    """Check everything, then start or reach a cluster, run and write; the numbers of the run."""
+    from dask_onnx.cli import tables  # needs pandas, which arrays do without
+
+    def plan() -> Any:
+        rows = batch_size or "auto"
+        return tables.plan_table(model, tables.open_table(input_path), table, outputs, rows)
+
+    plan()
+    with cluster() as client:
+        console.print(dashboard_line(client))
+        # Planned again, now that there is a client: what its workers lack travels along.
+        summary: dict[str, Any] = tables.run_table(
+            plan(), sink, client, lambda futures: _wait(futures, len(futures), 1, console, "parts")
+        )
+    return summary
+
+
+def _split(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def _print_summary(options: Options, summary: dict[str, Any], output_path: str) -> None:
     if options.as_json:
         click.echo(json.dumps(summary))
     else:
@@ -351,13 +421,15 @@ def _build(job: Job, probed: Probed, block_rows: int, batch_size: int | None) ->
     return write_blocks(results, block_rows, job.rows, write)
 
 
-def _wait(futures: list[Future], rows: int, block_rows: int, console: Console) -> None:
+def _wait(
+    futures: list[Future], rows: int, block_rows: int, console: Console, unit: str = "rows"
+) -> None:
     sizes = {
         future.key: min(block_rows, rows - number * block_rows)
         for number, future in enumerate(futures)
     }
     progress = Progress(
-        TextColumn("rows"),
+        TextColumn(unit),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
@@ -365,7 +437,7 @@ def _wait(futures: list[Future], rows: int, block_rows: int, console: Console) -
         console=console,
     )
     with progress:
-        task = progress.add_task("rows", total=rows)
+        task = progress.add_task(unit, total=rows)
         for future in as_completed(futures):
             _result(future)
             progress.update(task, advance=sizes[future.key])

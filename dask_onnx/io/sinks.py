@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,13 +219,16 @@ class ParquetSink(Sink):
         from pyarrow import parquet
 
         table = pyarrow.table({name: _column(value) for name, value in values.items()})
-        filesystem, root = fsspec.url_to_fs(self.target)
-        name = f"{root}/part-{block:06d}.parquet"
-        # A task may be repeated, or run twice at once; its file appears whole or not at all.
-        partial = f"{root}/.part-{block:06d}-{os.getpid()}.partial"
-        with filesystem.open(partial, "wb") as file:
-            parquet.write_table(table, file)
-        filesystem.mv(partial, name)
+        _write_whole(self.target, block, ".parquet", lambda file: parquet.write_table(table, file))
+
+    def write_frame(self, block: int, frame: Any) -> None:
+        """Write a DataFrame. Without pandas' own notes: with them neither pandas nor Dask reads its
+        columns of lists back."""
+        import pyarrow
+        from pyarrow import parquet
+
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+        _write_whole(self.target, block, ".parquet", lambda file: parquet.write_table(table, file))
 
     def finish(self) -> None:
         _write_marker(self.target)
@@ -236,10 +239,23 @@ class ParquetSink(Sink):
             shutil.rmtree(self.target, ignore_errors=True)
 
 
+@dataclass(frozen=True, slots=True)
+class CsvSink(ParquetSink):
+    """A folder of CSV files, one for each partition of a table."""
+
+    def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
+        raise InputError("arrays are not written as .csv", "write .npy, .zarr or .parquet")
+
+    def write_frame(self, block: int, frame: Any) -> None:
+        text = frame.to_csv(index=False).encode()
+        _write_whole(self.target, block, ".csv", lambda file: file.write(text))
+
+
 SINKS: Mapping[str, tuple[type[Sink], str | None, str | None]] = {
     ".npy": (NpySink, None, None),
     ".zarr": (ZarrSink, "zarr", "zarr"),
     ".parquet": (ParquetSink, "pyarrow", "parquet"),
+    ".csv": (CsvSink, "pandas", "dataframe"),
 }
 """Suffix to the sink, the module that it needs, and the extra that installs it."""
 
@@ -268,6 +284,16 @@ def open_sink(text: str, *, overwrite: bool) -> Sink:
     sink = kind(target, overwrite)
     sink.check()
     return sink
+
+
+def _write_whole(target: str, block: int, suffix: str, write: Callable[[Any], Any]) -> None:
+    """Write a file of a folder; a task may be repeated, or run twice at once, so that it appears
+    whole or not at all."""
+    filesystem, root = fsspec.url_to_fs(target)
+    partial = f"{root}/.part-{block:06d}-{os.getpid()}.partial"
+    with filesystem.open(partial, "wb") as file:
+        write(file)
+    filesystem.mv(partial, f"{root}/part-{block:06d}{suffix}")
 
 
 def array_name(name: str) -> str:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import dask
 import dask.array as da
+import dask.bag as db
+import dask.dataframe as dd
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from builders import dense_model, run_onnx
 from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -229,3 +232,16 @@ def test_a_cluster_that_shares_the_store_is_sent_nothing(client):
     np.testing.assert_allclose(
         y.compute(), run_onnx(dense_model(hidden=2005), {"x": X})[0], rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["table", "bag"])
+def test_tables_and_bags_bring_the_model_with_them(blind, kind):
+    source = dense_model(hidden=HIDDEN + len(kind))
+    model = dx.load(source.SerializeToString())
+    if kind == "table":
+        table = pd.DataFrame(X, columns=list("abcdefgh"))
+        found = model.predict(dd.from_pandas(table, npartitions=6)).compute().to_numpy()
+    else:
+        found = np.stack(model.predict(db.from_sequence(list(X), npartitions=6)).compute())
+    expected = run_onnx(source, {"x": X})[0]
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-3)

@@ -1,0 +1,56 @@
+"""What the options of ``dask-onnx predict`` say of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dask_onnx.collections.request import Columns
+from dask_onnx.errors import InputError
+
+Pooling = Literal["mean", "max", "first"]
+
+_SUFFIXES = (".parquet", ".parq", ".csv")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRequest:
+    """What is asked for, as the options say it."""
+
+    columns: tuple[str, ...] = ()
+    """For the model's one input."""
+    feeds: tuple[str, ...] = ()
+    """INPUT=COLUMN, or INPUT=COLUMN,COLUMN."""
+    text: str | None = None
+    """The column of text."""
+    tokenizer: str | None = None
+    pooling: Pooling = "mean"
+    keep: tuple[str, ...] = ()
+    """Of the caller's columns, to write too."""
+    append: bool = False
+    """Write all of them."""
+
+    @property
+    def is_given(self) -> bool:
+        return self != TableRequest()
+
+    def named_columns(self) -> Columns:
+        """As `Model.predict` takes it."""
+        if self.columns and self.feeds:
+            raise InputError("--columns and --feed were both given", "use one of them")
+        if not self.feeds:
+            return list(self.columns) or None
+        named = {}
+        for feed in self.feeds:
+            name, equals, columns = feed.partition("=")
+            if not equals or not columns:
+                raise InputError(f"--feed is {feed!r}", "give it as INPUT=COLUMN")
+            parts = columns.split(",")
+            named[name] = parts if len(parts) > 1 else parts[0]
+        return named
+
+
+def is_table(path: str) -> bool:
+    """Whether a data set of that name is read as a table."""
+    return Path(path.rstrip("/")).suffix in _SUFFIXES

@@ -1,0 +1,94 @@
+"""Tables on the command line."""
+
+from __future__ import annotations
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import dask_onnx as dx
+
+pytestmark = pytest.mark.cluster
+ROWS = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def table(tmp_path):
+    frame = pd.DataFrame(ROWS, columns=list("abcd")).assign(name=[f"row {i}" for i in range(20)])
+    path = tmp_path / "in.parquet"
+    dd.from_pandas(frame, npartitions=3).to_parquet(path, write_index=False)
+    return path
+
+
+@pytest.fixture
+def result(model):
+    return dx.load(str(model)).predict(pd.DataFrame(ROWS, columns=list("abcd")))
+
+
+def test_parquet_in_and_out_is_read_back_by_all(run, scheduler, model, table, result, tmp_path):
+    out = tmp_path / "out.parquet"
+    done = run("predict", model, table, out, "--scheduler", scheduler)
+    assert done.code == 0, done.err
+    assert "20 rows in" in done.out
+    for read in (pd.read_parquet, lambda p: dd.read_parquet(p).compute(), pq.read_table):
+        found = read(out)
+        frame = found if isinstance(found, pd.DataFrame) else found.to_pandas()
+        np.testing.assert_allclose(frame.to_numpy(), result.to_numpy(), rtol=1e-5)
+    assert (out / "_SUCCESS").exists()
+
+
+def test_columns_are_kept(run, scheduler, model, table, result, tmp_path):
+    out = tmp_path / "out.parquet"
+    options = ("--keep", "name,a", "--outputs", "y", "--columns", "a,b,c,d", "--json")
+    done = run("predict", model, table, out, "--scheduler", scheduler, *options)
+    assert done.code == 0, done.err
+    assert done.json()["rows"] == 20
+    found = pd.read_parquet(out)
+    assert list(found.columns) == ["name", "a", "y_0", "y_1", "y_2"]
+    np.testing.assert_allclose(found[["y_0", "y_1", "y_2"]], result.filter(like="y_"), rtol=1e-5)
+
+
+def test_csv_in_and_out(run, scheduler, model, result, tmp_path):
+    pd.DataFrame(ROWS, columns=list("abcd")).to_csv(tmp_path / "in.csv", index=False)
+    options = ("--append", "--scheduler", scheduler)
+    done = run("predict", model, tmp_path / "in.csv", tmp_path / "out.csv", *options)
+    assert done.code == 0, done.err
+    found = dd.read_csv(f"{tmp_path}/out.csv/*.csv").compute()
+    np.testing.assert_allclose(found[["a", "y_0"]].to_numpy()[:, 1], result["y_0"], rtol=1e-5)
+
+
+@pytest.mark.real
+def test_text_becomes_vectors(run, scheduler, asset, table, tmp_path):
+    out = tmp_path / "out.parquet"
+    options = ("--text", "name", "--tokenizer", asset("minilm_tokenizer.json"), "--keep", "name")
+    done = run("predict", asset("minilm.onnx"), table, out, "--scheduler", scheduler, *options)
+    assert done.code == 0, done.err
+    for found in (pd.read_parquet(out), dd.read_parquet(out).compute()):
+        assert list(found.columns) == ["name", "embedding"]
+        assert np.stack(found["embedding"].to_numpy()).shape == (20, 384)
+    assert pq.read_schema(next(out.glob("part-*"))).field("embedding").type.list_size == 384
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep", "nothing"), "no column 'nothing'"),
+        (("--columns", "a,b"), "takes 4 numbers a row; there are 2 columns"),
+        (("--columns", "a", "--feed", "x=a"), "--columns and --feed were both given"),
+        (("--feed", "x"), "--feed is 'x'"),
+        (("--text", "name"), "--text needs a tokenizer"),
+        (("--strategy", "per_node"), "are not for tables"),
+    ],
+)
+def test_bad_options_are_said_before_any_work(run, model, table, tmp_path, options, message):
+    done = run("predict", model, table, tmp_path / "out.parquet", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_table_that_is_not_there(run, model, tmp_path):
+    done = run("predict", model, tmp_path / "no.parquet", tmp_path / "out.parquet")
+    assert done.code == 2 and "no.parquet cannot be opened" in done.err
