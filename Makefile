@@ -18,6 +18,7 @@ lint: $(STAMP)
 
 demo: $(STAMP) assets
 	$(BIN)/python notebooks/text_detection.py --assets $(ASSETS) --output demo-output
+	$(BIN)/python notebooks/nearest_sentences.py --assets $(ASSETS) --output demo-output
 
 conformance: $(STAMP)
 	$(BIN)/python tests/conformance/suite.py --output tests/conformance

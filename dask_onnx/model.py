@@ -25,7 +25,16 @@ from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
-from dask_onnx.collections.kinds import Placeholder, has_rows, is_bag, is_table, kind_of, shapes_of
+from dask_onnx.collections.kinds import (
+    Placeholder,
+    as_array,
+    has_rows,
+    is_bag,
+    is_dataarray,
+    is_table,
+    kind_of,
+    shapes_of,
+)
 from dask_onnx.collections.request import (
     MAX_COLUMNS,
     BatchSize,
@@ -51,6 +60,7 @@ from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
+from dask_onnx.runtime.supply import fetch_proto
 from dask_onnx.specs import SessionSpec, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -224,7 +234,8 @@ class Model:
             chunked along the batch axis; an input without one is given once. A DataFrame or Series
             of pandas is computed now, one of dask stays lazy; the result is a DataFrame. A bag has
             a row in each item, an array or a dict of them by input name without the batch axis; the
-            result is a bag.
+            result is a bag. An xarray.DataArray, for a model of one input, gives a DataArray with
+            the dimension of the rows and its coordinates.
         outputs : None, str or sequence of str
             None: the one output bare, or several as a dict by name. A name: that value bare,
             which may be an intermediate one. A sequence: a dict.
@@ -261,6 +272,8 @@ class Model:
         if is_bag(x):
             bags = importlib.import_module("dask_onnx.collections.bag")
             return bags.predict_bag(self._row_request(outputs, batch_size, plan, retries), x)
+        if is_dataarray(x):
+            return self._predict_dataarray(x, outputs, batch_size, plan, retries)
         if columns is not None or append:
             raise InputError(
                 f"columns and append are for tables; {type(x).__name__} was given",
@@ -268,6 +281,32 @@ class Model:
             )
         request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+
+    def _predict_dataarray(
+        self,
+        x: Any,
+        outputs: Outputs,
+        batch_size: BatchSize,
+        plan: Plan | None,
+        retries: int | None,
+    ) -> Any:
+        labelled = importlib.import_module("dask_onnx.collections.xarray")
+        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
+        needed = [spec.name for spec in self._facts.inputs_of(wanted.names)]
+        (name,) = resolve_feeds(x, self.inputs, needed)
+        batch = self._facts.batch_for(wanted.names, {name: tuple(x.shape)})
+
+        def run(array: Any) -> Any:
+            return self.predict(
+                array,
+                outputs=list(wanted.names),
+                batch_size=batch_size,
+                plan=plan,
+                retries=retries,
+            )
+
+        axes = {output: batch.output_axes[output] for output in wanted.names}
+        return wanted.shape_result(labelled.predict_dataarray(x, batch.input_axes[name], axes, run))
 
     def _row_request(
         self, outputs: Outputs, batch_size: BatchSize, plan: Plan | None, retries: int | None
@@ -348,6 +387,34 @@ class Model:
 
         return tables.predict_table(
             self._facts, x, wanted, tables.TableOptions(*options), make_request, run
+        )
+
+    def delayed(
+        self,
+        x: Any,
+        *,
+        outputs: Outputs = None,
+        batch_size: BatchSize = "auto",
+        plan: Plan | None = None,
+        retries: int | None = None,
+    ) -> Any:
+        """As `predict`, but always lazy: a Delayed for each output, whatever `x` is.
+
+        For loops and comprehensions that build a graph:
+        ``[model.delayed(load(path)) for path in paths]``.
+        """
+        specs = {spec.name: spec for spec in (*self.inputs, *self.defaults)}
+
+        def wrap(name: str, value: Any) -> Any:
+            is_plain = name in specs and not is_dask_collection(value)
+            return as_delayed(name, as_array(value, specs[name]) if is_plain else value)
+
+        if isinstance(x, Mapping):
+            lazy: Any = {name: wrap(name, value) for name, value in x.items()}
+        else:
+            lazy = wrap(self.inputs[0].name, x)
+        return self.predict(
+            lazy, outputs=outputs, batch_size=batch_size, plan=plan, retries=retries
         )
 
     def check(self, x: Any, *, outputs: Outputs = None) -> None:
@@ -453,7 +520,9 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         # Weights held in memory do not travel: they go into the host's store, and a reference on.
         published = dataclasses.replace(self._published(), blobs={})
-        return Model, (published, self._facts.own, self._facts.libraries)
+        if len(published.proto) > _PICKLED_PROTO_BYTES:
+            published = dataclasses.replace(published, proto=b"")
+        return _unpickle, (published, self._facts.own, self._facts.libraries)
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
         own = self._facts.own
@@ -606,6 +675,19 @@ class Plan:
             if isinstance(collection, Delayed):
                 tasks[name] = Alias(name, collection.key)
         return tasks
+
+
+_PICKLED_PROTO_BYTES = 256 * 1024
+"""A larger proto (a forest is all attributes) is found where its weights are."""
+
+
+def _unpickle(onnx_model: OnnxModel, own: OwnKernels | None, libraries: tuple[str, ...]) -> Model:
+    if not onnx_model.proto:
+        store = Store()
+        with store.using():
+            proto = fetch_proto(store, onnx_model.ref, ())
+        onnx_model = dataclasses.replace(onnx_model, proto=proto)
+    return Model(onnx_model, own, libraries)
 
 
 def _tables() -> Any:

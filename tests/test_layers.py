@@ -66,6 +66,7 @@ LAYERS = {
     "collections.here": 6.7,
     "collections.dataframe": 7.1,
     "collections.bag": 7.1,
+    "collections.xarray": 7.1,
     "collections.text": 8.1,
     "analysis.labels": 2.1,
     "loading": 8.1,

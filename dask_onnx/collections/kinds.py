@@ -36,8 +36,13 @@ def as_array(value: Any, spec: TensorSpec) -> Any:
     """A value as numpy has it; a sequence, a map or an optional as it is."""
     if spec.kind is not None:
         return value
-    # A bare Python number has no dtype of its own.
-    return np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
+    if hasattr(value, "dtype") or spec.dtype is None:
+        return np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
+    # Numbers of Python have no dtype of their own; only those that fit are taken for the model's.
+    array = np.asarray(value)
+    is_whole = array.dtype.kind in "iub" and spec.dtype.kind != "O"
+    is_real = array.dtype.kind == "f" and spec.dtype.kind in "fV"
+    return array.astype(spec.dtype) if is_whole or is_real or np.isscalar(value) else array
 
 
 def is_table(x: Any) -> bool:
@@ -45,6 +50,11 @@ def is_table(x: Any) -> bool:
     module, _, _ = type(x).__module__.partition(".")
     is_dask = type(x).__module__.startswith("dask.dataframe")
     return (module == "pandas" or is_dask) and type(x).__name__ in ("DataFrame", "Series")
+
+
+def is_dataarray(x: Any) -> bool:
+    """Whether it is an xarray.DataArray, which this does not import."""
+    return type(x).__module__.startswith("xarray.") and type(x).__name__ == "DataArray"
 
 
 def is_bag(x: Any) -> bool:

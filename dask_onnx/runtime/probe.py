@@ -7,6 +7,7 @@ evaluator otherwise; and on the caller's own kernel wherever there is one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from dask_onnx.errors import ModelError, StageError
 from dask_onnx.normalise import OLDEST_OPSET
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.reference import make_evaluator
-from dask_onnx.runtime.session import has_onnxruntime, why_not_built
+from dask_onnx.runtime.session import has_kernel, has_onnxruntime, why_not_built
 from dask_onnx.runtime.wrong import wrong_kernel
 from dask_onnx.specs import NodeKernel, TensorSpec
 from dask_onnx.value_types import kind_of, parse_type, value_info
@@ -31,6 +32,8 @@ _PLAIN = (
     "float double float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string"
 ).split()
 _VIEWED = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz".split()
+_LARGE_BYTES = 4 * 2**20
+"""A node with so much in its attributes (a forest) is looked up, not built: that takes seconds."""
 _MAPS = (
     "map(string,tensor(int64)) map(string,tensor(float)) map(string,tensor(double)) "
     "map(int64,tensor(string)) map(int64,tensor(float)) map(int64,tensor(double))"
@@ -121,6 +124,10 @@ def _not_on_ort(
         return None  # cannot be asked without types; a worker that cannot run it will say so
     if not has_onnxruntime():
         return None  # a client may do without: the workers, which have it, will say so
+    if proto.ByteSize() > _LARGE_BYTES:
+        version = probe.facts.model.opsets.get(node.domain, 1)
+        listed = has_kernel(node.domain, node.op_type, version)
+        return None if listed else f"onnxruntime has no kernel for {_operator(proto)}"
     return _asked(
         ("onnxruntime", *_signature(probe, node, proto)),
         lambda: _why_not_ort(probe, node, proto, initializers),
@@ -155,7 +162,8 @@ def _signature(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> tuple[An
     opsets = tuple(sorted(probe.facts.model.opsets.items()))
     functions = tuple(f.SerializeToString() for f in probe.facts.proto.functions)
     own = None if probe.own is None else probe.own.token
-    return (nameless.SerializeToString(), kinds, opsets, functions, own, probe.libraries)
+    content = hashlib.sha256(nameless.SerializeToString()).hexdigest()
+    return (content, kinds, opsets, functions, own, probe.libraries)
 
 
 def _single(

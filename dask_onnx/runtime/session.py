@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import threading
 from collections import OrderedDict
@@ -117,6 +118,23 @@ def _run_foreign(session: Session, feeds: Mapping[str, Any]) -> list[Any]:
 def has_onnxruntime() -> bool:
     """Whether ORT is installed here; imports nothing."""
     return importlib.util.find_spec("onnxruntime") is not None
+
+
+@functools.cache
+def _kernel_versions() -> Mapping[tuple[str, str], list[tuple[int, int]]]:
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for kernel in state.get_all_opkernel_def():
+        if kernel.provider == "CPUExecutionProvider":
+            found.setdefault((kernel.domain, kernel.op_name), []).append(kernel.version_range)
+    return found
+
+
+def has_kernel(domain: str, op_type: str, version: int) -> bool:
+    """Whether ORT lists a kernel for the CPU, whatever the types and attributes."""
+    ranges = _kernel_versions().get((domain, op_type), [])
+    return any(low <= version <= high for low, high in ranges)
 
 
 def why_not_built(model: onnx.ModelProto, libraries: Sequence[str]) -> str | None:

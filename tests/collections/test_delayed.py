@@ -99,3 +99,13 @@ def test_models_and_plans_survive_pickling():
     model2, plan2 = pickle.loads(data)
     assert model2.token == model.token
     np.testing.assert_array_equal(model2.predict(X, plan=plan2), model.predict(X, plan=plan))
+
+
+def test_delayed_is_lazy_whatever_comes_in():
+    model = dx.load(dense_model())
+    lazy = [model.delayed(part) for part in (X[:4], X[4:].tolist(), dask.delayed(X))]
+    assert all(isinstance(part, Delayed) for part in lazy)
+    first, second, whole = dask.compute(*lazy)
+    np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=1e-5)
+    by_name = model.delayed({"x": X}, outputs=["y"])
+    np.testing.assert_allclose(by_name["y"].compute(), whole, rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import onnx
@@ -241,3 +242,43 @@ def test_a_reference_stage_that_fails_says_which_and_on_what():
     model = dx.load(text, replace={"mine::Fail": fail})
     with pytest.raises(dx.StageError, match=r"failed in its Python kernels on x \(4, 6\).*no luck"):
         model.predict(X)
+
+
+def forest(leaves: int) -> onnx.ModelProto:
+    """One full tree; leaf i is reached by chance and gives i."""
+    count = 2 * leaves - 1
+    ids = np.arange(count)
+    is_leaf = ids >= leaves - 1
+    tree = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        name="forest",
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=[0] * count,
+        nodes_nodeids=ids.tolist(),
+        nodes_featureids=(ids % 6).tolist(),
+        nodes_values=np.zeros(count).tolist(),
+        nodes_modes=["LEAF" if leaf else "BRANCH_LEQ" for leaf in is_leaf],
+        nodes_truenodeids=np.where(is_leaf, 0, 2 * ids + 1).tolist(),
+        nodes_falsenodeids=np.where(is_leaf, 0, 2 * ids + 2).tolist(),
+        target_treeids=[0] * leaves,
+        target_nodeids=ids[is_leaf].tolist(),
+        target_ids=[0] * leaves,
+        target_weights=np.arange(leaves, dtype=float).tolist(),
+    )
+    ends = [value("x", ["N", 6])], [value("y", ["N", 1])]
+    return make_model([tree], *ends, domains={"ai.onnx.ml": 3})
+
+
+def test_a_large_forest_is_looked_up_and_travels_by_reference(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "why_not_built", None)  # building it would take seconds
+    path = tmp_path / "forest.onnx"
+    onnx.save_model(forest(2**17), str(path))
+    for model in (dx.load(path), dx.load(forest(2**17))):
+        assert model._facts.kernels[0].kernel == "onnxruntime"
+        pickled = pickle.dumps(model)
+        assert len(pickled) < 8192
+        copy = pickle.loads(pickled)
+        np.testing.assert_array_equal(copy.predict(X), model.predict(X))
