@@ -63,6 +63,8 @@ def assumed_shapes(
     }
     found, is_assumed = {}, False
     for spec in model.inputs:
+        if spec.kind is not None:
+            continue
         if shapes and spec.name in shapes:
             found[spec.name] = tuple(shapes[spec.name])
             continue

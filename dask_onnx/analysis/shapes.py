@@ -133,8 +133,9 @@ def _rebind(
     symbols = _symbols(facts, shapes)
     graph = model.graph
     for value in graph.input:
-        if value.name in shapes:
-            spec = spec_of(value)
+        spec = spec_of(value)
+        # Of a value without a type ONNX's inference may be the end of the process.
+        if value.name in shapes and spec.dtype is not None:
             value.CopyFrom(value_info(TensorSpec(value.name, spec.dtype, shapes[value.name])))
     for value in graph.output:
         if value.type.WhichOneof("value") == "tensor_type":

@@ -70,7 +70,7 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
 
 
 def _spec_dict(spec: TensorSpec) -> dict[str, Any]:
-    dtype = None if spec.dtype is None else dtype_name(spec.dtype)
+    dtype = spec.kind if spec.dtype is None else dtype_name(spec.dtype)
     return {"name": spec.name, "dtype": dtype, "shape": spec.shape}
 
 

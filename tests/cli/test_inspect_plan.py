@@ -104,3 +104,15 @@ def test_an_error_speaks_json_too(run, tmp_path):
 
 def test_debug_shows_the_traceback(run, tmp_path):
     assert "Traceback" in run("inspect", tmp_path / "m.onnx", "--debug").err
+
+
+def test_types_that_are_no_tensors_are_inspected(run, tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (seq(float[N]) s, optional(float[N]) o) => (int64 n) { n = SequenceLength (s) }"""
+    path = tmp_path / "sequence.onnxtxt"
+    path.write_text(text)
+    found = run("inspect", path)
+    assert found.code == 0, found.err
+    assert "s: seq(tensor(float))" in found.out and "o: optional(tensor(float))" in found.out
+    assert run("inspect", path, "--json").json()["inputs"][0]["name"] == "s"
+    assert run("plan", path).code == 0

@@ -181,3 +181,32 @@ def test_kernels_of_a_script_reach_its_workers(tmp_path):
         [sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "right", done.stderr
+
+
+def maps_model():
+    """A map in, a sequence of maps out, which another operator reads."""
+    entry = helper.make_map_type_proto(
+        TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    )
+    ml = {"domain": "ai.onnx.ml"}
+    return make_model(
+        [
+            node("DictVectorizer", "d", "t", string_vocabulary=["a", "b"], **ml),
+            node("Neg", "t", "n"),
+            node("ZipMap", "n", "z", classlabels_strings=["p", "q"], **ml),
+            node("Identity", "z", "w"),
+        ],
+        [helper.make_value_info("d", entry)],
+        [helper.make_value_info("w", helper.make_sequence_type_proto(entry))],
+        domains={"ai.onnx.ml": 3},
+    )
+
+
+@pytest.mark.parametrize("strategy", ["whole", "per_node"])
+def test_maps_cross_task_borders(client, strategy):
+    model = dx.load(maps_model())
+    assert str(model.inputs[0]) == "d: map(string,tensor(float))"
+    found = model.predict({"d": {"b": 2.0}}, plan=model.plan(strategy), batch_size=None)
+    assert [dict(row) for row in found] == [{"p": 0.0, "q": -2.0}]
+    with pytest.raises(dx.InputError, match=r"given as list; the model takes map\(string"):
+        model.predict({"d": [1.0]})
