@@ -16,7 +16,7 @@ from google.protobuf.message import Error as ProtobufError
 from onnx import helper
 
 from dask_onnx.errors import ModelError
-from dask_onnx.normalise import captured_names
+from dask_onnx.normalise import captured_names, plain_domain
 from dask_onnx.specs import TensorSpec
 from dask_onnx.value_types import numpy_dtype, parse_type, value_info
 
@@ -277,16 +277,12 @@ def inline_functions(model: onnx.ModelProto, kept: Sequence[tuple[str, str]]) ->
     """
     if not model.functions:
         return model
-    imported = {_domain(opset.domain) for opset in model.opset_import}
+    imported = {plain_domain(opset.domain) for opset in model.opset_import}
     for function in model.functions:
         for opset in function.opset_import:
-            if _domain(opset.domain) not in imported:
-                imported.add(_domain(opset.domain))
+            if plain_domain(opset.domain) not in imported:
+                imported.add(plain_domain(opset.domain))
                 model.opset_import.add().CopyFrom(opset)
     if kept:
         return onnx.inliner.inline_selected_functions(model, list(kept), exclude=True)
     return onnx.inliner.inline_local_functions(model)
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain

@@ -137,17 +137,18 @@ def _one_name_for_each_domain(model: onnx.ModelProto) -> None:
     """ "ai.onnx" is ""; of a domain that is imported several times the newest version counts."""
     versions: dict[str, int] = {}
     for opset in model.opset_import:
-        domain = _domain(opset.domain)
+        domain = plain_domain(opset.domain)
         versions[domain] = max(versions.get(domain, 0), opset.version)
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items())
     bodies = [graph.node for graph in graphs_of(model)] + [f.node for f in model.functions]
     for nodes in bodies:
         for node in nodes:
-            node.domain = _domain(node.domain)
+            node.domain = plain_domain(node.domain)
 
 
-def _domain(domain: str) -> str:
+def plain_domain(domain: str) -> str:
+    """A domain as it is written here: "ai.onnx" is ""."""
     return "" if domain == "ai.onnx" else domain
 
 

@@ -14,6 +14,7 @@ import cloudpickle
 from onnx.reference.op_run import OpRun
 
 from dask_onnx.errors import ModelError, StageError
+from dask_onnx.normalise import plain_domain
 
 OperatorName = tuple[str, str]
 """Domain ("" is ai.onnx) and op type."""
@@ -94,7 +95,7 @@ def own_kernels(
                 "derive it from onnx.reference.op_run.OpRun, or pass a function by `replace`",
             )
         entries.append(operator)
-        names.append((_domain(operator.op_domain), operator.__name__))
+        names.append((plain_domain(operator.op_domain), operator.__name__))
     for name, function in replace.items():
         if not callable(function):
             raise ModelError(
@@ -102,8 +103,8 @@ def own_kernels(
                 "pass a function of the inputs",
             )
         domain, _, op_type = name.rpartition("::")
-        entries.append((_domain(domain), op_type, function))
-        names.append((_domain(domain), op_type))
+        entries.append((plain_domain(domain), op_type, function))
+        names.append((plain_domain(domain), op_type))
     if not entries:
         return None
     twice = [name for name in names if names.count(name) > 1]
@@ -135,7 +136,3 @@ def _source(thing: Any) -> str:
         return inspect.getsource(thing)
     except (OSError, TypeError):
         return ""
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
