@@ -11,6 +11,7 @@ import numpy as np
 
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
+from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import Wanted, check_joins
 from dask_onnx.errors import InputError
 from dask_onnx.lower import digest
@@ -55,12 +56,7 @@ class BagPredictor:
                 f"a row of the bag has no {lacking[0]!r}; it has {', '.join(map(repr, row))}",
                 "make each row a dict by input name",
             )
-        return {
-            spec.name: np.asarray(
-                row[spec.name], None if hasattr(row[spec.name], "dtype") else spec.dtype
-            )
-            for spec in self.inputs
-        }
+        return {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
 
     def __dask_tokenize__(self) -> str:
         return self.token
