@@ -312,12 +312,7 @@ class Model:
         self, outputs: Outputs, batch_size: BatchSize, plan: Plan | None, retries: int | None
     ) -> Request:
         """A request whose rows come later, in partitions."""
-        if plan is not None and plan.recipe.strategy != "whole":
-            raise InputError(
-                f"a plan by {plan.recipe.strategy!r} cannot run on a bag, whose partitions are "
-                "tasks of their own",
-                "leave the plan out, or go through bag.to_delayed()",
-            )
+        _refuse_cut(plan, "a bag")
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         feeds = {
             spec.name: Placeholder(
@@ -367,12 +362,7 @@ class Model:
         here: bool = False,
     ) -> Any:
         tables = _tables()
-        if plan is not None and plan.recipe.strategy != "whole":
-            raise InputError(
-                f"a plan by {plan.recipe.strategy!r} cannot run on a table, whose partitions are "
-                "tasks of their own",
-                "leave the plan out, or go through ddf.to_delayed()",
-            )
+        _refuse_cut(plan, "a table")
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
 
         def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
@@ -688,6 +678,15 @@ def _unpickle(onnx_model: OnnxModel, own: OwnKernels | None, libraries: tuple[st
             proto = fetch_proto(store, onnx_model.ref, ())
         onnx_model = dataclasses.replace(onnx_model, proto=proto)
     return Model(onnx_model, own, libraries)
+
+
+def _refuse_cut(plan: Plan | None, what: str) -> None:
+    if plan is not None and plan.recipe.strategy != "whole":
+        raise InputError(
+            f"a plan by {plan.recipe.strategy!r} cannot run on {what}, whose partitions are tasks "
+            "of their own",
+            "leave the plan out, or go through to_delayed()",
+        )
 
 
 def _tables() -> Any:

@@ -33,7 +33,7 @@ def open_table(path: str) -> dd.DataFrame:
     Raises
     ------
     InputError
-        It cannot be opened, or is empty.
+        It cannot be opened.
     """
     try:
         table: dd.DataFrame = _READERS[Path(path.rstrip("/")).suffix](path)
