@@ -7,8 +7,9 @@ dimension names does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import helper
@@ -17,7 +18,7 @@ from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.weights import with_bodies
+from dask_onnx.weights import is_external, with_bodies
 
 _PROBES = (7, 11)
 """Two batch sizes: primes that real dimensions seldom are."""
@@ -52,7 +53,7 @@ class BatchFacts:
     input_axes: Mapping[str, int | None]
     """Input to the axis that carries rows; None for an input that is given once."""
     fixed_rows: int | None
-    """The batch size that the graph was exported with, where it is a fixed 1; else None."""
+    """The batch size that the graph was exported with, where it is fixed; else None."""
     output_axes: Mapping[str, int | None]
     """Output to the axis that carries rows; None where it has none."""
     sizes: Mapping[str, tuple[int | float, ...] | None]
@@ -69,11 +70,13 @@ class BatchFacts:
 
 
 def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
-    """The batch axis of each input, and the batch size if the graph fixes it at one.
+    """The batch axis of each input, and the batch size if the graph fixes it.
 
     Axis 0 carries rows where its size is open; so does any axis of the same symbolic name in
     another input (the state of a recurrent network). A graph without an open axis 0 anywhere that
-    takes and gives one row is run row by row.
+    takes and gives one row is run row by row; one that takes and gives k of them is run k rows at a
+    time, if inference shows that it could be any number: four rows are not told from a matrix of
+    four by their size.
     """
     inputs = model.inputs
     open_first = [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
@@ -93,14 +96,63 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
 
 
 def _fixed_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
-    single = {spec.name: _starts_with_one(spec) for spec in model.inputs}
-    if not any(single.values()) or not all(_starts_with_one(spec) for spec in model.outputs):
-        return dict.fromkeys(single), None
-    return {name: 0 if is_single else None for name, is_single in single.items()}, 1
+    counts = {_first_size(spec) for spec in model.outputs}
+    rows = counts.pop() if len(counts) == 1 else None
+    axes = {spec.name: 0 if _first_size(spec) == rows else None for spec in model.inputs}
+    if not rows or not any(axis == 0 for axis in axes.values()):
+        return dict.fromkeys(axes), None
+    if rows > 1 and not _could_be_any(model, axes, rows):
+        return dict.fromkeys(axes), None
+    return axes, rows
 
 
-def _starts_with_one(spec: TensorSpec) -> bool:
-    return spec.shape is not None and len(spec.shape) > 1 and spec.shape[0] == 1
+def _first_size(spec: TensorSpec) -> int | None:
+    """Size of axis 0, where it is fixed; of a vector of one it is not taken for rows."""
+    size = spec.shape[0] if spec.shape else None
+    return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
+
+
+_proven: dict[tuple[str, int], bool] = {}
+"""Model's token and rows: inference need be asked once."""
+
+
+def _could_be_any(model: OnnxModel, axes: Mapping[str, int | None], rows: int) -> bool:
+    """Whether the graph gives each of its rows a row whatever their number."""
+    if (model.token, rows) not in _proven:
+        opened = replace(
+            model,
+            proto=_opened(model.parse(), axes, rows).SerializeToString(),
+            inputs=tuple(_open_spec(s) if axes[s.name] == 0 else s for s in model.inputs),
+            outputs=tuple(_open_spec(spec) for spec in model.outputs),
+        )
+        names = tuple(spec.name for spec in model.outputs)
+        found = find_batch(GraphFacts(opened), names)
+        _proven[model.token, rows] = (
+            all(axis == 0 for axis in found.output_axes.values())
+            and not found.dependent
+            and not found.opaque
+        )
+    return _proven[model.token, rows]
+
+
+def _open_spec(spec: TensorSpec) -> TensorSpec:
+    return replace(spec, shape=("rows", *(spec.shape or ())[1:]))
+
+
+def _opened(proto: onnx.ModelProto, axes: Mapping[str, int | None], rows: int) -> onnx.ModelProto:
+    """The graph with its number of rows open: in what it declares, and where it reshapes to it."""
+    graph = proto.graph
+    del graph.value_info[:]
+    for value in (*(v for v in graph.input if axes.get(v.name) == 0), *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    targets = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for tensor in graph.initializer:
+        if tensor.name in targets and not is_external(tensor):
+            shape = onnx.numpy_helper.to_array(tensor).copy()
+            if len(shape) and shape[0] == rows:
+                shape[0] = -1 if not (shape[1:] == -1).any() else 0
+                tensor.CopyFrom(onnx.numpy_helper.from_array(shape, tensor.name))
+    return proto
 
 
 def find_batch(
@@ -121,12 +173,16 @@ def find_batch(
     random, unseeded = random_nodes(facts, outputs)
     if fixed is not None or not any(axis is not None for axis in axes.values()):
         specs = infer_shapes(facts, _bound(facts.model, axes, shapes, fixed), schemas)
-        row_axis = None if fixed is None else 0
+        sizes = {name: _sizes(specs.get(name)) for name in outputs}
+        row_axes = {name: _fixed_axis(sizes[name], fixed) for name in outputs}
         return BatchFacts(
             input_axes=axes,
             fixed_rows=fixed,
-            output_axes=dict.fromkeys(outputs, row_axis),
-            sizes={name: _sizes(specs.get(name)) for name in outputs},
+            output_axes=row_axes,
+            sizes={
+                name: (1, *found[1:]) if found and row_axes[name] == 0 else found
+                for name, found in sizes.items()
+            },
             dependent=tuple(_by_kind(facts)),
             random=random,
             unseeded=unseeded,
@@ -165,6 +221,13 @@ def _bound(
             dims[axis] = rows
         bound[spec.name] = tuple(dims)
     return bound
+
+
+def _fixed_axis(sizes: tuple[int | float, ...] | None, rows: int | None) -> int | None:
+    """Axis 0, unless inference says that it has another size than the rows."""
+    if rows is None or (sizes is not None and not sizes):
+        return None
+    return 0 if sizes is None or math.isnan(sizes[0]) or sizes[0] == rows else None
 
 
 def _sizes(spec: TensorSpec | None) -> tuple[int | float, ...] | None:

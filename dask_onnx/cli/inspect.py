@@ -101,6 +101,11 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         ("model", f"{model.name}, {sum(analysis.op_histogram.values())} nodes"),
         *(("input", f"{spec}{_batch_note(batch.input_axes[spec.name])}") for spec in model.inputs),
         *(("output", str(spec)) for spec in model.outputs),
+        *(
+            [("batch", f"fixed at {batch.fixed_rows} a run: more rows are cut, fewer filled up")]
+            if batch.fixed_rows is not None
+            else []
+        ),
         ("opsets", opsets),
         ("operators", ops),
         ("parameters", f"{analysis.parameters:,} ({format_bytes(analysis.parameter_bytes)})"),

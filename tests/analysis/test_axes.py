@@ -183,3 +183,29 @@ def test_an_output_that_nobody_reads_hides_nothing():
         opset=9,
     )
     assert batch_of(model).opaque == ()
+
+
+def fixed_model(rows=4, reshape=True):
+    """A dense layer exported with a fixed number of rows, which it may name again in a Reshape."""
+    nodes = [node("MatMul", "x w", "m"), node("Relu", "m", "r")]
+    nodes.append(node("Reshape", "r s", "y") if reshape else node("Identity", "r", "y"))
+    return make_model(
+        nodes,
+        [value("x", [rows, 6])],
+        [value("y", [rows, 2, 3] if reshape else [rows, 6])],
+        {"w": weights(6, 6), "s": np.array([rows, 2, 3])} if reshape else {"w": weights(6, 6)},
+    )
+
+
+@pytest.mark.parametrize("reshape", [True, False])
+def test_a_fixed_number_of_rows_is_told_from_a_matrix(reshape):
+    facts = GraphFacts(load_onnx(fixed_model(reshape=reshape)))
+    batch = find_batch(facts, ("y",))
+    assert (batch.fixed_rows, batch.input_axes, batch.output_axes) == (4, {"x": 0}, {"y": 0})
+    assert batch.sizes["y"] == ((1, 2, 3) if reshape else (1, 6))
+    mixing = make_model(
+        [node("Transpose", "x", "t"), node("MatMul", "x t", "y")],
+        [value("x", [4, 4])],
+        [value("y", [4, 4])],
+    )
+    assert find_batch(GraphFacts(load_onnx(mixing)), ("y",)).fixed_rows is None

@@ -47,7 +47,7 @@ def test_several_outputs_are_a_dict():
 
 def test_without_rows_there_is_nothing_to_keep():
     model = dx.load(
-        make_model([node("Relu", "x", "y")], [value("x", [6, 8])], [value("y", [6, 8])])
+        make_model([node("Transpose", "x", "y")], [value("x", [6, 8])], [value("y", [8, 6])])
     )
     with pytest.raises(dx.InputError, match="no batch axis, so no dimension is kept"):
         model.predict(labelled(ROWS))
