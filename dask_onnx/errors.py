@@ -48,5 +48,9 @@ class StageError(DaskOnnxError, RuntimeError):
     """A stage failed on the worker that ran it."""
 
 
+class RunError(StageError):
+    """A kernel refused the values that it was given, or failed on them."""
+
+
 class StoreError(DaskOnnxError):
     """Weights cannot be put into, or taken from, the host's store."""

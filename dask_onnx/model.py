@@ -35,11 +35,17 @@ from dask_onnx.collections.kinds import (
     kind_of,
     shapes_of,
 )
-from dask_onnx.collections.request import (
+from dask_onnx.collections.options import (
     MAX_COLUMNS,
     BatchSize,
     Columns,
+    OnError,
     Outputs,
+    RowOptions,
+    RunOptions,
+    TableOptions,
+)
+from dask_onnx.collections.request import (
     check_arrays,
     resolve_batching,
     resolve_feeds,
@@ -223,6 +229,9 @@ class Model:
         columns: Columns = None,
         append: bool = False,
         max_columns: int = MAX_COLUMNS,
+        length_buckets: Sequence[int] | None = None,
+        require_finite: bool = False,
+        on_error: OnError = "raise",
     ) -> Any:
         """Run the model; the collection that comes in is the kind that comes out.
 
@@ -258,6 +267,17 @@ class Model:
         max_columns : int, default 32; for tables
             An output of up to so many numbers a row becomes so many columns, called by the classes
             where the graph knows them; a longer one becomes a column of lists.
+        length_buckets : sequence of int, optional; for tables
+            Lists of unequal length are padded with zeros to the next of these lengths, and rows of
+            one length run together; the result has the caller's order. A list that is longer than
+            the longest of them is a bad row. Without, the lists of a partition must be equally
+            long.
+        require_finite : bool, default False; for tables and bags
+            A row with a NaN or an infinity in a float input is a bad one.
+        on_error : {"raise", "null"}; for tables and bags
+            What becomes of rows that do not fit the model or that its kernels refuse: an error that
+            says partition, rows and the first bad row; or a missing value in their place (bags:
+            None), with integers and booleans as pandas' nullable types. See `predict_checked`.
 
         Raises
         ------
@@ -266,54 +286,86 @@ class Model:
         StageError, StoreError
             From a worker, when the result is computed.
         """
+        run = RunOptions(outputs, batch_size, plan, retries)
+        rows = RowOptions(on_error, require_finite)
+        table = TableOptions(columns, append, max_columns, length_buckets)
         if is_table(x):
-            options = (columns, append, max_columns)
-            return self._predict_table(x, outputs, batch_size, plan, retries, options)
+            return self._predict_table(x, run, table, rows)
+        table.refuse(x)
         if is_bag(x):
             bags = importlib.import_module("dask_onnx.collections.bag")
-            return bags.predict_bag(self._row_request(outputs, batch_size, plan, retries), x)
+            return bags.predict_bag(self._row_request(run), x, rows)
+        rows.refuse(x)
         if is_dataarray(x):
-            return self._predict_dataarray(x, outputs, batch_size, plan, retries)
-        if columns is not None or append:
-            raise InputError(
-                f"columns and append are for tables; {type(x).__name__} was given",
-                "leave them out, or pass a DataFrame",
-            )
-        request, feeds, kind = self._request(x, outputs, batch_size, plan, retries)
+            return self._predict_dataarray(x, run)
+        request, feeds, kind = self._request(x, run)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
 
-    def _predict_dataarray(
+    def predict_checked(
         self,
         x: Any,
-        outputs: Outputs,
-        batch_size: BatchSize,
-        plan: Plan | None,
-        retries: int | None,
-    ) -> Any:
+        *,
+        outputs: Outputs = None,
+        batch_size: BatchSize = "auto",
+        plan: Plan | None = None,
+        retries: int | None = None,
+        columns: Columns = None,
+        append: bool = False,
+        max_columns: int = MAX_COLUMNS,
+        length_buckets: Sequence[int] | None = None,
+        require_finite: bool = False,
+    ) -> tuple[Any, Any]:
+        """As `predict`, with the bad rows in a collection of their own.
+
+        A bad row is one that does not fit the model (missing or out of range where the input has
+        no place for that, a list of a wrong length, not finite where `require_finite` forbids it),
+        or that the model's kernels refuse; the latter are found by halving.
+
+        Parameters
+        ----------
+        x : DataFrame or Series of pandas or dask, or dask.bag
+
+        Returns
+        -------
+        good, bad
+            The results of the good rows, with their index; the caller's bad rows, with their index
+            and a column ``error``. Of a bag the results, and dicts of ``row`` and ``error``. Lazy
+            for dask: compute both in one call, which runs the model once.
+        """
+        run = RunOptions(outputs, batch_size, plan, retries)
+        rows = RowOptions("split", require_finite)
+        if is_table(x):
+            table = TableOptions(columns, append, max_columns, length_buckets)
+            good, bad = self._predict_table(x, run, table, rows)
+            return good, bad
+        if not is_bag(x):
+            raise InputError(
+                f"rows of {type(x).__name__} are not checked one by one",
+                "pass a table or a bag",
+            )
+        bags = importlib.import_module("dask_onnx.collections.bag")
+        good, bad = bags.predict_bag(self._row_request(run), x, rows)
+        return good, bad
+
+    def _predict_dataarray(self, x: Any, run: RunOptions) -> Any:
         labelled = importlib.import_module("dask_onnx.collections.xarray")
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
+        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
         needed = [spec.name for spec in self._facts.inputs_of(wanted.names)]
         (name,) = resolve_feeds(x, self.inputs, needed)
         batch = self._facts.batch_for(wanted.names, {name: tuple(x.shape)})
 
-        def run(array: Any) -> Any:
-            return self.predict(
-                array,
-                outputs=list(wanted.names),
-                batch_size=batch_size,
-                plan=plan,
-                retries=retries,
-            )
+        def of_array(array: Any) -> Any:
+            return self.predict(array, **run.keywords(list(wanted.names)))
 
         axes = {output: batch.output_axes[output] for output in wanted.names}
-        return wanted.shape_result(labelled.predict_dataarray(x, batch.input_axes[name], axes, run))
+        return wanted.shape_result(
+            labelled.predict_dataarray(x, batch.input_axes[name], axes, of_array)
+        )
 
-    def _row_request(
-        self, outputs: Outputs, batch_size: BatchSize, plan: Plan | None, retries: int | None
-    ) -> Request:
+    def _row_request(self, run: RunOptions) -> Request:
         """A request whose rows come later, in partitions."""
-        _refuse_cut(plan, "a bag")
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
+        _refuse_cut(run.plan, "a bag")
+        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
         feeds = {
             spec.name: Placeholder(
                 spec.dtype or np.dtype(object),
@@ -324,8 +376,8 @@ class Model:
             )
             for spec in self._facts.inputs_of(wanted.names)
         }
-        request = self._request(feeds, list(wanted.names), batch_size, plan, retries)[0]
-        return dataclasses.replace(request, wanted=wanted)
+        run = dataclasses.replace(run, outputs=list(wanted.names))
+        return dataclasses.replace(self._request(feeds, run)[0], wanted=wanted)
 
     def meta_for(
         self,
@@ -335,48 +387,48 @@ class Model:
         columns: Columns = None,
         append: bool = False,
         max_columns: int = MAX_COLUMNS,
+        length_buckets: Sequence[int] | None = None,
+        on_error: OnError = "raise",
     ) -> Any:
         """The result of `predict` without rows: what Dask's ``meta=`` takes. Runs nothing.
 
         Parameters
         ----------
         x : DataFrame or Series, of pandas or dask
-        columns, append, max_columns : as for `predict`
+        columns, append, max_columns, length_buckets, on_error : as for `predict`
         """
         tables = _tables()
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         meta = getattr(x, "_meta", x)
-        options = tables.TableOptions(columns, append, max_columns)
+        table = TableOptions(columns, append, max_columns, length_buckets)
         frame = meta.to_frame() if meta.ndim == 1 else meta
-        return tables.plan_layout(self._facts, frame, wanted, options).meta(frame)
+        return tables.plan_layout(self._facts, frame, wanted, table, RowOptions(on_error)).meta(
+            frame
+        )
 
     def _predict_table(
         self,
         x: Any,
-        outputs: Outputs,
-        batch_size: BatchSize,
-        plan: Plan | None,
-        retries: int | None,
-        options: tuple[Columns, bool, int],
+        run: RunOptions,
+        table: TableOptions,
+        rows: RowOptions,
         *,
         here: bool = False,
     ) -> Any:
         tables = _tables()
-        _refuse_cut(plan, "a table")
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
+        _refuse_cut(run.plan, "a table")
+        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values).names
 
         def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
-            return self._request(feeds, names, batch_size, plan, retries)[0]
+            return self._request(feeds, dataclasses.replace(run, outputs=names))[0]
 
-        def run(arrays: Mapping[str, Any], names: list[str]) -> Any:
+        def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Any:
             if here:
-                return self(arrays, outputs=names, batch_size=batch_size)
-            return self.predict(
-                arrays, outputs=names, batch_size=batch_size, plan=plan, retries=retries
-            )
+                return self(arrays, outputs=names, batch_size=run.batch_size)
+            return self.predict(arrays, **run.keywords(names))
 
         return tables.predict_table(
-            self._facts, x, wanted, tables.TableOptions(*options), make_request, run
+            self._facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
         )
 
     def delayed(
@@ -437,6 +489,9 @@ class Model:
         columns: Columns = None,
         append: bool = False,
         max_columns: int = MAX_COLUMNS,
+        length_buckets: Sequence[int] | None = None,
+        require_finite: bool = False,
+        on_error: OnError = "raise",
     ) -> Any:
         """Run here and now, in this thread: for functions that Dask already runs in a task.
 
@@ -446,10 +501,12 @@ class Model:
         ------
         InputError, StageError, StoreError
         """
+        run = RunOptions(outputs, batch_size)
         if is_table(x) and not is_dask_collection(x):
-            options = (columns, append, max_columns)
-            return self._predict_table(x, outputs, batch_size, None, None, options, here=True)
-        request, feeds, kind = self._request(x, outputs, batch_size, None, None, here=True)
+            table = TableOptions(columns, append, max_columns, length_buckets)
+            rows = RowOptions(on_error, require_finite)
+            return self._predict_table(x, run, table, rows, here=True)
+        request, feeds, kind = self._request(x, run, here=True)
         if kind != "eager":
             raise InputError(
                 "a model called like a function takes arrays in memory, not lazy collections",
@@ -458,24 +515,18 @@ class Model:
         return request.wanted.shape_result(predict_eager(request, feeds, here=True))
 
     def _request(
-        self,
-        x: Any,
-        outputs: Outputs,
-        batch_size: BatchSize,
-        plan: Plan | None,
-        retries: int | None,
-        *,
-        here: bool = False,
+        self, x: Any, run: RunOptions, *, here: bool = False
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked as far as it can be without looking at the arrays."""
         model = self._fed_with(x)
         if model is not self:
-            plan = None if plan is None else plan.on(model)
-            return model._request(x, outputs, batch_size, plan, retries, here=here)
-        chosen = plan or self._whole_plan(self.facts.outputs)
+            plan = None if run.plan is None else run.plan.on(model)
+            return model._request(x, dataclasses.replace(run, plan=plan), here=here)
+        batch_size = run.batch_size
+        chosen: Plan = run.plan or self._whole_plan(self.facts.outputs)
         if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
             raise PlanError("the plan is of another model", "make it with this model's plan()")
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
+        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
         chosen = chosen.for_outputs(wanted.names)
         feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
         kind = kind_of(feeds)
@@ -500,7 +551,7 @@ class Model:
             batch=batch,
             batching=batching,
             lossy=None if chosen.drift is None else chosen.drift.way,
-            retries=effective_retries(retries),
+            retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.
             salt=uuid.uuid4().hex if self._facts.draws_anew else "",
@@ -604,7 +655,8 @@ class Plan:
         if len(self.stages) == 1:
             raise PlanError("nothing travels in a plan of one stage", "cut it: n_stages=2 or more")
         names = [spec.name for spec in self.stage_graph.outputs]
-        request, feeds, kind = self.model._request(sample, names, None, self, None, here=True)
+        run = RunOptions(names, None, self)
+        request, feeds, kind = self.model._request(sample, run, here=True)
         if kind != "eager":
             raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
         exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, here=True)

@@ -33,6 +33,7 @@ from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.cluster import connect, dashboard_line
 from dask_onnx.cli.parameters import n_stages_option, strategy_option
 from dask_onnx.cli.table_request import Pooling, TableRequest, is_table
+from dask_onnx.collections.options import OnError
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.io.pipeline import (
     NamedFunction,
@@ -117,6 +118,10 @@ class Probed:
 @click.option("--pooling", type=click.Choice(["mean", "max", "first"]), default="mean")
 @click.option("--keep", help="Columns of the input table to write too, separated by commas.")
 @click.option("--append", is_flag=True, help="Write all columns of the input table too.")
+@click.option("--length-buckets", metavar="N,N,...", help="Lengths that lists are padded to.")
+@click.option("--require-finite", is_flag=True, help="Rows with NaN or infinity are bad ones.")
+@click.option("--on-error", type=click.Choice(["raise", "null"]), default="raise")
+@click.option("--quarantine", metavar="PATH", help="Write bad rows there, and why they are bad.")
 @common_options
 @click.pass_obj
 def command(
@@ -143,6 +148,10 @@ def command(
     pooling: Pooling,
     keep: str | None,
     append: bool,
+    length_buckets: str | None,
+    require_finite: bool,
+    on_error: OnError,
+    quarantine: str | None,
 ) -> None:
     """Run MODEL over INPUT and write OUTPUT, block by block, on a cluster.
 
@@ -153,7 +162,17 @@ def command(
     names = _split(outputs) or None
     model = load(model_path)
     table = TableRequest(
-        tuple(_split(columns)), feeds, text, tokenizer, pooling, tuple(_split(keep)), append
+        tuple(_split(columns)),
+        feeds,
+        text,
+        tokenizer,
+        pooling,
+        tuple(_split(keep)),
+        append,
+        on_error,
+        quarantine,
+        require_finite,
+        _lengths(length_buckets),
     )
     if is_table(input_path) or table.is_given:
         if pre or post or strategy != "whole":
@@ -165,8 +184,11 @@ def command(
         cluster = functools.partial(
             connect, scheduler, workers, threads, memory_limit, debug=options.debug
         )
-        sink = open_sink(output_path, overwrite=overwrite)
-        summary = _run_table(model, input_path, table, names, batch_size, sink, console, cluster)
+        paths = [output_path] if quarantine is None else [output_path, quarantine]
+        if len(set(paths)) < len(paths):
+            raise InputError("--quarantine is the output", "name another place")
+        sinks = [open_sink(path, overwrite=overwrite) for path in paths]
+        summary = _run_table(model, input_path, table, names, batch_size, sinks, console, cluster)
         _print_summary(options, summary, output_path)
         return
     plan = model.plan(strategy, n_stages=n_stages, outputs=names)
@@ -197,7 +219,7 @@ def _run_table(
     table: TableRequest,
     outputs: list[str] | None,
     batch_size: int | None,
-    sink: Sink,
+    sinks: Sequence[Sink],
     console: Console,
     cluster: Callable[[], AbstractContextManager[Client]],
 ) -> dict[str, Any]:
@@ -213,13 +235,20 @@ def _run_table(
         console.print(dashboard_line(client))
         # Planned again, now that there is a client: what its workers lack travels along.
         summary: dict[str, Any] = tables.run_table(
-            plan(), sink, client, lambda futures: _wait(futures, len(futures), 1, console, "parts")
+            plan(), sinks, client, lambda futures: _wait(futures, len(futures), 1, console, "parts")
         )
     return summary
 
 
 def _split(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
+
+
+def _lengths(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in _split(text)) or None
+    except ValueError:
+        raise InputError(f"--length-buckets is {text!r}", "give numbers: 16,32,64") from None
 
 
 def _print_summary(options: Options, summary: dict[str, Any], output_path: str) -> None:
@@ -230,6 +259,7 @@ def _print_summary(options: Options, summary: dict[str, Any], output_path: str) 
             f"{summary['rows']:,} rows in {summary['seconds']:.2f} s, "
             f"{summary['rows_per_second']:,.1f} rows/s, {summary['workers']} workers: "
             f"{output_path}"
+            + (f"; {summary['bad_rows']:,} bad rows" if "bad_rows" in summary else "")
         )
 
 

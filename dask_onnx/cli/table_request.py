@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dask_onnx.collections.request import Columns
+from dask_onnx.collections.options import Columns, OnError
 from dask_onnx.errors import InputError
 
 Pooling = Literal["mean", "max", "first"]
@@ -30,10 +30,26 @@ class TableRequest:
     """Of the caller's columns, to write too."""
     append: bool = False
     """Write all of them."""
+    on_error: OnError = "raise"
+    quarantine: str | None = None
+    """Where bad rows go."""
+    require_finite: bool = False
+    length_buckets: tuple[int, ...] | None = None
 
     @property
     def is_given(self) -> bool:
         return self != TableRequest()
+
+    def row_options(self) -> dict[str, Any]:
+        """As `Model.predict` and `Model.predict_checked` take them."""
+        if self.quarantine is None:
+            return {"on_error": self.on_error}
+        if self.on_error == "null":
+            raise InputError(
+                "--on-error null and --quarantine were both given",
+                "bad rows are either left empty or put elsewhere",
+            )
+        return {}
 
     def named_columns(self) -> Columns:
         """As `Model.predict` takes it."""

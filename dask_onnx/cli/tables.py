@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 from dask.delayed import delayed
 from distributed import Client, Future, futures_of
@@ -51,77 +52,99 @@ def plan_table(
     job: TableRequest,
     outputs: Sequence[str] | None,
     batch_size: Any,
-) -> Any:
-    """The lazy result, checked against the model; nothing has run."""
+) -> tuple[Any, Any]:
+    """The lazy result, and with a quarantine the bad rows; checked against the model; nothing has
+    run."""
     lacking = [name for name in (*job.keep, *filter(None, [job.text])) if name not in table.columns]
     if lacking:
         raise InputError(
             f"the table has no column {lacking[0]!r}",
             f"its columns are {', '.join(map(str, table.columns[:20]))}",
         )
+    good, bad = _predicted(model, table, job, outputs, batch_size)
+    made = [name for name in good.columns if name not in table.columns]
+    return (good if job.append else good[[*job.keep, *made]]), bad
+
+
+def _predicted(
+    model: Model,
+    table: dd.DataFrame,
+    job: TableRequest,
+    outputs: Sequence[str] | None,
+    batch_size: Any,
+) -> tuple[Any, Any]:
+    owner: Any = model
+    options: dict[str, Any] = {"batch_size": batch_size, **job.row_options()}
     if job.text is not None:
-        result = _vectors(model, table, job, batch_size)
+        if job.tokenizer is None:
+            raise InputError("--text needs a tokenizer", "name one: --tokenizer tokenizer.json")
+        owner = TextModel(model, job.tokenizer, pooling=job.pooling)
+        options |= {"column": job.text, "name": VECTOR}
     else:
-        result = model.predict(
-            table,
-            outputs=outputs,
-            batch_size=batch_size,
-            columns=job.named_columns(),
-            append=job.append or bool(job.keep),
-        )
-    if job.append or not job.keep:
-        return result
-    made = [name for name in result.columns if name not in table.columns]
-    return result[[*job.keep, *made]]
+        options |= {
+            "outputs": outputs,
+            "columns": job.named_columns(),
+            "append": job.append or bool(job.keep),
+            "require_finite": job.require_finite,
+            "length_buckets": job.length_buckets,
+        }
+    if job.quarantine is not None:
+        good, bad = owner.predict_checked(table, **options)
+        return good, bad
+    return owner.predict(table, **options), None
 
 
-def _vectors(model: Model, table: dd.DataFrame, job: TableRequest, batch_size: Any) -> Any:
-    if job.tokenizer is None:
-        raise InputError("--text needs a tokenizer", "name one: --tokenizer tokenizer.json")
-    encoder = TextModel(model, job.tokenizer, pooling=job.pooling)
-    vectors = encoder.predict(table[job.text], batch_size=batch_size).rename(VECTOR)
-    if not (job.append or job.keep):
-        return vectors.to_frame()
-    return table.assign(**{VECTOR: vectors})
-
-
-def run_table(lazy: dd.DataFrame, sink: Sink, client: Client, wait: Callable[..., None]) -> Any:
+def run_table(
+    lazy: tuple[Any, Any],
+    sinks: Sequence[Sink],
+    client: Client,
+    wait: Callable[..., None],
+) -> Any:
     """Write every partition; the numbers of the run.
 
     Parameters
     ----------
+    lazy : the results; the bad rows, or None
+    sinks : one for each of them
     wait : function of the futures, which shows how far they are
     """
     began = time.perf_counter()
-    sink.prepare(0, 0, ())
+    for sink in sinks:
+        sink.prepare(0, 0, ())
     futures: list[Future] = []
     try:
+        parts = zip(*(table.to_delayed() for table in lazy if table is not None), strict=True)
         writes = [
-            delayed(write_part, pure=False)(part, sink, number)
-            for number, part in enumerate(lazy.to_delayed())
+            delayed(write_parts, pure=False)(list(tables), sinks, number)
+            for number, tables in enumerate(parts)
         ]
         futures = futures_of(client.persist(writes))
         wait(futures)
-        rows = sum(client.gather(futures))
-        sink.finish()
+        counts = np.sum(client.gather(futures), axis=0, dtype=int)
+        for sink in sinks:
+            sink.finish()
     except BaseException:
         client.cancel(futures, force=True)
-        sink.discard()
+        for sink in sinks:
+            sink.discard()
         raise
     seconds = time.perf_counter() - began
+    rows = int(counts[0])
     return {
         "rows": rows,
+        **({"bad_rows": int(counts[1])} if len(counts) > 1 else {}),
         "seconds": round(seconds, 3),
         "rows_per_second": round(rows / seconds, 3),
         "workers": len(client.scheduler_info(n_workers=-1)["workers"]),
         "blocks": len(futures),
-        "output": sink.target,
+        "output": sinks[0].target,
     }
 
 
-def write_part(part: pd.DataFrame, sink: Any, number: int) -> int:
-    """Write one partition; how many rows it has. An index with a name becomes a column."""
-    if part.index.name is not None:
-        part = part.reset_index()
-    sink.write_frame(number, part)
-    return len(part)
+def write_parts(tables: Sequence[pd.DataFrame], sinks: Sequence[Any], number: int) -> list[int]:
+    """Write one partition, and its bad rows; how many rows these are. An index with a name becomes
+    a column."""
+    for table, sink in zip(tables, sinks, strict=True):
+        named = table.reset_index() if table.index.name is not None else table
+        sink.write_frame(number, named)
+    return [len(table) for table in tables]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.bag as db
 import numpy as np
 
+from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.collections.request import Wanted, check_joins
+from dask_onnx.collections.options import RowOptions
+from dask_onnx.collections.request import Wanted, check_dtype, check_joins
 from dask_onnx.errors import InputError
 from dask_onnx.lower import digest
 from dask_onnx.specs import TensorSpec
@@ -25,21 +27,66 @@ class BagPredictor:
     graph: HereGraph
     inputs: tuple[TensorSpec, ...]
     wanted: Wanted
+    rows: RowOptions
     token: str
 
     def __call__(self, rows: Iterable[Any], *supplies: Any) -> list[Any]:
-        items = [self._by_name(row) for row in rows]
-        results: list[Any] = [None] * len(items)
-        for places in _alike(items):
-            arrays = {
-                spec.name: np.stack([items[place][spec.name] for place in places])
-                for spec in self.inputs
-            }
-            values = self.graph.run(arrays, supplies)
-            for number, place in enumerate(places):
-                row = {name: value[number] for name, value in values.items()}
-                results[place] = self.wanted.shape_result(row)
-        return results
+        """The results; for "split" a pair of each row's result and, for a bad row, its error."""
+        given = list(rows)
+        items: list[dict[str, np.ndarray]] = []
+        places: list[int] = []
+        results: list[Any] = [None] * len(given)
+        errors: dict[int, Exception] = {}
+        for place, row in enumerate(given):
+            try:
+                items.append(self._by_name(row))
+                places.append(place)
+            except ValueError as error:
+                errors[place] = error
+                if self.rows.on_error == "raise":
+                    break
+        for alike in _alike(items):
+            if errors and self.rows.on_error == "raise":
+                break
+            self._run(
+                [items[n] for n in alike], [places[n] for n in alike], supplies, results, errors
+            )
+        if self.rows.on_error == "raise" and errors:
+            first = min(errors)
+            where = f"row {first:,} of the {len(given):,} of its partition: "
+            raise located(errors[first], where) from None
+        if self.rows.on_error != "split":
+            return results
+        return [
+            Checked(result, _as_bad(row, errors.get(place)))
+            for place, (row, result) in enumerate(zip(given, results, strict=True))
+        ]
+
+    def _run(
+        self,
+        items: Sequence[Mapping[str, np.ndarray]],
+        places: Sequence[int],
+        supplies: Sequence[Any],
+        results: list[Any],
+        errors: dict[int, Exception],
+    ) -> None:
+        """Run rows of the same shapes; each result, or error, goes to its place."""
+        arrays = {spec.name: np.stack([item[spec.name] for item in items]) for spec in self.inputs}
+        found = run_rows(
+            len(items),
+            lambda positions: (
+                arrays
+                if positions is None
+                else {name: array[positions] for name, array in arrays.items()}
+            ),
+            lambda feeds: self.graph.run(feeds, supplies),
+            stops=self.rows.on_error == "raise",
+        )
+        for number, position in enumerate(found.good):
+            assert found.values is not None
+            row = {name: value[number] for name, value in found.values.items()}
+            results[places[position]] = self.wanted.shape_result(row)
+        errors |= {places[position]: error for position, error in found.errors.items()}
 
     def _by_name(self, row: Any) -> dict[str, np.ndarray]:
         if not isinstance(row, Mapping):
@@ -56,7 +103,33 @@ class BagPredictor:
                 f"a row of the bag has no {lacking[0]!r}; it has {', '.join(map(repr, row))}",
                 "make each row a dict by input name",
             )
-        return {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
+        found = {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
+        for spec in self.inputs:
+            self._check(found[spec.name], spec)
+        return found
+
+    def _check(self, array: np.ndarray, spec: TensorSpec) -> None:
+        """A row as the model wants it: what one row has wrong must not fail those beside it."""
+        if spec.dtype is None or spec.shape is None:
+            return
+        check_dtype(array.dtype, spec)
+        shape = spec.shape[1:]
+        fits = len(array.shape) == len(shape) and all(
+            not isinstance(dim, int) or dim == size
+            for dim, size in zip(shape, array.shape, strict=True)
+        )
+        if not fits:
+            row = replace(spec, shape=shape)
+            raise InputError(
+                f"a row has shape {array.shape} for input {spec.name!r}; the model takes {row}",
+                "make each row an array without the batch axis",
+            )
+        is_float = array.dtype.kind == "f"
+        if self.rows.require_finite and is_float and not np.isfinite(array).all():
+            raise InputError(
+                f"input {spec.name!r} must be finite; the row has a NaN or an infinity",
+                "fill it or drop the row",
+            )
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -71,9 +144,29 @@ def _alike(items: list[dict[str, np.ndarray]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def predict_bag(request: Request, bag: db.Bag) -> db.Bag:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A row's result, or what is wrong with it."""
+
+    result: Any
+    bad: dict[str, Any] | None
+
+
+def _as_bad(row: Any, error: Exception | None) -> dict[str, Any] | None:
+    return None if error is None else {"row": row, ERROR: message(error)}
+
+
+def _good(rows: Iterable[Checked]) -> list[Any]:
+    return [row.result for row in rows if row.bad is None]
+
+
+def _bad(rows: Iterable[Checked]) -> list[Any]:
+    return [row.bad for row in rows if row.bad is not None]
+
+
+def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
     """A lazy bag: for each row, an array or a dict of them by input name without the batch axis,
-    the outputs of that row."""
+    the outputs of that row; two bags where the bad rows are split off."""
     values = list(request.wanted.names)
     for name in values:
         if request.batch.output_axes[name] != 0:
@@ -90,7 +183,10 @@ def predict_bag(request: Request, bag: db.Bag) -> db.Bag:
     )
     inputs = tuple(request.stages.inputs)
     graph = here_graph(request, [spec.name for spec in inputs], values)
-    token = digest(sorted(map(str, graph.tasks)), values, request.wanted.is_bare, request.salt)
-    predictor = BagPredictor(graph, inputs, request.wanted, token)
+    keys = sorted(map(str, graph.tasks))
+    token = digest(keys, values, request.wanted.is_bare, repr(rows), request.salt)
+    predictor = BagPredictor(graph, inputs, request.wanted, rows, token)
     lazy: db.Bag = bag.map_partitions(predictor, *supply_collections(request))
-    return lazy
+    if rows.on_error != "split":
+        return lazy
+    return lazy.map_partitions(_good), lazy.map_partitions(_bad)

@@ -9,14 +9,16 @@ float input as NaN, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_onnx.collections.request import Columns
+from dask_onnx.collections.bad_rows import RowsError
+from dask_onnx.collections.options import Columns
+from dask_onnx.collections.ragged import Ragged
 from dask_onnx.errors import InputError
 from dask_onnx.specs import TensorSpec, dtype_name
 
@@ -31,6 +33,8 @@ class ColumnInput:
     """The one column holds a list of numbers for each row."""
     list_size: int | None = None
     """Of the lists, where their dtype says it."""
+    is_ragged: bool = False
+    """The lists may differ in length: rows of one length run together."""
 
     @property
     def width(self) -> int | None:
@@ -47,7 +51,7 @@ class ColumnInput:
 
 
 def resolve_columns(
-    meta: pd.DataFrame, inputs: Sequence[TensorSpec], columns: Columns
+    meta: pd.DataFrame, inputs: Sequence[TensorSpec], columns: Columns, *, ragged: bool = False
 ) -> tuple[ColumnInput, ...]:
     """Say which columns feed each input.
 
@@ -59,6 +63,7 @@ def resolve_columns(
     columns : None, str, sequence of str, or mapping of input to these
         None: several inputs take the columns of their own names; one input the column of its name,
         or else all columns of its kind (numbers, or text) in their order.
+    ragged : lists may differ in length, where the model leaves their length open
 
     Raises
     ------
@@ -77,7 +82,7 @@ def resolve_columns(
             else (f"nothing is said of input {_names(missing)}")
         )
         raise InputError(f"columns: {what}", f"name columns for {_names(names)}")
-    return tuple(_column_input(meta, spec, columns[spec.name]) for spec in inputs)
+    return tuple(_column_input(meta, spec, columns[spec.name], ragged) for spec in inputs)
 
 
 def _by_default(
@@ -122,7 +127,7 @@ def _by_default(
 
 
 def _column_input(
-    meta: pd.DataFrame, spec: TensorSpec, columns: str | Sequence[str]
+    meta: pd.DataFrame, spec: TensorSpec, columns: str | Sequence[str], ragged: bool
 ) -> ColumnInput:
     if spec.dtype is None:
         raise InputError(
@@ -135,8 +140,11 @@ def _column_input(
             f"the table has no column {_names(lacking)} for input {spec.name!r}",
             f"its columns are {_names(meta.columns)}",
         )
-    is_list = len(names) == 1 and _holds_lists(meta[names[0]])
+    takes_text = spec.dtype.kind == "O"
+    is_list = len(names) == 1 and _holds_lists(meta[names[0]], takes_text=takes_text)
     found = ColumnInput(spec, names, is_list, _list_size(meta[names[0]].dtype))
+    if ragged and found.row_width is None:
+        found = replace(found, is_ragged=True)
     rank = spec.rank
     if rank is not None and (rank > 2 or rank < 1) and not is_list:
         raise InputError(
@@ -155,8 +163,7 @@ def _column_input(
             "name them: columns=[...]",
         )
     for name in names:
-        if not is_list:
-            _check_kind(meta[name], found)
+        _check_kind(meta[name], found)
     return found
 
 
@@ -164,6 +171,10 @@ def _check_kind(column: pd.Series, target: ColumnInput) -> None:
     """Whether the column's dtype, whatever its values, goes into the input."""
     dtype, wanted = _values_dtype(column), target.spec.dtype
     assert wanted is not None
+    if target.is_list:
+        if not _is_list(dtype):
+            return  # Python's lists say nothing of what is in them
+        dtype = pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
     kinds = {"O": _is_text, "b": pd.api.types.is_bool_dtype}
     if wanted.kind in kinds:
         fits = kinds[wanted.kind](dtype)
@@ -187,29 +198,60 @@ def _advice(dtype: Any, wanted: np.dtype) -> str:
     return "convert the column, or name others: columns=..."
 
 
-def to_arrays(part: pd.DataFrame, inputs: Sequence[ColumnInput]) -> dict[str, np.ndarray]:
-    """The model's inputs from a table: (rows,) or (rows, columns) each, by input name.
+def to_arrays(
+    part: pd.DataFrame, inputs: Sequence[ColumnInput], *, require_finite: bool = False
+) -> dict[str, Any]:
+    """The model's inputs from a table: (rows,) or (rows, columns) each, by input name; `Ragged`
+    where lists may differ in length.
 
     Raises
     ------
-    InputError
+    RowsError
         Missing values where no NaN can be, values that do not fit the dtype, lists of unequal
         length; with their count, the column and the first row's label.
     """
-    return {target.spec.name: _to_array(part, target) for target in inputs}
+    return {target.spec.name: _to_array(part, target, require_finite) for target in inputs}
 
 
-def _to_array(part: pd.DataFrame, target: ColumnInput) -> np.ndarray:
+def _to_array(part: pd.DataFrame, target: ColumnInput, require_finite: bool) -> Any:
     wanted = target.spec.dtype
     assert wanted is not None
+    first = part[target.columns[0]]
     if target.is_list:
-        return _from_lists(part[target.columns[0]], target)
+        sizes, values = _flat_lists(first, target)
+        if require_finite:
+            _check_finite(values, np.repeat(np.arange(len(first)), sizes), first, target)
+        if target.is_ragged:
+            return Ragged(values, np.concatenate([[0], np.cumsum(sizes)]))
+        return values.reshape(len(first), target.width or (int(sizes[0]) if len(sizes) else 0))
     if target.spec.rank == 1:
-        return _convert(part[target.columns[0]], wanted, target.spec.name)
+        values = _convert(first, wanted, target.spec.name)
+        if require_finite:
+            _check_finite(values, np.arange(len(first)), first, target)
+        return values
     rows = np.empty((len(part), len(target.columns)), dtype=wanted)
     for place, name in enumerate(target.columns):
         rows[:, place] = _convert(part[name], wanted, target.spec.name)
+        if require_finite:
+            _check_finite(rows[:, place], np.arange(len(part)), part[name], target)
     return rows
+
+
+def _check_finite(
+    values: np.ndarray, owners: np.ndarray, column: pd.Series, target: ColumnInput
+) -> None:
+    """Parameters: the numbers, and for each of them the position of its row."""
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    wrong = np.zeros(len(column), bool)
+    wrong[owners[~np.isfinite(values)]] = True
+    raise _at_fault(
+        column,
+        wrong,
+        f"input {target.spec.name!r} must be finite",
+        "has a NaN or an infinity",
+        "fill them or drop the rows",
+    )
 
 
 def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
@@ -219,7 +261,7 @@ def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
     if missing.any() and wanted.kind != "f" and wanted.kind != "V":
         raise _at_fault(
             column,
-            missing,
+            missing.to_numpy(),
             f"input {name!r} takes {dtype_name(wanted)}, which has no NaN",
             "is missing",
             "fill them or drop the rows",
@@ -242,7 +284,7 @@ def _integers(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
     if beyond.any():
         raise _at_fault(
             column,
-            pd.Series(beyond, index=column.index),
+            beyond,
             f"input {name!r} takes {dtype_name(wanted)}, {limits.min} to {limits.max}",
             "does not fit",
             "export the model with a wider type",
@@ -261,14 +303,15 @@ def _nanoseconds(column: pd.Series) -> pd.Series:
     return column.astype(kind).astype(np.int64)
 
 
-def _from_lists(column: pd.Series, target: ColumnInput) -> np.ndarray:
+def _flat_lists(column: pd.Series, target: ColumnInput) -> tuple[np.ndarray, np.ndarray]:
+    """Elements of each row, and all of them one after the other."""
     wanted = target.spec.dtype
     assert wanted is not None
     missing = column.isna()
     if missing.any():
         raise _at_fault(
             column,
-            missing,
+            missing.to_numpy(),
             f"input {target.spec.name!r} takes a list a row",
             "is missing",
             "fill them or drop the rows",
@@ -285,18 +328,42 @@ def _from_lists(column: pd.Series, target: ColumnInput) -> np.ndarray:
     else:
         sizes = np.fromiter((len(row) for row in column), np.int64, len(column))
         flat = np.concatenate([np.asarray(row) for row in column]) if len(column) else np.empty(0)
-    width = target.width if target.width is not None else (int(sizes[0]) if len(sizes) else 0)
+    sizes = np.asarray(sizes)
+    # Where nothing else says it, the length that most rows have is the right one.
+    width = np.bincount(sizes).argmax() if target.width is None and len(sizes) else target.width
     wrong = sizes != width
-    if wrong.any():
+    if wrong.any() and not target.is_ragged:
         raise _at_fault(
             column,
-            pd.Series(wrong, index=column.index),
+            wrong,
             f"input {target.spec.name!r} takes {width} numbers a row",
             f"has another length ({int(sizes[wrong][0])} the first)",
             "pad or cut the lists",
         )
-    values = _convert(pd.Series(flat), wanted, target.spec.name)
-    return values.reshape(len(column), width)
+    return sizes, _convert_elements(flat, sizes, column, target)
+
+
+def _convert_elements(
+    flat: np.ndarray, sizes: np.ndarray, column: pd.Series, target: ColumnInput
+) -> np.ndarray:
+    """The numbers of all lists in the model's dtype; a fault is of the row that has them."""
+    wanted = target.spec.dtype
+    assert wanted is not None
+    elements = pd.Series(flat)
+    try:
+        if wanted.kind in "iu" and flat.dtype.kind == "f":
+            broken = np.isfinite(flat) & (flat != np.floor(flat))
+            if broken.any():
+                rule = f"input {target.spec.name!r} takes {dtype_name(wanted)}"
+                raise _at_fault(elements, broken, rule, "is no whole number", "round it yourself")
+        return _convert(elements, wanted, target.spec.name)
+    except RowsError as fault:
+        wrong = np.zeros(len(column), bool)
+        wrong[np.repeat(np.arange(len(column)), sizes)[fault.mask]] = True
+        rule, _, what = fault.of_row.partition("; column None ")
+        raise _at_fault(
+            column, wrong, rule, f"has an element that {what}", fault.next_step
+        ) from None
 
 
 def _is_fixed(column: pd.Series) -> bool:
@@ -311,14 +378,16 @@ def _flat(chunks: pa.ChunkedArray) -> np.ndarray:
 
 
 def _at_fault(
-    column: pd.Series, wrong: pd.Series, rule: str, what: str, next_step: str
-) -> InputError:
-    first = column.index[wrong.to_numpy().argmax()]
+    column: pd.Series, wrong: np.ndarray, rule: str, what: str, next_step: str
+) -> RowsError:
+    first = column.index[wrong.argmax()]
     count = int(wrong.sum())
-    return InputError(
+    return RowsError(
         f"{rule}; column {column.name!r} {what} in {count:,} of {len(column):,} rows, the first "
         f"with index {first!r}",
         next_step,
+        wrong,
+        f"{rule}; column {column.name!r} {what}",
     )
 
 
@@ -327,12 +396,15 @@ def _values_dtype(column: pd.Series) -> Any:
     return dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
 
 
-def _holds_lists(column: pd.Series) -> bool:
-    """Lists by dtype, or Python objects whose first is a list or an array."""
+def _holds_lists(column: pd.Series, *, takes_text: bool) -> bool:
+    """Lists by dtype, or Python objects whose first is a list or an array. Of objects that are not
+    there yet nothing else could go into an input of numbers."""
     if _is_list(column.dtype):
         return True
-    if column.dtype != object or not len(column):
+    if column.dtype != object:
         return False
+    if not len(column):
+        return not takes_text
     return isinstance(column.iloc[0], list | tuple | np.ndarray)
 
 

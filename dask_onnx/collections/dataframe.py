@@ -11,17 +11,33 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
+from dask_onnx.analysis.axes import BatchFacts
 from dask_onnx.analysis.labels import class_labels, unzipped
+from dask_onnx.collections.bad_rows import ERROR, Found, located, run_rows
 from dask_onnx.collections.columns import ColumnInput, resolve_columns, to_arrays
 from dask_onnx.collections.context import Request
-from dask_onnx.collections.frames import OutputColumns, empty_frame, output_columns, to_frame
+from dask_onnx.collections.frames import (
+    OutputColumns,
+    empty_frame,
+    output_columns,
+    spread,
+    to_frame,
+)
 from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import Placeholder
-from dask_onnx.collections.request import MAX_COLUMNS, Columns, check_joins
+from dask_onnx.collections.options import RowOptions, TableOptions
+from dask_onnx.collections.parts import CELL_META, CheckedPart, as_cell, bad_rows, take_apart
+from dask_onnx.collections.ragged import check_lengths, run_by_length
+from dask_onnx.collections.request import check_joins
 from dask_onnx.errors import InputError
 from dask_onnx.lower import digest
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.specs import Dim
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+_LENGTHS = (13, 29)
+"""Two lengths of rows: what changes between them is as long as its input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +48,17 @@ class FrameLayout:
     outputs: tuple[OutputColumns, ...]
     append: bool
     """The caller's columns stay, before those of the model."""
+    rows: RowOptions
+    length_buckets: tuple[int, ...] = ()
 
     @property
     def used(self) -> list[Any]:
         """Columns that the model reads."""
         return list(dict.fromkeys(name for target in self.inputs for name in target.columns))
+
+    @property
+    def is_ragged(self) -> bool:
+        return any(target.is_ragged for target in self.inputs)
 
     def meta(self, table: pd.DataFrame) -> pd.DataFrame:
         """The result without rows, of a table whose rows do not count."""
@@ -53,6 +75,66 @@ class FrameLayout:
             )
         return pd.concat([table, result], axis=1)
 
+    def arrays(self, table: pd.DataFrame) -> dict[str, Any]:
+        """The model's inputs."""
+        found = to_arrays(table, self.inputs, require_finite=self.rows.require_finite)
+        check_lengths(found, self.length_buckets)
+        return found
+
+
+def predict_part(part: pd.DataFrame, layout: FrameLayout, run: Run, where: str) -> Any:
+    """A table through the model, its bad rows as `layout` says.
+
+    Parameters
+    ----------
+    run : function of arrays by input that gives arrays by value
+    where : in front of what an error says
+
+    Returns
+    -------
+    DataFrame, or for "split" a CheckedPart
+    """
+    if layout.is_ragged:
+        run = _RunRagged(layout, run)
+
+    def convert(positions: np.ndarray | None) -> dict[str, Any]:
+        return layout.arrays(part if positions is None else part.iloc[positions])
+
+    mode = layout.rows.on_error
+    if len(part):
+        found = run_rows(len(part), convert, run, stops=mode == "raise")
+    else:
+        found = Found(None, np.empty(0, np.int64), {})
+    if mode == "raise" and found.errors:
+        ((position, error),) = found.errors.items()
+        label = part.index[position]
+        raise located(
+            error, f"{where}row {position:,} of {len(part):,}, with index {label!r}: "
+        ) from None
+    index = part.index if len(found.good) == len(part) else part.index[found.good]
+    if found.values is None:
+        result = empty_frame(layout.outputs, index)
+    else:
+        result = to_frame(found.values, layout.outputs, index)
+    if mode == "null" and found.errors:
+        result = spread(result, found.good, part.index)
+    if mode == "split":
+        good = part if not found.errors else part.iloc[found.good]
+        return CheckedPart(layout.join(good, result), bad_rows(part, found))
+    return layout.join(part, result)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunRagged:
+    """Runs rows of about one length together."""
+
+    layout: FrameLayout
+    run: Run
+
+    def __call__(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        trimmed = frozenset(o.value for o in self.layout.outputs if o.is_ragged)
+        return run_by_length(arrays, self.layout.length_buckets, self.run, trimmed)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FramePredictor:
@@ -62,18 +144,20 @@ class FramePredictor:
     graph: HereGraph
     token: str
 
-    def __call__(self, part: pd.DataFrame, *supplies: Any) -> pd.DataFrame:
-        if not len(part):
-            return self.layout.meta(part)
-        values = self.graph.run(to_arrays(part, self.layout.inputs), supplies)
-        return self.layout.join(part, to_frame(values, self.layout.outputs, part.index))
+    def __call__(
+        self, part: pd.DataFrame, *supplies: Any, partition_info: Mapping[str, Any] | None = None
+    ) -> Any:
+        where = f"partition {partition_info['number']}, " if partition_info else ""
+        found = predict_part(part, self.layout, lambda a: self.graph.run(a, supplies), where)
+        return as_cell(found) if isinstance(found, CheckedPart) else found
 
     def __dask_tokenize__(self) -> str:
         return self.token
 
 
-def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayout) -> dd.DataFrame:
-    """A lazy table; nothing runs, and what Dask asks of the meta comes from the graph."""
+def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayout) -> Any:
+    """A lazy table, or two of them; nothing runs, and what Dask asks of the meta comes from the
+    graph."""
     check_joins(
         request.batch,
         [output.value for output in layout.outputs],
@@ -86,20 +170,14 @@ def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayou
     predictor = FramePredictor(
         layout, graph, digest(sorted(map(str, graph.tasks)), repr(layout), request.salt)
     )
-    if not layout.append:
+    is_split = layout.rows.on_error == "split"
+    if not layout.append and not is_split:
         table = table[layout.used]
     meta = layout.meta(table._meta)
-    lazy: dd.DataFrame = table.map_partitions(predictor, *supply_collections(request), meta=meta)
-    return lazy
-
-
-@dataclass(frozen=True, slots=True)
-class TableOptions:
-    """How a caller wants a table to go in and come out."""
-
-    columns: Columns = None
-    append: bool = False
-    max_columns: int = MAX_COLUMNS
+    lazy = table.map_partitions(
+        predictor, *supply_collections(request), meta=CELL_META if is_split else meta
+    )
+    return take_apart(lazy, meta, table._meta) if is_split else lazy
 
 
 def predict_table(
@@ -107,6 +185,8 @@ def predict_table(
     x: Any,
     wanted: Sequence[str],
     options: TableOptions,
+    rows: RowOptions,
+    *,
     make_request: Callable[[Mapping[str, Any], list[str]], Request],
     run: Callable[[Mapping[str, Any], list[str]], Mapping[str, Any]],
 ) -> Any:
@@ -120,27 +200,34 @@ def predict_table(
         The first checks and plans, the second computes.
     """
     table = x.to_frame() if isinstance(x, pd.Series | dd.Series) else x
-    if not isinstance(table, dd.DataFrame):
-        layout = plan_layout(facts, table, wanted, options)
-        if not len(table):
-            return layout.meta(table)
-        values = run(to_arrays(table, layout.inputs), _values(layout))
-        return layout.join(table, to_frame(values, layout.outputs, table.index))
-    layout = plan_layout(facts, table._meta, wanted, options)
-    feeds = {target.spec.name: _placeholder(target) for target in layout.inputs}
-    return predict_dask_frame(make_request(feeds, _values(layout)), table, layout)
+    is_lazy = isinstance(table, dd.DataFrame)
+    layout = plan_layout(facts, table._meta if is_lazy else table, wanted, options, rows)
+    if is_lazy:
+        feeds = {target.spec.name: _placeholder(target) for target in layout.inputs}
+        return predict_dask_frame(make_request(feeds, _values(layout)), table, layout)
+    found = predict_part(table, layout, lambda arrays: run(arrays, _values(layout)), "")
+    return (found.good, found.bad) if isinstance(found, CheckedPart) else found
 
 
 def plan_layout(
-    facts: ModelFacts, meta: pd.DataFrame, wanted: Sequence[str], options: TableOptions
+    facts: ModelFacts,
+    meta: pd.DataFrame,
+    wanted: Sequence[str],
+    options: TableOptions,
+    rows: RowOptions,
 ) -> FrameLayout:
     """Which columns go in, and which come out; of the table only its columns count."""
+    if rows.on_error == "split" and ERROR in meta.columns:
+        raise InputError(
+            f"the table has a column {ERROR!r}, which is what bad rows get", "rename that column"
+        )
     values = {name: unzipped(facts.graph, name) for name in wanted}
     names = tuple(values.values())
     needed = facts.inputs_of(names)
-    inputs = resolve_columns(meta, needed, options.columns)
-    shapes = {t.spec.name: _dims(_placeholder(t)) for t in inputs}
-    batch = facts.batch_for(names, shapes)
+    buckets = tuple(options.length_buckets or ())
+    inputs = resolve_columns(meta, needed, options.columns, ragged=bool(buckets))
+    batch = facts.batch_for(names, {t.spec.name: _dims(_placeholder(t)) for t in inputs})
+    long = _as_long_as_inputs(facts, names, inputs)
     outputs = []
     for name, value in values.items():
         if batch.output_axes[value] != 0:
@@ -158,9 +245,37 @@ def plan_layout(
                 batch.sizes[value],
                 class_labels(facts.graph, name),
                 options.max_columns,
+                is_nullable=rows.on_error == "null",
+                is_ragged=value in long,
             )
         )
-    return FrameLayout(inputs, tuple(outputs), options.append)
+    return FrameLayout(inputs, tuple(outputs), options.append, rows, buckets)
+
+
+def _as_long_as_inputs(
+    facts: ModelFacts, names: tuple[str, ...], inputs: Sequence[ColumnInput]
+) -> set[str]:
+    """Values whose axis 1 has the length of the ragged inputs: seen by asking for two lengths."""
+    if not any(target.is_ragged for target in inputs):
+        return set()
+
+    def sizes(length: int) -> BatchFacts:
+        return facts.batch_for(
+            names,
+            {
+                t.spec.name: (None, length) if t.is_ragged else _dims(_placeholder(t))
+                for t in inputs
+            },
+        )
+
+    few, many = (sizes(length).sizes for length in _LENGTHS)
+    return {
+        name
+        for name in names
+        if len(few[name] or ()) > 1
+        and len(many[name] or ()) > 1
+        and ((few[name] or ())[1], (many[name] or ())[1]) == _LENGTHS
+    }
 
 
 def _values(layout: FrameLayout) -> list[str]:

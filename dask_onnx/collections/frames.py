@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_onnx.collections.parts import TEXT
 from dask_onnx.errors import InputError
 
-TEXT = pd.ArrowDtype(pa.string())
+_NULLABLE = {
+    "bool": "boolean",
+    **{f"int{bits}": f"Int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"UInt{bits}" for bits in (8, 16, 32, 64)},
+}
+"""numpy's types to those of pandas that have a missing value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +33,15 @@ class OutputColumns:
     """Of the elements."""
     row_shape: tuple[int | None, ...]
     """Of one row; None where the size depends on data."""
+    is_nullable: bool = False
+    """Rows may be missing, so that integers and booleans take pandas' types that have it."""
+    is_ragged: bool = False
+    """The first axis of a row is as long as the row's input."""
 
     @property
     def is_list(self) -> bool:
         """One column with a list for each row."""
-        return len(self.names) == 1 and self.row_shape not in ((), (1,))
+        return len(self.names) == 1 and (self.is_ragged or self.row_shape not in ((), (1,)))
 
 
 def output_columns(
@@ -41,6 +51,9 @@ def output_columns(
     sizes: Sequence[int | float] | None,
     labels: Sequence[str | int] | None,
     max_columns: int,
+    *,
+    is_nullable: bool = False,
+    is_ragged: bool = False,
 ) -> OutputColumns:
     """What an output becomes: a column; a column for each number of a row, called by its class or
     its place; or, above `max_columns`, one column of lists.
@@ -55,16 +68,17 @@ def output_columns(
             "name other outputs, or declare its shape in the model",
         )
     row = tuple(None if math.isnan(size) else int(size) for size in sizes[1:])
-    if row in ((), (1,)):
-        return OutputColumns(value, (name,), dtype, row)
-    if len(row) == 1 and row[0] is not None and row[0] <= max_columns:
+    names: tuple[str, ...] = (name,)
+    if is_ragged:
+        row = (None, *row[1:])
+    elif len(row) == 1 and row[0] is not None and 1 < row[0] <= max_columns:
         known = labels if labels is not None and len(labels) == row[0] else range(row[0])
-        return OutputColumns(value, tuple(f"{name}_{label}" for label in known), dtype, row)
-    return OutputColumns(value, (name,), dtype, row)
+        names = tuple(f"{name}_{label}" for label in known)
+    return OutputColumns(value, names, dtype, row, is_nullable, is_ragged)
 
 
 def to_frame(
-    values: Mapping[str, np.ndarray], outputs: Sequence[OutputColumns], index: pd.Index
+    values: Mapping[str, Any], outputs: Sequence[OutputColumns], index: pd.Index
 ) -> pd.DataFrame:
     """A table of the values; strings and lists as Arrow has them."""
     columns: dict[str, Any] = {}
@@ -75,7 +89,18 @@ def to_frame(
             continue
         array = array.reshape(len(index), len(output.names))
         for place, name in enumerate(output.names):
-            columns[name] = _plain(array[:, place])
+            columns[name] = _plain(array[:, place], is_nullable=output.is_nullable)
+    return pd.DataFrame(columns, index=index, copy=False)
+
+
+def spread(frame: pd.DataFrame, positions: np.ndarray, index: pd.Index) -> pd.DataFrame:
+    """The rows of a table at some positions of a longer one, whose other rows are missing."""
+    sources = np.full(len(index), -1)
+    sources[positions] = np.arange(len(positions))
+    columns = {
+        name: pd.api.extensions.take(column.array, sources, allow_fill=True)
+        for name, column in frame.items()
+    }
     return pd.DataFrame(columns, index=index, copy=False)
 
 
@@ -88,16 +113,21 @@ def empty_frame(outputs: Sequence[OutputColumns], index: pd.Index) -> pd.DataFra
     return to_frame(values, outputs, index[:0])
 
 
-def _plain(column: np.ndarray) -> Any:
+def _plain(column: np.ndarray, *, is_nullable: bool = False) -> Any:
     if column.dtype.kind in "OUST":
         return pd.array(column.astype(object), dtype=TEXT)
     if column.dtype.isbuiltin != 1:  # bfloat16 and its like, which tables do not have
         return column.astype(np.float32)
+    if is_nullable and column.dtype.kind in "iub":
+        return pd.array(np.ascontiguousarray(column), dtype=_NULLABLE[column.dtype.name])
     return np.ascontiguousarray(column)
 
 
-def _lists(array: np.ndarray, output: OutputColumns) -> Any:
-    """A column of lists, nested where a row has several axes; without a copy of the numbers."""
+def _lists(array: Any, output: OutputColumns) -> Any:
+    """A column of lists, nested where a row has several axes; without a copy of the numbers, unless
+    the rows differ in length."""
+    if isinstance(array, list):
+        return _unequal_lists(array, output)
     flat = pa.array(_plain(np.ascontiguousarray(array).reshape(-1)))
     kind = list_type(flat.type, output.row_shape)
     sizes = array.shape[1:]
@@ -115,6 +145,17 @@ def _lists(array: np.ndarray, output: OutputColumns) -> Any:
             offsets = pa.array(np.arange(count + 1, dtype=np.int32) * size)
             nested = pa.ListArray.from_arrays(offsets, nested, type=level)
     return pd.arrays.ArrowExtensionArray(nested)
+
+
+def _unequal_lists(rows: Sequence[np.ndarray], output: OutputColumns) -> Any:
+    flat = np.concatenate([row.reshape(-1, *row.shape[1:]) for row in rows])
+    # All but the first axis of a row are alike: the rows inside become lists of their own.
+    element = replace(output, row_shape=output.row_shape[1:], is_ragged=False)
+    inner = _lists(flat, element).__arrow_array__() if flat.ndim > 1 else pa.array(_plain(flat))
+    if isinstance(inner, pa.ChunkedArray):
+        inner = inner.combine_chunks()
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int32)
+    return pd.arrays.ArrowExtensionArray(pa.ListArray.from_arrays(pa.array(offsets), inner))
 
 
 def list_type(element: pa.DataType, row_shape: Sequence[int | None]) -> pa.DataType:

@@ -7,20 +7,14 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dask_onnx.analysis.axes import BatchFacts
 from dask_onnx.analysis.shapes import bind_symbols
+from dask_onnx.collections.options import BatchSize, Outputs
 from dask_onnx.errors import InputError
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import TensorSpec, dtype_name
-
-Outputs = str | Sequence[str] | None
-BatchSize = int | Literal["auto"] | None
-Columns = str | Sequence[str] | Mapping[str, str | Sequence[str]] | None
-"""Columns of a table, or input to its columns."""
-MAX_COLUMNS = 32
-"""An output of more numbers a row becomes one column of lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +125,7 @@ def check_arrays(
         if spec.kind is not None:
             _check_kind(array, spec)
             continue
-        _check_dtype(array.dtype, spec)
+        check_dtype(array.dtype, spec)
         axis = axes[spec.name]
         dims: list[Any] = list(array.shape)
         if spec.shape is not None and len(dims) == len(spec.shape) and axis is not None:
@@ -200,7 +194,12 @@ def _check_kind(value: Any, spec: TensorSpec) -> None:
         )
 
 
-def _check_dtype(dtype: Any, spec: TensorSpec) -> None:
+def check_dtype(dtype: Any, spec: TensorSpec) -> None:
+    """
+    Raises
+    ------
+    InputError
+    """
     if spec.dtype is None or dtype == spec.dtype or _are_strings(dtype, spec.dtype):
         return
     raise InputError(
@@ -242,7 +241,8 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
         return Batching(is_auto=rows_are_free and have_rows)
     if batch_size not in (None, "auto", fixed):
         raise InputError(
-            f"batch_size is {batch_size}; the graph takes exactly {fixed} row a run",
+            f"batch_size is {batch_size}; the graph takes exactly {fixed} "
+            f"row{'s' if fixed > 1 else ''} a run",
             "leave batch_size out, or export the model with an open batch dimension",
         )
     return Batching(fixed, is_fixed=True)

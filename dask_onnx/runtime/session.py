@@ -17,7 +17,7 @@ import onnx
 
 from dask_onnx import config
 from dask_onnx.analysis.shapes import OperatorSchema
-from dask_onnx.errors import StageError
+from dask_onnx.errors import RunError, StageError
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.foreign import is_foreign, run_with_values
 from dask_onnx.specs import SessionSpec
@@ -234,14 +234,19 @@ def _prepare_process() -> None:
         _process_is_prepared = True
 
 
-def _run_options(spec: SessionSpec) -> onnxruntime.RunOptions | None:
+def _run_options(spec: SessionSpec) -> onnxruntime.RunOptions:
     import onnxruntime
 
-    if not spec.arena_shrinkage:
-        return None
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    # What a run fails on is in the exception; the log of a worker need not have it too, a line for
+    # each half in which a bad row is looked for.
+    options.log_severity_level = _FATAL
+    if spec.arena_shrinkage:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
+
+
+_FATAL = 4
 
 
 def _create(
@@ -275,7 +280,7 @@ class Runnable(Protocol):
 def run_session(
     session: Runnable, arrays: list[Any], label: str, names: Sequence[str]
 ) -> list[Any]:
-    """Run a session; its errors become a StageError that names stage, inputs and shapes."""
+    """Run a session; its errors become a RunError that names stage, inputs and shapes."""
     try:
         return session.run(arrays)
     except Exception as error:  # whatever ORT, the reference or a caller's kernel raises
@@ -283,7 +288,7 @@ def run_session(
             f"{name} {_shape_of(array)}" for name, array in zip(names, arrays, strict=True)
         )
         where = "onnxruntime" if isinstance(session, Session) else "its Python kernels"
-        raise StageError(
+        raise RunError(
             f"stage {label} failed in {where} on {shapes}: {type(error).__name__}: "
             f"{_one_line(error)}",
             "check the inputs against `model.inputs`; sizes inside the graph may constrain them",

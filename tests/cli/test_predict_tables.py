@@ -5,6 +5,7 @@ from __future__ import annotations
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -32,11 +33,25 @@ def test_parquet_in_and_out_is_read_back_by_all(run, scheduler, model, table, re
     done = run("predict", model, table, out, "--scheduler", scheduler)
     assert done.code == 0, done.err
     assert "20 rows in" in done.out
-    for read in (pd.read_parquet, lambda p: dd.read_parquet(p).compute(), pq.read_table):
+    for read in (
+        pd.read_parquet,
+        lambda p: dd.read_parquet(p).compute(),
+        pq.read_table,
+        lambda p: pl.read_parquet(f"{p}/*.parquet"),
+    ):
         found = read(out)
         frame = found if isinstance(found, pd.DataFrame) else found.to_pandas()
         np.testing.assert_allclose(frame.to_numpy(), result.to_numpy(), rtol=1e-5)
     assert (out / "_SUCCESS").exists()
+
+
+def test_tables_are_read_and_written_by_url(run, scheduler, model, table, result, tmp_path):
+    for name in ("out.parquet", "out.csv"):
+        out = f"file://{tmp_path}/{name}"
+        done = run("predict", model, f"file://{table}", out, "--scheduler", scheduler)
+        assert done.code == 0, done.err
+        read = dd.read_parquet(out) if name.endswith("parquet") else dd.read_csv(f"{out}/*.csv")
+        np.testing.assert_allclose(read.compute().to_numpy(), result.to_numpy(), rtol=1e-5)
 
 
 def test_columns_are_kept(run, scheduler, model, table, result, tmp_path):
@@ -65,15 +80,60 @@ def test_text_becomes_vectors(run, scheduler, asset, table, tmp_path):
     options = ("--text", "name", "--tokenizer", asset("minilm_tokenizer.json"), "--keep", "name")
     done = run("predict", asset("minilm.onnx"), table, out, "--scheduler", scheduler, *options)
     assert done.code == 0, done.err
-    for found in (pd.read_parquet(out), dd.read_parquet(out).compute()):
+    read = (pd.read_parquet(out), dd.read_parquet(out).compute(), pq.read_table(out).to_pandas())
+    for found in (*read, pl.read_parquet(f"{out}/*.parquet").to_pandas()):
         assert list(found.columns) == ["name", "embedding"]
         assert np.stack(found["embedding"].to_numpy()).shape == (20, 384)
     assert pq.read_schema(next(out.glob("part-*"))).field("embedding").type.list_size == 384
 
 
+def test_bad_rows_are_quarantined(run, scheduler, model, result, tmp_path):
+    frame = pd.DataFrame(ROWS, columns=list("abcd")).assign(id=range(20))
+    frame.loc[[3, 17], "b"] = np.inf
+    dd.from_pandas(frame, npartitions=3).to_parquet(tmp_path / "in.parquet", write_index=False)
+    out, bad = tmp_path / "out.parquet", tmp_path / "bad.parquet"
+    options = ("--columns", "a,b,c,d", "--keep", "id", "--require-finite", "--scheduler", scheduler)
+    done = run("predict", model, tmp_path / "in.parquet", out, *options, "--quarantine", bad)
+    assert done.code == 0, done.err
+    assert "18 rows in" in done.out and "; 2 bad rows" in done.out
+    good = np.setdiff1d(np.arange(20), [3, 17])
+    found = pd.read_parquet(out)
+    assert found["id"].to_list() == list(good)
+    np.testing.assert_allclose(
+        found.filter(like="y_"), result.iloc[good].filter(like="y_"), rtol=1e-5
+    )
+    told = pd.read_parquet(bad)
+    assert told["id"].to_list() == [3, 17]
+    assert told["error"].str.contains("column 'b' has a NaN or an infinity").all()
+    again = tmp_path / "null.parquet"
+    done = run("predict", model, tmp_path / "in.parquet", again, *options, "--on-error", "null")
+    assert done.code == 0, done.err
+    assert list(np.flatnonzero(pd.read_parquet(again)["y_0"].isna())) == [3, 17]
+    failed = run("predict", model, tmp_path / "in.parquet", tmp_path / "no.parquet", *options)
+    assert failed.code == 2 and "partition 0, row 3 of 7, with index 3" in failed.err
+    assert not (tmp_path / "no.parquet").exists()
+
+
+@pytest.mark.real
+def test_texts_that_are_missing_are_quarantined(run, scheduler, asset, tmp_path):
+    table = pd.DataFrame({"review": ["good", None, "bad"], "n": [1, 2, 3]})
+    table.to_parquet(tmp_path / "in.parquet")
+    out, bad = tmp_path / "out.parquet", tmp_path / "bad.parquet"
+    options = ("--text", "review", "--tokenizer", asset("minilm_tokenizer.json"), "--keep", "n")
+    done = run(
+        *("predict", asset("minilm.onnx"), tmp_path / "in.parquet", out, *options),
+        *("--quarantine", bad, "--scheduler", scheduler),
+    )
+    assert done.code == 0, done.err
+    assert pd.read_parquet(out)["n"].to_list() == [1, 3]
+    assert pd.read_parquet(bad)["n"].to_list() == [2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--on-error", "null", "--quarantine", "q.parquet"), "were both given"),
+        (("--length-buckets", "a,b"), "--length-buckets is 'a,b'"),
         (("--keep", "nothing"), "no column 'nothing'"),
         (("--columns", "a,b"), "takes 4 numbers a row; there are 2 columns"),
         (("--columns", "a", "--feed", "x=a"), "--columns and --feed were both given"),

@@ -299,7 +299,7 @@ def test_a_plan_that_is_cut_is_refused():
 
 
 def test_table_options_are_for_tables():
-    with pytest.raises(dx.InputError, match="columns and append are for tables; ndarray"):
+    with pytest.raises(dx.InputError, match=r"columns, append, .* are for tables; ndarray"):
         dx.load(dense_model()).predict(ROWS, append=True)
 
 

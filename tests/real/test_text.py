@@ -102,8 +102,81 @@ def test_long_texts_are_cut_off_or_read_in_windows(encoder):
 
 @pytest.mark.parametrize("texts", [["a", None], pd.Series(["a", None])])
 def test_missing_texts_are_counted(encoder, texts):
-    with pytest.raises(dx.InputError, match=r"1 of 2 texts are missing or no text, .* position 1"):
+    with pytest.raises(
+        dx.InputError, match=r"1 of 2 texts are missing, no text or no UTF-8, .* position 1"
+    ):
         encoder().predict(texts)
+
+
+BAD = ["fine", None, b"also fine", b"\xff\xfe", "lone \udc80 surrogate", "good"]
+
+
+def test_undecodable_texts_are_missing_or_apart(encoder):
+    model = encoder()
+    expected = model.predict(["fine", "also fine", "good"])
+    series = pd.Series(BAD, index=list("pqrstu"), dtype=object, name="review")
+    found = model.predict(series, on_error="null")
+    assert found.isna().to_list() == [False, True, False, True, True, False]
+    np.testing.assert_allclose(np.stack(found.dropna().to_numpy()), expected, atol=2e-5)
+    rows = model.predict(BAD, on_error="null")
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False, True, True, False]
+    good, bad = model.predict_checked(series)
+    assert list(good.index) == ["p", "r", "u"] and list(bad.index) == ["q", "s", "t"]
+    assert bad["error"].str.contains("missing, no text or no UTF-8").all()
+    good, bad = model.predict_checked(BAD)
+    assert good.shape == (3, 384) and [item["row"] for item in bad] == [BAD[1], BAD[3], BAD[4]]
+    bag = db.from_sequence(BAD, npartitions=2)
+    assert [v is None for v in model.predict(bag, on_error="null").compute()] == [
+        *(False, True, False, True, True, False)
+    ]
+    good, bad = dask.compute(*model.predict_checked(bag))
+    assert len(good) == len(bad) == 3
+    with pytest.raises(dx.InputError, match=r"text \d of the \d of its partition"):
+        model.predict(bag).compute()
+    with pytest.raises(dx.InputError, match=r"row 1 of 6, with index 'q'"):
+        model.predict(series)
+
+
+@pytest.mark.parametrize("npartitions", [None, 2])
+def test_a_table_keeps_its_columns(encoder, npartitions):
+    table = pd.DataFrame({"review": SENTENCES, "stars": range(6)}, index=range(10, 16))
+    table.loc[12, "review"] = None
+    given = table if npartitions is None else dd.from_pandas(table, npartitions=npartitions)
+    model = encoder()
+    lazy = model.predict(given, column="review", on_error="null")
+    (found,) = dask.compute(lazy)
+    assert (lazy.dtypes == found.dtypes).all()
+    assert list(found.columns) == ["review", "stars", "embedding"]
+    assert found["embedding"].isna().to_list() == [False, False, True, False, False, False]
+    good, bad = dask.compute(*model.predict_checked(given, column="review", name="v"))
+    assert list(good.columns) == ["review", "stars", "v"] and len(good) == 5
+    assert list(bad.columns) == ["review", "stars", "error"] and bad["stars"].to_list() == [2]
+    for options, message in (
+        ({}, "a table was given; its columns are 'review', 'stars'"),
+        ({"column": "text"}, "no column 'text'"),
+        ({"column": "review", "name": "stars"}, "has a column 'stars' already"),
+    ):
+        with pytest.raises(dx.InputError, match=message):
+            model.predict(given, **options)
+
+
+def test_windows_can_be_given_back_one_by_one(encoder):
+    long = " ".join(SENTENCES) * 4
+    texts = [long, "Short.", long]
+    model = encoder(window=32, stride=8, merge=None)
+    first, short, again = model.predict(texts)
+    assert len(first) == len(again) > 3 and short.shape == (1, 384)
+    mean = encoder(window=32, stride=8).predict(texts)
+    np.testing.assert_allclose(first.mean(axis=0), mean[0], atol=2e-5)
+    series = pd.Series(texts, index=list("abc"))
+    for given in (series, dd.from_pandas(series, npartitions=2)):
+        (rows,) = dask.compute(model.predict(given))
+        assert list(rows.index) == ["a"] * len(first) + ["b"] + ["c"] * len(first)
+        np.testing.assert_allclose(np.stack(rows["a"].to_numpy()), first, atol=2e-5)
+    missing = model.predict(pd.Series(["Short.", None]), on_error="null")
+    assert missing.isna().to_list() == [False, True]
+    table = model.predict(pd.DataFrame({"t": texts, "n": [1, 2, 3]}), column="t")
+    assert table["n"].to_list() == [1] * len(first) + [2] + [3] * len(first)
 
 
 @pytest.mark.parametrize(
