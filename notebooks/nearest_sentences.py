@@ -1,47 +1,32 @@
 # %% [markdown]
 # # Sentences that mean the same
 #
-# Takes the English prose of scikit-learn's data set descriptions apart into sentences, turns each
-# into a vector with MiniLM on a local cluster of two processes, writes them to Parquet, and prints
-# the nearest neighbours of two sentences. `make demo` runs this file as it is.
+# Takes three thousand sentences of English prose (scikit-learn's descriptions of its data sets, and
+# what it, numpy and pandas say of their functions), turns each into a vector with MiniLM on a local
+# cluster of two processes, writes them to Parquet, and prints the nearest neighbours of two
+# sentences. `make demo` runs this file as it is.
 
 # %%
 from __future__ import annotations
 
 import argparse
-import re
+import shutil
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 from distributed import Client, LocalCluster
+from prose import sentences
 
 import dask_onnx as dx
 
+COUNT = 3000
 QUESTIONS = (
     "The measurements were taken from patients in a hospital.",
     "Each picture shows the face of a person.",
 )
-
-# %% [markdown]
-# ## Sentences
-
-
-# %%
-def sentences() -> list[str]:
-    """The sentences of the descriptions, markup left out."""
-    found = []
-    for path in sorted(files("sklearn.datasets.descr").iterdir(), key=lambda p: p.name):
-        if not path.name.endswith(".rst"):
-            continue
-        for paragraph in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")):
-            text = " ".join(re.sub(r"[`*|=>_]+", "", paragraph).split())
-            found += [part for part in re.split(r"(?<=[.!?])\s+", text) if len(part.split()) > 4]
-    return found
-
 
 # %% [markdown]
 # ## Vectors, and what is near
@@ -53,19 +38,21 @@ def main(assets: Path, output: Path) -> None:
     encoder = dx.TextModel(
         dx.load(assets / "minilm.onnx"), assets / "minilm_tokenizer.json", normalize=True
     )
-    table = dd.from_pandas(pd.DataFrame({"sentence": sentences()}), npartitions=8)
+    table = dd.from_pandas(pd.DataFrame({"sentence": sentences(COUNT)}), npartitions=12)
+    written = output / "sentences.parquet"
+    shutil.rmtree(written, ignore_errors=True)
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         dx.configure(client)
         began = time.perf_counter()
-        vectors = encoder.predict(table["sentence"]).rename("vector")
-        found = table.assign(vector=vectors).compute()
+        encoder.predict(table, column="sentence", name="vector").to_parquet(written)
         seconds = time.perf_counter() - began
         asked = encoder.predict(QUESTIONS)
-    found.to_parquet(output / "sentences.parquet")
-    print(f"{len(found):,} sentences in {seconds:.1f} s: {output / 'sentences.parquet'}")
+    # Without the backend pandas trips over its own note of what a column of lists is.
+    found = pd.read_parquet(written, dtype_backend="pyarrow")
+    print(f"{len(found):,} sentences in {seconds:.1f} s: {written}")
     near = np.stack(found["vector"].to_numpy()) @ asked.T
     for question, likeness in zip(QUESTIONS, near.T, strict=True):
         print(f"\n{question}")

@@ -30,6 +30,11 @@ class BagPredictor:
     rows: RowOptions
     token: str
 
+    @property
+    def __name__(self) -> str:
+        """What the dashboard calls the task."""
+        return self.graph.label
+
     def __call__(self, rows: Iterable[Any], *supplies: Any) -> list[Any]:
         """The results; for "split" a pair of each row's result and, for a bad row, its error."""
         given = list(rows)

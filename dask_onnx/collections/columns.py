@@ -229,6 +229,8 @@ def _to_array(part: pd.DataFrame, target: ColumnInput, require_finite: bool) -> 
         if require_finite:
             _check_finite(values, np.arange(len(first)), first, target)
         return values
+    if len(target.columns) == 1 and not require_finite:
+        return _convert(first, wanted, target.spec.name).reshape(-1, 1)
     rows = np.empty((len(part), len(target.columns)), dtype=wanted)
     for place, name in enumerate(target.columns):
         rows[:, place] = _convert(part[name], wanted, target.spec.name)
@@ -255,6 +257,9 @@ def _check_finite(
 
 
 def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
+    is_plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub"
+    if is_plain and wanted.kind in "fV":
+        return np.asarray(column.to_numpy()).astype(wanted, copy=False)
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
     missing = column.isna()
@@ -267,7 +272,11 @@ def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
             "fill them or drop the rows",
         )
     if wanted.kind == "O":
-        return np.asarray(column.astype(object).map(str), dtype=object)
+        objects = column.to_numpy(dtype=object)
+        is_text = isinstance(column.dtype, pd.StringDtype | pd.ArrowDtype)
+        if is_text or pd.api.types.infer_dtype(objects) == "string":
+            return np.asarray(objects)
+        return np.asarray([str(value) for value in objects], dtype=object)
     if wanted.kind in "iu":
         return _integers(column, wanted, name)
     if wanted.kind == "b":

@@ -144,6 +144,11 @@ class FramePredictor:
     graph: HereGraph
     token: str
 
+    @property
+    def __name__(self) -> str:
+        """What the dashboard calls the task."""
+        return self.graph.label
+
     def __call__(
         self, part: pd.DataFrame, *supplies: Any, partition_info: Mapping[str, Any] | None = None
     ) -> Any:

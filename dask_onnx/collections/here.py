@@ -26,6 +26,8 @@ class HereGraph:
     """Value to the key of the task that makes it, its position in that result, its batch axis."""
     supplies: tuple[str, ...]
     """Keys of what brings the model to workers that cannot get it themselves."""
+    label: str
+    """Of the stages, as the dashboard shows them."""
 
     def run(self, arrays: Mapping[str, Any], supplies: Sequence[Any]) -> dict[str, Any]:
         """Values by name.
@@ -58,7 +60,9 @@ def here_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -
         key = found.layout.key(found.layer, 0)
         outputs[value] = (key, found.position, request.batch.output_axes[value])
     tasks = () if request.delivery is None else request.delivery.tasks
-    return HereGraph(lowered.tasks, outputs, tuple(tasks))
+    labels = [stage.label for stage in request.stages.stages]
+    label = labels[0] if len(labels) == 1 else f"{labels[0]}..{labels[-1]}"
+    return HereGraph(lowered.tasks, outputs, tuple(tasks), label)
 
 
 def supply_collections(request: Request) -> list[Delayed]:

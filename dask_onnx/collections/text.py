@@ -224,6 +224,11 @@ class TextModel:
 class _BagTexts:
     encode: Encoder
 
+    @property
+    def __name__(self) -> str:
+        """What the dashboard calls the task."""
+        return self.encode.graph.label
+
     def __call__(self, texts: Iterable[Any], content: bytes, *supplies: Any) -> list[Any]:
         """Vectors, or for "split" one pair of vectors and bad texts."""
         given = list(texts)

@@ -95,6 +95,11 @@ class SeriesTexts:
     dtype: pd.ArrowDtype = field(repr=False)
     """Of the result."""
 
+    @property
+    def __name__(self) -> str:
+        """What the dashboard calls the task."""
+        return self.encode.graph.label
+
     def __call__(
         self,
         part: Any,

@@ -26,12 +26,16 @@ log = logging.getLogger(__name__)
 
 MOST_ROWS = 1024
 _TIMES = 3
-"""So often each size runs; the fastest counts, since neighbours only ever slow one down."""
+"""So often each size runs at least; the fastest counts: neighbours only ever slow one down."""
+_LEAST_SECONDS = 0.003
+_MOST_TIMES = 8
+"""So long each size runs in all, or so often: what takes microseconds varies by more than sizes
+differ."""
 _ENOUGH_SECONDS = 1.0
 """A size that took so long in all is known well enough after one run."""
 _WORSE = 0.9
 """A rate of so much of the best, twice in a row, and larger sizes are not tried."""
-_AS_GOOD = 0.97
+_AS_GOOD = 0.99
 """Among rates within so much of the best the smallest size is taken: it needs the least memory."""
 _SHARE_OF_MEMORY = 0.2
 """A run may take so much of the worker's memory limit above what the process had before."""
@@ -50,7 +54,8 @@ class Trial:
         size = 1
         while size <= min(rows, self.ceiling):
             taken = self.seconds.get(size, [])
-            if len(taken) < _TIMES and sum(taken) < _ENOUGH_SECONDS:
+            times = _TIMES if sum(taken) >= _LEAST_SECONDS else _MOST_TIMES
+            if len(taken) < times and sum(taken) < _ENOUGH_SECONDS:
                 return size
             size *= 2
             if self._declines(size):

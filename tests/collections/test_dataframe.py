@@ -8,7 +8,9 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from builders import dense_model, make_model, node, run_onnx, value, weights
 from onnx import TensorProto
@@ -275,6 +277,18 @@ def test_long_outputs_become_a_column_of_lists():
     found = model.predict(TABLE, max_columns=3)
     assert found.dtypes.to_dict() == {"y": pd.ArrowDtype(pa.list_(pa.float32(), 4))}
     np.testing.assert_array_equal(np.stack(found["y"].to_numpy()), EXPECTED)
+
+
+def test_lists_that_dask_wrote_are_read_back(tmp_path):
+    lazy = dx.load(dense_model()).predict(dd.from_pandas(TABLE, npartitions=2), max_columns=3)
+    lazy.to_parquet(tmp_path / "lists")
+    for found in (
+        pd.read_parquet(tmp_path / "lists", dtype_backend="pyarrow"),
+        dd.read_parquet(tmp_path / "lists", dtype_backend="pyarrow").compute(),
+        pq.read_table(tmp_path / "lists", columns=["y"]).to_pandas(ignore_metadata=True),
+        pl.read_parquet(f"{tmp_path}/lists/*.parquet").to_pandas(),
+    ):
+        np.testing.assert_array_equal(np.stack(found["y"].to_numpy()), EXPECTED)
 
 
 def test_outputs_of_several_axes_are_nested_lists():
