@@ -214,7 +214,8 @@ class Model:
             raise PlanError(f"there is no aim {aim!r}", "choose 'throughput' or 'latency'")
         if aim == "latency" and spec.intra_op_num_threads is None:
             spec = dataclasses.replace(spec, intra_op_num_threads=0)
-        recipe = Recipe(strategy, n_stages, min_seconds, shapes, spec)
+        options = {"n_stages": n_stages, "min_seconds": min_seconds}
+        recipe = Recipe(strategy, shapes, spec, options)
         names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         return Plan(self, recipe, self._facts.cut(recipe, names))
 

@@ -13,7 +13,7 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
-from dask_onnx.planning.partition import CutInputs
+from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.own import OwnKernels

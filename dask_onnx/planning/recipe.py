@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
-from dask_onnx.planning.partition import STRATEGIES, CutInputs
+from dask_onnx.planning.cutting import CutInputs
+from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.specs import SessionSpec
 
@@ -17,27 +21,41 @@ class Recipe:
     """A strategy with its options; `strategy_function` says whether they go together."""
 
     strategy: str
-    n_stages: int | None
-    min_seconds: float | None
     shapes: Mapping[str, tuple[int, ...]] | None
     session: SessionSpec
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the strategy's function takes besides the model."""
 
     def strategy_function(self) -> Callable[[CutInputs], StageGraph]:
+        """
+        Raises
+        ------
+        PlanError
+            No such strategy, or it does not take an option.
+        """
         if self.strategy not in STRATEGIES:
             raise PlanError(
                 f"there is no strategy {self.strategy!r}", f"choose one of {', '.join(STRATEGIES)}"
             )
         function = STRATEGIES[self.strategy]
-        if self.strategy != "fused":
-            if self.n_stages is not None or self.min_seconds is not None:
+        given = {name: value for name, value in self.options.items() if value is not None}
+        wrong = [name for name in given if name not in options_of(self.strategy)]
+        if wrong:
+            takers = [name for name in STRATEGIES if wrong[0] in options_of(name)]
+            raise PlanError(
+                f"strategy {self.strategy!r} takes no {wrong[0]}",
+                f"leave it out, or use strategy {' or '.join(map(repr, takers))}",
+            )
+        if self.strategy == "fused":
+            given.setdefault("min_seconds", float(config.get("plan.min-seconds")))
+            if given["min_seconds"] <= 0:
                 raise PlanError(
-                    f"strategy {self.strategy!r} takes neither n_stages nor min_seconds",
-                    "leave them out, or use strategy 'fused'",
+                    f"min_seconds is {given['min_seconds']}", "give a number of seconds above 0"
                 )
-            return function
-        seconds = self.min_seconds
-        if seconds is None:
-            seconds = float(config.get("plan.min-seconds"))
-        if seconds <= 0:
-            raise PlanError(f"min_seconds is {seconds}", "give a number of seconds above 0")
-        return lambda cut: function(cut, n_stages=self.n_stages, min_seconds=seconds)
+        return functools.partial(function, **given)
+
+
+def options_of(strategy: str) -> list[str]:
+    """Names of what a strategy takes besides the model."""
+    parameters = inspect.signature(STRATEGIES[strategy]).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -68,7 +68,7 @@ def test_plan_draws_a_box_for_each_stage(run, model, tmp_path):
     ("arguments", "reason"),
     [
         (["--strategy", "fused", "--n-stages", "9"], "can be cut into 1 to"),
-        (["--n-stages", "2"], "takes neither n_stages nor min_seconds"),
+        (["--n-stages", "2"], "takes no n_stages"),
         (["--output", "plan.png"], "is no .svg"),
     ],
 )

@@ -80,7 +80,7 @@ def test_min_seconds_steers_the_grain():
         ({"strategy": "fused", "n_stages": 99}, "can be cut into 1 to 7"),
         ({"strategy": "fused", "n_stages": 0}, "0 stages were asked for"),
         ({"strategy": "fused", "min_seconds": 0}, "min_seconds is 0"),
-        ({"strategy": "whole", "n_stages": 2}, "takes neither"),
+        ({"strategy": "whole", "n_stages": 2}, "takes no n_stages"),
         ({"strategy": "halves"}, "no strategy 'halves'"),
     ],
 )

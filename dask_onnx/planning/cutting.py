@@ -1,0 +1,228 @@
+"""What all strategies share: what they may look at, where a cut is legal, groups made stages."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
+from dask_onnx.specs import NodeKernel, TensorSpec
+
+_LABEL_NODES = 3
+"""A stage of up to so many nodes is called by all of them, a longer one by its first and last."""
+_LABEL_LENGTH = 48
+_LABEL_FOLDERS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class CutInputs:
+    """All that a strategy may look at."""
+
+    facts: GraphFacts
+    specs: Mapping[str, TensorSpec]
+    """Every value at the shapes that the cost is wanted for."""
+    declared: Mapping[str, TensorSpec]
+    """Every value at the model's own, symbolic shapes: what a stage's interface says."""
+    outputs: tuple[str, ...]
+    costs: CostTable
+    kernels: Sequence[NodeKernel]
+    """What runs each node of the graph."""
+    measured: Mapping[int, float] = field(default_factory=dict)
+    """Node to seconds, where they were measured rather than predicted."""
+
+    @cached_property
+    def node_costs(self) -> list[NodeCost]:
+        return node_costs(self.facts, self.specs)
+
+    @cached_property
+    def nodes(self) -> list[int]:
+        """The nodes that the outputs need, in the order of the file."""
+        return self.facts.ancestors(self.outputs)
+
+    def seconds(self, node: int) -> float:
+        if node in self.measured:
+            return self.measured[node]
+        return self.costs.seconds(self.node_costs[node], self.kernels[node].kernel)
+
+
+def chains_of(cut: CutInputs) -> list[list[int]]:
+    """Nodes in depth-first order, grouped where a cut would tear what ORT runs as one kernel."""
+    order = cut.facts.depth_first_order(cut.nodes)
+    chains: list[list[int]] = []
+    for index in order:
+        if chains and _continues(cut, chains[-1][-1], index):
+            chains[-1].append(index)
+        else:
+            chains.append([index])
+    return chains
+
+
+def _continues(cut: CutInputs, before: int, node: int) -> bool:
+    """Whether `node` takes nothing computed but what `before` gives to it alone, and changes it
+    element by element."""
+    facts = cut.facts
+    if facts.predecessors[node] != [before] or facts.successors[before] != [node]:
+        return False
+    if any(name in cut.outputs for name in facts.nodes[before].outputs):
+        return False
+    return facts.nodes[node].op_type in _FUSED_INTO_PRODUCER
+
+
+_FUSED_INTO_PRODUCER = frozenset(
+    (
+        "Add BatchNormalization Clip Elu HardSigmoid HardSwish LeakyRelu Mul PRelu Relu "
+        "Sigmoid Softplus Sub Tanh DequantizeLinear QuantizeLinear Cast Gelu"
+    ).split()
+)
+
+
+def crossing_bytes(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[int]:
+    """For each border between chains i and i + 1 the bytes of the values that cross it."""
+    facts = cut.facts
+    place = {node: i for i, chain in enumerate(chains) for node in chain}
+    change = [0] * (len(chains) + 1)
+    for node, position in place.items():
+        for name in facts.nodes[node].outputs:
+            readers = [place[i] for i in facts.consumers.get(name, ()) if i in place]
+            last = max(readers, default=position)
+            if last > position:
+                size = value_bytes(cut.specs.get(name))
+                change[position] += size
+                change[last] -= size
+    return list(itertools.accumulate(change))[: max(len(chains) - 1, 0)]
+
+
+def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split groups so that one kernel runs each; in an order in which they can run.
+
+    A node's level is how often the kernel changes on the way to it, within its group. Nodes of
+    one level and kernel are convex, since a path that leaves them comes back on a higher level.
+    """
+    parts: list[list[int]] = []
+    for group in groups:
+        members = set(group)
+        levels: dict[int, int] = {}
+        by_level: dict[tuple[int, str], list[int]] = {}
+        for node in sorted(group):
+            kernel = cut.kernels[node].kernel
+            levels[node] = max(
+                (
+                    levels[before] + (cut.kernels[before].kernel != kernel)
+                    for before in cut.facts.predecessors[node]
+                    if before in members
+                ),
+                default=0,
+            )
+            by_level.setdefault((levels[node], kernel), []).append(node)
+        parts += [by_level[key] for key in sorted(by_level)]
+    return parts
+
+
+def stage_graph_of(
+    cut: CutInputs, groups: Sequence[Sequence[int]], labels: Sequence[str] | None = None
+) -> StageGraph:
+    """Groups of nodes, in an order in which they can run, as a StageGraph with its edges."""
+    facts = cut.facts
+    inputs = tuple(cut.declared[name] for name in facts.inputs)
+    # An output that no node makes is an input or an initializer, handed on by the last stage.
+    loose = [name for name in cut.outputs if name not in facts.producer]
+    split = _by_kernel(cut, groups)
+    labels = labels if len(split) == len(groups) else None
+    groups = split or [[]]
+    stage_of = {node: i for i, group in enumerate(groups) for node in group}
+    stages = tuple(
+        _stage(
+            cut,
+            stage_of,
+            number,
+            group,
+            label=labels[number] if labels else _label(cut, group),
+            loose=loose if number == len(groups) - 1 else (),
+            is_only=len(groups) == 1,
+        )
+        for number, group in enumerate(groups)
+    )
+    producers = {spec.name: i for i, stage in enumerate(stages) for spec in stage.outputs}
+    edges = tuple(
+        Edge(spec.name, producers[spec.name], i, value_bytes(cut.specs.get(spec.name)))
+        for i, stage in enumerate(stages)
+        for spec in stage.inputs
+        if spec.name in producers and producers[spec.name] != i
+    )
+    used = {spec.name for stage in stages for spec in stage.inputs}
+    return StageGraph(
+        stages,
+        edges,
+        tuple(spec for spec in inputs if spec.name in used),
+        tuple(_spec(cut, name) for name in cut.outputs),
+    )
+
+
+def _stage(
+    cut: CutInputs,
+    stage_of: Mapping[int, int],
+    number: int,
+    group: Sequence[int],
+    *,
+    label: str,
+    loose: Sequence[str],
+    is_only: bool,
+) -> Stage:
+    facts = cut.facts
+    made = {name for node in group for name in facts.nodes[node].outputs}
+    reads = dict.fromkeys(
+        name
+        for node in group
+        for name in facts.nodes[node].reads
+        if name not in made and name not in facts.initializers
+    )
+    wanted = [
+        name
+        for node in group
+        for name in facts.nodes[node].outputs
+        if name in cut.outputs
+        or any(stage_of.get(i, number) != number for i in facts.consumers.get(name, ()))
+    ]
+    reads.update(dict.fromkeys(name for name in loose if name in facts.inputs))
+    # A stage that is the model gives its outputs in the order in which they were asked for.
+    wanted = list(cut.outputs) if is_only else [*wanted, *loose]
+    cost = sum((cut.node_costs[i] for i in group), NodeCost(0, 0, 0))
+    return Stage(
+        label=label,
+        nodes=tuple(sorted(group)),
+        inputs=tuple(_spec(cut, name) for name in reads),
+        outputs=tuple(_spec(cut, name) for name in dict.fromkeys(wanted)),
+        cost=StageCost(
+            flops=cost.flops,
+            seconds=sum(map(cut.seconds, group)),
+            parameter_bytes=cost.parameter_bytes,
+            activation_bytes=sum(value_bytes(cut.specs.get(name)) for name in wanted),
+        ),
+        kernel=cut.kernels[group[0]].kernel if group else "onnxruntime",
+    )
+
+
+def _spec(cut: CutInputs, name: str) -> TensorSpec:
+    return cut.declared.get(name, TensorSpec(name, None, None))
+
+
+def _label(cut: CutInputs, group: Sequence[int]) -> str:
+    names = [identifier(cut.facts.nodes[index].name) for index in group]
+    if len(names) > _LABEL_NODES:
+        return f"{names[0]}..{names[-1]}"
+    return "+".join(names)
+
+
+def identifier(name: str) -> str:
+    """A name as Dask's `key_split` leaves it alone: no hyphen, a letter first, not endless."""
+    # Of a path the end tells most: exporters put the module's place in the model before it.
+    end = ".".join(name.replace("::", ".").strip("/").split("/")[-_LABEL_FOLDERS:])
+    text = re.sub(r"[^0-9A-Za-z_.]+", "_", end).strip("_.")[-_LABEL_LENGTH:].strip("_.")
+    if not text:
+        return "stage"
+    return text if text[0].isalpha() else f"n{text}"
