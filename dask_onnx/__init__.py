@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dask_onnx.loading import load
     from dask_onnx.model import Model, Plan
     from dask_onnx.placement import configure
+    from dask_onnx.planning.recipe import Strategy, at_values
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
 
@@ -36,6 +37,8 @@ _HOMES = {
     "TextModel": "collections.text",
     "Plan": "model",
     "configure": "placement",
+    "Strategy": "planning.recipe",
+    "at_values": "planning.recipe",
     "Stage": "planning.stages",
     "Edge": "planning.stages",
     "StageGraph": "planning.stages",
@@ -64,8 +67,10 @@ __all__ = [
     "StageError",
     "StageGraph",
     "StoreError",
+    "Strategy",
     "TensorSpec",
     "TextModel",
+    "at_values",
     "configure",
     "load",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 from dask.base import is_dask_collection
 from dask.delayed import Delayed
 from dask.task_spec import Alias
+from dask.utils import parse_bytes
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
@@ -60,7 +61,7 @@ from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
 from dask_onnx.placement import effective_retries
 from dask_onnx.planning.picture import to_svg
-from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.own import OwnKernels
@@ -170,9 +171,10 @@ class Model:
 
     def plan(
         self,
-        strategy: str = "whole",
+        strategy: str | Strategy = "whole",
         *,
         n_stages: int | None = None,
+        memory_limit: int | str | None = None,
         min_seconds: float | None = None,
         outputs: Outputs = None,
         shapes: Shapes | None = None,
@@ -183,10 +185,14 @@ class Model:
 
         Parameters
         ----------
-        strategy : {"whole", "per_node", "fused"}
-            One stage; one for each node; convex regions of about equal predicted time.
+        strategy : {"whole", "per_node", "fused", "pipeline"}, or what `at_values` gives
+            One stage; one for each node; convex regions of about equal predicted time; contiguous
+            stages, the slowest as fast as possible; the caller's own cuts.
         n_stages : int, optional
-            For "fused": how many.
+            For "fused" and "pipeline": how many.
+        memory_limit : int or str, optional
+            For "pipeline": bytes of weights and activations that a stage may have, such as
+            "1.5GiB"; without `n_stages` the fewest stages that keep within it.
         min_seconds : float, optional
             For "fused" without `n_stages`: what a stage should compute at least, in predicted
             seconds. Default ``dask_onnx.plan.min-seconds``.
@@ -214,7 +220,14 @@ class Model:
             raise PlanError(f"there is no aim {aim!r}", "choose 'throughput' or 'latency'")
         if aim == "latency" and spec.intra_op_num_threads is None:
             spec = dataclasses.replace(spec, intra_op_num_threads=0)
-        options = {"n_stages": n_stages, "min_seconds": min_seconds}
+        options = {
+            "n_stages": n_stages,
+            "min_seconds": min_seconds,
+            "memory_limit": None if memory_limit is None else parse_bytes(memory_limit),
+        }
+        if isinstance(strategy, Strategy):
+            options |= strategy.options
+            strategy = strategy.name
         recipe = Recipe(strategy, shapes, spec, options)
         names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         return Plan(self, recipe, self._facts.cut(recipe, names))

@@ -22,8 +22,10 @@ NAMES = [
     "StageError",
     "StageGraph",
     "StoreError",
+    "Strategy",
     "TensorSpec",
     "TextModel",
+    "at_values",
     "configure",
     "load",
 ]

@@ -46,6 +46,16 @@ class CostTable:
     """How much longer than ONNX Runtime kernels in Python take: numpy where it has the operation,
     loops of Python where it has not."""
     python_seconds_per_node: float = 30e-6
+    seconds_per_task: float = 3e-3
+    """What a worker spends on a task besides its work: messages, keys, bookkeeping."""
+    seconds_per_hop: float = 6e-3
+    """From the end of a task to the start of one that needs it, in another process."""
+    link_bytes_per_second: float = 800e6
+    """Between processes of one host."""
+
+    def hop_seconds(self, size: float) -> float:
+        """What a stage spends on receiving `size` bytes: time in which it computes nothing."""
+        return self.seconds_per_task + size / self.link_bytes_per_second
 
     def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
         """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
@@ -65,8 +75,13 @@ def value_bytes(spec: TensorSpec | None) -> int:
 
 def node_costs(facts: GraphFacts, specs: Specs) -> list[NodeCost]:
     """The cost of every node, in the order of `facts.nodes`."""
-    sizes = _initializer_bytes(facts.proto.graph)
+    sizes = initializer_bytes(facts)
     return [_node_cost(facts, node, specs, sizes) for node in facts.nodes]
+
+
+def initializer_bytes(facts: GraphFacts) -> dict[str, int]:
+    """Bytes of each weight of the main graph."""
+    return _initializer_bytes(facts.proto.graph)
 
 
 def _node_cost(

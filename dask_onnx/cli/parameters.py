@@ -13,13 +13,15 @@ from dask_onnx.specs import TensorSpec
 
 strategy_option = click.option(
     "--strategy",
-    type=click.Choice(list(STRATEGIES)),
+    type=click.Choice([name for name in STRATEGIES if name != "at_values"]),
     default="whole",
     show_default=True,
     help="How the model is cut into stages.",
 )
 n_stages_option = click.option(
-    "--n-stages", type=click.IntRange(min=1), help="How many stages; for --strategy fused."
+    "--n-stages",
+    type=click.IntRange(min=1),
+    help="How many stages; for --strategy fused and pipeline.",
 )
 shape_option = click.option(
     "--shape",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from dask.utils import parse_bytes
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
@@ -20,6 +21,7 @@ from dask_onnx.cli.parameters import (
 from dask_onnx.errors import InputError
 from dask_onnx.loading import load
 from dask_onnx.model import Plan
+from dask_onnx.planning.recipe import at_values
 
 
 @click.command("plan")
@@ -31,6 +33,10 @@ from dask_onnx.model import Plan
     type=click.FloatRange(min=0, min_open=True),
     help="What a stage should compute at least, in predicted seconds; for --strategy fused.",
 )
+@click.option(
+    "--stage-memory", help="Weights and activations of a stage at most, 2GiB; for pipeline."
+)
+@click.option("--cut-at", metavar="VALUE,...", help="Cut where these have been made.")
 @shape_option
 @click.option("--output", type=click.Path(), help="Write the picture there, as .svg.")
 @common_options
@@ -41,6 +47,8 @@ def command(
     strategy: str,
     n_stages: int | None,
     min_seconds: float | None,
+    stage_memory: str | None,
+    cut_at: str | None,
     shapes: Sequence[str],
     output: str | None,
 ) -> None:
@@ -49,9 +57,10 @@ def command(
         _check_output(Path(output))
     model = load(model_path)
     plan = model.plan(
-        strategy,
+        strategy if cut_at is None else at_values(cut_at.split(",")),
         n_stages=n_stages,
         min_seconds=min_seconds,
+        memory_limit=_bytes(stage_memory),
         shapes=parse_shapes(shapes, model.inputs),
     )
     if output is not None:
@@ -62,6 +71,13 @@ def command(
     click.echo(plan.explain())
     if output is not None:
         click.echo(f"\npicture: {output}")
+
+
+def _bytes(text: str | None) -> int | None:
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError:
+        raise InputError(f"--stage-memory is {text!r}", "give it like 2GiB or 800MB") from None
 
 
 def _check_output(path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
+from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, node_costs, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 from dask_onnx.specs import NodeKernel, TensorSpec
@@ -38,6 +38,10 @@ class CutInputs:
     @cached_property
     def node_costs(self) -> list[NodeCost]:
         return node_costs(self.facts, self.specs)
+
+    @cached_property
+    def initializer_bytes(self) -> dict[str, int]:
+        return initializer_bytes(self.facts)
 
     @cached_property
     def nodes(self) -> list[int]:

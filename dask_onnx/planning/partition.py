@@ -15,6 +15,7 @@ from dask_onnx.planning.cutting import (
     identifier,
     stage_graph_of,
 )
+from dask_onnx.planning.pipeline import pipeline
 from dask_onnx.planning.stages import StageGraph
 
 _BYTES_OF_A_HOP = 256 * 1024
@@ -68,10 +69,48 @@ def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0
     return stage_graph_of(cut, groups)
 
 
+def at_values(cut: CutInputs, *, values: Sequence[str | Sequence[str]]) -> StageGraph:
+    """The caller's own cuts: a stage ends where a value, or each of several, has been made.
+
+    Parameters
+    ----------
+    values : names, or sequences of names that end a stage together, in the order of the stages
+
+    Raises
+    ------
+    PlanError
+        No such value in what the outputs need; nothing is left for a stage.
+    """
+    facts, needed = cut.facts, set(cut.nodes)
+    groups: list[list[int]] = []
+    done: set[int] = set()
+    for ends in ([value] if isinstance(value, str) else list(value) for value in values):
+        unknown = [name for name in ends if facts.producer.get(name) not in needed]
+        if unknown:
+            made = facts.is_known(unknown[0])
+            raise PlanError(
+                f"{unknown[0]!r} is "
+                + ("no value that a node makes for these outputs" if made else "no value"),
+                "look the names up with plan('per_node').explain()",
+            )
+        group = [node for node in facts.ancestors(ends) if node not in done]
+        if not group:
+            raise PlanError(
+                f"nothing is left for a stage that ends at {', '.join(map(repr, ends))}",
+                "give the values in the order in which they are made, each once",
+            )
+        groups.append(group)
+        done.update(group)
+    rest = [node for node in cut.nodes if node not in done]
+    return stage_graph_of(cut, [*groups, *([rest] if rest else [])])
+
+
 STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
     "whole": whole,
     "per_node": per_node,
     "fused": fused,
+    "pipeline": pipeline,
+    "at_values": at_values,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,25 @@ from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.specs import SessionSpec
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy together with what it needs, for `Model.plan`."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+def at_values(values: Sequence[str | Sequence[str]]) -> Strategy:
+    """Cut where you say: a stage ends where a value has been made, or several together.
+
+    Parameters
+    ----------
+    values : names of values, or sequences of names, in the order of the stages
+        The last stage makes what is left. A model's values: ``plan("per_node").explain()``.
+    """
+    return Strategy("at_values", {"values": tuple(values)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,153 @@
+"""Contiguous stages, as equal as they can be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from builders import make_model, node, value, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dask_onnx as dx
+from dask_onnx.planning.pipeline import Load, best_borders
+
+
+def layers_model(sizes, width=8):
+    """Dense layers one after the other; layer i has a matrix of width x sizes[i] and back."""
+    nodes, constants, last = [], {}, "x"
+    for i, size in enumerate(sizes):
+        nodes += [
+            node("MatMul", f"{last} A{i}", f"h{i}", f"up{i}"),
+            node("Relu", f"h{i}", f"r{i}", f"relu{i}"),
+            node("MatMul", f"r{i} B{i}", f"y{i}", f"down{i}"),
+        ]
+        constants |= {f"A{i}": weights(width, size), f"B{i}": weights(size, width)}
+        last = f"y{i}"
+    nodes.append(node("Identity", last, "y", "end"))
+    return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
+
+
+def slowest(load, borders):
+    return max(
+        load.done[b] - load.done[a] + load.arriving[a] for a, b in itertools.pairwise(borders)
+    )
+
+
+@st.composite
+def loads(draw):
+    count = draw(st.integers(1, 9))
+    times = st.floats(0.001, 10)
+    seconds = draw(st.lists(times, min_size=count, max_size=count))
+    arriving = draw(st.lists(st.floats(0, 3), min_size=count + 1, max_size=count + 1))
+    bytes_ = draw(st.lists(st.integers(0, 50), min_size=count, max_size=count))
+    load = Load(
+        np.concatenate([[0.0], np.cumsum(seconds)]),
+        np.asarray(arriving),
+        np.concatenate([[0.0], np.cumsum(bytes_, dtype=float)]),
+        np.zeros(count),
+    )
+    return load, draw(st.integers(1, count))
+
+
+@settings(max_examples=200, deadline=None)
+@given(loads())
+def test_no_other_borders_are_better(given_load):
+    load, n_stages = given_load
+    borders = best_borders(load, n_stages, math.inf, [0] * (load.pieces - 1))
+    assert borders[0] == 0 and borders[-1] == load.pieces and len(borders) == n_stages + 1
+    assert all(a < b for a, b in itertools.pairwise(borders))
+    best = min(
+        slowest(load, [0, *inner, load.pieces])
+        for inner in itertools.combinations(range(1, load.pieces), n_stages - 1)
+    )
+    assert slowest(load, borders) <= best * (1 + 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(loads(), st.integers(30, 120))
+def test_borders_keep_within_the_memory(given_load, limit):
+    load, n_stages = given_load
+    fitting = [
+        [0, *inner, load.pieces]
+        for inner in itertools.combinations(range(1, load.pieces), n_stages - 1)
+        if all(
+            load.held[b] - load.held[a] <= limit
+            for a, b in itertools.pairwise([0, *inner, load.pieces])
+        )
+    ]
+    if not fitting:
+        return
+    borders = best_borders(load, n_stages, float(limit), [0] * (load.pieces - 1))
+    assert all(load.held[b] - load.held[a] <= limit for a, b in itertools.pairwise(borders))
+    assert slowest(load, borders) <= min(slowest(load, f) for f in fitting) * (1 + 1e-9)
+
+
+def test_stages_are_balanced_by_their_work():
+    model = dx.load(layers_model([4000, 1000, 1000, 1000, 1000]))
+    plan = model.plan("pipeline", n_stages=2, shapes={"x": (64, 8)})
+    first, second = plan.stages
+    assert abs(first.cost.parameter_bytes - second.cost.parameter_bytes) < 1000
+    x = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
+    np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
+
+
+def test_of_equal_cuts_the_one_that_sends_least_is_taken():
+    load = Load(np.arange(5.0), np.zeros(5), np.zeros(5), np.zeros(4))
+    assert best_borders(load, 2, math.inf, [5, 9, 1]) == [0, 2, 4]
+    even = Load(np.array([0.0, 1, 1, 1, 2]), np.zeros(5), np.zeros(5), np.zeros(4))
+    assert best_borders(even, 2, math.inf, [5, 9, 1]) == [0, 3, 4]
+
+
+def test_a_limit_decides_how_many_stages():
+    model = dx.load(layers_model([1000] * 6))  # 64 kB a layer
+    plan = model.plan("pipeline", memory_limit=140_000)
+    assert len(plan.stages) == 3
+    assert all(stage.cost.parameter_bytes <= 140_000 for stage in plan.stages)
+    assert len(model.plan("pipeline", memory_limit="1MiB").stages) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "of how many stages"),
+        ({"n_stages": 99}, "can be cut into 1 to"),
+        ({"n_stages": 2, "memory_limit": 140_000}, r"(?s)stage \d of 2, .* limit is .*is 3$"),
+        ({"memory_limit": 1000}, r"(?s)node 'up0' alone needs .*limit is 1000 B.*raise memory"),
+        ({"n_stages": 2, "min_seconds": 1.0}, "'pipeline' takes no min_seconds"),
+    ],
+)
+def test_what_cannot_be_is_said_with_the_numbers(options, message):
+    with pytest.raises(dx.PlanError, match=message):
+        dx.load(layers_model([1000] * 6)).plan("pipeline", **options)
+
+
+def test_ten_thousand_nodes_are_cut_quickly():
+    rng = np.random.default_rng(0)
+    load = Load(
+        np.concatenate([[0.0], np.cumsum(rng.random(10_000))]),
+        rng.random(10_001),
+        np.zeros(10_001),
+        np.zeros(10_000),
+    )
+    borders = best_borders(load, 16, math.inf, [0] * 9_999)
+    assert slowest(load, borders) < 1.01 * (load.done[-1] / 16 + 1)
+
+
+def test_the_callers_own_cuts():
+    model = dx.load(layers_model([16] * 3))
+    plan = model.plan(dx.at_values(["y0", "r1"]))
+    assert [len(stage.nodes) for stage in plan.stages] == [3, 2, 5]
+    x = np.ones((3, 8), np.float32)
+    np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
+    together = model.plan(dx.at_values([["y0", "h1"]]))
+    assert [len(stage.nodes) for stage in together.stages] == [4, 6]
+    for values, message in (
+        (["nothing"], "'nothing' is no value"),
+        (["x"], "'x' is no value that a node makes"),
+        (["y1", "y0"], "nothing is left for a stage that ends at 'y0'"),
+    ):
+        with pytest.raises(dx.PlanError, match=message):
+            model.plan(dx.at_values(values))
