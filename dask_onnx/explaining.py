@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from dask_onnx.analysis.axes import input_axes, random_nodes
 from dask_onnx.analysis.report import assumed_shapes
@@ -11,10 +11,11 @@ from dask_onnx.collections.request import resolve_batching
 from dask_onnx.drift import Drift
 from dask_onnx.lower import stage_ref
 from dask_onnx.model_facts import ModelFacts
-from dask_onnx.planning.explain import explain
+from dask_onnx.planning.explain import explain, format_seconds
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.tune import all_for
+from dask_onnx.runtime.profile import noted_speed, noted_times
+from dask_onnx.runtime.tune import Tuned, all_for
 
 _RUN_FLOPS = 200e6
 """Rows are put together until a run computes so much: more has been measured to gain nothing, and
@@ -25,12 +26,26 @@ _MOST_ROWS = 256
 def explain_plan(facts: ModelFacts, stages: StageGraph, recipe: Recipe, drift: Drift | None) -> str:
     """The stages, their predicted cost, what travels between them, how they run, as text."""
     shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
-    text = explain(stages, recipe.strategy, shapes, is_assumed=is_assumed)
+    text = explain(
+        stages, recipe.strategy, shapes, is_assumed=is_assumed, basis=_basis(facts, shapes)
+    )
     lines = [text, "", *_kernels(facts, stages), _threads(recipe)]
     lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
     if drift is not None:
         lines.append(f"on slow links: {drift.describe()}")
     return "\n".join(lines)
+
+
+def _basis(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the predicted seconds rest on."""
+    noted = list(noted_times(facts.onnx.token))
+    if any(all(t.shapes.get(n) == tuple(s) for n, s in shapes.items()) for t in noted):
+        return "by each node's time on this host at these shapes"
+    if noted:
+        return "by each node's time on this host at other shapes"
+    if noted_speed() is not None:
+        return "by FLOPs and bytes, at the speed that other models had on this host"
+    return "by FLOPs and bytes at the speed of a common CPU: plan(measure=rows) knows better"
 
 
 def _kernels(facts: ModelFacts, stages: StageGraph) -> Iterator[str]:
@@ -92,8 +107,32 @@ def _rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Iterator[str
         found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0], facts.own).token))
         for tuned in found:
             yield from tuned.describe()
+            yield from _error(facts, stages, shapes, tuned)
         if not found:
             yield "rows of a run: not measured on this host yet"
+
+
+def _error(
+    facts: ModelFacts, stages: StageGraph, shapes: Mapping[str, tuple[int, ...]], tuned: Tuned
+) -> Iterator[str]:
+    """How far off the prediction is, where runs of these shapes on one thread were measured."""
+    axes, _ = input_axes(facts.onnx)
+    rows = {shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None}
+    own = tuple(
+        tuple(size for i, size in enumerate(shape) if i != axes[name])
+        for name, shape in shapes.items()
+        if axes.get(name) is not None
+    )
+    if tuned.threads != 1 or len(rows) != 1 or set(own) != set(tuned.row_shapes):
+        return
+    (count,) = rows
+    rate = tuned.rates.get(count)
+    if rate:
+        measured = count / rate
+        yield (
+            f"    predicted for {count} of these {format_seconds(stages.seconds)}, measured "
+            f"{format_seconds(measured)}: off by {stages.seconds / measured - 1:+.0%}"
+        )
 
 
 def predicted_rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> int:

@@ -65,6 +65,7 @@ from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.own import OwnKernels
+from dask_onnx.runtime.profile import measure_nodes
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
@@ -180,6 +181,7 @@ class Model:
         shapes: Shapes | None = None,
         aim: Aim | None = None,
         session: SessionSpec | None = None,
+        measure: Any = None,
     ) -> Plan:
         """Cut the model into stages.
 
@@ -206,6 +208,10 @@ class Model:
             is all there is.
         session : SessionSpec, optional
             How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
+        measure : ndarray, or a dict of them by input name, optional
+            Run these rows here a few times, on one thread, and go by what each node took. It is
+            kept in the host's store by model, CPU and shapes, so that later plans know it too; at
+            other shapes they scale it. Without `shapes` the plan is for the shapes of these.
 
         Raises
         ------
@@ -228,9 +234,19 @@ class Model:
         if isinstance(strategy, Strategy):
             options |= strategy.options
             strategy = strategy.name
+        if measure is not None:
+            arrays = self._measured_feeds(measure)
+            self._facts.note_speed(measure_nodes(self._onnx, arrays, spec))
+            shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
         recipe = Recipe(strategy, shapes, spec, options)
         names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
         return Plan(self, recipe, self._facts.cut(recipe, names))
+
+    def _measured_feeds(self, feeds: Any) -> dict[str, np.ndarray]:
+        self.check(feeds)
+        specs = {spec.name: spec for spec in self.inputs}
+        given = resolve_feeds(feeds, self.inputs, list(specs))
+        return {name: as_array(value, specs[name]) for name, value in given.items()}
 
     def predict(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
-from dask_onnx.analysis.cost import CostTable
+from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
@@ -18,6 +19,7 @@ from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.probe import Probe, find_kernels
+from dask_onnx.runtime.profile import NodeTimes, note_speed, noted_speed, noted_times
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.weights import graphs_of
@@ -127,16 +129,59 @@ class ModelFacts:
             )
         return spec
 
+    @property
+    def costs(self) -> CostTable:
+        """The default one, for a CPU as fast as this one has been found to be, if it has."""
+        factor = noted_speed()
+        return CostTable() if factor is None else CostTable().faster(factor)
+
+    def note_speed(self, times: NodeTimes) -> None:
+        """Let plans of other models go by how fast this one ran."""
+        default, own = CostTable(), sum(times.seconds.values())
+        predicted = sum(map(default.seconds, self._costs_at(times.shapes)))
+        if own > 0:
+            note_speed(self.onnx.token, predicted / own)
+
+    def measured(
+        self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
+    ) -> dict[int, float]:
+        """Seconds of each node as they were measured on this host: at these shapes, or at the
+        nearest ones, in proportion to what is predicted. Empty if nothing was measured."""
+        noted = list(noted_times(self.onnx.token))
+        if not noted:
+            return {}
+
+        def size(of: Mapping[str, tuple[int, ...]]) -> int:
+            return sum(map(math.prod, of.values()))
+
+        best = min(
+            noted, key=lambda times: abs(math.log((size(times.shapes) + 1) / (size(shapes) + 1)))
+        )
+        if all(best.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
+            return dict(best.seconds)
+        then = self._costs_at(best.shapes)
+        return {
+            index: seconds * costs.seconds(each[index]) / costs.seconds(then[index])
+            for index, seconds in best.seconds.items()
+        }
+
+    def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
+        bound, _ = assumed_shapes(self.onnx, shapes)
+        return node_costs(self.graph, infer_shapes(self.graph, dict(bound), self.schemas))
+
     def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
         """The stages that a recipe makes of what some outputs need, checked."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
+        specs = infer_shapes(self.graph, dict(shapes), self.schemas)
+        costs = self.costs
         cut = CutInputs(
             facts=self.graph,
-            specs=infer_shapes(self.graph, dict(shapes), self.schemas),
+            specs=specs,
             declared=self.declared,
             outputs=outputs,
-            costs=CostTable(),
+            costs=costs,
             kernels=self.kernels,
+            measured=self.measured(shapes, costs, node_costs(self.graph, specs)),
         )
         stages = recipe.strategy_function()(cut)
         check_stages(stages, self.graph)

@@ -64,6 +64,21 @@ def dense_model(rows: Any = "N", hidden: int = 32) -> onnx.ModelProto:
     )
 
 
+def layers_model(sizes, width=8):
+    """Dense layers one after the other; layer i has a matrix of width x sizes[i] and back."""
+    nodes, constants, last = [], {}, "x"
+    for i, size in enumerate(sizes):
+        nodes += [
+            node("MatMul", f"{last} A{i}", f"h{i}", f"up{i}"),
+            node("Relu", f"h{i}", f"r{i}", f"relu{i}"),
+            node("MatMul", f"r{i} B{i}", f"y{i}", f"down{i}"),
+        ]
+        constants |= {f"A{i}": weights(width, size), f"B{i}": weights(size, width)}
+        last = f"y{i}"
+    nodes.append(node("Identity", last, "y", "end"))
+    return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
+
+
 def branching_model() -> onnx.ModelProto:
     """x (N, 4) -> three branches -> concat -> y (N, 12), and the middle branch as output m."""
     return make_model(

@@ -48,6 +48,7 @@ LAYERS = {
     "runtime.codec": 1.4,
     "runtime.transfer": 1.6,
     "runtime.tune": 2.7,
+    "runtime.profile": 2.7,
     "runtime.kernel": 3,
     "planning.stages": 3,
     "planning.check": 4,

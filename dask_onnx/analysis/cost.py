@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -52,6 +52,14 @@ class CostTable:
     """From the end of a task to the start of one that needs it, in another process."""
     link_bytes_per_second: float = 800e6
     """Between processes of one host."""
+
+    def faster(self, factor: float) -> CostTable:
+        """The same for a CPU that is so much faster."""
+        return replace(
+            self,
+            flops_per_second=self.flops_per_second * factor,
+            bytes_per_second=self.bytes_per_second * factor,
+        )
 
     def hop_seconds(self, size: float) -> float:
         """What a stage spends on receiving `size` bytes: time in which it computes nothing."""

@@ -159,15 +159,43 @@ class GraphFacts:
         width = Counter(depth[head] for head in set(chain_head.values()))
         return max(width.values(), default=0)
 
+    @cached_property
+    def constant_nodes(self) -> frozenset[int]:
+        """Nodes that follow from initializers alone."""
+        given = set(self.inputs)
+        bound: set[int] = set()
+        for node, before in zip(self.nodes, self.predecessors, strict=True):
+            if any(name in given for name in node.reads) or not bound.isdisjoint(before):
+                bound.add(node.index)
+        return frozenset(range(len(self.nodes))) - bound
+
     def depth_first_order(self, nodes: Iterable[int]) -> list[int]:
         """A topological order of `nodes` that finishes a branch before it starts the next.
 
         An interval of it is a chain or some whole branches, so that cutting the order cuts few
         values. Any interval of any topological order is convex. A node where branches meet waits
         until the branches beside them have run: were it placed between them, a stage of the later
-        ones would need it and wait for the earlier ones.
+        ones would need it and wait for the earlier ones. What follows from weights alone (one that
+        is cast, say) stands right before the first node that reads it: were it made early, it would
+        have to cross every cut until then.
         """
-        chosen = set(nodes)
+        everything = set(nodes)
+        constant = everything & self.constant_nodes
+        chosen = everything - constant
+        placed: set[int] = set()
+
+        def constants_before(index: int) -> list[int]:
+            """Those that `index` needs and that are not placed yet, in the order of the file."""
+            found: set[int] = set()
+            pending = [index]
+            while pending:
+                for before in self.predecessors[pending.pop()]:
+                    if before in constant and before not in placed and before not in found:
+                        found.add(before)
+                        pending.append(before)
+            placed.update(found)
+            return sorted(found)
+
         waiting = {i: sum(j in chosen for j in self.predecessors[i]) for i in chosen}
         meets = {i for i, count in waiting.items() if count > 1}
         # Stacks, so that the node made ready last runs next; ties in the order of the file.
@@ -176,10 +204,10 @@ class GraphFacts:
         order = []
         while ready or meeting:
             index = ready.pop() if ready else meeting.pop()
-            order.append(index)
+            order += [*constants_before(index), index]
             for follower in reversed(self.successors[index]):
                 if follower in chosen:
                     waiting[follower] -= 1
                     if not waiting[follower]:
                         (meeting if follower in meets else ready).append(follower)
-        return order
+        return [*order, *sorted(constant - placed)]

@@ -55,11 +55,13 @@ class CutInputs:
 
 
 def chains_of(cut: CutInputs) -> list[list[int]]:
-    """Nodes in depth-first order, grouped where a cut would tear what ORT runs as one kernel."""
+    """Nodes in depth-first order, grouped where a cut would tear what ORT runs as one kernel, or
+    what becomes of a weight from who reads it."""
     order = cut.facts.depth_first_order(cut.nodes)
     chains: list[list[int]] = []
     for index in order:
-        if chains and _continues(cut, chains[-1][-1], index):
+        before = chains[-1][-1] if chains else -1
+        if chains and (before in cut.facts.constant_nodes or _continues(cut, before, index)):
             chains[-1].append(index)
         else:
             chains.append([index])

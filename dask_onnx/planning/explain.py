@@ -58,9 +58,19 @@ def links(stages: StageGraph) -> list[Link]:
 
 
 def explain(
-    stages: StageGraph, strategy: str, shapes: Mapping[str, tuple[int, ...]], *, is_assumed: bool
+    stages: StageGraph,
+    strategy: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    is_assumed: bool,
+    basis: str,
 ) -> str:
-    """Stages with their predicted cost, and what travels between them."""
+    """Stages with their predicted cost, and what travels between them.
+
+    Parameters
+    ----------
+    basis : what the prediction goes by
+    """
     assumed = " (open dimensions assumed)" if is_assumed else ""
     count = len(stages.stages)
     total = sum(edge.bytes for edge in stages.edges)
@@ -69,7 +79,7 @@ def explain(
         f"{len(stages.edges)} {'edge' if len(stages.edges) == 1 else 'edges'}, "
         f"{format_bytes(total)} between stages",
         f"predicted on one core for {format_shapes(shapes)}{assumed}: "
-        f"{format_seconds(stages.seconds)}",
+        f"{format_seconds(stages.seconds)}, {basis}",
         "",
     ]
     kernels = {stage.kernel for stage in stages.stages}

@@ -97,6 +97,12 @@ def build_session(
     else:  # is optimised already
         options.graph_optimization_level = _levels()["disable"]
         inference = _create(str(saved), options, spec, label)
+    return _session(inference, spec, weight_bytes)
+
+
+def _session(
+    inference: onnxruntime.InferenceSession, spec: SessionSpec, weight_bytes: int
+) -> Session:
     return Session(
         inference,
         tuple(value.name for value in inference.get_inputs()),
@@ -169,6 +175,18 @@ def save_session(
     ):
         options.add_session_config_entry(name, value)
     _create(proto, options, spec, path.name)
+
+
+def profiling_session(proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path) -> Session:
+    """A session of the graph as it is written, which notes what each of its nodes takes; what
+    ``inference.end_profiling()`` returns is the path of the notes."""
+    options = _options(spec)
+    options.graph_optimization_level = _levels()["disable"]
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    options.add_session_config_entry(_WEIGHTS_FOLDER, str(blobs))
+    inference = _create(proto, options, spec, "the whole model")
+    return _session(inference, spec, 0)
 
 
 def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:

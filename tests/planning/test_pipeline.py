@@ -7,27 +7,12 @@ import math
 
 import numpy as np
 import pytest
-from builders import make_model, node, value, weights
+from builders import layers_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dask_onnx as dx
 from dask_onnx.planning.pipeline import Load, best_borders
-
-
-def layers_model(sizes, width=8):
-    """Dense layers one after the other; layer i has a matrix of width x sizes[i] and back."""
-    nodes, constants, last = [], {}, "x"
-    for i, size in enumerate(sizes):
-        nodes += [
-            node("MatMul", f"{last} A{i}", f"h{i}", f"up{i}"),
-            node("Relu", f"h{i}", f"r{i}", f"relu{i}"),
-            node("MatMul", f"r{i} B{i}", f"y{i}", f"down{i}"),
-        ]
-        constants |= {f"A{i}": weights(width, size), f"B{i}": weights(size, width)}
-        last = f"y{i}"
-    nodes.append(node("Identity", last, "y", "end"))
-    return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
 
 
 def slowest(load, borders):

@@ -1,0 +1,83 @@
+"""Plans that go by what was measured."""
+
+from __future__ import annotations
+
+import dask.config
+import numpy as np
+import pytest
+from builders import dense_model, layers_model, node, run_onnx
+
+import dask_onnx as dx
+from dask_onnx.runtime.profile import noted_speed, noted_times
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path):
+    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+        yield
+
+
+def rows(count, width=64):
+    return np.random.default_rng(0).standard_normal((count, width), dtype=np.float32)
+
+
+def test_measured_seconds_are_kept_and_known_to_later_plans():
+    model = dx.load(layers_model([2000, 100, 100], width=64))
+    guessed = model.plan(shapes={"x": (256, 64)})
+    assert "at the speed of a common CPU" in guessed.explain()
+    plan = model.plan("pipeline", n_stages=2, measure=rows(256))
+    (times,) = noted_times(model.token)
+    assert times.whole == pytest.approx(sum(times.seconds.values()))
+    assert plan.stage_graph.seconds == pytest.approx(times.whole)
+    assert "on this host at these shapes" in plan.explain()
+    again = dx.load(layers_model([2000, 100, 100], width=64)).plan(shapes={"x": (256, 64)})
+    assert again.stage_graph.seconds == pytest.approx(times.whole)
+    assert len(plan.stages[0].nodes) <= 3  # the first layer is most of the work
+    x = rows(5)
+    np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
+
+
+def test_other_shapes_are_scaled():
+    model = dx.load(layers_model([500, 500], width=64))
+    model.plan(measure=rows(64))
+    (times,) = noted_times(model.token)
+    double = model.plan(shapes={"x": (128, 64)})
+    assert times.whole < double.stage_graph.seconds < 3 * times.whole
+    assert "on this host at other shapes" in double.explain()
+
+
+def test_other_models_go_by_the_speed_of_this_host():
+    model, other = dx.load(layers_model([500, 500], width=64)), dx.load(dense_model())
+    before = other.plan().stage_graph.seconds
+    assert noted_speed() is None
+    model.plan(measure=rows(512))
+    assert noted_speed() > 0
+    assert "that other models had on this host" in other.plan().explain()
+    assert other.plan().stage_graph.seconds != before
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs():
+    model = dx.load(dense_model())
+    with pytest.raises(dx.InputError, match="has size 3 on axis 1"):
+        model.plan(measure=np.ones((2, 3), np.float32))
+
+
+def test_weights_that_are_cast_stand_where_they_are_read():
+    proto = layers_model([16] * 4)
+    casts = []
+    for i in range(4):
+        casts.append(node("Identity", f"A{i}", f"W{i}", f"cast{i}"))
+        for each in proto.graph.node:
+            if each.name == f"up{i}":
+                each.input[1] = f"W{i}"
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    model = dx.load(proto)
+    plan = model.plan("pipeline", n_stages=4, shapes={"x": (4096, 8)})
+    assert [sum(e.bytes for e in plan.stage_graph.edges if e.consumer == i) for i in range(4)] == [
+        0,
+        *[4096 * 8 * 4] * 3,
+    ]
+    x = np.ones((3, 8), np.float32)
+    np.testing.assert_allclose(model.predict(x, plan=plan), run_onnx(proto, {"x": x})[0], rtol=1e-5)
