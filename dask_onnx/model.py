@@ -52,14 +52,15 @@ from dask_onnx.collections.request import (
     resolve_feeds,
     resolve_outputs,
 )
-from dask_onnx.delivery import plan_delivery
+from dask_onnx.delivery import current_client, plan_delivery
 from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import effective_retries
+from dask_onnx.placement import cluster_facts, effective_retries
+from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -182,14 +183,17 @@ class Model:
         aim: Aim | None = None,
         session: SessionSpec | None = None,
         measure: Any = None,
+        client: Any = None,
+        batches: int | None = None,
     ) -> Plan:
         """Cut the model into stages.
 
         Parameters
         ----------
-        strategy : {"whole", "per_node", "fused", "pipeline"}, or what `at_values` gives
-            One stage; one for each node; convex regions of about equal predicted time; contiguous
-            stages, the slowest as fast as possible; the caller's own cuts.
+        strategy : {"auto", "whole", "per_node", "fused", "pipeline"}, or what `at_values` gives
+            The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
+            convex regions of about equal predicted time; contiguous stages, the slowest as fast as
+            possible; the caller's own cuts.
         n_stages : int, optional
             For "fused" and "pipeline": how many.
         memory_limit : int or str, optional
@@ -212,6 +216,12 @@ class Model:
             Run these rows here a few times, on one thread, and go by what each node took. It is
             kept in the host's store by model, CPU and shapes, so that later plans know it too; at
             other shapes they scale it. Without `shapes` the plan is for the shapes of these.
+        client : distributed.Client, optional
+            For "auto": the cluster to plan for; by default the client that Dask would use, or else
+            this machine.
+        batches : int, optional
+            For "auto": how many runs of the plan's shapes there are to do; by default one for
+            ``aim="latency"``, else eight for each thread of the cluster.
 
         Raises
         ------
@@ -238,9 +248,35 @@ class Model:
             arrays = self._measured_feeds(measure)
             self._facts.note_speed(measure_nodes(self._onnx, arrays, spec))
             shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
-        recipe = Recipe(strategy, shapes, spec, options)
         names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
+        if strategy == "auto":
+            return self._plan_automatically(
+                Recipe("whole", shapes, spec), names, (client, batches, aim, options)
+            )
+        recipe = Recipe(strategy, shapes, spec, options)
         return Plan(self, recipe, self._facts.cut(recipe, names))
+
+    def _plan_automatically(
+        self,
+        recipe: Recipe,
+        outputs: tuple[str, ...],
+        asked: tuple[Any, int | None, Aim | None, Mapping[str, Any]],
+    ) -> Plan:
+        client, batches, aim, options = asked
+        superfluous = [name for name, value in options.items() if value is not None]
+        if superfluous:
+            raise PlanError(
+                f"strategy 'auto' takes no {superfluous[0]}", "leave it out, or name a strategy"
+            )
+        cluster = cluster_facts(client if client is not None else current_client())
+        if batches is None:
+            batches = 1 if aim == "latency" else 8 * cluster.workers * cluster.threads
+        verdict = self._facts.choose(recipe, outputs, cluster, batches)
+        if verdict.n_stages > 1:
+            recipe = dataclasses.replace(
+                recipe, strategy="pipeline", options={"n_stages": verdict.n_stages}
+            )
+        return Plan(self, recipe, self._facts.cut(recipe, outputs), verdict=verdict)
 
     def _measured_feeds(self, feeds: Any) -> dict[str, np.ndarray]:
         self.check(feeds)
@@ -639,6 +675,8 @@ class Plan:
     stage_graph: StageGraph
     drift: Drift | None = None
     """What `with_loss` measured; None if nothing may be lost."""
+    verdict: Verdict | None = None
+    """Why "auto" chose it; None if the caller did."""
     _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
 
     @property
@@ -648,7 +686,8 @@ class Plan:
 
     def explain(self) -> str:
         """The stages, their predicted cost, what travels between them, rows of a run, as text."""
-        return explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
+        text = explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
+        return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
 
     @cached_property
     def rows_per_run(self) -> int:

@@ -14,6 +14,7 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
+from dask_onnx.planning.choose import Cluster, Verdict, choose
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
@@ -171,10 +172,29 @@ class ModelFacts:
 
     def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
         """The stages that a recipe makes of what some outputs need, checked."""
+        stages = recipe.strategy_function()(self.cut_inputs(recipe, outputs))
+        check_stages(stages, self.graph)
+        return stages
+
+    def choose(
+        self, recipe: Recipe, outputs: tuple[str, ...], cluster: Cluster, batches: int
+    ) -> Verdict:
+        """Which strategy is predicted to be the fastest of those that fit."""
+        cut = self.cut_inputs(recipe, outputs)
+        shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
+        batch = self.batch_at(outputs, shapes)
+        stages, verdict = choose(
+            cut, cluster, batches=batches, rows_depend=batch.dependent or batch.opaque
+        )
+        check_stages(stages, self.graph)
+        return verdict
+
+    def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
+        """What strategies look at."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
         costs = self.costs
-        cut = CutInputs(
+        return CutInputs(
             facts=self.graph,
             specs=specs,
             declared=self.declared,
@@ -183,6 +203,3 @@ class ModelFacts:
             kernels=self.kernels,
             measured=self.measured(shapes, costs, node_costs(self.graph, specs)),
         )
-        stages = recipe.strategy_function()(cut)
-        check_stages(stages, self.graph)
-        return stages

@@ -6,14 +6,19 @@ and fuses our tasks into others; so the scheduler is taught to read the wish off
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dask.config
+import psutil
 from dask.task_spec import GraphNode, Task
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from dask_onnx import config
+from dask_onnx.errors import PlanError
+from dask_onnx.planning.choose import Cluster
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -78,6 +83,38 @@ class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # as above
     def setup(self, worker: Any) -> None:
         if wants_compression():
             dask.config.set({COMPRESSION: "lz4"})
+
+
+def cluster_facts(client: Any) -> Cluster:
+    """What a cluster offers; without a client, this process alone.
+
+    Raises
+    ------
+    PlanError
+        It has no workers.
+    """
+    if client is None:
+        memory = psutil.virtual_memory()
+        return Cluster(
+            1, os.cpu_count() or 1, memory.total * _PAUSE, memory.total - memory.available
+        )
+    workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+    if not workers:
+        raise PlanError("the cluster has no workers", "wait for them: client.wait_for_workers(1)")
+    pause = dask.config.get("distributed.worker.memory.pause", _PAUSE) or math.inf
+    limits = [worker["memory_limit"] * pause for worker in workers if worker["memory_limit"]]
+    return Cluster(
+        len(workers),
+        min(worker["nthreads"] for worker in workers),
+        min(limits, default=math.inf),
+        max(max(worker["metrics"]["memory"] for worker in workers), _LOADED),
+    )
+
+
+_PAUSE = 0.8
+"""Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
+_LOADED = 250e6
+"""Bytes of a worker's process once it has imported what runs a model."""
 
 
 def configure(client: Client) -> None:

@@ -55,6 +55,7 @@ LAYERS = {
     "planning.cutting": 4,
     "planning.pipeline": 4.1,
     "planning.partition": 4.2,
+    "planning.choose": 4.9,
     "planning.recipe": 5,
     "planning.explain": 3.5,
     "planning.picture": 5.1,

@@ -13,7 +13,7 @@ from dask_onnx.specs import TensorSpec
 
 strategy_option = click.option(
     "--strategy",
-    type=click.Choice([name for name in STRATEGIES if name != "at_values"]),
+    type=click.Choice(["auto", *(name for name in STRATEGIES if name != "at_values")]),
     default="whole",
     show_default=True,
     help="How the model is cut into stages.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -42,6 +42,24 @@ class CutInputs:
     @cached_property
     def initializer_bytes(self) -> dict[str, int]:
         return initializer_bytes(self.facts)
+
+    def weight_bytes(self, nodes: Iterable[int]) -> int:
+        """Bytes of all weights that some nodes read, each counted once; those in attributes too."""
+        reads = {name for node in nodes for name in self.facts.nodes[node].reads}
+        return sum(self.initializer_bytes.get(name, 0) for name in reads)
+
+    def working_bytes(self, nodes: Iterable[int]) -> int:
+        """The most bytes of activations that are alive at once while the nodes run in order."""
+        members = sorted(nodes)
+        place = {node: i for i, node in enumerate(members)}
+        change = [0] * (len(members) + 1)
+        for node, position in place.items():
+            for name in self.facts.nodes[node].outputs:
+                readers = [place[i] for i in self.facts.consumers.get(name, ()) if i in place]
+                size = value_bytes(self.specs.get(name))
+                change[position] += size
+                change[max(readers, default=position) + 1] -= size
+        return max(itertools.accumulate(change), default=0)
 
     @cached_property
     def nodes(self) -> list[int]:

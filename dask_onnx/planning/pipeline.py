@@ -93,6 +93,18 @@ def pipeline(
     return stage_graph_of(cut, groups)
 
 
+def fewest_stages(cut: CutInputs, limit: float) -> int:
+    """So many stages keep within `limit` bytes of weights and activations each.
+
+    Raises
+    ------
+    PlanError
+        One node alone is too large.
+    """
+    chains = chains_of(cut)
+    return _fewest_stages(cut, chains, _load(cut, chains, crossing_bytes(cut, chains)), limit)
+
+
 def best_borders(load: Load, n_stages: int, limit: float, crossing: Sequence[int]) -> list[int]:
     """Borders of exactly `n_stages` stages, from 0 to the number of pieces.
 

@@ -1,0 +1,194 @@
+"""`auto`: which way to run a model on a given cluster, by predicted time and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dask_onnx.errors import PlanError
+from dask_onnx.planning.cutting import CutInputs
+from dask_onnx.planning.explain import format_bytes, format_seconds
+from dask_onnx.planning.partition import whole
+from dask_onnx.planning.pipeline import fewest_stages, pipeline
+from dask_onnx.planning.stages import StageGraph
+
+_MOST_STAGES = 8
+"""Pipelines of more stages than workers only where the memory asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the work may run on."""
+
+    workers: int
+    threads: int
+    """Tasks that a worker runs at a time."""
+    memory_limit: float
+    """Bytes at which Dask pauses the smallest worker; infinite where it never does."""
+    resident: float = 250e6
+    """Bytes that a worker's process has before it holds anything of the model."""
+
+    @property
+    def room(self) -> float:
+        """Bytes that a worker has for weights and activations."""
+        return self.memory_limit - self.resident
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to run the work."""
+
+    name: str
+    seconds: float
+    """Predicted, for all batches."""
+    worker_bytes: float
+    """The most that one worker holds: weights that are mapped, and activations at work."""
+    stages: int
+    refused: str = ""
+    """Why it cannot be; empty if it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was chosen, and what for."""
+
+    chosen: str
+    n_stages: int
+    sentence: str
+    alternatives: tuple[Alternative, ...]
+
+    def describe(self) -> list[str]:
+        """As lines of text."""
+        lines = [f"verdict: {self.sentence}"]
+        for found in self.alternatives:
+            needs = f"{format_bytes(found.worker_bytes)} a worker"
+            state = f"refused: {found.refused}" if found.refused else format_seconds(found.seconds)
+            lines.append(f"    {found.name:<22} {needs:>22}  {state}")
+        return lines
+
+
+def choose(
+    cut: CutInputs, cluster: Cluster, *, batches: int, rows_depend: Sequence[str]
+) -> tuple[StageGraph, Verdict]:
+    """The stage graph of the least predicted time that fits.
+
+    Parameters
+    ----------
+    batches : runs of the plan's shapes that there are to do
+    rows_depend : nodes that keep the rows of a batch together
+
+    Raises
+    ------
+    PlanError
+        Nothing fits the cluster, with the numbers.
+    """
+    graphs = {"whole": whole(cut)}
+    found = [_whole(cut, graphs["whole"], cluster, batches)]
+    try:
+        least = max(2, fewest_stages(cut, cluster.room))
+    except PlanError as error:
+        least, impossible = 0, error
+    if least and (cluster.workers > 1 or found[0].refused):
+        for count in _counts(least, cluster):
+            try:
+                graph = pipeline(cut, n_stages=count, memory_limit=_limit(cluster))
+            except PlanError:
+                continue
+            name = f"pipeline of {count}"
+            graphs[name] = graph
+            found.append(_pipeline(cut, graph, name, cluster, batches))
+    fitting = [each for each in found if not each.refused]
+    if not fitting:
+        reason = found[0].refused if least else impossible.cause
+        total = cluster.workers * cluster.room
+        raise PlanError(
+            f"the model does not fit {cluster.workers} workers in any way: {reason}; all of them "
+            f"together have room for {format_bytes(max(total, 0))}",
+            "add workers, or give each more memory",
+        )
+    best = min(fitting, key=lambda each: each.seconds)
+    return graphs[best.name], Verdict(
+        best.name,
+        best.stages,
+        _sentence(best, found, cluster, batches, rows_depend),
+        tuple(found),
+    )
+
+
+def _limit(cluster: Cluster) -> int | None:
+    return None if math.isinf(cluster.room) else max(int(cluster.room), 0)
+
+
+def _counts(least: int, cluster: Cluster) -> list[int]:
+    """Numbers of stages to try: as many as workers, and from the fewest that fit upwards."""
+    most = max(least, min(_MOST_STAGES, cluster.workers))
+    return sorted({*range(least, most + 1), *range(2, min(cluster.workers, _MOST_STAGES) + 1)})
+
+
+def _whole(cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int) -> Alternative:
+    active = min(cluster.threads, max(batches // cluster.workers, 1))
+    need = cut.weight_bytes(cut.nodes) + active * cut.working_bytes(cut.nodes)
+    at_a_time = min(cluster.workers * cluster.threads, batches)
+    seconds = math.ceil(batches / at_a_time) * (
+        sum(stage.cost.seconds for stage in graph.stages) + cut.costs.seconds_per_task
+    )
+    refused = _too_large(need, cluster)
+    return Alternative("whole", seconds, need, 1, refused)
+
+
+def _pipeline(
+    cut: CutInputs, graph: StageGraph, name: str, cluster: Cluster, batches: int
+) -> Alternative:
+    """Stages go round the workers; a worker's stages take turns."""
+    costs = cut.costs
+    busy = [0.0] * cluster.workers
+    held = [0.0] * cluster.workers
+    arriving = [0] * len(graph.stages)
+    for edge in graph.edges:
+        arriving[edge.consumer] += edge.bytes
+    for number, stage in enumerate(graph.stages):
+        place = number % cluster.workers
+        busy[place] += stage.cost.seconds + costs.hop_seconds(arriving[number])
+        held[place] += cut.weight_bytes(stage.nodes) + cut.working_bytes(stage.nodes)
+    fill = sum(stage.cost.seconds for stage in graph.stages)
+    fill += len(graph.stages) * costs.seconds_per_hop
+    seconds = fill + (batches - 1) * max(busy)
+    need = max(held)
+    return Alternative(name, seconds, need, len(graph.stages), _too_large(need, cluster))
+
+
+def _too_large(need: float, cluster: Cluster) -> str:
+    if need <= cluster.room:
+        return ""
+    return (
+        f"a worker has room for {format_bytes(max(cluster.room, 0))} "
+        f"(pauses at {format_bytes(cluster.memory_limit)}, holds "
+        f"{format_bytes(cluster.resident)} already)"
+    )
+
+
+def _sentence(
+    best: Alternative,
+    found: Sequence[Alternative],
+    cluster: Cluster,
+    batches: int,
+    rows_depend: Sequence[str],
+) -> str:
+    where = f"{batches} {'batch' if batches == 1 else 'batches'} on {cluster.workers} " + (
+        "worker" if cluster.workers == 1 else "workers"
+    )
+    others = [each for each in found if each.name != best.name and not each.refused]
+    rival = min(others, key=lambda each: each.seconds, default=None)
+    beside = f", {rival.name} {format_seconds(rival.seconds)}" if rival else ""
+    numbers = f"{where}: {best.name} {format_seconds(best.seconds)}{beside}, as predicted"
+    if best.name != "whole":
+        if found[0].refused:
+            return f"cut, since the whole model does not fit a worker; {numbers}"
+        return f"cut, since that is faster; {numbers}"
+    if rows_depend:
+        return (
+            f"do not cut, each batch in one task ({rows_depend[0]} keeps its rows together); "
+            f"{numbers}"
+        )
+    return f"do not cut: rows are independent, each worker runs batches of its own; {numbers}"

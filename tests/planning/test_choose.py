@@ -1,0 +1,98 @@
+"""`auto`: to cut or not to cut."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from builders import layers_model, make_model, node, value
+
+import dask_onnx as dx
+from dask_onnx.planning.choose import Cluster, choose
+from dask_onnx.planning.recipe import Recipe
+from dask_onnx.specs import SessionSpec
+
+ROOMY = Cluster(workers=2, threads=1, memory_limit=math.inf)
+LAYERS = [4000] * 8
+"""With 64 columns in and out 2 MB of weights each."""
+
+
+def decide(model, cluster, batches, shapes=None, rows_depend=()):
+    recipe = Recipe("whole", shapes, SessionSpec())
+    cut = model._facts.cut_inputs(recipe, model.facts.outputs)
+    return choose(cut, cluster, batches=batches, rows_depend=rows_depend)
+
+
+@pytest.fixture
+def model():
+    return dx.load(layers_model(LAYERS, width=64))
+
+
+def test_a_model_that_fits_is_not_cut(model):
+    stages, verdict = decide(model, ROOMY, 16, {"x": (2048, 64)})
+    assert len(stages.stages) == 1 and verdict.chosen == "whole"
+    assert verdict.sentence.startswith("do not cut: rows are independent")
+    assert "pipeline of 2" in verdict.sentence
+    names = [each.name for each in verdict.alternatives]
+    assert names == ["whole", "pipeline of 2"]
+
+
+def test_one_that_does_not_fit_is_cut(model):
+    tight = Cluster(workers=2, threads=1, memory_limit=22e6, resident=10e6)
+    stages, verdict = decide(model, tight, 16, {"x": (8, 64)})
+    assert len(stages.stages) == 2 and verdict.chosen == "pipeline of 2"
+    assert "does not fit a worker" in verdict.sentence
+    refused = verdict.alternatives[0].refused
+    assert "room for 11.4 MiB" in refused and "pauses at 21.0 MiB" in refused
+
+
+def test_one_that_fits_nowhere_is_refused_with_the_numbers(model):
+    tiny = Cluster(workers=2, threads=1, memory_limit=16e6, resident=10e6)
+    with pytest.raises(dx.PlanError, match=r"(?s)does not fit 2 workers.*room for 11.4 MiB.*add"):
+        decide(model, tiny, 16, {"x": (8, 64)})
+    nothing = Cluster(workers=2, threads=1, memory_limit=11e6, resident=10e6)
+    with pytest.raises(dx.PlanError, match="alone needs"):
+        decide(model, nothing, 16, {"x": (8, 64)})
+
+
+def test_a_split_wins_where_one_batch_keeps_a_worker_from_the_next(model):
+    # Two workers, three batches: whole takes two rounds, a pipeline hardly more than one and a half
+    _, verdict = decide(model, ROOMY, 3, {"x": (65536, 64)})
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert verdict.chosen == min(by_name, key=by_name.get)
+
+
+def test_rows_that_stay_together_are_named(model):
+    _, verdict = decide(model, ROOMY, 4, rows_depend=("mean",))
+    assert "(mean keeps its rows together)" in verdict.sentence
+
+
+def test_auto_is_a_plan_like_any_other(model):
+    plan = model.plan("auto", shapes={"x": (64, 64)})
+    assert plan.verdict.chosen == "whole" and plan.recipe.strategy == "whole"
+    assert "verdict: do not cut" in plan.explain()
+    x = np.ones((3, 64), np.float32)
+    np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
+    one = model.plan("auto", aim="latency")
+    assert "1 batch on 1 worker" in one.verdict.sentence
+    with pytest.raises(dx.PlanError, match="'auto' takes no n_stages"):
+        model.plan("auto", n_stages=2)
+
+
+def test_what_is_alive_at_once_is_counted():
+    # a and b are both alive when c is made; the chain behind it holds one value at a time.
+    proto = make_model(
+        [
+            node("Relu", "x", "a"),
+            node("Neg", "x", "b"),
+            node("Add", "a b", "c"),
+            node("Abs", "c", "y"),
+        ],
+        [value("x", [1000])],
+        [value("y", [1000])],
+    )
+    model = dx.load(proto)
+    cut = model._facts.cut_inputs(Recipe("whole", None, SessionSpec()), model.facts.outputs)
+    assert cut.working_bytes(cut.nodes) == 3 * 4000
+    assert cut.working_bytes([3]) == 4000
