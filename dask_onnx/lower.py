@@ -80,6 +80,8 @@ class Options:
     """The caller's kernels."""
     salt: str = ""
     """Tells apart requests whose results differ though they ask for the same."""
+    lanes: tuple[int, ...] | None = None
+    """Lane of each stage, where stages must not run everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class _Lowering:
         layers: dict[str, Mapping[Key, Task]] = {}
         dependencies: dict[str, frozenset[str]] = {}
         for number, stage in enumerate(self.stages.stages):
-            call, sources = self._call(stage, len(self.supplies[number]))
+            call, sources = self._call(number, stage, len(self.supplies[number]))
             name = f"{stage.label}-{self._token(call, sources)}"
             self.names.append(name)
             tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
@@ -227,7 +229,7 @@ class _Lowering:
         key = self.layouts[number].key(self.names[number], chunk)
         return StageTask(key, run_stage, call, *arguments, *map(TaskRef, self.supplies[number]))
 
-    def _call(self, stage: Stage, supplies: int) -> tuple[StageCall, list[int | str]]:
+    def _call(self, number: int, stage: Stage, supplies: int) -> tuple[StageCall, list[int | str]]:
         """The call of a stage, and for each argument the stage or the input that it is."""
         arguments: dict[int | str, int] = {}
         picks = []
@@ -253,8 +255,16 @@ class _Lowering:
             always_lossy=self.options.always_lossy,
             retries=self.options.retries,
             supplies=supplies,
+            lane=self._lane(number),
         )
         return call, list(arguments)
+
+    def _lane(self, number: int) -> tuple[str, int] | None:
+        lanes = self.options.lanes
+        if lanes is None:
+            return None
+        labels = [stage.label for stage in self.stages.stages]
+        return digest(self.model.token, labels, lanes), lanes[number]
 
     def _join_axis(self, value: str) -> int | Literal["apart"] | None:
         if value in self.travels or value not in self.final:

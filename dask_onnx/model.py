@@ -59,7 +59,7 @@ from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import cluster_facts, effective_retries
+from dask_onnx.placement import Placement, cluster_facts, effective_retries
 from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe, Strategy
@@ -254,7 +254,10 @@ class Model:
                 Recipe("whole", shapes, spec), names, (client, batches, aim, options)
             )
         recipe = Recipe(strategy, shapes, spec, options)
-        return Plan(self, recipe, self._facts.cut(recipe, names))
+        stages = self._facts.cut(recipe, names)
+        is_tight = recipe.options.get("memory_limit") is not None
+        placement = Placement.one_each(len(stages.stages)) if is_tight else None
+        return Plan(self, recipe, stages, placement=placement)
 
     def _plan_automatically(
         self,
@@ -276,7 +279,12 @@ class Model:
             recipe = dataclasses.replace(
                 recipe, strategy="pipeline", options={"n_stages": verdict.n_stages}
             )
-        return Plan(self, recipe, self._facts.cut(recipe, outputs), verdict=verdict)
+        stages = self._facts.cut(recipe, outputs)
+        placement = None
+        if verdict.alternatives[0].refused:
+            # Only where weights must not be everywhere: a free worker is worth more than its cache.
+            placement = Placement.one_each(len(stages.stages), cluster.workers)
+        return Plan(self, recipe, stages, verdict=verdict, placement=placement)
 
     def _measured_feeds(self, feeds: Any) -> dict[str, np.ndarray]:
         self.check(feeds)
@@ -617,6 +625,7 @@ class Model:
             batch=batch,
             batching=batching,
             lossy=None if chosen.drift is None else chosen.drift.way,
+            placement=chosen.placement,
             retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.
@@ -677,6 +686,8 @@ class Plan:
     """What `with_loss` measured; None if nothing may be lost."""
     verdict: Verdict | None = None
     """Why "auto" chose it; None if the caller did."""
+    placement: Placement | None = None
+    """Which stages stay on which share of the workers; None lets each run anywhere."""
     _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
 
     @property
@@ -745,13 +756,20 @@ class Plan:
             return self
         if outputs not in self._others:
             cut = self.model._facts.cut(self.recipe, outputs)
-            self._others[outputs] = Plan(self.model, self.recipe, cut, self.drift)
+            self._others[outputs] = self._with_stages(self.model, cut)
         return self._others[outputs]
 
     def on(self, model: Model) -> Plan:
         """The same recipe and outputs for another model that has these."""
         names = tuple(spec.name for spec in self.stage_graph.outputs)
-        return Plan(model, self.recipe, model._facts.cut(self.recipe, names), self.drift)
+        return self._with_stages(model, model._facts.cut(self.recipe, names))
+
+    def _with_stages(self, model: Model, stages: StageGraph) -> Plan:
+        lanes = None if self.placement is None else len(set(self.placement.lanes))
+        placement = None if lanes is None else Placement.one_each(len(stages.stages), lanes)
+        return dataclasses.replace(
+            self, model=model, stage_graph=stages, placement=placement, _others={}
+        )
 
     def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:
         """The Dask graph itself, inputs included, for one request.

@@ -1,64 +1,41 @@
-"""How Dask is told what our tasks may ask for, and that links between hosts should compress.
-
-Annotations do that for graphs that are ours alone. dask.array drops annotations when it optimises,
-and fuses our tasks into others; so the scheduler is taught to read the wish off the task itself.
-"""
+"""Where stages run, as data; how a cluster is set up for it, and what it offers."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dask.config
 import psutil
-from dask.task_spec import GraphNode, Task
-from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+from distributed.diagnostics.plugin import WorkerPlugin
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.choose import Cluster
+from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
 
 if TYPE_CHECKING:
-    from distributed import Client, Scheduler
+    from distributed import Client
 
-PLUGIN_NAME = "dask_onnx-retries"
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which stages share a worker. Apart from the stage graph: it changes no result."""
+
+    lanes: tuple[int, ...]
+    """Lane of each stage. A lane is a worker's share; which worker, the scheduler says."""
+
+    @classmethod
+    def one_each(cls, stages: int, workers: int | None = None) -> Placement:
+        """A lane for each stage, or as many as there are workers, in turns."""
+        return cls(tuple(i % (workers or stages) for i in range(stages)))
 
 
 def effective_retries(retries: int | None) -> int:
     """The caller's number, or ``dask_onnx.retries``."""
     return int(config.get("retries")) if retries is None else retries
-
-
-class RetriesPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
-    """Gives tasks that hold a dask_onnx callable the retries that it names."""
-
-    name = PLUGIN_NAME
-    idempotent = True
-
-    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
-        for key in tasks:
-            state = scheduler.tasks.get(key)
-            if state is not None:
-                wanted = max(wished_retries(state.run_spec), default=0)
-                state.retries = max(state.retries, wanted)
-
-
-def wished_retries(spec: Any) -> Iterator[int]:
-    """Every number of retries that a task, or a task fused into it, carries."""
-    if not isinstance(spec, Task):
-        return
-    for holder in (spec.func, *spec.args[:1]):
-        wish = getattr(holder, "retries", None)
-        if isinstance(wish, int):
-            yield wish
-    for argument in spec.args:
-        if isinstance(argument, dict):
-            for inner in argument.values():
-                yield from wished_retries(inner)
-        elif isinstance(argument, GraphNode):
-            yield from wished_retries(argument)
 
 
 COMPRESSION = "distributed.comm.compression"
@@ -120,9 +97,10 @@ _LOADED = 250e6
 def configure(client: Client) -> None:
     """Set a cluster up for dask_onnx.
 
-    Retries reach the tasks of lazy collections too; and what workers send to other hosts is
-    compressed with lz4 (``distributed.comm.compression``), on connections made from then on, unless
-    that setting has been given where they run.
+    Retries reach the tasks of lazy collections too; the stages of a plan whose weights must not be
+    everywhere stay on their workers, and find others when these are lost; and what workers send to
+    other hosts is compressed with lz4 (``distributed.comm.compression``), on connections made from
+    then on, unless that setting has been given where they run.
 
     Call it once for a cluster that you did not start through dask_onnx; calling it again does
     nothing. The scheduler must be able to import dask_onnx.
@@ -132,5 +110,5 @@ def configure(client: Client) -> None:
     client : distributed.Client
         Connected to the cluster.
     """
-    client.register_plugin(RetriesPlugin(), name=PLUGIN_NAME)
+    client.register_plugin(StagePlugin(), name=PLUGIN_NAME)
     client.register_plugin(CompressionPlugin(), name=CompressionPlugin.name)

@@ -59,6 +59,7 @@ LAYERS = {
     "planning.recipe": 5,
     "planning.explain": 3.5,
     "planning.picture": 5.1,
+    "scheduling": 0.5,
     "placement": 5,
     "lower": 6,
     "delivery": 6,

@@ -12,6 +12,7 @@ from dask_onnx.collections.request import Wanted
 from dask_onnx.delivery import Delivery
 from dask_onnx.lower import Options
 from dask_onnx.onnx_model import ModelRef
+from dask_onnx.placement import Placement
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.own import OwnKernels
@@ -37,6 +38,8 @@ class Request:
     """The caller's kernels."""
     salt: str = ""
     """Part of all keys, and empty where the same request has the same result."""
+    placement: Placement | None = None
+    """Which stages must not run everywhere, and what they share."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -61,6 +64,7 @@ class Request:
             self.always_lossy,
             self.own,
             self.salt,
+            None if self.placement is None else self.placement.lanes,
         )
 
     def spec(self, output: str) -> TensorSpec:

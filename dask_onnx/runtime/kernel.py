@@ -136,6 +136,8 @@ class StageCall:
     """It is lost in any case: to see what that does to the results."""
     retries: int = 0
     """How often Dask may repeat the task; no part of what it computes."""
+    lane: tuple[str, int] | None = None
+    """The plan, and its share of the cluster that the task is for; no part of it either."""
     supplies: int = 0
     """So many of the last arguments say where to get the model from; no part of it either."""
 

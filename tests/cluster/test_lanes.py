@@ -1,0 +1,138 @@
+"""Stages that must not be everywhere: each on a worker of its own, whatever happens to workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import dask.array as da
+import numpy as np
+import pytest
+from builders import layers_model
+from dask.task_spec import Task
+from distributed import Client, LocalCluster
+
+import dask_onnx as dx
+from dask_onnx.scheduling import StagePlugin, lane_of, stage_calls
+
+pytestmark = pytest.mark.cluster
+ROWS = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32)
+
+
+@pytest.fixture
+def cluster():
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        yield client
+
+
+@pytest.fixture
+def model():
+    return dx.load(layers_model([3000] * 6, width=64))
+
+
+def where(client, plan):
+    """Workers that ran each stage."""
+    story = client.run_on_scheduler(
+        lambda dask_scheduler: {
+            key: {w.address for w in state.who_has}
+            for key, state in dask_scheduler.tasks.items()
+            if state.who_has
+        }
+    )
+    found = {stage.label: set() for stage in plan.stages}
+    for key, workers in story.items():
+        label = str(key[0] if isinstance(key, tuple) else key).partition("-")[0]
+        if label in found:
+            found[label] |= workers
+    return list(found.values())
+
+
+def sessions():
+    from dask_onnx.runtime.session import CACHE
+
+    return CACHE.built
+
+
+def test_each_stage_stays_on_its_worker_and_the_other_never_loads_it(cluster, model):
+    plan = model.plan("pipeline", memory_limit=5_000_000)
+    assert len(plan.stages) == 2 and plan.placement.lanes == (0, 1)
+    x = da.from_array(ROWS, chunks=(256, -1))
+    found = model.predict(x, plan=plan).compute()
+    np.testing.assert_array_equal(found, model(ROWS, batch_size=None))
+    assert sorted(cluster.run(sessions).values()) == [1, 1]
+
+
+def test_without_a_limit_stages_run_anywhere(model):
+    plan = model.plan("pipeline", n_stages=2)
+    assert plan.placement is None
+    calls = [
+        call
+        for task in plan.graph(ROWS[:4]).values()
+        if isinstance(task, Task)
+        for call in stage_calls(task)
+    ]
+    assert calls and lane_of(calls) is None
+
+
+def test_a_worker_that_dies_is_replaced(cluster, model):
+    plan = model.plan("pipeline", memory_limit=5_000_000)
+    x = da.from_array(ROWS, chunks=(16, -1))
+    lazy = model.predict(x, plan=plan, batch_size=1)
+    pids = cluster.run(os.getpid)
+    future = cluster.compute(lazy)
+    time.sleep(0.5)
+    first = next(iter(pids.values()))
+    os.kill(first, signal.SIGKILL)
+    found = future.result(timeout=120)
+    np.testing.assert_allclose(found, model(ROWS, batch_size=None), rtol=1e-5, atol=1e-4)
+    assert first not in cluster.run(os.getpid).values()
+
+
+def test_lanes_without_a_new_worker_are_taken_over(monkeypatch, model):
+    monkeypatch.setattr("dask_onnx.scheduling.TAKEOVER_SECONDS", 0.5)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        plan = model.plan("pipeline", memory_limit=5_000_000)
+        x = da.from_array(ROWS, chunks=(64, -1))
+        future = client.compute(model.predict(x, plan=plan, batch_size=1))
+        time.sleep(0.3)
+        client.retire_workers(next(iter(client.scheduler_info()["workers"])))
+        found = future.result(timeout=120)
+        np.testing.assert_allclose(found, model(ROWS, batch_size=None), rtol=1e-5, atol=1e-4)
+        # A worker that joins late gets one of the two lanes.
+        cluster.scale(2)
+        client.wait_for_workers(2)
+        lanes = client.run_on_scheduler(
+            lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
+        )
+        assert len(lanes) == 2 and len(set(lanes.values())) == 2
+
+
+def test_lanes_of_plans_that_are_gone_are_forgotten(cluster, model):
+    x = da.from_array(ROWS[:64], chunks=(16, -1))
+    for limit in (5_000_000, 3_500_000):
+        model.predict(x, plan=model.plan("pipeline", memory_limit=limit)).compute()
+        time.sleep(0.2)
+    lanes = cluster.run_on_scheduler(
+        lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
+    )
+    assert len({plan for plan, _ in lanes}) == 1
+
+
+def test_tasks_wait_where_there_is_no_worker():
+    plugin = StagePlugin()
+
+    class State:
+        worker_restrictions = None
+        loose_restrictions = True
+
+    plugin._restrict(State, None)
+    assert State.worker_restrictions == {"waiting for a worker"}
