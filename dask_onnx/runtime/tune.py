@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import sys
 import threading
 import time
@@ -38,7 +39,7 @@ _WORSE = 0.9
 _AS_GOOD = 0.99
 """Among rates within so much of the best the smallest size is taken: it needs the least memory."""
 _SHARE_OF_MEMORY = 0.2
-"""A run may take so much of the worker's memory limit above what the process had before."""
+"""Runs may take so much of the worker's memory limit above what the process had before any."""
 
 
 @dataclass(slots=True)
@@ -173,10 +174,14 @@ def sizes_for(
     if known is not None and rows <= known.settled_rows:
         yield from _cut_evenly(rows, known.rows)
         return
+    guessed = _from_other_shapes(stage_token, threads, shapes) if known is None else None
+    if guessed is not None:
+        yield from _cut_evenly(rows, guessed)
+        return
     name = name_of(stage_token, threads, shapes)
     with _lock:
         trial = _trials.setdefault(name, Trial())
-    before, most = resident_bytes(), _memory_for_a_run()
+    before, most = _memory_before_runs(), _memory_for_a_run()
     left = rows
     while left:
         size = trial.next_size(left)
@@ -186,7 +191,7 @@ def sizes_for(
         yield size
         trial.seconds.setdefault(size, []).append(time.perf_counter() - began)
         left -= size
-        if most is not None and 2 * (resident_bytes() - before) > most:
+        if most is not None and 2 * (_unmanaged_bytes() - before) > most:
             trial.ceiling = min(trial.ceiling, size)
     if trial.next_size(rows) is None:
         _note(name, trial, threads, shapes, trial.settled_rows(rows))
@@ -197,6 +202,51 @@ def sizes_for(
 def _cut_evenly(rows: int, size: int) -> Iterator[int]:
     for start in range(0, rows, size):
         yield min(size, rows - start)
+
+
+def _from_other_shapes(
+    stage_token: str, threads: int, shapes: tuple[tuple[int, ...], ...]
+) -> int | None:
+    """Rows of a run by what was found for rows of another size: as many numbers in all.
+
+    Texts come in dozens of lengths, each of which would be tried out anew.
+    """
+    with _lock:
+        found = [t for name, t in _tuned.items() if name.startswith(f"rows-{stage_token}-")]
+    alike = [t for t in found if t.threads == threads and _ranks(t.row_shapes) == _ranks(shapes)]
+    if not alike:
+        return None
+    own = _numbers(shapes)
+    nearest = min(alike, key=lambda t: abs(math.log(_numbers(t.row_shapes) / own)))
+    rows = nearest.rows * _numbers(nearest.row_shapes) / own
+    exponent: int = math.floor(math.log2(max(rows, 1)))
+    return min(MOST_ROWS, 1 << exponent)
+
+
+def _ranks(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    return [len(shape) for shape in shapes]
+
+
+def _numbers(shapes: Sequence[tuple[int, ...]]) -> int:
+    return max(1, sum(map(math.prod, shapes)))
+
+
+_before_runs: list[int] = []
+"""What the process had when it first tried how many rows a run should have."""
+
+
+def _memory_before_runs() -> int:
+    # ONNX Runtime's arena keeps what it has grown to: later trials must not count from there.
+    with _lock:
+        if not _before_runs:
+            _before_runs.append(_unmanaged_bytes())
+        return _before_runs[0]
+
+
+def _unmanaged_bytes() -> int:
+    """Of the process, without the results that Dask holds in it."""
+    managed = getattr(getattr(own_worker(), "state", None), "nbytes", 0)
+    return resident_bytes() - int(managed)
 
 
 def _memory_for_a_run() -> float | None:
@@ -234,3 +284,4 @@ def forget() -> None:
     with _lock:
         _trials.clear()
         _tuned.clear()
+        _before_runs.clear()

@@ -100,6 +100,28 @@ def test_a_few_rows_are_enough_to_go_on_from():
     assert max(sizes_for("few", 1, shapes, 100)) > 2  # larger sizes may be better still
 
 
+def test_rows_of_another_size_go_by_what_was_found(own_store, monkeypatch):
+    clock = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr(tune.time, "perf_counter", lambda: next(clock))
+    list(sizes_for("texts", 1, ((32,),), 5000))
+    assert look_up("texts", 1, ((32,),)).rows == 1024
+    assert list(sizes_for("texts", 1, ((256,),), 300)) == [128, 128, 44]
+    assert list(sizes_for("texts", 1, ((16,),), 1100)) == [1024, 76]
+    assert next(sizes_for("texts", 2, ((256,),), 300)) == 1  # other threads are another matter
+    assert next(sizes_for("texts", 1, ((4, 64),), 300)) == 1
+
+
+def test_memory_is_counted_from_before_the_first_trial(own_store, monkeypatch):
+    resident = iter([1000, *[1000] * 3, *[1600] * 500])
+    monkeypatch.setattr(tune, "resident_bytes", lambda: next(resident))
+    monkeypatch.setattr(tune, "_memory_for_a_run", lambda: 1000)
+    monkeypatch.setattr(tune, "_TIMES", 1)
+    monkeypatch.setattr(tune, "_MOST_TIMES", 1)
+    assert list(sizes_for("a", 1, ((2, 2),), 31)) == [1, 2, 4, 8, 8, 8]
+    # What the arena has kept does not make room for more.
+    assert max(sizes_for("b", 1, ((3, 3),), 31)) == 1
+
+
 def test_auto_gives_what_one_run_gives(own_store):
     source = dense_model(hidden=64)
     model = dx.load(source)
