@@ -24,7 +24,14 @@ from dask_onnx.errors import InputError, ModelError
 
 Pooling = Literal["mean", "max", "first"]
 
-BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+BUCKETS = (
+    *range(8, 64, 4),
+    *range(64, 128, 8),
+    *range(128, 256, 16),
+    *range(256, 512, 32),
+    *(512, 768, 1024, 2048, 4096),
+)
+"""Fine enough that padding is a few per cent, coarse enough that rows of a partition meet."""
 
 
 @dataclass(frozen=True, slots=True)
