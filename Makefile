@@ -29,6 +29,10 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/weights.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/threads.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/batch.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/tabular.py --output benchmarks/results
+	$(BIN)/python benchmarks/text.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/forest.py --output benchmarks/results
+	$(BIN)/python benchmarks/pipeline.py --output benchmarks/results
 	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/per_node.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from dask_onnx.loading import load
     from dask_onnx.model import Model, Plan
-    from dask_onnx.placement import configure
+    from dask_onnx.placement import Placement, configure
     from dask_onnx.planning.recipe import Strategy, at_values
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
@@ -37,6 +37,7 @@ _HOMES = {
     "TextModel": "collections.text",
     "Plan": "model",
     "configure": "placement",
+    "Placement": "placement",
     "Strategy": "planning.recipe",
     "at_values": "planning.recipe",
     "Stage": "planning.stages",
@@ -60,6 +61,7 @@ __all__ = [
     "InputError",
     "Model",
     "ModelError",
+    "Placement",
     "Plan",
     "PlanError",
     "SessionSpec",

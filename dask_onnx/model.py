@@ -59,7 +59,7 @@ from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import Placement, cluster_facts, effective_retries
+from dask_onnx.placement import Placement, check_fits, cluster_facts, effective_retries
 from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe, Strategy
@@ -614,6 +614,8 @@ class Model:
             # One run of everything: no row is told from another, so nothing need be found out.
             batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), (), ())
         batching = resolve_batching(batch, wanted.names, batch_size)
+        if not here:
+            check_fits(current_client(), self.name, chosen.stage_graph, chosen.placement)
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         request = Request(
@@ -749,6 +751,23 @@ class Plan:
                 drift.describe(), "allow more, choose float16, or cut where values are smaller"
             )
         return dataclasses.replace(self, drift=drift, _others={})
+
+    def with_placement(self, placement: Placement | None) -> Plan:
+        """The same stages, kept on lanes of the cluster: ``Placement((0, 1, 0, 1))`` shares four
+        stages between two workers, neither of which loads what is the other's. None lets each run
+        anywhere. It needs `dask_onnx.configure` on the cluster.
+
+        Raises
+        ------
+        PlanError
+            Not one lane for each stage.
+        """
+        if placement is not None and len(placement.lanes) != len(self.stages):
+            raise PlanError(
+                f"{len(placement.lanes)} lanes for {len(self.stages)} stages",
+                "name a lane for each stage",
+            )
+        return dataclasses.replace(self, placement=placement, _others={})
 
     def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
         """The same recipe for other outputs; itself if they are the same."""

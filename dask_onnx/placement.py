@@ -14,6 +14,8 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dask_onnx import config
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.choose import Cluster
+from dask_onnx.planning.explain import format_bytes
+from dask_onnx.planning.stages import StageGraph
 from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
 
 if TYPE_CHECKING:
@@ -84,13 +86,52 @@ def cluster_facts(client: Any) -> Cluster:
         len(workers),
         min(worker["nthreads"] for worker in workers),
         min(limits, default=math.inf),
-        max(max(worker["metrics"]["memory"] for worker in workers), _LOADED),
+        _LOADED,
     )
+
+
+def check_fits(client: Any, model: str, stages: StageGraph, placement: Placement | None) -> None:
+    """Whether each stage's weights fit the workers, before anything is sent.
+
+    Parameters
+    ----------
+    model : its name
+    placement : lanes whose stages are on one worker together
+
+    Raises
+    ------
+    PlanError
+        Naming the stage, the need, the limit and a way out.
+    """
+    weights = [stage.cost.parameter_bytes for stage in stages.stages]
+    if client is None or client.asynchronous or sum(weights) < _WORTH_ASKING:
+        return
+    cluster = cluster_facts(client)
+    lanes = range(len(weights)) if placement is None else placement.lanes
+    for lane in sorted(set(lanes)):
+        members = [i for i, own in enumerate(lanes) if own == lane]
+        need = sum(weights[i] for i in members)
+        if need > cluster.room:
+            labels = " and ".join(stages.stages[i].label for i in members)
+            count = math.ceil(sum(weights) / max(cluster.room, 1)) + 1
+            raise PlanError(
+                f"model {model!r}: {labels} {'has' if len(members) == 1 else 'have'} "
+                f"{format_bytes(need)} of weights; a worker has room for "
+                f"{format_bytes(max(cluster.room, 0))}: Dask pauses it at "
+                f"{format_bytes(cluster.memory_limit)}, and its process has about "
+                f"{format_bytes(cluster.resident)} before it holds anything",
+                "give workers more memory, or let the planner cut: model.plan('auto'), or "
+                f"model.plan('pipeline', n_stages={count}, memory_limit={int(cluster.room)})",
+            )
+
+
+_WORTH_ASKING = 64 * 2**20
+"""Models of fewer bytes are not worth a question to the scheduler."""
 
 
 _PAUSE = 0.8
 """Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
-_LOADED = 250e6
+_LOADED = 200e6
 """Bytes of a worker's process once it has imported what runs a model."""
 
 

@@ -15,6 +15,7 @@ NAMES = [
     "InputError",
     "Model",
     "ModelError",
+    "Placement",
     "Plan",
     "PlanError",
     "SessionSpec",

@@ -136,3 +136,23 @@ def test_tasks_wait_where_there_is_no_worker():
 
     plugin._restrict(State, None)
     assert State.worker_restrictions == {"waiting for a worker"}
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
+    monkeypatch.setattr("dask_onnx.placement._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
+    with (
+        LocalCluster(
+            n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        x = da.from_array(ROWS[:64], chunks=(16, -1))
+        with pytest.raises(
+            dx.PlanError, match=r"(?s)has 8.8 MiB of weights.*room for 3.8 MiB"
+        ) as e:
+            model.predict(x)
+        assert "n_stages=" in e.value.next_step
+        plan = model.plan("auto", shapes={"x": (16, 64)})
+        assert plan.verdict.chosen.startswith("pipeline of") and len(plan.stages) >= 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import dask.array as da
@@ -68,7 +69,7 @@ def test_a_session_that_goes_gives_its_memory_back():
     assert with_session - process.memory_info().rss > 150 * 2**20
 
 
-def test_a_model_that_is_too_large_for_its_worker_says_so_and_pauses_nobody():
+def test_a_model_that_is_too_large_for_its_worker_says_so_and_pauses_nobody(monkeypatch):
     model = dx.load(dense_model(hidden=6_000_000))  # 312 MB
     x = da.zeros((2, 8), chunks=(1, 8), dtype="f4")
     with (
@@ -77,6 +78,10 @@ def test_a_model_that_is_too_large_for_its_worker_says_so_and_pauses_nobody():
         ) as cluster,
         Client(cluster) as client,
     ):
+        with pytest.raises(dx.PlanError, match=r"of weights; a worker has room for"):
+            model.predict(x)
+        # Where nobody asked beforehand, the worker refuses it.
+        monkeypatch.setattr("dask_onnx.placement._WORTH_ASKING", sys.maxsize)
         with pytest.raises(dx.StageError, match=r"of weights, and this worker's process"):
             model.predict(x, retries=0).compute()
         (state,) = client.run(lambda dask_worker: dask_worker.status.name).values()

@@ -1,0 +1,171 @@
+"""Pipelines: a transformer in stages on two workers of one thread, against the whole model.
+
+    python benchmarks/pipeline.py --output benchmarks/results
+
+32 micro-batches of a 12- and of a 24-layer transformer that the script makes. Contestants, in
+alternating rounds:
+
+- whole on one: the whole model on one worker
+- whole on two: the whole model, its batches shared by two workers (data parallel)
+- pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a lane
+  of its own, which the other never loads
+
+What is told beside the ratios: each stage's predicted share, and the memory of the workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import psutil
+from common import median_interval, print_table, reduced, spread, timed, write_json
+from distributed import Client, LocalCluster
+from transformer import make_transformer
+
+import dask_onnx as dx
+
+
+def memory() -> int:
+    """Bytes of this process that are its own or its share of what is mapped by several."""
+    return int(psutil.Process().memory_full_info().pss)
+
+
+def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]:
+    model = dx.load(path)
+    weights = model.analysis.parameter_bytes
+    one_thread = dx.SessionSpec(intra_op_num_threads=1)
+    whole = model.plan(measure=x[:rows], session=one_thread)
+    plans = {n: pipeline_plan(model, n, x[:rows].shape, one_thread) for n in (2, 4)}
+    chunked = da.from_array(x, chunks=(rows, -1, -1))
+    seconds: dict[str, list[float]] = {}
+    held: dict[str, list[int]] = {}
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        first = min(client.scheduler_info()["workers"])
+
+        def run(plan: dx.Plan, **where: Any) -> np.ndarray:
+            lazy = reduced(model.predict(chunked, plan=plan, batch_size=None))
+            return np.asarray(client.compute(lazy, **where).result())
+
+        runners: dict[str, Callable[[], np.ndarray]] = {
+            "whole on one": lambda: run(whole, workers=[first], allow_other_workers=False),
+            "whole on two": lambda: run(whole),
+            **{
+                f"pipeline of {n}": lambda plan=plan: run(plan)  # type: ignore[misc]
+                for n, plan in plans.items()
+            },
+        }
+        expected = run(whole)
+        for name, runner in runners.items():
+            # From here on a worker holds what this contestant has it hold.
+            client.restart()
+            first = min(client.scheduler_info()["workers"])
+            assert float(np.abs(runner() - expected).max()) < 1e-3, name
+            held[name] = sorted(client.run(memory).values())
+        for runner in runners.values():
+            runner()
+        order = list(runners)
+        for number in range(rounds):
+            random.Random(number).shuffle(order)
+            for name in order:
+                seconds.setdefault(name, []).append(timed(runners[name]))
+                print(number, name, round(seconds[name][-1], 2), flush=True)
+    return {
+        "weights": weights,
+        "micro_batches": len(x) // rows,
+        "rows_per_batch": rows,
+        "predicted_batch_seconds": whole.stage_graph.seconds,
+        "stages": {
+            str(n): [
+                {
+                    "seconds": stage.cost.seconds,
+                    "weights_of_model": stage.cost.parameter_bytes / weights,
+                }
+                for stage in plan.stages
+            ]
+            for n, plan in plans.items()
+        },
+        "contestants": {
+            name: {
+                "seconds": spread(values),
+                "of_whole_on_one": median_interval(
+                    [a / b for a, b in zip(seconds["whole on one"], values, strict=True)]
+                ),
+                "of_whole_on_two": median_interval(
+                    [a / b for a, b in zip(seconds["whole on two"], values, strict=True)]
+                ),
+                "worker_pss": held[name],
+            }
+            for name, values in seconds.items()
+        },
+    }
+
+
+def pipeline_plan(model: dx.Model, stages: int, shape: tuple[int, ...], session: Any) -> Any:
+    """A pipeline whose stages go round two lanes."""
+    plan = model.plan("pipeline", n_stages=stages, shapes={"x": shape}, session=session)
+    return plan.with_placement(dx.Placement.one_each(stages, 2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=480)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=4, help="of a micro-batch")
+    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--layers", type=int, nargs="+", default=[12, 24])
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for layers in arguments.layers:
+        with (
+            tempfile.TemporaryDirectory() as name,
+            dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
+        ):
+            path = Path(name) / "model.onnx"
+            make_transformer(path, layers, arguments.width)
+            shape = (arguments.rows * arguments.batches, arguments.tokens, arguments.width)
+            x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+            found = measure(path, x, arguments.rows, arguments.rounds)
+        results[f"{layers} layers"] = found
+        print_table(
+            f"{layers} layers, {found['weights'] / 2**20:.0f} MiB of weights, "
+            f"{found['micro_batches']} micro-batches of {found['rows_per_batch']} rows, "
+            f"{1000 * found['predicted_batch_seconds']:.0f} ms each as measured",
+            ["", "seconds", "of one worker (95 %)", "of data parallel (95 %)", "PSS, MiB"],
+            [
+                [
+                    name,
+                    f"{each['seconds']['median']:.2f}",
+                    "{:.2f} ({:.2f}-{:.2f})".format(*each["of_whole_on_one"]),
+                    "{:.2f} ({:.2f}-{:.2f})".format(*each["of_whole_on_two"]),
+                    " + ".join(f"{size / 2**20:.0f}" for size in each["worker_pss"]),
+                ]
+                for name, each in found["contestants"].items()
+            ],
+        )
+        for stages, each in found["stages"].items():
+            shares = ", ".join(
+                f"{1000 * stage['seconds']:.0f} ms, {stage['weights_of_model']:.2f} of the weights"
+                for stage in each
+            )
+            print(f"stages of {stages}: {shares}")
+    if arguments.output:
+        write_json(arguments.output, "pipeline", results)
+
+
+if __name__ == "__main__":
+    main()
