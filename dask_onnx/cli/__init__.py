@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -119,8 +121,22 @@ def main() -> None:
     """The group that `dask onnx` and `dask-onnx` share."""
 
 
+def _press_again(unraisable: Any) -> None:
+    """Ctrl-C that came while a finalizer or the garbage collector ran: Python prints and drops what
+    these raise, so that it is sent once more, a moment later."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        threading.Timer(_MOMENT, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+_MOMENT = 0.05
+"""Seconds."""
+
+
 def run() -> None:
     """The entry point of ``dask-onnx``."""
+    sys.unraisablehook = _press_again
     # Functions named by MODULE:FUNCTION are looked for where the user stands, as `python -m` does.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # sys.path holds strings
     main(prog_name="dask-onnx")
