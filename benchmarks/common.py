@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,48 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
     samples = rng.choice(np.asarray(values), size=(_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
     return float(np.median(values)), float(low), float(high)
+
+
+def alternate(runners: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round; the order changes from round to round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    order = list(runners)
+    for number in range(rounds):
+        random.Random(number).shuffle(order)
+        for name in order:
+            seconds[name].append(timed(runners[name]))
+            print(number, name, round(seconds[name][-1], 2), flush=True)
+    return seconds
+
+
+def against(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, Any]]:
+    """Of each contestant its seconds, and its speed as a share of `base`'s, round by round."""
+    return {
+        name: {
+            "seconds": spread(values),
+            f"of_{base.replace(' ', '_')}": median_interval(
+                [a / b for a, b in zip(seconds[base], values, strict=True)]
+            ),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def print_against_limit(title: str, unit: str, count: int, found: Mapping[str, Any]) -> None:
+    """A line for each contestant of `against(..., "limit")`."""
+    print_table(
+        title,
+        ["", "seconds", f"{unit}/s", "of the limit (95 %)"],
+        [
+            [
+                name,
+                f"{each['seconds']['median']:.2f}",
+                f"{count / each['seconds']['median']:,.0f}",
+                "{:.3f} ({:.3f}-{:.3f})".format(*each["of_limit"]),
+            ]
+            for name, each in found.items()
+        ],
+    )
 
 
 def read_rows(path: str, start: int, stop: int) -> Array:

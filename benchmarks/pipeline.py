@@ -16,17 +16,15 @@ What is told beside the ratios: each stage's predicted share, and the memory of 
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dask
-import dask.array as da
 import numpy as np
 import psutil
-from common import median_interval, print_table, reduced, spread, timed, write_json
+from common import against, alternate, file_array, print_table, reduced, write_json
 from distributed import Client, LocalCluster
 from transformer import make_transformer
 
@@ -44,8 +42,8 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
     one_thread = dx.SessionSpec(intra_op_num_threads=1)
     whole = model.plan(measure=x[:rows], session=one_thread)
     plans = {n: pipeline_plan(model, n, x[:rows].shape, one_thread) for n in (2, 4)}
-    chunked = da.from_array(x, chunks=(rows, -1, -1))
-    seconds: dict[str, list[float]] = {}
+    np.save(path.with_suffix(".npy"), x)
+    chunked = file_array(str(path.with_suffix(".npy")), rows)
     held: dict[str, list[int]] = {}
 
     with (
@@ -76,12 +74,9 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
             held[name] = sorted(client.run(memory).values())
         for runner in runners.values():
             runner()
-        order = list(runners)
-        for number in range(rounds):
-            random.Random(number).shuffle(order)
-            for name in order:
-                seconds.setdefault(name, []).append(timed(runners[name]))
-                print(number, name, round(seconds[name][-1], 2), flush=True)
+        seconds = alternate(runners, rounds)
+    beside_one = against(seconds, "whole on one")
+    beside_two = against(seconds, "whole on two")
     return {
         "weights": weights,
         "micro_batches": len(x) // rows,
@@ -98,17 +93,8 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
             for n, plan in plans.items()
         },
         "contestants": {
-            name: {
-                "seconds": spread(values),
-                "of_whole_on_one": median_interval(
-                    [a / b for a, b in zip(seconds["whole on one"], values, strict=True)]
-                ),
-                "of_whole_on_two": median_interval(
-                    [a / b for a, b in zip(seconds["whole on two"], values, strict=True)]
-                ),
-                "worker_pss": held[name],
-            }
-            for name, values in seconds.items()
+            name: {**beside_one[name], **beside_two[name], "worker_pss": held[name]}
+            for name in seconds
         },
     }
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import multiprocessing
-import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from common import median_interval, print_table, spread, timed, write_json
+from common import against, alternate, print_against_limit, timed, write_json
 from distributed import Client, LocalCluster
 from imported_session import one_thread_session
 from imported_tables import COLUMNS, halves, probabilities, with_estimator, with_session
@@ -187,7 +186,6 @@ def measure(folder: Path, rows: int, partitions: int, rounds: int) -> dict[str, 
     data = make_data(folder / "rows.parquet", rows, partitions)
     per_run = best_size(data, paths[0])
     out = str(folder / "out.parquet")
-    seconds: dict[str, list[float]] = {}
     with (
         bare_pair(data, paths[0], out) as limit,
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -197,35 +195,29 @@ def measure(folder: Path, rows: int, partitions: int, rounds: int) -> dict[str, 
         runners = {"limit": lambda: limit(per_run), **contestants(data, paths, out, per_run)}
         expected = None
         for name, run in runners.items():
-            shutil.rmtree(out, ignore_errors=True)
-            Path(out).mkdir()
-            run()
+            emptied(out, run)()
             found = read_back(out)
             expected = found if expected is None else expected
             # scikit-learn computes in float64, so that a row may fall on the other side of a split.
             assert np.mean(np.abs(found - expected) > 1e-4) < 1e-3, name
-        order = list(runners)
-        for number in range(rounds):
-            random.Random(number).shuffle(order)
-            for name in order:
-                shutil.rmtree(out)
-                Path(out).mkdir()
-                seconds.setdefault(name, []).append(timed(runners[name]))
-                print(number, name, round(seconds[name][-1], 2), flush=True)
+        seconds = alternate({name: emptied(out, run) for name, run in runners.items()}, rounds)
     return {
         "rows": rows,
         "partitions": partitions,
         "limit_rows_per_run": per_run,
-        "contestants": {
-            name: {
-                "seconds": spread(values),
-                "of_limit": median_interval(
-                    [a / b for a, b in zip(seconds["limit"], values, strict=True)]
-                ),
-            }
-            for name, values in seconds.items()
-        },
+        "contestants": against(seconds, "limit"),
     }
+
+
+def emptied(folder: str, run: Callable[[], Any]) -> Callable[[], None]:
+    """The same into an empty folder."""
+
+    def start() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(folder).mkdir()
+        run()
+
+    return start
 
 
 def main() -> None:
@@ -240,19 +232,12 @@ def main() -> None:
         dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
     ):
         results = measure(Path(name), arguments.rows, arguments.partitions, arguments.rounds)
-    print_table(
+    print_against_limit(
         f"{results['rows']:,} rows in {results['partitions']} partitions, Parquet in and out; the "
         f"limit at {results['limit_rows_per_run']} rows a run",
-        ["", "seconds", "rows/s", "of the limit (95 %)"],
-        [
-            [
-                name,
-                f"{found['seconds']['median']:.2f}",
-                f"{results['rows'] / found['seconds']['median']:,.0f}",
-                "{:.3f} ({:.3f}-{:.3f})".format(*found["of_limit"]),
-            ]
-            for name, found in results["contestants"].items()
-        ],
+        "rows",
+        results["rows"],
+        results["contestants"],
     )
     if arguments.output:
         write_json(arguments.output, "tabular", results)

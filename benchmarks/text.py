@@ -31,7 +31,7 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-from common import median_interval, print_table, spread, timed, write_json
+from common import against, alternate, print_against_limit, timed, write_json
 from distributed import Client, LocalCluster
 from imported_tables import embed, embed_series
 
@@ -126,7 +126,6 @@ def measure(assets: Path, count: int, partitions: int, rounds: int) -> dict[str,
     def summed(vectors: Any) -> float:
         return float(vectors.map_partitions(series_checksum, meta=META)["sum"].sum().compute())
 
-    seconds: dict[str, list[float]] = {}
     with (
         bare_pair(parts, model, tokens) as limit,
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -144,25 +143,12 @@ def measure(assets: Path, count: int, partitions: int, rounds: int) -> dict[str,
         expected = limit(per_run)
         for name, run in runners.items():
             assert abs(run() - expected) < 1e-3 * expected, name
-        order = list(runners)
-        for number in range(rounds):
-            random.Random(number).shuffle(order)
-            for name in order:
-                seconds.setdefault(name, []).append(timed(runners[name]))
-                print(number, name, round(seconds[name][-1], 2), flush=True)
+        seconds = alternate(runners, rounds)
     return {
         "sentences": count,
         "partitions": partitions,
         "limit_rows_per_run": per_run,
-        "contestants": {
-            name: {
-                "seconds": spread(values),
-                "of_limit": median_interval(
-                    [a / b for a, b in zip(seconds["limit"], values, strict=True)]
-                ),
-            }
-            for name, values in seconds.items()
-        },
+        "contestants": against(seconds, "limit"),
     }
 
 
@@ -181,19 +167,12 @@ def main() -> None:
         results = measure(
             arguments.assets, arguments.sentences, arguments.partitions, arguments.rounds
         )
-    print_table(
+    print_against_limit(
         f"{results['sentences']:,} sentences in {results['partitions']} partitions; the limit at "
         f"{results['limit_rows_per_run']} sentences a run",
-        ["", "seconds", "sentences/s", "of the limit (95 %)"],
-        [
-            [
-                name,
-                f"{found['seconds']['median']:.2f}",
-                f"{results['sentences'] / found['seconds']['median']:,.0f}",
-                "{:.3f} ({:.3f}-{:.3f})".format(*found["of_limit"]),
-            ]
-            for name, found in results["contestants"].items()
-        ],
+        "sentences",
+        results["sentences"],
+        results["contestants"],
     )
     if arguments.output:
         write_json(arguments.output, "text", results)
