@@ -277,7 +277,9 @@ class Model:
         verdict = self._facts.choose(recipe, outputs, cluster, batches)
         if verdict.n_stages > 1:
             recipe = dataclasses.replace(
-                recipe, strategy="pipeline", options={"n_stages": verdict.n_stages}
+                recipe,
+                strategy="pipeline",
+                options={"n_stages": verdict.n_stages, "memory_limit": cluster.stage_limit},
             )
         stages = self._facts.cut(recipe, outputs)
         placement = None

@@ -13,7 +13,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
-from dask_onnx.planning.choose import Cluster
+from dask_onnx.planning.choose import LOADED, Cluster
 from dask_onnx.planning.explain import format_bytes
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
@@ -53,7 +53,7 @@ def wants_compression() -> bool:
     return not dask.config.get(COMPRESSION, False)
 
 
-class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # as above
+class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
     """Switches lz4 on in a worker, for the connections that it makes from then on."""
 
     name = "dask_onnx-compression"
@@ -106,6 +106,8 @@ def check_fits(client: Any, model: str, stages: StageGraph, placement: Placement
     weights = [stage.cost.parameter_bytes for stage in stages.stages]
     if client is None or client.asynchronous or sum(weights) < _WORTH_ASKING:
         return
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        return  # they may come, as in a cluster that scales: then each worker looks for itself
     cluster = cluster_facts(client)
     lanes = range(len(weights)) if placement is None else placement.lanes
     for lane in sorted(set(lanes)):
@@ -131,8 +133,7 @@ _WORTH_ASKING = 64 * 2**20
 
 _PAUSE = 0.8
 """Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
-_LOADED = 200e6
-"""Bytes of a worker's process once it has imported what runs a model."""
+_LOADED = LOADED
 
 
 def configure(client: Client) -> None:

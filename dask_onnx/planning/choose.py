@@ -17,6 +17,10 @@ _MOST_STAGES = 8
 """Pipelines of more stages than workers only where the memory asks for it."""
 
 
+LOADED = 200e6
+"""Bytes of a worker's process once it has imported what runs a model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """What the work may run on."""
@@ -26,13 +30,18 @@ class Cluster:
     """Tasks that a worker runs at a time."""
     memory_limit: float
     """Bytes at which Dask pauses the smallest worker; infinite where it never does."""
-    resident: float = 250e6
+    resident: float = LOADED
     """Bytes that a worker's process has before it holds anything of the model."""
 
     @property
     def room(self) -> float:
         """Bytes that a worker has for weights and activations."""
         return self.memory_limit - self.resident
+
+    @property
+    def stage_limit(self) -> int | None:
+        """The same as a limit for stages; None if there is none."""
+        return None if math.isinf(self.room) else max(int(self.room), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,7 @@ def choose(
     if least and (cluster.workers > 1 or found[0].refused):
         for count in _counts(least, cluster):
             try:
-                graph = pipeline(cut, n_stages=count, memory_limit=_limit(cluster))
+                graph = pipeline(cut, n_stages=count, memory_limit=cluster.stage_limit)
             except PlanError:
                 continue
             name = f"pipeline of {count}"
@@ -114,10 +123,6 @@ def choose(
         _sentence(best, found, cluster, batches, rows_depend),
         tuple(found),
     )
-
-
-def _limit(cluster: Cluster) -> int | None:
-    return None if math.isinf(cluster.room) else max(int(cluster.room), 0)
 
 
 def _counts(least: int, cluster: Cluster) -> list[int]:

@@ -156,3 +156,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
         assert "n_stages=" in e.value.next_step
         plan = model.plan("auto", shapes={"x": (16, 64)})
         assert plan.verdict.chosen.startswith("pipeline of") and len(plan.stages) >= 3
+        assert plan.recipe.options["memory_limit"] == 4_000_000
+        cluster.scale(0)
+        while client.scheduler_info(n_workers=-1)["workers"]:
+            time.sleep(0.1)
+        model.predict(x)  # workers may come yet
