@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         StoreError,
     )
     from dask_onnx.loading import load
-    from dask_onnx.model import Model, Plan
+    from dask_onnx.model import Model
     from dask_onnx.placement import Placement, configure
+    from dask_onnx.plan import Plan
     from dask_onnx.planning.recipe import Strategy, at_values
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
@@ -35,7 +36,7 @@ _HOMES = {
     "load": "loading",
     "Model": "model",
     "TextModel": "collections.text",
-    "Plan": "model",
+    "Plan": "plan",
     "configure": "placement",
     "Placement": "placement",
     "Strategy": "planning.recipe",

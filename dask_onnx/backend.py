@@ -11,7 +11,8 @@ from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 
 from dask_onnx.errors import DaskOnnxError, InputError
 from dask_onnx.loading import load
-from dask_onnx.model import Model, Plan
+from dask_onnx.model import Model
+from dask_onnx.plan import Plan
 from dask_onnx.specs import SessionSpec
 from dask_onnx.value_types import kind_of_value
 

@@ -6,18 +6,13 @@ import contextlib
 import dataclasses
 import importlib
 import math
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from dask.base import is_dask_collection
-from dask.delayed import Delayed
-from dask.task_spec import Alias
-from dask.utils import parse_bytes
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
@@ -53,27 +48,19 @@ from dask_onnx.collections.request import (
     resolve_outputs,
 )
 from dask_onnx.delivery import current_client, plan_delivery
-from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
-from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import Placement, check_fits, cluster_facts, effective_retries
-from dask_onnx.planning.choose import Verdict
-from dask_onnx.planning.picture import to_svg
-from dask_onnx.planning.recipe import Recipe, Strategy
-from dask_onnx.planning.stages import Stage, StageGraph
-from dask_onnx.runtime.codec import Lossy
+from dask_onnx.placement import check_fits, effective_retries
+from dask_onnx.plan import Plan
+from dask_onnx.planner import Aim, PlanRequest, Shapes, make_plan
+from dask_onnx.planning.recipe import Strategy
 from dask_onnx.runtime.own import OwnKernels
-from dask_onnx.runtime.profile import measure_nodes
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
 from dask_onnx.specs import SessionSpec, TensorSpec
-
-Shapes = Mapping[str, tuple[int, ...]]
-Aim = Literal["throughput", "latency"]
 
 
 class Model:
@@ -228,71 +215,18 @@ class Model:
         PlanError
             No such strategy, options that it does not take, or a cut that cannot be made.
         """
-        spec = session or SessionSpec()
-        if self._facts.libraries:
-            libraries = dict.fromkeys((*self._facts.libraries, *spec.custom_op_libraries))
-            spec = dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
-        if aim not in (None, "throughput", "latency"):
-            raise PlanError(f"there is no aim {aim!r}", "choose 'throughput' or 'latency'")
-        if aim == "latency" and spec.intra_op_num_threads is None:
-            spec = dataclasses.replace(spec, intra_op_num_threads=0)
-        options = {
-            "n_stages": n_stages,
-            "min_seconds": min_seconds,
-            "memory_limit": None if memory_limit is None else parse_bytes(memory_limit),
-        }
-        if isinstance(strategy, Strategy):
-            options |= strategy.options
-            strategy = strategy.name
-        if measure is not None:
-            arrays = self._measured_feeds(measure)
-            self._facts.note_speed(measure_nodes(self._onnx, arrays, spec))
-            shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
-        names = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
-        if strategy == "auto":
-            return self._plan_automatically(
-                Recipe("whole", shapes, spec), names, (client, batches, aim, options)
-            )
-        recipe = Recipe(strategy, shapes, spec, options)
-        stages = self._facts.cut(recipe, names)
-        is_tight = recipe.options.get("memory_limit") is not None
-        placement = Placement.one_each(len(stages.stages)) if is_tight else None
-        return Plan(self, recipe, stages, placement=placement)
-
-    def _plan_automatically(
-        self,
-        recipe: Recipe,
-        outputs: tuple[str, ...],
-        asked: tuple[Any, int | None, Aim | None, Mapping[str, Any]],
-    ) -> Plan:
-        client, batches, aim, options = asked
-        superfluous = [name for name, value in options.items() if value is not None]
-        if superfluous:
-            raise PlanError(
-                f"strategy 'auto' takes no {superfluous[0]}", "leave it out, or name a strategy"
-            )
-        cluster = cluster_facts(client if client is not None else current_client())
-        if batches is None:
-            batches = 1 if aim == "latency" else 8 * cluster.workers * cluster.threads
-        verdict = self._facts.choose(recipe, outputs, cluster, batches)
-        if verdict.n_stages > 1:
-            recipe = dataclasses.replace(
-                recipe,
-                strategy="pipeline",
-                options={"n_stages": verdict.n_stages, "memory_limit": cluster.stage_limit},
-            )
-        stages = self._facts.cut(recipe, outputs)
-        placement = None
-        if verdict.alternatives[0].refused:
-            # Only where weights must not be everywhere: a free worker is worth more than its cache.
-            placement = Placement.one_each(len(stages.stages), cluster.workers)
-        return Plan(self, recipe, stages, verdict=verdict, placement=placement)
-
-    def _measured_feeds(self, feeds: Any) -> dict[str, np.ndarray]:
-        self.check(feeds)
-        specs = {spec.name: spec for spec in self.inputs}
-        given = resolve_feeds(feeds, self.inputs, list(specs))
-        return {name: as_array(value, specs[name]) for name, value in given.items()}
+        request = PlanRequest(
+            strategy,
+            {"n_stages": n_stages, "memory_limit": memory_limit, "min_seconds": min_seconds},
+            outputs,
+            shapes,
+            aim,
+            session,
+            measure,
+            client,
+            batches,
+        )
+        return make_plan(self, request)
 
     def predict(
         self,
@@ -677,154 +611,6 @@ class Model:
         if outputs not in self._whole_plans:
             self._whole_plans[outputs] = self.plan("whole", outputs=list(outputs))
         return self._whole_plans[outputs]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A model cut into stages. Made by `Model.plan`."""
-
-    model: Model
-    recipe: Recipe
-    stage_graph: StageGraph
-    drift: Drift | None = None
-    """What `with_loss` measured; None if nothing may be lost."""
-    verdict: Verdict | None = None
-    """Why "auto" chose it; None if the caller did."""
-    placement: Placement | None = None
-    """Which stages stay on which share of the workers; None lets each run anywhere."""
-    _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """In an order in which they can run."""
-        return self.stage_graph.stages
-
-    def explain(self) -> str:
-        """The stages, their predicted cost, what travels between them, rows of a run, as text."""
-        text = explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
-        return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
-
-    @cached_property
-    def rows_per_run(self) -> int:
-        """What `batch_size="auto"` gives each run if there are several stages, which must agree."""
-        return predicted_rows(self.model._facts, self.stage_graph, self.recipe)
-
-    def visualize(self, path: str | os.PathLike[str]) -> None:
-        """Write the stages and edges as an SVG picture to `path`."""
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
-
-    def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
-        """The same plan, allowed to lose precision of what its stages send over slow links.
-
-        What that does to the outputs is measured now and here, as if every value between stages
-        were packed, and kept as `drift`.
-
-        Parameters
-        ----------
-        way : {"float16", "int8"}
-            Half precision; or 8 bits with a scale for each channel (axis 1).
-        sample : ndarray, or a dict of them by input name
-            A few rows that are like those to come.
-        budget : float
-            The largest difference that is allowed, relative to each output's largest value.
-
-        Raises
-        ------
-        PlanError
-            The outputs move further; the plan has one stage; there is no such way.
-        """
-        if way not in ("float16", "int8"):
-            raise PlanError(f"there is no way {way!r} to pack with loss", "float16 or int8")
-        if len(self.stages) == 1:
-            raise PlanError("nothing travels in a plan of one stage", "cut it: n_stages=2 or more")
-        names = [spec.name for spec in self.stage_graph.outputs]
-        run = RunOptions(names, None, self)
-        request, feeds, kind = self.model._request(sample, run, here=True)
-        if kind != "eager":
-            raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
-        exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, here=True)
-        packed = predict_eager(
-            dataclasses.replace(request, lossy=way, always_lossy=True), feeds, here=True
-        )
-        drift = measure_drift(way, budget, exact, packed)
-        if max(drift.relative.values(), default=0.0) > budget:
-            raise PlanError(
-                drift.describe(), "allow more, choose float16, or cut where values are smaller"
-            )
-        return dataclasses.replace(self, drift=drift, _others={})
-
-    def with_placement(self, placement: Placement | None) -> Plan:
-        """The same stages, kept on lanes of the cluster: ``Placement((0, 1, 0, 1))`` shares four
-        stages between two workers, neither of which loads what is the other's. None lets each run
-        anywhere. It needs `dask_onnx.configure` on the cluster.
-
-        Raises
-        ------
-        PlanError
-            Not one lane for each stage.
-        """
-        if placement is not None and len(placement.lanes) != len(self.stages):
-            raise PlanError(
-                f"{len(placement.lanes)} lanes for {len(self.stages)} stages",
-                "name a lane for each stage",
-            )
-        return dataclasses.replace(self, placement=placement, _others={})
-
-    def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
-        """The same recipe for other outputs; itself if they are the same."""
-        if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
-            return self
-        if outputs not in self._others:
-            cut = self.model._facts.cut(self.recipe, outputs)
-            self._others[outputs] = self._with_stages(self.model, cut)
-        return self._others[outputs]
-
-    def on(self, model: Model) -> Plan:
-        """The same recipe and outputs for another model that has these."""
-        names = tuple(spec.name for spec in self.stage_graph.outputs)
-        return self._with_stages(model, model._facts.cut(self.recipe, names))
-
-    def _with_stages(self, model: Model, stages: StageGraph) -> Plan:
-        lanes = None if self.placement is None else len(set(self.placement.lanes))
-        placement = None if lanes is None else Placement.one_each(len(stages.stages), lanes)
-        return dataclasses.replace(
-            self, model=model, stage_graph=stages, placement=placement, _others={}
-        )
-
-    def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:
-        """The Dask graph itself, inputs included, for one request.
-
-        Parameters
-        ----------
-        feeds : ndarray, dask.array or Delayed, or a dict of them by input name
-
-        Returns
-        -------
-        dict of key to Task
-            One Task for each stage and chunk. Without dask arrays each output is also there under
-            its own name, so that ``dask.get(graph, name)`` gives it.
-        """
-        model = self.model._fed_with(feeds)
-        if model is not self.model:
-            return self.on(model).graph(feeds, batch_size=batch_size)
-        names = [spec.name for spec in self.stage_graph.inputs]
-        arrays = resolve_feeds(feeds, self.model.inputs, names)
-        if kind_of(arrays) == "eager":
-            check_arrays(
-                {name: np.asarray(value) for name, value in arrays.items()},
-                self.model.inputs,
-                input_axes(self.model._onnx)[0],
-            )
-            arrays = {name: as_delayed(name, value) for name, value in arrays.items()}
-        outputs = [spec.name for spec in self.stage_graph.outputs]
-        results = self.model.predict(arrays, outputs=outputs, batch_size=batch_size, plan=self)
-        tasks: dict[Any, Any] = {}
-        for name, collection in results.items():
-            tasks.update(collection.__dask_graph__())
-            if isinstance(collection, Delayed):
-                tasks[name] = Alias(name, collection.key)
-        return tasks
 
 
 _PICKLED_PROTO_BYTES = 256 * 1024

@@ -90,6 +90,8 @@ LAYERS = {
     "io.sources": 7,
     "io.sinks": 7,
     "io.pipeline": 7.1,
+    "plan": 7.2,
+    "planner": 7.3,
     "model": 8,
     "cli": 9,
     "cli.parameters": 9.1,

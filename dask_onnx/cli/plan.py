@@ -20,7 +20,7 @@ from dask_onnx.cli.parameters import (
 )
 from dask_onnx.errors import InputError
 from dask_onnx.loading import load
-from dask_onnx.model import Plan
+from dask_onnx.plan import Plan
 from dask_onnx.planning.recipe import at_values
 
 

@@ -46,8 +46,9 @@ from dask_onnx.io.pipeline import (
 from dask_onnx.io.sinks import OutputSpec, Sink, open_sink
 from dask_onnx.io.sources import FileArray, open_source
 from dask_onnx.loading import load
-from dask_onnx.model import Model, Plan
+from dask_onnx.model import Model
 from dask_onnx.placement import effective_retries
+from dask_onnx.plan import Plan
 
 _BLOCK_BYTES = 32 * 2**20
 """Input and output of a block, unless the workers are smaller."""

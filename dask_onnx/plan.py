@@ -1,0 +1,216 @@
+"""A model cut into stages, and what can be done with that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from dask.delayed import Delayed
+from dask.task_spec import Alias
+
+from dask_onnx.analysis.axes import input_axes
+from dask_onnx.collections.context import Request
+from dask_onnx.collections.delayed import as_delayed
+from dask_onnx.collections.eager import predict_eager
+from dask_onnx.collections.kinds import kind_of
+from dask_onnx.collections.options import BatchSize, RunOptions
+from dask_onnx.collections.request import check_arrays, resolve_feeds
+from dask_onnx.drift import Drift, measure_drift
+from dask_onnx.errors import InputError, PlanError
+from dask_onnx.explaining import explain_plan, predicted_rows
+from dask_onnx.model_facts import ModelFacts
+from dask_onnx.placement import Placement
+from dask_onnx.planning.choose import Verdict
+from dask_onnx.planning.picture import to_svg
+from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.runtime.codec import Lossy
+from dask_onnx.specs import TensorSpec
+
+
+class PlannedModel(Protocol):
+    """What a plan needs of its `Model`, which stands a layer above."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def __dask_tokenize__(self) -> tuple[str, ...]: ...
+
+    @property
+    def _facts(self) -> ModelFacts: ...
+
+    def _fed_with(self, x: Any) -> PlannedModel:
+        """The model that takes what `x` has."""
+        ...
+
+    def _request(
+        self, x: Any, run: RunOptions, *, here: bool = False
+    ) -> tuple[Request, dict[str, Any], str]:
+        """What is asked for, checked; the feeds; their kind."""
+        ...
+
+    def check(self, x: Any) -> None:
+        """Compare inputs with the model."""
+        ...
+
+    def predict(
+        self, x: Any, *, outputs: list[str], batch_size: BatchSize, plan: Plan | None
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A model cut into stages. Made by `Model.plan`."""
+
+    model: PlannedModel
+    recipe: Recipe
+    stage_graph: StageGraph
+    drift: Drift | None = None
+    """What `with_loss` measured; None if nothing may be lost."""
+    verdict: Verdict | None = None
+    """Why "auto" chose it; None if the caller did."""
+    placement: Placement | None = None
+    """Which stages stay on which share of the workers; None lets each run anywhere."""
+    _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In an order in which they can run."""
+        return self.stage_graph.stages
+
+    def explain(self) -> str:
+        """The stages, their predicted cost, what travels between them, rows of a run, as text."""
+        text = explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
+        return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
+
+    @cached_property
+    def rows_per_run(self) -> int:
+        """What `batch_size="auto"` gives each run if there are several stages, which must agree."""
+        return predicted_rows(self.model._facts, self.stage_graph, self.recipe)
+
+    def visualize(self, path: str | os.PathLike[str]) -> None:
+        """Write the stages and edges as an SVG picture to `path`."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
+
+    def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
+        """The same plan, allowed to lose precision of what its stages send over slow links.
+
+        What that does to the outputs is measured now and here, as if every value between stages
+        were packed, and kept as `drift`.
+
+        Parameters
+        ----------
+        way : {"float16", "int8"}
+            Half precision; or 8 bits with a scale for each channel (axis 1).
+        sample : ndarray, or a dict of them by input name
+            A few rows that are like those to come.
+        budget : float
+            The largest difference that is allowed, relative to each output's largest value.
+
+        Raises
+        ------
+        PlanError
+            The outputs move further; the plan has one stage; there is no such way.
+        """
+        if way not in ("float16", "int8"):
+            raise PlanError(f"there is no way {way!r} to pack with loss", "float16 or int8")
+        if len(self.stages) == 1:
+            raise PlanError("nothing travels in a plan of one stage", "cut it: n_stages=2 or more")
+        names = [spec.name for spec in self.stage_graph.outputs]
+        run = RunOptions(names, None, self)
+        request, feeds, kind = self.model._request(sample, run, here=True)
+        if kind != "eager":
+            raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
+        exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, here=True)
+        packed = predict_eager(
+            dataclasses.replace(request, lossy=way, always_lossy=True), feeds, here=True
+        )
+        drift = measure_drift(way, budget, exact, packed)
+        if max(drift.relative.values(), default=0.0) > budget:
+            raise PlanError(
+                drift.describe(), "allow more, choose float16, or cut where values are smaller"
+            )
+        return dataclasses.replace(self, drift=drift, _others={})
+
+    def with_placement(self, placement: Placement | None) -> Plan:
+        """The same stages, kept on lanes of the cluster: ``Placement((0, 1, 0, 1))`` shares four
+        stages between two workers, neither of which loads what is the other's. None lets each run
+        anywhere. It needs `dask_onnx.configure` on the cluster.
+
+        Raises
+        ------
+        PlanError
+            Not one lane for each stage.
+        """
+        if placement is not None and len(placement.lanes) != len(self.stages):
+            raise PlanError(
+                f"{len(placement.lanes)} lanes for {len(self.stages)} stages",
+                "name a lane for each stage",
+            )
+        return dataclasses.replace(self, placement=placement, _others={})
+
+    def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
+        """The same recipe for other outputs; itself if they are the same."""
+        if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
+            return self
+        if outputs not in self._others:
+            cut = self.model._facts.cut(self.recipe, outputs)
+            self._others[outputs] = self._with_stages(self.model, cut)
+        return self._others[outputs]
+
+    def on(self, model: PlannedModel) -> Plan:
+        """The same recipe and outputs for another model that has these."""
+        names = tuple(spec.name for spec in self.stage_graph.outputs)
+        return self._with_stages(model, model._facts.cut(self.recipe, names))
+
+    def _with_stages(self, model: PlannedModel, stages: StageGraph) -> Plan:
+        lanes = None if self.placement is None else len(set(self.placement.lanes))
+        placement = None if lanes is None else Placement.one_each(len(stages.stages), lanes)
+        return dataclasses.replace(
+            self, model=model, stage_graph=stages, placement=placement, _others={}
+        )
+
+    def graph(self, feeds: Any, *, batch_size: BatchSize = "auto") -> dict[Any, Any]:
+        """The Dask graph itself, inputs included, for one request.
+
+        Parameters
+        ----------
+        feeds : ndarray, dask.array or Delayed, or a dict of them by input name
+
+        Returns
+        -------
+        dict of key to Task
+            One Task for each stage and chunk. Without dask arrays each output is also there under
+            its own name, so that ``dask.get(graph, name)`` gives it.
+        """
+        model = self.model._fed_with(feeds)
+        if model is not self.model:
+            return self.on(model).graph(feeds, batch_size=batch_size)
+        names = [spec.name for spec in self.stage_graph.inputs]
+        arrays = resolve_feeds(feeds, self.model.inputs, names)
+        if kind_of(arrays) == "eager":
+            check_arrays(
+                {name: np.asarray(value) for name, value in arrays.items()},
+                self.model.inputs,
+                input_axes(self.model._facts.onnx)[0],
+            )
+            arrays = {name: as_delayed(name, value) for name, value in arrays.items()}
+        outputs = [spec.name for spec in self.stage_graph.outputs]
+        results = self.model.predict(arrays, outputs=outputs, batch_size=batch_size, plan=self)
+        tasks: dict[Any, Any] = {}
+        for name, collection in results.items():
+            tasks.update(collection.__dask_graph__())
+            if isinstance(collection, Delayed):
+                tasks[name] = Alias(name, collection.key)
+        return tasks

@@ -1,0 +1,127 @@
+"""How a plan is made: what was asked for, resolved; the cut; where its stages go."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from dask.utils import parse_bytes
+
+from dask_onnx.collections.kinds import as_array
+from dask_onnx.collections.options import Outputs
+from dask_onnx.collections.request import resolve_feeds, resolve_outputs
+from dask_onnx.delivery import current_client
+from dask_onnx.errors import PlanError
+from dask_onnx.placement import Placement, cluster_facts
+from dask_onnx.plan import Plan, PlannedModel
+from dask_onnx.planning.recipe import Recipe, Strategy
+from dask_onnx.runtime.profile import measure_nodes
+from dask_onnx.specs import SessionSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+Aim = Literal["throughput", "latency"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What `Model.plan` was asked for; see there."""
+
+    strategy: str | Strategy
+    options: Mapping[str, Any]
+    """What strategies take besides the model; None is not given."""
+    outputs: Outputs
+    shapes: Shapes | None
+    aim: Aim | None
+    session: SessionSpec | None
+    measure: Any
+    client: Any
+    batches: int | None
+
+    @property
+    def name(self) -> str:
+        return self.strategy.name if isinstance(self.strategy, Strategy) else self.strategy
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All options by name, bytes as numbers."""
+        found = {name: value for name, value in self.options.items() if value is not None}
+        if "memory_limit" in found:
+            found["memory_limit"] = parse_bytes(found["memory_limit"])
+        if isinstance(self.strategy, Strategy):
+            found |= self.strategy.options
+        return found
+
+
+def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
+    """
+    Raises
+    ------
+    PlanError
+        No such strategy or aim, options that it does not take, or a cut that cannot be made.
+    """
+    facts = model._facts
+    session = _session(model, request)
+    shapes = request.shapes
+    if request.measure is not None:
+        arrays = _measured_feeds(model, request.measure)
+        facts.note_speed(measure_nodes(facts.onnx, arrays, session))
+        shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
+    outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
+    if request.name == "auto":
+        return _choose(model, request, Recipe("whole", shapes, session), outputs)
+    recipe = Recipe(request.name, shapes, session, request.given)
+    stages = facts.cut(recipe, outputs)
+    is_tight = "memory_limit" in recipe.options
+    placement = Placement.one_each(len(stages.stages)) if is_tight else None
+    return Plan(model, recipe, stages, placement=placement)
+
+
+def _session(model: PlannedModel, request: PlanRequest) -> SessionSpec:
+    """How ONNX Runtime runs the stages."""
+    session = request.session or SessionSpec()
+    libraries = dict.fromkeys((*model._facts.libraries, *session.custom_op_libraries))
+    session = dataclasses.replace(session, custom_op_libraries=tuple(libraries))
+    if request.aim not in (None, "throughput", "latency"):
+        raise PlanError(f"there is no aim {request.aim!r}", "choose 'throughput' or 'latency'")
+    if request.aim == "latency" and session.intra_op_num_threads is None:
+        session = dataclasses.replace(session, intra_op_num_threads=0)
+    return session
+
+
+def _choose(
+    model: PlannedModel, request: PlanRequest, recipe: Recipe, outputs: tuple[str, ...]
+) -> Plan:
+    """What "auto" takes for the cluster."""
+    superfluous = list(request.given)
+    if superfluous:
+        raise PlanError(
+            f"strategy 'auto' takes no {superfluous[0]}", "leave it out, or name a strategy"
+        )
+    client = request.client if request.client is not None else current_client()
+    cluster = cluster_facts(client)
+    batches = request.batches
+    if batches is None:
+        batches = 1 if request.aim == "latency" else 8 * cluster.workers * cluster.threads
+    verdict = model._facts.choose(recipe, outputs, cluster, batches)
+    if verdict.n_stages > 1:
+        recipe = dataclasses.replace(
+            recipe,
+            strategy="pipeline",
+            options={"n_stages": verdict.n_stages, "memory_limit": cluster.stage_limit},
+        )
+    stages = model._facts.cut(recipe, outputs)
+    placement = None
+    if verdict.alternatives[0].refused:
+        # Only where weights must not be everywhere: a free worker is worth more than its cache.
+        placement = Placement.one_each(len(stages.stages), cluster.workers)
+    return Plan(model, recipe, stages, verdict=verdict, placement=placement)
+
+
+def _measured_feeds(model: PlannedModel, feeds: Any) -> dict[str, np.ndarray]:
+    model.check(feeds)
+    specs = {spec.name: spec for spec in model.inputs}
+    given = resolve_feeds(feeds, model.inputs, list(specs))
+    return {name: as_array(value, specs[name]) for name, value in given.items()}
