@@ -50,4 +50,9 @@ dask.config.update_defaults({"dask_onnx": DEFAULTS})
 
 def get(key: str) -> Any:
     """The value of ``dask_onnx.<key>`` in this process."""
-    return dask.config.get(f"dask_onnx.{key}")
+    default: Any = DEFAULTS
+    for part in key.split("."):
+        default = default[part]
+    # Dask's configuration may have lost the defaults: `dask.config.set`, used as a context before
+    # this module was first imported, takes everything with it that came after.
+    return dask.config.get(f"dask_onnx.{key}", default)

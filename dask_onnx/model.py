@@ -163,6 +163,7 @@ class Model:
         strategy: str | Strategy = "whole",
         *,
         n_stages: int | None = None,
+        n_workers: int | None = None,
         memory_limit: int | str | None = None,
         min_seconds: float | None = None,
         outputs: Outputs = None,
@@ -177,10 +178,12 @@ class Model:
 
         Parameters
         ----------
-        strategy : {"auto", "whole", "per_node", "fused", "pipeline"}, or what `at_values` gives
+        strategy : {"auto", "whole", "per_node", "fused", "branches", "pipeline"}, or a `Strategy`
             The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
-            convex regions of about equal predicted time; contiguous stages, the slowest as fast as
-            possible; the caller's own cuts.
+            convex regions of about equal predicted time; independent branches side by side;
+            contiguous stages, the slowest as fast as possible; the caller's own cuts (`at_values`).
+        n_workers : int, optional
+            For "branches": so many stages side by side at most; 2 by default.
         n_stages : int, optional
             For "fused" and "pipeline": how many.
         memory_limit : int or str, optional
@@ -217,7 +220,12 @@ class Model:
         """
         request = PlanRequest(
             strategy,
-            {"n_stages": n_stages, "memory_limit": memory_limit, "min_seconds": min_seconds},
+            {
+                "n_stages": n_stages,
+                "n_workers": n_workers,
+                "memory_limit": memory_limit,
+                "min_seconds": min_seconds,
+            },
             outputs,
             shapes,
             aim,

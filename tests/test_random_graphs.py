@@ -70,6 +70,7 @@ def test_every_plan_gives_what_ort_gives(source, data):
     chunk = data.draw(st.integers(1, rows), "chunk")
     lazy = {name: da.from_array(array, chunks=(chunk, WIDTH)) for name, array in feeds.items()}
     plans = [model.plan("whole"), model.plan("per_node"), _fused(model, n_stages)]
+    plans.append(model.plan("branches", n_workers=data.draw(st.integers(1, 3), "n_workers")))
     with dask.config.set(scheduler="sync"):
         for plan in plans:
             wanted = [spec.name for spec in plan.stage_graph.inputs]

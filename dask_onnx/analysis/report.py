@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
+from dask_onnx.analysis.branches import Region, find_regions
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
+from dask_onnx.analysis.cuts import Cut, legal_cuts
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.onnx_model import OnnxModel
@@ -15,6 +17,10 @@ from dask_onnx.specs import Dim, TensorSpec
 
 _ASSUMED_SIZE = 64
 """Stands in for an open dimension that is not the batch; a multiple of what networks stride by."""
+
+
+_FREE_SHARE = 0.01
+"""Of the predicted time so much may be repeated by branches rather than sent to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,15 @@ class Analysis:
     longest_path: tuple[str, ...]
     """Names of the nodes along the path with the most nodes."""
     parallelism: float
-    """Predicted seconds of all nodes over those of the heaviest path."""
+    """Work over span: predicted seconds of all nodes over those of the critical path."""
+    critical_path: tuple[str, ...]
+    """Names of the nodes along the path that takes longest: no number of workers is faster."""
+    critical_seconds: float
+    regions: tuple[Region, ...]
+    """The graph as a series of serial pieces and of independent branches; cheap nodes that several
+    branches need, and that each may repeat, left out."""
+    cuts: tuple[Cut, ...]
+    """Where it may be cut, in depth-first order, and what would have to travel."""
     batch: BatchFacts
     specs: Mapping[str, TensorSpec]
     """Every value at `shapes`."""
@@ -93,7 +107,9 @@ def analyse(
     specs = infer_shapes(facts, dims, schemas)
     each = node_costs(facts, specs)
     seconds = [costs.seconds(cost) for cost in each]
-    heaviest = sum(seconds[i] for i in facts.longest_path(seconds))
+    critical = facts.longest_path(seconds)
+    heaviest = sum(seconds[i] for i in critical)
+    series = find_regions(facts, facts.live, seconds.__getitem__, free_share=_FREE_SHARE)
     return Analysis(
         shapes=bound,
         is_assumed=is_assumed,
@@ -111,6 +127,10 @@ def analyse(
         parallel_branches=facts.parallel_branches,
         longest_path=tuple(facts.nodes[i].name for i in facts.longest_path()),
         parallelism=sum(seconds) / heaviest if heaviest else 1.0,
+        critical_path=tuple(facts.nodes[i].name for i in critical),
+        critical_seconds=heaviest,
+        regions=series.regions,
+        cuts=legal_cuts(facts, specs, facts.outputs, seconds),
         batch=find_batch(facts, facts.outputs, dims, schemas),
         specs=specs,
         node_costs=tuple(each),

@@ -7,10 +7,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
 
+from dask_onnx.analysis.cuts import Cut
 from dask_onnx.analysis.report import Analysis
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import parse_shapes, shape_option
@@ -25,6 +27,10 @@ from dask_onnx.planning.explain import (
 from dask_onnx.specs import TensorSpec, dtype_name
 
 _NAMES_SHOWN = 6
+_REGIONS_SHOWN = 3
+_CUTS_SHOWN = 3
+_EDGE = 0.1
+"""Of the time, so much at least on both sides of a cut that is worth naming."""
 
 
 @click.command("inspect")
@@ -62,6 +68,10 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
         "parallel_branches": analysis.parallel_branches,
         "parallelism": analysis.parallelism,
         "longest_path": list(analysis.longest_path),
+        "critical_path": list(analysis.critical_path),
+        "critical_seconds": analysis.critical_seconds,
+        "regions": [{"seconds": list(region.seconds)} for region in analysis.regions],
+        "cuts": [asdict(cut) for cut in analysis.cuts],
         "batch_axes": dict(analysis.batch.input_axes),
         "fixed_batch": analysis.batch.fixed_rows,
         "random_nodes": list(analysis.batch.random),
@@ -117,13 +127,52 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         ),
         (
             "branches",
-            f"{analysis.parallel_branches} at most side by side; all work over the heaviest path "
+            f"{analysis.parallel_branches} at most side by side; all work over the critical path "
             f"{analysis.parallelism:.1f}",
         ),
+        ("regions", _regions(analysis)),
+        (
+            "critical path",
+            f"{format_seconds(analysis.critical_seconds)}, {len(analysis.critical_path)} nodes: "
+            f"{_shorten(analysis.critical_path)}",
+        ),
+        ("cheapest cuts", _cuts(analysis.cuts)),
         ("longest path", f"{len(path)} nodes: {_shorten(path)}"),
         ("random", _shorten(batch.random) or "none"),
         ("batch-dependent", _shorten(batch.dependent) or "none"),
     ]
+
+
+def _regions(analysis: Analysis) -> str:
+    """The parallel regions that matter, dearest first."""
+    total = analysis.predicted_seconds or 1.0
+    found = sorted(
+        (region for region in analysis.regions if region.is_parallel),
+        key=lambda region: -sum(region.seconds),
+    )
+    if not found:
+        return "one after the other: no branches"
+    shown = [
+        f"{len(region.parts)} branches, {sum(region.seconds) / total:.0%} of the time, the longest "
+        f"{max(region.seconds) / total:.0%}"
+        for region in found[:_REGIONS_SHOWN]
+    ]
+    more = f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+    return "; ".join(shown) + more
+
+
+def _cuts(cuts: Sequence[Cut]) -> str:
+    """Where the fewest bytes cross, of those with work on both sides."""
+    inner = [cut for cut in cuts if _EDGE <= cut.share <= 1 - _EDGE]
+    if not inner:
+        return "none with work on both sides"
+    best = sorted(inner, key=lambda cut: (cut.bytes, cut.values))[:_CUTS_SHOWN]
+    shown = [
+        f"at {cut.share:.0%} of the time, after {cut.after}: {format_bytes(cut.bytes)} in "
+        + (", ".join(cut.names) if cut.names else f"{cut.values} values")
+        for cut in best
+    ]
+    return f"{'; '.join(shown)} (of {len(cuts)})"
 
 
 def _batch_note(axis: int | None) -> str:

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+from dask_onnx.analysis.axes import random_nodes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, is_standard
 from dask_onnx.errors import ModelError, PlanError
@@ -21,30 +22,47 @@ def check_stages(stages: StageGraph, facts: GraphFacts) -> None:
     Raises
     ------
     PlanError
-        With all problems in one message: a node twice or not at all, a value without a producer
-        or from a later stage, an output that nobody makes.
+        With all problems in one message: a node in no stage, one that draws random numbers in
+        several, a value without a producer, with two, or from a later stage, an output that nobody
+        makes.
     """
-    problems = [*_coverage(stages, facts), *_order(stages), *_outputs(stages)]
+    problems = [
+        *_coverage(stages, facts),
+        *_makers(stages),
+        *_order(stages),
+        *_outputs(stages),
+    ]
     if problems:
         shown = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         plural = "problem" if len(problems) == 1 else "problems"
         raise PlanError(
             f"{len(problems)} {plural} in the stage graph: {shown}{more}",
-            "a strategy of your own must give each node to one stage, in topological order",
+            "a strategy of your own must give every node to a stage, in topological order",
         )
 
 
 def _coverage(stages: StageGraph, facts: GraphFacts) -> Iterator[str]:
     times = Counter(index for stage in stages.stages for index in stage.nodes)
     wanted = facts.ancestors(spec.name for spec in stages.outputs)
+    unseeded = set(random_nodes(facts, tuple(spec.name for spec in stages.outputs))[1])
     for index in wanted:
-        if times[index] != 1:
-            count = "no stage" if not times[index] else f"{times[index]} stages"
-            yield f"node {facts.nodes[index].name!r} is in {count}"
+        name = facts.nodes[index].name
+        if not times[index]:
+            yield f"node {name!r} is in no stage"
+        elif times[index] > 1 and name in unseeded:
+            yield f"node {name!r} draws anew in each of {times[index]} stages"
     for index in sorted(set(times) - set(wanted)):
         if not 0 <= index < len(facts.nodes):
             yield f"there is no node at position {index}"
+
+
+def _makers(stages: StageGraph) -> Iterator[str]:
+    """Nodes may be repeated, but others must get a value from one stage alone."""
+    times = Counter(spec.name for stage in stages.stages for spec in stage.outputs)
+    for name, count in times.items():
+        if count > 1:
+            yield f"value {name!r} is given by {count} stages"
 
 
 def _order(stages: StageGraph) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from dask_onnx.analysis import cuts
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, node_costs, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
@@ -73,52 +74,13 @@ class CutInputs:
 
 
 def chains_of(cut: CutInputs) -> list[list[int]]:
-    """Nodes in depth-first order, grouped where a cut would tear what ORT runs as one kernel, or
-    what becomes of a weight from who reads it."""
-    order = cut.facts.depth_first_order(cut.nodes)
-    chains: list[list[int]] = []
-    for index in order:
-        before = chains[-1][-1] if chains else -1
-        if chains and (before in cut.facts.constant_nodes or _continues(cut, before, index)):
-            chains[-1].append(index)
-        else:
-            chains.append([index])
-    return chains
-
-
-def _continues(cut: CutInputs, before: int, node: int) -> bool:
-    """Whether `node` takes nothing computed but what `before` gives to it alone, and changes it
-    element by element."""
-    facts = cut.facts
-    if facts.predecessors[node] != [before] or facts.successors[before] != [node]:
-        return False
-    if any(name in cut.outputs for name in facts.nodes[before].outputs):
-        return False
-    return facts.nodes[node].op_type in _FUSED_INTO_PRODUCER
-
-
-_FUSED_INTO_PRODUCER = frozenset(
-    (
-        "Add BatchNormalization Clip Elu HardSigmoid HardSwish LeakyRelu Mul PRelu Relu "
-        "Sigmoid Softplus Sub Tanh DequantizeLinear QuantizeLinear Cast Gelu"
-    ).split()
-)
+    """The pieces that a cut leaves whole, in depth-first order."""
+    return cuts.chains_of(cut.facts, cut.nodes, cut.outputs)
 
 
 def crossing_bytes(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[int]:
     """For each border between chains i and i + 1 the bytes of the values that cross it."""
-    facts = cut.facts
-    place = {node: i for i, chain in enumerate(chains) for node in chain}
-    change = [0] * (len(chains) + 1)
-    for node, position in place.items():
-        for name in facts.nodes[node].outputs:
-            readers = [place[i] for i in facts.consumers.get(name, ()) if i in place]
-            last = max(readers, default=position)
-            if last > position:
-                size = value_bytes(cut.specs.get(name))
-                change[position] += size
-                change[last] -= size
-    return list(itertools.accumulate(change))[: max(len(chains) - 1, 0)]
+    return cuts.crossing_bytes(cut.facts, cut.specs, chains)
 
 
 def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -150,7 +112,11 @@ def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int
 def stage_graph_of(
     cut: CutInputs, groups: Sequence[Sequence[int]], labels: Sequence[str] | None = None
 ) -> StageGraph:
-    """Groups of nodes, in an order in which they can run, as a StageGraph with its edges."""
+    """Groups of nodes, in an order in which they can run, as a StageGraph with its edges.
+
+    A node may be in several groups, each of which then makes its values for itself; those who have
+    it not get them from the first.
+    """
     facts = cut.facts
     inputs = tuple(cut.declared[name] for name in facts.inputs)
     # An output that no node makes is an input or an initializer, handed on by the last stage.
@@ -158,14 +124,17 @@ def stage_graph_of(
     split = _by_kernel(cut, groups)
     labels = labels if len(split) == len(groups) else None
     groups = split or [[]]
-    stage_of = {node: i for i, group in enumerate(groups) for node in group}
+    groups_of: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        for node in group:
+            groups_of.setdefault(node, []).append(i)
     stages = tuple(
         _stage(
             cut,
-            stage_of,
+            groups_of,
             number,
             group,
-            label=labels[number] if labels else _label(cut, group),
+            label=labels[number] if labels else label_of(cut, group),
             loose=loose if number == len(groups) - 1 else (),
             is_only=len(groups) == 1,
         )
@@ -189,7 +158,7 @@ def stage_graph_of(
 
 def _stage(
     cut: CutInputs,
-    stage_of: Mapping[int, int],
+    groups_of: Mapping[int, Sequence[int]],
     number: int,
     group: Sequence[int],
     *,
@@ -208,9 +177,14 @@ def _stage(
     wanted = [
         name
         for node in group
+        if groups_of[node][0] == number
         for name in facts.nodes[node].outputs
         if name in cut.outputs
-        or any(stage_of.get(i, number) != number for i in facts.consumers.get(name, ()))
+        or any(
+            reader not in groups_of[node]
+            for consumer in facts.consumers.get(name, ())
+            for reader in groups_of.get(consumer, ())
+        )
     ]
     reads.update(dict.fromkeys(name for name in loose if name in facts.inputs))
     # A stage that is the model gives its outputs in the order in which they were asked for.
@@ -235,7 +209,7 @@ def _spec(cut: CutInputs, name: str) -> TensorSpec:
     return cut.declared.get(name, TensorSpec(name, None, None))
 
 
-def _label(cut: CutInputs, group: Sequence[int]) -> str:
+def label_of(cut: CutInputs, group: Sequence[int]) -> str:
     names = [identifier(cut.facts.nodes[index].name) for index in group]
     if len(names) > _LABEL_NODES:
         return f"{names[0]}..{names[-1]}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cutting import (
     CutInputs,
     chains_of,
@@ -109,6 +110,7 @@ STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
     "whole": whole,
     "per_node": per_node,
     "fused": fused,
+    "branches": branches,
     "pipeline": pipeline,
     "at_values": at_values,
 }

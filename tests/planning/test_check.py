@@ -29,7 +29,7 @@ def test_all_faults_are_in_one_message():
     cause = caught.value.cause
     assert cause.startswith("8 problems")
     assert "node 'stem' is in no stage" in cause
-    assert "node 'left' is in 2 stages" in cause
+    assert "value 'a' is given by 2 stages" in cause
     assert "has no producer" in cause
 
 

@@ -190,7 +190,7 @@ def test_a_model_with_nested_bodies_runs_under_every_strategy(asset):
     }
     expected, model = run_onnx(path, feeds), dx.load(path)
     assert len(model._onnx.proto) < model._onnx.parameter_bytes / 10
-    for strategy in ("whole", "fused", "per_node"):
+    for strategy in ("whole", "fused", "branches", "per_node"):
         found = model.predict(feeds, plan=model.plan(strategy))
         for name in expected:
             np.testing.assert_array_equal(found[name], expected[name])

@@ -1,0 +1,154 @@
+"""Independent branches side by side: balanced over workers, joined where little has to travel."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dask_onnx.analysis.axes import random_nodes
+from dask_onnx.analysis.branches import Region, Series, find_regions, needed
+from dask_onnx.analysis.cost import value_bytes
+from dask_onnx.errors import PlanError
+from dask_onnx.planning.cutting import CutInputs, label_of, stage_graph_of
+from dask_onnx.planning.stages import StageGraph
+
+_FREE_SHARES = (0.0, 0.001, 0.01, 0.05)
+"""Of the model's time so much may be repeated by each branch: the best of these is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What runs side by side: the nodes of each stage, those that it repeats left out."""
+
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def nodes(self) -> list[int]:
+        return sorted(itertools.chain.from_iterable(self.groups))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to cut, and what it is predicted to take if each stage has a worker."""
+
+    steps: tuple[Step, ...]
+    free: frozenset[int]
+    seconds: float
+
+    @property
+    def is_cut(self) -> bool:
+        return any(len(step.groups) > 1 for step in self.steps)
+
+
+def branches(cut: CutInputs, *, n_workers: int = 2) -> StageGraph:
+    """Independent regions of the graph on different workers, the rest in between.
+
+    Parts of the graph that do not read each other (`dask_onnx.analysis.branches`) are shared out
+    over the workers, the longest first to whoever has least (Graham, "Bounds on multiprocessing
+    timing anomalies", 1969); parts that meet early may stay together, so that one value leaves them
+    instead of many. Cheap nodes that several need are repeated in each. A region is cut only where
+    that gains more than a hop between processes takes; if none does, the best one is. A graph
+    without branches stays one stage.
+
+    Parameters
+    ----------
+    n_workers : int
+        At most so many stages side by side.
+
+    Raises
+    ------
+    PlanError
+        `n_workers` is below 1.
+    """
+    if n_workers < 1:
+        raise PlanError(f"{n_workers} workers", "give n_workers=2 or more")
+    unseeded = set(random_nodes(cut.facts, cut.outputs)[1])
+    fixed = [node for node in cut.nodes if cut.facts.nodes[node].name in unseeded]
+    # Whoever asks for branches wants to see them, even where one worker would be as fast.
+    best = min(_candidates(cut, n_workers, fixed), key=lambda each: (not each.is_cut, each.seconds))
+    return _stages(cut, best)
+
+
+def _candidates(cut: CutInputs, workers: int, fixed: Sequence[int]) -> Iterator[Candidate]:
+    for free_share, join_share in itertools.product(_FREE_SHARES, (0.0, 1 / workers)):
+        series = find_regions(
+            cut.facts,
+            cut.nodes,
+            cut.seconds,
+            free_share=free_share,
+            join_share=join_share,
+            fixed=fixed,
+        )
+        yield _candidate(cut, series, workers)
+
+
+def _candidate(cut: CutInputs, series: Series, workers: int) -> Candidate:
+    shares = [_share_out(region, workers) for region in series.regions]
+    gains = [
+        sum(region.seconds) - max(_seconds(cut, group, series.free) for group in groups)
+        for region, groups in zip(series.regions, shares, strict=True)
+    ]
+    hop = cut.costs.seconds_per_hop
+    worth = {i for i, gain in enumerate(gains) if gain > hop and series.regions[i].is_parallel}
+    if not worth:
+        dearest = max(range(len(gains)), key=gains.__getitem__, default=None)
+        worth = {dearest} if dearest is not None and gains[dearest] > 0 else set()
+    steps: list[Step] = []
+    for i, groups in enumerate(shares):
+        if i in worth:
+            steps.append(Step(groups))
+        elif steps and len(steps[-1].groups) == 1:
+            steps[-1] = Step((tuple(sorted([*steps[-1].nodes, *series.regions[i].nodes])),))
+        else:
+            steps.append(Step((tuple(series.regions[i].nodes),)))
+    seconds = sum(
+        max((_seconds(cut, group, series.free) for group in step.groups), default=0.0)
+        + (hop + _arriving(cut, step, series.free) / cut.costs.link_bytes_per_second if i else 0.0)
+        for i, step in enumerate(steps)
+    )
+    return Candidate(tuple(steps), series.free, seconds)
+
+
+def _share_out(region: Region, workers: int) -> tuple[tuple[int, ...], ...]:
+    """The parts of a region as at most `workers` groups of about equal time."""
+    groups: list[list[int]] = [[] for _ in range(min(workers, len(region.parts)))]
+    loads = [(0.0, i) for i in range(len(groups))]
+    order = sorted(range(len(region.parts)), key=lambda i: -region.seconds[i])
+    for part in order:
+        load, group = heapq.heappop(loads)
+        groups[group] += region.parts[part]
+        heapq.heappush(loads, (load + region.seconds[part], group))
+    return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _seconds(cut: CutInputs, group: Sequence[int], free: frozenset[int]) -> float:
+    return sum(map(cut.seconds, needed(cut.facts, group, free)))
+
+
+def _arriving(cut: CutInputs, step: Step, free: frozenset[int]) -> int:
+    """Bytes that the stages of a step have to receive."""
+    total = 0
+    for group in step.groups:
+        own = set(needed(cut.facts, group, free))
+        reads = {n for node in own for n in cut.facts.nodes[node].reads}
+        total += sum(
+            value_bytes(cut.specs.get(name))
+            for name in reads
+            if cut.facts.producer.get(name) not in own and name not in cut.facts.initializers
+        )
+    return total
+
+
+def _stages(cut: CutInputs, candidate: Candidate) -> StageGraph:
+    bound = [group for step in candidate.steps for group in step.groups]
+    groups = [needed(cut.facts, group, candidate.free) for group in bound]
+    labels = [label_of(cut, group) for group in bound]
+    # Free nodes that no stage needs, only the caller.
+    loose = set(cut.nodes).difference(*groups)
+    if loose:
+        groups = [*groups[:-1], sorted({*(groups[-1:] or [[]])[0], *loose})]
+        groups[-1] = needed(cut.facts, groups[-1], candidate.free)
+        labels = labels or [label_of(cut, groups[-1])]
+    return stage_graph_of(cut, groups, labels)

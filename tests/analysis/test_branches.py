@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from builders import branching_model, dense_model, make_model, node, value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_onnx.analysis.branches import find_regions, needed
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.onnx_model import load_onnx
+
+
+def facts_of(model) -> GraphFacts:
+    return GraphFacts(load_onnx(model))
+
+
+def regions(facts, seconds=lambda _: 1.0, **options):
+    series = find_regions(facts, facts.live, seconds, **{"free_share": 0.0, **options})
+    return [
+        [[facts.nodes[i].name for i in part] for part in region.parts] for region in series.regions
+    ]
+
+
+def test_branches_stand_between_what_all_paths_go_through():
+    assert regions(facts_of(branching_model())) == [
+        [["stem"]],
+        [["left", "left_end"], ["middle"], ["right"]],
+        [["join"]],
+    ]
+
+
+def test_a_chain_is_one_serial_region():
+    assert regions(facts_of(dense_model())) == [[["first", "bias", "activate", "second"]]]
+
+
+def test_cheap_nodes_that_branches_share_belong_to_none():
+    facts = facts_of(branching_model())
+    cost = [0.01, 1, 1, 1, 1, 1]
+    assert regions(facts, cost.__getitem__, free_share=0.01)[0] == [
+        ["left", "left_end"],
+        ["middle"],
+        ["right"],
+    ]
+    free = frozenset({0})
+    assert needed(facts, [4], free) == [0, 4]
+
+
+def ladder():
+    """Four branches that meet one after the other: ((a + b) + c) + d."""
+    nodes = [node("Relu", "x", "stem", "stem")]
+    nodes += [node("Neg", "stem", name, name) for name in "abcd"]
+    nodes += [
+        node("Add", "a b", "ab", "ab"),
+        node("Add", "ab c", "abc", "abc"),
+        node("Add", "abc d", "y", "abcd"),
+    ]
+    return make_model(nodes, [value("x", ["N"])], [value("y", ["N"])])
+
+
+def test_branches_that_meet_one_by_one_are_still_branches():
+    facts = facts_of(ladder())
+    assert regions(facts)[1:] == [[["a"], ["b"], ["c"], ["d"]], [["ab", "abc", "abcd"]]]
+
+
+def test_those_that_meet_early_may_stay_together():
+    cost = {"stem": 1, "a": 1, "b": 1, "c": 3, "d": 3}
+    facts = facts_of(ladder())
+    found = regions(facts, lambda i: cost.get(facts.nodes[i].name, 0.1), join_share=0.5)
+    assert found[1] == [["a", "b", "ab"], ["c"], ["d"]]
+
+
+def test_independent_components_are_branches_from_the_start():
+    nodes = [node("Relu", "x", "a", "a"), node("Neg", "z", "b", "b")]
+    inputs = [value("x", ["N"]), value("z", ["N"])]
+    facts = facts_of(make_model(nodes, inputs, [value("a", ["N"]), value("b", ["N"])]))
+    assert regions(facts) == [[["a"], ["b"]]]
+
+
+def test_branches_that_an_edge_passes_by_are_found():
+    # The stem is read by the join too, so that only stem and join lie on every path.
+    nodes = [
+        node("Relu", "x", "stem", "stem"),
+        node("Exp", "stem", "fork", "fork"),
+        node("Neg", "fork", "a", "a"),
+        node("Abs", "fork", "b", "b"),
+        node("Sum", "stem a b", "y", "join"),
+    ]
+    facts = facts_of(make_model(nodes, [value("x", ["N"])], [value("y", ["N"])]))
+    assert regions(facts) == [[["stem", "fork"]], [["a"], ["b"]], [["join"]]]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=3), min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_regions_cover_each_node_once_and_read_only_what_is_before(reads, free_share, join_share):
+    nodes = [
+        node("Sum", " ".join(f"v{r % (i + 1)}" for r in row), f"v{i + 1}")
+        for i, row in enumerate(reads)
+    ]
+    outputs = [value(f"v{len(reads)}", ["N"])]
+    facts = facts_of(make_model(nodes, [value("v0", ["N"])], outputs))
+    series = find_regions(
+        facts, facts.live, lambda _: 1.0, free_share=free_share, join_share=join_share
+    )
+    done = set(series.free)
+    for region in series.regions:
+        for part in region.parts:
+            for i in part:
+                assert set(facts.predecessors[i]) <= done | set(part)
+        assert done.isdisjoint(region.nodes)
+        done.update(region.nodes)
+    assert done == facts.live
+    for i in series.free:
+        assert series.free.issuperset(facts.predecessors[i])
