@@ -67,6 +67,8 @@ LAYERS = {
     "collections.options": 6.4,
     "collections.request": 6.5,
     "collections.bad_rows": 6.4,
+    "collections.texts": 6.4,
+    "collections.text_columns": 6.5,
     "collections.parts": 6.5,
     "collections.ragged": 6.5,
     "collections.kinds": 6.5,

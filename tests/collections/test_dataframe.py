@@ -101,8 +101,25 @@ def test_append_keeps_the_callers_columns():
     found = model.predict(dd.from_pandas(TABLE, npartitions=2), append=True).compute()
     assert list(found.columns) == [*TABLE.columns, "y_0", "y_1", "y_2", "y_3"]
     pd.testing.assert_frame_equal(found[list(TABLE.columns)], TABLE)
-    with pytest.raises(dx.InputError, match="has a column 'y_0' already"):
+    with pytest.raises(dx.InputError, match="column 'y_0', and the model makes one too"):
         model.predict(found, columns=list("abcdefgh"), append=True)
+
+
+@pytest.mark.parametrize("npartitions", [None, 2])
+def test_append_keeps_the_columns_that_are_named(npartitions):
+    model = dx.load(dense_model())
+    frame = TABLE.assign(id=range(len(TABLE)), y_0=0)
+    table = frame if npartitions is None else dd.from_pandas(frame, npartitions=npartitions)
+    options = {"columns": list("abcdefgh"), "append": ["id", "a"]}
+    lazy = model.predict(table, **options)
+    (found,) = dask.compute(lazy)
+    assert list(found.columns) == ["id", "a", "y_0", "y_1", "y_2", "y_3"]
+    assert (found.dtypes == lazy.dtypes).all() and (
+        found.dtypes == model.meta_for(table, **options).dtypes
+    ).all()
+    pd.testing.assert_frame_equal(found[["id", "a"]], frame[["id", "a"]])
+    with pytest.raises(dx.InputError, match="has no column 'none' that append names"):
+        model.predict(table, columns=list("abcdefgh"), append=["none"])
 
 
 def test_empty_partitions_are_no_harm():
