@@ -102,6 +102,7 @@ LAYERS = {
     "cli.plan": 9.2,
     "cli.predict": 9.2,
     "cli.table_request": 9.1,
+    "cli.csv_text": 9.1,
     "cli.tables": 9.15,
     "cli.store": 9.2,
     "__main__": 9.3,
