@@ -151,17 +151,7 @@ def _column_input(
     found = ColumnInput(spec, names, is_list, _list_size(meta[names[0]].dtype))
     if ragged and found.row_width is None:
         found = replace(found, is_ragged=True)
-    rank = spec.rank
-    if rank is not None and (rank > 2 or rank < 1) and not is_list:
-        raise InputError(
-            f"input {spec} has rank {rank}; columns make rows of numbers",
-            "use an array, or a column of lists for inputs of rank 2",
-        )
-    if rank == 1 and len(names) > 1:
-        raise InputError(
-            f"input {spec} takes one number a row; {len(names)} columns were named for it",
-            "name one column",
-        )
+    _check_rank(found, meta)
     if not is_list and found.width is not None and found.width != len(names):
         raise InputError(
             f"input {spec} takes {found.width} numbers a row; there are {len(names)} columns for "
@@ -171,6 +161,32 @@ def _column_input(
     for name in names:
         _check_kind(meta[name], found)
     return found
+
+
+def _check_rank(target: ColumnInput, meta: pd.DataFrame) -> None:
+    """Whether columns can make an input of that rank at all."""
+    spec, names, rank = target.spec, target.columns, target.spec.rank
+    if rank == 0:
+        raise InputError(
+            f"input {spec} is one value for all rows; a column has one for each",
+            "use arrays: a dict of them by input name",
+        )
+    if rank is not None and rank > 2:
+        raise InputError(
+            f"input {spec} has rank {rank}; columns make rows of numbers",
+            "use an array; columns and lists are for inputs of rank 1 and 2",
+        )
+    if rank == 1 and len(names) > 1:
+        raise InputError(
+            f"input {spec} takes one number a row; {len(names)} columns were named for it",
+            "name one column",
+        )
+    if rank == 1 and _is_list(meta[names[0]].dtype):
+        raise InputError(
+            f"input {spec} takes one number a row; column {names[0]!r} has lists, "
+            f"{meta[names[0]].dtype}",
+            "take the lists apart, or name another column",
+        )
 
 
 def _check_kind(column: pd.Series, target: ColumnInput) -> None:

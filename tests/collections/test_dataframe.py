@@ -105,6 +105,24 @@ def test_append_keeps_the_callers_columns():
         model.predict(found, columns=list("abcdefgh"), append=True)
 
 
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ([], r"x: float32 \(\) is one value for all rows; a column has one for each"),
+        (["N"], r"takes one number a row; column 'x' has lists"),
+        (["N", 2, 3], r"has rank 3; columns make rows of numbers"),
+    ],
+)
+def test_an_input_that_no_column_can_be_is_refused_before_any_row(shape, reason):
+    model = dx.load(make_model([node("Relu", "x", "y")], [value("x", shape)], [value("y", shape)]))
+    lists = pd.ArrowDtype(pa.list_(pa.float32(), 6))
+    table = pd.DataFrame({"x": pd.Series([[1.0] * 6] * 2, dtype=lists)})
+    for given in (table, table.iloc[:0], dd.from_pandas(table, npartitions=1)):
+        for ask in (model.predict, model.meta_for):
+            with pytest.raises(dx.InputError, match=reason):
+                ask(given)
+
+
 @pytest.mark.parametrize("npartitions", [None, 2])
 def test_append_keeps_the_columns_that_are_named(npartitions):
     model = dx.load(dense_model())
