@@ -33,6 +33,7 @@ LAYERS = {
     "analysis.shapes": 2.1,
     "analysis.cost": 2.1,
     "analysis.axes": 2.2,
+    "analysis.rows": 2.25,
     "analysis.report": 2.3,
     "runtime.store": 1.5,
     "runtime.asking": 1.4,
