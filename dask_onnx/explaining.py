@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from dask_onnx.analysis.axes import input_axes, random_nodes
 from dask_onnx.analysis.report import assumed_shapes
+from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.request import resolve_batching
 from dask_onnx.drift import Drift
 from dask_onnx.lower import stage_ref
@@ -96,6 +97,8 @@ def _rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Iterator[str
     batch = facts.batch_at(names, shapes)
     if batch.fixed_rows is not None:
         yield f"rows of a run: {batch.fixed_rows}, as the graph was exported"
+    elif batch.exported is not None:
+        yield f"rows of a run: {rows_in_words(batch)}"
     elif not resolve_batching(batch, names, "auto").is_auto:
         nodes = ", ".join((batch.dependent or batch.opaque)[:3])
         reason = nodes or "an input or output without rows"

@@ -245,7 +245,7 @@ class Model:
         plan: Plan | None = None,
         retries: int | None = None,
         columns: Columns = None,
-        append: bool = False,
+        append: bool | Sequence[str] = False,
         max_columns: int = MAX_COLUMNS,
         length_buckets: Sequence[int] | None = None,
         require_finite: bool = False,
@@ -280,8 +280,9 @@ class Model:
             What feeds what. By default several inputs take the columns of their names; one input
             takes the column of its name, or all columns of numbers (of text, if that is what it
             takes) in their order.
-        append : bool, default False; for tables
-            Keep the caller's columns, before those of the model.
+        append : bool or sequence of str, default False; for tables
+            Keep the caller's columns, or those that are named, before those of the model. Text in
+            them that is not UTF-8, which no file can hold, makes its row a bad one.
         max_columns : int, default 32; for tables
             An output of up to so many numbers a row becomes so many columns, called by the classes
             where the graph knows them; a longer one becomes a column of lists.
@@ -328,7 +329,7 @@ class Model:
         plan: Plan | None = None,
         retries: int | None = None,
         columns: Columns = None,
-        append: bool = False,
+        append: bool | Sequence[str] = False,
         max_columns: int = MAX_COLUMNS,
         length_buckets: Sequence[int] | None = None,
         require_finite: bool = False,
@@ -336,8 +337,9 @@ class Model:
         """As `predict`, with the bad rows in a collection of their own.
 
         A bad row is one that does not fit the model (missing or out of range where the input has
-        no place for that, a list of a wrong length, not finite where `require_finite` forbids it),
-        or that the model's kernels refuse; the latter are found by halving.
+        no place for that, a list of a wrong length, text that is not UTF-8, not finite where
+        `require_finite` forbids it), or that the model's kernels refuse; the latter are found by
+        halving.
 
         Parameters
         ----------
@@ -403,7 +405,7 @@ class Model:
         *,
         outputs: Outputs = None,
         columns: Columns = None,
-        append: bool = False,
+        append: bool | Sequence[str] = False,
         max_columns: int = MAX_COLUMNS,
         length_buckets: Sequence[int] | None = None,
         on_error: OnError = "raise",
@@ -505,7 +507,7 @@ class Model:
         outputs: Outputs = None,
         batch_size: BatchSize = "auto",
         columns: Columns = None,
-        append: bool = False,
+        append: bool | Sequence[str] = False,
         max_columns: int = MAX_COLUMNS,
         length_buckets: Sequence[int] | None = None,
         require_finite: bool = False,

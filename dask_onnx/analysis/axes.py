@@ -47,6 +47,25 @@ _BROADCASTING = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedRows:
+    """The size of axis 0 that all outputs of a graph without open axes agree on, and whether it is
+    a number of rows."""
+
+    rows: int
+    mixing: tuple[str, ...] = ()
+    """Names of the nodes that would mix rows, if rows they are."""
+    opaque: tuple[str, ...] = ()
+    """Names of the nodes behind which inference does not say where the rows are."""
+    lost: tuple[str, ...] = ()
+    """Outputs that do not grow with the rows."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Each row goes in and comes out whatever their number, and by itself."""
+        return not (self.mixing or self.opaque or self.lost)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchFacts:
     """How a model treats its batch."""
 
@@ -67,6 +86,8 @@ class BatchFacts:
     is repeated gives other numbers."""
     opaque: tuple[str, ...] = ()
     """Names of the nodes behind which inference does not say where the rows are."""
+    exported: ExportedRows | None = None
+    """Where no axis is open; `fixed_rows` is set if these rows are proven."""
 
 
 def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
@@ -79,9 +100,12 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
     four by their size.
     """
     inputs = model.inputs
-    open_first = [spec for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
+    open_first = _open_first(model)
     if not open_first:
-        return _fixed_axes(model)
+        exported = exported_rows(model)
+        if exported is None or not exported.is_proven:
+            return dict.fromkeys(spec.name for spec in inputs), None
+        return _axes_of(model, exported.rows), exported.rows
     symbols = {spec.shape[0] for spec in open_first if spec.shape and spec.shape[0]}
     axes: dict[str, int | None] = {}
     for spec in inputs:
@@ -95,15 +119,27 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
     return axes, None
 
 
-def _fixed_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
+def _open_first(model: OnnxModel) -> list[TensorSpec]:
+    """Inputs whose axis 0 is open."""
+    return [spec for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
+
+
+def exported_rows(model: OnnxModel) -> ExportedRows | None:
+    """What is known of the rows of a graph that was exported with a fixed number of them; None
+    where an axis is open, or inputs and outputs have no size in common."""
     counts = {_first_size(spec) for spec in model.outputs}
     rows = counts.pop() if len(counts) == 1 else None
-    axes = {spec.name: 0 if _first_size(spec) == rows else None for spec in model.inputs}
-    if not rows or not any(axis == 0 for axis in axes.values()):
-        return dict.fromkeys(axes), None
-    if rows > 1 and not _could_be_any(model, axes, rows):
-        return dict.fromkeys(axes), None
-    return axes, rows
+    if not rows or _open_first(model):
+        return None
+    axes = _axes_of(model, rows)
+    if not any(axis == 0 for axis in axes.values()):
+        return None
+    # A single row meets no other.
+    return ExportedRows(rows) if rows == 1 else _opened_rows(model, axes, rows)
+
+
+def _axes_of(model: OnnxModel, rows: int) -> dict[str, int | None]:
+    return {spec.name: 0 if _first_size(spec) == rows else None for spec in model.inputs}
 
 
 def _first_size(spec: TensorSpec) -> int | None:
@@ -112,13 +148,13 @@ def _first_size(spec: TensorSpec) -> int | None:
     return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
 
 
-_proven: dict[tuple[str, int], bool] = {}
-"""Model's token and rows: inference need be asked once."""
+_asked: dict[tuple[str, int], ExportedRows] = {}
+"""By model's token and rows: inference need be asked once."""
 
 
-def _could_be_any(model: OnnxModel, axes: Mapping[str, int | None], rows: int) -> bool:
+def _opened_rows(model: OnnxModel, axes: Mapping[str, int | None], rows: int) -> ExportedRows:
     """Whether the graph gives each of its rows a row whatever their number."""
-    if (model.token, rows) not in _proven:
+    if (model.token, rows) not in _asked:
         opened = replace(
             model,
             proto=_opened(model.parse(), axes, rows).SerializeToString(),
@@ -127,12 +163,9 @@ def _could_be_any(model: OnnxModel, axes: Mapping[str, int | None], rows: int) -
         )
         names = tuple(spec.name for spec in model.outputs)
         found = find_batch(GraphFacts(opened), names)
-        _proven[model.token, rows] = (
-            all(axis == 0 for axis in found.output_axes.values())
-            and not found.dependent
-            and not found.opaque
-        )
-    return _proven[model.token, rows]
+        lost = tuple(name for name, axis in found.output_axes.items() if axis != 0)
+        _asked[model.token, rows] = ExportedRows(rows, found.dependent, found.opaque, lost)
+    return _asked[model.token, rows]
 
 
 def _open_spec(spec: TensorSpec) -> TensorSpec:
@@ -186,6 +219,7 @@ def find_batch(
             dependent=tuple(_by_kind(facts)),
             random=random,
             unseeded=unseeded,
+            exported=exported_rows(facts.model),
         )
     few, many = (
         infer_shapes(facts, _bound(facts.model, axes, shapes, rows), schemas) for rows in _PROBES

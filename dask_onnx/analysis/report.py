@@ -11,6 +11,7 @@ from dask_onnx.analysis.branches import Region, find_regions
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.cuts import Cut, legal_cuts
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.specs import Dim, TensorSpec
@@ -58,6 +59,12 @@ class Analysis:
     specs: Mapping[str, TensorSpec]
     """Every value at `shapes`."""
     node_costs: tuple[NodeCost, ...]
+
+    @property
+    def rows(self) -> str:
+        """In words: how many rows go into a run, what becomes of more and of fewer, and because of
+        which nodes a row depends on others."""
+        return rows_in_words(self.batch)
 
 
 def assumed_shapes(

@@ -74,6 +74,7 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
         "cuts": [asdict(cut) for cut in analysis.cuts],
         "batch_axes": dict(analysis.batch.input_axes),
         "fixed_batch": analysis.batch.fixed_rows,
+        "rows": analysis.rows,
         "random_nodes": list(analysis.batch.random),
         "batch_dependent_nodes": list(analysis.batch.dependent),
     }
@@ -111,11 +112,7 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         ("model", f"{model.name}, {sum(analysis.op_histogram.values())} nodes"),
         *(("input", f"{spec}{_batch_note(batch.input_axes[spec.name])}") for spec in model.inputs),
         *(("output", str(spec)) for spec in model.outputs),
-        *(
-            [("batch", f"fixed at {batch.fixed_rows} a run: more rows are cut, fewer filled up")]
-            if batch.fixed_rows is not None
-            else []
-        ),
+        ("rows", analysis.rows),
         ("opsets", opsets),
         ("operators", ops),
         ("parameters", f"{analysis.parameters:,} ({format_bytes(analysis.parameter_bytes)})"),

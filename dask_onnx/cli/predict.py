@@ -119,6 +119,7 @@ class Probed:
 @click.option("--pooling", type=click.Choice(["mean", "max", "first"]), default="mean")
 @click.option("--keep", help="Columns of the input table to write too, separated by commas.")
 @click.option("--append", is_flag=True, help="Write all columns of the input table too.")
+@click.option("--encoding", metavar="NAME", help="Of the text of a .csv; UTF-8 by default.")
 @click.option("--length-buckets", metavar="N,N,...", help="Lengths that lists are padded to.")
 @click.option("--require-finite", is_flag=True, help="Rows with NaN or infinity are bad ones.")
 @click.option("--on-error", type=click.Choice(["raise", "null"]), default="raise")
@@ -149,6 +150,7 @@ def command(
     pooling: Pooling,
     keep: str | None,
     append: bool,
+    encoding: str | None,
     length_buckets: str | None,
     require_finite: bool,
     on_error: OnError,
@@ -174,6 +176,7 @@ def command(
         quarantine,
         require_finite,
         _lengths(length_buckets),
+        encoding,
     )
     if is_table(input_path) or table.is_given:
         if pre or post or strategy != "whole":
@@ -229,15 +232,19 @@ def _run_table(
 
     def plan() -> Any:
         rows = batch_size or "auto"
-        return tables.plan_table(model, tables.open_table(input_path), table, outputs, rows)
+        return tables.plan_table(model, tables.open_table(input_path, table), table, outputs, rows)
+
+    def wait(futures: list[Future]) -> None:
+        _wait(futures, len(futures), 1, console, "parts")
 
     plan()
     with cluster() as client:
         console.print(dashboard_line(client))
-        # Planned again, now that there is a client: what its workers lack travels along.
-        summary: dict[str, Any] = tables.run_table(
-            plan(), sinks, client, lambda futures: _wait(futures, len(futures), 1, console, "parts")
-        )
+        try:
+            # Planned again, now that there is a client: what its workers lack travels along.
+            summary: dict[str, Any] = tables.run_table(plan(), sinks, client, wait)
+        except UnicodeDecodeError as error:
+            raise tables.undecodable_table(input_path, table, error) from None
     return summary
 
 

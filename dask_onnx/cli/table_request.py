@@ -35,10 +35,17 @@ class TableRequest:
     """Where bad rows go."""
     require_finite: bool = False
     length_buckets: tuple[int, ...] | None = None
+    encoding: str | None = None
+    """Of the text of a CSV file; UTF-8 where nothing is said."""
 
     @property
     def is_given(self) -> bool:
         return self != TableRequest()
+
+    @property
+    def keeps_bad_rows(self) -> bool:
+        """They are no error: their results are left empty, or they are written elsewhere."""
+        return self.on_error != "raise" or self.quarantine is not None
 
     def row_options(self) -> dict[str, Any]:
         """As `Model.predict` and `Model.predict_checked` take them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +13,55 @@ import pandas as pd
 from dask.delayed import delayed
 from distributed import Client, Future, futures_of
 
+from dask_onnx.cli.csv_text import UTF_8, check_encoding, read_csv, undecodable
 from dask_onnx.cli.table_request import TableRequest
 from dask_onnx.collections.text import TextModel
+from dask_onnx.collections.text_columns import storable
 from dask_onnx.errors import InputError
 from dask_onnx.io.sinks import Sink
 from dask_onnx.model import Model
 
-_READERS: Mapping[str, Callable[..., Any]] = {
-    ".parquet": dd.read_parquet,
-    ".parq": dd.read_parquet,
-    ".csv": dd.read_csv,
-}
 VECTOR = "embedding"
 """What the column of a text's vectors is called."""
 
 
-def open_table(path: str) -> dd.DataFrame:
+def open_table(path: str, job: TableRequest) -> dd.DataFrame:
     """A lazy table.
 
     Raises
     ------
     InputError
-        It cannot be opened.
+        It cannot be opened; it is CSV in another encoding, as far as its first rows tell.
     """
+    is_csv = Path(path.rstrip("/")).suffix == ".csv"
+    if job.encoding is not None and not is_csv:
+        raise InputError(
+            f"--encoding is for .csv, and {path} is none", "leave it out: Parquet's text is UTF-8"
+        )
+    encoding = _encoding_of(job)
     try:
-        table: dd.DataFrame = _READERS[Path(path.rstrip("/")).suffix](path)
+        table: dd.DataFrame = (
+            read_csv(path, encoding, keeps_bad_rows=job.keeps_bad_rows)
+            if is_csv
+            else dd.read_parquet(path)
+        )
+    except UnicodeDecodeError as error:
+        raise undecodable_table(path, job, error) from None
     except (OSError, ValueError) as error:
         raise InputError(
             f"the table {path} cannot be opened: {' '.join(str(error).split())[:300]}",
             "check the path; a folder of Parquet files ends in .parquet",
         ) from None
     return table
+
+
+def undecodable_table(path: str, job: TableRequest, error: UnicodeDecodeError) -> Exception:
+    """The error that says where in a CSV file it was; the one at hand where it was elsewhere."""
+    return undecodable(path, _encoding_of(job)) or error
+
+
+def _encoding_of(job: TableRequest) -> str:
+    return check_encoding(job.encoding or UTF_8)
 
 
 def plan_table(
@@ -61,9 +79,12 @@ def plan_table(
             f"the table has no column {lacking[0]!r}",
             f"its columns are {', '.join(map(str, table.columns[:20]))}",
         )
+    if job.text is None or job.append:
+        return _predicted(model, table, job, outputs, batch_size)
+    if job.quarantine is None:
+        table = table[list(dict.fromkeys([job.text, *job.keep]))]
     good, bad = _predicted(model, table, job, outputs, batch_size)
-    made = [name for name in good.columns if name not in table.columns]
-    return (good if job.append else good[[*job.keep, *made]]), bad
+    return good[[*job.keep, VECTOR]], bad
 
 
 def _predicted(
@@ -84,7 +105,7 @@ def _predicted(
         options |= {
             "outputs": outputs,
             "columns": job.named_columns(),
-            "append": job.append or bool(job.keep),
+            "append": job.append or job.keep,
             "require_finite": job.require_finite,
             "length_buckets": job.length_buckets,
         }
@@ -143,8 +164,8 @@ def run_table(
 
 def write_parts(tables: Sequence[pd.DataFrame], sinks: Sequence[Any], number: int) -> list[int]:
     """Write one partition, and its bad rows; how many rows these are. An index with a name becomes
-    a column."""
+    a column; what bad rows hold that is no text is written as ``\\xe9``."""
     for table, sink in zip(tables, sinks, strict=True):
         named = table.reset_index() if table.index.name is not None else table
-        sink.write_frame(number, named)
+        sink.write_frame(number, storable(named))
     return [len(table) for table in tables]

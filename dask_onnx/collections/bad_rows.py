@@ -25,11 +25,14 @@ class RowsError(InputError):
         next_step: str = "",
         mask: np.ndarray | None = None,
         of_row: str = "",
+        of_rows: Mapping[int, str] | None = None,
     ) -> None:
         super().__init__(cause, next_step)
         self.mask = np.zeros(0, bool) if mask is None else mask
         self.of_row = of_row or cause
         """What is wrong, said of one row."""
+        self.of_rows = of_rows or {}
+        """The same, by the positions of those of which more is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,10 @@ def _convert_rows(
             _convert_rows(earlier, earlier, convert, above)
             search.errors |= above.errors or {int(bad[0]): fault}
             return
-        search.errors |= {int(position): InputError(fault.of_row) for position in bad}
+        search.errors |= {
+            int(positions[place]): InputError(fault.of_rows.get(int(place), fault.of_row))
+            for place in np.flatnonzero(fault.mask)
+        }
         rest = positions[~fault.mask]
         _convert_rows(rest, rest, convert, search)
         return

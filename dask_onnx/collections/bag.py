@@ -15,6 +15,7 @@ from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.options import RowOptions
 from dask_onnx.collections.request import Wanted, check_dtype, check_joins
+from dask_onnx.collections.texts import as_texts
 from dask_onnx.errors import InputError
 from dask_onnx.lower import digest
 from dask_onnx.specs import TensorSpec
@@ -110,6 +111,8 @@ class BagPredictor:
             )
         found = {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
         for spec in self.inputs:
+            if spec.dtype is not None and spec.dtype.kind == "O":
+                found[spec.name] = as_texts(found[spec.name], spec.name)
             self._check(found[spec.name], spec)
         return found
 

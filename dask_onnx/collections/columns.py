@@ -2,8 +2,8 @@
 
 The rules for a value: numbers go into a float input by value, rounded to its precision; into an
 integer input only integers and booleans that fit it, and times as nanoseconds since 1970; into a
-boolean input booleans; text and categories of text into a string input. A missing value goes into a
-float input as NaN, and nowhere else.
+boolean input booleans; text and categories of text into a string input, bytes as UTF-8. A missing
+value goes into a float input as NaN, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pyarrow as pa
 from dask_onnx.collections.bad_rows import RowsError
 from dask_onnx.collections.options import Columns
 from dask_onnx.collections.ragged import Ragged
+from dask_onnx.collections.text_columns import column_faults
+from dask_onnx.collections.texts import NO_TEXT
 from dask_onnx.errors import InputError
 from dask_onnx.specs import TensorSpec, dtype_name
 
@@ -35,6 +37,10 @@ class ColumnInput:
     """Of the lists, where their dtype says it."""
     is_ragged: bool = False
     """The lists may differ in length: rows of one length run together."""
+
+    @property
+    def takes_text(self) -> bool:
+        return self.spec.dtype is not None and self.spec.dtype.kind == "O"
 
     @property
     def width(self) -> int | None:
@@ -145,17 +151,7 @@ def _column_input(
     found = ColumnInput(spec, names, is_list, _list_size(meta[names[0]].dtype))
     if ragged and found.row_width is None:
         found = replace(found, is_ragged=True)
-    rank = spec.rank
-    if rank is not None and (rank > 2 or rank < 1) and not is_list:
-        raise InputError(
-            f"input {spec} has rank {rank}; columns make rows of numbers",
-            "use an array, or a column of lists for inputs of rank 2",
-        )
-    if rank == 1 and len(names) > 1:
-        raise InputError(
-            f"input {spec} takes one number a row; {len(names)} columns were named for it",
-            "name one column",
-        )
+    _check_rank(found, meta)
     if not is_list and found.width is not None and found.width != len(names):
         raise InputError(
             f"input {spec} takes {found.width} numbers a row; there are {len(names)} columns for "
@@ -165,6 +161,32 @@ def _column_input(
     for name in names:
         _check_kind(meta[name], found)
     return found
+
+
+def _check_rank(target: ColumnInput, meta: pd.DataFrame) -> None:
+    """Whether columns can make an input of that rank at all."""
+    spec, names, rank = target.spec, target.columns, target.spec.rank
+    if rank == 0:
+        raise InputError(
+            f"input {spec} is one value for all rows; a column has one for each",
+            "use arrays: a dict of them by input name",
+        )
+    if rank is not None and rank > 2:
+        raise InputError(
+            f"input {spec} has rank {rank}; columns make rows of numbers",
+            "use an array; columns and lists are for inputs of rank 1 and 2",
+        )
+    if rank == 1 and len(names) > 1:
+        raise InputError(
+            f"input {spec} takes one number a row; {len(names)} columns were named for it",
+            "name one column",
+        )
+    if rank == 1 and _is_list(meta[names[0]].dtype):
+        raise InputError(
+            f"input {spec} takes one number a row; column {names[0]!r} has lists, "
+            f"{meta[names[0]].dtype}",
+            "take the lists apart, or name another column",
+        )
 
 
 def _check_kind(column: pd.Series, target: ColumnInput) -> None:
@@ -272,16 +294,33 @@ def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
             "fill them or drop the rows",
         )
     if wanted.kind == "O":
-        objects = column.to_numpy(dtype=object)
-        is_text = isinstance(column.dtype, pd.StringDtype | pd.ArrowDtype)
-        if is_text or pd.api.types.infer_dtype(objects) == "string":
-            return np.asarray(objects)
-        return np.asarray([str(value) for value in objects], dtype=object)
+        return _texts(column, name)
     if wanted.kind in "iu":
         return _integers(column, wanted, name)
     if wanted.kind == "b":
         return np.asarray(column, dtype=bool)
     return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan)).astype(wanted)
+
+
+def _texts(column: pd.Series, name: str) -> np.ndarray:
+    faults = column_faults(column, bytes_too=True)
+    if faults:
+        raise _at_fault(
+            column,
+            np.isin(np.arange(len(column)), list(faults)),
+            f"input {name!r} takes text",
+            NO_TEXT,
+            "decode it, or drop the rows",
+            faults,
+        )
+    objects = column.to_numpy(dtype=object)
+    is_text = isinstance(column.dtype, pd.StringDtype | pd.ArrowDtype)
+    if is_text or pd.api.types.infer_dtype(objects) == "string":
+        return np.asarray(objects)
+    return np.asarray(
+        [value.decode() if isinstance(value, bytes) else str(value) for value in objects],
+        dtype=object,
+    )
 
 
 def _integers(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
@@ -358,7 +397,8 @@ def _convert_elements(
     """The numbers of all lists in the model's dtype; a fault is of the row that has them."""
     wanted = target.spec.dtype
     assert wanted is not None
-    elements = pd.Series(flat)
+    # As it is: what pandas takes for text it would encode.
+    elements = pd.Series(flat, dtype=flat.dtype)
     try:
         if wanted.kind in "iu" and flat.dtype.kind == "f":
             broken = np.isfinite(flat) & (flat != np.floor(flat))
@@ -387,16 +427,25 @@ def _flat(chunks: pa.ChunkedArray) -> np.ndarray:
 
 
 def _at_fault(
-    column: pd.Series, wrong: np.ndarray, rule: str, what: str, next_step: str
+    column: pd.Series,
+    wrong: np.ndarray,
+    rule: str,
+    what: str,
+    next_step: str,
+    places: Mapping[int, str] | None = None,
 ) -> RowsError:
-    first = column.index[wrong.argmax()]
+    """Parameters: `places` say of rows, by position, where in them it is."""
+    first = int(wrong.argmax())
     count = int(wrong.sum())
+    of_row = f"{rule}; column {column.name!r} {what}"
+    places = places or {}
     return RowsError(
-        f"{rule}; column {column.name!r} {what} in {count:,} of {len(column):,} rows, the first "
-        f"with index {first!r}",
+        f"{of_row} in {count:,} of {len(column):,} rows, the first with index "
+        f"{column.index[first]!r}" + (f": {places[first]}" if first in places else ""),
         next_step,
         wrong,
-        f"{rule}; column {column.name!r} {what}",
+        of_row,
+        {row: f"{of_row}: {place}" for row, place in places.items()},
     )
 
 

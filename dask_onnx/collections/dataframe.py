@@ -29,6 +29,7 @@ from dask_onnx.collections.options import RowOptions, TableOptions
 from dask_onnx.collections.parts import CELL_META, CheckedPart, as_cell, bad_rows, take_apart
 from dask_onnx.collections.ragged import check_lengths, run_by_length
 from dask_onnx.collections.request import check_joins
+from dask_onnx.collections.text_columns import check_kept
 from dask_onnx.errors import InputError
 from dask_onnx.lower import digest
 from dask_onnx.model_facts import ModelFacts
@@ -46,8 +47,8 @@ class FrameLayout:
 
     inputs: tuple[ColumnInput, ...]
     outputs: tuple[OutputColumns, ...]
-    append: bool
-    """The caller's columns stay, before those of the model."""
+    kept: tuple[Any, ...]
+    """The caller's columns that stay, before those of the model."""
     rows: RowOptions
     length_buckets: tuple[int, ...] = ()
 
@@ -65,20 +66,26 @@ class FrameLayout:
         return self.join(table.iloc[:0], empty_frame(self.outputs, table.index))
 
     def join(self, table: pd.DataFrame, result: pd.DataFrame) -> pd.DataFrame:
-        if not self.append:
+        if not self.kept:
             return result
-        twice = [name for name in result.columns if name in table.columns]
+        twice = [name for name in result.columns if name in self.kept]
         if twice:
             raise InputError(
-                f"append=True, and the table has a column {twice[0]!r} already",
+                f"append keeps the table's column {twice[0]!r}, and the model makes one too",
                 "rename it, or choose outputs by other names",
             )
-        return pd.concat([table, result], axis=1)
+        return pd.concat([self.beside(table), result], axis=1)
+
+    def beside(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The caller's columns that stay."""
+        return table if self.kept == tuple(table.columns) else table[list(self.kept)]
 
     def arrays(self, table: pd.DataFrame) -> dict[str, Any]:
         """The model's inputs."""
         found = to_arrays(table, self.inputs, require_finite=self.rows.require_finite)
         check_lengths(found, self.length_buckets)
+        if self.kept:
+            check_kept(self.beside(table), _text_columns(self.inputs))
         return found
 
 
@@ -176,8 +183,9 @@ def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayou
         layout, graph, digest(sorted(map(str, graph.tasks)), repr(layout), request.salt)
     )
     is_split = layout.rows.on_error == "split"
-    if not layout.append and not is_split:
-        table = table[layout.used]
+    needed = dict.fromkeys([*layout.used, *layout.kept])
+    if not is_split and len(needed) < len(table.columns):
+        table = table[list(needed)]
     meta = layout.meta(table._meta)
     lazy = table.map_partitions(
         predictor, *supply_collections(request), meta=CELL_META if is_split else meta
@@ -254,7 +262,7 @@ def plan_layout(
                 is_ragged=value in long,
             )
         )
-    return FrameLayout(inputs, tuple(outputs), options.append, rows, buckets)
+    return FrameLayout(inputs, tuple(outputs), options.kept(meta.columns), rows, buckets)
 
 
 def _as_long_as_inputs(
@@ -281,6 +289,11 @@ def _as_long_as_inputs(
         and len(many[name] or ()) > 1
         and ((few[name] or ())[1], (many[name] or ())[1]) == _LENGTHS
     }
+
+
+def _text_columns(inputs: Sequence[ColumnInput]) -> list[Any]:
+    """Columns whose text is looked at when it becomes an input."""
+    return [name for target in inputs if target.takes_text for name in target.columns]
 
 
 def _values(layout: FrameLayout) -> list[str]:

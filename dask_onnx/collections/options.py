@@ -68,11 +68,14 @@ class TableOptions:
     """How a table goes in and comes out."""
 
     columns: Columns = None
-    append: bool = False
+    append: bool | Sequence[str] = False
     max_columns: int = MAX_COLUMNS
     length_buckets: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.append, bool):
+            names = [self.append] if isinstance(self.append, str) else self.append
+            object.__setattr__(self, "append", tuple(dict.fromkeys(names)))
         if self.length_buckets is None:
             return
         sizes = tuple(sorted(self.length_buckets))
@@ -81,6 +84,18 @@ class TableOptions:
                 f"length_buckets is {self.length_buckets!r}", "give lengths, such as [16, 32, 64]"
             )
         object.__setattr__(self, "length_buckets", sizes)
+
+    def kept(self, columns: Sequence[Any]) -> tuple[Any, ...]:
+        """Which of a table's columns stay beside the result."""
+        if isinstance(self.append, bool):
+            return tuple(columns) if self.append else ()
+        lacking = [name for name in self.append if name not in columns]
+        if lacking:
+            raise InputError(
+                f"the table has no column {lacking[0]!r} that append names",
+                f"its columns are {', '.join(map(repr, list(columns)[:20]))}",
+            )
+        return tuple(self.append)
 
     def refuse(self, x: Any) -> None:
         """Options that mean nothing for `x`, which is no table."""

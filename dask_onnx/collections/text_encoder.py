@@ -20,6 +20,7 @@ from dask_onnx.collections.bad_rows import (
 )
 from dask_onnx.collections.here import HereGraph
 from dask_onnx.collections.options import RowOptions
+from dask_onnx.collections.texts import NO_TEXT, Unfit, text_fault
 from dask_onnx.errors import InputError, ModelError
 
 Pooling = Literal["mean", "max", "first"]
@@ -188,30 +189,29 @@ def decoded(texts: Sequence[Any]) -> list[str]:
     RowsError
         Some are missing, no text, or undecodable.
     """
-    found = [_decode(text) for text in texts]
-    wrong = np.array([text is None for text in found], bool)
-    if wrong.any():
-        first = int(wrong.argmax())
+    faults = {
+        place: fault for place, text in enumerate(texts) if (fault := _fault(text)) is not None
+    }
+    if faults:
+        wrong = np.isin(np.arange(len(texts)), list(faults))
+        first = min(faults)
         raise RowsError(
-            f"{int(wrong.sum()):,} of {len(texts):,} texts are missing, no text or no UTF-8, the "
-            f"first at position {first}: {_short(texts[first])}",
-            "fill them or drop the rows",
+            f"{len(faults):,} of {len(texts):,} texts are missing, no text or no UTF-8, the "
+            f"first at position {first}: {faults[first]}",
+            "fill them, decode them or drop the rows",
             wrong,
-            "the text is missing, no text or no UTF-8",
+            of_rows=faults,
         )
-    return [text for text in found if text is not None]
+    return [text.decode() if isinstance(text, bytes) else text for text in texts]
 
 
-def _decode(text: Any) -> str | None:
-    try:
-        if isinstance(text, bytes):
-            return text.decode()
-        if isinstance(text, str):
-            text.encode()  # a lone surrogate, which some readers leave of what they cannot decode
-            return text
-    except UnicodeError:
-        return None
-    return None
+def _fault(text: Any) -> str | None:
+    if isinstance(text, Unfit):
+        return text.reason
+    if not isinstance(text, str | bytes):
+        return f"the text is missing, or is none: {_short(text)}"
+    fault = text_fault(text)
+    return None if fault is None else f"the text {NO_TEXT}: {fault}"
 
 
 def _short(value: Any) -> str:

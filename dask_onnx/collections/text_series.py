@@ -13,7 +13,9 @@ from dask.delayed import Delayed
 
 from dask_onnx.collections.bad_rows import ERROR, Found
 from dask_onnx.collections.parts import CELL_META, CheckedPart, as_cell, bad_rows, take_apart
+from dask_onnx.collections.text_columns import kept_faults, texts_of
 from dask_onnx.collections.text_encoder import Encoder
+from dask_onnx.collections.texts import Unfit
 from dask_onnx.errors import InputError
 
 
@@ -39,7 +41,7 @@ def predict_series(
     kind = pa.list_(pa.float32(), width) if width else pa.list_(pa.float32())
     part = SeriesTexts(encode, place, pd.ArrowDtype(kind))
     if not hasattr(x, "map_partitions"):
-        found = part.finish(x, compute(list(place.texts(x))), "")
+        found = part.finish(x, compute(place.texts(x)), "")
         return (found.good, found.bad) if isinstance(found, CheckedPart) else found
     meta = part.result(x._meta, Found(None, np.empty(0, np.int64), {}))
     lazy = x.map_partitions(part, *arguments, meta=CELL_META if is_split else meta)
@@ -82,8 +84,15 @@ class Place:
                 f"there is a column {ERROR!r}, which is what bad rows get", "rename that column"
             )
 
-    def texts(self, part: Any) -> pd.Series:
-        return part if self.column is None else part[self.column]
+    def texts(self, part: Any) -> list[Any]:
+        """The texts of a partition; in their place `Unfit` where a column that stays beside the
+        vectors cannot be written."""
+        if self.column is None:
+            return texts_of(part)
+        texts = texts_of(part[self.column])
+        for row, reason in kept_faults(part, [self.column]).items():
+            texts[row] = Unfit(reason)
+        return texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +117,7 @@ class SeriesTexts:
         partition_info: dict[str, Any] | None = None,
     ) -> Any:
         where = f"partition {partition_info['number']}, " if partition_info else ""
-        texts = list(self.place.texts(part))
+        texts = self.place.texts(part)
         found = self.finish(part, self.encode(content, texts, *supplies), where)
         return as_cell(found) if isinstance(found, CheckedPart) else found
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import onnx.parser
 import pytest
 
 
@@ -28,6 +29,19 @@ def test_inspect_speaks_json(run, model):
 
 def test_inspect_takes_shapes(run, model):
     assert run("inspect", model, "--shape", "x=10,4", "--json").json()["flops"] == 300
+
+
+def test_inspect_says_what_is_done_with_rows(run, tmp_path):
+    path = tmp_path / "fixed.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[4,3] x) => (float[4,3] y) {%s}'
+    for nodes, said in (
+        ("y = Relu (x)", "runs of 4 rows, as the graph was exported: more are cut into such runs"),
+        ("t = Relu (x) y = Softmax <axis = 0> (t)", "exactly 4 on axis 0"),
+    ):
+        onnx.save(onnx.parser.parse_model(text % nodes), path)
+        assert f"rows             {said}" in run("inspect", path).out
+        assert run("inspect", path, "--json").json()["rows"].startswith(said)
+    assert run("inspect", path, "--json").json()["fixed_batch"] is None
 
 
 @pytest.mark.parametrize(

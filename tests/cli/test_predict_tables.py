@@ -133,6 +133,113 @@ def test_texts_that_are_missing_are_quarantined(run, scheduler, asset, tmp_path)
     assert pd.read_parquet(bad)["n"].to_list() == [2]
 
 
+@pytest.fixture
+def latin(tmp_path):
+    """A table of Latin-1 in which rows 3 and 17 are no UTF-8."""
+    names = [{3: "café", 17: "señor"}.get(i, f"row {i}") for i in range(20)]
+    frame = pd.DataFrame(ROWS, columns=list("abcd")).assign(name=names, id=range(20))
+    path = tmp_path / "latin.csv"
+    frame.to_csv(path, index=False, encoding="latin-1")
+    return path
+
+
+LATIN = ("--columns", "a,b,c,d")
+
+
+def test_csv_that_is_not_utf_8_is_an_error_that_says_where(run, model, latin, tmp_path):
+    done = run("predict", model, latin, tmp_path / "out.parquet", *LATIN)
+    assert done.code == 2, done.err
+    lines = latin.read_bytes().splitlines(keepends=True)
+    place = lines[4].index(b"\xe9")
+    offset = sum(map(len, lines[:4])) + place
+    assert (
+        f"{latin} is not UTF-8: line 5, byte {place} of it ({offset:,} of the file): 0xe9 in"
+    ) in " ".join(done.err.split())
+    assert "--encoding latin-1 or cp1252" in done.err and "--quarantine" in done.err
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_csv_that_is_not_utf_8_further_down_is_the_same_error(run, scheduler, model, tmp_path):
+    # Beyond what is looked at before any work.
+    path, out = tmp_path / "long.csv", tmp_path / "out.parquet"
+    path.write_bytes(b"a,b,c,d,name\n" + b"1.5,2,3,4,fine\n" * 40_000 + b"1,2,3,4,caf\xe9\n")
+    done = run("predict", model, path, out, *LATIN, "--scheduler", scheduler)
+    assert done.code == 2, done.err
+    assert "long.csv is not UTF-8: line 40,002, byte 11 of it" in " ".join(done.err.split())
+    assert not out.exists()
+
+
+def test_the_encoding_of_csv_can_be_said(run, scheduler, model, result, latin, tmp_path):
+    out = tmp_path / "out.parquet"
+    options = (*LATIN, "--keep", "name", "--encoding", "latin-1", "--scheduler", scheduler)
+    done = run("predict", model, latin, out, *options)
+    assert done.code == 0, done.err
+    found = pd.read_parquet(out)
+    assert found["name"].to_list()[3::14] == ["café", "señor"]
+    np.testing.assert_allclose(found["y_0"], result["y_0"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("kept", [("--keep", "id,name"), ("--append",)])
+def test_rows_that_are_not_utf_8_are_bad_ones(
+    run, scheduler, model, result, latin, tmp_path, suffix, kept
+):
+    out, bad, null = (tmp_path / f"{name}.{suffix}" for name in ("out", "bad", "null"))
+    options = (*LATIN, *kept, "--scheduler", scheduler)
+    done = run("predict", model, latin, out, *options, "--quarantine", bad)
+    assert done.code == 0, done.err
+    assert "18 rows in" in done.out and "; 2 bad rows" in done.out
+    good = np.setdiff1d(np.arange(20), [3, 17])
+    found = read_all(out)
+    assert found["id"].to_list() == list(good)
+    assert found["name"].to_list() == [f"row {i}" for i in good]
+    np.testing.assert_allclose(found["y_0"], result["y_0"].iloc[good], rtol=1e-5)
+    told = read_all(bad)
+    assert told["id"].to_list() == [3, 17]
+    assert told["name"].to_list() == ["caf\\xe9", "se\\xf1or"]
+    assert told["error"].to_list() == [
+        "column 'name', which is kept, is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'",
+        "column 'name', which is kept, is not UTF-8: byte 0xf1 at character 2 of 'se\\xf1or'",
+    ]
+    done = run("predict", model, latin, null, *options, "--on-error", "null")
+    assert done.code == 0, done.err
+    found = read_all(null)
+    assert list(np.flatnonzero(found["y_0"].isna())) == [3, 17]
+    assert found["name"].to_list()[3::14] == ["caf\\xe9", "se\\xf1or"]
+
+
+def read_all(folder):
+    if folder.suffix == ".parquet":
+        return pd.read_parquet(folder)
+    return pd.concat([pd.read_csv(path) for path in sorted(folder.glob("*.csv"))])
+
+
+def test_what_is_neither_read_nor_kept_may_be_anything(
+    run, scheduler, model, result, latin, tmp_path
+):
+    out, bad = tmp_path / "out.parquet", tmp_path / "bad.parquet"
+    options = (*LATIN, "--keep", "id", "--scheduler", scheduler, "--quarantine", bad)
+    done = run("predict", model, latin, out, *options)
+    assert done.code == 0, done.err
+    np.testing.assert_allclose(pd.read_parquet(out)["y_0"], result["y_0"], rtol=1e-5)
+    assert len(pd.read_parquet(bad)) == 0
+
+
+@pytest.mark.real
+def test_texts_of_csv_that_are_not_utf_8_are_quarantined(run, scheduler, asset, latin, tmp_path):
+    out, bad = tmp_path / "out.parquet", tmp_path / "bad.parquet"
+    options = ("--text", "name", "--tokenizer", asset("minilm_tokenizer.json"), "--keep", "id")
+    done = run(
+        *("predict", asset("minilm.onnx"), latin, out, *options),
+        *("--quarantine", bad, "--scheduler", scheduler),
+    )
+    assert done.code == 0, done.err
+    assert pd.read_parquet(out)["id"].to_list() == [i for i in range(20) if i not in (3, 17)]
+    told = pd.read_parquet(bad)
+    assert told["id"].to_list() == [3, 17]
+    assert told["error"][0] == "the text is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -144,6 +251,7 @@ def test_texts_that_are_missing_are_quarantined(run, scheduler, asset, tmp_path)
         (("--feed", "x"), "--feed is 'x'"),
         (("--text", "name"), "--text needs a tokenizer"),
         (("--strategy", "per_node"), "are not for tables"),
+        (("--encoding", "latin-1"), "--encoding is for .csv"),
     ],
 )
 def test_bad_options_are_said_before_any_work(run, model, table, tmp_path, options, message):

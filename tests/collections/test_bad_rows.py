@@ -223,6 +223,109 @@ def test_a_bag_has_bad_rows_too():
     assert gather.compute() == [6, None, 8]
 
 
+def text_model():
+    """The text itself, and how it compares with "café"."""
+    return dx.load(
+        make_model(
+            [node("Identity", "x", "y"), node("Equal", "x cafe", "is_cafe")],
+            [value("x", ["N"], TensorProto.STRING)],
+            [value("y", ["N"], TensorProto.STRING), value("is_cafe", ["N"], TensorProto.BOOL)],
+            {"cafe": np.array(["café"], dtype=object)},
+            opset=19,
+        )
+    )
+
+
+UNDECODABLE = ["ok", "caf\udce9", "café", b"caf\xe9", "café".encode(), "lone \ud800"]
+FAULTS = [
+    "byte 0xe9 at character 3 of 'caf\\xe9'",
+    "byte 0xe9 at byte 3 of 'caf\\xe9'",
+    "lone surrogate U+D800 at character 5 of 'lone \\ud800'",
+]
+
+
+def as_arrow(texts):
+    """A column of Arrow's strings, whose bytes nobody has looked at."""
+    content = pa.array([text.encode(errors="surrogateescape") for text in texts], pa.binary())
+    unchecked = pa.StringArray.from_buffers(len(texts), content.buffers()[1], content.buffers()[2])
+    return pd.Series(pd.arrays.ArrowExtensionArray(unchecked))
+
+
+@pytest.mark.parametrize("npartitions", [None, 2])
+def test_text_that_is_not_utf_8_is_a_bad_row_that_says_where(npartitions):
+    frame = pd.DataFrame({"x": pd.Series(UNDECODABLE, dtype=object), "id": range(6)})
+    with dask.config.set({"dataframe.convert-string": False}):
+        table = frame if npartitions is None else dd.from_pandas(frame, npartitions=npartitions)
+        model = text_model()
+        good, bad = dask.compute(*model.predict_checked(table, columns="x"))
+        assert good["y"].to_list() == ["ok", "café", "café"]
+        assert good["is_cafe"].to_list() == [False, True, True]
+        assert bad["id"].to_list() == [1, 3, 5]
+        rule = "input 'x' takes text; column 'x' is not UTF-8: "
+        assert bad["error"].to_list() == [rule + fault for fault in FAULTS]
+        (found,) = dask.compute(model.predict(table, columns="x", on_error="null"))
+        assert found["y"].isna().to_list() == [False, True, False, True, False, True]
+        with pytest.raises(dx.InputError, match=r"row \d of \d, with index [13]: .*byte 0xe9"):
+            dask.compute(model.predict(table, columns="x"))
+
+
+@pytest.mark.parametrize("kind", [pd.ArrowDtype(pa.string()), "str", "category", "list"])
+def test_text_that_is_not_utf_8_is_found_in_columns_of_every_kind(kind):
+    column = as_arrow(["ok", "caf\udce9", "café"])
+    model = text_model()
+    if kind == "list":
+        lists = [[text] for text in UNDECODABLE[:3]]
+        column = pd.Series(lists, dtype=object)
+        model = dx.load(
+            make_model(
+                [node("Identity", "x", "y")],
+                [value("x", ["N", 1], TensorProto.STRING)],
+                [value("y", ["N", 1], TensorProto.STRING)],
+            )
+        )
+    elif kind == "str":
+        texts = pa.chunked_array([column.array.__arrow_array__()]).cast(pa.binary())
+        large = texts.cast(pa.large_binary()).combine_chunks().view(pa.large_string())
+        dtype = pd.StringDtype("pyarrow", na_value=np.nan)
+        column = pd.Series(pd.arrays.ArrowStringArray(large, dtype=dtype))
+    elif kind == "category":
+        index = pd.Index(UNDECODABLE[:3], dtype=object)
+        column = pd.Series(pd.Categorical.from_codes([0, 1, 2], index))
+    good, bad = model.predict_checked(column.to_frame("x"), columns="x")
+    assert good["y"].to_list() == ["ok", "café"]
+    assert list(bad.index) == [1]
+    assert "is not UTF-8" in bad["error"][1]
+
+
+def test_text_that_stays_beside_the_result_must_be_utf_8():
+    model = lookup_model()
+    table = pd.DataFrame(
+        {"x": [1, 2, 3], "name": pd.Series(["a", "b\udce9", b"\xe9"], dtype=object)}
+    )
+    assert model.predict(table, columns="x")["y"].to_list() == [2, 4, 6]
+    good, bad = model.predict_checked(table, columns="x", append=True)
+    assert good["y"].to_list() == [2, 6], "bytes that are kept are data"
+    assert bad["error"].to_list() == [
+        "column 'name', which is kept, is not UTF-8: byte 0xe9 at character 1 of 'b\\xe9'"
+    ]
+    with pytest.raises(dx.InputError, match=r"row 1 of 3, .*column 'name', which is kept"):
+        model.predict(table, columns="x", append=True)
+    found = model.predict(table, columns="x", append=True, on_error="null")
+    assert found["y"].isna().to_list() == [False, True, False]
+    assert model.predict(table, columns="x", append=["x"])["y"].to_list() == [2, 4, 6]
+
+
+def test_a_bag_has_text_that_is_not_utf_8_too():
+    bag = db.from_sequence(UNDECODABLE, npartitions=2)
+    model = text_model()
+    good, bad = dask.compute(*model.predict_checked(bag, outputs="y"))
+    assert [str(text) for text in good] == ["ok", "café", "café"]
+    rule = "input 'x' takes text; the row is not UTF-8: "
+    assert [item["error"] for item in bad] == [rule + fault for fault in FAULTS]
+    with pytest.raises(dx.InputError, match=r"row [01] of the 3 of its partition: .*byte 0xe9"):
+        model.predict(bag, outputs="y").compute()
+
+
 def test_what_is_no_fault_of_a_row_is_raised_whatever_the_mode():
     def broken(_):
         raise dx.StoreError("the store is gone")

@@ -101,8 +101,43 @@ def test_append_keeps_the_callers_columns():
     found = model.predict(dd.from_pandas(TABLE, npartitions=2), append=True).compute()
     assert list(found.columns) == [*TABLE.columns, "y_0", "y_1", "y_2", "y_3"]
     pd.testing.assert_frame_equal(found[list(TABLE.columns)], TABLE)
-    with pytest.raises(dx.InputError, match="has a column 'y_0' already"):
+    with pytest.raises(dx.InputError, match="column 'y_0', and the model makes one too"):
         model.predict(found, columns=list("abcdefgh"), append=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ([], r"x: float32 \(\) is one value for all rows; a column has one for each"),
+        (["N"], r"takes one number a row; column 'x' has lists"),
+        (["N", 2, 3], r"has rank 3; columns make rows of numbers"),
+    ],
+)
+def test_an_input_that_no_column_can_be_is_refused_before_any_row(shape, reason):
+    model = dx.load(make_model([node("Relu", "x", "y")], [value("x", shape)], [value("y", shape)]))
+    lists = pd.ArrowDtype(pa.list_(pa.float32(), 6))
+    table = pd.DataFrame({"x": pd.Series([[1.0] * 6] * 2, dtype=lists)})
+    for given in (table, table.iloc[:0], dd.from_pandas(table, npartitions=1)):
+        for ask in (model.predict, model.meta_for):
+            with pytest.raises(dx.InputError, match=reason):
+                ask(given)
+
+
+@pytest.mark.parametrize("npartitions", [None, 2])
+def test_append_keeps_the_columns_that_are_named(npartitions):
+    model = dx.load(dense_model())
+    frame = TABLE.assign(id=range(len(TABLE)), y_0=0)
+    table = frame if npartitions is None else dd.from_pandas(frame, npartitions=npartitions)
+    options = {"columns": list("abcdefgh"), "append": ["id", "a"]}
+    lazy = model.predict(table, **options)
+    (found,) = dask.compute(lazy)
+    assert list(found.columns) == ["id", "a", "y_0", "y_1", "y_2", "y_3"]
+    assert (found.dtypes == lazy.dtypes).all() and (
+        found.dtypes == model.meta_for(table, **options).dtypes
+    ).all()
+    pd.testing.assert_frame_equal(found[["id", "a"]], frame[["id", "a"]])
+    with pytest.raises(dx.InputError, match="has no column 'none' that append names"):
+        model.predict(table, columns=list("abcdefgh"), append=["none"])
 
 
 def test_empty_partitions_are_no_harm():

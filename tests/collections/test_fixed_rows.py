@@ -9,7 +9,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from builders import dense_model, run_onnx
+from builders import dense_model, make_model, node, run_onnx, value
 
 import dask_onnx as dx
 
@@ -53,3 +53,19 @@ def test_another_batch_size_is_refused(model):
     with pytest.raises(dx.InputError, match="takes exactly 4 rows a run"):
         model.predict(ROWS, batch_size=3)
     assert "4, as the graph was exported" in model.plan().explain()
+
+
+def test_rows_that_are_not_proven_are_neither_cut_nor_filled_up():
+    model = dx.load(
+        make_model(
+            [node("Softmax", "x", "y", "across", axis=0)],
+            [value("x", [4, 8])],
+            [value("y", [4, 8])],
+        )
+    )
+    said = "exactly 4 on axis 0, as the graph was exported: nothing is cut or filled up"
+    assert said in model.plan().explain() and "node 'across' may mix them" in model.analysis.rows
+    assert model.predict(ROWS[:4]).shape == (4, 8)
+    for count in (3, 8):
+        with pytest.raises(dx.InputError, match=r"\(4, 8\)"):
+            model.predict(ROWS[:count])

@@ -23,7 +23,10 @@ LISTS = {
         "attention_mask": (16, "i8", 2),
         "token_type_ids": (16, "i8", 1),
     },
+    "tashkeel": {"input_ids": (12, "i8", 20)},
 }
+DEPENDENT = {"tashkeel"}
+"""Rows see each other, so that they come in one partition."""
 IMAGES = {"det": (3, 64, 96), "cls": (3, 48, 192), "rec": (3, 48, 96)}
 
 
@@ -49,10 +52,64 @@ def test_a_table_of_lists_gives_the_dtypes_that_its_meta_says(asset, name, on_er
             for column, (size, dtype, top) in LISTS[name].items()
         }
     )
-    lazy = model.predict(dd.from_pandas(table, npartitions=2), on_error=on_error)
+    npartitions = 1 if name in DEPENDENT else 2
+    lazy = model.predict(dd.from_pandas(table, npartitions=npartitions), on_error=on_error)
     found = lazy.compute()
     assert (lazy.dtypes == found.dtypes).all() and len(found) == COUNT
     assert (model.meta_for(table, on_error=on_error).dtypes == found.dtypes).all()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+def test_lists_of_unequal_length_give_the_dtypes_that_their_meta_says(asset, on_error):
+    table = pd.DataFrame({"input_ids": [[1, 2, 3], [4], [5, 6, 7, 8, 9]]})
+    model = dx.load(asset("tashkeel.onnx"))
+    options = {"length_buckets": [4, 8], "on_error": on_error}
+    with dask.config.set({"dataframe.convert-string": False}):
+        lazy = model.predict(dd.from_pandas(table, npartitions=1), **options)
+        found = lazy.compute()
+    assert (lazy.dtypes == found.dtypes).all()
+    assert (model.meta_for(table, **options).dtypes == found.dtypes).all()
+    assert [len(row) for row in found["logits"]] == [3, 1, 5]
+
+
+@pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op15"])
+def test_a_state_is_no_column(asset, name):
+    model = dx.load(asset(f"{name}.onnx"))
+    lists = pd.Series([[0.0] * 4] * 2, dtype=pd.ArrowDtype(pa.list_(pa.float32(), 4)))
+    table = pd.DataFrame({"input": lists, "state": lists, "sr": [16_000] * 2})
+    for given in (table, dd.from_pandas(table, npartitions=1)):
+        for ask in (model.predict, model.meta_for):
+            with pytest.raises(dx.InputError, match=r"input state: .* has rank 3; columns make"):
+                ask(given)
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("silero_vad", 4), ("silero_vad_op15", 2)])
+def test_a_state_has_the_dtype_and_the_shape_that_it_says(asset, name, chunk):
+    # Only the second says that the state's rows are those of the input, which can then be cut.
+    model = dx.load(asset(f"{name}.onnx"))
+    feeds = {
+        "input": np.random.default_rng(0).standard_normal((4, 576), dtype=np.float32),
+        "state": np.zeros((2, 4, 128), np.float32),
+        "sr": np.array(16_000),
+    }
+    lazy = model.predict(
+        {
+            "input": da.from_array(feeds["input"], chunks=(chunk, -1)),
+            "state": da.from_array(feeds["state"], chunks=(-1, chunk, -1)),
+            "sr": feeds["sr"],
+        }
+    )
+    (found,) = dask.compute(lazy)
+    (again,) = dask.compute(model.predict({n: dask.delayed(v) for n, v in feeds.items()}))
+    assert list(lazy) == list(found) == list(again) == ["output", "stateN"]
+    assert found["stateN"].shape == (2, 4, 128)
+    for spec in model.outputs:
+        array = found[spec.name]
+        assert lazy[spec.name].dtype == array.dtype == again[spec.name].dtype == spec.dtype
+        assert array.shape == again[spec.name].shape
+        shapes = zip(lazy[spec.name].shape, array.shape, strict=True)
+        assert all(np.isnan(said) or said == is_ for said, is_ in shapes)
+        np.testing.assert_allclose(array, again[spec.name], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -1,0 +1,77 @@
+"""What is done with rows, in words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import dense_model, make_model, node, value
+from onnx import TensorProto
+
+from dask_onnx.analysis.axes import find_batch
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.rows import rows_in_words
+from dask_onnx.onnx_model import load_onnx
+
+
+def words_of(model):
+    facts = GraphFacts(load_onnx(model))
+    return rows_in_words(find_batch(facts, facts.outputs))
+
+
+def test_rows_that_are_proven_are_cut_into_runs_and_filled_up():
+    assert words_of(dense_model(4)) == (
+        "runs of 4 rows, as the graph was exported: more are cut into such runs, the last one is "
+        "filled up with copies of its last row, which are cut off again; the graph proves that no "
+        "row depends on another"
+    )
+    assert words_of(dense_model(1)) == (
+        "runs of 1 row, as the graph was exported: more are run one after the other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "reason"),
+    [
+        ([node("Softmax", "x", "y", "across", axis=0)], [4, 3], "node 'across' may mix them"),
+        (
+            [node("CumSum", f"{x} zero", y, f"sum_{y}") for x, y in ("xa", "ab", "bc", "cy")],
+            [4, 3],
+            "nodes 'sum_a', 'sum_b', 'sum_c' and 1 more may mix them",
+        ),
+        (
+            [
+                node("NonZero", "x", "z", "find"),
+                node("Transpose", "z", "t"),
+                node("Cast", "t", "y", to=TensorProto.FLOAT),
+            ],
+            [4, 2],
+            "it cannot be told where they are behind node 'find'",
+        ),
+        (
+            [node("Shape", "x", "s"), node("ConstantOfShape", "four", "y")],
+            [4],
+            "output 'y' does not grow with them",
+        ),
+    ],
+)
+def test_rows_that_are_not_proven_are_left_as_they_are_with_the_reason(nodes, shape, reason):
+    constants = {"zero": np.array(0), "four": np.array([4])}
+    words = words_of(make_model(nodes, [value("x", [4, 3])], [value("y", shape)], constants))
+    assert words.startswith("exactly 4 on axis 0, as the graph was exported: nothing is cut or")
+    assert words.endswith(f": {reason}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "words"),
+    [
+        ([node("Relu", "x", "y")], ["N", 3], "any number in a run; no row depends on another"),
+        (
+            [node("Softmax", "x", "y", "across", axis=0)],
+            ["N", 3],
+            "any number in a run; a row depends on the others of its run, because of node 'across'",
+        ),
+        ([node("Relu", "x", "y")], [], "none: inputs are given once, as they are"),
+    ],
+)
+def test_an_open_number_of_rows_is_said_too(nodes, shape, words):
+    assert words_of(make_model(nodes, [value("x", shape)], [value("y", shape)])) == words
