@@ -99,9 +99,15 @@ class Plan:
         return predicted_rows(self.model._facts, self.stage_graph, self.recipe)
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
-        """Write the stages and edges as an SVG picture to `path`."""
+        """Write the stages and edges as an SVG picture to `path`.
+
+        Boxes are as wide as their stages are predicted to take long, and coloured by worker if the
+        plan has a placement; lines are as thick as the logarithm of their bytes.
+        """
+        lanes = None if self.placement is None else self.placement.lanes
+        title = f"{self.model.name}: {self.recipe.strategy}"
         with open(path, "w", encoding="utf-8") as file:
-            file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
+            file.write(to_svg(self.stage_graph, title, lanes=lanes))
 
     def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
         """The same plan, allowed to lose precision of what its stages send over slow links.

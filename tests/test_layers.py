@@ -58,6 +58,8 @@ LAYERS = {
     "planning.choose": 4.9,
     "planning.recipe": 5,
     "planning.explain": 3.5,
+    "planning.lettering": 3,
+    "planning.layout": 3.5,
     "planning.picture": 5.1,
     "scheduling": 0.5,
     "placement": 5,
