@@ -61,6 +61,8 @@ LAYERS = {
     "planning.lettering": 3,
     "planning.layout": 3.5,
     "planning.picture": 5.1,
+    "planning.page": 5.2,
+    "planning.compare": 5.1,
     "scheduling": 0.5,
     "placement": 5,
     "lower": 6,
