@@ -25,6 +25,9 @@ from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement
 from dask_onnx.planning.choose import Verdict
+from dask_onnx.planning.compare import Compared, compare
+from dask_onnx.planning.explain import format_shapes
+from dask_onnx.planning.page import explain_html, explain_page
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -99,9 +102,57 @@ class Plan:
         return predicted_rows(self.model._facts, self.stage_graph, self.recipe)
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
-        """Write the stages and edges as an SVG picture to `path`."""
+        """Write the plan to a file: to ``.html`` a page with all that `explain` says and a picture,
+        to any other name the picture alone, as SVG.
+
+        Boxes are as wide as their stages are predicted to take long, and coloured by worker if the
+        plan has a placement; lines are as thick as the logarithm of their bytes.
+        """
+        if os.fspath(path).endswith(".html"):
+            content = explain_page(self._repr_html_(), self._title)
+        else:
+            content = to_svg(self.stage_graph, self._title, lanes=self._lanes)
         with open(path, "w", encoding="utf-8") as file:
-            file.write(to_svg(self.stage_graph, title=f"{self.model.name}: {self.recipe.strategy}"))
+            file.write(content)
+
+    def diff(self, other: Plan) -> str:
+        """How another plan differs, as text: numbers, stages and where their nodes went, values
+        that only one of them sends between stages, workers. "no difference" if it does not.
+
+        Parameters
+        ----------
+        other : Plan
+            Of the same model; of another one only the numbers compare, which the text says.
+        """
+        return compare(self._compared(), other._compared())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return explain_html(
+            self.stage_graph, self.explain(), self._title, verdict=self.verdict, lanes=self._lanes
+        )
+
+    @property
+    def _title(self) -> str:
+        return f"{self.model.name}: {self.recipe.strategy}"
+
+    @property
+    def _lanes(self) -> tuple[int, ...] | None:
+        return None if self.placement is None else self.placement.lanes
+
+    def _compared(self) -> Compared:
+        facts, recipe = self.model._facts, self.recipe
+        asked = {
+            "strategy": recipe.strategy,
+            "shapes": format_shapes(recipe.shapes) if recipe.shapes else "assumed",
+            "outputs": ", ".join(spec.name for spec in self.stage_graph.outputs),
+            "loss": "none" if self.drift is None else self.drift.way,
+        }
+        asked |= {name: str(value) for name, value in dataclasses.asdict(recipe.session).items()}
+        names = [node.name for node in facts.graph.nodes]
+        return Compared(
+            self.model.name, facts.onnx.token, asked, self.stage_graph, names, self._lanes
+        )
 
     def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
         """The same plan, allowed to lose precision of what its stages send over slow links.

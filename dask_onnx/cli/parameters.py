@@ -11,9 +11,11 @@ from dask_onnx.errors import InputError
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.specs import TensorSpec
 
+STRATEGY_NAMES = ["auto", *(name for name in STRATEGIES if name != "at_values")]
+"""Those that need no more than options."""
 strategy_option = click.option(
     "--strategy",
-    type=click.Choice(["auto", *(name for name in STRATEGIES if name != "at_values")]),
+    type=click.Choice(STRATEGY_NAMES),
     default="whole",
     show_default=True,
     help="How the model is cut into stages.",

@@ -13,6 +13,7 @@ from dask.utils import parse_bytes
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
+    STRATEGY_NAMES,
     n_stages_option,
     parse_shapes,
     shape_option,
@@ -21,7 +22,7 @@ from dask_onnx.cli.parameters import (
 from dask_onnx.errors import InputError
 from dask_onnx.loading import load
 from dask_onnx.plan import Plan
-from dask_onnx.planning.recipe import at_values
+from dask_onnx.planning.recipe import at_values, options_of
 
 
 @click.command("plan")
@@ -38,7 +39,17 @@ from dask_onnx.planning.recipe import at_values
 )
 @click.option("--cut-at", metavar="VALUE,...", help="Cut where these have been made.")
 @shape_option
-@click.option("--output", type=click.Path(), help="Write the picture there, as .svg.")
+@click.option(
+    "--output",
+    type=click.Path(),
+    help="Write it there: the picture as .svg, all of it as a page as .html.",
+)
+@click.option(
+    "--diff",
+    "rival",
+    type=click.Choice(STRATEGY_NAMES),
+    help="How the plan differs from what this strategy gives, with the options that it takes.",
+)
 @common_options
 @click.pass_obj
 def command(
@@ -51,26 +62,36 @@ def command(
     cut_at: str | None,
     shapes: Sequence[str],
     output: str | None,
+    rival: str | None,
 ) -> None:
     """How MODEL would be cut into stages: their cost, the edges and their bytes. Runs nothing."""
     if output is not None:
         _check_output(Path(output))
     model = load(model_path)
+    bound = parse_shapes(shapes, model.inputs)
+    given: dict[str, Any] = {
+        "n_stages": n_stages,
+        "min_seconds": min_seconds,
+        "memory_limit": _bytes(stage_memory),
+    }
     plan = model.plan(
-        strategy if cut_at is None else at_values(cut_at.split(",")),
-        n_stages=n_stages,
-        min_seconds=min_seconds,
-        memory_limit=_bytes(stage_memory),
-        shapes=parse_shapes(shapes, model.inputs),
+        strategy if cut_at is None else at_values(cut_at.split(",")), shapes=bound, **given
     )
+    difference = None
+    if rival is not None:
+        taken = [] if rival == "auto" else options_of(rival)
+        kept = {name: value for name, value in given.items() if name in taken}
+        difference = plan.diff(model.plan(rival, shapes=bound, **kept))
     if output is not None:
         plan.visualize(output)
     if options.as_json:
-        click.echo(json.dumps(as_dict(plan), indent=2))
+        click.echo(json.dumps(as_dict(plan, difference), indent=2))
         return
     click.echo(plan.explain())
+    if difference is not None:
+        click.echo(f"\nthe other is {rival}\n{difference}")
     if output is not None:
-        click.echo(f"\npicture: {output}")
+        click.echo(f"\nwritten: {output}")
 
 
 def _bytes(text: str | None) -> int | None:
@@ -81,14 +102,25 @@ def _bytes(text: str | None) -> int | None:
 
 
 def _check_output(path: Path) -> None:
-    if path.suffix != ".svg":
-        raise InputError(f"the picture {path} is no .svg", "give --output a name that ends in .svg")
+    if path.suffix not in (".svg", ".html"):
+        raise InputError(
+            f"the output {path} is no .svg and no .html",
+            "give --output a name that ends in .svg or .html",
+        )
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder {path.absolute().parent} does not exist", "make it first")
 
 
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Stages and edges, for machines."""
+def as_dict(plan: Plan, difference: str | None = None) -> dict[str, Any]:
+    """Stages and edges, for machines; what there is of lanes, a verdict and a difference."""
+    more: dict[str, Any] = {}
+    if plan.placement is not None:
+        more["lanes"] = list(plan.placement.lanes)
+    if plan.verdict is not None:
+        more["verdict"] = plan.verdict.sentence
+        more["alternatives"] = [asdict(each) for each in plan.verdict.alternatives]
+    if difference is not None:
+        more["difference"] = difference.splitlines()
     return {
         "strategy": plan.recipe.strategy,
         "predicted_seconds": plan.stage_graph.seconds,
@@ -112,4 +144,5 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             }
             for edge in plan.stage_graph.edges
         ],
+        **more,
     }

@@ -78,12 +78,51 @@ def test_plan_draws_a_box_for_each_stage(run, model, tmp_path):
     assert len(boxes) == 2
 
 
+def test_plan_writes_a_page(run, model, tmp_path):
+    page = tmp_path / "plan.html"
+    result = run("plan", model, "--strategy", "per_node", "--output", page)
+    assert result.code == 0 and f"written: {page}" in result.out
+    html = page.read_text()
+    assert html.startswith("<!DOCTYPE html>")
+    assert "project" in html and "<svg" in html
+
+
+def test_plan_says_how_it_differs_from_another_strategy(run, model):
+    result = run("plan", model, "--strategy", "fused", "--n-stages", "2", "--diff", "per_node")
+    assert result.code == 0
+    assert "strategy fused: 2 stages" in result.out
+    assert "\nthe other is per_node\n" in result.out
+    assert "cut differently:" in result.out
+    same = run("plan", model, "--diff", "whole")
+    assert same.out.endswith("the other is whole\nno difference\n")
+
+
+def test_the_other_plan_gets_the_options_that_it_takes(run, model):
+    found = run(
+        "plan", model, "--strategy", "fused", "--n-stages", "2", "--diff", "pipeline", "--json"
+    )
+    assert found.code == 0
+    assert not any(line.startswith("stages ") for line in found.json()["difference"])
+
+
+def test_plan_speaks_json(run, model):
+    facts = run("plan", model, "--strategy", "fused", "--n-stages", "2", "--json").json()
+    assert len(facts["stages"]) == 2 and facts["edges"][0]["producer"] == 0
+    assert not {"lanes", "verdict", "alternatives", "difference"} & set(facts)
+    chosen = run("plan", model, "--strategy", "auto", "--json").json()
+    assert chosen["verdict"].startswith("do not cut")
+    assert chosen["alternatives"][0]["name"] == "whole"
+    placed = run("plan", model, "--strategy", "pipeline", "--stage-memory", "1MB", "--json").json()
+    assert placed["lanes"] == list(range(len(placed["stages"])))
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--strategy", "fused", "--n-stages", "9"], "can be cut into 1 to"),
         (["--n-stages", "2"], "takes no n_stages"),
-        (["--output", "plan.png"], "is no .svg"),
+        (["--output", "plan.png"], "is no .svg and no .html"),
+        (["--diff", "pipeline"], "n_stages"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_bad_input(run, model, arguments, reason):
