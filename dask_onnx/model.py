@@ -177,10 +177,11 @@ class Model:
 
         Parameters
         ----------
-        strategy : {"auto", "whole", "per_node", "fused", "pipeline"}, or what `at_values` gives
+        strategy : {"auto", "whole", "per_node", "fused", "pipeline"}, or a `Strategy`
             The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
             convex regions of about equal predicted time; contiguous stages, the slowest as fast as
-            possible; the caller's own cuts.
+            possible; the caller's own cuts (`at_values`); those that the model says itself
+            (`from_annotations`).
         n_stages : int, optional
             For "fused" and "pipeline": how many.
         memory_limit : int or str, optional

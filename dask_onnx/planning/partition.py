@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.annotations import from_annotations
 from dask_onnx.planning.cutting import (
     CutInputs,
     chains_of,
@@ -111,6 +112,7 @@ STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
     "fused": fused,
     "pipeline": pipeline,
     "at_values": at_values,
+    "from_annotations": from_annotations,
 }
 
 
