@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 from dask.utils import parse_bytes
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
+    configuration_option,
     n_stages_option,
+    named_strategy,
     parse_shapes,
     shape_option,
     strategy_option,
 )
 from dask_onnx.errors import InputError
+from dask_onnx.files import is_url
 from dask_onnx.loading import load
 from dask_onnx.plan import Plan
 from dask_onnx.planning.recipe import at_values
+from dask_onnx.weights import graphs_of, is_external
 
 
 @click.command("plan")
 @click.argument("model_path", metavar="MODEL")
 @strategy_option
+@configuration_option
 @n_stages_option
 @click.option(
     "--min-seconds",
@@ -39,25 +45,33 @@ from dask_onnx.planning.recipe import at_values
 @click.option("--cut-at", metavar="VALUE,...", help="Cut where these have been made.")
 @shape_option
 @click.option("--output", type=click.Path(), help="Write the picture there, as .svg.")
+@click.option(
+    "--annotate",
+    "annotated",
+    metavar="FILE",
+    help="Write MODEL there, saying these stages itself, for --strategy from_annotations.",
+)
 @common_options
 @click.pass_obj
 def command(
     options: Options,
     model_path: str,
     strategy: str,
+    configuration: str | None,
     n_stages: int | None,
     min_seconds: float | None,
     stage_memory: str | None,
     cut_at: str | None,
     shapes: Sequence[str],
     output: str | None,
+    annotated: str | None,
 ) -> None:
     """How MODEL would be cut into stages: their cost, the edges and their bytes. Runs nothing."""
     if output is not None:
         _check_output(Path(output))
     model = load(model_path)
     plan = model.plan(
-        strategy if cut_at is None else at_values(cut_at.split(",")),
+        named_strategy(strategy, configuration) if cut_at is None else at_values(cut_at.split(",")),
         n_stages=n_stages,
         min_seconds=min_seconds,
         memory_limit=_bytes(stage_memory),
@@ -65,12 +79,16 @@ def command(
     )
     if output is not None:
         plan.visualize(output)
+    if annotated is not None:
+        _write_annotated(plan, model_path, Path(annotated))
     if options.as_json:
         click.echo(json.dumps(as_dict(plan), indent=2))
         return
     click.echo(plan.explain())
     if output is not None:
         click.echo(f"\npicture: {output}")
+    if annotated is not None:
+        click.echo(f"\nannotated model: {annotated}")
 
 
 def _bytes(text: str | None) -> int | None:
@@ -85,6 +103,23 @@ def _check_output(path: Path) -> None:
         raise InputError(f"the picture {path} is no .svg", "give --output a name that ends in .svg")
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder {path.absolute().parent} does not exist", "make it first")
+
+
+def _write_annotated(plan: Plan, model_path: str, path: Path) -> None:
+    """The model as it is written, with the plan's stages; its external data stay where they are."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist", "make it first")
+    model = plan.annotate(model_path)
+    is_beside = not is_url(model_path) and Path(model_path).absolute().parent.samefile(folder)
+    outside = [t.name for g in graphs_of(model) for t in g.initializer if is_external(t)]
+    if outside and not is_beside:
+        raise InputError(
+            f"{len(outside)} tensors of {model_path} lie in files beside it, such as "
+            f"{outside[0]!r}: a model in {folder} would not find them",
+            "give --annotate a name in the folder of MODEL",
+        )
+    onnx.save(model, path)
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
