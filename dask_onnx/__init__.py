@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dask_onnx.model import Model
     from dask_onnx.placement import Placement, configure
     from dask_onnx.plan import Plan
-    from dask_onnx.planning.recipe import Strategy, at_values
+    from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
 
@@ -41,6 +41,7 @@ _HOMES = {
     "Placement": "placement",
     "Strategy": "planning.recipe",
     "at_values": "planning.recipe",
+    "from_annotations": "planning.recipe",
     "Stage": "planning.stages",
     "Edge": "planning.stages",
     "StageGraph": "planning.stages",
@@ -75,6 +76,7 @@ __all__ = [
     "TextModel",
     "at_values",
     "configure",
+    "from_annotations",
     "load",
 ]
 

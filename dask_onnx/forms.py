@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Error as ProtobufError
 from onnx import helper
 
+from dask_onnx.devices import annotate_bodies
 from dask_onnx.errors import ModelError
 from dask_onnx.normalise import captured_names, plain_domain
 from dask_onnx.specs import TensorSpec
@@ -283,6 +284,7 @@ def inline_functions(model: onnx.ModelProto, kept: Sequence[tuple[str, str]]) ->
             if plain_domain(opset.domain) not in imported:
                 imported.add(plain_domain(opset.domain))
                 model.opset_import.add().CopyFrom(opset)
+    annotate_bodies(model, kept)
     if kept:
         return onnx.inliner.inline_selected_functions(model, list(kept), exclude=True)
     return onnx.inliner.inline_local_functions(model)

@@ -181,7 +181,8 @@ class Model:
         strategy : {"auto", "whole", "per_node", "fused", "branches", "pipeline"}, or a `Strategy`
             The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
             convex regions of about equal predicted time; independent branches side by side;
-            contiguous stages, the slowest as fast as possible; the caller's own cuts (`at_values`).
+            contiguous stages, the slowest as fast as possible; the caller's own cuts (`at_values`);
+            those that the model says itself (`from_annotations`).
         n_workers : int, optional
             For "branches": so many stages side by side at most; 2 by default.
         n_stages : int, optional

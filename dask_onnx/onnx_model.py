@@ -1,7 +1,8 @@
 """The one door for ONNX: paths, bytes and protos come in, an `OnnxModel` goes on.
 
 Nothing outside this module and `weights` takes protobuf apart, but for `analysis.graph`, which
-reads the nodes once, and `analysis.shapes`, which calls ONNX's own inference.
+reads the nodes once, `analysis.shapes`, which calls ONNX's own inference, and `devices`, which
+reads and writes ONNX's multi-device annotations.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import onnx
 from onnx import serialization
 
+from dask_onnx.devices import carry_over
 from dask_onnx.errors import ModelError
 from dask_onnx.files import FileSource, KeptFiles, is_url, read_file
 from dask_onnx.forms import Context, decode, inline_functions, is_text, to_model
@@ -134,8 +136,7 @@ def load_onnx(
     ModelError
         No such file, not ONNX, cut short, or without the external data that it names.
     """
-    is_path = isinstance(source, os.PathLike) or (isinstance(source, str) and not is_text(source))
-    if not is_path:
+    if not _is_path(source):
         return _build(to_model(source, context or Context()), None, None, kept_functions)
     if context is not None and not context.is_empty:
         raise ModelError(
@@ -146,9 +147,70 @@ def load_onnx(
     return _load_path(os.fspath(source), kept_functions, keep_weights)
 
 
+def _is_path(source: Any) -> bool:
+    return isinstance(source, os.PathLike) or (isinstance(source, str) and not is_text(source))
+
+
+def read_written(source: Any) -> onnx.ModelProto:
+    """A model as it is written: functions, names and Constant nodes as they are, and external data
+    where they are. Never the caller's own object.
+
+    Parameters
+    ----------
+    source : as for `load_onnx`
+
+    Raises
+    ------
+    ModelError
+        As for `load_onnx`, but for external data, which are not looked at.
+    """
+    return _decode_path(os.fspath(source))[0] if _is_path(source) else to_model(source, Context())
+
+
+def with_weights(model: OnnxModel) -> onnx.ModelProto:
+    """A model as it was loaded, its weights in the proto again.
+
+    Raises
+    ------
+    ModelError
+        Together they are more than a proto holds; a file that weights lie in is gone or changed.
+    """
+    if len(model.proto) + model.parameter_bytes > _MOST_BYTES:
+        raise ModelError(
+            f"model {model.name!r} has {model.parameter_bytes:,} bytes of weights; "
+            f"a proto holds {_MOST_BYTES:,}",
+            "pass the path of the model's file, whose external data stay where they are",
+        )
+    proto = model.parse()
+    blobs: dict[str, bytes] = {}
+    for tensor in (t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)):
+        key, offset, length = blob_of(tensor)
+        if key not in blobs:
+            blobs[key] = model.blob_bytes(key)
+        tensor.raw_data = blobs[key][offset : offset + length]
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return proto
+
+
+_MOST_BYTES = 2**31 - 1
+"""Of a serialised message, by protobuf's own limit."""
+
+
 def _load_path(
     path: str, kept_functions: Sequence[tuple[str, str]], keep_weights: bool
 ) -> OnnxModel:
+    model, data, source = _decode_path(path)
+    extension = PurePath(source.path).suffix
+    if serialization.registry.get_format_from_file_extension(extension) in (None, "protobuf"):
+        note_offsets(model, data, INLINE_BYTES)
+    path = source.path
+    folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
+    return _build(model, source, folder, kept_functions, keep_weights=keep_weights)
+
+
+def _decode_path(path: str) -> tuple[onnx.ModelProto, bytes, FileSource]:
+    """The model in a file or at a URL, its bytes, and what the file was."""
     if not is_url(path):
         path = str(Path(path).expanduser().absolute())
         _check_path(Path(path))
@@ -159,13 +221,8 @@ def _load_path(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ModelError(f"{path} cannot be read: {reason}", "check the file") from error
-    extension = PurePath(path).suffix
-    file_format = serialization.registry.get_format_from_file_extension(extension)
-    model = decode(data, path, file_format=file_format)
-    if file_format in (None, "protobuf"):
-        note_offsets(model, data, INLINE_BYTES)
-    folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
-    return _build(model, source, folder, kept_functions, keep_weights=keep_weights)
+    file_format = serialization.registry.get_format_from_file_extension(PurePath(path).suffix)
+    return decode(data, path, file_format=file_format), data, source
 
 
 def _check_path(path: Path) -> None:
@@ -188,7 +245,10 @@ def _build(
     model = inline_functions(model, kept_functions)
     declared = {value.name: spec_of(value) for value in model.graph.input}
     parameters = normalise(model)
-    model = raise_opset(model)
+    raised = raise_opset(model)
+    if raised is not model:
+        carry_over(model, raised)
+        model = raised
     weights = strip_weights(model, folder, source)
     kept = KeptFiles()
     for place in weights.places.values():
@@ -241,6 +301,7 @@ class StageExtractor:
         stage = onnx.ModelProto()
         stage.ir_version = self.model.ir_version
         stage.opset_import.extend(self.model.opset_import)
+        stage.configuration.extend(self.model.configuration)
         stage.functions.extend(self.model.functions)
         graph = stage.graph
         graph.name = self.model.graph.name or "stage"

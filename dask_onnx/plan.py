@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 from dask.delayed import Delayed
 from dask.task_spec import Alias
 
@@ -23,7 +24,9 @@ from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, PlanError
 from dask_onnx.explaining import explain_plan, predicted_rows
 from dask_onnx.model_facts import ModelFacts
+from dask_onnx.onnx_model import read_written, with_weights
 from dask_onnx.placement import Placement
+from dask_onnx.planning.annotations import annotate
 from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.compare import Compared, compare
 from dask_onnx.planning.explain import format_shapes
@@ -210,6 +213,40 @@ class Plan:
                 "name a lane for each stage",
             )
         return dataclasses.replace(self, placement=placement, _others={})
+
+    def annotate(self, model: Any = None, *, configuration: str = "dask_onnx") -> onnx.ModelProto:
+        """A model that says these stages itself, in ONNX's own annotations: each node its
+        `pipeline_stage` in a device configuration, which has as many devices as the plan has lanes,
+        or else stages. `dask_onnx.from_annotations` reads them; ONNX Runtime ignores them.
+
+        Parameters
+        ----------
+        model : path, ModelProto, or whatever `load` takes of a whole model; optional
+            What the plan's model was loaded from: it is written as it is there, external data
+            stay in their files, so save it beside them. By default the model as it was loaded,
+            functions inlined, with all weights in it.
+        configuration : str
+            Replaces one of that name; others are kept.
+
+        Returns
+        -------
+        ModelProto
+            Of IR version 11 or the model's own, if that is higher; for ``onnx.save``.
+
+        Raises
+        ------
+        PlanError
+            `model` is another one; the plan cuts through a call of a function in it.
+        ModelError
+            `model` cannot be read; the weights are more than the 2 GiB that a proto holds.
+        """
+        facts = self.model._facts
+        written = with_weights(facts.onnx) if model is None else read_written(model)
+        lanes = range(len(self.stages)) if self.placement is None else self.placement.lanes
+        annotate(
+            written, facts.graph, self.stage_graph, name=configuration, devices=len(set(lanes))
+        )
+        return written
 
     def for_outputs(self, outputs: tuple[str, ...]) -> Plan:
         """The same recipe for other outputs; itself if they are the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from dask.utils import parse_bytes
 
+from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.options import Outputs
 from dask_onnx.collections.request import resolve_feeds, resolve_outputs
@@ -17,7 +19,9 @@ from dask_onnx.delivery import current_client
 from dask_onnx.errors import PlanError
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
+from dask_onnx.planning.annotations import lanes_of, unfollowed
 from dask_onnx.planning.recipe import Recipe, Strategy
+from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.profile import measure_nodes
 from dask_onnx.specs import SessionSpec
 
@@ -74,9 +78,22 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
         return _choose(model, request, Recipe("whole", shapes, session), outputs)
     recipe = Recipe(request.name, shapes, session, request.given)
     stages = facts.cut(recipe, outputs)
-    is_tight = "memory_limit" in recipe.options
-    placement = Placement.one_each(len(stages.stages)) if is_tight else None
+    placement = None
+    if "memory_limit" in recipe.options:
+        placement = Placement.one_each(len(stages.stages))
+    if recipe.strategy == "from_annotations":
+        placement = _annotated_placement(facts.graph, stages, recipe.options.get("configuration"))
     return Plan(model, recipe, stages, placement=placement)
+
+
+def _annotated_placement(
+    graph: GraphFacts, stages: StageGraph, configuration: str | None
+) -> Placement | None:
+    """Lanes by the devices that the model's annotations have; warns of what is not followed."""
+    if left_out := unfollowed(graph, stages, configuration):
+        warnings.warn(left_out, stacklevel=4)
+    lanes = lanes_of(graph, stages, configuration)
+    return None if lanes is None else Placement(lanes)
 
 
 def _session(model: PlannedModel, request: PlanRequest) -> SessionSpec:

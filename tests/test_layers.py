@@ -14,6 +14,7 @@ ROOT = Path(dask_onnx.__file__).parent
 LAYERS = {
     "errors": 0,
     "value_types": 0.2,
+    "devices": 0.7,
     "forms": 0.9,
     "runtime.own": 1.5,
     "runtime.canonical": 1.5,
@@ -58,6 +59,7 @@ LAYERS = {
     "planning.cutting": 4,
     "planning.pipeline": 4.1,
     "planning.branches": 4.1,
+    "planning.annotations": 4.1,
     "planning.partition": 4.2,
     "planning.choose": 4.9,
     "planning.recipe": 5,

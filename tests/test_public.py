@@ -28,6 +28,7 @@ NAMES = [
     "TextModel",
     "at_values",
     "configure",
+    "from_annotations",
     "load",
 ]
 

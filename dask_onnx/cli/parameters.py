@@ -9,6 +9,7 @@ import click
 
 from dask_onnx.errors import InputError
 from dask_onnx.planning.partition import STRATEGIES
+from dask_onnx.planning.recipe import Strategy
 from dask_onnx.specs import TensorSpec
 
 STRATEGY_NAMES = ["auto", *(name for name in STRATEGIES if name != "at_values")]
@@ -25,6 +26,11 @@ n_stages_option = click.option(
     type=click.IntRange(min=1),
     help="How many stages; for --strategy fused and pipeline.",
 )
+configuration_option = click.option(
+    "--configuration",
+    metavar="NAME",
+    help="Whose stages --strategy from_annotations takes, where a model has several.",
+)
 shape_option = click.option(
     "--shape",
     "shapes",
@@ -32,6 +38,11 @@ shape_option = click.option(
     metavar="NAME=N,N,...",
     help="The shape of an input that costs are worked out for; may be repeated.",
 )
+
+
+def named_strategy(name: str, configuration: str | None) -> str | Strategy:
+    """What `Model.plan` takes."""
+    return name if configuration is None else Strategy(name, {"configuration": configuration})
 
 
 def parse_shapes(

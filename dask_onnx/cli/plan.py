@@ -9,25 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 from dask.utils import parse_bytes
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
     STRATEGY_NAMES,
+    configuration_option,
     n_stages_option,
+    named_strategy,
     parse_shapes,
     shape_option,
     strategy_option,
 )
 from dask_onnx.errors import InputError
+from dask_onnx.files import is_url
 from dask_onnx.loading import load
 from dask_onnx.plan import Plan
 from dask_onnx.planning.recipe import at_values, options_of
+from dask_onnx.weights import graphs_of, is_external
 
 
 @click.command("plan")
 @click.argument("model_path", metavar="MODEL")
 @strategy_option
+@configuration_option
 @n_stages_option
 @click.option(
     "--min-seconds",
@@ -50,12 +56,19 @@ from dask_onnx.planning.recipe import at_values, options_of
     type=click.Choice(STRATEGY_NAMES),
     help="How the plan differs from what this strategy gives, with the options that it takes.",
 )
+@click.option(
+    "--annotate",
+    "annotated",
+    metavar="FILE",
+    help="Write MODEL there, saying these stages itself, for --strategy from_annotations.",
+)
 @common_options
 @click.pass_obj
 def command(
     options: Options,
     model_path: str,
     strategy: str,
+    configuration: str | None,
     n_stages: int | None,
     min_seconds: float | None,
     stage_memory: str | None,
@@ -63,6 +76,7 @@ def command(
     shapes: Sequence[str],
     output: str | None,
     rival: str | None,
+    annotated: str | None,
 ) -> None:
     """How MODEL would be cut into stages: their cost, the edges and their bytes. Runs nothing."""
     if output is not None:
@@ -75,7 +89,9 @@ def command(
         "memory_limit": _bytes(stage_memory),
     }
     plan = model.plan(
-        strategy if cut_at is None else at_values(cut_at.split(",")), shapes=bound, **given
+        named_strategy(strategy, configuration) if cut_at is None else at_values(cut_at.split(",")),
+        shapes=bound,
+        **given,
     )
     difference = None
     if rival is not None:
@@ -84,6 +100,8 @@ def command(
         difference = plan.diff(model.plan(rival, shapes=bound, **kept))
     if output is not None:
         plan.visualize(output)
+    if annotated is not None:
+        _write_annotated(plan, model_path, Path(annotated))
     if options.as_json:
         click.echo(json.dumps(as_dict(plan, difference), indent=2))
         return
@@ -92,6 +110,8 @@ def command(
         click.echo(f"\nthe other is {rival}\n{difference}")
     if output is not None:
         click.echo(f"\nwritten: {output}")
+    if annotated is not None:
+        click.echo(f"\nannotated model: {annotated}")
 
 
 def _bytes(text: str | None) -> int | None:
@@ -109,6 +129,23 @@ def _check_output(path: Path) -> None:
         )
     if not path.absolute().parent.is_dir():
         raise InputError(f"the folder {path.absolute().parent} does not exist", "make it first")
+
+
+def _write_annotated(plan: Plan, model_path: str, path: Path) -> None:
+    """The model as it is written, with the plan's stages; its external data stay where they are."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist", "make it first")
+    model = plan.annotate(model_path)
+    is_beside = not is_url(model_path) and Path(model_path).absolute().parent.samefile(folder)
+    outside = [t.name for g in graphs_of(model) for t in g.initializer if is_external(t)]
+    if outside and not is_beside:
+        raise InputError(
+            f"{len(outside)} tensors of {model_path} lie in files beside it, such as "
+            f"{outside[0]!r}: a model in {folder} would not find them",
+            "give --annotate a name in the folder of MODEL",
+        )
+    onnx.save(model, path)
 
 
 def as_dict(plan: Plan, difference: str | None = None) -> dict[str, Any]:

@@ -31,7 +31,12 @@ from rich.text import Text
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.cluster import connect, dashboard_line
-from dask_onnx.cli.parameters import n_stages_option, strategy_option
+from dask_onnx.cli.parameters import (
+    configuration_option,
+    n_stages_option,
+    named_strategy,
+    strategy_option,
+)
 from dask_onnx.cli.table_request import Pooling, TableRequest, is_table
 from dask_onnx.collections.options import OnError
 from dask_onnx.errors import InputError, StageError
@@ -102,6 +107,7 @@ class Probed:
     "--batch-size", type=click.IntRange(min=1), help="Rows of a session's run; found out if left."
 )
 @strategy_option
+@configuration_option
 @n_stages_option
 @click.option("--outputs", help="Names, separated by commas; all by default.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
@@ -133,6 +139,7 @@ def command(
     output_path: str,
     batch_size: int | None,
     strategy: str,
+    configuration: str | None,
     n_stages: int | None,
     outputs: str | None,
     workers: int | None,
@@ -163,6 +170,7 @@ def command(
     them.
     """
     names = _split(outputs) or None
+    way = named_strategy(strategy, configuration)
     model = load(model_path)
     table = TableRequest(
         tuple(_split(columns)),
@@ -179,7 +187,7 @@ def command(
         encoding,
     )
     if is_table(input_path) or table.is_given:
-        if pre or post or strategy != "whole":
+        if pre or post or way != "whole":
             raise InputError(
                 "--pre, --post and --strategy are not for tables", "leave them out, or use Python"
             )
@@ -195,7 +203,7 @@ def command(
         summary = _run_table(model, input_path, table, names, batch_size, sinks, console, cluster)
         _print_summary(options, summary, output_path)
         return
-    plan = model.plan(strategy, n_stages=n_stages, outputs=names)
+    plan = model.plan(way, n_stages=n_stages, outputs=names)
     job = Job(
         model=model,
         plan=plan,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.annotations import from_annotations
 from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cutting import (
     CutInputs,
@@ -113,6 +114,7 @@ STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
     "branches": branches,
     "pipeline": pipeline,
     "at_values": at_values,
+    "from_annotations": from_annotations,
 }
 
 

@@ -35,6 +35,23 @@ def at_values(values: Sequence[str | Sequence[str]]) -> Strategy:
     return Strategy("at_values", {"values": tuple(values)})
 
 
+def from_annotations(configuration: str | None = None) -> Strategy:
+    """The stages that the model itself says, in ONNX's own annotations (IR 11, `pipeline_stage`).
+
+    Nodes of one number are a stage, in ascending order. A node without a number is in the latest
+    stage that a node before it says, or, where none does, in the earliest of those that read it;
+    there too is what follows from weights alone. Where the configuration has more than one device,
+    stages keep to so many lanes of the cluster, in turns; ``plan.with_placement(None)`` lets each
+    run anywhere. Tensors are not sharded: a warning says which were to be.
+
+    Parameters
+    ----------
+    configuration : str, optional
+        Name of the device configuration; may be left out where only one has stages.
+    """
+    return Strategy("from_annotations", {"configuration": configuration})
+
+
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """A strategy with its options; `strategy_function` says whether they go together."""

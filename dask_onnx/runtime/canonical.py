@@ -25,6 +25,7 @@ def canonical(stage: onnx.ModelProto) -> onnx.ModelProto | None:
     alike.CopyFrom(stage)
     graph = alike.graph
     graph.name = "stage"
+    alike.ClearField("configuration")
     values: dict[str, str] = {"": ""}
     symbols: dict[str, str] = {}
     # Types are often written for what the stage does not have; those say nothing here.
@@ -32,6 +33,7 @@ def canonical(stage: onnx.ModelProto) -> onnx.ModelProto | None:
         _rename(value, values, symbols)
     for number, node in enumerate(graph.node):
         node.name = f"n{number}"
+        node.ClearField("device_configurations")
         for names in (node.input, node.output):
             for place, name in enumerate(names):
                 names[place] = _numbered(values, name, "v")

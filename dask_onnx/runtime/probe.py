@@ -158,6 +158,7 @@ def _signature(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> tuple[An
             for place, name in enumerate(names):
                 names[place] = f"v{numbers.setdefault(name, len(numbers))}" if name else ""
     nameless.name = ""
+    nameless.ClearField("device_configurations")
     kinds = tuple(kind_of(probe.specs[n]) if n in probe.specs else None for n in node.reads)
     opsets = tuple(sorted(probe.facts.model.opsets.items()))
     functions = tuple(f.SerializeToString() for f in probe.facts.proto.functions)

@@ -169,3 +169,42 @@ def test_types_that_are_no_tensors_are_inspected(run, tmp_path):
     assert "s: seq(tensor(float))" in found.out and "o: optional(tensor(float))" in found.out
     assert run("inspect", path, "--json").json()["inputs"][0]["name"] == "s"
     assert run("plan", path).code == 0
+
+
+def test_a_plan_is_written_into_the_model_and_followed(run, model, tmp_path):
+    path = tmp_path / "annotated.onnx"
+    arguments = ("--strategy", "per_node", "--annotate", path)
+    result = run("plan", model, *arguments)
+    assert result.code == 0 and f"annotated model: {path}" in result.out
+    written = run("plan", model, *arguments, "--json").json()
+    followed = run("plan", path, "--strategy", "from_annotations", "--json").json()
+    assert followed["strategy"] == "from_annotations"
+    assert followed["stages"] == written["stages"] and len(written["stages"]) == 3
+    named = run("plan", path, "--strategy", "from_annotations", "--configuration", "dask_onnx")
+    assert "3 stages" in named.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--strategy", "from_annotations"], "no node of model 'tiny' says its pipeline_stage"),
+        (["--configuration", "mine"], "strategy 'whole' takes no configuration"),
+        (["--annotate", "missing/m.onnx"], "does not exist"),
+    ],
+)
+def test_annotations_that_cannot_be_read_or_written_are_bad_input(run, model, arguments, reason):
+    result = run("plan", model, *arguments)
+    assert result.code == 2
+    assert reason in result.err
+
+
+def test_a_model_is_annotated_beside_its_external_data(run, model, tmp_path):
+    whole = onnx.load(model)
+    onnx.save(whole, model, save_as_external_data=True, location="weights", size_threshold=0)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    refused = run("plan", model, "--annotate", elsewhere / "m.onnx")
+    assert refused.code == 2 and "'W'" in refused.err and "in the folder of MODEL" in refused.err
+    assert not list(elsewhere.iterdir())
+    assert run("plan", model, "--annotate", tmp_path / "annotated.onnx").code == 0
+    assert run("plan", tmp_path / "annotated.onnx", "--strategy", "from_annotations").code == 0

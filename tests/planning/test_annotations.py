@@ -1,0 +1,550 @@
+"""The stages that ONNX's own annotations say, and plans written as such annotations."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from builders import (
+    branching_model,
+    captured_model,
+    dense_model,
+    layers_model,
+    make_model,
+    node,
+    run_onnx,
+    value,
+    weights,
+)
+from onnx import helper, numpy_helper
+
+import dask_onnx as dx
+from dask_onnx.runtime.session import CACHE
+
+X = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+
+
+def say(model, stages, name="mine", devices=2):
+    """Write stages by hand: node name to number."""
+    model.ir_version = 11
+    model.configuration.add(name=name, num_devices=devices)
+    for each in model.graph.node:
+        if each.name in stages:
+            each.device_configurations.add(configuration_id=name, pipeline_stage=stages[each.name])
+    return model
+
+
+def names_of(plan):
+    """The nodes of each stage by name."""
+    nodes = plan.model.facts.nodes
+    return [[nodes[i].name for i in stage.nodes] for stage in plan.stages]
+
+
+def said(model, name="dask_onnx"):
+    """What each node says, by the first value that it makes."""
+    found = [
+        (each.output[0], entry.pipeline_stage)
+        for each in model.graph.node
+        for entry in each.device_configurations
+        if entry.configuration_id == name
+    ]
+    assert len(dict(found)) == len(found)  # none says two
+    return dict(found)
+
+
+def chain(*stages):
+    """x -> n0 -> n1 ...: a node for each stage; None says nothing."""
+    ops = ["Relu", "Neg", "Abs", "Exp", "Sigmoid"]
+    names = ["x", *(f"v{i}" for i in range(len(stages)))]
+    nodes = [node(ops[i % 5], names[i], names[i + 1], f"n{i}") for i in range(len(stages))]
+    made = make_model(nodes, [value("x", ["N", 8])], [value(names[-1], ["N", 8])])
+    return say(made, {f"n{i}": k for i, k in enumerate(stages) if k is not None})
+
+
+def test_nodes_of_one_number_are_a_stage_in_ascending_order():
+    model = dx.load(chain(-3, 5, 5, 40))
+    plan = model.plan(dx.from_annotations())
+    assert names_of(plan) == [["n0"], ["n1", "n2"], ["n3"]]
+    np.testing.assert_array_equal(model.predict(X, plan=plan), model.predict(X))
+
+
+def test_the_strategy_can_be_named():
+    model = dx.load(chain(0, 1))
+    assert names_of(model.plan("from_annotations")) == [["n0"], ["n1"]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ((None, 0, None, 1, None), [["n0", "n1", "n2"], ["n3", "n4"]]),
+        ((None, None, 4, None, 7), [["n0", "n1", "n2", "n3"], ["n4"]]),
+    ],
+)
+def test_a_node_without_a_number_goes_with_what_it_reads_or_else_with_what_reads_it(
+    stages, expected
+):
+    assert names_of(dx.load(chain(*stages)).plan(dx.from_annotations())) == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (
+            {"stem": 0, "left": 1, "left_end": 2, "join": 3},
+            [["stem", "middle", "right"], ["left"], ["left_end"], ["join"]],
+        ),
+        (
+            {"left": 1, "left_end": 2, "join": 3},
+            [["stem", "left"], ["left_end"], ["middle", "right", "join"]],
+        ),
+        ({"left": 1, "middle": 2}, [["stem", "left", "left_end"], ["middle", "right", "join"]]),
+    ],
+)
+def test_branches_that_say_nothing_go_with_what_is_before_them_or_else_after(stages, expected):
+    model = dx.load(say(branching_model(), stages))
+    plan = model.plan(dx.from_annotations())
+    assert names_of(plan) == expected
+    whole = model.predict(X[:, :4])
+    for name, found in model.predict(X[:, :4], plan=plan).items():
+        np.testing.assert_array_equal(found, whole[name])
+
+
+def test_parts_that_nothing_connects_with_a_number_are_in_the_first_stage():
+    made = make_model(
+        [
+            node("Neg", "x", "a", "a"),
+            node("Relu", "z", "b", "b"),
+            node("Abs", "a", "c", "c"),
+            node("Exp", "b", "d", "d"),
+        ],
+        [value("x", ["N", 8]), value("z", ["N", 8])],
+        [value("c", ["N", 8]), value("d", ["N", 8])],
+    )
+    plan = dx.load(say(made, {"a": 3, "c": 4})).plan(dx.from_annotations())
+    assert names_of(plan) == [["a", "b", "d"], ["c"]]
+
+
+def test_what_follows_from_weights_alone_goes_with_its_reader():
+    made = make_model(
+        [
+            node("Transpose", "W", "T", "turn", perm=[1, 0]),
+            node("Relu", "x", "h", "first"),
+            node("MatMul", "h T", "y", "second"),
+        ],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 4])],
+        {"W": weights(4, 8)},
+    )
+    plan = dx.load(say(made, {"first": 0, "second": 1})).plan(dx.from_annotations())
+    assert names_of(plan) == [["first"], ["turn", "second"]]
+
+
+def test_a_plan_for_an_intermediate_value_has_the_stages_that_it_needs():
+    model = dx.load(chain(0, 1, 2))
+    plan = model.plan(dx.from_annotations(), outputs="v1")
+    assert names_of(plan) == [["n0"], ["n1"]]
+    assert names_of(model.plan(dx.from_annotations()).for_outputs(("v0",))) == [["n0"]]
+
+
+def test_numbers_against_the_flow_are_refused_with_names_and_numbers():
+    with pytest.raises(dx.PlanError) as error:
+        dx.load(chain(1, 0, 0)).plan(dx.from_annotations())
+    assert "'mine' cannot run in order" in error.value.cause
+    assert "node 'n1' of stage 0 reads 'v0', which 'n0' makes in stage 1" in error.value.cause
+    assert "n2" not in error.value.cause
+
+
+def test_numbers_against_the_flow_over_a_node_without_one_are_refused():
+    with pytest.raises(
+        dx.PlanError, match=r"'n2' of stage 0 .* 'n1' makes in stage 1, as follows from what it"
+    ):
+        dx.load(chain(1, None, 0)).plan(dx.from_annotations())
+
+
+def test_a_model_without_stages_is_refused_and_told_how_to_get_them():
+    with pytest.raises(dx.PlanError, match="no node of model 'dense' says its pipeline_stage") as e:
+        dx.load(dense_model()).plan(dx.from_annotations())
+    assert ".annotate(path)" in e.value.next_step
+    only_devices = say(dense_model(), {}, "tensors")
+    with pytest.raises(dx.PlanError, match="its configurations 'tensors' say no stages"):
+        dx.load(only_devices).plan(dx.from_annotations())
+
+
+def test_of_several_configurations_one_must_be_named():
+    made = say(chain(0, 0, 1), {"n0": 0, "n1": 1, "n2": 2}, "fine", devices=3)
+    model = dx.load(say(made, {}, "empty"))
+    with pytest.raises(dx.PlanError, match="2 configurations: 'mine', 'fine'") as error:
+        model.plan(dx.from_annotations())
+    assert "from_annotations(configuration='mine')" in error.value.next_step
+    assert len(model.plan(dx.from_annotations("mine")).stages) == 2
+    assert len(model.plan(dx.from_annotations(configuration="fine")).stages) == 3
+    with pytest.raises(dx.PlanError, match="'empty' of model 'made' says no stages"):
+        model.plan(dx.from_annotations("empty"))
+    with pytest.raises(dx.PlanError, match="'other' of model 'made' is not there") as error:
+        model.plan(dx.from_annotations("other"))
+    assert "'mine', 'fine'" in error.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("devices", "lanes"), [(1, None), (2, (0, 1, 0)), (3, (0, 1, 2)), (8, (0, 1, 2))]
+)
+def test_stages_keep_to_as_many_lanes_as_there_are_devices(devices, lanes):
+    made = chain(0, 1, 2)
+    made.configuration[0].num_devices = devices
+    placement = dx.load(made).plan(dx.from_annotations()).placement
+    assert (None if placement is None else placement.lanes) == lanes
+
+
+def test_a_stage_that_two_kernels_run_stays_on_its_lane():
+    model = dx.load(chain(0, 0, 1, 2), replace={"Neg": np.negative})
+    plan = model.plan(dx.from_annotations())
+    assert [stage.kernel for stage in plan.stages] == ["onnxruntime", "own", *["onnxruntime"] * 2]
+    assert plan.placement.lanes == (0, 0, 1, 0)
+
+
+def test_a_configuration_that_only_nodes_name_has_stages_and_no_lanes():
+    made = chain(0, 1)
+    del made.configuration[:]
+    plan = dx.load(made).plan(dx.from_annotations())
+    assert len(plan.stages) == 2 and plan.placement is None
+
+
+def test_sharded_tensors_stay_whole_and_a_warning_says_so():
+    made = chain(0, 1)
+    spec = made.graph.node[1].device_configurations[0].sharding_spec.add(tensor_name="v0")
+    spec.device.extend([0, 1])
+    spec.sharded_dim.add(axis=0).simple_sharding.add(num_shards=2)
+    model = dx.load(made)
+    with pytest.warns(UserWarning, match="1 node .* 'v0' at 'n1': that is not followed") as caught:
+        plan = model.plan(dx.from_annotations())
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(model.predict(X, plan=plan), model.predict(X))
+
+
+def test_nodes_that_are_alike_share_a_session_whatever_their_stages():
+    nodes = [node("Neg", "x", "a"), node("Neg", "a", "b"), node("Neg", "b", "y")]
+    made = make_model(nodes, [value("x", ["N", 8])], [value("y", ["N", 8])])
+    for number, each in enumerate(nodes):
+        each.name = made.graph.node[number].name = f"n{number}"
+    model = dx.load(say(made, {"n0": 0, "n1": 1, "n2": 2}))
+    plan = model.plan(dx.from_annotations())
+    np.testing.assert_array_equal(model.predict(X, plan=plan), -X)
+    assert len(plan.stages) == 3 and len(CACHE.sessions) == 1
+
+
+def test_annotations_are_content():
+    tokens = {dx.load(chain(*stages)).token for stages in [(0, 1), (0, 1), (0, 2)]}
+    assert len(tokens) == 2
+
+
+# Functions and old opsets: forms that loading changes
+
+
+def function_model(first, second):
+    """Two calls of Twice = Neg after Inner = Abs after Relu; what the calls say is given."""
+    opset = helper.make_opsetid("", 17)
+    inner = helper.make_function(
+        "own", "Inner", ["a"], ["c"], [node("Relu", "a", "b"), node("Abs", "b", "c")], [opset]
+    )
+    twice = helper.make_function(
+        "own",
+        "Twice",
+        ["p"],
+        ["q"],
+        [helper.make_node("Inner", ["p"], ["r"], domain="own"), node("Neg", "r", "q")],
+        [opset, helper.make_opsetid("own", 1)],
+    )
+    calls = [
+        helper.make_node("Twice", ["x"], ["h"], name="one", domain="own"),
+        helper.make_node("Twice", ["h"], ["y"], name="two", domain="own"),
+    ]
+    made = make_model(
+        calls,
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        domains={"own": 1},
+        ir_version=11,
+        functions=[inner, twice],
+    )
+    return say(made, {} if first is None else {"one": first, "two": second})
+
+
+def test_what_a_call_says_goes_to_the_nodes_of_its_body():
+    written = function_model(0, 1)
+    model = dx.load(written)
+    plan = model.plan(dx.from_annotations())
+    operators = [[model.facts.nodes[i].op_type for i in stage.nodes] for stage in plan.stages]
+    assert operators == [["Relu", "Abs", "Neg"]] * 2
+    assert not model.facts.proto.functions
+    (expected,) = run_onnx(written, {"x": X})
+    np.testing.assert_array_equal(model.predict(X, plan=plan), expected)
+
+
+def test_what_a_node_of_a_body_says_itself_stays():
+    written = function_model(0, 3)
+    written.functions[1].node[1].device_configurations.add(
+        configuration_id="mine", pipeline_stage=3
+    )
+    stages = dx.load(written).plan(dx.from_annotations()).stages
+    assert [len(stage.nodes) for stage in stages] == [2, 4]
+
+
+def test_a_call_within_a_body_says_it_for_its_nodes():
+    written = function_model(None, None)
+    for number, each in enumerate(written.functions[1].node):
+        each.device_configurations.add(configuration_id="mine", pipeline_stage=number)
+    written.graph.node.pop()
+    written.graph.output[0].name = "h"
+    model = dx.load(written)
+    operators = [
+        [model.facts.nodes[i].op_type for i in stage.nodes]
+        for stage in model.plan(dx.from_annotations()).stages
+    ]
+    assert operators == [["Relu", "Abs"], ["Neg"]]
+
+
+def test_shards_of_a_calls_tensors_go_to_the_nodes_that_have_these():
+    written = function_model(0, 1)
+    written.graph.node[1].device_configurations[0].sharding_spec.add(tensor_name="h")
+    model = dx.load(written)
+    entries = [
+        list(each.device_configurations[0].sharding_spec) for each in model.facts.proto.graph.node
+    ]
+    assert [len(specs) for specs in entries] == [0, 0, 0, 1, 0, 0]
+    assert model.facts.proto.graph.node[3].input[0] == entries[3][0].tensor_name == "h"
+
+
+def test_a_call_that_stays_a_node_keeps_what_it_says():
+    written = function_model(0, 1)
+    model = dx.load(written, replace={"own::Twice": lambda x: -np.maximum(x, 0)})
+    assert names_of(model.plan(dx.from_annotations())) == [["one"], ["two"]]
+    assert [(f.name, f.overload) for f in model.facts.proto.functions] == [("Twice", "")]
+
+
+def test_a_model_of_an_old_opset_keeps_what_its_nodes_say():
+    made = make_model(
+        [
+            node("Add", "x b", "h", "shift", broadcast=1),
+            node("Relu", "h", "r", "activate"),
+            node("Dropout", "r", "y", "drop", is_test=1),
+        ],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        {"b": weights(8)},
+        opset=6,
+    )
+    model = dx.load(say(made, {"shift": 0, "activate": 1, "drop": 1}))
+    assert model.opsets[""] == 7
+    plan = model.plan(dx.from_annotations())
+    assert [len(stage.nodes) for stage in plan.stages] == [1, 2]
+
+
+def test_an_extracted_model_keeps_what_its_nodes_say():
+    part = dx.load(chain(0, 1, 2)).extract(inputs=["v0"])
+    plan = part.plan(dx.from_annotations())
+    assert names_of(plan) == [["n1"], ["n2"]]
+    assert plan.placement.lanes == (0, 1)
+
+
+# Writing
+
+
+@pytest.fixture
+def layers():
+    return layers_model([64, 512, 64, 128])
+
+
+def test_an_annotated_model_runs_everywhere_and_is_cut_alike(layers, tmp_path):
+    plan = dx.load(layers).plan("pipeline", n_stages=3)
+    path = tmp_path / "annotated.onnx"
+    onnx.save(plan.annotate(), path)
+    onnx.checker.check_model(path, full_check=True)
+    (expected,) = run_onnx(layers, {"x": X})
+    (plainly,) = run_onnx(onnx.load(path), {"x": X})
+    np.testing.assert_array_equal(plainly, expected)
+    model = dx.load(path)
+    again = model.plan(dx.from_annotations())
+    assert names_of(again) == names_of(plan) and len(again.stages) == 3
+    assert again.placement.lanes == (0, 1, 2)
+    np.testing.assert_array_equal(
+        model.predict(X, plan=again), dx.load(layers).predict(X, plan=plan)
+    )
+    np.testing.assert_allclose(model.predict(X, plan=again), model.predict(X), rtol=1e-5, atol=1e-4)
+
+
+def test_annotating_changes_annotations_and_nothing_else(layers):
+    before = layers.SerializeToString()
+    written = dx.load(layers).plan("pipeline", n_stages=2).annotate(layers)
+    assert layers.SerializeToString() == before
+    assert written.ir_version == 11
+    (configuration,) = written.configuration
+    assert (configuration.name, configuration.num_devices) == ("dask_onnx", 2)
+    assert list(configuration.device) == ["worker_0", "worker_1"]
+    assert set(said(written)) == {name for each in layers.graph.node for name in each.output}
+    for each in written.graph.node:
+        del each.device_configurations[:]
+    del written.configuration[:]
+    written.ir_version = layers.ir_version
+    assert written.SerializeToString() == before
+
+
+def test_a_newer_ir_version_stays():
+    made = dense_model()
+    made.ir_version = 12
+    assert dx.load(made).plan("per_node").annotate(made).ir_version == 12
+
+
+def test_lanes_are_devices(layers):
+    plan = dx.load(layers).plan("fused", n_stages=4).with_placement(dx.Placement((0, 1, 0, 1)))
+    written = plan.annotate()
+    assert written.configuration[0].num_devices == 2
+    again = dx.load(written).plan(dx.from_annotations())
+    assert again.placement == plan.placement
+
+
+def test_another_name_replaces_its_own_and_keeps_the_others():
+    made = chain(0, 0, 1)
+    model = dx.load(made)
+    written = model.plan("per_node").annotate(made)
+    written = dx.load(written).plan("fused", n_stages=2).annotate(written)
+    assert [c.name for c in written.configuration] == ["mine", "dask_onnx"]
+    assert said(written, "mine") == {"v0": 0, "v1": 0, "v2": 1}
+    assert sorted(set(said(written).values())) == [0, 1] and len(said(written)) == 3
+    renamed = model.plan("whole").annotate(made, configuration="mine")
+    assert said(renamed, "mine") == {"v0": 0, "v1": 0, "v2": 0}
+    assert [c.num_devices for c in renamed.configuration] == [1]
+
+
+def test_a_model_is_matched_by_its_values(tmp_path):
+    """Constants are initializers once loaded, nodes have names, and stand in another order."""
+    made = make_model(
+        [
+            node("MatMul", "h W", "y"),
+            helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(weights(8, 4))),
+            node("Relu", "x", "h"),
+            helper.make_node("Constant", [], ["unread"], value_int=1),
+        ],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 4])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path)
+    plan = dx.load(path).plan("per_node")
+    assert said(plan.annotate(path)) == said(plan.annotate(str(path))) == {"h": 0, "W": 1, "y": 1}
+    assert [each.name for each in plan.annotate(path).graph.node] == [""] * 4
+    assert said(plan.annotate()) == {"h": 0, "y": 1}
+
+
+def test_another_model_is_refused():
+    plan = dx.load(dense_model()).plan("per_node")
+    with pytest.raises(
+        dx.PlanError, match=r"not the plan's: 4 nodes .* such as 'first' \(MatMul\)"
+    ):
+        plan.annotate(branching_model())
+
+
+def test_a_node_with_bodies_says_one_stage_for_them():
+    made = captured_model()
+    flag = np.array(True)
+    x = X[:, :4]
+    plan = dx.load(made).plan("per_node")
+    written = plan.annotate(made)
+    assert said(written) == {"h": 0, "y": 1}
+    again = dx.load(written).plan(dx.from_annotations())
+    (expected,) = run_onnx(made, {"x": x, "flag": flag})
+    found = again.model.predict({"x": x, "flag": flag}, plan=again)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_call_that_lies_in_one_stage_says_it_and_one_that_is_cut_is_refused():
+    written = function_model(0, 1)
+    model = dx.load(written)
+    between = model.plan(dx.at_values(["h"])).annotate(written)
+    assert said(between) == {"h": 0, "y": 1}
+    assert names_of(dx.load(between).plan(dx.from_annotations("dask_onnx"))) == names_of(
+        model.plan(dx.at_values(["h"]))
+    )
+    with pytest.raises(dx.PlanError, match=r"'one' \(Twice\) stands for 3 nodes .* stages 0, 1, 2"):
+        model.plan("per_node").annotate(written)
+    inlined = model.plan("per_node").annotate()
+    assert sorted(said(inlined).values()) == [0, 1, 2, 3, 4, 5]
+    onnx.checker.check_model(inlined)
+
+
+def test_weights_are_in_the_model_whether_they_came_by_path_or_not(tmp_path):
+    made = layers_model([300, 40])  # large ones, and small ones that share a blob
+    path, beside = tmp_path / "m.onnx", tmp_path / "external" / "m.onnx"
+    beside.parent.mkdir()
+    (expected,) = run_onnx(made, {"x": X})
+    onnx.save(made, path)
+    onnx.save(made, beside, save_as_external_data=True, location="weights", size_threshold=0)
+    made = onnx.load(path)  # saving took the weights out of it
+    for source in (made, path, beside):
+        written = dx.load(source).plan("fused", n_stages=2).annotate()
+        np.testing.assert_array_equal(run_onnx(written, {"x": X})[0], expected)
+
+
+def test_external_data_of_a_path_stay_where_they_are(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(
+        layers_model([300]), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    model = dx.load(path)
+    written = model.plan("fused", n_stages=2).annotate(path)
+    assert written.ByteSize() < 2000
+    onnx.save(written, tmp_path / "annotated.onnx")
+    assert len(list(tmp_path.iterdir())) == 3
+    again = dx.load(tmp_path / "annotated.onnx")
+    plan = again.plan(dx.from_annotations())
+    assert len(plan.stages) == 2
+    np.testing.assert_allclose(again.predict(X, plan=plan), model.predict(X), rtol=1e-5, atol=1e-5)
+
+
+def test_more_weights_than_a_proto_holds_stay_in_their_files(tmp_path):
+    made = make_model(
+        [node("MatMul", "x W", "h", "large"), node("Relu", "h", "y", "end")],
+        [value("x", ["N", 2**15])],
+        [value("y", ["N", 2**14])],
+    )
+    tensor = made.graph.initializer.add(name="W", data_type=1, dims=[2**15, 2**14])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    with open(tmp_path / "weights", "wb") as file:
+        file.truncate(2**31)  # takes no place on the disk
+    onnx.save(made, tmp_path / "m.onnx")
+    plan = dx.load(tmp_path / "m.onnx").plan("per_node")
+    with pytest.raises(dx.ModelError, match="2,147,483,648 bytes of weights") as error:
+        plan.annotate()
+    assert "pass the path" in error.value.next_step
+    assert said(plan.annotate(tmp_path / "m.onnx")) == {"h": 0, "y": 1}
+
+
+def test_a_plan_for_an_intermediate_value_says_nothing_of_the_rest():
+    made = make_model(
+        [node("Relu", "x", "a", "a"), node("Neg", "a", "b", "b"), node("Abs", "b", "y", "c")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+    )
+    plan = dx.load(made).plan("per_node", outputs="b")
+    assert said(plan.annotate(made)) == {"a": 0, "b": 1}
+
+
+@pytest.mark.real
+def test_a_real_model_is_annotated_saved_and_followed(asset, tmp_path):
+    whole = dx.load(asset("det.onnx"))
+    plan = whole.plan("pipeline", n_stages=3)
+    path = tmp_path / "det.onnx"
+    onnx.save(plan.annotate(asset("det.onnx")), path)
+    onnx.checker.check_model(path)
+    model = dx.load(path)
+    again = model.plan(dx.from_annotations())
+    assert names_of(again) == names_of(plan) and len(again.stages) == 3
+    spec = model.inputs[0]
+    x = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
+    (plainly,) = run_onnx(onnx.load(path), {spec.name: x})
+    np.testing.assert_array_equal(
+        plainly, run_onnx(onnx.load(asset("det.onnx")), {spec.name: x})[0]
+    )
+    expected = whole.predict(x)
+    np.testing.assert_allclose(plainly, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.predict(x, plan=again), expected, rtol=1e-4, atol=1e-5)
