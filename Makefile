@@ -33,6 +33,7 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/text.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/forest.py --output benchmarks/results
 	$(BIN)/python benchmarks/pipeline.py --output benchmarks/results
+	$(BIN)/python benchmarks/branches.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/per_node.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results

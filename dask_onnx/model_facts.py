@@ -177,17 +177,29 @@ class ModelFacts:
         return stages
 
     def choose(
-        self, recipe: Recipe, outputs: tuple[str, ...], cluster: Cluster, batches: int
-    ) -> Verdict:
-        """Which strategy is predicted to be the fastest of those that fit."""
+        self,
+        recipe: Recipe,
+        outputs: tuple[str, ...],
+        cluster: Cluster,
+        batches: int,
+        threads_of_task: int = 1,
+    ) -> tuple[StageGraph, Verdict]:
+        """What is predicted to be the fastest of those that fit, and why; checked."""
         cut = self.cut_inputs(recipe, outputs)
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         batch = self.batch_at(outputs, shapes)
+        axes = batch.input_axes
+        rows = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
         stages, verdict = choose(
-            cut, cluster, batches=batches, rows_depend=batch.dependent or batch.opaque
+            cut,
+            cluster,
+            batches=batches,
+            rows_depend=batch.dependent or batch.opaque,
+            rows=1 if batch.fixed_rows is not None else max(rows, default=1),
+            threads_of_task=threads_of_task,
         )
         check_stages(stages, self.graph)
-        return verdict
+        return stages, verdict
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
         """What strategies look at."""

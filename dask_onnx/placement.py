@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from dask_onnx.errors import PlanError
 from dask_onnx.planning.choose import LOADED, Cluster
 from dask_onnx.planning.explain import format_bytes
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.cores import available_cores
 from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def cluster_facts(client: Any) -> Cluster:
     if client is None:
         memory = psutil.virtual_memory()
         return Cluster(
-            1, os.cpu_count() or 1, memory.total * _PAUSE, memory.total - memory.available
+            workers=1,
+            threads=available_cores(),
+            memory_limit=memory.total * _PAUSE,
+            resident=memory.total - memory.available,
+            is_local=True,
         )
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     if not workers:

@@ -121,15 +121,18 @@ def _choose(
     cluster = cluster_facts(client)
     batches = request.batches
     if batches is None:
-        batches = 1 if request.aim == "latency" else 8 * cluster.workers * cluster.threads
-    verdict = model._facts.choose(recipe, outputs, cluster, batches)
-    if verdict.n_stages > 1:
-        recipe = dataclasses.replace(
-            recipe,
-            strategy="pipeline",
-            options={"n_stages": verdict.n_stages, "memory_limit": cluster.stage_limit},
-        )
-    stages = model._facts.cut(recipe, outputs)
+        batches = 1 if request.aim == "latency" else 8 * cluster.slots
+    takes_all = recipe.session.intra_op_num_threads == 0
+    stages, verdict = model._facts.choose(
+        recipe, outputs, cluster, batches, cluster.threads if takes_all else 1
+    )
+    best, session = verdict.best, recipe.session
+    if takes_all and (best.parts > 1 or best.stages > 1):
+        # The cores are shared by tasks, not by the threads of one.
+        session = dataclasses.replace(session, intra_op_num_threads=None)
+    recipe = dataclasses.replace(
+        recipe, strategy=best.strategy, options=best.options, session=session
+    )
     placement = None
     if verdict.alternatives[0].refused:
         # Only where weights must not be everywhere: a free worker is worth more than its cache.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.explain import format_bytes, format_seconds
 from dask_onnx.planning.partition import whole
@@ -16,6 +18,12 @@ from dask_onnx.planning.stages import StageGraph
 _MOST_STAGES = 8
 """Pipelines of more stages than workers only where the memory asks for it."""
 
+
+_LOCAL_TASK = 1e-4
+"""Seconds that Dask's threaded scheduler spends on a task."""
+_THREADS_GAIN = 0.7
+"""n threads of ONNX Runtime within one run are taken to be n to this power as fast: two have been
+measured to be 1.3 to 1.8 times as fast as one."""
 
 LOADED = 200e6
 """Bytes of a worker's process once it has imported what runs a model."""
@@ -32,6 +40,23 @@ class Cluster:
     """Bytes at which Dask pauses the smallest worker; infinite where it never does."""
     resident: float = LOADED
     """Bytes that a worker's process has before it holds anything of the model."""
+    is_local: bool = False
+    """Its tasks are threads of this process: nothing has to travel."""
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at a time."""
+        return self.workers * self.threads
+
+    def task_seconds(self, cut: CutInputs) -> float:
+        """What a task costs besides its work."""
+        return _LOCAL_TASK if self.is_local else cut.costs.seconds_per_task
+
+    def hop_seconds(self, cut: CutInputs, size: float) -> float:
+        """From the end of a task to the start of one that needs so many bytes of it."""
+        if self.is_local:
+            return _LOCAL_TASK
+        return cut.costs.seconds_per_hop + size / cut.costs.link_bytes_per_second
 
     @property
     def room(self) -> float:
@@ -56,16 +81,27 @@ class Alternative:
     stages: int
     refused: str = ""
     """Why it cannot be; empty if it can."""
+    strategy: str = "whole"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parts: int = 1
+    """Tasks that share the rows of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What was chosen, and what for."""
 
-    chosen: str
-    n_stages: int
+    best: Alternative
     sentence: str
     alternatives: tuple[Alternative, ...]
+
+    @property
+    def chosen(self) -> str:
+        return self.best.name
+
+    @property
+    def n_stages(self) -> int:
+        return self.best.stages
 
     def describe(self) -> list[str]:
         """As lines of text."""
@@ -78,7 +114,13 @@ class Verdict:
 
 
 def choose(
-    cut: CutInputs, cluster: Cluster, *, batches: int, rows_depend: Sequence[str]
+    cut: CutInputs,
+    cluster: Cluster,
+    *,
+    batches: int,
+    rows_depend: Sequence[str],
+    rows: int = 1,
+    threads_of_task: int = 1,
 ) -> tuple[StageGraph, Verdict]:
     """The stage graph of the least predicted time that fits.
 
@@ -86,6 +128,8 @@ def choose(
     ----------
     batches : runs of the plan's shapes that there are to do
     rows_depend : nodes that keep the rows of a batch together
+    rows : of a batch
+    threads_of_task : that ONNX Runtime may use for one run of the whole model
 
     Raises
     ------
@@ -93,7 +137,19 @@ def choose(
         Nothing fits the cluster, with the numbers.
     """
     graphs = {"whole": whole(cut)}
-    found = [_whole(cut, graphs["whole"], cluster, batches)]
+    found = [_whole(cut, graphs["whole"], cluster, batches, threads_of_task)]
+    # Where there are more workers than batches, one batch is the work of several.
+    share = cluster.slots // batches
+    if share > 1 and rows > 1 and not rows_depend:
+        each = _by_rows(cut, graphs["whole"], cluster, batches, min(share, rows))
+        graphs[each.name] = graphs["whole"]
+        found.append(each)
+    if share > 1:
+        graph = branches(cut, n_workers=share)
+        if len(graph.stages) > 1:
+            each = _branches(cut, graph, cluster, batches, share)
+            graphs[each.name] = graph
+            found.append(each)
     try:
         least = max(2, fewest_stages(cut, cluster.room))
     except PlanError as error:
@@ -118,8 +174,7 @@ def choose(
         )
     best = min(fitting, key=lambda each: each.seconds)
     return graphs[best.name], Verdict(
-        best.name,
-        best.stages,
+        best,
         _sentence(best, found, cluster, batches, rows_depend),
         tuple(found),
     )
@@ -131,15 +186,55 @@ def _counts(least: int, cluster: Cluster) -> list[int]:
     return sorted({*range(least, most + 1), *range(2, min(cluster.workers, _MOST_STAGES) + 1)})
 
 
-def _whole(cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int) -> Alternative:
+def _whole(
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, threads: int
+) -> Alternative:
     active = min(cluster.threads, max(batches // cluster.workers, 1))
     need = cut.weight_bytes(cut.nodes) + active * cut.working_bytes(cut.nodes)
-    at_a_time = min(cluster.workers * cluster.threads, batches)
+    at_a_time = min(max(cluster.slots // threads, 1), batches)
     seconds = math.ceil(batches / at_a_time) * (
-        sum(stage.cost.seconds for stage in graph.stages) + cut.costs.seconds_per_task
+        graph.seconds / threads**_THREADS_GAIN + cluster.task_seconds(cut)
     )
     refused = _too_large(need, cluster)
     return Alternative("whole", seconds, need, 1, refused)
+
+
+def _by_rows(
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, parts: int
+) -> Alternative:
+    """The whole model, each batch's rows shared by several tasks."""
+    need = cut.weight_bytes(cut.nodes) + cut.working_bytes(cut.nodes) / parts * cluster.threads
+    seconds = math.ceil(batches * parts / cluster.slots) * (
+        graph.seconds / parts + cluster.task_seconds(cut)
+    )
+    name = f"whole, rows by {parts}"
+    return Alternative(name, seconds, need, 1, _too_large(need, cluster), parts=parts)
+
+
+def _branches(
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, share: int
+) -> Alternative:
+    """Each stage as soon as what it needs is there: there is a worker for each branch."""
+    arriving: list[dict[int, int]] = [{} for _ in graph.stages]
+    for edge in graph.edges:
+        sources = arriving[edge.consumer]
+        sources[edge.producer] = sources.get(edge.producer, 0) + edge.bytes
+    done: list[float] = []
+    for stage, sources in zip(graph.stages, arriving, strict=True):
+        ready = max(
+            (done[i] + cluster.hop_seconds(cut, size) for i, size in sources.items()), default=0.0
+        )
+        done.append(ready + stage.cost.seconds + cluster.task_seconds(cut))
+    need = cut.weight_bytes(cut.nodes) + cut.working_bytes(cut.nodes)
+    return Alternative(
+        f"branches of {share}",
+        math.ceil(batches * share / cluster.slots) * max(done),
+        need,
+        len(graph.stages),
+        _too_large(need, cluster),
+        strategy="branches",
+        options={"n_workers": share},
+    )
 
 
 def _pipeline(
@@ -160,7 +255,15 @@ def _pipeline(
     fill += len(graph.stages) * costs.seconds_per_hop
     seconds = fill + (batches - 1) * max(busy)
     need = max(held)
-    return Alternative(name, seconds, need, len(graph.stages), _too_large(need, cluster))
+    return Alternative(
+        name,
+        seconds,
+        need,
+        len(graph.stages),
+        _too_large(need, cluster),
+        strategy="pipeline",
+        options={"n_stages": len(graph.stages), "memory_limit": cluster.stage_limit},
+    )
 
 
 def _too_large(need: float, cluster: Cluster) -> str:
@@ -187,7 +290,9 @@ def _sentence(
     rival = min(others, key=lambda each: each.seconds, default=None)
     beside = f", {rival.name} {format_seconds(rival.seconds)}" if rival else ""
     numbers = f"{where}: {best.name} {format_seconds(best.seconds)}{beside}, as predicted"
-    if best.name != "whole":
+    if best.parts > 1:
+        return f"do not cut: rows are independent, {best.parts} tasks share each batch; {numbers}"
+    if best.stages > 1:
         if found[0].refused:
             return f"cut, since the whole model does not fit a worker; {numbers}"
         return f"cut, since that is faster; {numbers}"

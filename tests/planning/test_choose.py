@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from builders import layers_model, make_model, node, value
+from builders import layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
 from dask_onnx.planning.choose import Cluster, choose
@@ -18,10 +18,10 @@ LAYERS = [4000] * 8
 """With 64 columns in and out 2 MB of weights each."""
 
 
-def decide(model, cluster, batches, shapes=None, rows_depend=()):
+def decide(model, cluster, batches, shapes=None, rows_depend=(), rows=1):
     recipe = Recipe("whole", shapes, SessionSpec())
     cut = model._facts.cut_inputs(recipe, model.facts.outputs)
-    return choose(cut, cluster, batches=batches, rows_depend=rows_depend)
+    return choose(cut, cluster, batches=batches, rows_depend=rows_depend, rows=rows)
 
 
 @pytest.fixture
@@ -96,3 +96,46 @@ def test_what_is_alive_at_once_is_counted():
     cut = model._facts.cut_inputs(Recipe("whole", None, SessionSpec()), model.facts.outputs)
     assert cut.working_bytes(cut.nodes) == 3 * 4000
     assert cut.working_bytes([3]) == 4000
+
+
+def wide(branches=4, width=64):
+    nodes, constants = [], {}
+    for i in range(branches):
+        constants |= {f"a{i}": weights(width, 4096), f"b{i}": weights(4096, width)}
+        nodes.append(node("MatMul", f"x a{i}", f"u{i}"))
+        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}"))
+    nodes.append(node("Sum", " ".join(f"d{i}" for i in range(branches)), "y"))
+    return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
+
+
+def test_one_batch_is_shared_out_by_its_rows_where_they_are_independent(model):
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    stages, verdict = decide(model, local, 1, {"x": (65536, 64)}, rows=65536)
+    assert verdict.chosen == "whole, rows by 2" and len(stages.stages) == 1
+    assert verdict.sentence.startswith("do not cut: rows are independent, 2 tasks share each batch")
+    whole, halves = verdict.alternatives[:2]
+    assert halves.seconds == pytest.approx(whole.seconds / 2, rel=0.01)
+
+
+def test_one_batch_whose_rows_stay_together_goes_along_its_branches():
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    stages, verdict = decide(dx.load(wide()), local, 1, {"x": (4096, 64)}, ("mean",), rows=4096)
+    assert verdict.chosen == "branches of 2" and len(stages.stages) == 3
+    assert "whole, rows by 2" not in [each.name for each in verdict.alternatives]
+
+
+def test_branches_that_are_shorter_than_a_hop_are_not_cut():
+    _, verdict = decide(dx.load(wide()), ROOMY, 1, {"x": (4, 64)}, ("mean",), rows=4)
+    assert verdict.chosen == "whole"
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert by_name["branches of 2"] > by_name["whole"]
+
+
+def test_tasks_that_share_a_batch_share_the_cores_too(model, monkeypatch):
+    monkeypatch.setattr("dask_onnx.placement.available_cores", lambda: 2)
+    plan = model.plan("auto", aim="latency", shapes={"x": (65536, 64)})
+    assert plan.verdict.chosen == "whole, rows by 2"
+    assert plan.recipe.session.intra_op_num_threads is None
+    one_row = model.plan("auto", aim="latency")
+    assert one_row.verdict.chosen == "whole"
+    assert one_row.recipe.session.intra_op_num_threads == 0

@@ -90,7 +90,7 @@ def test_a_verdict_stands_on_top_and_its_alternatives_in_a_table(plan):
         Alternative("whole", 2.0, 3e8, 1, "a worker has room for <b>1 MiB"),
         Alternative("pipeline of 3", 0.5, 1e8, 3),
     )
-    verdict = Verdict("pipeline of 3", 3, "cut & run, since whole does not fit", ways)
+    verdict = Verdict(ways[1], "cut & run, since whole does not fit", ways)
     page = Page(dataclasses.replace(plan, verdict=verdict)._repr_html_())
     assert page.texts.index(verdict.sentence) < page.texts.index("stages")
     assert page.text.count(verdict.sentence) == 1
