@@ -24,10 +24,6 @@ class Step:
 
     groups: tuple[tuple[int, ...], ...]
 
-    @property
-    def nodes(self) -> list[int]:
-        return sorted(itertools.chain.from_iterable(self.groups))
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -88,6 +84,8 @@ def _candidate(cut: CutInputs, series: Series, workers: int) -> Candidate:
     shares = [_share_out(region, workers) for region in series.regions]
     gains = [
         sum(region.seconds) - max(_seconds(cut, group, series.free) for group in groups)
+        if len(groups) > 1
+        else 0.0
         for region, groups in zip(series.regions, shares, strict=True)
     ]
     hop = cut.costs.seconds_per_hop
@@ -96,13 +94,12 @@ def _candidate(cut: CutInputs, series: Series, workers: int) -> Candidate:
         dearest = max(range(len(gains)), key=gains.__getitem__, default=None)
         worth = {dearest} if dearest is not None and gains[dearest] > 0 else set()
     steps: list[Step] = []
-    for i, groups in enumerate(shares):
-        if i in worth:
-            steps.append(Step(groups))
-        elif steps and len(steps[-1].groups) == 1:
-            steps[-1] = Step((tuple(sorted([*steps[-1].nodes, *series.regions[i].nodes])),))
+    for is_cut, found in itertools.groupby(range(len(shares)), key=worth.__contains__):
+        if is_cut:
+            steps += [Step(shares[i]) for i in found]
         else:
-            steps.append(Step((tuple(series.regions[i].nodes),)))
+            serial = itertools.chain.from_iterable(series.regions[i].nodes for i in found)
+            steps.append(Step((tuple(sorted(serial)),)))
     seconds = sum(
         max((_seconds(cut, group, series.free) for group in step.groups), default=0.0)
         + (hop + _arriving(cut, step, series.free) / cut.costs.link_bytes_per_second if i else 0.0)
