@@ -34,6 +34,8 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/forest.py --output benchmarks/results
 	$(BIN)/python benchmarks/pipeline.py --output benchmarks/results
 	$(BIN)/python benchmarks/branches.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/planner.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/large.py --output benchmarks/results
 	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/per_node.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results

@@ -16,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 WIDTH, HEADS, LAYERS = 768, 12, 12
 
 
+_INLINE_BYTES = 2**30
+
+
 def make_transformer(path: Path, layers: int = LAYERS, width: int = WIDTH) -> Path:
     """Write an encoder, x float32 (N, T, width) -> y float32 (N, T, width), to `path`.
 
@@ -77,5 +80,7 @@ def make_transformer(path: Path, layers: int = LAYERS, width: int = WIDTH) -> Pa
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, path)
+    # A protobuf message ends at 2 GB, with or without its weights inside.
+    is_large = sum(len(tensor.raw_data) for tensor in weights) > _INLINE_BYTES
+    onnx.save(model, path, save_as_external_data=is_large, location=f"{path.name}.data")
     return path

@@ -1,0 +1,202 @@
+"""The planner: predicted beside measured seconds, what `auto` takes, planning time by nodes.
+
+    python benchmarks/planner.py --assets .cache/assets --output benchmarks/results
+
+Each model's nodes are measured once, at one number of rows; predicted are other numbers of rows and
+other cuts, whose tasks then run one after the other on one thread. Then one request on two threads
+of this process: every strategy in alternating rounds, and what `plan("auto", aim="latency")` takes.
+Last, plans of graphs that the script makes, by number of nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import onnx
+from common import Array, alternate, print_table, write_json
+from onnx import TensorProto, helper, numpy_helper
+
+import dask_onnx as dx
+
+_STRATEGIES: Mapping[str, Mapping[str, Any]] = {
+    "whole": {},
+    "fused": {"n_stages": 4},
+    "branches": {"n_workers": 2},
+    "pipeline": {"n_stages": 3},
+}
+_ROUNDS = 5
+_ONE_THREAD = dx.SessionSpec(intra_op_num_threads=1)
+
+Feeds = dict[str, Array]
+
+
+def feeds_of(rows: int, name: str) -> Feeds:
+    """Inputs of a model, of plausible values, the same for each call."""
+    rng = np.random.default_rng(0)
+    if name in ("det", "rec", "cls"):
+        shape = {"det": (3, 320, 320), "rec": (3, 48, 320), "cls": (3, 48, 192)}[name]
+        return {"x": rng.standard_normal((rows, *shape), dtype=np.float32)}
+    if name == "minilm":
+        ids = rng.integers(1000, 20000, (rows, 64))
+        return {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+    if name == "magika":
+        return {"bytes": rng.integers(0, 257, (rows, 2048)).astype(np.int32)}
+    inputs = ("input_1", "input_2") if name == "deepcut" else ("inputs", "inputs_1")
+    return {each: rng.integers(0, 12, (rows, 21)).astype("f4") for each in inputs}
+
+
+_ROWS = {
+    "det": (2, 4),
+    "rec": (4, 8),
+    "cls": (16, 32),
+    "minilm": (8, 16),
+    "magika": (16, 32),
+    "deepcut": (256, 512),
+    "oskut_deepcut": (256, 512),
+}
+"""Rows that are measured, and rows that are predicted and run."""
+
+
+def predictions(model: dx.Model, feeds: Feeds) -> Iterator[tuple[str, float, float]]:
+    """Strategy, predicted and measured seconds of one run, task after task on one thread."""
+    shapes = {name: array.shape for name, array in feeds.items()}
+    for strategy, options in _STRATEGIES.items():
+        plan = model.plan(strategy, shapes=shapes, session=_ONE_THREAD, **options)
+        times = []
+        with dask.config.set(scheduler="sync"):
+            for _ in range(_ROUNDS + 1):
+                began = time.perf_counter()
+                model.predict(feeds, plan=plan, batch_size=None)
+                times.append(time.perf_counter() - began)
+        yield strategy, plan.stage_graph.seconds, float(np.median(times[1:]))
+
+
+def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
+    """One request on the threads of this process: each strategy, and what auto takes."""
+    shapes = {name: array.shape for name, array in feeds.items()}
+    runners: dict[str, Callable[[], Any]] = {}
+    for strategy, options in _STRATEGIES.items():
+        plan = model.plan(strategy, shapes=shapes, aim="latency", **options)
+        runners[strategy] = lambda plan=plan: model.predict(  # type: ignore[misc]
+            feeds, plan=plan, batch_size=None
+        )
+    auto = model.plan("auto", shapes=shapes, aim="latency")
+    assert auto.verdict is not None
+    size: Any = "auto" if auto.verdict.best.parts > 1 else None
+    runners["auto"] = lambda: model.predict(feeds, plan=auto, batch_size=size)
+    for runner in [*runners.values()] * 2:
+        runner()
+    seconds = alternate(runners, rounds)
+    medians = {name: float(np.median(each)) for name, each in seconds.items()}
+    best = min((name for name in medians if name != "auto"), key=medians.__getitem__)
+    return {
+        "auto": auto.verdict.chosen,
+        "best": best,
+        "auto_of_best": float(
+            np.median([a / b for a, b in zip(seconds["auto"], seconds[best], strict=True)])
+        ),
+        "seconds": medians,
+    }
+
+
+def made_graph(nodes: int) -> onnx.ModelProto:
+    """MatMul, Relu, two branches and their sum, again and again."""
+    made, last = [], "x"
+    for i in range(nodes // 5):
+        made += [
+            helper.make_node("MatMul", [last, "w"], [f"m{i}"]),
+            helper.make_node("Relu", [f"m{i}"], [f"r{i}"]),
+            helper.make_node("Neg", [f"r{i}"], [f"a{i}"]),
+            helper.make_node("Abs", [f"r{i}"], [f"b{i}"]),
+            helper.make_node("Add", [f"a{i}", f"b{i}"], [f"s{i}"]),
+        ]
+        last = f"s{i}"
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in ("x", last)
+    ]
+    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
+    graph = helper.make_graph(made, "made", tensors[:1], tensors[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def planning_times(sizes: tuple[int, ...] = (1000, 3000, 10000)) -> dict[str, dict[str, float]]:
+    """Strategy to seconds by number of nodes, the facts of the graph included."""
+    found: dict[str, dict[str, float]] = {}
+    for size in sizes:
+        proto = made_graph(size)
+        for strategy, options in {**_STRATEGIES, "per_node": {}, "auto": {"batches": 1}}.items():
+            model = dx.load(proto)
+            began = time.perf_counter()
+            model.plan(strategy, **options)
+            found.setdefault(strategy, {})[str(size)] = time.perf_counter() - began
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    rows: list[list[str]] = []
+    errors: list[float] = []
+    chosen: dict[str, Any] = {}
+    for name, (known, asked) in _ROWS.items():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            dask.config.set({"dask_onnx.store.directory": folder}),
+        ):
+            model = dx.load(arguments.assets / f"{name}.onnx")
+            model.plan(measure=feeds_of(known, name), session=_ONE_THREAD)
+            feeds = feeds_of(asked, name)
+            for strategy, predicted, measured in predictions(model, feeds):
+                errors.append(predicted / measured - 1)
+                rows.append(
+                    [name, str(asked), strategy]
+                    + [f"{1000 * each:.1f}" for each in (predicted, measured)]
+                    + [f"{errors[-1]:+.0%}"]
+                )
+            chosen[name] = choices(model, feeds, arguments.rounds)
+    print_table(
+        "One run on one thread, at rows that were not measured",
+        ["model", "rows", "strategy", "predicted ms", "measured ms", "error"],
+        rows,
+    )
+    print(f"median error {np.median(np.abs(errors)):.0%}, largest {np.max(np.abs(errors)):.0%}")
+    print_table(
+        "One request on the threads of one process",
+        ["model", "auto takes", "best single", "auto's time over the best's"],
+        [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
+    )
+    times = planning_times()
+    print_table(
+        "Planning, seconds",
+        ["strategy", *next(iter(times.values()))],
+        [[name, *(f"{each:.2f}" for each in found.values())] for name, found in times.items()],
+    )
+    if arguments.output:
+        write_json(
+            arguments.output,
+            "planner",
+            {
+                "median_error": float(np.median(np.abs(errors))),
+                "predictions": rows,
+                "choices": chosen,
+                "planning_seconds": times,
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()
