@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--layers", type=int, default=15)
-    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=2064, help="a multiple of 12 heads")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--memory-limit", default="2.5GB", help="of a worker")
