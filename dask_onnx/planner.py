@@ -122,6 +122,8 @@ def _choose(
     batches = request.batches
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots
+    if batches < 1:
+        raise PlanError(f"{batches} batches", "give batches=1 or more, or leave it out")
     takes_all = recipe.session.intra_op_num_threads == 0
     stages, verdict = model._facts.choose(
         recipe, outputs, cluster, batches, cluster.threads if takes_all else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,47 +136,66 @@ def choose(
     PlanError
         Nothing fits the cluster, with the numbers.
     """
-    graphs = {"whole": whole(cut)}
-    found = [_whole(cut, graphs["whole"], cluster, batches, threads_of_task)]
-    # Where there are more workers than batches, one batch is the work of several.
+    model = whole(cut)
+    first = _whole(cut, model, cluster, batches, threads_of_task)
+    can_share = rows > 1 and not rows_depend
+    ways = [
+        (first, model),
+        *_shared_ways(cut, model, cluster, batches, rows if can_share else 1),
+        *_pipelines(cut, cluster, batches, is_needed=bool(first.refused)),
+    ]
+    fitting = [way for way in ways if not way[0].refused]
+    if not fitting:
+        raise _nowhere(cut, first, cluster)
+    best, graph = min(fitting, key=lambda way: way[0].seconds)
+    found = tuple(way[0] for way in ways)
+    return graph, Verdict(best, _sentence(best, found, cluster, batches, rows_depend), found)
+
+
+Way = tuple[Alternative, StageGraph]
+
+
+def _shared_ways(
+    cut: CutInputs, model: StageGraph, cluster: Cluster, batches: int, rows: int
+) -> Iterator[Way]:
+    """Where there are more workers than batches, one batch is the work of several."""
     share = cluster.slots // batches
-    if share > 1 and rows > 1 and not rows_depend:
-        each = _by_rows(cut, graphs["whole"], cluster, batches, min(share, rows))
-        graphs[each.name] = graphs["whole"]
-        found.append(each)
-    if share > 1:
-        graph = branches(cut, n_workers=share)
-        if len(graph.stages) > 1:
-            each = _branches(cut, graph, cluster, batches, share)
-            graphs[each.name] = graph
-            found.append(each)
+    if share < 2:
+        return
+    if rows > 1:
+        yield _by_rows(cut, model, cluster, batches, min(share, rows)), model
+    graph = branches(cut, n_workers=share)
+    if len(graph.stages) > 1:
+        yield _branches(cut, graph, cluster, batches, share), graph
+
+
+def _pipelines(cut: CutInputs, cluster: Cluster, batches: int, *, is_needed: bool) -> Iterator[Way]:
+    if cluster.workers == 1 and not is_needed:
+        return
     try:
         least = max(2, fewest_stages(cut, cluster.room))
+    except PlanError:
+        return  # one node alone is too large
+    for count in _counts(least, cluster):
+        try:
+            graph = pipeline(cut, n_stages=count, memory_limit=cluster.stage_limit)
+        except PlanError:
+            continue  # more stages than pieces
+        yield _pipeline(cut, graph, f"pipeline of {count}", cluster, batches), graph
+
+
+def _nowhere(cut: CutInputs, whole_model: Alternative, cluster: Cluster) -> PlanError:
+    """Nothing fits: what stands in the way."""
+    reason = whole_model.refused
+    try:
+        fewest_stages(cut, cluster.room)
     except PlanError as error:
-        least, impossible = 0, error
-    if least and (cluster.workers > 1 or found[0].refused):
-        for count in _counts(least, cluster):
-            try:
-                graph = pipeline(cut, n_stages=count, memory_limit=cluster.stage_limit)
-            except PlanError:
-                continue
-            name = f"pipeline of {count}"
-            graphs[name] = graph
-            found.append(_pipeline(cut, graph, name, cluster, batches))
-    fitting = [each for each in found if not each.refused]
-    if not fitting:
-        reason = found[0].refused if least else impossible.cause
-        total = cluster.workers * cluster.room
-        raise PlanError(
-            f"the model does not fit {cluster.workers} workers in any way: {reason}; all of them "
-            f"together have room for {format_bytes(max(total, 0))}",
-            "add workers, or give each more memory",
-        )
-    best = min(fitting, key=lambda each: each.seconds)
-    return graphs[best.name], Verdict(
-        best,
-        _sentence(best, found, cluster, batches, rows_depend),
-        tuple(found),
+        reason = error.cause
+    total = cluster.workers * cluster.room
+    return PlanError(
+        f"the model does not fit {cluster.workers} workers in any way: {reason}; all of them "
+        f"together have room for {format_bytes(max(total, 0))}",
+        "add workers, or give each more memory",
     )
 
 
