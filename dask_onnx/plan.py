@@ -263,8 +263,9 @@ class Plan:
         return self._with_stages(model, model._facts.cut(self.recipe, names))
 
     def _with_stages(self, model: PlannedModel, stages: StageGraph) -> Plan:
-        lanes = None if self.placement is None else len(set(self.placement.lanes))
-        placement = None if lanes is None else Placement.one_each(len(stages.stages), lanes)
+        placement = self.placement
+        if placement is not None and len(placement.lanes) != len(stages.stages):
+            placement = Placement.one_each(len(stages.stages), len(set(placement.lanes)))
         return dataclasses.replace(
             self, model=model, stage_graph=stages, placement=placement, _others={}
         )

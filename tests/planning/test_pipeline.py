@@ -136,3 +136,11 @@ def test_the_callers_own_cuts():
     ):
         with pytest.raises(dx.PlanError, match=message):
             model.plan(dx.at_values(values))
+
+
+def test_lanes_that_were_given_stay_where_the_stages_are_as_many():
+    source = layers_model([64] * 6)
+    model = dx.load(source)
+    plan = model.plan("pipeline", n_stages=3).with_placement(dx.Placement((0, 0, 1)))
+    assert plan.on(dx.load(source)).placement == dx.Placement((0, 0, 1))
+    assert plan.for_outputs(("y3",)).placement == dx.Placement((0, 0, 1))
