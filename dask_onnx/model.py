@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import uuid
@@ -562,7 +563,13 @@ class Model:
             batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), (), ())
         batching = resolve_batching(batch, wanted.names, batch_size)
         if not here:
-            check_fits(current_client(), self.name, chosen.stage_graph, chosen.placement)
+            check_fits(
+                current_client(),
+                self.name,
+                chosen.stage_graph,
+                chosen.placement,
+                functools.partial(self._facts.fewest_stages, chosen.recipe, wanted.names),
+            )
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         request = Request(

@@ -16,6 +16,7 @@ from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
 from dask_onnx.planning.choose import Cluster, Verdict, choose
 from dask_onnx.planning.cutting import CutInputs
+from dask_onnx.planning.pipeline import fewest_stages
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.own import OwnKernels
@@ -200,6 +201,16 @@ class ModelFacts:
         )
         check_stages(stages, self.graph)
         return stages, verdict
+
+    def fewest_stages(self, recipe: Recipe, outputs: tuple[str, ...], limit: int) -> int:
+        """Of a pipeline whose stages keep within `limit` bytes of weights and activations.
+
+        Raises
+        ------
+        PlanError
+            One node alone is too large.
+        """
+        return fewest_stages(self.cut_inputs(recipe, outputs), limit)
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
         """What strategies look at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,13 +95,20 @@ def cluster_facts(client: Any) -> Cluster:
     )
 
 
-def check_fits(client: Any, model: str, stages: StageGraph, placement: Placement | None) -> None:
+def check_fits(
+    client: Any,
+    model: str,
+    stages: StageGraph,
+    placement: Placement | None,
+    fewest_stages: Callable[[int], int],
+) -> None:
     """Whether each stage's weights fit the workers, before anything is sent.
 
     Parameters
     ----------
     model : its name
     placement : lanes whose stages are on one worker together
+    fewest_stages : of a pipeline whose stages keep within so many bytes
 
     Raises
     ------
@@ -119,16 +127,25 @@ def check_fits(client: Any, model: str, stages: StageGraph, placement: Placement
         need = sum(weights[i] for i in members)
         if need > cluster.room:
             labels = " and ".join(stages.stages[i].label for i in members)
-            count = math.ceil(sum(weights) / max(cluster.room, 1)) + 1
             raise PlanError(
                 f"model {model!r}: {labels} {'has' if len(members) == 1 else 'have'} "
                 f"{format_bytes(need)} of weights; a worker has room for "
                 f"{format_bytes(max(cluster.room, 0))}: Dask pauses it at "
                 f"{format_bytes(cluster.memory_limit)}, and its process has about "
                 f"{format_bytes(cluster.resident)} before it holds anything",
-                "give workers more memory, or let the planner cut: model.plan('auto'), or "
-                f"model.plan('pipeline', n_stages={count}, memory_limit={int(cluster.room)})",
+                _way_out(max(int(cluster.room), 0), fewest_stages),
             )
+
+
+def _way_out(room: int, fewest_stages: Callable[[int], int]) -> str:
+    try:
+        count = fewest_stages(room)
+    except PlanError as error:
+        return f"give workers more memory: {error.cause}"
+    return (
+        "give workers more memory, or let the planner cut: model.plan('auto'), or "
+        f"model.plan('pipeline', n_stages={count}, memory_limit={room}), the smallest that does"
+    )
 
 
 _WORTH_ASKING = 64 * 2**20

@@ -153,7 +153,10 @@ def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
             dx.PlanError, match=r"(?s)has 8.8 MiB of weights.*room for 3.8 MiB"
         ) as e:
             model.predict(x)
-        assert "n_stages=" in e.value.next_step
+        assert "n_stages=3, memory_limit=4000000" in e.value.next_step
+        assert len(model.plan("pipeline", n_stages=3, memory_limit=4_000_000).stages) == 3
+        with pytest.raises(dx.PlanError, match="smallest n_stages that keeps within it is 3"):
+            model.plan("pipeline", n_stages=2, memory_limit=4_000_000)
         plan = model.plan("auto", shapes={"x": (16, 64)})
         assert plan.verdict.chosen.startswith("pipeline of") and len(plan.stages) >= 3
         assert plan.recipe.options["memory_limit"] == 4_000_000
