@@ -99,10 +99,6 @@ class Verdict:
     def chosen(self) -> str:
         return self.best.name
 
-    @property
-    def n_stages(self) -> int:
-        return self.best.stages
-
     def describe(self) -> list[str]:
         """As lines of text."""
         lines = [f"verdict: {self.sentence}"]
