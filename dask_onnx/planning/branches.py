@@ -139,13 +139,11 @@ def _arriving(cut: CutInputs, step: Step, free: frozenset[int]) -> int:
 
 
 def _stages(cut: CutInputs, candidate: Candidate) -> StageGraph:
-    bound = [group for step in candidate.steps for group in step.groups]
+    bound = [group for step in candidate.steps for group in step.groups] or [()]
     groups = [needed(cut.facts, group, candidate.free) for group in bound]
-    labels = [label_of(cut, group) for group in bound]
-    # Free nodes that no stage needs, only the caller.
+    # The last stage makes what only the caller needs of the free nodes.
     loose = set(cut.nodes).difference(*groups)
-    if loose:
-        groups = [*groups[:-1], sorted({*(groups[-1:] or [[]])[0], *loose})]
-        groups[-1] = needed(cut.facts, groups[-1], candidate.free)
-        labels = labels or [label_of(cut, groups[-1])]
-    return stage_graph_of(cut, groups, labels)
+    groups[-1] = needed(cut.facts, {*groups[-1], *loose}, candidate.free)
+    return stage_graph_of(
+        cut, groups, [label_of(cut, own or nodes) for own, nodes in zip(bound, groups, strict=True)]
+    )
