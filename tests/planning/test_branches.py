@@ -11,15 +11,20 @@ import dask_onnx as dx
 WIDTH = 64
 
 
+def branches_of(source, count):
+    """So many branches of two MatMuls that read `source`, and their weights."""
+    nodes, constants = [], {}
+    for i in range(count):
+        constants |= {f"a{i}": weights(WIDTH, 4096, seed=i), f"b{i}": weights(4096, WIDTH, seed=i)}
+        nodes.append(node("MatMul", f"{source} a{i}", f"u{i}", f"up{i}"))
+        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}", f"down{i}"))
+    return nodes, constants
+
+
 def fan(branches, *, rows="N"):
     """A cheap stem, so many branches of two MatMuls, and their sum."""
-    nodes, constants = [node("Relu", "x", "stem", "stem")], {}
-    for i in range(branches):
-        constants |= {f"a{i}": weights(WIDTH, 4096, seed=i), f"b{i}": weights(4096, WIDTH, seed=i)}
-        nodes += [
-            node("MatMul", f"stem a{i}", f"u{i}", f"up{i}"),
-            node("MatMul", f"u{i} b{i}", f"d{i}", f"down{i}"),
-        ]
+    nodes, constants = branches_of("stem", branches)
+    nodes.insert(0, node("Relu", "x", "stem", "stem"))
     nodes.append(node("Sum", " ".join(f"d{i}" for i in range(branches)), "y", "join"))
     return make_model(
         nodes, [value("x", [rows, WIDTH])], [value("y", [rows, WIDTH])], constants, name="fan"
@@ -54,11 +59,7 @@ def test_what_is_repeated_changes_no_digit():
 
 
 def test_branches_that_meet_early_send_one_value():
-    nodes, constants = [], {}
-    for i in range(4):
-        constants |= {f"a{i}": weights(WIDTH, 4096, seed=i), f"b{i}": weights(4096, WIDTH, seed=i)}
-        nodes.append(node("MatMul", f"x a{i}", f"u{i}", f"up{i}"))
-        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}", f"down{i}"))
+    nodes, constants = branches_of("x", 4)
     nodes += [node("Max", "d0 d1", "m1", "m1"), node("Max", "m1 d2", "m2", "m2")]
     nodes.append(node("Max", "m2 d3", "y", "m3"))
     model = dx.load(
@@ -74,11 +75,9 @@ def test_a_chain_has_no_branches_and_stays_whole():
 
 def test_a_dear_stem_is_not_repeated():
     nodes = [node("MatMul", "x S", "s0", "dear"), node("MatMul", "s0 T", "stem", "stem")]
-    constants = {"S": weights(WIDTH, 8192), "T": weights(8192, WIDTH)}
-    for i in range(2):
-        constants |= {f"a{i}": weights(WIDTH, 4096, seed=i), f"b{i}": weights(4096, WIDTH, seed=i)}
-        nodes.append(node("MatMul", f"stem a{i}", f"u{i}", f"up{i}"))
-        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}", f"down{i}"))
+    branches, constants = branches_of("stem", 2)
+    nodes += branches
+    constants |= {"S": weights(WIDTH, 8192), "T": weights(8192, WIDTH)}
     nodes.append(node("Add", "d0 d1", "y", "join"))
     model = dx.load(
         make_model(nodes, [value("x", ["N", WIDTH])], [value("y", ["N", WIDTH])], constants)
@@ -97,11 +96,8 @@ def test_nodes_that_draw_random_numbers_are_not_repeated():
         node("RandomNormalLike", "x", "noise", "noise"),
         node("Add", "x noise", "stem", "stem"),
     ]
-    constants = {}
-    for i in range(2):
-        constants |= {f"a{i}": weights(WIDTH, 4096, seed=i), f"b{i}": weights(4096, WIDTH, seed=i)}
-        nodes.append(node("MatMul", f"stem a{i}", f"u{i}", f"up{i}"))
-        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}", f"down{i}"))
+    branches, constants = branches_of("stem", 2)
+    nodes += branches
     nodes.append(node("Sub", "d0 d1", "y", "join"))
     model = dx.load(
         make_model(nodes, [value("x", ["N", WIDTH])], [value("y", ["N", WIDTH])], constants)
