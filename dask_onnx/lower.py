@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,30 +9,19 @@ from typing import Any, Literal
 
 from dask.task_spec import Task, TaskRef
 
+from dask_onnx.gates import Gates
 from dask_onnx.onnx_model import ModelRef
+from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec
-
-Key = Any
-"""Dask's own key type: a string, or a tuple of a string and numbers."""
-
+from dask_onnx.tasks import Key, StageTask, digest
 
 _NAME_LENGTH = 24
 """How much of an output's name a key shows."""
-
-
-class StageTask(Task):
-    """A task that Dask's array optimisation leaves alone, so that each stage can be seen."""
-
-    __slots__ = ()
-
-    @property
-    def block_fusion(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +70,8 @@ class Options:
     """Tells apart requests whose results differ though they ask for the same."""
     lanes: tuple[int, ...] | None = None
     """Lane of each stage, where stages must not run everywhere."""
+    schedule: Schedule | None = None
+    """What bounds the chunks that are in flight; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +105,26 @@ class Lowered:
     dependencies: Mapping[str, frozenset[str]]
     """Layer to the layers that it needs."""
     outputs: Mapping[str, Output]
+    gates: Gates | None = None
+    """What the schedule adds to the tasks, through which layers need each other in circles."""
+
+    @property
+    def name(self) -> str:
+        """Of all tasks together, where they must be one layer: the last stage's."""
+        return list(self.layers)[-1]
+
+    def layer_of(self, output: Output) -> str:
+        """The layer that an output's tasks are in."""
+        return output.layer if self.gates is None else self.name
+
+    @property
+    def stage_tasks(self) -> dict[Key, Task]:
+        """Without gates; in an order in which they can run."""
+        return {key: task for layer in self.layers.values() for key, task in layer.items()}
 
     @property
     def tasks(self) -> dict[Key, Task]:
-        return {key: task for layer in self.layers.values() for key, task in layer.items()}
-
-
-def digest(*parts: Any) -> str:
-    """A content digest of plain values and frozen records; not of Dask's tasks."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        return self.stage_tasks if self.gates is None else self.gates.apply(self.stage_tasks)
 
 
 def stage_ref(model: ModelRef, stage: Stage, own: OwnKernels | None = None) -> StageRef:
@@ -201,7 +202,19 @@ class _Lowering:
             tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
             layers[name] = {task.key: task for task in tasks}
             dependencies[name] = frozenset(self.names[s] for s in sources if isinstance(s, int))
-        return Lowered(layers, dependencies, {name: self._output(name) for name in self.final})
+        outputs = {name: self._output(name) for name in self.final}
+        return Lowered(layers, dependencies, outputs, self._gates(layers))
+
+    def _gates(self, layers: Mapping[str, Mapping[Key, Task]]) -> Gates | None:
+        schedule, count = self.options.schedule, len(self.names)
+        if schedule is None or count < 2 or not schedule.binds(count, self.feeds.chunks):
+            return None
+        places = {
+            key: (chunk, number)
+            for number, name in enumerate(self.names)
+            for chunk, key in enumerate(layers[name])
+        }
+        return Gates(schedule, count, places, digest(self.names, schedule))
 
     def _token(self, call: StageCall, sources: Sequence[int | str]) -> str:
         # Where its inputs come from is part of a key: another cut before the stage is other tasks,

@@ -582,6 +582,7 @@ class Model:
             batching=batching,
             lossy=None if chosen.drift is None else chosen.drift.way,
             placement=chosen.placement,
+            schedule=chosen.bounds,
             retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.

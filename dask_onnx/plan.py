@@ -33,6 +33,7 @@ from dask_onnx.planning.explain import format_shapes
 from dask_onnx.planning.page import explain_html, explain_page
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.schedule import Mode, Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.specs import TensorSpec
@@ -87,12 +88,20 @@ class Plan:
     """Why "auto" chose it; None if the caller did."""
     placement: Placement | None = None
     """Which stages stay on which share of the workers; None lets each run anywhere."""
+    schedule: Schedule | None = None
+    """How micro-batches follow one another; None leaves it to Dask where stages run anywhere."""
     _others: dict[tuple[str, ...], Plan] = field(default_factory=dict, repr=False)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """In an order in which they can run."""
         return self.stage_graph.stages
+
+    @property
+    def bounds(self) -> Schedule | None:
+        """The schedule that is kept: where stages stay on workers Dask's own queue holds back
+        nothing, so that there is one even if none was asked for."""
+        return self.schedule or (None if self.placement is None else Schedule())
 
     def explain(self) -> str:
         """The stages, their predicted cost, what travels between them, rows of a run, as text."""
@@ -213,6 +222,31 @@ class Plan:
                 "name a lane for each stage",
             )
         return dataclasses.replace(self, placement=placement, _others={})
+
+    def with_schedule(self, mode: Mode | None = "async", *, in_flight: int | None = None) -> Plan:
+        """The same stages, micro-batches following one another as said; results stay the same.
+
+        Micro-batches are the chunks of what `predict` is given, or the batches that it makes of
+        arrays in memory.
+
+        Parameters
+        ----------
+        mode : {"async", "sync", "hybrid"}, optional
+            "async": a micro-batch starts when the one that is `in_flight` places before it has been
+            through all stages. "sync": a barrier after each stage of every `in_flight`
+            micro-batches. "hybrid": a barrier every `in_flight` micro-batches. None: as if nothing
+            had been said; then plans with a placement are "async", and others are left to Dask.
+        in_flight : int, optional
+            Micro-batches between their first and their last stage at most; by default two for each
+            stage.
+
+        Raises
+        ------
+        PlanError
+            There is no such mode; fewer than one in flight.
+        """
+        schedule = None if mode is None else Schedule(mode, in_flight)
+        return dataclasses.replace(self, schedule=schedule, _others={})
 
     def annotate(self, model: Any = None, *, configuration: str = "dask_onnx") -> onnx.ModelProto:
         """A model that says these stages itself, in ONNX's own annotations: each node its

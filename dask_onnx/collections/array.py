@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from dask_onnx.collections.context import Request
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.errors import InputError
-from dask_onnx.lower import Feeds, Layout, Lowered, digest, lower
+from dask_onnx.gates import Gates
+from dask_onnx.lower import Feeds, Layout, Lowered, lower
 from dask_onnx.runtime.kernel import StageCall, run_stage, take_output
+from dask_onnx.tasks import Key, digest
 
 _LITERAL_BYTES = 1024
 """An input without rows up to this size is written into each task; a larger one is a key."""
@@ -330,10 +332,42 @@ def layered_graph(
             roots.update(source.__dask_layers__())
     for name, inputs in extra.items():
         layers[name], dependencies[name] = MaterializedLayer(inputs), set()
+    annotations = {"retries": retries}
+    if lowered.gates is not None:
+        layers[lowered.name] = GatedLayer(lowered.stage_tasks, lowered.gates, annotations)
+        dependencies[lowered.name] = roots
+        return HighLevelGraph(layers, dependencies)
     for name, tasks in lowered.layers.items():
-        layers[name] = MaterializedLayer(dict(tasks), annotations={"retries": retries})
+        layers[name] = MaterializedLayer(dict(tasks), annotations=annotations)
         dependencies[name] = set(lowered.dependencies[name]) | roots
     return HighLevelGraph(layers, dependencies)
+
+
+class GatedLayer(MaterializedLayer):
+    """All stages of a request whose schedule has them wait for each other.
+
+    Culling keeps what is asked for, and has that wait for itself only.
+    """
+
+    def __init__(
+        self, tasks: Mapping[Key, Task], gates: Gates, annotations: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__(gates.apply(tasks), annotations=annotations)
+        self._tasks, self._gates = tasks, gates
+
+    def cull(
+        self, keys: set[Key], all_hlg_keys: Collection[Key]
+    ) -> tuple[GatedLayer, dict[Key, set[Key]]]:
+        wanted: set[Key] = set()
+        left = [key for key in keys if key in self._tasks]
+        while left:
+            key = left.pop()
+            if key not in wanted:
+                wanted.add(key)
+                left += [each for each in self._tasks[key].dependencies if each in self._tasks]
+        tasks = {key: task for key, task in self._tasks.items() if key in wanted}
+        layer = GatedLayer(tasks, self._gates, self.annotations)
+        return layer, {key: set(task.dependencies) for key, task in layer.mapping.items()}
 
 
 def _stage_array(
@@ -348,7 +382,7 @@ def _stage_array(
     output = lowered.outputs[name]
     layer = output.layer
     axis = request.batch.output_axes[name]
-    if not (output.is_bare and output.layout == layout):
+    if not (output.is_bare and output.layout == layout and lowered.layer_of(output) == layer):
         take = TakeOutput(output.position, axis)
         layer = output.own_layer(name)
         tasks = {
@@ -359,7 +393,7 @@ def _stage_array(
         }
         graph = HighLevelGraph(
             {**graph.layers, layer: MaterializedLayer(tasks)},
-            {**graph.dependencies, layer: {output.layer}},
+            {**graph.dependencies, layer: {lowered.layer_of(output)}},
         )
     dtype = request.dtype(name)
     return da.Array(graph, layer, sizes, dtype=dtype, meta=np.empty((0,) * len(sizes), dtype))

@@ -17,8 +17,8 @@ from dask_onnx.collections.options import RowOptions
 from dask_onnx.collections.request import Wanted, check_dtype, check_joins
 from dask_onnx.collections.texts import as_texts
 from dask_onnx.errors import InputError
-from dask_onnx.lower import digest
 from dask_onnx.specs import TensorSpec
+from dask_onnx.tasks import digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from dask_onnx.delivery import Delivery
 from dask_onnx.lower import Options
 from dask_onnx.onnx_model import ModelRef
 from dask_onnx.placement import Placement
+from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.own import OwnKernels
@@ -40,6 +41,8 @@ class Request:
     """Part of all keys, and empty where the same request has the same result."""
     placement: Placement | None = None
     """Which stages must not run everywhere, and what they share."""
+    schedule: Schedule | None = None
+    """What bounds the chunks that are on their way through several stages."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -65,6 +68,7 @@ class Request:
             self.own,
             self.salt,
             None if self.placement is None else self.placement.lanes,
+            self.schedule,
         )
 
     def spec(self, output: str) -> TensorSpec:

@@ -31,9 +31,9 @@ from dask_onnx.collections.ragged import check_lengths, run_by_length
 from dask_onnx.collections.request import check_joins
 from dask_onnx.collections.text_columns import check_kept
 from dask_onnx.errors import InputError
-from dask_onnx.lower import digest
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.specs import Dim
+from dask_onnx.tasks import digest
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 

@@ -16,8 +16,9 @@ from dask_onnx.collections.array import layered_graph
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
-from dask_onnx.lower import Feeds, Lowered, digest, lower
+from dask_onnx.lower import Feeds, Lowered, lower
 from dask_onnx.runtime.kernel import take_output
+from dask_onnx.tasks import digest
 
 
 def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Delayed]:

@@ -12,8 +12,9 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.collections.context import Request
-from dask_onnx.lower import Feeds, Key, lower
+from dask_onnx.lower import Feeds, lower
 from dask_onnx.runtime.kernel import take_output
+from dask_onnx.tasks import Key
 
 
 @dataclass(frozen=True, slots=True, eq=False)

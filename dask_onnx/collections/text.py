@@ -27,9 +27,9 @@ from dask_onnx.collections.text_encoder import (
     vectors_of,
 )
 from dask_onnx.errors import InputError, ModelError
-from dask_onnx.lower import digest
 from dask_onnx.model import Model
 from dask_onnx.specs import TensorSpec
+from dask_onnx.tasks import digest
 
 _KINDS = {
     "ids": ("input_ids", "ids", "tokens", "input"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.planning.timeline import Timeline
 
 
 def format_bytes(size: float) -> str:
@@ -105,6 +106,33 @@ def explain(
             for link in links(stages)
         ]
     return "\n".join(lines)
+
+
+_COLUMNS = 64
+"""Of a timetable: each is a slice of the time."""
+
+
+def timetable(course: Timeline) -> list[str]:
+    """A line for each worker: the last digit of the micro-batch that has most of each slice of the
+    time, a dot where none is at work."""
+    step = course.seconds / _COLUMNS or 1.0
+    shares: list[list[Counter[int]]] = [
+        [Counter() for _ in range(_COLUMNS)] for _ in range(course.workers)
+    ]
+    for span in course.spans:
+        first, last = int(span.start / step), min(int(span.stop / step), _COLUMNS - 1)
+        for column in range(first, last + 1):
+            inside = min(span.stop, (column + 1) * step) - max(span.start, column * step)
+            shares[span.worker][column][span.chunk] += inside  # type: ignore[assignment]
+    digits = len(str(course.workers - 1))
+    return [
+        f"    worker {worker:>{digits}}  "
+        + "".join(
+            str(slot.most_common(1)[0][0] % 10) if slot.total() >= step / 2 else "."
+            for slot in slots
+        )
+        for worker, slots in enumerate(shares)
+    ]
 
 
 def values_of(link: Link) -> str:

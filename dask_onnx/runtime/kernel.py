@@ -142,7 +142,7 @@ class StageCall:
     """So many of the last arguments say where to get the model from; no part of it either."""
 
 
-def run_stage(call: StageCall, *arguments: Any) -> Any:
+def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     """Run a stage on arrays: the function of every task that dask_onnx makes.
 
     Parameters
@@ -151,6 +151,8 @@ def run_stage(call: StageCall, *arguments: Any) -> Any:
     arguments : ndarray, Runs, or tuple of these
         Results of other stages' tasks, or the caller's arrays; last, `call.supplies` of them, what
         brings the model here.
+    after : None
+        What had to be done before; a dependency alone.
 
     Returns
     -------

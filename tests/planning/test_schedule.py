@@ -1,0 +1,175 @@
+"""Micro-batches in flight and barriers: in the tasks, in the results and in the predicted time."""
+
+from __future__ import annotations
+
+import itertools
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from builders import branching_model, layers_model
+from dask.task_spec import Task
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dask_onnx as dx
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.planning.explain import timetable
+from dask_onnx.planning.schedule import Schedule
+from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
+from dask_onnx.planning.timeline import Course, timeline
+
+ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype("f4")
+MODES = ("async", "sync", "hybrid")
+
+
+def chain(seconds):
+    return graph_of(seconds, [(i, i + 1) for i in range(len(seconds) - 1)])
+
+
+def graph_of(seconds, edges):
+    stages = tuple(
+        Stage(f"s{i}", (i,), (), (), StageCost(0, each, 0, 0)) for i, each in enumerate(seconds)
+    )
+    return StageGraph(stages, tuple(Edge(f"v{a}", a, b, 1000) for a, b in edges), (), ())
+
+
+@st.composite
+def courses(draw):
+    count = draw(st.integers(2, 5))
+    pairs = [(a, b) for b in range(count) for a in range(b)]
+    edges = draw(st.lists(st.sampled_from(pairs), unique=True))
+    graph = graph_of(draw(st.lists(st.floats(0.001, 1), min_size=count, max_size=count)), edges)
+    workers = draw(st.integers(1, 3))
+    lanes = tuple(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
+    schedule = Schedule(draw(st.sampled_from(MODES)), draw(st.integers(1, 5)))
+    chunks = draw(st.integers(1, 12))
+    return graph, Course(
+        chunks, workers, CostTable(), lanes if draw(st.booleans()) else None, schedule
+    )
+
+
+@given(courses())
+def test_a_timeline_keeps_to_the_schedule(drawn):
+    graph, course = drawn
+    found = timeline(graph, course)
+    spans = {(span.stage, span.chunk): span for span in found.spans}
+    assert len(spans) == len(found.spans) == len(graph.stages) * course.chunks
+    for worker in range(course.workers):
+        own = sorted((s for s in found.spans if s.worker == worker), key=lambda s: s.start)
+        assert all(a.stop <= b.start for a, b in itertools.pairwise(own))
+    for edge in graph.edges:
+        for chunk in range(course.chunks):
+            assert spans[edge.producer, chunk].stop <= spans[edge.consumer, chunk].start
+    passages = [[s for s in found.spans if s.chunk == c] for c in range(course.chunks)]
+    starts = [min(span.start for span in passage) for passage in passages]
+    stops = [max(span.stop for span in passage) for passage in passages]
+    limit = course.schedule.in_flight
+    for late in range(limit, course.chunks):
+        if course.schedule.mode == "async":
+            assert stops[late - limit] <= starts[late]
+        else:
+            assert max(stops[: late // limit * limit]) <= starts[late]
+    assert 0 <= found.bubble < 1
+    work = sum(stage.cost.seconds for stage in graph.stages) * course.chunks
+    assert found.seconds >= work / course.workers * (1 - 1e-9)
+    assert len(timetable(found)) == course.workers
+
+
+def test_barriers_cost_what_they_cost():
+    graph, costs = chain([1.0, 1.0]), CostTable(seconds_per_task=0, seconds_per_hop=0)
+    seconds = {
+        mode: timeline(graph, Course(8, 2, costs, (0, 1), Schedule(mode, 4))).seconds
+        for mode in MODES
+    }
+    assert seconds["async"] == pytest.approx(9, rel=0.01)
+    assert seconds["hybrid"] == pytest.approx(10, rel=0.01)
+    assert seconds["sync"] == pytest.approx(16, rel=0.01)
+
+
+def ancestors(graph, key):
+    found, left = set(), [key]
+    while left:
+        for each in graph[left.pop()].dependencies:
+            if each in graph and each not in found:
+                found.add(each)
+                left.append(each)
+    return found
+
+
+def stage_keys(graph, plan):
+    """For each stage the keys of its tasks, by chunk."""
+    labels = [stage.label for stage in plan.stages]
+    found = [{} for _ in labels]
+    for key, task in graph.items():
+        label = str(key[0]).partition("-")[0]
+        if isinstance(task, Task) and label in labels:
+            found[labels.index(label)][sum(key[1:])] = key
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tasks_wait_as_the_schedule_says_and_results_are_the_same(mode):
+    model = dx.load(layers_model([16] * 6))
+    plan = model.plan("pipeline", n_stages=3).with_schedule(mode, in_flight=4)
+    lazy = model.predict(da.from_array(ROWS, chunks=(4, -1)), plan=plan)
+    expected = model(ROWS, batch_size=None)
+    np.testing.assert_array_equal(lazy.compute(), expected)
+    np.testing.assert_array_equal(model.predict(ROWS, plan=plan, batch_size=4), expected)
+    graph = dask.optimize(lazy)[0].__dask_graph__()
+    stages = stage_keys(graph, plan)
+    assert [len(stage) for stage in stages] == [10, 10, 10]
+    for late in range(4, 10):
+        before = ancestors(graph, stages[0][late])
+        last = late - 4 if mode == "async" else late // 4 * 4 - 1
+        assert {stages[2][c] for c in range(last + 1)} >= before & set(stages[2].values())
+        assert stages[2][last] in before
+    between = ancestors(graph, stages[1][0])
+    assert (stages[0][3] in between) == (mode == "sync")
+    assert stages[0][4] not in between
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_asks_for_some_gets_no_others_computed(mode):
+    model = dx.load(layers_model([16] * 6))
+    plan = model.plan("pipeline", n_stages=3).with_schedule(mode, in_flight=2)
+    lazy = model.predict(da.from_array(ROWS, chunks=(4, -1)), plan=plan)[33:]
+    graph = dask.optimize(lazy)[0].__dask_graph__()
+    assert [sorted(stage) for stage in stage_keys(graph, plan)] == [[8, 9]] * 3
+    np.testing.assert_array_equal(lazy.compute(), model(ROWS[33:], batch_size=None))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_branches_and_outputs_from_the_middle(mode):
+    model = dx.load(branching_model())
+    plan = model.plan("per_node").with_schedule(mode, in_flight=2)
+    x = ROWS[:, :4].copy()
+    chunked = da.from_array(x, chunks=(4, -1))
+    expected = model(x, outputs=["y", "m"], batch_size=None)
+    found = model.predict(chunked, outputs=["y", "m"], plan=plan)
+    for name, array in dask.compute(found)[0].items():
+        np.testing.assert_array_equal(array, expected[name])
+    np.testing.assert_array_equal(found["m"][-3:].compute(), expected["m"][-3:])
+    both = da.concatenate([found["y"], found["m"]], axis=1).compute()
+    np.testing.assert_array_equal(both, np.concatenate([expected["y"], expected["m"]], axis=1))
+
+
+def test_stages_with_a_placement_are_bounded_and_others_are_not():
+    model = dx.load(layers_model([16] * 6))
+    plan = model.plan("pipeline", n_stages=2)
+    chunked = da.from_array(ROWS, chunks=(2, -1))
+    assert len(model.predict(chunked, plan=plan).__dask_graph__()) == 20 + 40
+    placed = plan.with_placement(dx.Placement((0, 1)))
+    assert len(model.predict(chunked, plan=placed).__dask_graph__()) == 20 + 40 + 16
+    wide = placed.with_schedule(in_flight=20)
+    assert len(model.predict(chunked, plan=wide).__dask_graph__()) == 20 + 40
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    plan = dx.load(layers_model([16] * 2)).plan("pipeline", n_stages=2)
+    with pytest.raises(dx.PlanError, match="no schedule 'eager'"):
+        plan.with_schedule("eager")
+    with pytest.raises(dx.PlanError, match="0 micro-batches"):
+        plan.with_schedule(in_flight=0)
+    assert plan.with_schedule("sync").with_schedule(None).bounds is None
