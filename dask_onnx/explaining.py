@@ -1,9 +1,10 @@
-"""What a plan says of itself: cost, threads, rows of a run, loss."""
+"""What a plan says of itself: cost, schedule, memory, threads, rows of a run, loss."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import input_axes, random_nodes
 from dask_onnx.analysis.report import assumed_shapes
@@ -11,10 +12,22 @@ from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.request import resolve_batching
 from dask_onnx.drift import Drift
 from dask_onnx.lower import stage_ref
+from dask_onnx.measuring import collect
 from dask_onnx.model_facts import ModelFacts
-from dask_onnx.planning.explain import explain, format_seconds
+from dask_onnx.planning.choose import LOADED, Cluster
+from dask_onnx.planning.explain import (
+    as_number,
+    explain,
+    format_bytes,
+    format_seconds,
+    timetable,
+)
+from dask_onnx.planning.measured import Measured
+from dask_onnx.planning.memory import project
 from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.planning.timeline import Course, timeline
 from dask_onnx.runtime.profile import noted_speed, noted_times
 from dask_onnx.runtime.tune import Tuned, all_for
 
@@ -24,17 +37,116 @@ to leave the caches."""
 _MOST_ROWS = 256
 
 
-def explain_plan(facts: ModelFacts, stages: StageGraph, recipe: Recipe, drift: Drift | None) -> str:
+_MOST_WORK = 4000
+"""Stages times micro-batches of a timetable."""
+_MOST_WORKERS = 16
+"""Lines of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Where and how a plan is to run."""
+
+    cluster: Cluster
+    lanes: tuple[int, ...] | None
+    schedule: Schedule | None
+    batches: int
+    """Micro-batches that the timetable is for."""
+
+
+def explain_plan(
+    facts: ModelFacts,
+    stages: StageGraph,
+    recipe: Recipe,
+    drift: Drift | None,
+    outlook: Outlook,
+    measured: Measured | None,
+) -> str:
     """The stages, their predicted cost, what travels between them, how they run, as text."""
     shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
     text = explain(
-        stages, recipe.strategy, shapes, is_assumed=is_assumed, basis=_basis(facts, shapes)
+        stages,
+        recipe.strategy,
+        shapes,
+        is_assumed=is_assumed,
+        basis=_basis(facts, shapes),
+        measured=measured,
     )
-    lines = [text, "", *_kernels(facts, stages), _threads(recipe)]
+    lines = [text, ""]
+    if len(stages.stages) > 1:
+        lines += [*_course(facts, stages, outlook), ""]
+    lines += [*_memory(stages, outlook, measured), ""]
+    lines += [*_kernels(facts, stages), _threads(recipe)]
     lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
     if drift is not None:
         lines.append(f"on slow links: {drift.describe()}")
     return "\n".join(lines)
+
+
+def measured_stages(
+    facts: ModelFacts, stages: StageGraph, recipe: Recipe, client: object
+) -> Measured | None:
+    """What this process and a client's workers have noted of the stages."""
+    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
+    tokens = [stage_ref(facts.onnx.ref, stage, facts.own).token for stage in stages.stages]
+    return collect(client, tokens, rows_of(facts, shapes))
+
+
+def rows_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Rows of a run at these shapes of the inputs; None where they have no batch axis."""
+    axes, _ = input_axes(facts.onnx)
+    sizes = {shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _course(facts: ModelFacts, stages: StageGraph, outlook: Outlook) -> Iterator[str]:
+    """When each worker would be at work on what."""
+    cluster, lanes = outlook.cluster, outlook.lanes
+    if lanes is None:
+        workers = cluster.slots
+    else:
+        workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
+    chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
+    schedule = outlook.schedule
+    found = timeline(stages, Course(chunks, workers, facts.costs, lanes, schedule))
+    how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
+    kind = "worker" if lanes is not None or cluster.threads == 1 else "thread"
+    yield (
+        f"schedule of {chunks} micro-batches on {as_number(workers, kind)}: {how}; "
+        f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
+    )
+    yield from timetable(found)[:_MOST_WORKERS]
+
+
+def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Iterator[str]:
+    """What each worker would hold, and what it held."""
+    cluster = outlook.cluster
+    process = LOADED if cluster.is_local else cluster.resident
+    in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
+    limit = ""
+    if not cluster.is_local and not math.isinf(cluster.memory_limit):
+        limit = f"; Dask pauses it at {format_bytes(cluster.memory_limit)}"
+    yield f"memory of a worker's process{limit}"
+    projected = list(project(stages, outlook.lanes, in_flight, process))
+    for number, each in enumerate(projected[:_MOST_WORKERS]):
+        name = f"worker {number}" if outlook.lanes is not None else "any worker"
+        yield f"    {name}  {each.describe()}{_peaks(each.stages, measured)}"
+
+
+def _peaks(members: tuple[int, ...], measured: Measured | None) -> str:
+    """The peaks of those that ran any of some stages."""
+    if measured is None:
+        return ""
+    workers = {
+        worker
+        for i in members
+        if (times := measured.stages[i]) is not None
+        for worker in times.workers
+    }
+    peaks = sorted((measured.peaks[worker] for worker in workers), reverse=True)
+    if not peaks:
+        return ""
+    return f"; measured {' and '.join(map(format_bytes, peaks[:4]))} at its peak"
 
 
 def _basis(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:

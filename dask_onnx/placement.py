@@ -95,6 +95,16 @@ def cluster_facts(client: Any) -> Cluster:
     )
 
 
+def any_cluster(client: Any) -> Cluster:
+    """The same; what this process offers where the client has no workers, or cannot be asked."""
+    if client is None or client.asynchronous:
+        return cluster_facts(None)
+    try:
+        return cluster_facts(client)
+    except PlanError:
+        return cluster_facts(None)
+
+
 def check_fits(
     client: Any,
     model: str,

@@ -20,16 +20,18 @@ from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.kinds import kind_of
 from dask_onnx.collections.options import BatchSize, RunOptions
 from dask_onnx.collections.request import check_arrays, resolve_feeds
+from dask_onnx.delivery import current_client
 from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, PlanError
-from dask_onnx.explaining import explain_plan, predicted_rows
+from dask_onnx.explaining import Outlook, explain_plan, measured_stages, predicted_rows
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import read_written, with_weights
-from dask_onnx.placement import Placement
+from dask_onnx.placement import Placement, any_cluster
 from dask_onnx.planning.annotations import annotate
 from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.compare import Compared, compare
 from dask_onnx.planning.explain import format_shapes
+from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.page import explain_html, explain_page
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
@@ -103,9 +105,31 @@ class Plan:
         nothing, so that there is one even if none was asked for."""
         return self.schedule or (None if self.placement is None else Schedule())
 
-    def explain(self) -> str:
-        """The stages, their predicted cost, what travels between them, rows of a run, as text."""
-        text = explain_plan(self.model._facts, self.stage_graph, self.recipe, self.drift)
+    def explain(self, *, batches: int = 16) -> str:
+        """The stages, their predicted cost, what travels between them, the schedule of some
+        micro-batches and its bubble, memory, rows of a run, as text.
+
+        Where the plan has run, in this process or on the workers of the current client, also what
+        its stages took, how far off the prediction is, and the peaks of the workers' memory.
+
+        Parameters
+        ----------
+        batches : int
+            Micro-batches of the schedule that is shown.
+        """
+        return self._explain(self.measured(), batches)
+
+    def measured(self) -> Measured | None:
+        """What this process, and the workers of the current client, have noted of the stages when
+        they ran; None if they have not. The newest 10,000 tasks of each process count."""
+        client = current_client()
+        return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
+
+    def _explain(self, measured: Measured | None, batches: int = 16) -> str:
+        outlook = Outlook(any_cluster(current_client()), self._lanes, self.bounds, batches)
+        text = explain_plan(
+            self.model._facts, self.stage_graph, self.recipe, self.drift, outlook, measured
+        )
         return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
 
     @cached_property
@@ -123,7 +147,13 @@ class Plan:
         if os.fspath(path).endswith(".html"):
             content = explain_page(self._repr_html_(), self._title)
         else:
-            content = to_svg(self.stage_graph, self._title, lanes=self._lanes)
+            measured = self.measured()
+            content = to_svg(
+                self.stage_graph,
+                self._title,
+                lanes=self._lanes,
+                measured=None if measured is None else measured.seconds,
+            )
         with open(path, "w", encoding="utf-8") as file:
             file.write(content)
 
@@ -140,8 +170,14 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        measured = self.measured()
         return explain_html(
-            self.stage_graph, self.explain(), self._title, verdict=self.verdict, lanes=self._lanes
+            self.stage_graph,
+            self._explain(measured),
+            self._title,
+            verdict=self.verdict,
+            lanes=self._lanes,
+            measured=None if measured is None else measured.seconds,
         )
 
     @property

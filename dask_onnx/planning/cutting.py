@@ -200,6 +200,7 @@ def _stage(
             seconds=sum(map(cut.seconds, group)),
             parameter_bytes=cost.parameter_bytes,
             activation_bytes=sum(value_bytes(cut.specs.get(name)) for name in wanted),
+            working_bytes=cut.working_bytes(group),
         ),
         kernel=cut.kernels[group[0]].kernel if group else "onnxruntime",
     )

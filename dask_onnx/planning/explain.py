@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Timeline
 
@@ -65,12 +66,14 @@ def explain(
     *,
     is_assumed: bool,
     basis: str,
+    measured: Measured | None = None,
 ) -> str:
-    """Stages with their predicted cost, and what travels between them.
+    """Stages with their predicted cost, what they took, and what travels between them.
 
     Parameters
     ----------
     basis : what the prediction goes by
+    measured : what is known after a run
     """
     assumed = " (open dimensions assumed)" if is_assumed else ""
     count = len(stages.stages)
@@ -81,6 +84,7 @@ def explain(
         f"{format_bytes(total)} between stages",
         f"predicted on one core for {format_shapes(shapes)}{assumed}: "
         f"{format_seconds(stages.seconds)}, {basis}",
+        *([] if measured is None else after_run(stages, measured)),
         "",
     ]
     kernels = {stage.kernel for stage in stages.stages}
@@ -88,14 +92,17 @@ def explain(
     digits = max(len(str(count - 1)), 1)
     lines.append(
         f"{'#':>{digits}}  {'stage':<{width}}  nodes  {'compute':>12}  {'time':>9}  "
-        f"{'weights':>10}  {'gives':>10}" + ("" if kernels == {"onnxruntime"} else "  runs on")
+        + ("" if measured is None else f"{'measured':>9}  ")
+        + f"{'weights':>10}  {'gives':>10}"
+        + ("" if kernels == {"onnxruntime"} else "  runs on")
     )
     for i, stage in enumerate(stages.stages):
         cost = stage.cost
         lines.append(
             f"{i:>{digits}}  {stage.label:<{width}}  {len(stage.nodes):>5}  "
             f"{format_flops(cost.flops):>12}  {format_seconds(cost.seconds):>9}  "
-            f"{format_bytes(cost.parameter_bytes):>10}  {format_bytes(cost.activation_bytes):>10}"
+            + ("" if measured is None else f"{_or_blank(measured.seconds[i]):>9}  ")
+            + f"{format_bytes(cost.parameter_bytes):>10}  {format_bytes(cost.activation_bytes):>10}"
             + ("" if kernels == {"onnxruntime"} else f"  {stage.kernel}")
         )
     if stages.edges:
@@ -106,6 +113,27 @@ def explain(
             for link in links(stages)
         ]
     return "\n".join(lines)
+
+
+def after_run(stages: StageGraph, measured: Measured) -> list[str]:
+    """What the runs were that were measured, and how far off the prediction is."""
+    workers = {each for times in measured.stages if times is not None for each in times.workers}
+    where = "in this process" if workers == {""} else f"on {as_number(len(workers), 'worker')}"
+    rows = "" if measured.rows is None else f" of {as_number(round(measured.rows), 'row')}"
+    total, each = measured.error(stages)
+    beside = f", a stage by {each:.0%} (median)" if len(stages.stages) > 1 else ""
+    return [
+        f"measured {where}, {as_number(measured.runs, 'run')}{rows}: the prediction is off by "
+        f"{total:+.0%}{beside}"
+    ]
+
+
+def as_number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _or_blank(seconds: float | None) -> str:
+    return "" if seconds is None else format_seconds(seconds)
 
 
 _COLUMNS = 64

@@ -188,7 +188,7 @@ def _fewest_stages(
             name = cut.facts.nodes[chains[border][0]].name
             raise PlanError(
                 f"node {name!r} alone needs {format_bytes(need)} of weights and activations; the "
-                f"limit is {format_bytes(limit)}",
+                f"limit is {format_bytes(max(limit, 0))}",
                 "raise memory_limit, or plan for fewer rows: shapes={...}",
             )
         border, stages = int(reach[border]), stages + 1

@@ -18,6 +18,8 @@ class StageCost:
     parameter_bytes: int
     activation_bytes: int
     """Bytes of the values that the stage gives to others."""
+    working_bytes: int = 0
+    """The most bytes of activations that are alive at once while it runs."""
 
 
 @dataclass(frozen=True, slots=True)

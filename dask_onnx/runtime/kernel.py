@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import logging
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from distributed.worker import warn
 
 from dask_onnx import config
 from dask_onnx.errors import InputError, StageError
+from dask_onnx.metering import StageRun, note
 from dask_onnx.onnx_model import ModelRef, StageExtractor
 from dask_onnx.runtime.canonical import canonical
 from dask_onnx.runtime.codec import Lossy, degraded
@@ -177,6 +179,7 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     spec = _with_threads(call.session)
     session = stage_session(stage, spec, supplies)
     rows = row_count(values, call.row_axes) if call.batching.is_auto else None
+    started, began = time.time(), time.perf_counter()
     if rows is not None and rows > 1:
         cut = Cut([], rows, is_filled=False)
         results = _run_tuned(session, values, call, spec.intra_op_num_threads or 1, rows)
@@ -184,6 +187,8 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
         cut = cut_rows(values, call.row_axes, call.batching)
         names = [spec.name for spec in stage.inputs]
         results = [run_session(session, feeds, stage.label, names) for feeds in cut.feeds]
+    taken = time.perf_counter() - began
+    note(StageRun(call.stage.token, started, taken, len(results), cut.rows))
     _compare(stage, results[0])
     outputs = tuple(
         _travelling(keep_apart(pieces, cut), call) if axis == "apart" else join(pieces, axis, cut)

@@ -14,6 +14,8 @@ from dask.task_spec import Task
 from distributed import Client, LocalCluster
 
 import dask_onnx as dx
+from dask_onnx.lower import stage_ref
+from dask_onnx.measuring import report
 from dask_onnx.scheduling import StagePlugin, lane_of, stage_calls
 
 pytestmark = pytest.mark.cluster
@@ -164,3 +166,40 @@ def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
         while client.scheduler_info(n_workers=-1)["workers"]:
             time.sleep(0.1)
         model.predict(x)  # workers may come yet
+
+
+def test_what_ran_where_and_how_long_is_known_afterwards(cluster, model):
+    plan = model.plan("pipeline", n_stages=2, shapes={"x": (256, 64)})
+    plan = plan.with_placement(dx.Placement((0, 1)))
+    x = da.from_array(ROWS, chunks=(256, -1))
+    model.predict(x, plan=plan, batch_size=None).compute()
+    found = plan.measured()
+    assert [times.runs for times in found.stages] == [16, 16] and found.rows == 256
+    (one,), (other,) = (times.workers for times in found.stages)
+    assert {one, other} == set(cluster.scheduler_info()["workers"])
+    text = plan.explain()
+    assert "measured on 2 workers, 32 runs of 256 rows" in text
+    assert text.count("at its peak") == 2
+
+
+@pytest.mark.parametrize("mode", ["async", "sync", "hybrid"])
+def test_no_more_are_in_flight_than_the_schedule_allows(cluster, model, mode):
+    plan = model.plan("pipeline", n_stages=3).with_placement(dx.Placement((0, 1, 0)))
+    plan = plan.with_schedule(mode, in_flight=2)
+    x = da.from_array(ROWS, chunks=(256, -1))
+    found = model.predict(x, plan=plan, batch_size=None).compute()
+    np.testing.assert_array_equal(found, model(ROWS, batch_size=None))
+    tokens = [stage_ref(model._onnx.ref, stage).token for stage in plan.stages]
+    runs = [run for own, _ in cluster.run(report, tokens).values() for run in own]
+    spans = [
+        sorted((run.started, run.started + run.seconds) for run in runs if run.token == token)
+        for token in tokens
+    ]
+    assert [len(each) for each in spans] == [16, 16, 16]
+    # The i-th that began is the i-th of the array: each waits for the one two places before it.
+    for late in range(2, 16):
+        last = late - 2 if mode == "async" else late // 2 * 2 - 1
+        assert sorted(stop for _, stop in spans[-1])[last] <= spans[0][late][0]
+    if mode == "sync":
+        for wave in range(8):
+            assert spans[0][wave * 2 + 1][1] <= spans[1][wave * 2][0]

@@ -1,0 +1,32 @@
+"""Asking the processes where a plan has run what they have noted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dask_onnx.metering import StageRun, noted, peak_bytes
+from dask_onnx.planning.measured import Measured, measured
+
+
+def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | None:
+    """What was measured of the stages of some tokens, by this process and by a client's workers.
+
+    A worker that does not answer, or that has not dask_onnx, is left out.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+    rows : of a run, that the plan is for
+    """
+    found = {"": report(tokens)}
+    if client is not None and not client.asynchronous:
+        found |= client.run(report, tokens, on_error="ignore")
+    runs = {worker: own for worker, (own, _) in found.items()}
+    peaks = {worker: peak for worker, (_, peak) in found.items()}
+    return measured(tokens, runs, peaks, rows)
+
+
+def report(tokens: Sequence[str]) -> tuple[list[StageRun], int]:
+    """What this process has noted of some stages, and its peak."""
+    return noted(set(tokens)), peak_bytes()
