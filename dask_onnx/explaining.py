@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import input_axes, random_nodes
+from dask_onnx.analysis.cost import CostTable
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.request import resolve_batching
@@ -74,7 +75,7 @@ def explain_plan(
     )
     lines = [text, ""]
     if len(stages.stages) > 1:
-        lines += [*_course(facts, stages, outlook), ""]
+        lines += [*_course(stages, outlook, facts.costs_for(recipe)), *_link(recipe), ""]
     lines += [*_memory(stages, outlook, measured), ""]
     lines += [*_kernels(facts, stages), _threads(recipe)]
     lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
@@ -99,7 +100,16 @@ def rows_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> int | N
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _course(facts: ModelFacts, stages: StageGraph, outlook: Outlook) -> Iterator[str]:
+def _link(recipe: Recipe) -> Iterator[str]:
+    if recipe.link is not None:
+        yield (
+            f"    between two of the workers, as measured: "
+            f"{format_seconds(recipe.link.seconds_per_hop)} a hop, "
+            f"{format_bytes(recipe.link.bytes_per_second)}/s"
+        )
+
+
+def _course(stages: StageGraph, outlook: Outlook, costs: CostTable) -> Iterator[str]:
     """When each worker would be at work on what."""
     cluster, lanes = outlook.cluster, outlook.lanes
     if lanes is None:
@@ -108,7 +118,7 @@ def _course(facts: ModelFacts, stages: StageGraph, outlook: Outlook) -> Iterator
         workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
     chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
     schedule = outlook.schedule
-    found = timeline(stages, Course(chunks, workers, facts.costs, lanes, schedule))
+    found = timeline(stages, Course(chunks, workers, costs, lanes, schedule))
     how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
     kind = "worker" if lanes is not None or cluster.threads == 1 else "thread"
     yield (

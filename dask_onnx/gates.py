@@ -10,16 +10,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.planning.schedule import Barrier, Passage, Schedule, barriers
-from dask_onnx.tasks import Key, StageTask, digest
-
-
-def passed(*results: Any) -> None:
-    """The function of a gate: what it is given is there."""
+from dask_onnx.tasks import Key, StageTask, digest, passed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from dask.task_spec import Task, TaskRef
@@ -18,7 +19,7 @@ from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_version
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.specs import SessionSpec
-from dask_onnx.tasks import Key, StageTask, digest
+from dask_onnx.tasks import Hints, Key, StageTask, digest
 
 _NAME_LENGTH = 24
 """How much of an output's name a key shows."""
@@ -46,6 +47,8 @@ class Feeds:
     token: str
     """Content of the inputs: the same request has the same keys."""
     chunks: int
+    rows: float | None = None
+    """Of a chunk, as far as that is known before it is there."""
 
     def argument(self, name: str, chunk: int) -> Any:
         references = self.references[name]
@@ -72,6 +75,8 @@ class Options:
     """Lane of each stage, where stages must not run everywhere."""
     schedule: Schedule | None = None
     """What bounds the chunks that are in flight; None for nothing."""
+    rows: int | None = None
+    """Rows that the stages' costs are for; None where no input has rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,18 +271,46 @@ class _Lowering:
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
             lossy=self.options.lossy,
             always_lossy=self.options.always_lossy,
-            retries=self.options.retries,
+            hints=self._hints(number, stage),
             supplies=supplies,
-            lane=self._lane(number),
         )
         return call, list(arguments)
 
-    def _lane(self, number: int) -> tuple[str, int] | None:
+    def _hints(self, number: int, stage: Stage) -> Hints:
         lanes = self.options.lanes
-        if lanes is None:
-            return None
+        lane, held = None, 0
+        if lanes is not None:
+            lane = (self.plan, lanes[number])
+            held = sum(
+                other.cost.parameter_bytes
+                for other, own in zip(self.stages.stages, lanes, strict=True)
+                if own == lanes[number]
+            )
+        return Hints(
+            self.options.retries,
+            self.request,
+            stage.cost.seconds * self.scale,
+            self.stages.seconds_left[number],
+            lane,
+            held,
+        )
+
+    @cached_property
+    def plan(self) -> str:
+        """The same for every request of a plan: a worker keeps the lanes that it has."""
         labels = [stage.label for stage in self.stages.stages]
-        return digest(self.model.token, labels, lanes), lanes[number]
+        return digest(self.model.token, labels, self.options.lanes)
+
+    @cached_property
+    def request(self) -> str:
+        return digest(self.plan, self.feeds.token, self.options.salt)
+
+    @cached_property
+    def scale(self) -> float:
+        """From the run that costs are for to a whole chunk; 0 if its rows are not known."""
+        if self.options.rows is None:
+            return 1.0
+        return (self.feeds.rows or 0.0) / self.options.rows
 
     def _join_axis(self, value: str) -> int | Literal["apart"] | None:
         if value in self.travels or value not in self.final:

@@ -583,6 +583,7 @@ class Model:
             lossy=None if chosen.drift is None else chosen.drift.way,
             placement=chosen.placement,
             schedule=chosen.bounds,
+            rows=chosen.rows,
             retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.

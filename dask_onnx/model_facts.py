@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
@@ -137,6 +138,17 @@ class ModelFacts:
         factor = noted_speed()
         return CostTable() if factor is None else CostTable().faster(factor)
 
+    def costs_for(self, recipe: Recipe) -> CostTable:
+        """The same, with hops as they are on the recipe's cluster."""
+        link = recipe.link
+        if link is None:
+            return self.costs
+        return replace(
+            self.costs,
+            seconds_per_hop=link.seconds_per_hop,
+            link_bytes_per_second=link.bytes_per_second,
+        )
+
     def note_speed(self, times: NodeTimes) -> None:
         """Let plans of other models go by how fast this one ran."""
         default, own = CostTable(), sum(times.seconds.values())
@@ -216,7 +228,7 @@ class ModelFacts:
         """What strategies look at."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
-        costs = self.costs
+        costs = self.costs_for(recipe)
         return CutInputs(
             facts=self.graph,
             specs=specs,

@@ -14,6 +14,7 @@ from dask.delayed import Delayed
 from dask.task_spec import Alias
 
 from dask_onnx.analysis.axes import input_axes
+from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed
 from dask_onnx.collections.eager import predict_eager
@@ -23,7 +24,13 @@ from dask_onnx.collections.request import check_arrays, resolve_feeds
 from dask_onnx.delivery import current_client
 from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, PlanError
-from dask_onnx.explaining import Outlook, explain_plan, measured_stages, predicted_rows
+from dask_onnx.explaining import (
+    Outlook,
+    explain_plan,
+    measured_stages,
+    predicted_rows,
+    rows_of,
+)
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import read_written, with_weights
 from dask_onnx.placement import Placement, any_cluster
@@ -131,6 +138,12 @@ class Plan:
             self.model._facts, self.stage_graph, self.recipe, self.drift, outlook, measured
         )
         return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Of the run that the stages' costs are for; None where no input has rows."""
+        facts = self.model._facts
+        return rows_of(facts, assumed_shapes(facts.onnx, self.recipe.shapes)[0])
 
     @cached_property
     def rows_per_run(self) -> int:

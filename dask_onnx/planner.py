@@ -17,6 +17,7 @@ from dask_onnx.collections.options import Outputs
 from dask_onnx.collections.request import resolve_feeds, resolve_outputs
 from dask_onnx.delivery import current_client
 from dask_onnx.errors import PlanError
+from dask_onnx.links import link_of
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
@@ -27,6 +28,10 @@ from dask_onnx.specs import SessionSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 Aim = Literal["throughput", "latency"]
+
+
+_TRAVELLERS = ("auto", "pipeline", "branches")
+"""Strategies that weigh what it costs to send a value."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,12 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
         facts.note_speed(measure_nodes(facts.onnx, arrays, session))
         shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
     outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
+    client = request.client if request.client is not None else current_client()
+    link = link_of(client) if request.name in _TRAVELLERS else None
     if request.name == "auto":
-        return _choose(model, request, Recipe("whole", shapes, session), outputs)
-    recipe = Recipe(request.name, shapes, session, request.given)
+        recipe = Recipe("whole", shapes, session, link=link)
+        return _choose(model, request, client, recipe, outputs)
+    recipe = Recipe(request.name, shapes, session, request.given, link)
     stages = facts.cut(recipe, outputs)
     placement = None
     if "memory_limit" in recipe.options:
@@ -109,7 +117,11 @@ def _session(model: PlannedModel, request: PlanRequest) -> SessionSpec:
 
 
 def _choose(
-    model: PlannedModel, request: PlanRequest, recipe: Recipe, outputs: tuple[str, ...]
+    model: PlannedModel,
+    request: PlanRequest,
+    client: Any,
+    recipe: Recipe,
+    outputs: tuple[str, ...],
 ) -> Plan:
     """What "auto" takes for the cluster."""
     superfluous = list(request.given)
@@ -117,7 +129,6 @@ def _choose(
         raise PlanError(
             f"strategy 'auto' takes no {superfluous[0]}", "leave it out, or name a strategy"
         )
-    client = request.client if request.client is not None else current_client()
     cluster = cluster_facts(client)
     batches = request.batches
     if batches is None:

@@ -7,12 +7,14 @@ itself.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dask.task_spec import GraphNode, Task
+from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
+
+from dask_onnx.tasks import Hints, Lane, hints_of, passed
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -22,14 +24,13 @@ TAKEOVER_SECONDS = 10.0
 """So long a lost worker's lanes wait for a new one, before another worker takes them too: nannies
 start a worker again within seconds, and the others have no room to spare."""
 
-Lane = tuple[str, int]
-"""A plan, and the number of a lane in it."""
-
 
 class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
-    """Gives tasks the retries that they name, and keeps lanes of stages on workers of their own.
+    """Tells the scheduler what it cannot know of our tasks.
 
-    A lane has one worker at a time. Tasks are restricted to it, so that no other worker loads what
+    Retries; how long a stage is expected to take, until it has run; which of a micro-batch's stages
+    has the longest way still to go, and so comes first. And it keeps lanes of stages on workers: a
+    lane has one worker at a time. Tasks are restricted to it, so that no other worker loads what
     does not fit it; they are restricted anew when it is lost or when a new worker has more room.
     """
 
@@ -40,27 +41,48 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self.places: dict[Lane, str] = {}
         """Lane to a worker's address; lanes that wait for one are left out."""
         self.waiting: set[Lane] = set()
+        self.sizes: dict[Lane, int] = {}
+        """Lane to the bytes of its weights."""
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
-        known = len(self.places) + len(self.waiting)
+        found: list[tuple[Any, list[Hints]]] = []
         for key in tasks:
             state = scheduler.tasks.get(key)
             if state is None:
                 continue
-            calls = list(stage_calls(state.run_spec))
-            wanted = max((call.retries for call in calls), default=0)
-            state.retries = max(state.retries, wanted)
-            lane = lane_of(calls)
-            if lane is not None:
-                self._restrict(state, self._place(scheduler, lane))
-        if known and len(self.places) + len(self.waiting) > known:
+            if is_gate(state.run_spec):
+                # Its work is nothing, and others wait for it.
+                state.priority = (*state.priority[:-1], -1)
+            elif hints := list(hints_of(state.run_spec)):
+                state.retries = max(state.retries, *(each.retries for each in hints))
+                _expect(state, sum(each.seconds for each in hints))
+                found.append((state, hints))
+        _rank(found)
+        self._keep_lanes(scheduler, found)
+
+    def _keep_lanes(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
+        placed = [(state, hint) for state, hints in found for hint in hints if hint.lane]
+        sizes = {hint.lane: hint.lane_bytes for _, hint in placed if hint.lane is not None}
+        new = [lane for lane in sizes if lane not in self.places and lane not in self.waiting]
+        if new and self.sizes:
             self._forget_plans(scheduler)
+        self.sizes.update(sizes)
+        # The largest first: the small ones fill what is left.
+        for lane in sorted(new, key=self._largest_first):
+            if scheduler.workers:
+                self._assign(lane, self._roomiest(scheduler, lane))
+            else:
+                self.waiting.add(lane)
+        for state, hint in placed:
+            assert hint.lane is not None
+            self._restrict(state, self.places.get(hint.lane))
 
     def _forget_plans(self, scheduler: Scheduler) -> None:
         """Lanes of plans that have no tasks any more weigh on no worker."""
         states = scheduler.tasks.values()
-        live = {lane[0] for s in states if (lane := lane_of(stage_calls(s.run_spec))) is not None}
+        live = {lane[0] for s in states if (lane := lane_of(hints_of(s.run_spec))) is not None}
         self.places = {lane: place for lane, place in self.places.items() if lane[0] in live}
+        self.sizes = {lane: size for lane, size in self.sizes.items() if lane[0] in live}
         self.waiting = {lane for lane in self.waiting if lane[0] in live}
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
@@ -76,13 +98,11 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         moved = set(self.waiting)
         for lane in moved:
             self._assign(lane, worker)
-        # What doubled up elsewhere moves on, until the new worker has its share.
-        load = Counter(self.places.values())
-        for lane, place in sorted(self.places.items()):
-            if load[place] > load[worker] + 1:
-                self.places[lane] = worker
-                load[place] -= 1
-                load[worker] += 1
+        # What doubled up elsewhere moves on, as long as the new worker is fuller by less.
+        for lane in sorted(self.places, key=self._largest_first):
+            share = self._share(scheduler, worker, lane)
+            if self.places[lane] != worker and share < self._share(scheduler, self.places[lane]):
+                self._assign(lane, worker)
                 moved.add(lane)
         self._restrict_anew(scheduler, moved)
 
@@ -91,31 +111,51 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if not scheduler.workers or not self.waiting:
             return
         moved = set(self.waiting)
-        for lane in moved:
-            self._assign(lane, self._least_loaded(scheduler))
+        for lane in sorted(moved, key=self._largest_first):
+            self._assign(lane, self._roomiest(scheduler, lane))
         self._restrict_anew(scheduler, moved)
 
-    def _place(self, scheduler: Scheduler, lane: Lane) -> str | None:
-        if lane not in self.places and lane not in self.waiting:
-            if scheduler.workers:
-                self._assign(lane, self._least_loaded(scheduler, lane[0]))
-            else:
-                self.waiting.add(lane)
-        return self.places.get(lane)
+    def _largest_first(self, lane: Lane) -> Any:
+        return -self.sizes[lane], lane
 
     def _assign(self, lane: Lane, worker: str) -> None:
         self.places[lane] = worker
         self.waiting.discard(lane)
 
-    def _least_loaded(self, scheduler: Scheduler, plan: str | None = None) -> str:
-        """The worker with the fewest lanes, of one plan first, then the one with most memory."""
-        own = Counter(place for lane, place in self.places.items() if lane[0] == plan)
-        every = Counter(self.places.values())
+    def _roomiest(self, scheduler: Scheduler, lane: Lane) -> str:
+        """The worker that a lane would fill least: with its own plan's lanes, then with all."""
         address: str = min(
             scheduler.workers,
-            key=lambda a: (own[a], every[a], -(scheduler.workers[a].memory_limit or 0), a),
+            key=lambda a: (
+                self._share(scheduler, a, lane, plan=lane[0]),
+                self._share(scheduler, a, lane),
+                a,
+            ),
         )
         return address
+
+    def _share(
+        self,
+        scheduler: Scheduler,
+        worker: str,
+        more: Lane | None = None,
+        *,
+        plan: str | None = None,
+    ) -> float:
+        """How full a worker's memory is of lanes, or would be with one more; of a plan or of all.
+
+        Where some worker has no limit, all count as equal.
+        """
+        limits = {a: state.memory_limit for a, state in scheduler.workers.items()}
+        room = limits.get(worker) if all(limits.values()) else None
+        held = [
+            lane
+            for lane, place in self.places.items()
+            if place == worker and lane != more and plan in (None, lane[0])
+        ]
+        # One byte at least, so that lanes without weights count too.
+        size = sum(self.sizes[lane] + 1 for lane in [*held, *([] if more is None else [more])])
+        return float(size / (room or 1))
 
     def _restrict(self, state: Any, place: str | None) -> None:
         # Of a lane without a worker the tasks wait for one.
@@ -127,7 +167,7 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         if not moved:
             return
         for state in scheduler.tasks.values():
-            lane = lane_of(stage_calls(state.run_spec))
+            lane = lane_of(hints_of(state.run_spec))
             if lane in moved and state.state not in ("processing", "memory", "forgotten"):
                 self._restrict(state, self.places.get(lane))
         for worker in list(scheduler.workers.values()):
@@ -135,20 +175,34 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             scheduler.transitions(runnable, stimulus_id=PLUGIN_NAME)
 
 
-def lane_of(calls: Iterable[Any]) -> Lane | None:
-    return next((call.lane for call in calls if getattr(call, "lane", None) is not None), None)
+def _expect(state: Any, seconds: float) -> None:
+    """How long tasks of its kind take, as long as the scheduler has seen none."""
+    if seconds > 0 and state.prefix.duration_average < 0:
+        state.prefix.duration_average = seconds
 
 
-def stage_calls(spec: Any) -> Iterator[Any]:
-    """What a task, or a task fused into it, says of its stage: anything with `retries`."""
-    if not isinstance(spec, Task):
-        return
-    for holder in (spec.func, *spec.args[:1]):
-        if isinstance(getattr(holder, "retries", None), int):
-            yield holder
-    for argument in spec.args:
-        if isinstance(argument, dict):
-            for inner in argument.values():
-                yield from stage_calls(inner)
-        elif isinstance(argument, GraphNode):
-            yield from stage_calls(argument)
+def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
+    """Among the stages of one micro-batch, the longest way to go first.
+
+    Dask's order, which knows no times, has them in places that follow one another; they change
+    places with each other only, so that older micro-batches stay ahead.
+    """
+    groups: defaultdict[tuple[str, int], list[tuple[float, Any]]] = defaultdict(list)
+    for state, hints in found:
+        if len(hints) == 1 and isinstance(state.key, tuple) and state.state == "released":
+            chunk = sum(place for place in state.key[1:] if isinstance(place, int))
+            groups[hints[0].request, chunk].append((hints[0].left, state))
+    for group in groups.values():
+        if len(group) > 1:
+            places = sorted(state.priority for _, state in group)
+            group.sort(key=lambda item: (-item[0], item[1].priority))
+            for (_, state), place in zip(group, places, strict=True):
+                state.priority = place
+
+
+def is_gate(spec: Any) -> bool:
+    return isinstance(spec, Task) and spec.func is passed
+
+
+def lane_of(hints: Iterable[Hints]) -> Lane | None:
+    return next((each.lane for each in hints if each.lane is not None), None)

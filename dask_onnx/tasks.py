@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from dask.task_spec import Task
+from dask.task_spec import GraphNode, Task
 
 Key = Any
 """Dask's own key type: a string, or a tuple of a string and numbers."""
+
+
+Lane = tuple[str, int]
+"""A plan, and the number of a share of the cluster in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What Dask's scheduler may know of a task that runs a stage; no part of what it computes."""
+
+    retries: int = 0
+    """How often Dask may repeat it."""
+    request: str = ""
+    """What it belongs to."""
+    seconds: float = 0.0
+    """Predicted; 0 if nothing is."""
+    left: float = 0.0
+    """Seconds from its start to the end of the request, over the longest way; what they are told
+    apart by, whatever the rows."""
+    lane: Lane | None = None
+    """The share of the cluster that it is for, where a stage must not run everywhere."""
+    lane_bytes: int = 0
+    """Weights of all stages of the lane."""
 
 
 class StageTask(Task):
@@ -19,6 +44,25 @@ class StageTask(Task):
     @property
     def block_fusion(self) -> bool:
         return True
+
+
+def hints_of(spec: Any) -> Iterator[Hints]:
+    """What a task, or a task fused into it, says of itself."""
+    if not isinstance(spec, Task):
+        return
+    for holder in (spec.func, *spec.args[:1], spec.kwargs.get("_func")):
+        if isinstance(hints := getattr(holder, "hints", None), Hints):
+            yield hints
+    for argument in spec.args:
+        if isinstance(argument, dict):
+            for inner in argument.values():
+                yield from hints_of(inner)
+        elif isinstance(argument, GraphNode):
+            yield from hints_of(argument)
+
+
+def passed(*results: Any) -> None:
+    """The function of a gate: what it is given is there."""
 
 
 def digest(*parts: Any) -> str:

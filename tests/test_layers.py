@@ -56,6 +56,7 @@ LAYERS = {
     "runtime.kernel": 3,
     "planning.stages": 3,
     "metering": 0,
+    "links": 0.5,
     "measuring": 3.6,
     "planning.measured": 3.1,
     "planning.memory": 3.6,

@@ -21,7 +21,7 @@ from dask_onnx.errors import InputError
 from dask_onnx.gates import Gates
 from dask_onnx.lower import Feeds, Layout, Lowered, lower
 from dask_onnx.runtime.kernel import StageCall, run_stage, take_output
-from dask_onnx.tasks import Key, digest
+from dask_onnx.tasks import Hints, Key, digest
 
 _LITERAL_BYTES = 1024
 """An input without rows up to this size is written into each task; a larger one is a key."""
@@ -147,8 +147,8 @@ class BlockPredictor:
     token: str
 
     @property
-    def retries(self) -> int:
-        return self.call.retries
+    def hints(self) -> Hints:
+        return self.call.hints
 
     def __call__(self, *blocks: Any) -> Any:
         return run_stage(self.call, *map(_unwrap, blocks))
@@ -181,7 +181,9 @@ def _predict_blocks(
     """One stage: an ordinary `blockwise`, which Dask may fuse with what stands around it."""
     (stage,) = request.stages.stages
     token = _feeds_token(arrays)
-    feeds = Feeds({n: (TaskRef(n),) for n in arrays}, request.batch.input_axes, token, 1)
+    feeds = Feeds(
+        {n: (TaskRef(n),) for n in arrays}, request.batch.input_axes, token, 1, _most_rows(chunks)
+    )
     lowered = lower(request.model, request.stages, feeds, request.options)
     ((name, layer),) = lowered.layers.items()
     (task,) = layer.values()
@@ -291,7 +293,7 @@ def _predict_stages(
     lowered = lower(
         request.model,
         request.stages,
-        Feeds(references, axes, token, len(chunks)),
+        Feeds(references, axes, token, len(chunks), _most_rows(chunks)),
         request.options,
         {name: layout for name, (layout, _) in shapes.items() if layout.axis >= 0},
         request.supplies,
@@ -301,6 +303,10 @@ def _predict_stages(
         name: _stage_array(request, graph, lowered, name, *shapes[name], len(chunks))
         for name in request.wanted.names
     }
+
+
+def _most_rows(chunks: tuple[float, ...]) -> float | None:
+    return max((chunk for chunk in chunks if not math.isnan(chunk)), default=None)
 
 
 def _references(

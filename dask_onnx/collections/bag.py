@@ -18,7 +18,7 @@ from dask_onnx.collections.request import Wanted, check_dtype, check_joins
 from dask_onnx.collections.texts import as_texts
 from dask_onnx.errors import InputError
 from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import digest
+from dask_onnx.tasks import Hints, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +35,10 @@ class BagPredictor:
     def __name__(self) -> str:
         """What the dashboard calls the task."""
         return self.graph.label
+
+    @property
+    def hints(self) -> Hints:
+        return self.graph.hints
 
     def __call__(self, rows: Iterable[Any], *supplies: Any) -> list[Any]:
         """The results; for "split" a pair of each row's result and, for a bad row, its error."""

@@ -19,7 +19,7 @@ import pyarrow as pa
 from dask_onnx.collections.bad_rows import RowsError
 from dask_onnx.collections.options import Columns
 from dask_onnx.collections.ragged import Ragged
-from dask_onnx.collections.text_columns import column_faults
+from dask_onnx.collections.text_columns import column_faults, strings_of
 from dask_onnx.collections.texts import NO_TEXT
 from dask_onnx.errors import InputError
 from dask_onnx.specs import TensorSpec, dtype_name
@@ -313,7 +313,7 @@ def _texts(column: pd.Series, name: str) -> np.ndarray:
             "decode it, or drop the rows",
             faults,
         )
-    objects = column.to_numpy(dtype=object)
+    objects = strings_of(column)
     is_text = isinstance(column.dtype, pd.StringDtype | pd.ArrowDtype)
     if is_text or pd.api.types.infer_dtype(objects) == "string":
         return np.asarray(objects)

@@ -43,6 +43,8 @@ class Request:
     """Which stages must not run everywhere, and what they share."""
     schedule: Schedule | None = None
     """What bounds the chunks that are on their way through several stages."""
+    rows: int | None = None
+    """That the stages' costs are for."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -69,6 +71,7 @@ class Request:
             self.salt,
             None if self.placement is None else self.placement.lanes,
             self.schedule,
+            self.rows,
         )
 
     def spec(self, output: str) -> TensorSpec:

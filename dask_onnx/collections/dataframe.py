@@ -33,7 +33,7 @@ from dask_onnx.collections.text_columns import check_kept
 from dask_onnx.errors import InputError
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.specs import Dim
-from dask_onnx.tasks import digest
+from dask_onnx.tasks import Hints, digest
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -155,6 +155,10 @@ class FramePredictor:
     def __name__(self) -> str:
         """What the dashboard calls the task."""
         return self.graph.label
+
+    @property
+    def hints(self) -> Hints:
+        return self.graph.hints
 
     def __call__(
         self, part: pd.DataFrame, *supplies: Any, partition_info: Mapping[str, Any] | None = None

@@ -61,7 +61,7 @@ def predict_eager(
     lowered = lower(
         request.model,
         request.stages,
-        Feeds(pieces, axes, token, chunks),
+        Feeds(pieces, axes, token, chunks, _rows(pieces, request.batch.input_axes)),
         replace(request.options, session=session),
         supplies=request.supplies,
     )
@@ -131,6 +131,14 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int
     tasks = min(int(rows / tuned.rate / _TASK_SECONDS), _TASKS_PER_CORE * available_cores())
     step = -(-rows // max(1, tasks))
     return min(rows, -(-step // tuned.rows) * tuned.rows)
+
+
+def _rows(pieces: Mapping[str, list[Any]], axes: Mapping[str, int | None]) -> int | None:
+    """Of a task, at most."""
+    return max(
+        (own[0].shape[axis] for name, own in pieces.items() if (axis := axes[name]) is not None),
+        default=None,
+    )
 
 
 def _join(pieces: list[Any], axis: int | None) -> Any:

@@ -14,7 +14,7 @@ from dask.task_spec import DataNode, Task, TaskRef
 from dask_onnx.collections.context import Request
 from dask_onnx.lower import Feeds, lower
 from dask_onnx.runtime.kernel import take_output
-from dask_onnx.tasks import Key
+from dask_onnx.tasks import Hints, Key, hints_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +29,11 @@ class HereGraph:
     """Keys of what brings the model to workers that cannot get it themselves."""
     label: str
     """Of the stages, as the dashboard shows them."""
+
+    @property
+    def hints(self) -> Hints:
+        """For the task that runs all of it."""
+        return next(hints for task in self.tasks.values() for hints in hints_of(task))
 
     def run(self, arrays: Mapping[str, Any], supplies: Sequence[Any]) -> dict[str, Any]:
         """Values by name.

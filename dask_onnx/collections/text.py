@@ -29,7 +29,7 @@ from dask_onnx.collections.text_encoder import (
 from dask_onnx.errors import InputError, ModelError
 from dask_onnx.model import Model
 from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import digest
+from dask_onnx.tasks import Hints, digest
 
 _KINDS = {
     "ids": ("input_ids", "ids", "tokens", "input"),
@@ -228,6 +228,10 @@ class _BagTexts:
     def __name__(self) -> str:
         """What the dashboard calls the task."""
         return self.encode.graph.label
+
+    @property
+    def hints(self) -> Hints:
+        return self.encode.graph.hints
 
     def __call__(self, texts: Iterable[Any], content: bytes, *supplies: Any) -> list[Any]:
         """Vectors, or for "split" one pair of vectors and bad texts."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dask_onnx.collections.bad_rows import RowsError
 from dask_onnx.collections.texts import NO_TEXT, escaped, text_fault
@@ -19,6 +20,25 @@ def texts_of(column: pd.Series) -> list[Any]:
         return list(column)
     except UnicodeDecodeError:
         return _as_bytes(column)
+
+
+_SAMPLE = 1000
+"""Rows that tell whether a column repeats itself."""
+
+
+def strings_of(column: pd.Series) -> np.ndarray:
+    """The values as objects; of an Arrow column that repeats itself each value is made once, which
+    takes half the time."""
+    if _is_arrow_text(column.dtype):
+        array = pa.chunked_array(column.array.__arrow_array__())
+        sample = array.slice(0, _SAMPLE)
+        if not array.null_count and pc.count_distinct(sample).as_py() * 2 < len(sample):
+            pieces = [
+                chunk.dictionary.to_numpy(zero_copy_only=False)[chunk.indices.to_numpy()]
+                for chunk in array.dictionary_encode().chunks
+            ]
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return np.asarray(column.to_numpy(dtype=object))
 
 
 def column_faults(column: Any, *, bytes_too: bool = False) -> dict[int, str]:

@@ -17,6 +17,7 @@ from dask_onnx.collections.text_columns import kept_faults, texts_of
 from dask_onnx.collections.text_encoder import Encoder
 from dask_onnx.collections.texts import Unfit
 from dask_onnx.errors import InputError
+from dask_onnx.tasks import Hints
 
 
 def predict_series(
@@ -108,6 +109,10 @@ class SeriesTexts:
     def __name__(self) -> str:
         """What the dashboard calls the task."""
         return self.encode.graph.label
+
+    @property
+    def hints(self) -> Hints:
+        return self.encode.graph.hints
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
+from dask_onnx.links import Link
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.stages import StageGraph
@@ -61,6 +62,8 @@ class Recipe:
     session: SessionSpec
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the strategy's function takes besides the model."""
+    link: Link | None = None
+    """What hops were measured to cost on the cluster; None goes by what they usually do."""
 
     def strategy_function(self) -> Callable[[CutInputs], StageGraph]:
         """

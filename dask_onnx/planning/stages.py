@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from dask_onnx.specs import Kernel, TensorSpec
@@ -51,7 +52,7 @@ class Edge:
     layout: Literal["whole"] = "whole"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageGraph:
     """Stages in an order in which they can run, and the edges between them."""
 
@@ -64,6 +65,17 @@ class StageGraph:
     def seconds(self) -> float:
         """Predicted time of all stages one after the other."""
         return sum(stage.cost.seconds for stage in self.stages)
+
+    @cached_property
+    def seconds_left(self) -> tuple[float, ...]:
+        """Predicted time from each stage's start to the end of all, over the longest way."""
+        left = [stage.cost.seconds for stage in self.stages]
+        consumers: list[set[int]] = [set() for _ in self.stages]
+        for edge in self.edges:
+            consumers[edge.producer].add(edge.consumer)
+        for number in reversed(range(len(left))):
+            left[number] += max((left[i] for i in consumers[number]), default=0.0)
+        return tuple(left)
 
     @property
     def producers(self) -> Mapping[str, int]:

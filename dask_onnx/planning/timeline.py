@@ -86,12 +86,6 @@ class _Simulation:
         for edge in self.graph.edges:
             sources = self.arriving[edge.consumer]
             sources[edge.producer] = sources.get(edge.producer, 0) + edge.bytes
-        self.left = [0.0] * count
-        """Seconds from a stage's start to the end, over the longest way."""
-        for number in reversed(range(count)):
-            self.left[number] += self.graph.stages[number].cost.seconds
-            for source in self.arriving[number]:
-                self.left[source] = max(self.left[source], self.left[number])
         self.waits: defaultdict[_Work, set[_Work]] = defaultdict(set)
         self.releases: defaultdict[_Work, list[_Work]] = defaultdict(list)
         self.ready: defaultdict[_Work, float] = defaultdict(float)
@@ -136,7 +130,7 @@ class _Simulation:
             while self.events and self.events[0][0] <= now:
                 work = heapq.heappop(self.events)[2]
                 if work is not None:
-                    heapq.heappush(ready, (work[1], -self.left[work[0]], work))
+                    heapq.heappush(ready, (work[1], -self.graph.seconds_left[work[0]], work))
             kept = []
             while ready and min(self.free) <= now:
                 entry = heapq.heappop(ready)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +54,7 @@ from dask_onnx.runtime.transfer import Travelling, unwrap
 from dask_onnx.runtime.tune import row_shapes, sizes_for
 from dask_onnx.runtime.upkeep import keep_below_limit
 from dask_onnx.specs import Dim, Kernel, SessionSpec, TensorSpec, dtype_name
+from dask_onnx.tasks import Hints
 from dask_onnx.value_types import kind_of_value
 from dask_onnx.weights import blob_of, graphs_of, is_external
 
@@ -136,10 +137,8 @@ class StageCall:
     """What may be lost of the outputs that go to other stages, where a slow link makes it pay."""
     always_lossy: bool = False
     """It is lost in any case: to see what that does to the results."""
-    retries: int = 0
-    """How often Dask may repeat the task; no part of what it computes."""
-    lane: tuple[str, int] | None = None
-    """The plan, and its share of the cluster that the task is for; no part of it either."""
+    hints: Hints = field(default_factory=Hints)
+    """For Dask's scheduler; no part of what is computed."""
     supplies: int = 0
     """So many of the last arguments say where to get the model from; no part of it either."""
 

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 1024
 _TIMES = 3
 """So often each size runs at least; the fastest counts: neighbours only ever slow one down."""
-_LEAST_SECONDS = 0.003
-_MOST_TIMES = 8
+_LEAST_SECONDS = 0.02
+_MOST_TIMES = 16
 """So long each size runs in all, or so often: what takes microseconds varies by more than sizes
 differ."""
 _ENOUGH_SECONDS = 1.0

@@ -11,8 +11,11 @@ from dataclasses import replace
 
 import dask
 import dask.array as da
+import dask.bag as db
+import dask.dataframe as dd
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from builders import dense_model, run_onnx
 from dask.task_spec import Task
@@ -110,6 +113,21 @@ def test_every_path_has_its_retries(client, counted, kind, strategy, wanted):
     ]
     assert ours
     assert {retries[key] for key in ours} == {wanted or 3}
+
+
+@pytest.mark.parametrize("kind", ["table", "bag"])
+def test_partitions_have_their_retries(client, counted, kind):
+    seen = counted(client)
+    model = dx.load(dense_model(hidden=59 + len(kind)))
+    if kind == "table":
+        frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])
+        lazy = model.predict(dd.from_pandas(frame, npartitions=2), retries=5)
+    else:
+        lazy = model.predict(db.from_sequence(list(X), npartitions=2), retries=5)
+    lazy.compute()
+    _, retries = seen()
+    # Beside the tasks of a bag there are aliases of them, which cannot fail.
+    assert [n for key, n in retries.items() if "dense" in key and n] == [5, 5], retries
 
 
 def test_a_stage_that_fails_at_first_is_repeated_by_dask(client, tmp_path):

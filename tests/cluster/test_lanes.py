@@ -16,7 +16,8 @@ from distributed import Client, LocalCluster
 import dask_onnx as dx
 from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import report
-from dask_onnx.scheduling import StagePlugin, lane_of, stage_calls
+from dask_onnx.scheduling import StagePlugin, lane_of
+from dask_onnx.tasks import hints_of
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32)
@@ -72,13 +73,13 @@ def test_each_stage_stays_on_its_worker_and_the_other_never_loads_it(cluster, mo
 def test_without_a_limit_stages_run_anywhere(model):
     plan = model.plan("pipeline", n_stages=2)
     assert plan.placement is None
-    calls = [
-        call
+    hints = [
+        each
         for task in plan.graph(ROWS[:4]).values()
         if isinstance(task, Task)
-        for call in stage_calls(task)
+        for each in hints_of(task)
     ]
-    assert calls and lane_of(calls) is None
+    assert hints and lane_of(hints) is None
 
 
 def test_a_worker_that_dies_is_replaced(cluster, model):

@@ -29,14 +29,14 @@ def test_sizes_grow_once_they_were_tried_often_enough():
         if size is None:
             break
         sizes.append(size)
-        found.seconds.setdefault(size, []).append(size * 1e-3)
+        found.seconds.setdefault(size, []).append(size * 1e-2)
     assert sizes == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
     assert found.next_size(8) is None
     assert found.settled_rows(8) == 8  # a task with more rows may go on
 
 
 def test_short_runs_are_repeated_since_they_vary():
-    found = Trial({1: [1e-5] * 7})
+    found = Trial({1: [1e-5] * 15})
     assert found.next_size(1) == 1
     found.seconds[1].append(1e-5)
     assert found.next_size(1) is None
@@ -94,7 +94,7 @@ def test_threads_and_shapes_are_told_apart():
 
 def test_a_few_rows_are_enough_to_go_on_from():
     shapes = ((7,),)
-    for _ in range(12):
+    for _ in range(30):
         assert sum(sizes_for("few", 1, shapes, 3)) == 3
     assert look_up("few", 1, shapes).settled_rows == 3
     assert max(sizes_for("few", 1, shapes, 100)) > 2  # larger sizes may be better still

@@ -1,0 +1,99 @@
+"""How fast values get from one worker of a cluster to another: measured once, from the client."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_HOPS = 8
+_BYTES = 16 * 2**20
+_TIMES = 2
+_TIMEOUT = 10.0
+"""Seconds after which a cluster is too busy to be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between two workers, on different hosts where there are several."""
+
+    seconds_per_hop: float
+    """From the end of a small task to the end of one that needs it, on the other worker."""
+    bytes_per_second: float
+    """Of values that cannot be compressed."""
+
+
+_known: weakref.WeakKeyDictionary[Any, Link] = weakref.WeakKeyDictionary()
+
+
+def link_of(client: Any) -> Link | None:
+    """The link of a client's cluster; None where there are no two workers, or no time for it.
+
+    It is measured when it is first asked for, which takes some tenths of a second, and only while
+    the cluster has nothing else to do.
+    """
+    if client is None or client.asynchronous:
+        return None
+    if client not in _known:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        pair = _pair(workers)
+        if pair is None or any(client.processing().values()):
+            return None
+        found = _measure(client, *pair)
+        if found is None:
+            return None
+        _known[client] = found
+    return _known[client]
+
+
+def _pair(workers: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+    if len(workers) < 2:
+        return None
+    first, *others = sorted(workers)
+    host = workers[first]["host"]
+    return first, next((a for a in others if workers[a]["host"] != host), others[0])
+
+
+def _measure(client: Any, one: str, other: str) -> Link | None:
+    try:
+        _chain(client, one, other, 2)  # imports, and connections
+        hop = min(_chain(client, one, other, _HOPS) / _HOPS for _ in range(_TIMES))
+        sending = min(_send(client, one, other) for _ in range(_TIMES))
+    except TimeoutError:
+        return None
+    return Link(hop, _BYTES / max(sending - hop, 1e-6))
+
+
+def _chain(client: Any, one: str, other: str, hops: int) -> float:
+    """Seconds of so many small tasks, each of which needs the one before it."""
+    began = time.perf_counter()
+    last: Any = None
+    kept = []
+    for number in range(hops):
+        place = one if number % 2 else other
+        last = _submit(client, place, _hand_on, last)
+        kept.append(last)
+    last.result(timeout=_TIMEOUT)
+    return time.perf_counter() - began
+
+
+def _send(client: Any, one: str, other: str) -> float:
+    """Seconds from one worker to the other, with the hop."""
+    data = _submit(client, one, os.urandom, _BYTES)
+    _submit(client, one, len, data).result(timeout=_TIMEOUT)
+    began = time.perf_counter()
+    _submit(client, other, len, data).result(timeout=_TIMEOUT)
+    return time.perf_counter() - began
+
+
+def _submit(client: Any, worker: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    key = f"dask_onnx_link-{uuid.uuid4().hex}"
+    return client.submit(function, argument, key=key, workers=[worker], priority=1000)
+
+
+def _hand_on(value: Any) -> Any:
+    return value
