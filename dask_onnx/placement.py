@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +87,13 @@ def cluster_facts(client: Any) -> Cluster:
     if not workers:
         raise PlanError("the cluster has no workers", "wait for them: client.wait_for_workers(1)")
     pause = dask.config.get("distributed.worker.memory.pause", _PAUSE) or math.inf
-    limits = [worker["memory_limit"] * pause for worker in workers if worker["memory_limit"]]
+    limits = [(worker["memory_limit"] or math.inf) * pause for worker in workers]
     return Cluster(
         len(workers),
         min(worker["nthreads"] for worker in workers),
-        min(limits, default=math.inf),
+        min(limits),
         _LOADED,
+        limits=tuple(limits),
     )
 
 
@@ -132,19 +134,39 @@ def check_fits(
         return  # they may come, as in a cluster that scales: then each worker looks for itself
     cluster = cluster_facts(client)
     lanes = range(len(weights)) if placement is None else placement.lanes
-    for lane in sorted(set(lanes)):
-        members = [i for i, own in enumerate(lanes) if own == lane]
-        need = sum(weights[i] for i in members)
-        if need > cluster.room:
-            labels = " and ".join(stages.stages[i].label for i in members)
+    needs: defaultdict[int, int] = defaultdict(int)
+    for lane, own in zip(lanes, weights, strict=True):
+        needs[lane] += own
+    # Any worker may get a stage that is bound to none; a lane gets the one that has most room.
+    rooms = dict.fromkeys(needs, cluster.room)
+    if placement is not None:
+        rooms = _rooms_of(needs, cluster)
+    for lane, need in needs.items():
+        if need > rooms[lane]:
+            members = [stages.stages[i].label for i, own in enumerate(lanes) if own == lane]
             raise PlanError(
-                f"model {model!r}: {labels} {'has' if len(members) == 1 else 'have'} "
+                f"model {model!r}: {' and '.join(members)} "
+                f"{'has' if len(members) == 1 else 'have'} "
                 f"{format_bytes(need)} of weights; a worker has room for "
-                f"{format_bytes(max(cluster.room, 0))}: Dask pauses it at "
+                f"{format_bytes(max(rooms[lane], 0))}: Dask pauses it at "
                 f"{format_bytes(cluster.memory_limit)}, and its process has about "
                 f"{format_bytes(cluster.resident)} before it holds anything",
                 _way_out(max(int(cluster.room), 0), fewest_stages),
             )
+
+
+def _rooms_of(needs: Mapping[int, int], cluster: Cluster) -> dict[int, float]:
+    """What each lane has where the scheduler will put it: the largest first, each where it fills
+    least of the worker's limit, as `StagePlugin` does."""
+    limits = [room + cluster.resident for room in cluster.rooms]
+    held = [0.0] * len(limits)
+    found = {}
+    for lane in sorted(needs, key=lambda lane: (-needs[lane], lane)):
+        own = needs[lane]
+        place = min(range(len(limits)), key=lambda i: (held[i] + own) / limits[i])
+        found[lane] = cluster.rooms[place] - held[place]
+        held[place] += own
+    return found
 
 
 def _way_out(room: int, fewest_stages: Callable[[int], int]) -> str:

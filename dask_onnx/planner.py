@@ -149,7 +149,7 @@ def _choose(
     placement = None
     if verdict.alternatives[0].refused:
         # Only where weights must not be everywhere: a free worker is worth more than its cache.
-        placement = Placement.one_each(len(stages.stages), cluster.workers)
+        placement = Placement(best.lanes) if best.lanes else None
     return Plan(model, recipe, stages, verdict=verdict, placement=placement)
 
 

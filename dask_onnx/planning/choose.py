@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from dask_onnx.planning.stages import StageGraph
 
 _MOST_STAGES = 8
 """Pipelines of more stages than workers only where the memory asks for it."""
+_MOST_SHARES = 16
+"""Stages that workers of unequal memory share."""
 
 
 _LOCAL_TASK = 1e-4
@@ -42,6 +45,8 @@ class Cluster:
     """Bytes that a worker's process has before it holds anything of the model."""
     is_local: bool = False
     """Its tasks are threads of this process: nothing has to travel."""
+    limits: tuple[float, ...] = ()
+    """`memory_limit` of each worker, where they differ."""
 
     @property
     def slots(self) -> int:
@@ -64,9 +69,10 @@ class Cluster:
         return self.memory_limit - self.resident
 
     @property
-    def stage_limit(self) -> int | None:
-        """The same as a limit for stages; None if there is none."""
-        return None if math.isinf(self.room) else max(int(self.room), 0)
+    def rooms(self) -> tuple[float, ...]:
+        """The same of each worker, the roomiest first."""
+        limits = self.limits or (self.memory_limit,) * self.workers
+        return tuple(sorted((limit - self.resident for limit in limits), reverse=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class Alternative:
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: int = 1
     """Tasks that share the rows of a batch."""
+    lanes: tuple[int, ...] = ()
+    """The worker of each stage, where stages must not be everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,26 +176,41 @@ def _shared_ways(
 def _pipelines(cut: CutInputs, cluster: Cluster, batches: int, *, is_needed: bool) -> Iterator[Way]:
     if cluster.workers == 1 and not is_needed:
         return
+    rooms = cluster.rooms
+    while rooms:
+        found = list(_pipelines_on(cut, cluster, batches, rooms))
+        yield from found
+        if any(not alternative.refused for alternative, _ in found):
+            return
+        # The smallest worker may have no room for any stage that the others could share.
+        rooms = rooms[: rooms.index(rooms[-1])]
+
+
+def _pipelines_on(
+    cut: CutInputs, cluster: Cluster, batches: int, rooms: tuple[float, ...]
+) -> Iterator[Way]:
+    """On workers with these rooms; any stage fits each of them."""
     try:
-        least = max(2, fewest_stages(cut, cluster.room))
+        least = max(2, fewest_stages(cut, rooms[-1]))
     except PlanError:
         return  # one node alone is too large
-    for count in _counts(least, cluster):
+    limit = None if math.isinf(rooms[-1]) else max(int(rooms[-1]), 0)
+    for count in _counts(least, rooms):
         try:
-            graph = pipeline(cut, n_stages=count, memory_limit=cluster.stage_limit)
+            graph = pipeline(cut, n_stages=count, memory_limit=limit)
         except PlanError:
             continue  # more stages than pieces
-        yield _pipeline(cut, graph, f"pipeline of {count}", cluster, batches), graph
+        yield _pipeline(cut, graph, cluster, batches, rooms), graph
 
 
 def _nowhere(cut: CutInputs, whole_model: Alternative, cluster: Cluster) -> PlanError:
     """Nothing fits: what stands in the way."""
     reason = whole_model.refused
     try:
-        fewest_stages(cut, cluster.room)
+        fewest_stages(cut, max(cluster.rooms))
     except PlanError as error:
         reason = error.cause
-    total = cluster.workers * cluster.room
+    total = sum(cluster.rooms)
     return PlanError(
         f"the model does not fit {cluster.workers} workers in any way: {reason}; all of them "
         f"together have room for {format_bytes(max(total, 0))}",
@@ -195,10 +218,29 @@ def _nowhere(cut: CutInputs, whole_model: Alternative, cluster: Cluster) -> Plan
     )
 
 
-def _counts(least: int, cluster: Cluster) -> list[int]:
-    """Numbers of stages to try: as many as workers, and from the fewest that fit upwards."""
-    most = max(least, min(_MOST_STAGES, cluster.workers))
-    return sorted({*range(least, most + 1), *range(2, min(cluster.workers, _MOST_STAGES) + 1)})
+def _counts(least: int, rooms: Sequence[float]) -> list[int]:
+    """Numbers of stages to try: as many as workers, from the fewest that fit upwards, and so many
+    that workers can share them in proportion to their rooms."""
+    most = max(least, min(_MOST_STAGES, len(rooms)))
+    counts = {*range(least, most + 1), *range(2, min(len(rooms), _MOST_STAGES) + 1)}
+    if rooms[0] > rooms[-1] > 0:
+        shares = math.ceil(sum(rooms) / rooms[-1])
+        counts |= set(range(least, min(shares, _MOST_SHARES) + 1))
+    return sorted(counts)
+
+
+def in_proportion(sizes: Sequence[float], rooms: Sequence[float]) -> tuple[int, ...]:
+    """The worker of each stage: stages that follow one another share one, as many as its room's
+    share of all rooms says."""
+    if any(map(math.isinf, rooms)):
+        rooms = [1.0] * len(rooms)
+    ends = [end / sum(rooms) for end in itertools.accumulate(rooms)]
+    total, before, found = sum(sizes) or 1.0, 0.0, []
+    for size in sizes:
+        middle = (before + size / 2) / total
+        found.append(next((i for i, end in enumerate(ends) if middle <= end), len(rooms) - 1))
+        before += size
+    return tuple(found)
 
 
 def _whole(
@@ -253,40 +295,47 @@ def _branches(
 
 
 def _pipeline(
-    cut: CutInputs, graph: StageGraph, name: str, cluster: Cluster, batches: int
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rooms: Sequence[float]
 ) -> Alternative:
-    """Stages go round the workers; a worker's stages take turns."""
+    """Workers share the stages in proportion to their rooms; a worker's stages take turns."""
     costs = cut.costs
-    busy = [0.0] * cluster.workers
-    held = [0.0] * cluster.workers
+    busy = [0.0] * len(rooms)
+    held = [0.0] * len(rooms)
     arriving = [0] * len(graph.stages)
     for edge in graph.edges:
         arriving[edge.consumer] += edge.bytes
-    for number, stage in enumerate(graph.stages):
-        place = number % cluster.workers
+    sizes = [cut.weight_bytes(s.nodes) + cut.working_bytes(s.nodes) for s in graph.stages]
+    lanes = in_proportion(sizes, rooms)
+    for number, (stage, place) in enumerate(zip(graph.stages, lanes, strict=True)):
         busy[place] += stage.cost.seconds + costs.hop_seconds(arriving[number])
-        held[place] += cut.weight_bytes(stage.nodes) + cut.working_bytes(stage.nodes)
+        held[place] += sizes[number]
     fill = sum(stage.cost.seconds for stage in graph.stages)
     fill += len(graph.stages) * costs.seconds_per_hop
     seconds = fill + (batches - 1) * max(busy)
-    need = max(held)
+    over = max(range(len(rooms)), key=lambda i: held[i] - rooms[i])
     return Alternative(
-        name,
+        f"pipeline of {len(graph.stages)}",
         seconds,
-        need,
+        max(held),
         len(graph.stages),
-        _too_large(need, cluster),
+        _too_large(held[over], cluster, rooms[over]),
         strategy="pipeline",
-        options={"n_stages": len(graph.stages), "memory_limit": cluster.stage_limit},
+        options={
+            "n_stages": len(graph.stages),
+            "memory_limit": None if math.isinf(rooms[-1]) else max(int(rooms[-1]), 0),
+        },
+        lanes=lanes,
     )
 
 
-def _too_large(need: float, cluster: Cluster) -> str:
-    if need <= cluster.room:
+def _too_large(need: float, cluster: Cluster, room: float | None = None) -> str:
+    """Why it does not fit; by default the smallest worker, on which anything may run."""
+    room = cluster.room if room is None else room
+    if need <= room:
         return ""
     return (
-        f"a worker has room for {format_bytes(max(cluster.room, 0))} "
-        f"(pauses at {format_bytes(cluster.memory_limit)}, holds "
+        f"a worker has room for {format_bytes(max(room, 0))} "
+        f"(pauses at {format_bytes(room + cluster.resident)}, holds "
         f"{format_bytes(cluster.resident)} already)"
     )
 

@@ -9,7 +9,7 @@ import pytest
 from builders import layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
-from dask_onnx.planning.choose import Cluster, choose
+from dask_onnx.planning.choose import Cluster, choose, in_proportion
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.specs import SessionSpec
 
@@ -141,3 +141,38 @@ def test_tasks_that_share_a_batch_share_the_cores_too(model, monkeypatch):
     one_row = model.plan("auto", aim="latency")
     assert one_row.verdict.chosen == "whole"
     assert one_row.recipe.session.intra_op_num_threads == 0
+
+
+def test_workers_share_stages_in_proportion_to_their_room():
+    assert in_proportion([1.0] * 4, [3.0, 1.0]) == (0, 0, 0, 1)
+    assert in_proportion([1.0] * 2, [1.0, 1.0]) == (0, 1)
+    assert in_proportion([1.0] * 4, [1.0, 1.0]) == (0, 0, 1, 1)
+    assert in_proportion([1.0] * 4, [math.inf, math.inf]) == (0, 0, 1, 1)
+    assert in_proportion([0.0] * 2, [1.0, 1.0]) in ((0, 0), (0, 1))
+
+
+def test_a_worker_with_half_the_memory_gets_half_the_stages(model):
+    # 16 MB of weights: two of the small worker would not hold them.
+    uneven = Cluster(
+        workers=2, threads=1, memory_limit=17e6, resident=10e6, limits=(26e6, 17e6)
+    )  # fmt: skip
+    stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
+    held = [0, 0]
+    for stage, lane in zip(stages.stages, verdict.best.lanes, strict=True):
+        held[lane] += stage.cost.parameter_bytes
+    assert held[0] <= 16e6 and held[1] <= 7e6 and sum(held) > 16e6
+    with pytest.raises(dx.PlanError, match="does not fit 2 workers"):
+        decide(
+            model,
+            Cluster(workers=2, threads=1, memory_limit=17e6, resident=10e6),
+            16,
+            {"x": (8, 64)},
+        )
+
+
+def test_a_worker_that_has_room_for_nothing_is_left_out(model):
+    uneven = Cluster(
+        workers=3, threads=1, memory_limit=10e6, resident=10e6, limits=(22e6, 22e6, 10e6)
+    )
+    stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
+    assert verdict.best.lanes == (0, 1) and len(stages.stages) == 2
