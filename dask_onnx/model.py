@@ -30,6 +30,7 @@ from dask_onnx.collections.kinds import (
     is_dataarray,
     is_table,
     kind_of,
+    most_rows,
     shapes_of,
 )
 from dask_onnx.collections.options import (
@@ -51,9 +52,10 @@ from dask_onnx.collections.request import (
 from dask_onnx.delivery import current_client, plan_delivery
 from dask_onnx.errors import InputError, ModelError, PlanError, StoreError
 from dask_onnx.files import FileSource, check_unchanged, is_url
+from dask_onnx.fitting import Load, check_fits
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import check_fits, effective_retries
+from dask_onnx.placement import effective_retries
 from dask_onnx.plan import Plan
 from dask_onnx.planner import Aim, PlanRequest, Shapes, make_plan
 from dask_onnx.planning.recipe import Strategy
@@ -562,16 +564,20 @@ class Model:
             # One run of everything: no row is told from another, so nothing need be found out.
             batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), (), ())
         batching = resolve_batching(batch, wanted.names, batch_size)
+        if batching.is_auto and len(chosen.stages) > 1:
+            batching = Batching(chosen.rows_per_run)
         if not here:
             check_fits(
                 current_client(),
-                self.name,
-                chosen.stage_graph,
-                chosen.placement,
+                Load(
+                    self.name,
+                    chosen.stage_graph,
+                    chosen.placement,
+                    None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes),
+                    chosen.rows,
+                ),
                 functools.partial(self._facts.fewest_stages, chosen.recipe, wanted.names),
             )
-        if batching.is_auto and len(chosen.stages) > 1:
-            batching = Batching(chosen.rows_per_run)
         request = Request(
             model=self._published().ref,
             delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,6 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dask_onnx import config
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.choose import LOADED, Cluster
-from dask_onnx.planning.explain import format_bytes
-from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
 
@@ -105,83 +101,6 @@ def any_cluster(client: Any) -> Cluster:
         return cluster_facts(client)
     except PlanError:
         return cluster_facts(None)
-
-
-def check_fits(
-    client: Any,
-    model: str,
-    stages: StageGraph,
-    placement: Placement | None,
-    fewest_stages: Callable[[int], int],
-) -> None:
-    """Whether each stage's weights fit the workers, before anything is sent.
-
-    Parameters
-    ----------
-    model : its name
-    placement : lanes whose stages are on one worker together
-    fewest_stages : of a pipeline whose stages keep within so many bytes
-
-    Raises
-    ------
-    PlanError
-        Naming the stage, the need, the limit and a way out.
-    """
-    weights = [stage.cost.parameter_bytes for stage in stages.stages]
-    if client is None or client.asynchronous or sum(weights) < _WORTH_ASKING:
-        return
-    if not client.scheduler_info(n_workers=-1)["workers"]:
-        return  # they may come, as in a cluster that scales: then each worker looks for itself
-    cluster = cluster_facts(client)
-    lanes = range(len(weights)) if placement is None else placement.lanes
-    needs: defaultdict[int, int] = defaultdict(int)
-    for lane, own in zip(lanes, weights, strict=True):
-        needs[lane] += own
-    # Any worker may get a stage that is bound to none; a lane gets the one that has most room.
-    rooms = dict.fromkeys(needs, cluster.room)
-    if placement is not None:
-        rooms = _rooms_of(needs, cluster)
-    for lane, need in needs.items():
-        if need > rooms[lane]:
-            members = [stages.stages[i].label for i, own in enumerate(lanes) if own == lane]
-            raise PlanError(
-                f"model {model!r}: {' and '.join(members)} "
-                f"{'has' if len(members) == 1 else 'have'} "
-                f"{format_bytes(need)} of weights; a worker has room for "
-                f"{format_bytes(max(rooms[lane], 0))}: Dask pauses it at "
-                f"{format_bytes(cluster.memory_limit)}, and its process has about "
-                f"{format_bytes(cluster.resident)} before it holds anything",
-                _way_out(max(int(cluster.room), 0), fewest_stages),
-            )
-
-
-def _rooms_of(needs: Mapping[int, int], cluster: Cluster) -> dict[int, float]:
-    """What each lane has where the scheduler will put it: the largest first, each where it fills
-    least of the worker's limit, as `StagePlugin` does."""
-    limits = [room + cluster.resident for room in cluster.rooms]
-    held = [0.0] * len(limits)
-    found = {}
-    for lane in sorted(needs, key=lambda lane: (-needs[lane], lane)):
-        own = needs[lane]
-        place = min(range(len(limits)), key=lambda i: (held[i] + own) / limits[i])
-        found[lane] = cluster.rooms[place] - held[place]
-        held[place] += own
-    return found
-
-
-def _way_out(room: int, fewest_stages: Callable[[int], int]) -> str:
-    try:
-        count = fewest_stages(room)
-    except PlanError as error:
-        return f"give workers more memory: {error.cause}"
-    return (
-        "give workers more memory, or let the planner cut: model.plan('auto'), or "
-        f"model.plan('pipeline', n_stages={count}, memory_limit={room}), the smallest that does"
-    )
-
-
-_WORTH_ASKING = 64 * 2**20
-"""Models of fewer bytes are not worth a question to the scheduler."""
 
 
 _PAUSE = 0.8

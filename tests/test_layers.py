@@ -78,6 +78,7 @@ LAYERS = {
     "planning.compare": 5.1,
     "scheduling": 0.5,
     "placement": 5,
+    "fitting": 5.1,
     "tasks": 0.1,
     "gates": 5.5,
     "lower": 6,

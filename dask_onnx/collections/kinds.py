@@ -72,6 +72,20 @@ def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
     return max(counts, default=0) > 1
 
 
+def most_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> float | None:
+    """Of a chunk; all rows of arrays in memory. None where that is not known."""
+    found: list[float] = []
+    for name, value in feeds.items():
+        axis = axes.get(name)
+        if axis is None or isinstance(value, Delayed):
+            continue
+        if hasattr(value, "chunks"):
+            found += value.chunks[axis] if len(value.chunks) > axis else ()
+        elif len(shape := np.shape(value)) > axis:
+            found.append(shape[axis])
+    return max((rows for rows in found if rows == rows), default=None)
+
+
 def shapes_of(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, tuple[Dim, ...]]:
     """Shapes of the arrays whose rank fits; NaN and Delayed leave the declared dimension."""
     shapes: dict[str, tuple[Dim, ...]] = {}

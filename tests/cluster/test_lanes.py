@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_tasks_wait_where_there_is_no_worker():
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
-    monkeypatch.setattr("dask_onnx.placement._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
     monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
     with (
         LocalCluster(
@@ -204,3 +205,30 @@ def test_no_more_are_in_flight_than_the_schedule_allows(cluster, model, mode):
     if mode == "sync":
         for wave in range(8):
             assert spans[0][wave * 2 + 1][1] <= spans[1][wave * 2][0]
+
+
+def test_activations_that_cannot_fit_are_refused_with_the_rows_that_would(monkeypatch):
+    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
+    model = dx.load(layers_model([3000], width=64))  # 1.5 MB, and 24 kB of activations a row
+    x = da.from_array(ROWS, chunks=(2048, -1))
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=270_000_000
+        ) as cluster,
+        Client(cluster),
+    ):
+        with pytest.raises(
+            dx.PlanError, match=r"1.5 MiB of weights, and about .* in a run of 2,048 rows.*19.1 MiB"
+        ) as error:
+            model.predict(x, batch_size=None)
+        rows = int(error.value.next_step.partition("batch_size=")[2].partition(",")[0])
+        assert 500 < rows < 1000
+        model.predict(x, batch_size=rows)
+        model.predict(x)  # finds its own rows, and watches the memory
+        model.predict(x.rechunk((rows, -1)), batch_size=None)
+        with (
+            dask.config.set({"dask_onnx.plan.memory-check": "warn"}),
+            pytest.warns(UserWarning, match="of activations"),
+        ):
+            model.predict(x, batch_size=None)

@@ -81,7 +81,7 @@ def test_a_model_that_is_too_large_for_its_worker_says_so_and_pauses_nobody(monk
         with pytest.raises(dx.PlanError, match=r"of weights; a worker has room for"):
             model.predict(x)
         # Where nobody asked beforehand, the worker refuses it.
-        monkeypatch.setattr("dask_onnx.placement._WORTH_ASKING", sys.maxsize)
+        monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", sys.maxsize)
         with pytest.raises(dx.StageError, match=r"of weights, and this worker's process"):
             model.predict(x, retries=0).compute()
         (state,) = client.run(lambda dask_worker: dask_worker.status.name).values()
