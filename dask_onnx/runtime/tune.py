@@ -36,6 +36,9 @@ _ENOUGH_SECONDS = 1.0
 """A size that took so long in all is known well enough after one run."""
 _WORSE = 0.9
 """A rate of so much of the best, twice in a row, and larger sizes are not tried."""
+_TELLING_SECONDS = 0.005
+"""Runs that are shorter are no reason to stop: another thread that has just begun makes them slower
+by more than that."""
 _AS_GOOD = 0.99
 """Among rates within so much of the best the smallest size is taken: it needs the least memory."""
 _SHARE_OF_MEMORY = 0.2
@@ -71,7 +74,9 @@ class Trial:
         rates = self.rates()
         best = max((rate for other, rate in rates.items() if other < size), default=0.0)
         last = [rates.get(size // 2, best), rates.get(size // 4, best)]
-        return size >= 4 and all(rate < _WORSE * best for rate in last)
+        if size < 4 or not all(rate < _WORSE * best for rate in last):
+            return False
+        return min(self.seconds[size // 2]) >= _TELLING_SECONDS
 
     def rates(self) -> dict[int, float]:
         """Rows a second of each size."""

@@ -81,7 +81,7 @@ def test_auto_cuts_for_unequal_memory_in_proportion(monkeypatch):
         assert held[0] <= 20e6 and held[1] <= 10.4e6
         model.predict(da.from_array(ROWS, chunks=(64, -1)), plan=plan)  # not refused
         together = plan.with_placement(dx.Placement((0,) * len(plan.stages)))
-        with pytest.raises(dx.PlanError, match="of weights.* a worker has room for"):
+        with pytest.raises(dx.PlanError, match=r"of weights.* a worker has room for"):
             model.predict(da.from_array(ROWS, chunks=(64, -1)), plan=together)
 
 

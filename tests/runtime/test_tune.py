@@ -53,6 +53,11 @@ def test_larger_sizes_are_not_tried_when_two_were_worse():
     assert found.best() == 1
 
 
+def test_short_runs_that_were_worse_are_no_reason_to_stop():
+    found = Trial({1: [1e-4] * 16, 2: [3e-4] * 16, 4: [9e-4] * 16})
+    assert found.next_size(1000) == 8
+
+
 def test_one_worse_size_is_no_reason_to_stop():
     assert trial({1: 1.0, 2: 1.3}).next_size(1000) == 4
 
