@@ -10,13 +10,15 @@ alternating rounds:
 - pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a lane
   of its own, which the other never loads
 
-What is told beside the ratios: each stage's predicted share, and the memory of the workers.
+What is told beside the ratios: each stage's predicted and measured time, the share of the workers'
+time in which none of their stages is at work (the bubble), and the memory of the workers.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +67,8 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
     np.save(path.with_suffix(".npy"), x)
     chunked = file_array(str(path.with_suffix(".npy")), rows)
     held: dict[str, list[int]] = {}
+    took: dict[str, list[float]] = {}
+    bubbles: dict[str, float] = {}
 
     expected = None
     for name, plan in {"whole on two": whole, **pipelines(plans)}.items():
@@ -72,6 +76,14 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
         with two_workers() as client:
             found = run(client, model, chunked, plan)
             held[name] = sorted(client.run(memory).values())
+            began = time.perf_counter()
+            run(client, model, chunked, plan)
+            whole_time = time.perf_counter() - began
+            after = plan.measured()
+            assert after is not None
+            took[name] = [float(times.seconds) for times in after.stages if times is not None]
+            batches = len(x) // rows
+            bubbles[name] = 1 - batches * sum(took[name]) / (2 * whole_time)
         expected = found if expected is None else expected
         assert float(np.abs(found - expected).max()) < 1e-3, name
     with two_workers() as client:
@@ -99,14 +111,20 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
             str(n): [
                 {
                     "seconds": stage.cost.seconds,
+                    "measured": measured,
                     "weights_of_model": stage.cost.parameter_bytes / weights,
                 }
-                for stage in plan.stages
+                for stage, measured in zip(plan.stages, took[f"pipeline of {n}"], strict=True)
             ]
             for n, plan in plans.items()
         },
         "contestants": {
-            name: {**beside_one[name], **beside_two[name], "worker_pss": held.get(name, [])}
+            name: {
+                **beside_one[name],
+                **beside_two[name],
+                "worker_pss": held.get(name, []),
+                "bubble": bubbles.get(name),
+            }
             for name in seconds
         },
     }
@@ -144,13 +162,21 @@ def main() -> None:
             f"{layers} layers, {found['weights'] / 2**20:.0f} MiB of weights, "
             f"{found['micro_batches']} micro-batches of {found['rows_per_batch']} rows, "
             f"{1000 * found['predicted_batch_seconds']:.0f} ms each as measured",
-            ["", "seconds", "of one worker (95 %)", "of data parallel (95 %)", "PSS, MiB"],
+            [
+                "",
+                "seconds",
+                "of one worker (95 %)",
+                "of data parallel (95 %)",
+                "bubble",
+                "PSS, MiB",
+            ],
             [
                 [
                     name,
                     f"{each['seconds']['median']:.2f}",
                     "{:.2f} ({:.2f}-{:.2f})".format(*each["of_whole_on_one"]),
                     "{:.2f} ({:.2f}-{:.2f})".format(*each["of_whole_on_two"]),
+                    "" if each["bubble"] is None else f"{each['bubble']:.0%}",
                     " + ".join(f"{size / 2**20:.0f}" for size in each["worker_pss"]),
                 ]
                 for name, each in found["contestants"].items()
@@ -158,7 +184,8 @@ def main() -> None:
         )
         for stages, each in found["stages"].items():
             shares = ", ".join(
-                f"{1000 * stage['seconds']:.0f} ms, {stage['weights_of_model']:.2f} of the weights"
+                f"{1000 * stage['seconds']:.0f} ms (measured {1000 * stage['measured']:.0f}), "
+                f"{stage['weights_of_model']:.2f} of the weights"
                 for stage in each
             )
             print(f"stages of {stages}: {shares}")

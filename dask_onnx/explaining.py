@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask_onnx.analysis.axes import input_axes, random_nodes
-from dask_onnx.analysis.cost import CostTable
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.request import resolve_batching
@@ -24,11 +23,11 @@ from dask_onnx.planning.explain import (
     timetable,
 )
 from dask_onnx.planning.measured import Measured
-from dask_onnx.planning.memory import project
+from dask_onnx.planning.memory import WorkerMemory, project
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.planning.timeline import Course, timeline
+from dask_onnx.planning.timeline import Course, Timeline, timeline
 from dask_onnx.runtime.profile import noted_speed, noted_times
 from dask_onnx.runtime.tune import Tuned, all_for
 
@@ -75,7 +74,7 @@ def explain_plan(
     )
     lines = [text, ""]
     if len(stages.stages) > 1:
-        lines += [*_course(stages, outlook, facts.costs_for(recipe)), *_link(recipe), ""]
+        lines += [*_course(facts, stages, recipe, outlook), ""]
     lines += [*_memory(stages, outlook, measured), ""]
     lines += [*_kernels(facts, stages), _threads(recipe)]
     lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
@@ -100,7 +99,31 @@ def rows_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> int | N
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _link(recipe: Recipe) -> Iterator[str]:
+def course_of(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Timeline:
+    """When each worker would be at work on what."""
+    cluster, lanes = outlook.cluster, outlook.lanes
+    if lanes is None:
+        workers = cluster.slots
+    else:
+        workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
+    costs = facts.costs_for(recipe)
+    return timeline(stages, Course(outlook.batches, workers, costs, lanes, outlook.schedule))
+
+
+def _course(
+    facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook
+) -> Iterator[str]:
+    chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
+    found = course_of(facts, stages, recipe, replace(outlook, batches=chunks))
+    schedule = outlook.schedule
+    how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
+    kind = "worker" if outlook.lanes is not None or outlook.cluster.threads == 1 else "thread"
+    yield (
+        f"schedule of {as_number(chunks, 'micro-batch', 'es')} on "
+        f"{as_number(found.workers, kind)}: {how}; "
+        f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
+    )
+    yield from timetable(found)[:_MOST_WORKERS]
     if recipe.link is not None:
         yield (
             f"    between two of the workers, as measured: "
@@ -109,36 +132,21 @@ def _link(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _course(stages: StageGraph, outlook: Outlook, costs: CostTable) -> Iterator[str]:
-    """When each worker would be at work on what."""
-    cluster, lanes = outlook.cluster, outlook.lanes
-    if lanes is None:
-        workers = cluster.slots
-    else:
-        workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
-    chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
-    schedule = outlook.schedule
-    found = timeline(stages, Course(chunks, workers, costs, lanes, schedule))
-    how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
-    kind = "worker" if lanes is not None or cluster.threads == 1 else "thread"
-    yield (
-        f"schedule of {chunks} micro-batches on {as_number(workers, kind)}: {how}; "
-        f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
-    )
-    yield from timetable(found)[:_MOST_WORKERS]
+def memory_of(stages: StageGraph, outlook: Outlook) -> list[WorkerMemory]:
+    """What each worker would hold."""
+    process = LOADED if outlook.cluster.is_local else outlook.cluster.resident
+    in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
+    return list(project(stages, outlook.lanes, in_flight, process))
 
 
 def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Iterator[str]:
     """What each worker would hold, and what it held."""
     cluster = outlook.cluster
-    process = LOADED if cluster.is_local else cluster.resident
-    in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
     limit = ""
     if not cluster.is_local and not math.isinf(cluster.memory_limit):
         limit = f"; Dask pauses it at {format_bytes(cluster.memory_limit)}"
     yield f"memory of a worker's process{limit}"
-    projected = list(project(stages, outlook.lanes, in_flight, process))
-    for number, each in enumerate(projected[:_MOST_WORKERS]):
+    for number, each in enumerate(memory_of(stages, outlook)[:_MOST_WORKERS]):
         name = f"worker {number}" if outlook.lanes is not None else "any worker"
         yield f"    {name}  {each.describe()}{_peaks(each.stages, measured)}"
 

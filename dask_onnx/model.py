@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
-import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from dask.base import is_dask_collection
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
@@ -23,7 +20,6 @@ from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.kinds import (
-    Placeholder,
     as_array,
     has_rows,
     is_bag,
@@ -59,6 +55,7 @@ from dask_onnx.placement import effective_retries
 from dask_onnx.plan import Plan
 from dask_onnx.planner import Aim, PlanRequest, Shapes, make_plan
 from dask_onnx.planning.recipe import Strategy
+from dask_onnx.rowwise import meta_of_table, of_bag, of_dataarray, of_table
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
@@ -313,14 +310,13 @@ class Model:
         rows = RowOptions(on_error, require_finite)
         table = TableOptions(columns, append, max_columns, length_buckets)
         if is_table(x):
-            return self._predict_table(x, run, table, rows)
+            return of_table(self, x, run, table, rows)
         table.refuse(x)
         if is_bag(x):
-            bags = importlib.import_module("dask_onnx.collections.bag")
-            return bags.predict_bag(self._row_request(run), x, rows)
+            return of_bag(self, x, run, rows)
         rows.refuse(x)
         if is_dataarray(x):
-            return self._predict_dataarray(x, run)
+            return of_dataarray(self, x, run)
         request, feeds, kind = self._request(x, run)
         return request.wanted.shape_result(_PREDICT[kind](request, feeds))
 
@@ -360,48 +356,15 @@ class Model:
         rows = RowOptions("split", require_finite)
         if is_table(x):
             table = TableOptions(columns, append, max_columns, length_buckets)
-            good, bad = self._predict_table(x, run, table, rows)
+            good, bad = of_table(self, x, run, table, rows)
             return good, bad
         if not is_bag(x):
             raise InputError(
                 f"rows of {type(x).__name__} are not checked one by one",
                 "pass a table or a bag",
             )
-        bags = importlib.import_module("dask_onnx.collections.bag")
-        good, bad = bags.predict_bag(self._row_request(run), x, rows)
+        good, bad = of_bag(self, x, run, rows)
         return good, bad
-
-    def _predict_dataarray(self, x: Any, run: RunOptions) -> Any:
-        labelled = importlib.import_module("dask_onnx.collections.xarray")
-        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
-        needed = [spec.name for spec in self._facts.inputs_of(wanted.names)]
-        (name,) = resolve_feeds(x, self.inputs, needed)
-        batch = self._facts.batch_for(wanted.names, {name: tuple(x.shape)})
-
-        def of_array(array: Any) -> Any:
-            return self.predict(array, **run.keywords(list(wanted.names)))
-
-        axes = {output: batch.output_axes[output] for output in wanted.names}
-        return wanted.shape_result(
-            labelled.predict_dataarray(x, batch.input_axes[name], axes, of_array)
-        )
-
-    def _row_request(self, run: RunOptions) -> Request:
-        """A request whose rows come later, in partitions."""
-        _refuse_cut(run.plan, "a bag")
-        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
-        feeds = {
-            spec.name: Placeholder(
-                spec.dtype or np.dtype(object),
-                tuple(
-                    dim if isinstance(dim, int) and axis else math.nan
-                    for axis, dim in enumerate(spec.shape or ())
-                ),
-            )
-            for spec in self._facts.inputs_of(wanted.names)
-        }
-        run = dataclasses.replace(run, outputs=list(wanted.names))
-        return dataclasses.replace(self._request(feeds, run)[0], wanted=wanted)
 
     def meta_for(
         self,
@@ -421,39 +384,8 @@ class Model:
         x : DataFrame or Series, of pandas or dask
         columns, append, max_columns, length_buckets, on_error : as for `predict`
         """
-        tables = _tables()
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
-        meta = getattr(x, "_meta", x)
         table = TableOptions(columns, append, max_columns, length_buckets)
-        frame = meta.to_frame() if meta.ndim == 1 else meta
-        return tables.plan_layout(self._facts, frame, wanted, table, RowOptions(on_error)).meta(
-            frame
-        )
-
-    def _predict_table(
-        self,
-        x: Any,
-        run: RunOptions,
-        table: TableOptions,
-        rows: RowOptions,
-        *,
-        here: bool = False,
-    ) -> Any:
-        tables = _tables()
-        _refuse_cut(run.plan, "a table")
-        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values).names
-
-        def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
-            return self._request(feeds, dataclasses.replace(run, outputs=names))[0]
-
-        def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Any:
-            if here:
-                return self(arrays, outputs=names, batch_size=run.batch_size)
-            return self.predict(arrays, **run.keywords(names))
-
-        return tables.predict_table(
-            self._facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
-        )
+        return meta_of_table(self, x, outputs, table, RowOptions(on_error))
 
     def delayed(
         self,
@@ -529,7 +461,7 @@ class Model:
         if is_table(x) and not is_dask_collection(x):
             table = TableOptions(columns, append, max_columns, length_buckets)
             rows = RowOptions(on_error, require_finite)
-            return self._predict_table(x, run, table, rows, here=True)
+            return of_table(self, x, run, table, rows, here=True)
         request, feeds, kind = self._request(x, run, here=True)
         if kind != "eager":
             raise InputError(
@@ -650,26 +582,6 @@ def _unpickle(onnx_model: OnnxModel, own: OwnKernels | None, libraries: tuple[st
             proto = fetch_proto(store, onnx_model.ref, ())
         onnx_model = dataclasses.replace(onnx_model, proto=proto)
     return Model(onnx_model, own, libraries)
-
-
-def _refuse_cut(plan: Plan | None, what: str) -> None:
-    if plan is not None and plan.recipe.strategy != "whole":
-        raise InputError(
-            f"a plan by {plan.recipe.strategy!r} cannot run on {what}, whose partitions are tasks "
-            "of their own",
-            "leave the plan out, or go through to_delayed()",
-        )
-
-
-def _tables() -> Any:
-    """The module for tables, which needs pandas: nobody else pays for that."""
-    try:
-        return importlib.import_module("dask_onnx.collections.dataframe")
-    except ImportError as error:
-        raise InputError(
-            f"tables need {error.name}, which is not installed",
-            "pip install 'dask-onnx[dataframe]'",
-        ) from error
 
 
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {

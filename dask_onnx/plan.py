@@ -26,8 +26,10 @@ from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, PlanError
 from dask_onnx.explaining import (
     Outlook,
+    course_of,
     explain_plan,
     measured_stages,
+    memory_of,
     predicted_rows,
     rows_of,
 )
@@ -39,11 +41,13 @@ from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.compare import Compared, compare
 from dask_onnx.planning.explain import format_shapes
 from dask_onnx.planning.measured import Measured
+from dask_onnx.planning.memory import WorkerMemory
 from dask_onnx.planning.page import explain_html, explain_page
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Mode, Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
+from dask_onnx.planning.timeline import Timeline
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.specs import TensorSpec
 
@@ -126,17 +130,28 @@ class Plan:
         """
         return self._explain(self.measured(), batches)
 
+    def timeline(self, *, batches: int = 16) -> Timeline:
+        """When each stage is predicted to work on each of some micro-batches, on the workers of the
+        current client or, without one, in this process."""
+        return course_of(self.model._facts, self.stage_graph, self.recipe, self._outlook(batches))
+
+    def memory(self) -> list[WorkerMemory]:
+        """What each worker's process is projected to hold at its peak, in bytes at the plan's
+        shapes, for each lane; one for any worker if stages run anywhere."""
+        return memory_of(self.stage_graph, self._outlook())
+
     def measured(self) -> Measured | None:
         """What this process, and the workers of the current client, have noted of the stages when
         they ran; None if they have not. The newest 10,000 tasks of each process count."""
         client = current_client()
         return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
 
+    def _outlook(self, batches: int = 16) -> Outlook:
+        return Outlook(any_cluster(current_client()), self._lanes, self.bounds, batches)
+
     def _explain(self, measured: Measured | None, batches: int = 16) -> str:
-        outlook = Outlook(any_cluster(current_client()), self._lanes, self.bounds, batches)
-        text = explain_plan(
-            self.model._facts, self.stage_graph, self.recipe, self.drift, outlook, measured
-        )
+        facts, outlook = self.model._facts, self._outlook(batches)
+        text = explain_plan(facts, self.stage_graph, self.recipe, self.drift, outlook, measured)
         return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
 
     @cached_property

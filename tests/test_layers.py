@@ -114,6 +114,7 @@ LAYERS = {
     "io.pipeline": 7.1,
     "plan": 7.2,
     "planner": 7.3,
+    "rowwise": 7.4,
     "model": 8,
     "cli": 9,
     "cli.parameters": 9.1,

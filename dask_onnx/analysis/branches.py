@@ -14,7 +14,7 @@ serial.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.graph import GraphFacts
@@ -41,40 +41,24 @@ class Region:
         return sorted(node for part in self.parts for node in part)
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """A graph as regions, one after the other, and what any of them may repeat."""
-
-    regions: tuple[Region, ...]
-    free: frozenset[int]
-    """Nodes that belong to no region."""
-
-
 def find_regions(
     facts: GraphFacts,
-    nodes: Iterable[int],
-    seconds: Callable[[int], float],
+    seconds: Mapping[int, float],
+    free: Collection[int] = (),
     *,
-    free_share: float,
     join_share: float = 0.0,
-    fixed: Collection[int] = (),
-) -> Series:
+) -> tuple[Region, ...]:
     """The regions of some nodes, in the order in which they can run. Linear in nodes and edges,
     times the depth of the nesting.
 
     Parameters
     ----------
-    nodes : with all that they need
-    seconds : predicted time of a node
-    free_share : of all seconds so much may be repeated
+    seconds : predicted time of each of the nodes, which are there with all that they need
+    free : nodes that belong to no region
     join_share : parts are taken as one where they meet, up to this share of their segment's time
-    fixed : nodes that must not be repeated
     """
-    live = sorted(nodes)
-    cost = {node: seconds(node) for node in live}
-    free = _free_nodes(facts, live, cost, free_share * sum(cost.values()), frozenset(fixed))
-    bound = [node for node in live if node not in free]
-    return Series(tuple(_joined(_read(facts, bound, cost, join_share), cost)), free)
+    bound = [node for node in sorted(seconds) if node not in free]
+    return tuple(_joined(_read(facts, bound, seconds, join_share), seconds))
 
 
 def needed(facts: GraphFacts, nodes: Iterable[int], free: Collection[int]) -> list[int]:
@@ -89,24 +73,27 @@ def needed(facts: GraphFacts, nodes: Iterable[int], free: Collection[int]) -> li
     return sorted(found)
 
 
-def _free_nodes(
-    facts: GraphFacts,
-    live: Sequence[int],
-    cost: dict[int, float],
-    budget: float,
-    fixed: frozenset[int],
+def free_nodes(
+    facts: GraphFacts, seconds: Mapping[int, float], share: float, fixed: Collection[int] = ()
 ) -> frozenset[int]:
-    """Nodes that need none but free ones and take no more than `budget` together; and what follows
-    from weights alone, which is seldom read twice."""
+    """Nodes that any region may repeat: that need none but such, and take no more than a share of
+    all seconds together; and what follows from weights alone, which is seldom read twice.
+
+    Parameters
+    ----------
+    seconds : predicted time of each node that there is
+    fixed : nodes that must not be repeated
+    """
+    budget = share * sum(seconds.values())
     free: set[int] = set()
     spent = 0.0
-    for node in live:
+    for node in sorted(seconds):
         if node in fixed or not free.issuperset(facts.predecessors[node]):
             continue
         if node in facts.constant_nodes:
             free.add(node)
-        elif spent + cost[node] <= budget:
-            spent += cost[node]
+        elif spent + seconds[node] <= budget:
+            spent += seconds[node]
             free.add(node)
     return frozenset(free)
 
@@ -114,7 +101,7 @@ def _free_nodes(
 def _read(
     facts: GraphFacts,
     members: Sequence[int],
-    cost: dict[int, float],
+    cost: Mapping[int, float],
     join_share: float,
     depth: int = 0,
 ) -> Iterator[Region]:
@@ -133,7 +120,7 @@ def _read(
             yield _region([segment], cost)
 
 
-def _joined(regions: Iterable[Region], cost: dict[int, float]) -> Iterator[Region]:
+def _joined(regions: Iterable[Region], cost: Mapping[int, float]) -> Iterator[Region]:
     """Serial regions that follow each other as one."""
     serial: list[int] = []
     for region in regions:
@@ -148,7 +135,7 @@ def _joined(regions: Iterable[Region], cost: dict[int, float]) -> Iterator[Regio
         yield _region([serial], cost)
 
 
-def _region(parts: Sequence[Sequence[int]], cost: dict[int, float]) -> Region:
+def _region(parts: Sequence[Sequence[int]], cost: Mapping[int, float]) -> Region:
     return Region(
         tuple(tuple(sorted(part)) for part in parts),
         tuple(sum(cost[node] for node in part) for part in parts),
@@ -180,7 +167,7 @@ def _segments(facts: GraphFacts, members: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _parts(
-    facts: GraphFacts, segment: Sequence[int], cost: dict[int, float], join_share: float
+    facts: GraphFacts, segment: Sequence[int], cost: Mapping[int, float], join_share: float
 ) -> tuple[list[list[int]], list[int]]:
     """Parts of a segment that do not read each other, and the nodes behind where they meet."""
     most = join_share * sum(cost[node] for node in segment)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
-from dask_onnx.analysis.branches import Region, find_regions
+from dask_onnx.analysis.branches import Region, find_regions, free_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.cuts import Cut, legal_cuts
 from dask_onnx.analysis.graph import GraphFacts
@@ -116,7 +116,8 @@ def analyse(
     seconds = [costs.seconds(cost) for cost in each]
     critical = facts.longest_path(seconds)
     heaviest = sum(seconds[i] for i in critical)
-    series = find_regions(facts, facts.live, seconds.__getitem__, free_share=_FREE_SHARE)
+    live = {node: seconds[node] for node in facts.live}
+    regions = find_regions(facts, live, free_nodes(facts, live, _FREE_SHARE))
     return Analysis(
         shapes=bound,
         is_assumed=is_assumed,
@@ -136,7 +137,7 @@ def analyse(
         parallelism=sum(seconds) / heaviest if heaviest else 1.0,
         critical_path=tuple(facts.nodes[i].name for i in critical),
         critical_seconds=heaviest,
-        regions=series.regions,
+        regions=regions,
         cuts=legal_cuts(facts, specs, facts.outputs, seconds),
         batch=find_batch(facts, facts.outputs, dims, schemas),
         specs=specs,

@@ -27,6 +27,7 @@ from dask_onnx.files import is_url
 from dask_onnx.loading import load
 from dask_onnx.plan import Plan
 from dask_onnx.planning.recipe import at_values, options_of
+from dask_onnx.planning.schedule import Mode
 from dask_onnx.weights import graphs_of, is_external
 
 
@@ -44,6 +45,23 @@ from dask_onnx.weights import graphs_of, is_external
     "--stage-memory", help="Weights and activations of a stage at most, 2GiB; for pipeline."
 )
 @click.option("--cut-at", metavar="VALUE,...", help="Cut where these have been made.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["async", "sync", "hybrid"]),
+    help="How micro-batches follow one another; async where stages stay on workers, else Dask's.",
+)
+@click.option(
+    "--in-flight",
+    type=click.IntRange(min=1),
+    help="Micro-batches between their first and their last stage at most; two for each stage.",
+)
+@click.option(
+    "--batches",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Micro-batches of the schedule that is shown.",
+)
 @shape_option
 @click.option(
     "--output",
@@ -73,6 +91,9 @@ def command(
     min_seconds: float | None,
     stage_memory: str | None,
     cut_at: str | None,
+    schedule: Mode | None,
+    in_flight: int | None,
+    batches: int,
     shapes: Sequence[str],
     output: str | None,
     rival: str | None,
@@ -93,6 +114,8 @@ def command(
         shapes=bound,
         **given,
     )
+    if schedule is not None or in_flight is not None:
+        plan = plan.with_schedule(schedule or "async", in_flight=in_flight)
     difference = None
     if rival is not None:
         taken = [] if rival == "auto" else options_of(rival)
@@ -103,9 +126,9 @@ def command(
     if annotated is not None:
         _write_annotated(plan, model_path, Path(annotated))
     if options.as_json:
-        click.echo(json.dumps(as_dict(plan, difference), indent=2))
+        click.echo(json.dumps(as_dict(plan, difference, batches=batches), indent=2))
         return
-    click.echo(plan.explain())
+    click.echo(plan.explain(batches=batches))
     if difference is not None:
         click.echo(f"\nthe other is {rival}\n{difference}")
     if output is not None:
@@ -148,9 +171,20 @@ def _write_annotated(plan: Plan, model_path: str, path: Path) -> None:
     onnx.save(model, path)
 
 
-def as_dict(plan: Plan, difference: str | None = None) -> dict[str, Any]:
-    """Stages and edges, for machines; what there is of lanes, a verdict and a difference."""
+def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> dict[str, Any]:
+    """Stages and edges, schedule and memory, for machines; what there is of lanes, a verdict and a
+    difference."""
     more: dict[str, Any] = {}
+    if len(plan.stages) > 1:
+        course = plan.timeline(batches=batches)
+        more["schedule"] = {
+            "how": None if plan.bounds is None else plan.bounds.describe(len(plan.stages)),
+            "batches": batches,
+            "workers": course.workers,
+            "predicted_seconds": course.seconds,
+            "bubble": course.bubble,
+        }
+    more["memory"] = [asdict(each) | {"total": each.total} for each in plan.memory()]
     if plan.placement is not None:
         more["lanes"] = list(plan.placement.lanes)
     if plan.verdict is not None:

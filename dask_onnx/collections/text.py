@@ -28,6 +28,7 @@ from dask_onnx.collections.text_encoder import (
 )
 from dask_onnx.errors import InputError, ModelError
 from dask_onnx.model import Model
+from dask_onnx.rowwise import row_request
 from dask_onnx.specs import TensorSpec
 from dask_onnx.tasks import Hints, digest
 
@@ -182,7 +183,7 @@ class TextModel:
     def _encoder(
         self, batch_size: BatchSize, rows: RowOptions
     ) -> tuple[Encoder, list[Delayed], Delayed]:
-        request = self.model._row_request(RunOptions([self.output], batch_size))
+        request = row_request(self.model, RunOptions([self.output], batch_size))
         graph = here_graph(request, list(self._feeds), [self.output])
         name = hashlib.sha256(self._content).hexdigest()
         encode = Encoder(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import random_nodes
-from dask_onnx.analysis.branches import Region, Series, find_regions, needed
+from dask_onnx.analysis.branches import Region, find_regions, free_nodes, needed
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.cutting import CutInputs, label_of, stage_graph_of
@@ -68,28 +68,26 @@ def branches(cut: CutInputs, *, n_workers: int = 2) -> StageGraph:
 
 
 def _candidates(cut: CutInputs, workers: int, fixed: Sequence[int]) -> Iterator[Candidate]:
-    for free_share, join_share in itertools.product(_FREE_SHARES, (0.0, 1 / workers)):
-        series = find_regions(
-            cut.facts,
-            cut.nodes,
-            cut.seconds,
-            free_share=free_share,
-            join_share=join_share,
-            fixed=fixed,
-        )
-        yield _candidate(cut, series, workers)
+    seconds = {node: cut.seconds(node) for node in cut.nodes}
+    # Several shares may allow the same nodes.
+    repeated = {free_nodes(cut.facts, seconds, share, fixed): share for share in _FREE_SHARES}
+    for free, join_share in itertools.product(repeated, (0.0, 1 / workers)):
+        regions = find_regions(cut.facts, seconds, free, join_share=join_share)
+        yield _candidate(cut, regions, free, workers)
 
 
-def _candidate(cut: CutInputs, series: Series, workers: int) -> Candidate:
-    shares = [_share_out(region, workers) for region in series.regions]
+def _candidate(
+    cut: CutInputs, regions: Sequence[Region], free: frozenset[int], workers: int
+) -> Candidate:
+    shares = [_share_out(region, workers) for region in regions]
     gains = [
-        sum(region.seconds) - max(_seconds(cut, group, series.free) for group in groups)
+        sum(region.seconds) - max(_seconds(cut, group, free) for group in groups)
         if len(groups) > 1
         else 0.0
-        for region, groups in zip(series.regions, shares, strict=True)
+        for region, groups in zip(regions, shares, strict=True)
     ]
     hop = cut.costs.seconds_per_hop
-    worth = {i for i, gain in enumerate(gains) if gain > hop and series.regions[i].is_parallel}
+    worth = {i for i, gain in enumerate(gains) if gain > hop and regions[i].is_parallel}
     if not worth:
         dearest = max(range(len(gains)), key=gains.__getitem__, default=None)
         worth = {dearest} if dearest is not None and gains[dearest] > 0 else set()
@@ -98,14 +96,14 @@ def _candidate(cut: CutInputs, series: Series, workers: int) -> Candidate:
         if is_cut:
             steps += [Step(shares[i]) for i in found]
         else:
-            serial = itertools.chain.from_iterable(series.regions[i].nodes for i in found)
+            serial = itertools.chain.from_iterable(regions[i].nodes for i in found)
             steps.append(Step((tuple(sorted(serial)),)))
     seconds = sum(
-        max((_seconds(cut, group, series.free) for group in step.groups), default=0.0)
-        + (hop + _arriving(cut, step, series.free) / cut.costs.link_bytes_per_second if i else 0.0)
+        max((_seconds(cut, group, free) for group in step.groups), default=0.0)
+        + (hop + _arriving(cut, step, free) / cut.costs.link_bytes_per_second if i else 0.0)
         for i, step in enumerate(steps)
     )
-    return Candidate(tuple(steps), series.free, seconds)
+    return Candidate(tuple(steps), free, seconds)
 
 
 def _share_out(region: Region, workers: int) -> tuple[tuple[int, ...], ...]:

@@ -128,8 +128,8 @@ def after_run(stages: StageGraph, measured: Measured) -> list[str]:
     ]
 
 
-def as_number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def as_number(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def _or_blank(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ from builders import branching_model, dense_model, make_model, node, value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_onnx.analysis.branches import find_regions, needed
+from dask_onnx.analysis.branches import find_regions, free_nodes, needed
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.onnx_model import load_onnx
 
@@ -13,11 +13,10 @@ def facts_of(model) -> GraphFacts:
     return GraphFacts(load_onnx(model))
 
 
-def regions(facts, seconds=lambda _: 1.0, **options):
-    series = find_regions(facts, facts.live, seconds, **{"free_share": 0.0, **options})
-    return [
-        [[facts.nodes[i].name for i in part] for part in region.parts] for region in series.regions
-    ]
+def regions(facts, seconds=lambda _: 1.0, *, free_share=0.0, **options):
+    cost = {node: seconds(node) for node in facts.live}
+    found = find_regions(facts, cost, free_nodes(facts, cost, free_share), **options)
+    return [[[facts.nodes[i].name for i in part] for part in region.parts] for region in found]
 
 
 def test_branches_stand_between_what_all_paths_go_through():
@@ -100,16 +99,15 @@ def test_regions_cover_each_node_once_and_read_only_what_is_before(reads, free_s
     ]
     outputs = [value(f"v{len(reads)}", ["N"])]
     facts = facts_of(make_model(nodes, [value("v0", ["N"])], outputs))
-    series = find_regions(
-        facts, facts.live, lambda _: 1.0, free_share=free_share, join_share=join_share
-    )
-    done = set(series.free)
-    for region in series.regions:
+    cost = dict.fromkeys(facts.live, 1.0)
+    free = free_nodes(facts, cost, free_share)
+    done = set(free)
+    for region in find_regions(facts, cost, free, join_share=join_share):
         for part in region.parts:
             for i in part:
                 assert set(facts.predecessors[i]) <= done | set(part)
         assert done.isdisjoint(region.nodes)
         done.update(region.nodes)
     assert done == facts.live
-    for i in series.free:
-        assert series.free.issuperset(facts.predecessors[i])
+    for i in free:
+        assert free.issuperset(facts.predecessors[i])
