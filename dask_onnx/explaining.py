@@ -106,8 +106,9 @@ def course_of(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Ou
         workers = cluster.slots
     else:
         workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
+    places = None if lanes is None else tuple(map(sorted(set(lanes)).index, lanes))
     costs = facts.costs_for(recipe)
-    return timeline(stages, Course(outlook.batches, workers, costs, lanes, outlook.schedule))
+    return timeline(stages, Course(outlook.batches, workers, costs, places, outlook.schedule))
 
 
 def _course(

@@ -77,6 +77,8 @@ class Options:
     """What bounds the chunks that are in flight; None for nothing."""
     rows: int | None = None
     """Rows that the stages' costs are for; None where no input has rows."""
+    expects: bool = False
+    """The costs are good enough to tell Dask's scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +309,10 @@ class _Lowering:
 
     @cached_property
     def scale(self) -> float:
-        """From the run that costs are for to a whole chunk; 0 if its rows are not known."""
+        """From the run that costs are for to a whole chunk; 0 if its rows are not known, or the
+        costs not to be trusted: clusters that scale would go by them."""
+        if not self.options.expects:
+            return 0.0
         if self.options.rows is None:
             return 1.0
         return (self.feeds.rows or 0.0) / self.options.rows

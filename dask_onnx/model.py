@@ -522,6 +522,7 @@ class Model:
             placement=chosen.placement,
             schedule=chosen.bounds,
             rows=chosen.rows,
+            expects=chosen.is_measured,
             retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.

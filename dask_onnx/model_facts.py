@@ -138,6 +138,11 @@ class ModelFacts:
         factor = noted_speed()
         return CostTable() if factor is None else CostTable().faster(factor)
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether what nodes take on this host is known, of this model or of others."""
+        return noted_speed() is not None or any(True for _ in noted_times(self.onnx.token))
+
     def costs_for(self, recipe: Recipe) -> CostTable:
         """The same, with hops as they are on the recipe's cluster."""
         link = recipe.link

@@ -161,6 +161,12 @@ class Plan:
         return rows_of(facts, assumed_shapes(facts.onnx, self.recipe.shapes)[0])
 
     @cached_property
+    def is_measured(self) -> bool:
+        """Whether the stages' seconds rest on what this host has measured, of this model or of
+        others."""
+        return self.model._facts.is_measured
+
+    @cached_property
     def rows_per_run(self) -> int:
         """What `batch_size="auto"` gives each run if there are several stages, which must agree."""
         return predicted_rows(self.model._facts, self.stage_graph, self.recipe)

@@ -45,6 +45,8 @@ class Request:
     """What bounds the chunks that are on their way through several stages."""
     rows: int | None = None
     """That the stages' costs are for."""
+    expects: bool = False
+    """The costs rest on what was measured."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 
@@ -72,6 +74,7 @@ class Request:
             None if self.placement is None else self.placement.lanes,
             self.schedule,
             self.rows,
+            self.expects,
         )
 
     def spec(self, output: str) -> TensorSpec:

@@ -116,6 +116,20 @@ def test_plan_speaks_json(run, model):
     assert placed["lanes"] == list(range(len(placed["stages"])))
 
 
+def test_plan_shows_the_schedule_and_the_memory(run, model):
+    arguments = ("plan", model, "--strategy", "fused", "--n-stages", "2")
+    assert "left to Dask" in run(*arguments).out
+    found = run(*arguments, "--schedule", "sync", "--in-flight", "3", "--batches", "5")
+    assert "schedule of 5 micro-batches" in found.out
+    assert "sync, a barrier after each stage of 3 micro-batches" in found.out
+    facts = run(*arguments, "--in-flight", "3", "--json").json()
+    assert facts["schedule"]["how"] == "async, 3 micro-batches in flight at most"
+    assert facts["schedule"]["batches"] == 16 and 0 <= facts["schedule"]["bubble"] < 1
+    (memory,) = facts["memory"]
+    assert memory["stages"] == [0, 1] and memory["total"] > memory["weights"] > 0
+    assert run(*arguments, "--in-flight", "0").code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -78,13 +79,22 @@ def test_the_longest_way_comes_first_and_older_chunks_before_it(own_client, note
 
 def test_stages_are_expected_to_take_what_was_predicted(own_client, notes):
     model = dx.load(uneven())
-    plan = model.plan("per_node", shapes={"x": (16, 32)})
+    plan = model.plan("per_node", measure=ROWS[:16])
     model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan).compute()
     seconds = {stage.label: stage.cost.seconds for stage in plan.stages}
     for label in seconds:
         for _, expected in by_label(notes(), label).values():
             # A chunk has twice the rows that the plan is for.
             assert expected == pytest.approx(2 * seconds[label])
+
+
+def test_without_a_measure_nothing_is_expected(own_client, notes, tmp_path):
+    with dask.config.set({"dask_onnx.store.directory": str(tmp_path)}):
+        model = dx.load(uneven())
+        plan = model.plan("per_node", shapes={"x": (16, 32)})
+        lazy = model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan)
+    own_client.compute(lazy).result()
+    assert {expected for _, expected in by_label(notes(), "longer").values()} == {-1}
 
 
 def test_what_has_been_measured_is_not_overridden():
