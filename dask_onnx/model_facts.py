@@ -179,10 +179,16 @@ class ModelFacts:
         if all(best.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
             return dict(best.seconds)
         then = self._costs_at(best.shapes)
-        return {
-            index: seconds * costs.seconds(each[index]) / costs.seconds(then[index])
-            for index, seconds in best.seconds.items()
-        }
+
+        def growth(index: int) -> float:
+            attributes = self.graph.proto.graph.node[index].attribute
+            has_body = any(attribute.HasField("g") for attribute in attributes)
+            if has_body and then[index].activation_bytes:
+                # What a body computes is not counted; it grows with what comes in.
+                return each[index].activation_bytes / then[index].activation_bytes
+            return costs.seconds(each[index]) / costs.seconds(then[index])
+
+        return {index: seconds * growth(index) for index, seconds in best.seconds.items()}
 
     def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
         bound, _ = assumed_shapes(self.onnx, shapes)

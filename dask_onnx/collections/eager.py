@@ -17,13 +17,12 @@ from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
+from dask_onnx.planning.choose import LEAST_TASK_SECONDS
 from dask_onnx.runtime.asking import is_inside_task
 from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
 from dask_onnx.runtime.tune import look_up, row_shapes
 
-_TASK_SECONDS = 0.05
-"""What a task should compute at least."""
 _ROWS_TO_SPREAD = 64
 """While nothing is known of a model, so many rows are worth a task on each core."""
 _TASKS_PER_CORE = 8
@@ -128,7 +127,7 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int
     tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
     if tuned is None:
         return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * available_cores()))
-    tasks = min(int(rows / tuned.rate / _TASK_SECONDS), _TASKS_PER_CORE * available_cores())
+    tasks = min(int(rows / tuned.rate / LEAST_TASK_SECONDS), _TASKS_PER_CORE * available_cores())
     step = -(-rows // max(1, tasks))
     return min(rows, -(-step // tuned.rows) * tuned.rows)
 

@@ -22,6 +22,8 @@ _MOST_SHARES = 16
 """Stages that workers of unequal memory share."""
 
 
+LEAST_TASK_SECONDS = 0.05
+"""What a task should compute at least: rows of a batch are not shared by shorter ones."""
 _LOCAL_TASK = 1e-4
 """Seconds that Dask's threaded scheduler spends on a task."""
 _THREADS_GAIN = 0.7
@@ -166,8 +168,9 @@ def _shared_ways(
     share = cluster.slots // batches
     if share < 2:
         return
-    if rows > 1:
-        yield _by_rows(cut, model, cluster, batches, min(share, rows)), model
+    parts = min(share, rows, int(model.seconds / LEAST_TASK_SECONDS))
+    if parts > 1:
+        yield _by_rows(cut, model, cluster, batches, parts), model
     graph = branches(cut, n_workers=share)
     if len(graph.stages) > 1:
         yield _branches(cut, graph, cluster, batches, share), graph

@@ -176,3 +176,12 @@ def test_a_worker_that_has_room_for_nothing_is_left_out(model):
     )
     stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
     assert verdict.best.lanes == (0, 1) and len(stages.stages) == 2
+
+
+def test_rows_of_a_short_batch_are_not_shared():
+    wide = dx.load(layers_model([4000] * 8, width=64))
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    _, long = decide(wide, local, 1, {"x": (65536, 64)}, rows=65536)
+    assert "whole, rows by 2" in [each.name for each in long.alternatives]
+    _, short = decide(wide, local, 1, {"x": (16, 64)}, rows=16)
+    assert "whole, rows by 2" not in [each.name for each in short.alternatives]

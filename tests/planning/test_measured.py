@@ -5,7 +5,8 @@ from __future__ import annotations
 import dask.config
 import numpy as np
 import pytest
-from builders import dense_model, layers_model, node, run_onnx
+from builders import dense_model, layers_model, make_model, node, run_onnx, value
+from onnx import helper, numpy_helper
 
 import dask_onnx as dx
 from dask_onnx.runtime.profile import noted_speed, noted_times
@@ -44,6 +45,29 @@ def test_other_shapes_are_scaled():
     double = model.plan(shapes={"x": (128, 64)})
     assert times.whole < double.stage_graph.seconds < 3 * times.whole
     assert "on this host at other shapes" in double.explain()
+
+
+def test_what_a_body_computes_grows_with_what_comes_in():
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["b"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("b", 1, ["N", 64])],
+        [weight],
+    )
+    model = dx.load(
+        make_model(
+            [node("If", "yes", "y", "choice", then_branch=body, else_branch=body)],
+            [value("x", ["N", 64])],
+            [value("y", ["N", 64])],
+            {"yes": np.array(True)},
+        )
+    )
+    model.plan(measure=rows(64))
+    (times,) = noted_times(model.token)
+    fourfold = model.plan(shapes={"x": (256, 64)})
+    assert fourfold.stage_graph.seconds == pytest.approx(4 * times.whole, rel=0.01)
 
 
 def test_other_models_go_by_the_speed_of_this_host():
