@@ -42,6 +42,9 @@ DEFAULTS: dict[str, Any] = {
         # What a stage of a `fused` plan should compute at least, in seconds: a hop between
         # processes costs some 6 ms, of which a stage should be a multiple.
         "min-seconds": 0.05,
+        # Find out how fast this host's CPU is, once, when a plan first weighs what nodes take: some
+        # tenths of a second. Otherwise such plans go by a common CPU until something is measured.
+        "calibrate": True,
         # What to do, before a run, where a stage's weights and activations are projected not to fit
         # the workers: "error" or "warn". Activations are estimated from the graph.
         "memory-check": "error",

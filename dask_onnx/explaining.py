@@ -28,6 +28,7 @@ from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Course, Timeline, timeline
+from dask_onnx.runtime.calibrate import noted_calibration
 from dask_onnx.runtime.profile import noted_speed, noted_times
 from dask_onnx.runtime.tune import Tuned, all_for
 
@@ -177,6 +178,8 @@ def _basis(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "by each node's time on this host at other shapes"
     if noted_speed() is not None:
         return "by FLOPs and bytes, at the speed that other models had on this host"
+    if noted_calibration() is not None:
+        return "by FLOPs and bytes, at the speed that this host's CPU was found to have"
     return "by FLOPs and bytes at the speed of a common CPU: plan(measure=rows) knows better"
 
 

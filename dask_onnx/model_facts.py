@@ -20,6 +20,7 @@ from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.pipeline import fewest_stages
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.calibrate import noted_calibration
 from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.profile import NodeTimes, note_speed, noted_speed, noted_times
@@ -134,14 +135,21 @@ class ModelFacts:
 
     @property
     def costs(self) -> CostTable:
-        """The default one, for a CPU as fast as this one has been found to be, if it has."""
-        factor = noted_speed()
-        return CostTable() if factor is None else CostTable().faster(factor)
+        """What the CPU was calibrated to, or the default one; corrected by how fast other models
+        ran here, if any was measured."""
+        base = noted_calibration()
+        factor = noted_speed(is_calibrated=base is not None)
+        base = base or CostTable()
+        return base if factor is None else base.faster(factor)
 
     @property
     def is_measured(self) -> bool:
         """Whether what nodes take on this host is known, of this model or of others."""
-        return noted_speed() is not None or any(True for _ in noted_times(self.onnx.token))
+        return (
+            noted_calibration() is not None
+            or noted_speed() is not None
+            or any(True for _ in noted_times(self.onnx.token))
+        )
 
     def costs_for(self, recipe: Recipe) -> CostTable:
         """The same, with hops as they are on the recipe's cluster."""
@@ -156,10 +164,11 @@ class ModelFacts:
 
     def note_speed(self, times: NodeTimes) -> None:
         """Let plans of other models go by how fast this one ran."""
-        default, own = CostTable(), sum(times.seconds.values())
-        predicted = sum(map(default.seconds, self._costs_at(times.shapes)))
-        if own > 0:
-            note_speed(self.onnx.token, predicted / own)
+        own, each = sum(times.seconds.values()), self._costs_at(times.shapes)
+        for is_calibrated, base in ((False, CostTable()), (True, noted_calibration())):
+            if own > 0 and base is not None:
+                factor = sum(map(base.seconds, each)) / own
+                note_speed(self.onnx.token, factor, is_calibrated=is_calibrated)
 
     def measured(
         self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]

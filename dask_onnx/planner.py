@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -11,19 +12,22 @@ from typing import Any, Literal
 import numpy as np
 from dask.utils import parse_bytes
 
+from dask_onnx import config
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.options import Outputs
 from dask_onnx.collections.request import resolve_feeds, resolve_outputs
 from dask_onnx.delivery import current_client
-from dask_onnx.errors import PlanError
+from dask_onnx.errors import PlanError, StoreError
 from dask_onnx.links import link_of
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.calibrate import calibrate
 from dask_onnx.runtime.profile import measure_nodes
+from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.specs import SessionSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,6 +36,8 @@ Aim = Literal["throughput", "latency"]
 
 _TRAVELLERS = ("auto", "pipeline", "branches")
 """Strategies that weigh what it costs to send a value."""
+_WEIGHERS = (*_TRAVELLERS, "fused")
+"""Strategies that weigh what nodes take."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
         facts.note_speed(measure_nodes(facts.onnx, arrays, session))
         shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
     outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
+    if request.name in _WEIGHERS and config.get("plan.calibrate") and not facts.is_measured:
+        _calibrate()
     client = request.client if request.client is not None else current_client()
     link = link_of(client) if request.name in _TRAVELLERS else None
     if request.name == "auto":
@@ -92,6 +100,13 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
     if recipe.strategy == "from_annotations":
         placement = _annotated_placement(facts.graph, stages, recipe.options.get("configuration"))
     return Plan(model, recipe, stages, placement=placement)
+
+
+def _calibrate() -> None:
+    """Where that is not possible, plans go by a common CPU, and say so."""
+    if has_onnxruntime():
+        with contextlib.suppress(StoreError):
+            calibrate()
 
 
 def _annotated_placement(

@@ -24,9 +24,12 @@ def store_directory(tmp_path_factory):
     """No test touches the user's own store; worker processes learn it from the environment."""
     folder = str(tmp_path_factory.mktemp("store"))
     os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = folder
-    with dask.config.set({"dask_onnx.store.directory": folder}):
+    os.environ["DASK_DASK_ONNX__PLAN__CALIBRATE"] = "False"
+    # Plans must not depend on the machine that tests run on, nor on the test that ran before.
+    with dask.config.set({"dask_onnx.store.directory": folder, "dask_onnx.plan.calibrate": False}):
         yield folder
     del os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"]
+    del os.environ["DASK_DASK_ONNX__PLAN__CALIBRATE"]
 
 
 @pytest.fixture(autouse=True)

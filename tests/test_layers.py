@@ -53,6 +53,7 @@ LAYERS = {
     "runtime.transfer": 1.6,
     "runtime.tune": 2.7,
     "runtime.profile": 2.7,
+    "runtime.calibrate": 2.7,
     "runtime.kernel": 3,
     "planning.stages": 3,
     "metering": 0,

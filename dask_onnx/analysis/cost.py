@@ -24,12 +24,15 @@ class NodeCost:
     """Bytes of the initializers that the node reads, its subgraph bodies included."""
     activation_bytes: int
     """Bytes of the values that it reads and writes, without initializers."""
+    conv_flops: int = 0
+    """Of `flops`, those of convolutions, whose kernels reach another speed."""
 
     def __add__(self, other: NodeCost) -> NodeCost:
         return NodeCost(
             self.flops + other.flops,
             self.parameter_bytes + other.parameter_bytes,
             self.activation_bytes + other.activation_bytes,
+            self.conv_flops + other.conv_flops,
         )
 
 
@@ -38,6 +41,7 @@ class CostTable:
     """What turns a NodeCost into seconds. The defaults are one core of a common server CPU."""
 
     flops_per_second: float = 30e9
+    conv_flops_per_second: float = 30e9
     bytes_per_second: float = 8e9
     seconds_per_node: float = 4e-6
     """Dispatch of one operator."""
@@ -58,6 +62,7 @@ class CostTable:
         return replace(
             self,
             flops_per_second=self.flops_per_second * factor,
+            conv_flops_per_second=self.conv_flops_per_second * factor,
             bytes_per_second=self.bytes_per_second * factor,
         )
 
@@ -68,7 +73,9 @@ class CostTable:
     def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
         """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
         moved = cost.activation_bytes + cost.parameter_bytes
-        work = max(cost.flops / self.flops_per_second, moved / self.bytes_per_second)
+        arithmetic = (cost.flops - cost.conv_flops) / self.flops_per_second
+        arithmetic += cost.conv_flops / self.conv_flops_per_second
+        work = max(arithmetic, moved / self.bytes_per_second)
         if kernel == "onnxruntime":
             return self.seconds_per_node + work
         return self.python_seconds_per_node + self.python_slowdown * work
@@ -105,7 +112,9 @@ def _node_cost(
     )
     activations = sum(value_bytes(specs.get(n)) for n in reads if n not in initializers)
     activations += sum(value_bytes(specs.get(name)) for name in node.outputs)
-    return NodeCost(_flops(proto, node, specs), parameters, activations)
+    flops = _flops(proto, node, specs)
+    is_conv = node.op_type in _CONVOLUTIONS
+    return NodeCost(flops, parameters, activations, flops if is_conv else 0)
 
 
 def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
@@ -215,6 +224,7 @@ _RULES: dict[str, Callable[[onnx.NodeProto, NodeFacts, Specs], int]] = {
     "Einsum": _einsum,
 }
 
+_CONVOLUTIONS = frozenset(("Conv", "ConvInteger", "QLinearConv", "ConvTranspose"))
 _MOVES_ONLY = frozenset(
     (
         "Cast Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather "

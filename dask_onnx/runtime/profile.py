@@ -140,24 +140,24 @@ def _note(store: Store, token: str, times: NodeTimes) -> None:
     store.note_measured(f"{_prefix(token)}-{shapes}", note)
 
 
-def note_speed(token: str, factor: float) -> None:
-    """Keep how much faster than predicted by default this CPU ran a model."""
-    store = Store()
-    noted = store.measured(_speed_name()) or {}
-    store.note_measured(_speed_name(), {**noted, token: factor})
+def note_speed(token: str, factor: float, *, is_calibrated: bool = False) -> None:
+    """Keep how much faster than predicted, by default or by the calibration, this CPU ran a
+    model."""
+    store, name = Store(), _speed_name(is_calibrated)
+    store.note_measured(name, {**(store.measured(name) or {}), token: factor})
 
 
-def noted_speed() -> float | None:
+def noted_speed(*, is_calibrated: bool = False) -> float | None:
     """The median of what is noted, over models; None if nothing was measured on this CPU."""
     try:
-        noted = Store().measured(_speed_name())
+        noted = Store().measured(_speed_name(is_calibrated))
     except StoreError:
         return None
     return statistics.median(noted.values()) if noted else None
 
 
-def _speed_name() -> str:
-    return _prefix("speed").replace("nodes-speed", "speed")
+def _speed_name(is_calibrated: bool) -> str:
+    return _prefix("speed").replace("nodes-", "calibrated-" if is_calibrated else "")
 
 
 def noted_times(token: str) -> Iterator[NodeTimes]:

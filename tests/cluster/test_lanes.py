@@ -25,13 +25,8 @@ ROWS = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32)
 
 
 @pytest.fixture
-def cluster():
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        dx.configure(client)
-        yield client
+def cluster(own_client):
+    return own_client
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from builders import dense_model, layers_model, make_model, node, run_onnx, valu
 from onnx import helper, numpy_helper
 
 import dask_onnx as dx
+from dask_onnx.analysis.cost import CostTable, NodeCost
+from dask_onnx.runtime.calibrate import calibrate, noted_calibration
 from dask_onnx.runtime.profile import noted_speed, noted_times
 
 
@@ -105,3 +107,49 @@ def test_weights_that_are_cast_stand_where_they_are_read():
     ]
     x = np.ones((3, 8), np.float32)
     np.testing.assert_allclose(model.predict(x, plan=plan), run_onnx(proto, {"x": x})[0], rtol=1e-5)
+
+
+def test_a_cpu_is_calibrated_once_when_a_plan_first_weighs_nodes(monkeypatch):
+    with dask.config.set({"dask_onnx.plan.calibrate": True}):
+        model = dx.load(layers_model([500, 500], width=64))
+        model.plan(shapes={"x": (64, 64)})
+        assert noted_calibration() is None  # nothing is weighed
+        plan = model.plan("pipeline", n_stages=2, shapes={"x": (64, 64)})
+        table = noted_calibration()
+        assert 1e8 < table.flops_per_second < 1e13 and 1e8 < table.bytes_per_second < 1e13
+        assert 1e8 < table.conv_flops_per_second < 1e13
+        assert 1e-8 < table.seconds_per_node < 1e-3
+        assert "that this host's CPU was found to have" in plan.explain() and plan.is_measured
+        assert plan.stage_graph.seconds == pytest.approx(
+            sum(map(table.seconds, plan.model._facts._costs_at({"x": (64, 64)}))), rel=1e-6
+        )
+        monkeypatch.setattr("dask_onnx.planner.calibrate", None)
+        dx.load(dense_model()).plan("auto")
+
+
+def test_what_models_took_corrects_the_calibration():
+    calibrate()
+    model, other = dx.load(layers_model([500, 500], width=64)), dx.load(dense_model())
+    base = other.plan().stage_graph.seconds
+    model.plan(measure=rows(512))
+    factor = noted_speed(is_calibrated=True)
+    assert other.plan().stage_graph.seconds == pytest.approx(base / factor, rel=0.5)
+    assert other._facts.costs.flops_per_second == pytest.approx(
+        noted_calibration().flops_per_second * factor
+    )
+
+
+def test_convolutions_have_a_speed_of_their_own():
+    table = CostTable(flops_per_second=1e9, conv_flops_per_second=4e9, seconds_per_node=0)
+    assert table.seconds(NodeCost(4000, 0, 0, 4000)) == pytest.approx(1e-6)
+    assert table.seconds(NodeCost(4000, 0, 0)) == pytest.approx(4e-6)
+    model = dx.load(
+        make_model(
+            [node("Conv", "x w", "y", "conv")],
+            [value("x", [1, 3, 8, 8])],
+            [value("y", [1, 4, 6, 6])],
+            {"w": np.ones((4, 3, 3, 3), np.float32)},
+        )
+    )
+    (cost,) = model._facts._costs_at({})
+    assert cost.conv_flops == cost.flops == 2 * 4 * 36 * 27

@@ -7,29 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 from builders import layers_model
-from distributed import Client, LocalCluster
 
 import dask_onnx as dx
 from dask_onnx import links
 from dask_onnx.links import Link, link_of
 
-
-@pytest.fixture
-def client():
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        dx.configure(client)
-        yield client
+pytestmark = pytest.mark.cluster
 
 
-def test_hops_are_measured_once_and_plans_go_by_them(client, monkeypatch):
-    found = link_of(client)
+def test_hops_are_measured_once_and_plans_go_by_them(own_client, monkeypatch):
+    found = link_of(own_client)
     assert 5e-4 < found.seconds_per_hop < 0.2
     assert 1e7 < found.bytes_per_second < 1e11
     monkeypatch.setattr(links, "_measure", None)
-    assert link_of(client) is found
+    assert link_of(own_client) is found
     plan = dx.load(layers_model([100] * 4, 64)).plan("pipeline", n_stages=2)
     assert plan.recipe.link == found
     costs = plan.model._facts.cut_inputs(plan.recipe, ("y",)).costs
@@ -39,20 +30,20 @@ def test_hops_are_measured_once_and_plans_go_by_them(client, monkeypatch):
     assert "as measured" not in dx.load(layers_model([100])).plan("per_node").explain()
 
 
-def test_a_busy_cluster_is_not_asked(client):
-    future = client.submit(time.sleep, 2)
-    while not any(client.processing().values()):
+def test_a_busy_cluster_is_not_asked(own_client):
+    future = own_client.submit(time.sleep, 2)
+    while not any(own_client.processing().values()):
         time.sleep(0.01)
-    assert link_of(client) is None
+    assert link_of(own_client) is None
     future.result()
-    assert link_of(client) is not None
+    assert link_of(own_client) is not None
 
 
-def test_one_worker_has_no_link(client):
-    client.cluster.scale(1)
-    while len(client.scheduler_info(n_workers=-1)["workers"]) > 1:
+def test_one_worker_has_no_link(own_client):
+    own_client.cluster.scale(1)
+    while len(own_client.scheduler_info(n_workers=-1)["workers"]) > 1:
         time.sleep(0.05)
-    assert link_of(client) is None
+    assert link_of(own_client) is None
 
 
 def test_nobody_is_asked_without_a_client_or_from_a_coroutine():
@@ -70,12 +61,12 @@ def test_workers_on_two_hosts_are_the_pair():
     assert links._pair({"a": worker("h")}) is None
 
 
-def test_a_cluster_that_does_not_answer_is_taken_for_what_is_usual(client, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_taken_for_what_is_usual(own_client, monkeypatch):
     def late(*_):
         raise TimeoutError
 
     monkeypatch.setattr(links, "_chain", late)
-    assert link_of(client) is None
+    assert link_of(own_client) is None
     plan = dx.load(layers_model([100] * 4, 64)).plan("pipeline", n_stages=2)
     assert plan.recipe.link is None
 

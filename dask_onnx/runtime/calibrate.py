@@ -1,0 +1,101 @@
+"""How fast this host's CPU is on one thread: a fraction of a second of small models, kept in the
+store."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.errors import StoreError
+from dask_onnx.runtime.cores import cpu_identity, ort_version
+from dask_onnx.runtime.session import build_session
+from dask_onnx.runtime.store import Store
+from dask_onnx.specs import SessionSpec
+
+_RUNS = 10
+"""So many that a neighbour does not slow all of them down: what is found stays."""
+_SIDE = 512
+_CHANNELS, _PIXELS = 64, 56
+_ELEMENTS = 2**22
+_NODES = 200
+
+
+def noted_calibration() -> CostTable | None:
+    """What was measured on this CPU; None if nothing was."""
+    try:
+        noted = Store().measured(_name())
+    except StoreError:
+        return None
+    return None if noted is None else CostTable(**noted)
+
+
+def calibrate() -> CostTable:
+    """Measure, and keep it. A matrix product and a convolution give operations a second, a sum of
+    16 MiB bytes a second, and a chain of tiny nodes what each of them costs besides."""
+    rng = np.random.default_rng(0)
+    square = rng.standard_normal((_SIDE, _SIDE), dtype=np.float32)
+    kernels = rng.standard_normal((_CHANNELS, _CHANNELS, 3, 3), dtype=np.float32)
+    product = _seconds([helper.make_node("MatMul", ["x", "w"], ["y"])], square.shape, square)
+    convolution = _seconds(
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)],
+        (1, _CHANNELS, _PIXELS, _PIXELS),
+        kernels,
+    )
+    total = _seconds([helper.make_node("Neg", ["x"], ["y"])], (_ELEMENTS,))
+    names = ["x", *(f"v{i}" for i in range(_NODES - 1)), "y"]
+    chain = [
+        helper.make_node("Tanh", [before], [after])
+        for before, after in itertools.pairwise(names)
+    ]
+    table = CostTable(
+        flops_per_second=2 * _SIDE**3 / product,
+        conv_flops_per_second=2 * kernels.size * _PIXELS**2 / convolution,
+        bytes_per_second=2 * 4 * _ELEMENTS / total,
+        seconds_per_node=_seconds(chain, (8,)) / _NODES,
+    )
+    Store().note_measured(
+        _name(),
+        {
+            "flops_per_second": table.flops_per_second,
+            "conv_flops_per_second": table.conv_flops_per_second,
+            "bytes_per_second": table.bytes_per_second,
+            "seconds_per_node": table.seconds_per_node,
+        },
+    )
+    return table
+
+
+def _seconds(
+    nodes: Sequence[onnx.NodeProto], shape: tuple[int, ...], weight: np.ndarray | None = None
+) -> float:
+    """The fastest of a few runs from x to y."""
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
+    weights = [] if weight is None else [numpy_helper.from_array(weight, "w")]
+    graph = helper.make_graph(list(nodes), "calibration", ends[:1], ends[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = build_session(
+        proto.SerializeToString(),
+        Store().blobs,
+        SessionSpec(intra_op_num_threads=1),
+        weight_bytes=0,
+        label="calibration",
+    )
+    x = np.ones(shape, np.float32)
+    taken = []
+    for _ in range(_RUNS + 1):  # the first warms up
+        began = time.perf_counter()
+        session.run([x])
+        taken.append(time.perf_counter() - began)
+    return max(min(taken[1:]), 1e-9)
+
+
+def _name() -> str:
+    host = hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]
+    return f"calibration-{host}"
