@@ -51,8 +51,7 @@ def calibrate() -> CostTable:
     total = _seconds([helper.make_node("Neg", ["x"], ["y"])], (_ELEMENTS,))
     names = ["x", *(f"v{i}" for i in range(_NODES - 1)), "y"]
     chain = [
-        helper.make_node("Tanh", [before], [after])
-        for before, after in itertools.pairwise(names)
+        helper.make_node("Tanh", [before], [after]) for before, after in itertools.pairwise(names)
     ]
     table = CostTable(
         flops_per_second=2 * _SIDE**3 / product,

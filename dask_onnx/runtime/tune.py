@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from dask_onnx.errors import StoreError
 from dask_onnx.runtime.asking import own_worker
 from dask_onnx.runtime.cores import cpu_identity, ort_version
@@ -25,7 +27,7 @@ from dask_onnx.runtime.store import Store
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 1024
+MOST_ROWS = 4096
 _TIMES = 3
 """So often each size runs at least; the fastest counts: neighbours only ever slow one down."""
 _LEAST_SECONDS = 0.02
@@ -42,7 +44,8 @@ by more than that."""
 _AS_GOOD = 0.99
 """Among rates within so much of the best the smallest size is taken: it needs the least memory."""
 _SHARE_OF_MEMORY = 0.2
-"""Runs may take so much of the worker's memory limit above what the process had before any."""
+"""Runs may take so much of the worker's memory limit, or of what the host has free where there is
+none, above what the process had before any."""
 
 
 @dataclass(slots=True)
@@ -196,7 +199,7 @@ def sizes_for(
         yield size
         trial.seconds.setdefault(size, []).append(time.perf_counter() - began)
         left -= size
-        if most is not None and 2 * (_unmanaged_bytes() - before) > most:
+        if 2 * (_unmanaged_bytes() - before) > most:
             trial.ceiling = min(trial.ceiling, size)
     if trial.next_size(rows) is None:
         _note(name, trial, threads, shapes, trial.settled_rows(rows))
@@ -254,10 +257,10 @@ def _unmanaged_bytes() -> int:
     return resident_bytes() - int(managed)
 
 
-def _memory_for_a_run() -> float | None:
+def _memory_for_a_run() -> float:
     manager = getattr(own_worker(), "memory_manager", None)
     limit = getattr(manager, "memory_limit", None)
-    return limit * _SHARE_OF_MEMORY if limit else None
+    return float(limit or psutil.virtual_memory().available) * _SHARE_OF_MEMORY
 
 
 def _note(

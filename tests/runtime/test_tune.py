@@ -82,14 +82,14 @@ def test_what_was_found_is_kept_for_the_host(own_store, monkeypatch):
     clock = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(tune.time, "perf_counter", lambda: next(clock))
     shapes = ((3, 32, 32),)
-    sizes = list(sizes_for("stage", 1, shapes, 5000))
-    assert sum(sizes) == 5000
+    sizes = list(sizes_for("stage", 1, shapes, 20_000))
+    assert sum(sizes) == 20_000
     found = look_up("stage", 1, shapes)
-    assert found.rows == 1024  # each run took as long, whatever its rows
+    assert found.rows == 4096  # each run took as long, whatever its rows
     tune.forget()
     assert look_up("stage", 1, shapes) == found
-    assert list(sizes_for("stage", 1, shapes, 2500)) == [1024, 1024, 452]
-    assert [t.rows for t in tune.all_for("stage")] == [1024]
+    assert list(sizes_for("stage", 1, shapes, 10_000)) == [4096, 4096, 1808]
+    assert [t.rows for t in tune.all_for("stage")] == [4096]
 
 
 def test_threads_and_shapes_are_told_apart():
@@ -108,10 +108,10 @@ def test_a_few_rows_are_enough_to_go_on_from():
 def test_rows_of_another_size_go_by_what_was_found(own_store, monkeypatch):
     clock = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(tune.time, "perf_counter", lambda: next(clock))
-    list(sizes_for("texts", 1, ((32,),), 5000))
-    assert look_up("texts", 1, ((32,),)).rows == 1024
-    assert list(sizes_for("texts", 1, ((256,),), 300)) == [128, 128, 44]
-    assert list(sizes_for("texts", 1, ((16,),), 1100)) == [1024, 76]
+    list(sizes_for("texts", 1, ((32,),), 20_000))
+    assert look_up("texts", 1, ((32,),)).rows == 4096
+    assert list(sizes_for("texts", 1, ((256,),), 1200)) == [512, 512, 176]
+    assert list(sizes_for("texts", 1, ((16,),), 4400)) == [4096, 304]
     assert next(sizes_for("texts", 2, ((256,),), 300)) == 1  # other threads are another matter
     assert next(sizes_for("texts", 1, ((4, 64),), 300)) == 1
 
@@ -141,7 +141,7 @@ def test_auto_gives_what_one_run_gives(own_store):
 def test_the_plan_says_what_was_chosen_and_why(own_store):
     model = dx.load(dense_model(hidden=65))
     assert "not measured on this host yet" in model.plan().explain()
-    model.predict(np.concatenate([X] * 20))
+    model.predict(np.concatenate([X] * 80))
     text = model.plan().explain()
     assert "rows of a run: " in text and "measured on this host" in text
     assert "rows/s by rows of a run: 1: " in text
