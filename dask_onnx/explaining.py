@@ -75,6 +75,7 @@ def explain_plan(
     )
     lines = [text, ""]
     if len(stages.stages) > 1:
+        lines += [_critical_path(stages), ""]
         lines += [*_course(facts, stages, recipe, outlook), ""]
     lines += [*_memory(stages, outlook, measured), ""]
     lines += [*_kernels(facts, stages), _threads(recipe)]
@@ -126,12 +127,25 @@ def _course(
         f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
     )
     yield from timetable(found)[:_MOST_WORKERS]
+    rounds = math.ceil(chunks / found.workers)
+    uncut = rounds * (stages.seconds + facts.costs_for(recipe).seconds_per_task)
+    yield f"    uncut, each micro-batch in one task: {format_seconds(uncut)} predicted"
     if recipe.link is not None:
         yield (
             f"    between two of the workers, as measured: "
             f"{format_seconds(recipe.link.seconds_per_hop)} a hop, "
             f"{format_bytes(recipe.link.bytes_per_second)}/s"
         )
+
+
+def _critical_path(stages: StageGraph) -> str:
+    path = [str(i) for i in stages.critical_path]
+    shown = path if len(path) <= _MOST_WORKERS else [*path[:4], "...", *path[-4:]]
+    span = max(stages.seconds_left, default=0.0)
+    return (
+        f"critical path of a micro-batch: {' -> '.join(shown)}, {format_seconds(span)}; "
+        f"work over span {stages.seconds / span if span else 1.0:.2f}"
+    )
 
 
 def memory_of(stages: StageGraph, outlook: Outlook) -> list[WorkerMemory]:

@@ -77,6 +77,20 @@ class StageGraph:
             left[number] += max((left[i] for i in consumers[number]), default=0.0)
         return tuple(left)
 
+    @cached_property
+    def critical_path(self) -> tuple[int, ...]:
+        """Positions of the stages along the longest way: no number of workers is faster."""
+        consumers: list[set[int]] = [set() for _ in self.stages]
+        for edge in self.edges:
+            consumers[edge.producer].add(edge.consumer)
+        left = self.seconds_left
+        path: list[int] = []
+        following = set(range(len(left)))
+        while following:
+            path.append(max(following, key=lambda i: (left[i], -i)))
+            following = consumers[path[-1]]
+        return tuple(path)
+
     @property
     def producers(self) -> Mapping[str, int]:
         """Value to the position of the stage that makes it."""

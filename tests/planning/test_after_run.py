@@ -5,7 +5,7 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
-from builders import layers_model, make_model, node, value
+from builders import branching_model, layers_model, make_model, node, value
 
 import dask_onnx as dx
 from dask_onnx.metering import StageRun, peak_bytes
@@ -96,3 +96,18 @@ def test_the_schedule_is_shown_with_its_bubble(model):
     assert bubbles["async"] < bubbles["hybrid"] < bubbles["sync"]
     assert "left to Dask" in model.plan("pipeline", n_stages=2).explain()
     assert "schedule" not in model.plan().explain()
+
+
+def test_the_critical_path_is_told():
+    model = dx.load(branching_model())
+    plan = model.plan("per_node")
+    path = [plan.stages[i].label for i in plan.stage_graph.critical_path]
+    assert path[0] == "stem" and path[-1] == "join" and path[1:3] == ["left", "left_end"]
+    span = sum(plan.stages[i].cost.seconds for i in plan.stage_graph.critical_path)
+    assert max(plan.stage_graph.seconds_left) == pytest.approx(span)
+    text = plan.explain()
+    ratio = plan.stage_graph.seconds / span
+    assert "critical path of a micro-batch: 0 -> 1 -> 2 -> " in text
+    assert f"work over span {ratio:.2f}" in text and ratio > 1.2
+    assert "uncut, each micro-batch in one task: " in text
+    assert "critical path" not in model.plan().explain()
