@@ -77,7 +77,14 @@ def test_the_longest_way_comes_first_and_older_chunks_before_it(own_client, note
     )
 
 
-def test_stages_are_expected_to_take_what_was_predicted(own_client, notes):
+@pytest.fixture
+def own_store(tmp_path):
+    """What is measured here must not be known to other tests."""
+    with dask.config.set({"dask_onnx.store.directory": str(tmp_path)}):
+        yield
+
+
+def test_stages_are_expected_to_take_what_was_predicted(own_client, notes, own_store):
     model = dx.load(uneven())
     plan = model.plan("per_node", measure=ROWS[:16])
     model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan).compute()
@@ -88,12 +95,10 @@ def test_stages_are_expected_to_take_what_was_predicted(own_client, notes):
             assert expected == pytest.approx(2 * seconds[label])
 
 
-def test_without_a_measure_nothing_is_expected(own_client, notes, tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path)}):
-        model = dx.load(uneven())
-        plan = model.plan("per_node", shapes={"x": (16, 32)})
-        lazy = model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan)
-    own_client.compute(lazy).result()
+def test_without_a_measure_nothing_is_expected(own_client, notes, own_store):
+    model = dx.load(uneven())
+    plan = model.plan("per_node", shapes={"x": (16, 32)})
+    model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan).compute()
     assert {expected for _, expected in by_label(notes(), "longer").values()} == {-1}
 
 
