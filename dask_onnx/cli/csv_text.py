@@ -8,6 +8,7 @@ bytes kept as lone surrogates: a row that holds some is one that the model canno
 from __future__ import annotations
 
 import codecs
+import re
 from typing import Any, BinaryIO
 
 import dask.config
@@ -97,6 +98,31 @@ def _of_python(frame: pd.DataFrame) -> pd.DataFrame:
     texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
     found: pd.DataFrame = frame.astype(dict.fromkeys(texts, _PYTHON_TEXT))
     return found
+
+
+_MISMATCH = "Mismatched dtypes found in `pd.read_csv`"
+_MISMATCHED = re.compile(
+    r"^\| (?P<column>.+?) +\| (?P<found>\S+) +\| (?P<expected>\S+) +\|$", re.MULTILINE
+)
+
+
+def other_types(path: str, error: ValueError) -> InputError | None:
+    """The error for columns that are of another type further down than in the first rows, of which
+    Dask's own speaks of code; None if it is about something else."""
+    text = str(error)
+    if not text.startswith(_MISMATCH):
+        return None
+    columns = [
+        f"{match['column']!r} is {match['expected']} in its first rows and {match['found']} later"
+        for match in _MISMATCHED.finditer(text)
+        if match["column"] != "Column"
+    ]
+    values = re.findall(r"could not convert string to float: '(.*?)'", text)
+    shown = f", such as {values[0]!r}" if values else ""
+    return InputError(
+        f"the table {path} cannot be read as it begins: column {' and '.join(columns)}{shown}",
+        "mend these rows; or write the table as Parquet with the types that it should have",
+    )
 
 
 def undecodable(path: str, encoding: str) -> InputError | None:

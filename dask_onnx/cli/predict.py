@@ -31,6 +31,7 @@ from rich.text import Text
 
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.cluster import connect, dashboard_line
+from dask_onnx.cli.csv_text import other_types
 from dask_onnx.cli.parameters import (
     configuration_option,
     n_stages_option,
@@ -253,6 +254,10 @@ def _run_table(
             summary: dict[str, Any] = tables.run_table(plan(), sinks, client, wait)
         except UnicodeDecodeError as error:
             raise tables.undecodable_table(input_path, table, error) from None
+        except ValueError as error:
+            if (other := other_types(input_path, error)) is not None:
+                raise other from None
+            raise
     return summary
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import dask_onnx as dx
+from dask_onnx.cli.csv_text import other_types
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
@@ -167,6 +168,18 @@ def test_csv_that_is_not_utf_8_further_down_is_the_same_error(run, scheduler, mo
     assert done.code == 2, done.err
     assert "long.csv is not UTF-8: line 40,002, byte 11 of it" in " ".join(done.err.split())
     assert not out.exists()
+
+
+def test_csv_whose_columns_change_further_down_names_them(run, scheduler, model, tmp_path):
+    path, out = tmp_path / "long.csv", tmp_path / "out.parquet"
+    path.write_bytes(b"a,b,c,d\n" + b"1.5,2.5,3.5,4.5\n" * 40_000 + b"1,2,three,4\n")
+    done = run("predict", model, path, out, "--scheduler", scheduler)
+    assert done.code == 2, done.err
+    said = " ".join(done.err.split())
+    assert "column 'c' is float64 in its first rows and str later, such as 'three'" in said
+    assert "mend these rows" in said and "dtype=" not in said
+    assert not out.exists()
+    assert other_types("x.csv", ValueError("something else")) is None
 
 
 def test_the_encoding_of_csv_can_be_said(run, scheduler, model, result, latin, tmp_path):
