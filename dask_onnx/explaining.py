@@ -268,15 +268,14 @@ def _error(
 ) -> Iterator[str]:
     """How far off the prediction is, where runs of these shapes on one thread were measured."""
     axes, _ = input_axes(facts.onnx)
-    rows = {shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None}
+    count = rows_of(facts, shapes)
     own = tuple(
         tuple(size for i, size in enumerate(shape) if i != axes[name])
         for name, shape in shapes.items()
         if axes.get(name) is not None
     )
-    if tuned.threads != 1 or len(rows) != 1 or set(own) != set(tuned.row_shapes):
+    if tuned.threads != 1 or count is None or set(own) != set(tuned.row_shapes):
         return
-    (count,) = rows
     rate = tuned.rates.get(count)
     if rate:
         measured = count / rate

@@ -15,7 +15,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.collections.context import Request
-from dask_onnx.collections.kinds import as_array
+from dask_onnx.collections.kinds import as_array, most_rows
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.errors import InputError
 from dask_onnx.gates import Gates
@@ -182,7 +182,11 @@ def _predict_blocks(
     (stage,) = request.stages.stages
     token = _feeds_token(arrays)
     feeds = Feeds(
-        {n: (TaskRef(n),) for n in arrays}, request.batch.input_axes, token, 1, _most_rows(chunks)
+        {n: (TaskRef(n),) for n in arrays},
+        request.batch.input_axes,
+        token,
+        1,
+        most_rows(arrays, request.batch.input_axes),
     )
     lowered = lower(request.model, request.stages, feeds, request.options)
     ((name, layer),) = lowered.layers.items()
@@ -293,7 +297,7 @@ def _predict_stages(
     lowered = lower(
         request.model,
         request.stages,
-        Feeds(references, axes, token, len(chunks), _most_rows(chunks)),
+        Feeds(references, axes, token, len(chunks), most_rows(arrays, axes)),
         request.options,
         {name: layout for name, (layout, _) in shapes.items() if layout.axis >= 0},
         request.supplies,
@@ -303,10 +307,6 @@ def _predict_stages(
         name: _stage_array(request, graph, lowered, name, *shapes[name], len(chunks))
         for name in request.wanted.names
     }
-
-
-def _most_rows(chunks: tuple[float, ...]) -> float | None:
-    return max((chunk for chunk in chunks if not math.isnan(chunk)), default=None)
 
 
 def _references(

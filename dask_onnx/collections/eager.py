@@ -13,7 +13,7 @@ import numpy as np
 from dask.base import get_scheduler, tokenize
 
 from dask_onnx.collections.context import Request
-from dask_onnx.collections.kinds import as_array
+from dask_onnx.collections.kinds import as_array, most_rows
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
@@ -57,10 +57,11 @@ def predict_eager(
     is_alone = is_local and chunks == len(request.stages.stages) == 1
     if is_alone and session.intra_op_num_threads is None and _is_main_thread():
         session = replace(session, intra_op_num_threads=0)
+    firsts = {name: own[0] for name, own in pieces.items()}
     lowered = lower(
         request.model,
         request.stages,
-        Feeds(pieces, axes, token, chunks, _rows(pieces, request.batch.input_axes)),
+        Feeds(pieces, axes, token, chunks, most_rows(firsts, request.batch.input_axes)),
         replace(request.options, session=session),
         supplies=request.supplies,
     )
@@ -130,14 +131,6 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int
     tasks = min(int(rows / tuned.rate / LEAST_TASK_SECONDS), _TASKS_PER_CORE * available_cores())
     step = -(-rows // max(1, tasks))
     return min(rows, -(-step // tuned.rows) * tuned.rows)
-
-
-def _rows(pieces: Mapping[str, list[Any]], axes: Mapping[str, int | None]) -> int | None:
-    """Of a task, at most."""
-    return max(
-        (own[0].shape[axis] for name, own in pieces.items() if (axis := axes[name]) is not None),
-        default=None,
-    )
 
 
 def _join(pieces: list[Any], axis: int | None) -> Any:
