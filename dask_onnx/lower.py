@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,15 +280,10 @@ class _Lowering:
         return call, list(arguments)
 
     def _hints(self, number: int, stage: Stage) -> Hints:
-        lanes = self.options.lanes
         lane, held = None, 0
-        if lanes is not None:
-            lane = (self.plan, lanes[number])
-            held = sum(
-                other.cost.parameter_bytes
-                for other, own in zip(self.stages.stages, lanes, strict=True)
-                if own == lanes[number]
-            )
+        if self.options.lanes is not None:
+            own = self.options.lanes[number]
+            lane, held = (self.plan, own), self.lane_bytes[own]
         return Hints(
             self.options.retries,
             self.request,
@@ -296,6 +292,14 @@ class _Lowering:
             lane,
             held,
         )
+
+    @cached_property
+    def lane_bytes(self) -> Mapping[int, int]:
+        """Lane to the weights of all its stages."""
+        held: defaultdict[int, int] = defaultdict(int)
+        for stage, lane in zip(self.stages.stages, self.options.lanes or (), strict=True):
+            held[lane] += stage.cost.parameter_bytes
+        return held
 
     @cached_property
     def plan(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -144,19 +144,19 @@ def timetable(course: Timeline) -> list[str]:
     """A line for each worker: the last digit of the micro-batch that has most of each slice of the
     time, a dot where none is at work."""
     step = course.seconds / _COLUMNS or 1.0
-    shares: list[list[Counter[int]]] = [
-        [Counter() for _ in range(_COLUMNS)] for _ in range(course.workers)
+    shares: list[list[defaultdict[int, float]]] = [
+        [defaultdict(float) for _ in range(_COLUMNS)] for _ in range(course.workers)
     ]
     for span in course.spans:
         first, last = int(span.start / step), min(int(span.stop / step), _COLUMNS - 1)
         for column in range(first, last + 1):
             inside = min(span.stop, (column + 1) * step) - max(span.start, column * step)
-            shares[span.worker][column][span.chunk] += inside  # type: ignore[assignment]
+            shares[span.worker][column][span.chunk] += inside
     digits = len(str(course.workers - 1))
     return [
         f"    worker {worker:>{digits}}  "
         + "".join(
-            str(slot.most_common(1)[0][0] % 10) if slot.total() >= step / 2 else "."
+            str(max(slot, key=slot.__getitem__) % 10) if sum(slot.values()) >= step / 2 else "."
             for slot in slots
         )
         for worker, slots in enumerate(shares)

@@ -67,28 +67,30 @@ class StageGraph:
         return sum(stage.cost.seconds for stage in self.stages)
 
     @cached_property
+    def consumers(self) -> tuple[set[int], ...]:
+        """For each stage the positions of those that read what it makes."""
+        found: tuple[set[int], ...] = tuple(set() for _ in self.stages)
+        for edge in self.edges:
+            found[edge.producer].add(edge.consumer)
+        return found
+
+    @cached_property
     def seconds_left(self) -> tuple[float, ...]:
         """Predicted time from each stage's start to the end of all, over the longest way."""
         left = [stage.cost.seconds for stage in self.stages]
-        consumers: list[set[int]] = [set() for _ in self.stages]
-        for edge in self.edges:
-            consumers[edge.producer].add(edge.consumer)
         for number in reversed(range(len(left))):
-            left[number] += max((left[i] for i in consumers[number]), default=0.0)
+            left[number] += max((left[i] for i in self.consumers[number]), default=0.0)
         return tuple(left)
 
     @cached_property
     def critical_path(self) -> tuple[int, ...]:
         """Positions of the stages along the longest way: no number of workers is faster."""
-        consumers: list[set[int]] = [set() for _ in self.stages]
-        for edge in self.edges:
-            consumers[edge.producer].add(edge.consumer)
         left = self.seconds_left
         path: list[int] = []
         following = set(range(len(left)))
         while following:
             path.append(max(following, key=lambda i: (left[i], -i)))
-            following = consumers[path[-1]]
+            following = self.consumers[path[-1]]
         return tuple(path)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -148,7 +148,7 @@ class _Simulation:
             own = self.course.lanes[work[0]] % self.course.workers
             return own if self.free[own] <= now else None
         idle = [worker for worker, free in enumerate(self.free) if free <= now]
-        held = defaultdict(int, dict.fromkeys(idle, 0))
+        held: Counter[int] = Counter()
         for source, size in self.arriving[work[0]].items():
             held[self.spans[source, work[1]].worker] += size + 1
         return max(idle, key=lambda worker: (held[worker], -worker), default=None)
