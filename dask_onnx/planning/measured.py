@@ -78,19 +78,25 @@ def measured(
     if not any(by_stage.values()):
         return None
     sizes = [run.rows / run.runs for found in by_stage.values() for _, run in found if run.rows]
+    size = statistics.median(sizes) if sizes else None
     return Measured(
-        tuple(_times(by_stage[token], rows) for token in tokens),
-        statistics.median(sizes) if sizes else None,
+        tuple(_times(by_stage[token], rows, size) for token in tokens),
+        size,
         {worker: peaks[worker] for worker, noted in runs.items() if noted},
     )
 
 
-def _times(found: Sequence[tuple[str, StageRun]], rows: int | None) -> StageTimes | None:
+def _times(
+    found: Sequence[tuple[str, StageRun]], rows: int | None, size: float | None
+) -> StageTimes | None:
     if not found:
         return None
+    # A stage that gets all rows in one piece, from another stage, does not know how many they are:
+    # then the others' runs tell.
     seconds = [
-        run.seconds * rows / run.rows if rows and run.rows else run.seconds / run.runs
+        run.seconds / run.runs * (rows / each if rows and each else 1.0)
         for _, run in found
+        for each in [run.rows / run.runs if run.rows else size]
     ]
     return StageTimes(
         sum(run.runs for _, run in found),
