@@ -9,6 +9,8 @@ alternating rounds:
 - whole on two: the whole model, its batches shared by two workers (data parallel)
 - pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a lane
   of its own, which the other never loads
+- the same, preferred: an idle worker may take what the other's lane has waiting
+- the same, anywhere: without lanes, as Dask places the stages
 
 What is told beside the ratios: each stage's predicted and measured time, the share of the workers'
 time in which none of their stages is at work (the bubble), and the memory of the workers.
@@ -50,7 +52,13 @@ def two_workers() -> Iterator[Client]:
 
 
 def pipelines(plans: Mapping[int, dx.Plan]) -> dict[str, dx.Plan]:
-    return {f"pipeline of {n}": plan for n, plan in plans.items()}
+    found = {}
+    for n, plan in plans.items():
+        preferred = dx.Placement.one_each(n, 2, allow_other_workers=True)
+        found[f"pipeline of {n}"] = plan
+        found[f"pipeline of {n}, preferred"] = plan.with_placement(preferred)
+        found[f"pipeline of {n}, anywhere"] = plan.with_placement(None)
+    return found
 
 
 def run(client: Client, model: dx.Model, x: Any, plan: dx.Plan, **where: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from dask_onnx.drift import Drift
 from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import collect
 from dask_onnx.model_facts import ModelFacts
+from dask_onnx.placement import Placement
 from dask_onnx.planning.choose import LOADED, Cluster
 from dask_onnx.planning.explain import (
     as_number,
@@ -49,10 +50,20 @@ class Outlook:
     """Where and how a plan is to run."""
 
     cluster: Cluster
-    lanes: tuple[int, ...] | None
+    placement: Placement | None
     schedule: Schedule | None
     batches: int
     """Micro-batches that the timetable is for."""
+
+    @property
+    def lanes(self) -> tuple[int, ...] | None:
+        """The worker's share that each stage is for."""
+        return None if self.placement is None else self.placement.lanes
+
+    @property
+    def only_lanes(self) -> tuple[int, ...] | None:
+        """The same where no other worker may run it."""
+        return None if self.placement is None else self.placement.only_lanes
 
 
 def explain_plan(
@@ -126,6 +137,8 @@ def _course(
         f"{as_number(found.workers, kind)}: {how}; "
         f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
     )
+    if outlook.lanes != outlook.only_lanes:
+        yield "    stages prefer these workers; an idle one takes tasks of the others"
     yield from timetable(found)[:_MOST_WORKERS]
     rounds = math.ceil(chunks / found.workers)
     uncut = rounds * (stages.seconds + facts.costs_for(recipe).seconds_per_task)
@@ -152,7 +165,7 @@ def memory_of(stages: StageGraph, outlook: Outlook) -> list[WorkerMemory]:
     """What each worker would hold."""
     process = LOADED if outlook.cluster.is_local else outlook.cluster.resident
     in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
-    return list(project(stages, outlook.lanes, in_flight, process))
+    return list(project(stages, outlook.only_lanes, in_flight, process))
 
 
 def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Iterator[str]:
@@ -163,7 +176,7 @@ def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> 
         limit = f"; Dask pauses it at {format_bytes(cluster.memory_limit)}"
     yield f"memory of a worker's process{limit}"
     for number, each in enumerate(memory_of(stages, outlook)[:_MOST_WORKERS]):
-        name = f"worker {number}" if outlook.lanes is not None else "any worker"
+        name = "any worker" if outlook.only_lanes is None else f"worker {number}"
         yield f"    {name}  {each.describe()}{_peaks(each.stages, measured)}"
 
 

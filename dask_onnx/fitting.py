@@ -27,7 +27,6 @@ class Load:
     """Its name."""
     stages: StageGraph
     placement: Placement | None
-    """Lanes whose stages are on one worker together."""
     rows: float | None
     """Of a run; None where nobody knows yet, and what runs need is not counted."""
     planned_rows: int | None
@@ -42,9 +41,12 @@ class Load:
 
     @property
     def lanes(self) -> tuple[int, ...]:
-        """Without a placement any worker may get any stage."""
-        count = len(self.stages.stages)
-        return tuple(range(count)) if self.placement is None else self.placement.lanes
+        """Stages that share a worker; each its own, where any worker may get any of them."""
+        return self.only_lanes or tuple(range(len(self.stages.stages)))
+
+    @property
+    def only_lanes(self) -> tuple[int, ...] | None:
+        return None if self.placement is None else self.placement.only_lanes
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ def check_fits(client: Any, load: Load, fewest_stages: Callable[[int], int]) -> 
         return  # they may come, as in a cluster that scales: then each worker looks for itself
     cluster = cluster_facts(client)
     rooms = dict.fromkeys(needs, cluster.room)
-    if load.placement is not None:
+    if load.only_lanes is not None:
         rooms = _rooms_of(needs, cluster)
     for lane, need in needs.items():
         if need.total > rooms[lane]:

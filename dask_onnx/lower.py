@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.gates import Gates
 from dask_onnx.onnx_model import ModelRef
+from dask_onnx.placement import Placement
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.codec import Lossy
@@ -72,8 +73,8 @@ class Options:
     """The caller's kernels."""
     salt: str = ""
     """Tells apart requests whose results differ though they ask for the same."""
-    lanes: tuple[int, ...] | None = None
-    """Lane of each stage, where stages must not run everywhere."""
+    placement: Placement | None = None
+    """Which share of the workers each stage is for; None for all."""
     schedule: Schedule | None = None
     """What bounds the chunks that are in flight; None for nothing."""
     rows: int | None = None
@@ -280,24 +281,28 @@ class _Lowering:
         return call, list(arguments)
 
     def _hints(self, number: int, stage: Stage) -> Hints:
-        lane, held = None, 0
-        if self.options.lanes is not None:
-            own = self.options.lanes[number]
-            lane, held = (self.plan, own), self.lane_bytes[own]
-        return Hints(
+        hints = Hints(
             self.options.retries,
             self.request,
             stage.cost.seconds * self.scale,
             self.stages.seconds_left[number],
-            lane,
-            held,
+        )
+        if self.options.placement is None:
+            return hints
+        lane = self.options.placement.lanes[number]
+        return replace(
+            hints,
+            lane=(self.plan, lane),
+            is_loose=self.options.placement.allow_other_workers,
+            lane_bytes=self.lane_bytes[lane],
         )
 
     @cached_property
     def lane_bytes(self) -> Mapping[int, int]:
         """Lane to the weights of all its stages."""
         held: defaultdict[int, int] = defaultdict(int)
-        for stage, lane in zip(self.stages.stages, self.options.lanes or (), strict=True):
+        lanes = () if self.options.placement is None else self.options.placement.lanes
+        for stage, lane in zip(self.stages.stages, lanes, strict=True):
             held[lane] += stage.cost.parameter_bytes
         return held
 
@@ -305,7 +310,7 @@ class _Lowering:
     def plan(self) -> str:
         """The same for every request of a plan: a worker keeps the lanes that it has."""
         labels = [stage.label for stage in self.stages.stages]
-        return digest(self.model.token, labels, self.options.lanes)
+        return digest(self.model.token, labels, self.options.placement)
 
     @cached_property
     def request(self) -> str:

@@ -26,11 +26,22 @@ class Placement:
 
     lanes: tuple[int, ...]
     """Lane of each stage. A lane is a worker's share; which worker, the scheduler says."""
+    allow_other_workers: bool = False
+    """An idle worker may take what another lane has waiting, and load the stage for it: as many
+    tasks as can be run where the stage's weights already are, none kept from a free worker."""
 
     @classmethod
-    def one_each(cls, stages: int, workers: int | None = None) -> Placement:
+    def one_each(
+        cls, stages: int, workers: int | None = None, *, allow_other_workers: bool = False
+    ) -> Placement:
         """A lane for each stage, or as many as there are workers, in turns."""
-        return cls(tuple(i % (workers or stages) for i in range(stages)))
+        lanes = tuple(i % (workers or stages) for i in range(stages))
+        return cls(lanes, allow_other_workers)
+
+    @property
+    def only_lanes(self) -> tuple[int, ...] | None:
+        """The lanes, if stages run nowhere else; None where any worker may get any stage."""
+        return None if self.allow_other_workers else self.lanes
 
 
 def effective_retries(retries: int | None) -> int:

@@ -147,7 +147,7 @@ class Plan:
         return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
 
     def _outlook(self, batches: int = 16) -> Outlook:
-        return Outlook(any_cluster(current_client()), self._lanes, self.bounds, batches)
+        return Outlook(any_cluster(current_client()), self.placement, self.bounds, batches)
 
     def _explain(self, measured: Measured | None, batches: int = 16) -> str:
         facts, outlook = self.model._facts, self._outlook(batches)
@@ -230,6 +230,8 @@ class Plan:
             "outputs": ", ".join(spec.name for spec in self.stage_graph.outputs),
             "loss": "none" if self.drift is None else self.drift.way,
         }
+        if self.placement is not None and self.placement.allow_other_workers:
+            asked["other workers"] = "allowed"
         asked |= {name: str(value) for name, value in dataclasses.asdict(recipe.session).items()}
         names = [node.name for node in facts.graph.nodes]
         return Compared(
@@ -278,8 +280,11 @@ class Plan:
 
     def with_placement(self, placement: Placement | None) -> Plan:
         """The same stages, kept on lanes of the cluster: ``Placement((0, 1, 0, 1))`` shares four
-        stages between two workers, neither of which loads what is the other's. None lets each run
-        anywhere. It needs `dask_onnx.configure` on the cluster.
+        stages between two workers, neither of which loads what is the other's. With
+        ``allow_other_workers=True`` an idle worker may all the same, so that none waits; weights
+        then travel to few hosts rather than all, and late workers get work. None lets each run
+        anywhere, which is the fastest where the weights fit every worker of one host. It needs
+        `dask_onnx.configure` on the cluster.
 
         Raises
         ------
@@ -369,7 +374,11 @@ class Plan:
     def _with_stages(self, model: PlannedModel, stages: StageGraph) -> Plan:
         placement = self.placement
         if placement is not None and len(placement.lanes) != len(stages.stages):
-            placement = Placement.one_each(len(stages.stages), len(set(placement.lanes)))
+            placement = Placement.one_each(
+                len(stages.stages),
+                len(set(placement.lanes)),
+                allow_other_workers=placement.allow_other_workers,
+            )
         return dataclasses.replace(
             self, model=model, stage_graph=stages, placement=placement, _others={}
         )

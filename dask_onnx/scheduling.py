@@ -23,6 +23,8 @@ PLUGIN_NAME = "dask_onnx-stages"
 TAKEOVER_SECONDS = 10.0
 """So long a lost worker's lanes wait for a new one, before another worker takes them too: nannies
 start a worker again within seconds, and the others have no room to spare."""
+_UNDER_WAY = ("processing", "memory", "forgotten")
+"""States of tasks that no longer ask for a worker."""
 
 
 class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
@@ -31,7 +33,8 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     Retries; how long a stage is expected to take, until it has run; which of a micro-batch's stages
     has the longest way still to go, and so comes first. And it keeps lanes of stages on workers: a
     lane has one worker at a time. Tasks are restricted to it, so that no other worker loads what
-    does not fit it; they are restricted anew when it is lost or when a new worker has more room.
+    does not fit it, or loosely, so that an idle one may steal them; they are restricted anew when
+    it is lost or when a new worker has more room.
     """
 
     name = PLUGIN_NAME
@@ -74,13 +77,13 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             else:
                 self.waiting.add(lane)
         for state, hint in placed:
-            assert hint.lane is not None
-            self._restrict(state, self.places.get(hint.lane))
+            self._restrict(state, hint)
 
     def _forget_plans(self, scheduler: Scheduler) -> None:
         """Lanes of plans that have no tasks any more weigh on no worker."""
         states = scheduler.tasks.values()
-        live = {lane[0] for s in states if (lane := lane_of(hints_of(s.run_spec))) is not None}
+        hints = filter(None, (placed_hint(state.run_spec) for state in states))
+        live = {hint.lane[0] for hint in hints if hint.lane is not None}
         self.places = {lane: place for lane, place in self.places.items() if lane[0] in live}
         self.sizes = {lane: size for lane, size in self.sizes.items() if lane[0] in live}
         self.waiting = {lane for lane in self.waiting if lane[0] in live}
@@ -157,19 +160,22 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         size = sum(self.sizes[lane] + 1 for lane in [*held, *([] if more is None else [more])])
         return float(size / (room or 1))
 
-    def _restrict(self, state: Any, place: str | None) -> None:
-        # Of a lane without a worker the tasks wait for one.
+    def _restrict(self, state: Any, hint: Hints) -> None:
+        if hint.is_loose and _is_bound(state):
+            return  # a wish must not loosen what the caller demands, as by workers=...
+        # Of a lane without a worker the tasks wait for one, if they may not run elsewhere.
+        place = None if hint.lane is None else self.places.get(hint.lane)
         state.worker_restrictions = {place or "waiting for a worker"}
-        state.loose_restrictions = False
+        state.loose_restrictions = hint.is_loose
 
     def _restrict_anew(self, scheduler: Scheduler, lanes: Iterable[Lane]) -> None:
         moved = set(lanes)
         if not moved:
             return
         for state in scheduler.tasks.values():
-            lane = lane_of(hints_of(state.run_spec))
-            if lane in moved and state.state not in ("processing", "memory", "forgotten"):
-                self._restrict(state, self.places.get(lane))
+            hint = placed_hint(state.run_spec)
+            if hint and hint.lane in moved and state.state not in _UNDER_WAY:
+                self._restrict(state, hint)
         for worker in list(scheduler.workers.values()):
             runnable = scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
             scheduler.transitions(runnable, stimulus_id=PLUGIN_NAME)
@@ -204,5 +210,16 @@ def is_gate(spec: Any) -> bool:
     return isinstance(spec, Task) and spec.func is passed
 
 
-def lane_of(hints: Iterable[Hints]) -> Lane | None:
-    return next((each.lane for each in hints if each.lane is not None), None)
+def placed_hint(spec: Any) -> Hints | None:
+    """What a task says of itself that is for a lane."""
+    return next((each for each in hints_of(spec) if each.lane is not None), None)
+
+
+def _is_bound(state: Any) -> bool:
+    """Whether it must run on certain workers."""
+    restrictions = (
+        state.worker_restrictions,
+        state.host_restrictions,
+        state.resource_restrictions,
+    )
+    return any(restrictions) and not state.loose_restrictions

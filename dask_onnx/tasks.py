@@ -31,7 +31,9 @@ class Hints:
     """Seconds from its start to the end of the request, over the longest way; what they are told
     apart by, whatever the rows."""
     lane: Lane | None = None
-    """The share of the cluster that it is for, where a stage must not run everywhere."""
+    """The share of the cluster that it is for."""
+    is_loose: bool = False
+    """Other workers may take it too, in Dask's sense of loose restrictions."""
     lane_bytes: int = 0
     """Weights of all stages of the lane."""
 

@@ -187,6 +187,7 @@ def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> 
     more["memory"] = [asdict(each) | {"total": each.total} for each in plan.memory()]
     if plan.placement is not None:
         more["lanes"] = list(plan.placement.lanes)
+        more["allow_other_workers"] = plan.placement.allow_other_workers
     if plan.verdict is not None:
         more["verdict"] = plan.verdict.sentence
         more["alternatives"] = [asdict(each) for each in plan.verdict.alternatives]

@@ -40,7 +40,7 @@ class Request:
     salt: str = ""
     """Part of all keys, and empty where the same request has the same result."""
     placement: Placement | None = None
-    """Which stages must not run everywhere, and what they share."""
+    """Which stages share a worker."""
     schedule: Schedule | None = None
     """What bounds the chunks that are on their way through several stages."""
     rows: int | None = None
@@ -71,7 +71,7 @@ class Request:
             self.always_lossy,
             self.own,
             self.salt,
-            None if self.placement is None else self.placement.lanes,
+            self.placement,
             self.schedule,
             self.rows,
             self.expects,

@@ -11,14 +11,13 @@ import dask.array as da
 import numpy as np
 import pytest
 from builders import layers_model
-from dask.task_spec import Task
 from distributed import Client, LocalCluster
 
 import dask_onnx as dx
 from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import report
-from dask_onnx.scheduling import StagePlugin, lane_of
-from dask_onnx.tasks import hints_of
+from dask_onnx.scheduling import StagePlugin, placed_hint
+from dask_onnx.tasks import Hints
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32)
@@ -69,13 +68,7 @@ def test_each_stage_stays_on_its_worker_and_the_other_never_loads_it(cluster, mo
 def test_without_a_limit_stages_run_anywhere(model):
     plan = model.plan("pipeline", n_stages=2)
     assert plan.placement is None
-    hints = [
-        each
-        for task in plan.graph(ROWS[:4]).values()
-        if isinstance(task, Task)
-        for each in hints_of(task)
-    ]
-    assert hints and lane_of(hints) is None
+    assert not any(map(placed_hint, plan.graph(ROWS[:4]).values()))
 
 
 def test_a_worker_that_dies_is_replaced(cluster, model):
@@ -133,7 +126,7 @@ def test_tasks_wait_where_there_is_no_worker():
         worker_restrictions = None
         loose_restrictions = True
 
-    plugin._restrict(State, None)
+    plugin._restrict(State, Hints(lane=("plan", 0)))
     assert State.worker_restrictions == {"waiting for a worker"}
 
 
@@ -227,3 +220,89 @@ def test_activations_that_cannot_fit_are_refused_with_the_rows_that_would(monkey
             pytest.warns(UserWarning, match="of activations"),
         ):
             model.predict(x, batch_size=None)
+
+
+def loosely(plan):
+    placement = dx.Placement.one_each(len(plan.stages), 2, allow_other_workers=True)
+    return plan.with_placement(placement)
+
+
+def homes(client):
+    """Worker of each lane."""
+    places = client.run_on_scheduler(
+        lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
+    )
+    return {lane: place for (_, lane), place in places.items()}
+
+
+def ran(client, plan):
+    """Worker to how often it has run each stage."""
+    found = plan.model._onnx.ref
+    tokens = [stage_ref(found, stage, plan.model._facts.own).token for stage in plan.stages]
+    counts = {}
+    for worker, (runs, _) in client.run(report, tokens).items():
+        noted = [run.token for run in runs]
+        counts[worker] = [noted.count(token) for token in tokens]
+    return counts
+
+
+def slow_relu(x):
+    time.sleep(0.05)
+    return np.maximum(x, 0)
+
+
+@pytest.fixture
+def slow_model():
+    return dx.load(layers_model([32, 32], width=64), replace={"Relu": slow_relu})
+
+
+def test_stages_may_prefer_their_workers(cluster, model):
+    plan = loosely(model.plan("pipeline", n_stages=2))
+    x = da.from_array(ROWS, chunks=(128, -1))
+    found = model.predict(x, plan=plan, batch_size=None).compute()
+    np.testing.assert_array_equal(found, model(ROWS, batch_size=None))
+    counts, places = ran(cluster, plan), homes(cluster)
+    assert len(set(places.values())) == 2
+    at_home = sum(counts[place][lane] for lane, place in places.items())
+    # Dask may steal one or the other.
+    assert sum(map(sum, counts.values())) == 64 and at_home >= 56
+
+
+def test_an_idle_worker_takes_what_prefers_others(slow_model):
+    x = da.from_array(ROWS[:512], chunks=(16, -1))
+    plan = loosely(slow_model.plan("pipeline", n_stages=2)).with_schedule(in_flight=16)
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        found = slow_model.predict(x, plan=plan, batch_size=None).compute()
+        counts, places = ran(client, plan), homes(client)
+        (spare,) = set(counts) - set(places.values())
+        assert sum(counts[spare]) > 0
+        np.testing.assert_array_equal(found, slow_model(ROWS[:512], batch_size=None))
+
+
+def test_who_may_run_elsewhere_does_not_wait_for_a_worker_that_is_gone(monkeypatch, slow_model):
+    monkeypatch.setattr("dask_onnx.scheduling.TAKEOVER_SECONDS", 1000)
+    plan = loosely(slow_model.plan("pipeline", n_stages=2))
+    x = da.from_array(ROWS[:512], chunks=(16, -1))
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        future = client.compute(slow_model.predict(x, plan=plan, batch_size=None))
+        time.sleep(0.5)
+        client.retire_workers([homes(client)[0]])
+        found = future.result(timeout=120)
+        np.testing.assert_array_equal(found, slow_model(ROWS[:512], batch_size=None))
+
+
+def test_a_preference_loosens_nothing_that_the_caller_demands(cluster, model):
+    plan = loosely(model.plan("pipeline", n_stages=2))
+    (demanded, other) = cluster.scheduler_info()["workers"]
+    lazy = model.predict(da.from_array(ROWS, chunks=(256, -1)), plan=plan, batch_size=None)
+    cluster.compute(lazy, workers=[demanded], allow_other_workers=False).result()
+    counts = ran(cluster, plan)
+    assert counts[demanded] == [16, 16] and counts[other] == [0, 0]

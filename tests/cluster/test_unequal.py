@@ -83,6 +83,8 @@ def test_auto_cuts_for_unequal_memory_in_proportion(monkeypatch):
         together = plan.with_placement(dx.Placement((0,) * len(plan.stages)))
         with pytest.raises(dx.PlanError, match=r"of weights.* a worker has room for"):
             model.predict(da.from_array(ROWS, chunks=(64, -1)), plan=together)
+        loosely = dx.Placement((0,) * len(plan.stages), allow_other_workers=True)
+        model.predict(da.from_array(ROWS, chunks=(64, -1)), plan=plan.with_placement(loosely))
 
 
 def test_a_cluster_that_scales_takes_up_the_lanes():

@@ -49,6 +49,10 @@ def test_seconds_are_in_proportion_to_the_rows_that_the_plan_is_for():
     assert found.stages[0].seconds == pytest.approx(0.8 / 32 * 16)
     assert found.stages[0].runs == 12 and found.stages[0].workers == ("w",)
     assert found.stages[1] is None and found.peaks == {"w": 7} and found.rows == 8
+    # What comes in one piece from another stage has as many rows as the others.
+    unknown = StageRun("b", 0.0, 0.6, 1, None)
+    found = measured(["a", "b"], {"w": [*runs, unknown]}, {"w": 7}, rows=16)
+    assert found.stages[1].seconds == pytest.approx(0.6 / 8 * 16)
     bare = measured(["a"], {"w": [StageRun("a", 0.0, 0.6, 2, None)]}, {"w": 7}, rows=16)
     assert bare.stages[0].seconds == pytest.approx(0.3) and bare.rows is None
     assert measured(["a"], {"w": []}, {"w": 7}, rows=None) is None
@@ -77,6 +81,9 @@ def test_memory_is_projected_for_each_worker(model):
     assert second.total == 100 + second.weights + second.working + second.waiting
     placed = plan.with_placement(dx.Placement((0, 1, 0))).explain()
     assert "worker 0  projected" in placed and "worker 1  projected" in placed
+    loosely = dx.Placement((0, 1, 0), allow_other_workers=True)
+    preferred = plan.with_placement(loosely).explain()
+    assert "any worker  projected" in preferred and "stages prefer these workers" in preferred
 
 
 def test_the_schedule_is_shown_with_its_bubble(model):

@@ -82,6 +82,11 @@ def test_workers_of_stages_are_compared(model):
     placed = plan.with_placement(dx.Placement((0, 1)))
     assert plan.diff(placed) == "workers of the stages: this any; the other 0 1"
     assert placed.diff(placed) == "no difference"
+    loosely = plan.with_placement(dx.Placement((0, 1), allow_other_workers=True))
+    assert [line.split() for line in placed.diff(loosely).splitlines()] == [
+        ["this", "other"],
+        ["other", "workers", "none", "allowed"],
+    ]
 
 
 def test_how_stages_run_is_compared(model):

@@ -144,3 +144,12 @@ def test_lanes_that_were_given_stay_where_the_stages_are_as_many():
     plan = model.plan("pipeline", n_stages=3).with_placement(dx.Placement((0, 0, 1)))
     assert plan.on(dx.load(source)).placement == dx.Placement((0, 0, 1))
     assert plan.for_outputs(("y3",)).placement == dx.Placement((0, 0, 1))
+
+
+def test_lanes_of_other_stages_are_as_loose():
+    plan = dx.load(layers_model([64] * 6)).plan("pipeline", memory_limit=9000)
+    lanes = tuple(i % 2 for i in range(len(plan.stages)))
+    plan = plan.with_placement(dx.Placement(lanes, allow_other_workers=True))
+    fewer = plan.for_outputs(("y3",))
+    assert 1 < len(fewer.stages) < len(plan.stages)
+    assert fewer.placement == dx.Placement.one_each(len(fewer.stages), 2, allow_other_workers=True)
