@@ -10,6 +10,9 @@ deepcut and oskut-deepcut with 2048 rows as one request. Contestants, in alterna
 - branches, processes: the same on two workers of one thread each
 - auto: what `plan("auto", aim="latency")` takes for the same request on two threads
 
+The processes have rounds of their own, with the bare sessions again: an idle cluster takes an
+eighth of a core, and who runs threads has none.
+
 What two cores are worth here is told beside it: two such requests at once, on two bare threads,
 against one after the other. No cut in two can be faster than that.
 """
@@ -20,7 +23,6 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ import dask_onnx as dx
 
 _MODELS = ("deepcut", "oskut_deepcut")
 _TWICE = "two at once"
+_PROCESSES = "branches, processes"
 
 
 def bare(path: Path, **options: Any) -> onnxruntime.InferenceSession:
@@ -64,42 +67,36 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
             execution_mode=onnxruntime.ExecutionMode.ORT_PARALLEL,
         ),
     }
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-        ExitStack() as stack,
-    ):
-        dx.configure(client)
-
-        def on_processes() -> Any:
-            with dask.config.set(scheduler=client):
-                return model.predict(feeds, plan=plan, batch_size=None)
-
-        runners: dict[str, Callable[[], Any]] = {
-            name: lambda session=session: session.run(None, feeds)[0]  # type: ignore[misc]
-            for name, session in sessions.items()
-        }
-        runners["branches, threads"] = lambda: model.predict(feeds, plan=plan, batch_size=None)
-        runners["branches, processes"] = on_processes
-        runners["auto"] = lambda: model.predict(feeds, plan=auto)
-        pool = stack.enter_context(ThreadPoolExecutor(2))
-        alone = sessions["ort 1"]
+    plain: dict[str, Callable[[], Any]] = {
+        name: lambda session=session: session.run(None, feeds)[0]  # type: ignore[misc]
+        for name, session in sessions.items()
+    }
+    alone = sessions["ort 1"]
+    with ThreadPoolExecutor(2) as pool:
 
         def two_at_once() -> Any:
             found = [pool.submit(alone.run, None, feeds) for _ in range(2)]
             return [future.result()[0] for future in found].pop()
 
-        runners[_TWICE] = two_at_once
-        expected = runners["ort 1"]()
-        differences = {
-            name: float(np.abs(runner() - expected).max()) for name, runner in runners.items()
+        runners = {
+            **plain,
+            "branches, threads": lambda: model.predict(feeds, plan=plan, batch_size=None),
+            "auto": lambda: model.predict(feeds, plan=auto),
+            _TWICE: two_at_once,
         }
-        for runner in runners.values():
-            runner()
-        seconds = alternate(runners, rounds)
-    capacity = 2 * np.divide(seconds["ort 1"], seconds.pop(_TWICE))
-    best = min(("ort 1", "ort 2", "ort parallel"), key=lambda name: np.median(seconds[name]))
-    beside_one, beside_best = against(seconds, "ort 1"), against(seconds, best)
+        on_threads, differences = compared(runners, rounds)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        runners = {**plain, _PROCESSES: runners["branches, threads"]}
+        on_processes, more = compared(runners, rounds)
+    capacity = 2 * np.divide(on_threads["ort 1"], on_threads.pop(_TWICE))
+    best = min(plain, key=lambda name: np.median(on_threads[name]))
+    found = speeds(on_threads, best)
+    found[_PROCESSES] = speeds(on_processes, best)[_PROCESSES]
+    differences |= more
     return {
         "rows": rows,
         "stages": [stage.cost.seconds for stage in plan.stages],
@@ -108,13 +105,28 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
         "two_cores": float(np.median(capacity)),
         "verdict": auto.verdict.describe(),
         "contestants": {
-            name: {
-                **beside_one[name],
-                "of_best_of_ort": beside_best[name][f"of_{best.replace(' ', '_')}"],
-                "difference": differences[name],
-            }
-            for name in seconds
+            name: {**numbers, "difference": differences[name]} for name, numbers in found.items()
         },
+    }
+
+
+def compared(
+    runners: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each, round by round, and by how much each differs from one thread of ORT."""
+    expected = runners["ort 1"]()
+    differences = {name: float(np.abs(run() - expected).max()) for name, run in runners.items()}
+    for run in runners.values():
+        run()
+    return alternate(runners, rounds), differences
+
+
+def speeds(seconds: dict[str, list[float]], best: str) -> dict[str, dict[str, Any]]:
+    """Of each contestant its seconds, and its speed as a share of one thread's and of the best."""
+    beside_best = against(seconds, best)
+    return {
+        name: {**found, "of_best_of_ort": beside_best[name][f"of_{best.replace(' ', '_')}"]}
+        for name, found in against(seconds, "ort 1").items()
     }
 
 
