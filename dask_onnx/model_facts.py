@@ -193,7 +193,7 @@ class ModelFacts:
             attributes = self.graph.proto.graph.node[index].attribute
             has_body = any(attribute.HasField("g") for attribute in attributes)
             if has_body and then[index].activation_bytes:
-                # What a body computes is not counted; it grows with what comes in.
+                # Which body ran, and how often, is not known; its work grows with what it moves.
                 return each[index].activation_bytes / then[index].activation_bytes
             return costs.seconds(each[index]) / costs.seconds(then[index])
 

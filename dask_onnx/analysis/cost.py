@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx
 
+from dask_onnx.analysis.bodies import body_graphs, trip_count
+from dask_onnx.analysis.flops import CONVOLUTIONS, TREES, WEIGHTY, Specs, elements, flops_of
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.specs import Kernel, TensorSpec
-
-Specs = Mapping[str, TensorSpec]
+from dask_onnx.weights import subgraphs_of, with_bodies
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class NodeCost:
     """Bytes of the values that it reads and writes, without initializers."""
     conv_flops: int = 0
     """Of `flops`, those of convolutions, whose kernels reach another speed."""
+    tree_steps: int = 0
+    """Of `flops`, the comparisons on the way down trees, each of which waits for the one before."""
 
     def __add__(self, other: NodeCost) -> NodeCost:
         return NodeCost(
@@ -33,6 +36,17 @@ class NodeCost:
             self.parameter_bytes + other.parameter_bytes,
             self.activation_bytes + other.activation_bytes,
             self.conv_flops + other.conv_flops,
+            self.tree_steps + other.tree_steps,
+        )
+
+    def times(self, runs: int) -> NodeCost:
+        """Of a body that runs so often; its parameters are there once."""
+        return NodeCost(
+            self.flops * runs,
+            self.parameter_bytes,
+            self.activation_bytes * runs,
+            self.conv_flops * runs,
+            self.tree_steps * runs,
         )
 
 
@@ -43,6 +57,7 @@ class CostTable:
     flops_per_second: float = 30e9
     conv_flops_per_second: float = 30e9
     bytes_per_second: float = 8e9
+    seconds_per_tree_step: float = 5e-9
     seconds_per_node: float = 4e-6
     """Dispatch of one operator."""
 
@@ -64,6 +79,7 @@ class CostTable:
             flops_per_second=self.flops_per_second * factor,
             conv_flops_per_second=self.conv_flops_per_second * factor,
             bytes_per_second=self.bytes_per_second * factor,
+            seconds_per_tree_step=self.seconds_per_tree_step / factor,
         )
 
     def hop_seconds(self, size: float) -> float:
@@ -73,8 +89,10 @@ class CostTable:
     def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
         """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
         moved = cost.activation_bytes + cost.parameter_bytes
-        arithmetic = (cost.flops - cost.conv_flops) / self.flops_per_second
+        rest = cost.flops - cost.conv_flops - cost.tree_steps
+        arithmetic = rest / self.flops_per_second
         arithmetic += cost.conv_flops / self.conv_flops_per_second
+        arithmetic += cost.tree_steps * self.seconds_per_tree_step
         work = max(arithmetic, moved / self.bytes_per_second)
         if kernel == "onnxruntime":
             return self.seconds_per_node + work
@@ -85,7 +103,7 @@ def value_bytes(spec: TensorSpec | None) -> int:
     """Bytes of a value; an open dimension counts as 1, an unknown value as 0."""
     if spec is None or spec.shape is None or spec.dtype is None:
         return 0
-    return _elements(spec) * (spec.dtype.itemsize or 1)
+    return elements(spec) * (spec.dtype.itemsize or 1)
 
 
 def node_costs(facts: GraphFacts, specs: Specs) -> list[NodeCost]:
@@ -105,16 +123,29 @@ def _node_cost(
     proto = facts.proto.graph.node[node.index]
     reads = set(node.reads)
     parameters = sum(initializers[name] for name in reads if name in initializers)
-    parameters += sum(
-        sum(_initializer_bytes(body).values())
-        for attribute in proto.attribute
-        for body in ([attribute.g] if attribute.HasField("g") else [])
-    )
     activations = sum(value_bytes(specs.get(n)) for n in reads if n not in initializers)
     activations += sum(value_bytes(specs.get(name)) for name in node.outputs)
-    flops = _flops(proto, node, specs)
-    is_conv = node.op_type in _CONVOLUTIONS
-    return NodeCost(flops, parameters, activations, flops if is_conv else 0)
+    flops = flops_of(proto, node, specs)
+    is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
+    own = NodeCost(flops, parameters, activations, flops if is_conv else 0, flops if is_tree else 0)
+    if not subgraphs_of(proto):
+        return own
+    held = sum(sum(_initializer_bytes(body).values()) for body in subgraphs_of(proto))
+    inside = _body_cost(facts, node, specs)
+    return replace(own + inside, parameter_bytes=parameters + held)
+
+
+def _body_cost(facts: GraphFacts, node: NodeFacts, specs: Specs) -> NodeCost:
+    """What the bodies of a node compute: of an If the one with more work, since any may run."""
+    nothing = NodeCost(0, 0, 0)
+    proto = facts.proto.graph.node[node.index]
+    if not any(each.op_type in WEIGHTY for each in with_bodies(proto)):
+        return nothing  # shapes and such: not worth the time to look
+    bodies = [
+        sum(node_costs(body, inner), nothing) for body, inner in body_graphs(facts, node, specs)
+    ]
+    dearest = max(bodies, key=lambda cost: cost.flops, default=nothing)
+    return dearest.times(trip_count(facts, node, specs))
 
 
 def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
@@ -123,131 +154,3 @@ def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         sizes[tensor.name] = math.prod(tensor.dims) * max(dtype.itemsize, 1)
     return sizes
-
-
-def _elements(spec: TensorSpec | None) -> int:
-    if spec is None or spec.shape is None:
-        return 0
-    return math.prod(dim if isinstance(dim, int) else 1 for dim in spec.shape)
-
-
-def _dims(specs: Specs, names: Sequence[str], index: int) -> list[int]:
-    """Sizes of the value at `index`, open ones as 1; [] if it is missing or unknown."""
-    if index >= len(names):
-        return []
-    spec = specs.get(names[index])
-    if spec is None or spec.shape is None:
-        return []
-    return [dim if isinstance(dim, int) else 1 for dim in spec.shape]
-
-
-def _flops(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    rule = _RULES.get(node.op_type)
-    if rule is not None:
-        return rule(proto, node, specs)
-    if node.op_type in _MOVES_ONLY:
-        return 0
-    per_element = _PER_OUTPUT_ELEMENT.get(node.op_type, 1)
-    if node.op_type.startswith(("Reduce", "Arg")):
-        return sum(_elements(specs.get(name)) for name in node.inputs[:1])
-    return per_element * sum(_elements(specs.get(name)) for name in node.outputs)
-
-
-def _convolution(weight_index: int) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        # One multiply-add for each output element and each weight of its output channel.
-        weight = _dims(specs, node.inputs, weight_index)
-        out = sum(_elements(specs.get(name)) for name in node.outputs[:1])
-        return 2 * out * math.prod(weight[1:])
-
-    return rule
-
-
-def _transposed_convolution(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    weight = _dims(specs, node.inputs, 1)
-    return 2 * math.prod(_dims(specs, node.inputs, 0)) * math.prod(weight[1:])
-
-
-def _matmul(right_index: int) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        left = _dims(specs, node.inputs, 0)
-        transposed = any(a.name == "transA" and a.i for a in proto.attribute)
-        shared = (left[0] if transposed else left[-1]) if left else 0
-        return 2 * shared * sum(_elements(specs.get(name)) for name in node.outputs[:1])
-
-    return rule
-
-
-def _recurrent(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    # W is (directions, gates * hidden, input), R (directions, gates * hidden, hidden).
-    steps = math.prod(_dims(specs, node.inputs, 0)[:2])
-    return 2 * steps * sum(math.prod(_dims(specs, node.inputs, i)) for i in (1, 2))
-
-
-def _window(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    kernel = [a.ints for a in proto.attribute if a.name == "kernel_shape"]
-    out = sum(_elements(specs.get(name)) for name in node.outputs[:1])
-    return out * (math.prod(kernel[0]) if kernel else 1)
-
-
-def _whole_input(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    return math.prod(_dims(specs, node.inputs, 0)) if node.inputs else 0
-
-
-def _einsum(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    equation = next((a.s.decode() for a in proto.attribute if a.name == "equation"), "")
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    for index, term in enumerate(terms):
-        for letter, size in zip(term, _dims(specs, node.inputs, index), strict=False):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return 2 * math.prod(sizes.values())
-
-
-_RULES: dict[str, Callable[[onnx.NodeProto, NodeFacts, Specs], int]] = {
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed_convolution,
-    "MatMul": _matmul(1),
-    "MatMulInteger": _matmul(1),
-    "QLinearMatMul": _matmul(3),
-    "Gemm": _matmul(1),
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-    "DynamicQuantizeLSTM": _recurrent,
-    "MaxPool": _window,
-    "AveragePool": _window,
-    "GlobalAveragePool": _whole_input,
-    "GlobalMaxPool": _whole_input,
-    "Einsum": _einsum,
-}
-
-_CONVOLUTIONS = frozenset(("Conv", "ConvInteger", "QLinearConv", "ConvTranspose"))
-_MOVES_ONLY = frozenset(
-    (
-        "Cast Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather "
-        "GatherElements GatherND Identity Pad Reshape ScatterElements ScatterND Shape "
-        "Size Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where"
-    ).split()
-)
-_PER_OUTPUT_ELEMENT = {
-    "BatchNormalization": 2,
-    "InstanceNormalization": 8,
-    "LayerNormalization": 8,
-    "GroupNormalization": 8,
-    "Softmax": 5,
-    "LogSoftmax": 5,
-    "Sigmoid": 4,
-    "Tanh": 6,
-    "Erf": 8,
-    "Gelu": 10,
-    "Exp": 4,
-    "Log": 4,
-    "HardSwish": 4,
-    "Resize": 7,
-    "Upsample": 7,
-}
-"""Operations for one output element: counts of adds, multiplies and one step of a polynomial each;
-what is not listed counts as one."""

@@ -25,6 +25,7 @@ _SIDE = 512
 _CHANNELS, _PIXELS = 64, 56
 _ELEMENTS = 2**22
 _NODES = 200
+_TREES, _DEPTH, _FEATURES, _ROWS = 100, 6, 32, 256
 
 
 def noted_calibration() -> CostTable | None:
@@ -38,7 +39,8 @@ def noted_calibration() -> CostTable | None:
 
 def calibrate() -> CostTable:
     """Measure, and keep it. A matrix product and a convolution give operations a second, a sum of
-    16 MiB bytes a second, and a chain of tiny nodes what each of them costs besides."""
+    16 MiB bytes a second, a forest what a step down a tree takes, and a chain of tiny nodes what
+    each of them costs besides."""
     rng = np.random.default_rng(0)
     square = rng.standard_normal((_SIDE, _SIDE), dtype=np.float32)
     kernels = rng.standard_normal((_CHANNELS, _CHANNELS, 3, 3), dtype=np.float32)
@@ -57,6 +59,7 @@ def calibrate() -> CostTable:
         flops_per_second=2 * _SIDE**3 / product,
         conv_flops_per_second=2 * kernels.size * _PIXELS**2 / convolution,
         bytes_per_second=2 * 4 * _ELEMENTS / total,
+        seconds_per_tree_step=_tree_step_seconds(rng),
         seconds_per_node=_seconds(chain, (8,)) / _NODES,
     )
     Store().note_measured(
@@ -65,20 +68,54 @@ def calibrate() -> CostTable:
             "flops_per_second": table.flops_per_second,
             "conv_flops_per_second": table.conv_flops_per_second,
             "bytes_per_second": table.bytes_per_second,
+            "seconds_per_tree_step": table.seconds_per_tree_step,
             "seconds_per_node": table.seconds_per_node,
         },
     )
     return table
 
 
+def _tree_step_seconds(rng: np.random.Generator) -> float:
+    """Of a forest of complete trees on random features, which no cache can guess."""
+    inner, leaves = 2**_DEPTH - 1, 2**_DEPTH
+    number = np.arange(inner)
+    size = inner + leaves
+    below = np.zeros((2, size), np.int64)
+    below[:, :inner] = 2 * number + 1, 2 * number + 2
+    node = helper.make_node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=np.repeat(np.arange(_TREES), size).tolist(),
+        nodes_nodeids=np.tile(np.arange(size), _TREES).tolist(),
+        nodes_featureids=rng.integers(0, _FEATURES, _TREES * size).tolist(),
+        nodes_values=rng.standard_normal(_TREES * size).tolist(),
+        nodes_modes=(["BRANCH_LEQ"] * inner + ["LEAF"] * leaves) * _TREES,
+        nodes_truenodeids=np.tile(below[0], _TREES).tolist(),
+        nodes_falsenodeids=np.tile(below[1], _TREES).tolist(),
+        target_treeids=np.repeat(np.arange(_TREES), leaves).tolist(),
+        target_nodeids=np.tile(np.arange(inner, size), _TREES).tolist(),
+        target_ids=[0] * (_TREES * leaves),
+        target_weights=[1.0] * (_TREES * leaves),
+    )
+    rows = rng.standard_normal((_ROWS, _FEATURES), dtype=np.float32)
+    return _seconds([node], rows.shape, x=rows) / (_ROWS * _TREES * _DEPTH)
+
+
 def _seconds(
-    nodes: Sequence[onnx.NodeProto], shape: tuple[int, ...], weight: np.ndarray | None = None
+    nodes: Sequence[onnx.NodeProto],
+    shape: tuple[int, ...],
+    weight: np.ndarray | None = None,
+    x: np.ndarray | None = None,
 ) -> float:
-    """The fastest of a few runs from x to y."""
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
+    """The fastest of a few runs from x, by default ones, to y."""
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "y")]
     weights = [] if weight is None else [numpy_helper.from_array(weight, "w")]
     graph = helper.make_graph(list(nodes), "calibration", ends[:1], ends[1:], weights)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     session = build_session(
         proto.SerializeToString(),
         Store().blobs,
@@ -86,7 +123,7 @@ def _seconds(
         weight_bytes=0,
         label="calibration",
     )
-    x = np.ones(shape, np.float32)
+    x = np.ones(shape, np.float32) if x is None else x
     taken = []
     for _ in range(_RUNS + 1):  # the first warms up
         began = time.perf_counter()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import make_model, node, value, weights
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
@@ -11,8 +11,8 @@ from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.onnx_model import load_onnx
 
 
-def cost_of(nodes, x, constants=None) -> NodeCost:
-    model = make_model(nodes, [value("x", x)], [value("y", None)], constants)
+def cost_of(nodes, x, constants=None, **options) -> NodeCost:
+    model = make_model(nodes, [value("x", x)], [value("y", None)], constants, **options)
     facts = GraphFacts(load_onnx(model))
     return node_costs(facts, infer_shapes(facts))[-1]
 
@@ -99,3 +99,160 @@ def test_half_precision_takes_half_the_bytes():
     facts = GraphFacts(load_onnx(model))
     assert node_costs(facts, infer_shapes(facts))[0].activation_bytes == 2 * 8 * 2
     assert np.dtype(np.float16).itemsize == 2
+
+
+def test_attention_is_every_query_with_every_key():
+    past = {name: weights(2, 4, 3, 8) for name in ("k", "v")}
+    with_heads = cost_of(
+        [node("Attention", "x x x - k v", "y pk pv")], [2, 4, 5, 8], past, opset=23
+    )
+    assert with_heads.flops == 2 * 2 * (2 * 4 * 5 * 8) * (5 + 3)
+    side_by_side = node("Attention", "x x x", "y", q_num_heads=4, kv_num_heads=4)
+    assert cost_of([side_by_side], [2, 5, 32], opset=23).flops == 2 * 2 * (2 * 5 * 32) * 5
+
+
+MICROSOFT = {
+    "MultiHeadAttention": (
+        node("MultiHeadAttention", "x x x", "y", num_heads=4),
+        [2, 5, 32],
+        {},
+        4 * 2 * 5 * 5 * 32,
+    ),
+    "Attention": (
+        node("Attention", "x w", "y", num_heads=4),
+        [2, 5, 32],
+        {"w": weights(32, 96)},
+        2 * 2 * 5 * 32 * 96 + 4 * 2 * 5 * 5 * 32,
+    ),
+    "FusedMatMul": (
+        node("FusedMatMul", "x w", "y", transB=1),
+        [2, 5, 32],
+        {"w": weights(7, 32)},
+        2 * 2 * 5 * 32 * 7,
+    ),
+    "MatMulNBits": (node("MatMulNBits", "x w s", "y", K=32, N=7), [5, 32], {}, 2 * 5 * 32 * 7),
+}
+
+
+@pytest.mark.parametrize("case", MICROSOFT)
+def test_operators_of_onnx_runtime_are_counted(case):
+    made, x, constants, flops = MICROSOFT[case]
+    made.domain = "com.microsoft"
+    facts = GraphFacts(
+        load_onnx(
+            make_model(
+                [made],
+                [value("x", x), *[value(n, [1]) for n in made.input if n not in ("x", *constants)]],
+                [value("y", None)],
+                constants,
+                domains={"com.microsoft": 1},
+            )
+        )
+    )
+    assert node_costs(facts, infer_shapes(facts))[-1].flops == flops
+
+
+def forest(trees, depth):
+    inner, leaves = 2**depth - 1, 2**depth
+    size = inner + leaves
+    below = [(2 * i + 1, 2 * i + 2) if i < inner else (0, 0) for i in range(size)]
+    return node(
+        "TreeEnsembleRegressor", "x", "y", domain="ai.onnx.ml", n_targets=1,
+        nodes_treeids=[t for t in range(trees) for _ in range(size)],
+        nodes_nodeids=list(range(size)) * trees,
+        nodes_featureids=[0] * size * trees,
+        nodes_values=[0.0] * size * trees,
+        nodes_modes=(["BRANCH_LEQ"] * inner + ["LEAF"] * leaves) * trees,
+        nodes_truenodeids=[pair[0] for pair in below] * trees,
+        nodes_falsenodeids=[pair[1] for pair in below] * trees,
+        target_treeids=[t for t in range(trees) for _ in range(leaves)],
+        target_nodeids=list(range(inner, size)) * trees,
+        target_ids=[0] * leaves * trees,
+        target_weights=[1.0] * leaves * trees,
+    )  # fmt: skip
+
+
+def test_steps_down_trees_are_counted_and_take_their_own_time():
+    cost = cost_of([forest(5, 3)], [7, 2], domains={"ai.onnx.ml": 3})
+    assert cost.flops == cost.tree_steps == 7 * 5 * 3
+    table = CostTable(seconds_per_tree_step=1e-3, seconds_per_node=0)
+    assert table.seconds(cost) == pytest.approx(0.105)
+
+
+def test_linear_models_of_tables_are_counted():
+    regressor = node("LinearRegressor", "x", "y", domain="ai.onnx.ml", coefficients=[1.0] * 12)
+    assert cost_of([regressor], [5, 12], domains={"ai.onnx.ml": 3}).flops == 2 * 5 * 12
+
+
+def body(name, nodes, inputs=(), outputs=()):
+    return helper.make_graph(list(nodes), name, list(inputs), list(outputs))
+
+
+def if_node(then, other):
+    return node("If", "flag", "y", then_branch=then, else_branch=other)
+
+
+def test_of_an_if_the_dearer_body_counts():
+    small = body("small", [node("Relu", "x", "a")], outputs=[value("a", None)])
+    large = body(
+        "large",
+        [
+            node("MatMul", "x w", "h"),
+            if_node(small, body("inner", [node("MatMul", "h v", "y")], outputs=[value("y", None)])),
+        ],
+        outputs=[value("y", None)],
+    )
+    model = make_model(
+        [if_node(large, small)],
+        [value("x", [3, 5]), value("flag", [], TensorProto.BOOL)],
+        [value("y", None)],
+        {"w": weights(5, 7), "v": weights(7, 5)},
+    )
+    facts = GraphFacts(load_onnx(model))
+    (cost,) = node_costs(facts, infer_shapes(facts))
+    assert cost.flops == 2 * 3 * 5 * 7 * 2
+    assert cost.parameter_bytes == 2 * 5 * 7 * 4
+    # Moved inside too, not only what goes in and out.
+    assert cost.activation_bytes > (2 * 3 * 5 + 3 * 7) * 4
+
+
+def loop(trips, body_nodes):
+    return node(
+        "Loop", f"{trips} - x", "y all",
+        body=body(
+            "step", body_nodes,
+            [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL),
+             value("s", None)],
+            [value("go_on", [], TensorProto.BOOL), value("t", None), value("row", None)],
+        ),
+    )  # fmt: skip
+
+
+STEP = [node("Identity", "go", "go_on"), node("MatMul", "s w", "t"), node("Identity", "t", "row")]
+
+
+def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+    constants = {"w": weights(5, 5), "M": np.array(6, np.int64)}
+    cost = cost_of([loop("M", STEP)], [3, 5], constants)
+    assert cost.flops == 6 * 2 * 3 * 5 * 5
+    assert cost.parameter_bytes == 5 * 5 * 4 + 8
+
+
+def test_the_body_of_a_scan_counts_once_for_each_step():
+    step = body(
+        "step",
+        [node("MatMul", "s w", "u"), node("Add", "u e", "t"), node("Identity", "t", "row")],
+        [value("s", None), value("e", None)],
+        [value("t", None), value("row", None)],
+    )
+    scan = node("Scan", "start x", "y rows", num_scan_inputs=1, body=step, scan_input_axes=[1])
+    constants = {"w": weights(5, 5), "start": weights(3, 5)}
+    cost = cost_of([scan], [3, 9, 5], constants)
+    assert cost.flops == 9 * (2 * 3 * 5 * 5 + 3 * 5)
+
+
+def test_a_body_whose_inputs_nobody_knows_counts_as_nothing():
+    constants = {"w": weights(5, 5)}
+    made = [node("Custom", "x", "z", domain="own"), loop("-", STEP)]
+    made[1].input[2] = "z"
+    assert cost_of(made, [3, 5], constants, domains={"own": 1}).flops == 0
