@@ -192,10 +192,12 @@ class ModelFacts:
         def growth(index: int) -> float:
             attributes = self.graph.proto.graph.node[index].attribute
             has_body = any(attribute.HasField("g") for attribute in attributes)
-            if has_body and then[index].activation_bytes:
-                # Which body ran, and how often, is not known; its work grows with what it moves.
-                return each[index].activation_bytes / then[index].activation_bytes
-            return costs.seconds(each[index]) / costs.seconds(then[index])
+            ratio = costs.seconds(each[index]) / costs.seconds(then[index])
+            if has_body and then[index].activation_bytes and each[index].activation_bytes:
+                # Values of a body whose shapes are not known seem to stay as they are.
+                moved = each[index].activation_bytes / then[index].activation_bytes
+                return max(ratio, moved, key=lambda one: abs(math.log(one)))
+            return ratio
 
         return {index: seconds * growth(index) for index, seconds in best.seconds.items()}
 

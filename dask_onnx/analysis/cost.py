@@ -124,7 +124,7 @@ def _node_cost(
     reads = set(node.reads)
     parameters = sum(initializers[name] for name in reads if name in initializers)
     activations = sum(value_bytes(specs.get(n)) for n in reads if n not in initializers)
-    activations += sum(value_bytes(specs.get(name)) for name in node.outputs)
+    activations += sum(value_bytes(specs.get(n)) for n in node.outputs if n not in initializers)
     flops = flops_of(proto, node, specs)
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
     own = NodeCost(flops, parameters, activations, flops if is_conv else 0, flops if is_tree else 0)
@@ -149,8 +149,17 @@ def _body_cost(facts: GraphFacts, node: NodeFacts, specs: Specs) -> NodeCost:
 
 
 def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
+    tensors = [(tensor.name, tensor) for tensor in graph.initializer]
+    # Weights may be written as nodes too; what reads them does not get them from another node.
+    tensors += [
+        (node.output[0], attribute.t)
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
     sizes = {}
-    for tensor in graph.initializer:
+    for name, tensor in tensors:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        sizes[tensor.name] = math.prod(tensor.dims) * max(dtype.itemsize, 1)
+        sizes[name] = math.prod(tensor.dims) * max(dtype.itemsize, 1)
     return sizes

@@ -101,6 +101,21 @@ def verify_command(context: click.Context) -> None:
         context.exit(1)
 
 
+@command.command("forget")
+@common_options
+@click.pass_obj
+def forget_command(options: Options) -> None:
+    """Forget what was measured here, as on a busy machine: the CPU's speed, seconds of nodes, best
+    rows of a run. What plans and runs from then on need is measured anew; models stay.
+    """
+    store = Store()
+    count = store.forget_measured()
+    if options.as_json:
+        click.echo(json.dumps({"forgotten": count}))
+    else:
+        click.echo(f"{count} measurements forgotten in {store.root}")
+
+
 @command.command("prune")
 @click.option("--max-bytes", help="What may stay, such as 5GiB; dask_onnx.store.max-bytes if left.")
 @click.option("--unused", help="Only models that were not used for so long, such as 7d or 12h.")

@@ -269,6 +269,13 @@ class Store:
         data = json.dumps(values).encode()
         self._write(self.root / "measured" / f"{name}.json", data, durable=False)
 
+    def forget_measured(self) -> int:
+        """Remove all of these notes; how many there were."""
+        found = list((self.root / "measured").glob("*.json"))
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
     # Who uses it
 
     def lease(self, token: str) -> Lease:

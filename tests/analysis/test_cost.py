@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import make_model, node, value, weights
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
@@ -99,6 +99,17 @@ def test_half_precision_takes_half_the_bytes():
     facts = GraphFacts(load_onnx(model))
     assert node_costs(facts, infer_shapes(facts))[0].activation_bytes == 2 * 8 * 2
     assert np.dtype(np.float16).itemsize == 2
+
+
+def test_weights_that_are_written_as_nodes_are_weights():
+    array = weights(1000, 3)
+    made = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(array)),
+        node("MatMul", "x w", "y"),
+    ]
+    cost = cost_of(made, [2, 1000])
+    assert cost.parameter_bytes == array.nbytes
+    assert cost.activation_bytes == (2 * 1000 + 2 * 3) * 4
 
 
 def test_attention_is_every_query_with_every_key():

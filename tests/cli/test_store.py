@@ -48,6 +48,15 @@ def test_verify_finds_a_flipped_bit_and_says_so_by_its_exit_code(run, store):
     assert run("store", "verify", "--json").json()["damaged"] == []
 
 
+def test_forget_takes_what_was_measured_and_no_model(run, store):
+    store.note_measured("calibration-abc", {"flops_per_second": 1.0})
+    store.note_measured("rows-abc-1", {"rows": 4})
+    assert run("store", "forget").out.startswith("2 measurements forgotten in ")
+    assert store.measured("calibration-abc") is None
+    assert run("store", "forget", "--json").json() == {"forgotten": 0}
+    assert len(run("store", "list", "--json").json()["models"]) == 1
+
+
 def test_prune_keeps_what_fits(run, store):
     result = run("store", "prune")
     assert result.code == 0 and result.out.startswith("0 B freed")
