@@ -146,7 +146,7 @@ def _trees(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
     lists = {a.name: a.ints for a in proto.attribute}
     if node.op_type == "TreeEnsemble":
         trees = len(lists.get("tree_roots", ()))
-        leaves = len(lists.get("leaf_weights", lists.get("leaf_targetids", ())))
+        leaves = len(lists.get("leaf_targetids", ()))
     else:
         ids = lists.get("nodes_treeids", ())
         trees = ids[-1] + 1 if ids else 0  # as exporters write them, one tree after the other

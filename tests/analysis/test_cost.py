@@ -190,6 +190,19 @@ def test_steps_down_trees_are_counted_and_take_their_own_time():
     assert table.seconds(cost) == pytest.approx(0.105)
 
 
+def test_steps_down_trees_of_the_newer_operator_are_counted():
+    numbers = numpy_helper.from_array(weights(6), "numbers")
+    modes = numpy_helper.from_array(np.zeros(6, np.uint8), "modes")
+    made = node(
+        "TreeEnsemble", "x", "y", domain="ai.onnx.ml", n_targets=1, tree_roots=[0, 3],
+        nodes_splits=numbers, nodes_modes=modes, nodes_featureids=[0] * 6,
+        nodes_truenodeids=[1, 0, 2, 4, 4, 6], nodes_falsenodeids=[2, 1, 3, 5, 5, 7],
+        nodes_trueleafs=[0, 1, 1, 0, 1, 1], nodes_falseleafs=[0, 1, 1, 0, 1, 1],
+        leaf_targetids=[0] * 8, leaf_weights=numpy_helper.from_array(weights(8), "leaves"),
+    )  # fmt: skip
+    assert cost_of([made], [7, 2], domains={"ai.onnx.ml": 5}).tree_steps == 7 * 2 * 2
+
+
 def test_linear_models_of_tables_are_counted():
     regressor = node("LinearRegressor", "x", "y", domain="ai.onnx.ml", coefficients=[1.0] * 12)
     assert cost_of([regressor], [5, 12], domains={"ai.onnx.ml": 3}).flops == 2 * 5 * 12
