@@ -193,10 +193,10 @@ class ModelFacts:
             attributes = self.graph.proto.graph.node[index].attribute
             has_body = any(attribute.HasField("g") for attribute in attributes)
             ratio = costs.seconds(each[index]) / costs.seconds(then[index])
-            if has_body and then[index].activation_bytes and each[index].activation_bytes:
+            now, before = (costs[index].activation_bytes for costs in (each, then))
+            if has_body and now and before:
                 # Values of a body whose shapes are not known seem to stay as they are.
-                moved = each[index].activation_bytes / then[index].activation_bytes
-                return max(ratio, moved, key=lambda one: abs(math.log(one)))
+                return max(ratio, now / before, key=lambda one: abs(math.log(one)))
             return ratio
 
         return {index: seconds * growth(index) for index, seconds in best.seconds.items()}

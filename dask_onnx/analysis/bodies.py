@@ -19,6 +19,9 @@ from dask_onnx.weights import is_external
 
 log = logging.getLogger(__name__)
 
+_NO_BOUND = 2**31 - 1
+"""What exporters write where a loop ends by its condition alone, or more."""
+
 
 def body_graphs(
     facts: GraphFacts, node: NodeFacts, specs: Specs
@@ -54,7 +57,8 @@ def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
             if (size := _size(specs, name, axis)) is not None:
                 return size
     if node.op_type == "Loop":
-        if proto.input[0] and (most := _constant(facts, proto.input[0])) is not None:
+        most = _constant(facts, proto.input[0]) if proto.input[0] else None
+        if most is not None and most < _NO_BOUND:
             return max(int(most), 0)
         # What each iteration adds a row to, if anything.
         for name in proto.output[len(proto.input) - 2 :]:

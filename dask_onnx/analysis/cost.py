@@ -29,6 +29,8 @@ class NodeCost:
     """Of `flops`, those of convolutions, whose kernels reach another speed."""
     tree_steps: int = 0
     """Of `flops`, the comparisons on the way down trees, each of which waits for the one before."""
+    body_bytes: int = 0
+    """Bytes of the values that its bodies read and write, run by run; few are there at once."""
 
     def __add__(self, other: NodeCost) -> NodeCost:
         return NodeCost(
@@ -37,16 +39,23 @@ class NodeCost:
             self.activation_bytes + other.activation_bytes,
             self.conv_flops + other.conv_flops,
             self.tree_steps + other.tree_steps,
+            self.body_bytes + other.body_bytes,
         )
 
-    def times(self, runs: int) -> NodeCost:
-        """Of a body that runs so often; its parameters are there once."""
+    @property
+    def moved_bytes(self) -> int:
+        """Everything that is read and written."""
+        return self.parameter_bytes + self.activation_bytes + self.body_bytes
+
+    def with_body(self, body: NodeCost, runs: int) -> NodeCost:
+        """Of a node whose body runs so often."""
         return NodeCost(
-            self.flops * runs,
+            self.flops + body.flops * runs,
             self.parameter_bytes,
-            self.activation_bytes * runs,
-            self.conv_flops * runs,
-            self.tree_steps * runs,
+            self.activation_bytes,
+            self.conv_flops + body.conv_flops * runs,
+            self.tree_steps + body.tree_steps * runs,
+            self.body_bytes + body.moved_bytes * runs,
         )
 
 
@@ -88,12 +97,11 @@ class CostTable:
 
     def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
         """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
-        moved = cost.activation_bytes + cost.parameter_bytes
         rest = cost.flops - cost.conv_flops - cost.tree_steps
         arithmetic = rest / self.flops_per_second
         arithmetic += cost.conv_flops / self.conv_flops_per_second
         arithmetic += cost.tree_steps * self.seconds_per_tree_step
-        work = max(arithmetic, moved / self.bytes_per_second)
+        work = max(arithmetic, cost.moved_bytes / self.bytes_per_second)
         if kernel == "onnxruntime":
             return self.seconds_per_node + work
         return self.python_seconds_per_node + self.python_slowdown * work
@@ -127,25 +135,17 @@ def _node_cost(
     activations += sum(value_bytes(specs.get(n)) for n in node.outputs if n not in initializers)
     flops = flops_of(proto, node, specs)
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
+    parameters += sum(sum(_initializer_bytes(body).values()) for body in subgraphs_of(proto))
     own = NodeCost(flops, parameters, activations, flops if is_conv else 0, flops if is_tree else 0)
-    if not subgraphs_of(proto):
-        return own
-    held = sum(sum(_initializer_bytes(body).values()) for body in subgraphs_of(proto))
-    inside = _body_cost(facts, node, specs)
-    return replace(own + inside, parameter_bytes=parameters + held)
-
-
-def _body_cost(facts: GraphFacts, node: NodeFacts, specs: Specs) -> NodeCost:
-    """What the bodies of a node compute: of an If the one with more work, since any may run."""
-    nothing = NodeCost(0, 0, 0)
-    proto = facts.proto.graph.node[node.index]
-    if not any(each.op_type in WEIGHTY for each in with_bodies(proto)):
-        return nothing  # shapes and such: not worth the time to look
+    if not any(inner.op_type in WEIGHTY for inner in with_bodies(proto)):
+        return own  # a body of shapes and such is not worth the time to look
     bodies = [
-        sum(node_costs(body, inner), nothing) for body, inner in body_graphs(facts, node, specs)
+        sum(node_costs(body, inner), NodeCost(0, 0, 0))
+        for body, inner in body_graphs(facts, node, specs)
     ]
-    dearest = max(bodies, key=lambda cost: cost.flops, default=nothing)
-    return dearest.times(trip_count(facts, node, specs))
+    # Any body of an If may run: the one with more work counts.
+    dearest = max(bodies, key=lambda cost: cost.flops, default=NodeCost(0, 0, 0))
+    return own.with_body(dearest, trip_count(facts, node, specs))
 
 
 def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:

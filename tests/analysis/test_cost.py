@@ -236,8 +236,10 @@ def test_of_an_if_the_dearer_body_counts():
     (cost,) = node_costs(facts, infer_shapes(facts))
     assert cost.flops == 2 * 3 * 5 * 7 * 2
     assert cost.parameter_bytes == 2 * 5 * 7 * 4
-    # Moved inside too, not only what goes in and out.
-    assert cost.activation_bytes > (2 * 3 * 5 + 3 * 7) * 4
+    assert cost.activation_bytes == 2 * 3 * 5 * 4 + 1
+    first, second = 4 * (3 * 5 + 5 * 7 + 3 * 7), 4 * (3 * 7 + 7 * 5 + 3 * 5)
+    inner_if = 4 * (7 * 5 + 3 * 7 + 3 * 5 + 3 * 5) + 1  # v, h, x, what comes out, and the flag
+    assert cost.body_bytes == first + inner_if + second
 
 
 def loop(trips, body_nodes):
@@ -260,6 +262,13 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     cost = cost_of([loop("M", STEP)], [3, 5], constants)
     assert cost.flops == 6 * 2 * 3 * 5 * 5
     assert cost.parameter_bytes == 5 * 5 * 4 + 8
+    # What the iterations move is not all there at once. (ONNX does not infer what comes out.)
+    assert cost.activation_bytes == 4 * 3 * 5 and cost.body_bytes > 6 * 4 * (3 * 5 + 5 * 5)
+
+
+def test_a_loop_that_ends_by_its_condition_alone_counts_as_often_as_rows_are_known():
+    constants = {"w": weights(5, 5), "M": np.array(2**63 - 1, np.int64)}
+    assert cost_of([loop("M", STEP)], [3, 5], constants).flops == 2 * 3 * 5 * 5
 
 
 def test_the_body_of_a_scan_counts_once_for_each_step():
