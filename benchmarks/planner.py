@@ -2,10 +2,11 @@
 
     python benchmarks/planner.py --assets .cache/assets --output benchmarks/results
 
-Each model's nodes are measured once, at one number of rows; predicted are fewer and more rows and
-other cuts, whose tasks then run one after the other on one thread. Then one request on two threads
-of this process: every strategy in alternating rounds, and what `plan("auto", aim="latency")` takes.
-Last, plans of graphs that the script makes, by number of nodes.
+Each model's nodes are measured once, at one number of rows and at one row; predicted are fewer
+and more of them and other cuts, whose tasks then run one after the other on one thread. Then one
+request on two threads of this process: every strategy in alternating rounds, and what
+`plan("auto", aim="latency")` takes. Last, plans of graphs that the script makes, by number of
+nodes.
 """
 
 from __future__ import annotations
@@ -72,20 +73,20 @@ def feeds_of(rows: int, name: str) -> Feeds:
 
 
 _ROWS = {
-    "det": (2, (1, 4)),
+    "det": (3, (2, 6)),
     "rec": (4, (2, 8)),
     "cls": (16, (4, 32)),
     "minilm": (8, (2, 16)),
     "magika": (16, (4, 32)),
     "deepcut": (256, (64, 512)),
     "oskut_deepcut": (256, (64, 512)),
-    "tashkeel": (4, (1, 16)),
-    "rawi": (4, (1, 16)),
+    "tashkeel": (4, (2, 16)),
+    "rawi": (4, (2, 16)),
     "silero_vad": (16, (4, 64)),
     "silero_vad_op15": (16, (4, 64)),
     "boosting": (1000, (200, 4000)),
 }
-"""Rows that are measured, and those that are predicted and run."""
+"""Rows that are measured (with them one row alone), and those that are predicted and run."""
 
 
 def source_of(name: str, assets: Path) -> Any:

@@ -204,9 +204,11 @@ class Model:
         session : SessionSpec, optional
             How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
         measure : ndarray, or a dict of them by input name, optional
-            Run these rows here a few times, on one thread, and go by what each node took. It is
-            kept in the host's store by model, CPU and shapes, so that later plans know it too; at
-            other shapes they scale it. Without `shapes` the plan is for the shapes of these.
+            Run these rows here a few times, on one thread, and go by what each node took; the
+            first row alone too, where rows are independent. It is kept in the host's store by
+            model, CPU and shapes, so that later plans know it too; for other shapes each node is
+            on the line through two measurements, or scaled from one. Without `shapes` the plan is
+            for the shapes of these.
         client : distributed.Client, optional
             For "auto": the cluster to plan for; by default the client that Dask would use, or else
             this machine.

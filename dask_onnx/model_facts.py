@@ -10,6 +10,7 @@ from functools import cached_property
 from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.growth import Seen, seconds_at
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
@@ -173,33 +174,25 @@ class ModelFacts:
     def measured(
         self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
     ) -> dict[int, float]:
-        """Seconds of each node as they were measured on this host: at these shapes, or at the
-        nearest ones, in proportion to what is predicted. Empty if nothing was measured."""
+        """Seconds of each node as they were measured on this host: at these shapes, or as they
+        follow from the nearest ones. Empty if nothing was measured."""
         noted = list(noted_times(self.onnx.token))
         if not noted:
             return {}
 
-        def size(of: Mapping[str, tuple[int, ...]]) -> int:
-            return sum(map(math.prod, of.values()))
+        for times in noted:
+            if all(times.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
+                return dict(times.seconds)
+        seen = [
+            Seen(_elements(times.shapes), times.seconds, self._costs_at(times.shapes))
+            for times in noted
+        ]
+        nodes = self.graph.proto.graph.node
 
-        best = min(
-            noted, key=lambda times: abs(math.log((size(times.shapes) + 1) / (size(shapes) + 1)))
-        )
-        if all(best.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
-            return dict(best.seconds)
-        then = self._costs_at(best.shapes)
+        def has_body(index: int) -> bool:
+            return any(attribute.HasField("g") for attribute in nodes[index].attribute)
 
-        def growth(index: int) -> float:
-            attributes = self.graph.proto.graph.node[index].attribute
-            has_body = any(attribute.HasField("g") for attribute in attributes)
-            ratio = costs.seconds(each[index]) / costs.seconds(then[index])
-            now, before = (costs[index].activation_bytes for costs in (each, then))
-            if has_body and now and before:
-                # Values of a body whose shapes are not known seem to stay as they are.
-                return max(ratio, now / before, key=lambda one: abs(math.log(one)))
-            return ratio
-
-        return {index: seconds * growth(index) for index, seconds in best.seconds.items()}
+        return seconds_at(each, _elements(shapes), seen, costs, has_body)
 
     def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
         bound, _ = assumed_shapes(self.onnx, shapes)
@@ -260,3 +253,7 @@ class ModelFacts:
             kernels=self.kernels,
             measured=self.measured(shapes, costs, node_costs(self.graph, specs)),
         )
+
+
+def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(map(math.prod, shapes.values()))

@@ -20,6 +20,7 @@ from dask_onnx.collections.request import resolve_feeds, resolve_outputs
 from dask_onnx.delivery import current_client
 from dask_onnx.errors import PlanError, StoreError
 from dask_onnx.links import link_of
+from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
@@ -27,6 +28,7 @@ from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibrate import calibrate
 from dask_onnx.runtime.profile import measure_nodes
+from dask_onnx.runtime.runs import row_count, take_rows
 from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.specs import SessionSpec
 
@@ -82,7 +84,8 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
     shapes = request.shapes
     if request.measure is not None:
         arrays = _measured_feeds(model, request.measure)
-        facts.note_speed(measure_nodes(facts.onnx, arrays, session))
+        requests = [arrays, *_one_row(facts, arrays)]
+        facts.note_speed(measure_nodes(facts.onnx, requests, session)[0])
         shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
     outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
     if request.name in _WEIGHERS and config.get("plan.calibrate") and not facts.is_measured:
@@ -173,3 +176,16 @@ def _measured_feeds(model: PlannedModel, feeds: Any) -> dict[str, np.ndarray]:
     specs = {spec.name: spec for spec in model.inputs}
     given = resolve_feeds(feeds, model.inputs, list(specs))
     return {name: as_array(value, specs[name]) for name, value in given.items()}
+
+
+def _one_row(facts: ModelFacts, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The first row alone, which shows what nodes take however few the rows; nothing where rows
+    cannot be taken apart, or there is but one."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    batch = facts.batch_at(facts.graph.outputs, shapes)
+    if batch.fixed_rows is not None or batch.dependent or batch.opaque:
+        return []
+    values, axes = list(arrays.values()), [batch.input_axes.get(name) for name in arrays]
+    if (row_count(values, axes) or 0) < 2:
+        return []
+    return [dict(zip(arrays, take_rows(values, axes, 0, 1), strict=True))]

@@ -9,12 +9,10 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import onnx
 
 from dask_onnx.errors import StageError, StoreError
 from dask_onnx.onnx_model import OnnxModel
@@ -25,6 +23,8 @@ from dask_onnx.runtime.supply import fetch_blobs
 from dask_onnx.specs import SessionSpec
 
 _RUNS = 5
+_MORE_RUNS, _SHORT_SECONDS = 50, 0.05
+"""A few short runs are easily disturbed: there are more of them, for so long."""
 _ENOUGH_SECONDS = 2.0
 """A model that takes longer runs once after the run that warms it up; where the first two or three
 take their time over fresh memory, it is still seen at its full speed."""
@@ -45,15 +45,18 @@ class NodeTimes:
     """All nodes, as ORT runs them when it has optimised the graph."""
 
 
-def measure_nodes(model: OnnxModel, feeds: Mapping[str, Any], spec: SessionSpec) -> NodeTimes:
-    """Run a model a few times, and note what each node took.
+def measure_nodes(
+    model: OnnxModel, requests: Sequence[Mapping[str, Any]], spec: SessionSpec
+) -> list[NodeTimes]:
+    """Run a model a few times with each of some requests, and note what each node took on one
+    thread.
 
     ORT names no nodes that it has fused, so that the shares come from the graph as it is written,
     and are scaled to the time of the optimised one.
 
     Parameters
     ----------
-    feeds : arrays by input name
+    requests : arrays by input name
 
     Raises
     ------
@@ -70,20 +73,21 @@ def measure_nodes(model: OnnxModel, feeds: Mapping[str, Any], spec: SessionSpec)
         lease = store.lease(model.token)
         fetch_blobs(store, model.ref, model.blob_keys, ())
         data = proto.SerializeToString()
-        whole = _fastest(_build(build_session, data, store, spec), feeds)
+        session = _build(build_session, data, store, spec)
+        wholes = [min(_run_often(session, feeds)) for feeds in requests]
         profiled = profiling_session(data, store.blobs, spec, Path(folder) / "profile")
-        runs = _run_often(profiled, feeds)
-        seconds = _shares(Path(profiled.inference.end_profiling()), len(runs), proto)
+        runs = [len(_run_often(profiled, feeds)) for feeds in requests]
+        profile = Path(profiled.inference.end_profiling())
+        shares = _shares(profile, runs, len(proto.graph.node))
         lease.release()
-    total = sum(seconds.values())
-    scale = whole / total if total else 0.0
-    times = NodeTimes(
-        {name: tuple(array.shape) for name, array in feeds.items()},
-        {index: value * scale for index, value in seconds.items()},
-        whole,
-    )
-    _note(store, model.token, times)
-    return times
+    found = []
+    for feeds, whole, seconds in zip(requests, wholes, shares, strict=True):
+        total = sum(seconds)
+        scale = whole / total if total else 0.0
+        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+        found.append(NodeTimes(shapes, dict(enumerate(value * scale for value in seconds)), whole))
+        _note(store, model.token, found[-1])
+    return found
 
 
 def _build(build: Callable[..., Session], data: bytes, store: Store, spec: SessionSpec) -> Session:
@@ -94,7 +98,7 @@ def _run_often(session: Session, feeds: Mapping[str, Any]) -> list[float]:
     """Seconds of each run but the first, which warms up."""
     arrays = [feeds[name] for name in session.inputs]
     seconds: list[float] = []
-    for _ in range(_RUNS + 1):
+    for _ in range(_MORE_RUNS + 1):
         began = time.perf_counter()
         try:
             session.run(arrays)
@@ -104,26 +108,26 @@ def _run_often(session: Session, feeds: Mapping[str, Any]) -> list[float]:
                 "pass a few rows that are like those to come",
             ) from None
         seconds.append(time.perf_counter() - began)
-        if sum(seconds[1:]) > _ENOUGH_SECONDS:
+        taken = sum(seconds[1:])
+        if taken > _ENOUGH_SECONDS or (len(seconds) > _RUNS and taken > _SHORT_SECONDS):
             break
     return seconds[1:]
 
 
-def _fastest(session: Session, feeds: Mapping[str, Any]) -> float:
-    return min(_run_often(session, feeds))
-
-
-def _shares(path: Path, runs: int, proto: onnx.ModelProto) -> dict[int, float]:
-    """Median seconds of each node, the first run left out."""
+def _shares(path: Path, runs: Sequence[int], n_nodes: int) -> list[list[float]]:
+    """For each request the median seconds of each node, the first of its runs left out."""
     taken: dict[int, list[float]] = defaultdict(list)
     for event in json.loads(path.read_text()):
         found = _EVENT.search(event.get("name", ""))
         if found and event.get("cat") == "Node":
             taken[int(found[1])].append(event["dur"] * 1e-6)
-    return {
-        index: statistics.median(taken[index][-runs:]) if taken.get(index) else 0.0
-        for index in range(len(proto.graph.node))
-    }
+    shares, end = [], 0
+    for count in runs:
+        start, end = end + 1, end + 1 + count
+        # A node that ORT has folded away has no events.
+        medians = (taken[index][start:end] for index in range(n_nodes))
+        shares.append([statistics.median(each) if each else 0.0 for each in medians])
+    return shares
 
 
 def _prefix(token: str) -> str:

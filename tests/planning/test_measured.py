@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable, NodeCost
+from dask_onnx.analysis.growth import Seen, seconds_at
 from dask_onnx.runtime.calibrate import calibrate, noted_calibration
 from dask_onnx.runtime.profile import noted_speed, noted_times
 
@@ -18,6 +19,14 @@ from dask_onnx.runtime.profile import noted_speed, noted_times
 def own_store(tmp_path):
     with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
         yield
+
+
+def by_size(times):
+    return times.shapes["x"][0]
+
+
+def times_at(model, shape):
+    return next(times for times in noted_times(model.token) if times.shapes["x"] == shape)
 
 
 def rows(count, width=64):
@@ -29,7 +38,7 @@ def test_measured_seconds_are_kept_and_known_to_later_plans():
     guessed = model.plan(shapes={"x": (256, 64)})
     assert "at the speed of a common CPU" in guessed.explain()
     plan = model.plan("pipeline", n_stages=2, measure=rows(256))
-    (times,) = noted_times(model.token)
+    times = times_at(model, (256, 64))
     assert times.whole == pytest.approx(sum(times.seconds.values()))
     assert plan.stage_graph.seconds == pytest.approx(times.whole)
     assert "on this host at these shapes" in plan.explain()
@@ -43,7 +52,7 @@ def test_measured_seconds_are_kept_and_known_to_later_plans():
 def test_other_shapes_are_scaled():
     model = dx.load(layers_model([500, 500], width=64))
     model.plan(measure=rows(64))
-    (times,) = noted_times(model.token)
+    times = times_at(model, (64, 64))
     double = model.plan(shapes={"x": (128, 64)})
     assert times.whole < double.stage_graph.seconds < 3 * times.whole
     assert "on this host at other shapes" in double.explain()
@@ -67,9 +76,75 @@ def test_what_a_body_computes_grows_with_what_comes_in():
         )
     )
     model.plan(measure=rows(64))
-    (times,) = noted_times(model.token)
+    times, one = times_at(model, (64, 64)), times_at(model, (1, 64))
+    slope = (times.whole - one.whole) / 63
     fourfold = model.plan(shapes={"x": (256, 64)})
-    assert fourfold.stage_graph.seconds == pytest.approx(4 * times.whole, rel=0.01)
+    assert fourfold.stage_graph.seconds == pytest.approx(times.whole + 192 * slope, rel=0.01)
+
+
+def test_one_row_is_measured_too_where_rows_can_be_taken_apart():
+    model = dx.load(layers_model([500, 500], width=64))
+    model.plan(measure=rows(64))
+    assert [times.shapes for times in sorted(noted_times(model.token), key=by_size)] == [
+        {"x": (1, 64)},
+        {"x": (64, 64)},
+    ]
+    one, all_ = times_at(model, (1, 64)), times_at(model, (64, 64))
+    assert 0 < one.whole < all_.whole
+    plan = model.plan(shapes={"x": (1, 64)})
+    assert plan.stage_graph.seconds == pytest.approx(one.whole)
+    half = model.plan(shapes={"x": (32, 64)}).stage_graph.seconds
+    assert one.whole < half < all_.whole
+
+
+def test_rows_that_depend_on_each_other_are_measured_together():
+    model = dx.load(
+        make_model(
+            [node("ReduceMean", "x", "m", "mean", keepdims=1), node("Sub", "x m", "y", "minus")],
+            [value("x", ["N", 64])],
+            [value("y", ["N", 64])],
+        )
+    )
+    model.plan(measure=rows(64))
+    (times,) = noted_times(model.token)
+    assert times.shapes == {"x": (64, 64)}
+
+
+# Without dispatch, a node of as many seconds as it moves bytes.
+BARE = CostTable(bytes_per_second=1, flops_per_second=1e30, seconds_per_node=0)
+
+
+def seen(count, seconds):
+    return Seen(count, {0: seconds}, [NodeCost(0, 0, count)])
+
+
+@pytest.mark.parametrize(
+    ("measured", "wanted", "expected"),
+    [
+        ({100: 10.0}, 50, 5.0),
+        ({100: 10.0}, 200, 20.0),
+        # What it takes for no rows at all stays the same.
+        ({1: 5.05, 100: 10.0}, 200, 15.0),
+        ({1: 5.05, 100: 10.0}, 51, 7.55),
+        ({10: 5.5, 100: 10.0}, 1, 5.05),
+        # The line goes through the measurements on either side, not through the nearest two.
+        ({1: 1.0, 100: 100.0, 200: 400.0}, 110, 130.0),
+        # More work that took less time, or just as much work, says nothing of the growth.
+        ({1: 20.0, 100: 10.0}, 200, 20.0),
+        ({99: 20.0, 100: 10.0}, 200, 20.0),
+        # Slower with more work: by the line a tenth would take less than nothing.
+        ({100: 1.0, 200: 4.0}, 50, 0.5),
+    ],
+)
+def test_what_was_not_measured_follows_from_what_was(measured, wanted, expected):
+    found = seconds_at(
+        [NodeCost(0, 0, wanted)],
+        wanted,
+        [seen(count, seconds) for count, seconds in measured.items()],
+        BARE,
+        lambda index: False,
+    )
+    assert found[0] == pytest.approx(expected)
 
 
 def test_other_models_go_by_the_speed_of_this_host():
