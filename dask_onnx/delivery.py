@@ -93,7 +93,7 @@ def plan_delivery(model: OnnxModel, stages: StageGraph) -> Delivery | None:
 
 def _is_whole(model: OnnxModel, stages: StageGraph) -> bool:
     """Whether one stage runs every node: then a host reads the model's file from end to end."""
-    return len(stages.stages) == 1 and len(stages.stages[0].nodes) == len(model.parse().graph.node)
+    return len(stages.stages) == 1 and len(stages.stages[0].nodes) == model.n_nodes
 
 
 def deliver(model: OnnxModel, stages: StageGraph, *, with_weights: bool) -> Delivery:
@@ -115,8 +115,21 @@ def deliver(model: OnnxModel, stages: StageGraph, *, with_weights: bool) -> Deli
     return Delivery(tasks, tuple(map(tuple, keys)), model)
 
 
-def _by_users(model: OnnxModel, stages: StageGraph) -> dict[tuple[int, ...], list[tuple[str, int]]]:
+_Users = dict[tuple[int, ...], list[tuple[str, int]]]
+_latest: weakref.WeakKeyDictionary[OnnxModel, tuple[StageGraph, _Users]]
+_latest = weakref.WeakKeyDictionary()
+"""By model: the stages that were asked for last, as they are again with the next request."""
+
+
+def _by_users(model: OnnxModel, stages: StageGraph) -> _Users:
     """Blobs, with their bytes, by the stages that want them."""
+    latest = _latest.get(model)
+    if latest is None or latest[0] is not stages:
+        latest = _latest[model] = (stages, _find_users(model, stages))
+    return latest[1]
+
+
+def _find_users(model: OnnxModel, stages: StageGraph) -> _Users:
     extractor = StageExtractor(model.parse())
     users: dict[str, list[int]] = {}
     for number, stage in enumerate(stages.stages):

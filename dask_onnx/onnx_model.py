@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -72,10 +73,16 @@ class OnnxModel:
     kept: KeptFiles = field(default_factory=KeptFiles, repr=False)
     """Those files, held open in the process that loaded the model."""
 
-    @property
+    @cached_property
     def blob_keys(self) -> tuple[str, ...]:
         """Every blob that the proto names."""
+        # Wanted at every request, and a forest's proto takes long to parse.
         return blob_keys_of(self.parse())
+
+    @cached_property
+    def n_nodes(self) -> int:
+        """Nodes of the main graph."""
+        return len(self.parse().graph.node)
 
     def blob_bytes(self, key: str) -> bytes:
         """A blob's bytes: from memory, or from the file, even one that has lost its name since.

@@ -16,13 +16,20 @@ from dask.system import cpu_count
 from dask_onnx.runtime.asking import ask_scheduler, own_worker
 
 _KNOWN_SECONDS = 10.0
-"""How long an answer about the other workers of this host stays good."""
+"""How long an answer about this process's cores, or the other workers of its host, stays good."""
+
+_cores: tuple[float, int] = (0.0, 0)
 
 
 def available_cores() -> int:
     """Cores that this process may use: affinity and cgroup limits, the smaller of the two."""
-    cores: int = cpu_count()
-    return max(1, cores)
+    global _cores
+    until, cores = _cores
+    if time.monotonic() > until:
+        # Every task asks, and the answer is in files that take a tenth of a millisecond to read.
+        cores = max(1, cpu_count())
+        _cores = (time.monotonic() + _KNOWN_SECONDS, cores)
+    return cores
 
 
 def task_threads(wanted: int | None) -> int:

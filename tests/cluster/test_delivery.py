@@ -20,7 +20,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import dask_onnx as dx
 from dask_onnx.delivery import deliver
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.onnx_model import OnnxModel, load_onnx
 from dask_onnx.runtime import supply
 from dask_onnx.runtime.store import Store
 
@@ -145,6 +145,14 @@ def test_weights_are_sent_once_for_many_requests(blind):
     (sent,) = [key for key in all_keys(blind) if key.startswith(f"weights-{model.token}")]
     model.predict(X + 1)
     assert runs_of(blind, sent) == 1
+
+
+def test_what_is_sent_is_found_out_once_for_many_requests(blind, monkeypatch):
+    model = dx.load(dense_model(hidden=2001))
+    plan = model.plan("fused", n_stages=2)
+    y = model.predict(X, plan=plan)
+    monkeypatch.setattr(OnnxModel, "parse", None)
+    np.testing.assert_array_equal(model.predict(X, plan=plan), y)
 
 
 def all_keys(client):

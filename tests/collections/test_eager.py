@@ -16,6 +16,7 @@ from builders import (
 from onnx import TensorProto, helper
 
 import dask_onnx as dx
+from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.runtime.session import CACHE
 
@@ -134,6 +135,16 @@ def test_a_session_is_built_once_for_many_requests():
     for _ in range(3):
         model.predict(X)
     assert CACHE.built == before
+
+
+@pytest.mark.parametrize("batch_size", ["auto", None, 4])
+def test_a_request_does_not_parse_the_model_again(monkeypatch, batch_size):
+    model = dx.load(dense_model())
+    plan = model.plan("fused", n_stages=2)
+    wanted = [model.predict(X, plan=p, batch_size=batch_size) for p in (None, plan)]
+    monkeypatch.setattr(OnnxModel, "parse", None)  # a forest's proto may have 200 MB
+    for y, p in zip(wanted, (None, plan), strict=True):
+        np.testing.assert_array_equal(model.predict(X, plan=p, batch_size=batch_size), y)
 
 
 def threads_used() -> set[int]:
