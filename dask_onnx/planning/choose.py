@@ -170,7 +170,7 @@ def _shared_ways(
         return
     parts = min(share, rows, int(model.seconds / LEAST_TASK_SECONDS))
     if parts > 1:
-        yield _by_rows(cut, model, cluster, batches, parts), model
+        yield _by_rows(cut, model, cluster, batches, rows, parts), model
     graph = branches(cut, n_workers=share)
     if len(graph.stages) > 1:
         yield _branches(cut, graph, cluster, batches, share), graph
@@ -260,12 +260,14 @@ def _whole(
 
 
 def _by_rows(
-    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, parts: int
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rows: int, parts: int
 ) -> Alternative:
     """The whole model, each batch's rows shared by several tasks."""
-    need = cut.weight_bytes(cut.nodes) + cut.working_bytes(cut.nodes) / parts * cluster.threads
+    largest = math.ceil(rows / parts) / rows  # of three rows one of two tasks has two
+    working = cut.working_bytes(cut.nodes) * largest
+    need = cut.weight_bytes(cut.nodes) + working * cluster.threads
     seconds = math.ceil(batches * parts / cluster.slots) * (
-        graph.seconds / parts + cluster.task_seconds(cut)
+        graph.seconds * largest + cluster.task_seconds(cut)
     )
     name = f"whole, rows by {parts}"
     return Alternative(name, seconds, need, 1, _too_large(need, cluster), parts=parts)

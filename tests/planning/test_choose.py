@@ -178,6 +178,14 @@ def test_a_worker_that_has_room_for_nothing_is_left_out(model):
     assert verdict.best.lanes == (0, 1) and len(stages.stages) == 2
 
 
+def test_rows_that_do_not_divide_evenly_take_as_long_as_the_larger_share():
+    wide = dx.load(layers_model([4000] * 8, width=64))
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    _, verdict = decide(wide, local, 1, {"x": (65536, 64)}, rows=3)
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert by_name["whole, rows by 2"] == pytest.approx(by_name["whole"] * 2 / 3, rel=0.01)
+
+
 def test_rows_of_a_short_batch_are_not_shared():
     wide = dx.load(layers_model([4000] * 8, width=64))
     local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
