@@ -10,7 +10,7 @@ from functools import cached_property
 from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.growth import Seen, seconds_at
+from dask_onnx.analysis.growth import Seen, seconds_at, telling
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
@@ -183,16 +183,15 @@ class ModelFacts:
         for times in noted:
             if all(times.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
                 return dict(times.seconds)
-        seen = [
-            Seen(_elements(times.shapes), times.seconds, self._costs_at(times.shapes))
-            for times in noted
-        ]
+        sizes = [_elements(times.shapes) for times in noted]
+        told = (noted[i] for i in telling(sizes, _elements(shapes)))
+        seen = [Seen(times.seconds, self._costs_at(times.shapes)) for times in told]
         nodes = self.graph.proto.graph.node
 
         def has_body(index: int) -> bool:
             return any(attribute.HasField("g") for attribute in nodes[index].attribute)
 
-        return seconds_at(each, _elements(shapes), seen, costs, has_body)
+        return seconds_at(each, seen, costs, has_body)
 
     def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
         bound, _ = assumed_shapes(self.onnx, shapes)

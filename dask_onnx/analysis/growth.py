@@ -15,17 +15,33 @@ _FAR_ENOUGH = 1.5
 class Seen:
     """Nodes as they were measured at some shapes."""
 
-    size: int
-    """Elements of the inputs."""
     seconds: Mapping[int, float]
     """Of each node, by its position."""
     costs: Sequence[NodeCost]
     """Of each node, at these shapes."""
 
 
+def telling(sizes: Sequence[int], size: int) -> list[int]:
+    """Which measurements tell most of what nodes take: the nearest, then one far enough from it
+    to show the growth, rather on the other side.
+
+    Parameters
+    ----------
+    sizes : of the inputs when they were measured, one or more, in elements
+    size : of the inputs, in elements
+
+    Returns
+    -------
+    list of one or two positions in `sizes`
+    """
+    near, *others = sorted(range(len(sizes)), key=lambda i: _ratio(sizes[i] + 1, size + 1))
+    others = [i for i in others if _ratio(sizes[i] + 1, sizes[near] + 1) >= _FAR_ENOUGH]
+    others.sort(key=lambda i: (sizes[i] < size) == (sizes[near] < size))
+    return [near, *others[:1]]
+
+
 def seconds_at(
     costs: Sequence[NodeCost],
-    size: int,
     seen: Sequence[Seen],
     table: CostTable,
     has_body: Callable[[int], bool],
@@ -39,15 +55,10 @@ def seconds_at(
     Parameters
     ----------
     costs : of each node, at the shapes
-    size : elements of the inputs, at the shapes
-    seen : one measurement or more
+    seen : one measurement or two, the nearest first
     has_body : whether the node at a position runs graphs of its own
     """
-    near, *others = sorted(seen, key=lambda one: _ratio(one.size + 1, size + 1))
-    others = [one for one in others if _ratio(one.size + 1, near.size + 1) >= _FAR_ENOUGH]
-    # The line rather goes through measurements on either side of the shapes.
-    others.sort(key=lambda one: (one.size < size) == (near.size < size))
-    far = others[0] if others else None
+    near, far = seen[0], seen[1] if len(seen) > 1 else None
 
     def at(index: int) -> float:
         growth = _growth(table, near.costs[index], costs[index], has_body(index))

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable, NodeCost
-from dask_onnx.analysis.growth import Seen, seconds_at
+from dask_onnx.analysis.growth import Seen, seconds_at, telling
 from dask_onnx.runtime.calibrate import calibrate, noted_calibration
 from dask_onnx.runtime.profile import noted_speed, noted_times
 
@@ -115,7 +115,7 @@ BARE = CostTable(bytes_per_second=1, flops_per_second=1e30, seconds_per_node=0)
 
 
 def seen(count, seconds):
-    return Seen(count, {0: seconds}, [NodeCost(0, 0, count)])
+    return Seen({0: seconds}, [NodeCost(0, 0, count)])
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,9 @@ def seen(count, seconds):
     ],
 )
 def test_what_was_not_measured_follows_from_what_was(measured, wanted, expected):
-    found = seconds_at(
-        [NodeCost(0, 0, wanted)],
-        wanted,
-        [seen(count, seconds) for count, seconds in measured.items()],
-        BARE,
-        lambda index: False,
-    )
+    counts = list(measured)
+    told = [seen(counts[i], measured[counts[i]]) for i in telling(counts, wanted)]
+    found = seconds_at([NodeCost(0, 0, wanted)], told, BARE, lambda index: False)
     assert found[0] == pytest.approx(expected)
 
 
