@@ -124,26 +124,6 @@ def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
     return np.ascontiguousarray(((cut / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2)).astype("f4")
 
 
-def cut_plan(model: Any, value: str) -> Any:
-    """A plan of two stages: what `value` needs, and the rest."""
-    from dataclasses import replace
-
-    from dask_onnx.analysis.cost import CostTable
-    from dask_onnx.analysis.shapes import infer_shapes
-    from dask_onnx.planning.partition import CutInputs, _stage_graph
-
-    cut = CutInputs(
-        facts=model.facts,
-        specs=infer_shapes(model.facts, {"x": (1, 3, 320, 320)}, model._facts.schemas),
-        declared=model._facts.declared,
-        outputs=tuple(model.facts.outputs),
-        costs=CostTable(),
-    )
-    first = set(model.facts.ancestors((value,)))
-    groups = [sorted(first), [node for node in cut.nodes if node not in first]]
-    return replace(model.plan("whole"), stage_graph=_stage_graph(cut, groups))
-
-
 def client_side(settings: dict[str, Any]) -> None:
     """Runs on the first host: takes orders on stdin, a contestant a line, answers with seconds."""
     import dask
@@ -153,7 +133,7 @@ def client_side(settings: dict[str, Any]) -> None:
 
     model = dx.load(Path(settings["assets"]) / "det.onnx")
     x = pictures(Path(settings["assets"]), settings["rows"], settings["size"])
-    plan = cut_plan(model, CUT)
+    plan = model.plan(dx.at_values([CUT]), shapes={"x": (1, *x.shape[1:])})
     between = model.predict(x[:4], outputs=CUT)
     expected = model.predict(x, plan=plan, batch_size=1).reshape(len(x), -1).max(axis=1)
     client = Client(f"tcp://{ADDRESSES[0]}:{SCHEDULER_PORT}")

@@ -18,7 +18,7 @@ from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
 from dask_onnx.planning.choose import Cluster, Verdict, choose
 from dask_onnx.planning.cutting import CutInputs
-from dask_onnx.planning.pipeline import fewest_stages
+from dask_onnx.planning.pipeline import Pieces
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibrate import noted_calibration
@@ -236,13 +236,13 @@ class ModelFacts:
         PlanError
             One node alone is too large.
         """
-        return fewest_stages(self.cut_inputs(recipe, outputs), limit)
+        return Pieces(self.cut_inputs(recipe, outputs)).fewest_stages(limit)
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
         """What strategies look at."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
-        costs = self.costs_for(recipe)
+        costs, each = self.costs_for(recipe), node_costs(self.graph, specs)
         return CutInputs(
             facts=self.graph,
             specs=specs,
@@ -250,7 +250,8 @@ class ModelFacts:
             outputs=outputs,
             costs=costs,
             kernels=self.kernels,
-            measured=self.measured(shapes, costs, node_costs(self.graph, specs)),
+            node_costs=each,
+            measured=self.measured(shapes, costs, each),
         )
 
 

@@ -31,6 +31,9 @@ class NodeCost:
     """Of `flops`, the comparisons on the way down trees, each of which waits for the one before."""
     body_bytes: int = 0
     """Bytes of the values that its bodies read and write, run by run; few are there at once."""
+    own_bytes: int = 0
+    """Bytes of weights that the node carries itself: in its bodies, and in the attributes of trees
+    and linear models, of which a run reads a part."""
 
     def __add__(self, other: NodeCost) -> NodeCost:
         return NodeCost(
@@ -40,6 +43,7 @@ class NodeCost:
             self.conv_flops + other.conv_flops,
             self.tree_steps + other.tree_steps,
             self.body_bytes + other.body_bytes,
+            self.own_bytes + other.own_bytes,
         )
 
     @property
@@ -56,6 +60,7 @@ class NodeCost:
             self.conv_flops + body.conv_flops * runs,
             self.tree_steps + body.tree_steps * runs,
             self.body_bytes + body.moved_bytes * runs,
+            self.own_bytes,
         )
 
 
@@ -135,8 +140,19 @@ def _node_cost(
     activations += sum(value_bytes(specs.get(n)) for n in node.outputs if n not in initializers)
     flops = flops_of(proto, node, specs)
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
-    parameters += sum(sum(_initializer_bytes(body).values()) for body in subgraphs_of(proto))
-    own = NodeCost(flops, parameters, activations, flops if is_conv else 0, flops if is_tree else 0)
+    in_bodies = sum(
+        sum(_initializer_bytes(body).values())
+        for inner in with_bodies(proto)
+        for body in subgraphs_of(inner)
+    )
+    own = NodeCost(
+        flops,
+        parameters + in_bodies,
+        activations,
+        conv_flops=flops if is_conv else 0,
+        tree_steps=flops if is_tree else 0,
+        own_bytes=in_bodies + (proto.ByteSize() if proto.domain == "ai.onnx.ml" else 0),
+    )
     if not any(inner.op_type in WEIGHTY for inner in with_bodies(proto)):
         return own  # a body of shapes and such is not worth the time to look
     bodies = [

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import random_nodes
 from dask_onnx.analysis.branches import Region, find_regions, free_nodes, needed
-from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.cutting import CutInputs, label_of, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
@@ -129,7 +128,7 @@ def _arriving(cut: CutInputs, step: Step, free: frozenset[int]) -> int:
         own = set(needed(cut.facts, group, free))
         reads = {n for node in own for n in cut.facts.nodes[node].reads}
         total += sum(
-            value_bytes(cut.specs.get(name))
+            cut.sizes.get(name, 0)
             for name in reads
             if cut.facts.producer.get(name) not in own and name not in cut.facts.initializers
         )

@@ -13,7 +13,7 @@ from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.explain import format_bytes, format_seconds
 from dask_onnx.planning.partition import whole
-from dask_onnx.planning.pipeline import fewest_stages, pipeline
+from dask_onnx.planning.pipeline import Pieces
 from dask_onnx.planning.stages import StageGraph
 
 _MOST_STAGES = 8
@@ -179,9 +179,9 @@ def _shared_ways(
 def _pipelines(cut: CutInputs, cluster: Cluster, batches: int, *, is_needed: bool) -> Iterator[Way]:
     if cluster.workers == 1 and not is_needed:
         return
-    rooms = cluster.rooms
+    rooms, pieces = cluster.rooms, Pieces(cut)
     while rooms:
-        found = list(_pipelines_on(cut, cluster, batches, rooms))
+        found = list(_pipelines_on(pieces, cluster, batches, rooms))
         yield from found
         if any(not alternative.refused for alternative, _ in found):
             return
@@ -190,27 +190,27 @@ def _pipelines(cut: CutInputs, cluster: Cluster, batches: int, *, is_needed: boo
 
 
 def _pipelines_on(
-    cut: CutInputs, cluster: Cluster, batches: int, rooms: tuple[float, ...]
+    pieces: Pieces, cluster: Cluster, batches: int, rooms: tuple[float, ...]
 ) -> Iterator[Way]:
     """On workers with these rooms; any stage fits each of them."""
     try:
-        least = max(2, fewest_stages(cut, rooms[-1]))
+        least = max(2, pieces.fewest_stages(rooms[-1]))
     except PlanError:
         return  # one node alone is too large
     limit = None if math.isinf(rooms[-1]) else max(int(rooms[-1]), 0)
     for count in _counts(least, rooms):
         try:
-            graph = pipeline(cut, n_stages=count, memory_limit=limit)
+            graph = pieces.pipeline(count, limit)
         except PlanError:
             continue  # more stages than pieces
-        yield _pipeline(cut, graph, cluster, batches, rooms), graph
+        yield _pipeline(pieces.cut, graph, cluster, batches, rooms), graph
 
 
 def _nowhere(cut: CutInputs, whole_model: Alternative, cluster: Cluster) -> PlanError:
     """Nothing fits: what stands in the way."""
     reason = whole_model.refused
     try:
-        fewest_stages(cut, max(cluster.rooms))
+        Pieces(cut).fewest_stages(max(cluster.rooms))
     except PlanError as error:
         reason = error.cause
     total = sum(cluster.rooms)
@@ -250,7 +250,7 @@ def _whole(
     cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, threads: int
 ) -> Alternative:
     active = min(cluster.threads, max(batches // cluster.workers, 1))
-    need = cut.weight_bytes(cut.nodes) + active * cut.working_bytes(cut.nodes)
+    need = cut.all_weights + active * cut.all_working
     at_a_time = min(max(cluster.slots // threads, 1), batches)
     seconds = math.ceil(batches / at_a_time) * (
         graph.seconds / threads**_THREADS_GAIN + cluster.task_seconds(cut)
@@ -264,8 +264,8 @@ def _by_rows(
 ) -> Alternative:
     """The whole model, each batch's rows shared by several tasks."""
     largest = math.ceil(rows / parts) / rows  # of three rows one of two tasks has two
-    working = cut.working_bytes(cut.nodes) * largest
-    need = cut.weight_bytes(cut.nodes) + working * cluster.threads
+    working = cut.all_working * largest
+    need = cut.all_weights + working * cluster.threads
     seconds = math.ceil(batches * parts / cluster.slots) * (
         graph.seconds * largest + cluster.task_seconds(cut)
     )
@@ -287,7 +287,7 @@ def _branches(
             (done[i] + cluster.hop_seconds(cut, size) for i, size in sources.items()), default=0.0
         )
         done.append(ready + stage.cost.seconds + cluster.task_seconds(cut))
-    need = cut.weight_bytes(cut.nodes) + cut.working_bytes(cut.nodes)
+    need = cut.all_weights + cut.all_working
     return Alternative(
         f"branches of {share}",
         math.ceil(batches * share / cluster.slots) * max(done),
@@ -309,7 +309,7 @@ def _pipeline(
     arriving = [0] * len(graph.stages)
     for edge in graph.edges:
         arriving[edge.consumer] += edge.bytes
-    sizes = [cut.weight_bytes(s.nodes) + cut.working_bytes(s.nodes) for s in graph.stages]
+    sizes = [stage.cost.parameter_bytes + stage.cost.working_bytes for stage in graph.stages]
     lanes = in_proportion(sizes, rooms)
     for number, (stage, place) in enumerate(zip(graph.stages, lanes, strict=True)):
         busy[place] += stage.cost.seconds + costs.hop_seconds(arriving[number])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from dask_onnx.analysis import cuts
-from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, node_costs, value_bytes
+from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 from dask_onnx.specs import NodeKernel, TensorSpec
@@ -33,34 +33,68 @@ class CutInputs:
     costs: CostTable
     kernels: Sequence[NodeKernel]
     """What runs each node of the graph."""
+    node_costs: Sequence[NodeCost]
+    """Of each node, at the shapes."""
     measured: Mapping[int, float] = field(default_factory=dict)
     """Node to seconds, where they were measured rather than predicted."""
-
-    @cached_property
-    def node_costs(self) -> list[NodeCost]:
-        return node_costs(self.facts, self.specs)
 
     @cached_property
     def initializer_bytes(self) -> dict[str, int]:
         return initializer_bytes(self.facts)
 
     def weight_bytes(self, nodes: Iterable[int]) -> int:
-        """Bytes of all weights that some nodes read, each counted once; those in attributes too."""
-        reads = {name for node in nodes for name in self.facts.nodes[node].reads}
-        return sum(self.initializer_bytes.get(name, 0) for name in reads)
+        """Bytes of all weights that some nodes read or carry, each counted once."""
+        reads: set[str] = set()
+        own = 0
+        for node in nodes:
+            reads.update(self.facts.nodes[node].reads)
+            own += self.node_costs[node].own_bytes
+        return own + sum(self.initializer_bytes.get(name, 0) for name in reads)
 
-    def working_bytes(self, nodes: Iterable[int]) -> int:
-        """The most bytes of activations that are alive at once while the nodes run in order."""
-        members = sorted(nodes)
+    def working_bytes(self, nodes: Iterable[int], leaving: Collection[str]) -> int:
+        """The most bytes of activations that are alive at once while the nodes run, in depth-first
+        order, as ONNX Runtime runs them.
+
+        Parameters
+        ----------
+        leaving : values that live on until all of the nodes have run
+        """
+        members = sorted(nodes, key=self.places.__getitem__)
         place = {node: i for i, node in enumerate(members)}
+        stay = set(leaving)
         change = [0] * (len(members) + 1)
         for node, position in place.items():
             for name in self.facts.nodes[node].outputs:
                 readers = [place[i] for i in self.facts.consumers.get(name, ()) if i in place]
-                size = value_bytes(self.specs.get(name))
+                last = len(members) - 1 if name in stay else max(readers, default=position)
+                size = self.sizes.get(name, 0)
                 change[position] += size
-                change[max(readers, default=position) + 1] -= size
+                change[last + 1] -= size
         return max(itertools.accumulate(change), default=0)
+
+    @cached_property
+    def all_weights(self) -> int:
+        """Bytes of the weights of all nodes that the outputs need."""
+        return self.weight_bytes(self.nodes)
+
+    @cached_property
+    def all_working(self) -> int:
+        """The most bytes of activations of the model as one stage."""
+        return self.working_bytes(self.nodes, self.outputs)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every value."""
+        return {name: value_bytes(spec) for name, spec in self.specs.items()}
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Each node's position in the depth-first order."""
+        return {node: i for i, node in enumerate(self.facts.depth_first_order(self.nodes))}
+
+    def readers(self, value: str) -> list[int]:
+        """Nodes that read a value on the way to the outputs."""
+        return [node for node in self.facts.consumers.get(value, ()) if node in self.places]
 
     @cached_property
     def nodes(self) -> list[int]:
@@ -142,7 +176,7 @@ def stage_graph_of(
     )
     producers = {spec.name: i for i, stage in enumerate(stages) for spec in stage.outputs}
     edges = tuple(
-        Edge(spec.name, producers[spec.name], i, value_bytes(cut.specs.get(spec.name)))
+        Edge(spec.name, producers[spec.name], i, cut.sizes.get(spec.name, 0))
         for i, stage in enumerate(stages)
         for spec in stage.inputs
         if spec.name in producers and producers[spec.name] != i
@@ -198,9 +232,9 @@ def _stage(
         cost=StageCost(
             flops=cost.flops,
             seconds=sum(map(cut.seconds, group)),
-            parameter_bytes=cost.parameter_bytes,
-            activation_bytes=sum(value_bytes(cut.specs.get(name)) for name in wanted),
-            working_bytes=cut.working_bytes(group),
+            parameter_bytes=cut.weight_bytes(group),
+            activation_bytes=sum(cut.sizes.get(name, 0) for name in wanted),
+            working_bytes=cut.working_bytes(group, wanted),
         ),
         kernel=cut.kernels[group[0]].kernel if group else "onnxruntime",
     )

@@ -6,14 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.cutting import CutInputs, chains_of, crossing_bytes, stage_graph_of
 from dask_onnx.planning.explain import format_bytes
+from dask_onnx.planning.footprint import bytes_of, reach_within
 from dask_onnx.planning.stages import StageGraph
 
 _BISECTIONS = 60
@@ -22,20 +23,102 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Load:
-    """What contiguous pieces of the chain of chains would cost; n pieces have n + 1 borders."""
+    """What contiguous pieces of the chain of chains would take; n pieces have n + 1 borders."""
 
     done: npt.NDArray[np.float64]
     """Seconds of all pieces before each border: (n + 1,)."""
     arriving: npt.NDArray[np.float64]
     """Seconds that a stage which begins at a border spends on what crosses it: (n + 1,)."""
-    held: npt.NDArray[np.float64]
-    """Bytes of weights of all pieces before each border: (n + 1,)."""
-    working: npt.NDArray[np.float64]
-    """The most bytes of activations that a piece has while it runs: (n,)."""
 
     @property
     def pieces(self) -> int:
         return len(self.done) - 1
+
+
+class Pieces:
+    """What a pipeline can be cut into: chains that ONNX Runtime would run as one kernel, in
+    depth-first order. Made once for all pipelines of a cut that are to be compared."""
+
+    def __init__(self, cut: CutInputs) -> None:
+        self.cut = cut
+        self.chains = chains_of(cut)
+        self.crossing = crossing_bytes(cut, self.chains)
+        """Bytes that cross the border behind each chain but the last."""
+        self._reaches: dict[float, npt.NDArray[np.int64]] = {}
+
+    @cached_property
+    def load(self) -> Load:
+        cut = self.cut
+        seconds = [sum(map(cut.seconds, chain)) for chain in self.chains]
+        inputs = sum(cut.sizes.get(name, 0) for name in cut.facts.inputs)
+        arriving = [cut.costs.hop_seconds(size) for size in (inputs, *self.crossing)]
+        return Load(
+            done=np.concatenate([[0.0], np.cumsum(seconds)]),
+            arriving=np.asarray([*arriving, 0.0][: len(self.chains) + 1]),
+        )
+
+    def reach(self, limit: float) -> npt.NDArray[np.int64]:
+        """For each border the furthest one that a stage from it can end at, by its memory."""
+        if limit not in self._reaches:
+            if math.isinf(limit):
+                self._reaches[limit] = np.full(len(self.chains) + 1, len(self.chains), np.int64)
+            else:
+                self._reaches[limit] = reach_within(self.cut, self.chains, limit)
+        return self._reaches[limit]
+
+    def fewest_stages(self, limit: float) -> int:
+        """So many stages keep within `limit` bytes of weights and activations each.
+
+        Raises
+        ------
+        PlanError
+            One chain of nodes alone is too large.
+        """
+        reach, border, stages = self.reach(limit), 0, 0
+        while border < len(self.chains):
+            if reach[border] == border:
+                chain = self.chains[border]
+                raise PlanError(
+                    f"node {self.cut.facts.nodes[chain[0]].name!r} alone needs "
+                    f"{format_bytes(bytes_of(self.cut, chain))} of weights and activations; the "
+                    f"limit is {format_bytes(max(limit, 0))}",
+                    "raise memory_limit, or plan for fewer rows: shapes={...}",
+                )
+            border, stages = int(reach[border]), stages + 1
+        return max(stages, 1)
+
+    def stages_between(self, borders: Sequence[int]) -> list[list[int]]:
+        """Nodes of each stage."""
+        return [
+            sorted(itertools.chain.from_iterable(self.chains[a:b]))
+            for a, b in itertools.pairwise(borders)
+        ]
+
+    def pipeline(self, n_stages: int | None, memory_limit: int | None) -> StageGraph:
+        """See `pipeline`."""
+        most = max(len(self.chains), 1)
+        if n_stages is not None and not 1 <= n_stages <= most:
+            raise PlanError(
+                f"{n_stages} stages were asked for; the model can be cut into 1 to {most}",
+                "choose n_stages in that range",
+            )
+        limit = math.inf if memory_limit is None else float(memory_limit)
+        fewest = self.fewest_stages(limit)
+        if n_stages is not None and n_stages < fewest:
+            raise self._too_few(n_stages, fewest, limit)
+        borders = best_borders(self.load, n_stages or fewest, self.crossing, self.reach(limit))
+        return stage_graph_of(self.cut, self.stages_between(borders))
+
+    def _too_few(self, n_stages: int, fewest: int, limit: float) -> PlanError:
+        groups = self.stages_between(best_borders(self.load, n_stages, self.crossing))
+        sizes = [bytes_of(self.cut, group) for group in groups]
+        worst = int(np.argmax(sizes))
+        name = self.cut.facts.nodes[min(groups[worst], key=self.cut.places.__getitem__)].name
+        return PlanError(
+            f"stage {worst} of {n_stages}, from node {name!r}, needs {format_bytes(sizes[worst])} "
+            f"of weights and activations; the limit is {format_bytes(limit)}",
+            f"the smallest n_stages that keeps within it is {fewest}",
+        )
 
 
 def pipeline(
@@ -56,7 +139,8 @@ def pipeline(
     n_stages : int, optional
         How many; without it the fewest that `memory_limit` allows.
     memory_limit : int, optional
-        Bytes of weights and of activations (at the plan's shapes) that a stage may have.
+        Bytes of weights and of activations (at the plan's shapes) that a stage may have: weights
+        that several stages read count in each, values until their last reader has run.
 
     Raises
     ------
@@ -66,62 +150,33 @@ def pipeline(
     """
     if n_stages is None and memory_limit is None:
         raise PlanError("a pipeline of how many stages?", "give n_stages=2, or memory_limit=bytes")
-    chains = chains_of(cut)
-    if n_stages is not None and not 1 <= n_stages <= max(len(chains), 1):
-        raise PlanError(
-            f"{n_stages} stages were asked for; the model can be cut into 1 to {len(chains)}",
-            "choose n_stages in that range",
-        )
-    crossing = crossing_bytes(cut, chains)
-    load = _load(cut, chains, crossing)
-    limit = math.inf if memory_limit is None else float(memory_limit)
-    fewest = _fewest_stages(cut, chains, load, limit)
-    if n_stages is not None and n_stages < fewest:
-        borders = best_borders(load, n_stages, math.inf, crossing)
-        sizes = [_bytes(load, a, b) for a, b in itertools.pairwise(borders)]
-        worst = int(np.argmax(sizes))
-        name = cut.facts.nodes[chains[borders[worst]][0]].name
-        raise PlanError(
-            f"stage {worst} of {n_stages}, from node {name!r}, needs {format_bytes(sizes[worst])} "
-            f"of weights and activations; the limit is {format_bytes(limit)}",
-            f"the smallest n_stages that keeps within it is {fewest}",
-        )
-    borders = best_borders(load, n_stages or fewest, limit, crossing)
-    groups = [
-        sorted(itertools.chain.from_iterable(chains[a:b])) for a, b in itertools.pairwise(borders)
-    ]
-    return stage_graph_of(cut, groups)
+    return Pieces(cut).pipeline(n_stages, memory_limit)
 
 
-def fewest_stages(cut: CutInputs, limit: float) -> int:
-    """So many stages keep within `limit` bytes of weights and activations each.
-
-    Raises
-    ------
-    PlanError
-        One node alone is too large.
-    """
-    chains = chains_of(cut)
-    return _fewest_stages(cut, chains, _load(cut, chains, crossing_bytes(cut, chains)), limit)
-
-
-def best_borders(load: Load, n_stages: int, limit: float, crossing: Sequence[int]) -> list[int]:
+def best_borders(
+    load: Load,
+    n_stages: int,
+    crossing: Sequence[int],
+    within: npt.NDArray[np.int64] | None = None,
+) -> list[int]:
     """Borders of exactly `n_stages` stages, from 0 to the number of pieces.
 
     Parameters
     ----------
     crossing : bytes that cross the border behind each piece but the last
+    within : for each border the furthest one that a stage from it may end at, by its memory
     """
+    if within is None:
+        within = np.full(load.pieces + 1, load.pieces, np.int64)
     low, high = 0.0, float(load.done[-1] + load.arriving.max(initial=0.0)) * (1 + 1e-12)
-    by_memory = _memory_reach(load, limit)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _reached(load, n_stages, middle, by_memory)[-1][-1]:
+        if _reached(load, n_stages, middle, within)[-1][-1]:
             high = middle
         else:
             low = middle
-    reached = _reached(load, n_stages, high, by_memory)
-    reach = np.minimum(_time_reach(load, high), by_memory)
+    reached = _reached(load, n_stages, high, within)
+    reach = np.minimum(_time_reach(load, high), within)
     sizes = np.concatenate([[0], np.asarray(crossing, float)])
     borders = [load.pieces]
     for stages in range(n_stages - 1, 0, -1):
@@ -132,11 +187,11 @@ def best_borders(load: Load, n_stages: int, limit: float, crossing: Sequence[int
 
 
 def _reached(
-    load: Load, n_stages: int, seconds: float, by_memory: npt.NDArray[np.int64]
+    load: Load, n_stages: int, seconds: float, within: npt.NDArray[np.int64]
 ) -> list[npt.NDArray[np.bool_]]:
     """For 0, 1, ... `n_stages` stages the borders that they can end at, none slower than
     `seconds`."""
-    reach = np.minimum(_time_reach(load, seconds), by_memory)
+    reach = np.minimum(_time_reach(load, seconds), within)
     size = load.pieces + 1
     found = [np.zeros(size, bool)]
     found[0][0] = True
@@ -154,64 +209,3 @@ def _time_reach(load: Load, seconds: float) -> npt.NDArray[np.int64]:
     """For each border the furthest one that a stage from it can end at within `seconds`."""
     ends = load.done + seconds - load.arriving
     return np.searchsorted(load.done, ends, side="right").astype(np.int64) - 1
-
-
-def _memory_reach(load: Load, limit: float) -> npt.NDArray[np.int64]:
-    """The same within a number of bytes."""
-    size = load.pieces + 1
-    if math.isinf(limit):
-        return np.full(size, load.pieces, np.int64)
-    reach = np.searchsorted(load.held, load.held + limit, side="right").astype(np.int64) - 1
-    # Activations of the largest piece count too, which only makes a stage end earlier.
-    for start in range(load.pieces):
-        end = int(reach[start])
-        while end > start and _bytes(load, start, end) > limit:
-            end -= 1
-        reach[start] = end
-    return np.maximum(reach, 0)
-
-
-def _bytes(load: Load, start: int, end: int) -> float:
-    """Of a stage between two borders: its weights, and the most that one of its pieces works on."""
-    working = load.working[start:end].max(initial=0.0)
-    return float(load.held[end] - load.held[start] + working)
-
-
-def _fewest_stages(
-    cut: CutInputs, chains: Sequence[Sequence[int]], load: Load, limit: float
-) -> int:
-    reach = _memory_reach(load, limit)
-    border, stages = 0, 0
-    while border < load.pieces:
-        if reach[border] == border:
-            need = _bytes(load, border, border + 1)
-            name = cut.facts.nodes[chains[border][0]].name
-            raise PlanError(
-                f"node {name!r} alone needs {format_bytes(need)} of weights and activations; the "
-                f"limit is {format_bytes(max(limit, 0))}",
-                "raise memory_limit, or plan for fewer rows: shapes={...}",
-            )
-        border, stages = int(reach[border]), stages + 1
-    return max(stages, 1)
-
-
-def _load(cut: CutInputs, chains: Sequence[Sequence[int]], crossing: Sequence[int]) -> Load:
-    seconds = [sum(map(cut.seconds, chain)) for chain in chains]
-    weights, seen = [], set[str]()
-    for chain in chains:
-        # What several nodes read counts where it is read first.
-        names = {name for node in chain for name in cut.facts.nodes[node].reads} - seen
-        seen |= names & cut.facts.initializers
-        weights.append(sum(cut.initializer_bytes.get(name, 0) for name in names))
-    working = [
-        max(cut.node_costs[node].activation_bytes for node in chain) if chain else 0
-        for chain in chains
-    ]
-    inputs = sum(value_bytes(cut.specs.get(name)) for name in cut.facts.inputs)
-    arriving = [cut.costs.hop_seconds(size) for size in (inputs, *crossing)]
-    return Load(
-        done=np.concatenate([[0.0], np.cumsum(seconds)]),
-        arriving=np.asarray([*arriving, 0.0][: len(chains) + 1]),
-        held=np.concatenate([[0.0], np.cumsum(weights, dtype=float)]),
-        working=np.asarray(working, float),
-    )

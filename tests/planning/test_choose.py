@@ -83,7 +83,7 @@ def test_auto_is_a_plan_like_any_other(model):
 
 
 def test_what_is_alive_at_once_is_counted():
-    # a and b are both alive when c is made; the chain behind it holds one value at a time.
+    # a and b are both alive when c is made; behind it there is one value and the next.
     proto = make_model(
         [
             node("Relu", "x", "a"),
@@ -96,8 +96,11 @@ def test_what_is_alive_at_once_is_counted():
     )
     model = dx.load(proto)
     cut = model._facts.cut_inputs(Recipe("whole", None, SessionSpec()), model.facts.outputs)
-    assert cut.working_bytes(cut.nodes) == 3 * 4000
-    assert cut.working_bytes([3]) == 4000
+    assert cut.working_bytes(cut.nodes, ["y"]) == 3 * 4000
+    assert cut.working_bytes([3], ["y"]) == 4000
+    # What another stage reads lives on until this one ends.
+    assert cut.working_bytes([0, 1, 2], ["a", "c"]) == 3 * 4000
+    assert cut.working_bytes([0, 2], []) == 2 * 4000
 
 
 def wide(branches=4, width=64):
