@@ -25,8 +25,9 @@ from dask_onnx.runtime.tune import look_up, row_shapes
 
 _ROWS_TO_SPREAD = 64
 """While nothing is known of a model, so many rows are worth a task on each core."""
-_TASKS_PER_CORE = 8
-"""Rows are cut into up to so many tasks a core: enough to balance, few enough to be cheap."""
+_TASKS_PER_SLOT = 8
+"""Rows are cut into up to so many tasks for each that runs at a time: enough to balance, few enough
+to be cheap."""
 
 
 def _is_main_thread() -> bool:
@@ -47,7 +48,7 @@ def predict_eager(
     arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
     get, client = (dask.local.get_sync, None) if here else _scheduler(request.retries)
     is_local = client is None
-    pieces = _cut(request, arrays, here=here or is_inside_task())
+    pieces = _cut(request, arrays, client, here=here or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
     cuts_rows = request.batching.rows_per_run or request.batching.is_auto
     axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
@@ -86,7 +87,9 @@ def _supplies(request: Request, client: Any) -> Mapping[str, Any]:
     return request.delivery.tasks if client is None else hold(client, request.delivery)
 
 
-def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str, list[Any]]:
+def _cut(
+    request: Request, arrays: Mapping[str, Any], client: Any, *, here: bool
+) -> dict[str, list[Any]]:
     """For each input the pieces that the tasks get; one that has no rows is given to all."""
     axes = request.batch.input_axes
     per_run = request.batching.rows_per_run
@@ -96,10 +99,13 @@ def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str
     check_arrays(arrays, request.stages.inputs, axes)
     rows = max((arrays[n].shape[axis] for n in arrays if (axis := axes[n]) is not None), default=0)
     if per_run is None:
-        step = max(1, rows if here else _rows_of_task(request, arrays, rows))
+        step = max(1, rows if here else _rows_of_task(request, arrays, rows, client))
     else:
         runs = -(-rows // per_run)
-        step = per_run * max(1, -(-runs // (_TASKS_PER_CORE * available_cores())))
+        # Through several stages each run is a micro-batch; one stage's tasks may do several.
+        is_cut = len(request.stages.stages) > 1
+        tasks = runs if is_cut else _TASKS_PER_SLOT * _slots(client)
+        step = per_run * max(1, -(-runs // max(tasks, 1)))
         check_joins(
             request.batch,
             request.wanted.names,
@@ -116,10 +122,10 @@ def _cut(request: Request, arrays: Mapping[str, Any], *, here: bool) -> dict[str
     }
 
 
-def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int:
+def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int, client: Any) -> int:
     """Rows of each task where every task finds its own best runs.
 
-    Enough tasks for all cores, but none that is over before it was worth starting.
+    Enough tasks for all workers, but none that is over before it was worth starting.
     """
     (stage,) = request.stages.stages
     axes = [request.batch.input_axes[spec.name] for spec in stage.inputs]
@@ -127,10 +133,19 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int) -> int
     token = stage_ref(request.model, stage, request.own).token
     tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
     if tuned is None:
-        return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * available_cores()))
-    tasks = min(int(rows / tuned.rate / LEAST_TASK_SECONDS), _TASKS_PER_CORE * available_cores())
+        return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * _slots(client)))
+    tasks = int(rows / tuned.rate / LEAST_TASK_SECONDS)
+    if tasks > 1:
+        tasks = min(tasks, _TASKS_PER_SLOT * _slots(client))
     step = -(-rows // max(1, tasks))
     return min(rows, -(-step // tuned.rows) * tuned.rows)
+
+
+def _slots(client: Any) -> int:
+    """Tasks that run at a time; on a cluster without workers they may still come."""
+    if client is None:
+        return available_cores()
+    return int(client.scheduler_info(n_workers=0)["total_threads"]) or 1
 
 
 def _join(pieces: list[Any], axis: int | None) -> Any:

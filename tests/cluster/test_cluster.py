@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from builders import dense_model, run_onnx
+from builders import dense_model, layers_model, run_onnx
 from dask.task_spec import Task
 from dask.utils import key_split
 from distributed import futures_of, get_worker, wait
@@ -90,6 +90,27 @@ def test_numpy_goes_to_the_client(client, counted):
     keys = [key for key in finished if "dense" in key]
     assert len(keys) == 4
     assert {retries[key] for key in keys} == {3}
+
+
+def test_rows_are_shared_by_the_clusters_threads_not_by_the_clients(client, counted, monkeypatch):
+    monkeypatch.setattr("dask_onnx.collections.eager.available_cores", lambda: 64)
+    seen = counted(client)
+    model = dx.load(dense_model(hidden=64))
+    model.predict(np.ones((100, 8), np.float32), batch_size=2)
+    finished, _ = seen()
+    assert labels_of(finished)["dense"] == 13  # 50 runs over two threads, 8 tasks each at most
+
+
+def test_batches_of_numpy_are_the_micro_batches_of_a_pipeline(client, counted):
+    seen = counted(client)
+    model = dx.load(layers_model([72] * 4))
+    plan = model.plan("pipeline", n_stages=2)
+    x = np.random.default_rng(0).standard_normal((100, 8)).astype(np.float32)
+    np.testing.assert_allclose(
+        model.predict(x, plan=plan, batch_size=2), model.predict(x), rtol=1e-5, atol=1e-3
+    )
+    found = labels_of(seen()[0])
+    assert [found[stage.label] for stage in plan.stages] == [50, 50]
 
 
 @pytest.mark.parametrize("wanted", [None, 7])
