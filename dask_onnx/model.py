@@ -156,7 +156,8 @@ class Model:
 
     def analyse(self, shapes: Shapes | None = None) -> Analysis:
         """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
-        return analyse(self.facts, shapes, self._facts.schemas)
+        facts = self._facts
+        return analyse(self.facts, facts.bound_shapes(shapes), facts.schemas, facts.costs)
 
     def plan(
         self,
@@ -219,7 +220,10 @@ class Model:
         Raises
         ------
         PlanError
-            No such strategy, options that it does not take, or a cut that cannot be made.
+            No such strategy, options that it does not take, or a cut that cannot be made. What can
+            be told without the model is told before anything is measured.
+        InputError
+            `shapes`, or what is to be measured, does not fit the model.
         """
         request = PlanRequest(
             strategy,
@@ -481,6 +485,10 @@ class Model:
             plan = None if run.plan is None else run.plan.on(model)
             return model._request(x, dataclasses.replace(run, plan=plan), here=here)
         batch_size = run.batch_size
+        if not isinstance(run.plan, Plan | None):
+            raise PlanError(
+                f"plan is a {type(run.plan).__name__}", "give plan=model.plan('pipeline', ...)"
+            )
         chosen: Plan = run.plan or self._whole_plan(self.facts.outputs)
         if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
             raise PlanError("the plan is of another model", "make it with this model's plan()")

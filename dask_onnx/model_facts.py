@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
-from dask_onnx.analysis.axes import BatchFacts, find_batch, random_nodes
+from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes, random_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.growth import Seen, seconds_at, telling
@@ -18,6 +19,7 @@ from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
 from dask_onnx.planning.choose import Cluster, Verdict, choose
 from dask_onnx.planning.cutting import CutInputs
+from dask_onnx.planning.options import bound_shapes
 from dask_onnx.planning.pipeline import Pieces
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
@@ -101,6 +103,18 @@ class ModelFacts:
                 self._batches.clear()
             self._batches[key] = find_batch(self.graph, outputs, row, self.schemas)
         return self._batches[key]
+
+    def bound_shapes(self, shapes: Any) -> dict[str, tuple[int, ...]] | None:
+        """Shapes of inputs as a caller says them, checked; None if there are none.
+
+        Raises
+        ------
+        InputError
+            They do not fit the model.
+        """
+        if shapes is None:
+            return None
+        return bound_shapes(shapes, self.onnx.inputs, input_axes(self.onnx)[0])
 
     def inputs_of(self, outputs: tuple[str, ...]) -> list[TensorSpec]:
         """The graph's inputs that some outputs need."""

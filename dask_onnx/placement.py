@@ -12,7 +12,8 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
-from dask_onnx.planning.choose import LOADED, Cluster
+from dask_onnx.planning.choose import Cluster
+from dask_onnx.planning.options import whole_number
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
 
@@ -30,12 +31,22 @@ class Placement:
     """An idle worker may take what another lane has waiting, and load the stage for it: as many
     tasks as can be run where the stage's weights already are, none kept from a free worker."""
 
+    def __post_init__(self) -> None:
+        try:
+            lanes = tuple(whole_number("a lane", lane, least=0) for lane in self.lanes)
+        except TypeError:
+            raise PlanError(
+                f"the lanes are {self.lanes!r}", "give one for each stage, as dx.Placement((0, 1))"
+            ) from None
+        object.__setattr__(self, "lanes", lanes)
+
     @classmethod
     def one_each(
         cls, stages: int, workers: int | None = None, *, allow_other_workers: bool = False
     ) -> Placement:
         """A lane for each stage, or as many as there are workers, in turns."""
-        lanes = tuple(i % (workers or stages) for i in range(stages))
+        lanes_at_most = whole_number("workers", stages if workers is None else workers)
+        lanes = tuple(i % lanes_at_most for i in range(whole_number("stages", stages)))
         return cls(lanes, allow_other_workers)
 
     @property
@@ -97,10 +108,10 @@ def cluster_facts(client: Any) -> Cluster:
     limits = [(worker["memory_limit"] or math.inf) * pause for worker in workers]
     return Cluster(
         len(workers),
-        min(worker["nthreads"] for worker in workers),
+        max(worker["nthreads"] for worker in workers),
         min(limits),
-        _LOADED,
         limits=tuple(limits),
+        total_threads=sum(worker["nthreads"] for worker in workers),
     )
 
 
@@ -116,7 +127,6 @@ def any_cluster(client: Any) -> Cluster:
 
 _PAUSE = 0.8
 """Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
-_LOADED = LOADED
 
 
 def configure(client: Client) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,7 @@ from dask_onnx.planning.compare import Compared, compare
 from dask_onnx.planning.explain import format_shapes
 from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.memory import WorkerMemory
+from dask_onnx.planning.options import whole_number
 from dask_onnx.planning.page import explain_html, explain_page
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
@@ -147,6 +149,7 @@ class Plan:
         return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
 
     def _outlook(self, batches: int = 16) -> Outlook:
+        whole_number("batches", batches)
         return Outlook(any_cluster(current_client()), self.placement, self.bounds, batches)
 
     def _explain(self, measured: Measured | None, batches: int = 16) -> str:
@@ -173,11 +176,17 @@ class Plan:
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file: to ``.html`` a page with all that `explain` says and a picture,
-        to any other name the picture alone, as SVG.
+        to ``.svg`` the picture alone.
 
         Boxes are as wide as their stages are predicted to take long, and coloured by worker if the
         plan has a placement; lines are as thick as the logarithm of their bytes.
+
+        Raises
+        ------
+        PlanError
+            Another kind of file; the folder does not exist.
         """
+        check_picture(path)
         if os.fspath(path).endswith(".html"):
             content = explain_page(self._repr_html_(), self._title)
         else:
@@ -200,6 +209,11 @@ class Plan:
         other : Plan
             Of the same model; of another one only the numbers compare, which the text says.
         """
+        if not isinstance(other, Plan):
+            raise PlanError(
+                f"a plan differs from plans, not from a {type(other).__name__}",
+                "give what model.plan(...) made",
+            )
         return compare(self._compared(), other._compared())
 
     def _repr_html_(self) -> str:
@@ -291,6 +305,10 @@ class Plan:
         PlanError
             Not one lane for each stage.
         """
+        if not isinstance(placement, Placement | None):
+            raise PlanError(
+                f"the placement is a {type(placement).__name__}", "give dx.Placement((0, 1, ...))"
+            )
         if placement is not None and len(placement.lanes) != len(self.stages):
             raise PlanError(
                 f"{len(placement.lanes)} lanes for {len(self.stages)} stages",
@@ -416,3 +434,20 @@ class Plan:
             if isinstance(collection, Delayed):
                 tasks[name] = Alias(name, collection.key)
         return tasks
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Whether `Plan.visualize` can write there; asked before there is a plan, too.
+
+    Raises
+    ------
+    PlanError
+        Another kind of file; the folder does not exist; it is a folder itself.
+    """
+    target = Path(path).absolute()
+    if target.suffix not in (".svg", ".html"):
+        raise PlanError(f"{path} is no .svg and no .html", "give a name that ends in one of these")
+    if target.is_dir():
+        raise PlanError(f"{path} is a folder", "give the name of a file in it")
+    if not target.parent.is_dir():
+        raise PlanError(f"the folder {target.parent} does not exist", "make it first")

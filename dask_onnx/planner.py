@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from dask.utils import parse_bytes
 
 from dask_onnx import config
 from dask_onnx.analysis.graph import GraphFacts
@@ -24,6 +23,7 @@ from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
+from dask_onnx.planning.options import CHECKS, whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibrate import calibrate
@@ -63,13 +63,52 @@ class PlanRequest:
 
     @property
     def given(self) -> dict[str, Any]:
-        """All options by name, bytes as numbers."""
-        found = {name: value for name, value in self.options.items() if value is not None}
-        if "memory_limit" in found:
-            found["memory_limit"] = parse_bytes(found["memory_limit"])
+        """All options by name, those that are numbers as such."""
+        found = {
+            name: CHECKS[name](name, value)
+            for name, value in self.options.items()
+            if value is not None
+        }
         if isinstance(self.strategy, Strategy):
             found |= self.strategy.options
         return found
+
+    def check(self) -> None:
+        """What can be said without the model, before anything is run to measure it.
+
+        Raises
+        ------
+        PlanError
+            See `Model.plan`.
+        """
+        if not isinstance(self.strategy, str | Strategy):
+            raise PlanError(
+                f"the strategy is a {type(self.strategy).__name__}",
+                "name one, as 'pipeline', or give dx.at_values([...])",
+            )
+        if self.strategy == "at_values":
+            raise PlanError("cut at which values?", 'give dx.at_values(["a", "b"]) as the strategy')
+        if self.aim not in (None, "throughput", "latency"):
+            raise PlanError(f"there is no aim {self.aim!r}", "choose 'throughput' or 'latency'")
+        if not isinstance(self.session, SessionSpec | None):
+            raise PlanError(
+                f"session is a {type(self.session).__name__}",
+                "give session=dx.SessionSpec(intra_op_num_threads=1), or the like",
+            )
+        if self.client is not None and not hasattr(self.client, "scheduler_info"):
+            raise PlanError(
+                f"client is a {type(self.client).__name__}",
+                "give a distributed.Client, as Client(address)",
+            )
+        if self.batches is not None:
+            whole_number("batches", self.batches)
+        given = self.given
+        if self.name != "auto":
+            Recipe(self.name, None, SessionSpec(), given).strategy_function()
+        elif given:
+            raise PlanError(
+                f"strategy 'auto' takes no {next(iter(given))}", "leave it out, or name a strategy"
+            )
 
 
 def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
@@ -78,16 +117,19 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
     ------
     PlanError
         No such strategy or aim, options that it does not take, or a cut that cannot be made.
+    InputError
+        `shapes` or what is to be measured does not fit the model.
     """
+    request.check()
     facts = model._facts
     session = _session(model, request)
-    shapes = request.shapes
+    shapes = facts.bound_shapes(request.shapes)
+    outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
     if request.measure is not None:
         arrays = _measured_feeds(model, request.measure)
         requests = [arrays, *_one_row(facts, arrays)]
         facts.note_speed(measure_nodes(facts.onnx, requests, session)[0])
         shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
-    outputs = resolve_outputs(request.outputs, facts.graph.outputs, facts.known_values).names
     if request.name in _WEIGHERS and config.get("plan.calibrate") and not facts.is_measured:
         _calibrate()
     client = request.client if request.client is not None else current_client()
@@ -127,8 +169,6 @@ def _session(model: PlannedModel, request: PlanRequest) -> SessionSpec:
     session = request.session or SessionSpec()
     libraries = dict.fromkeys((*model._facts.libraries, *session.custom_op_libraries))
     session = dataclasses.replace(session, custom_op_libraries=tuple(libraries))
-    if request.aim not in (None, "throughput", "latency"):
-        raise PlanError(f"there is no aim {request.aim!r}", "choose 'throughput' or 'latency'")
     if request.aim == "latency" and session.intra_op_num_threads is None:
         session = dataclasses.replace(session, intra_op_num_threads=0)
     return session
@@ -142,17 +182,10 @@ def _choose(
     outputs: tuple[str, ...],
 ) -> Plan:
     """What "auto" takes for the cluster."""
-    superfluous = list(request.given)
-    if superfluous:
-        raise PlanError(
-            f"strategy 'auto' takes no {superfluous[0]}", "leave it out, or name a strategy"
-        )
     cluster = cluster_facts(client)
     batches = request.batches
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots
-    if batches < 1:
-        raise PlanError(f"{batches} batches", "give batches=1 or more, or leave it out")
     takes_all = recipe.session.intra_op_num_threads == 0
     stages, verdict = model._facts.choose(
         recipe, outputs, cluster, batches, cluster.threads if takes_all else 1

@@ -65,6 +65,7 @@ LAYERS = {
     "planning.measured": 3.1,
     "planning.memory": 3.6,
     "planning.schedule": 3,
+    "planning.options": 2.5,
     "planning.timeline": 3.1,
     "planning.check": 4,
     "planning.cutting": 4,

@@ -72,10 +72,14 @@ def assumed_shapes(
 ) -> tuple[dict[str, tuple[int, ...]], bool]:
     """A size for every axis of every input, and whether one of them was made up.
 
-    The batch is 1 unless the caller says so; another open dimension takes a size that its symbol
-    has in `shapes`, else 64.
+    The batch is what it is in `shapes`, of whichever input, or else 1; another open dimension takes
+    a size that its symbol has in `shapes`, else 64.
     """
     axes, _ = input_axes(model)
+    given = [
+        shape[axis] for n, shape in (shapes or {}).items() if (axis := axes.get(n)) is not None
+    ]
+    rows = given[0] if given else 1
     symbols = {
         dim: size
         for spec in model.inputs
@@ -92,7 +96,7 @@ def assumed_shapes(
         sizes = []
         for axis, dim in enumerate(spec.shape or ()):
             if axis == axes[spec.name] or isinstance(dim, int):
-                sizes.append(dim if isinstance(dim, int) else symbols.get(dim or "", 1))
+                sizes.append(dim if isinstance(dim, int) else symbols.get(dim or "", rows))
             else:
                 sizes.append(symbols.get(dim or "", _ASSUMED_SIZE))
                 is_assumed = is_assumed or (dim or "") not in symbols

@@ -41,7 +41,7 @@ _EDGE = 0.1
 def command(options: Options, model_path: str, shapes: Sequence[str]) -> None:
     """What MODEL takes, gives, is made of and costs. Runs nothing."""
     model = load(model_path)
-    analysis = model.analyse(parse_shapes(shapes, model.inputs))
+    analysis = model.analyse(parse_shapes(shapes))
     if options.as_json:
         click.echo(json.dumps(as_dict(model, analysis), indent=2))
     else:

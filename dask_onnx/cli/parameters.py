@@ -10,7 +10,6 @@ import click
 from dask_onnx.errors import InputError
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.recipe import Strategy
-from dask_onnx.specs import TensorSpec
 
 STRATEGY_NAMES = ["auto", *(name for name in STRATEGIES if name != "at_values")]
 """Those that need no more than options."""
@@ -45,32 +44,18 @@ def named_strategy(name: str, configuration: str | None) -> str | Strategy:
     return name if configuration is None else Strategy(name, {"configuration": configuration})
 
 
-def parse_shapes(
-    texts: Sequence[str], inputs: Sequence[TensorSpec]
-) -> dict[str, tuple[int, ...]] | None:
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
     """``["x=1,3,640,640"]`` as a mapping; None if there are none.
 
     Raises
     ------
     InputError
-        Not of that form, or not an input of the model, or of another rank.
+        Not of that form.
     """
     shapes = {}
-    specs = {spec.name: spec for spec in inputs}
     for text in texts:
         name, separator, sizes = text.rpartition("=")
         if not separator or not re.fullmatch(r"\d+([,x]\d+)*", sizes):
             raise InputError(f"--shape {text!r} is not NAME=N,N,...", "such as x=1,3,640,640")
-        if name not in specs:
-            raise InputError(
-                f"--shape names {name!r}, which is no input", f"the model takes {', '.join(specs)}"
-            )
-        shape = tuple(int(size) for size in re.split("[,x]", sizes))
-        declared = specs[name].shape
-        if declared is not None and len(declared) != len(shape):
-            raise InputError(
-                f"--shape gives {name!r} rank {len(shape)}; the model takes {specs[name]}",
-                "give every axis, the batch axis included",
-            )
-        shapes[name] = shape
+        shapes[name] = tuple(int(size) for size in re.split("[,x]", sizes))
     return shapes or None

@@ -40,7 +40,7 @@ class Cluster:
 
     workers: int
     threads: int
-    """Tasks that a worker runs at a time."""
+    """Tasks that a worker runs at a time; of the one that runs most, where they differ."""
     memory_limit: float
     """Bytes at which Dask pauses the smallest worker; infinite where it never does."""
     resident: float = LOADED
@@ -49,11 +49,13 @@ class Cluster:
     """Its tasks are threads of this process: nothing has to travel."""
     limits: tuple[float, ...] = ()
     """`memory_limit` of each worker, where they differ."""
+    total_threads: int | None = None
+    """Of all workers, where they differ."""
 
     @property
     def slots(self) -> int:
         """Tasks that run at a time."""
-        return self.workers * self.threads
+        return self.total_threads or self.workers * self.threads
 
     def task_seconds(self, cut: CutInputs) -> float:
         """What a task costs besides its work."""

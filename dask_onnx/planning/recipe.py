@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +32,24 @@ def at_values(values: Sequence[str | Sequence[str]]) -> Strategy:
     ----------
     values : names of values, or sequences of names, in the order of the stages
         The last stage makes what is left. A model's values: ``plan("per_node").explain()``.
+
+    Raises
+    ------
+    PlanError
+        These are not names.
     """
-    return Strategy("at_values", {"values": tuple(values)})
+    ends = [values] if isinstance(values, str) else values
+    groups = [
+        [end] if isinstance(end, str) else list(end) if isinstance(end, Iterable) else [end]
+        for end in (ends if isinstance(ends, Iterable) else [ends])
+    ]
+    wrong = [name for group in groups for name in group if not isinstance(name, str)]
+    if wrong or not all(groups):
+        raise PlanError(
+            f"at_values takes names of values, not {wrong[0]!r}" if wrong else "no name in a list",
+            'give dx.at_values(["a", "b"]), or ["a", "b"] in it for two that end a stage together',
+        )
+    return Strategy("at_values", {"values": tuple(map(tuple, groups))})
 
 
 def from_annotations(configuration: str | None = None) -> Strategy:
@@ -72,10 +88,7 @@ class Recipe:
         PlanError
             No such strategy, or it does not take an option.
         """
-        if self.strategy not in STRATEGIES:
-            raise PlanError(
-                f"there is no strategy {self.strategy!r}", f"choose one of {', '.join(STRATEGIES)}"
-            )
+        check_name(self.strategy)
         function = STRATEGIES[self.strategy]
         given = {name: value for name, value in self.options.items() if value is not None}
         wrong = [name for name in given if name not in options_of(self.strategy)]
@@ -87,11 +100,26 @@ class Recipe:
             )
         if self.strategy == "fused":
             given.setdefault("min_seconds", float(config.get("plan.min-seconds")))
-            if given["min_seconds"] <= 0:
-                raise PlanError(
-                    f"min_seconds is {given['min_seconds']}", "give a number of seconds above 0"
-                )
         return functools.partial(function, **given)
+
+
+def check_name(strategy: str) -> None:
+    """
+    Raises
+    ------
+    PlanError
+        There is no such strategy.
+    """
+    if strategy not in STRATEGIES:
+        names = ["auto", *(name for name in STRATEGIES if name not in _WITH_VALUES)]
+        raise PlanError(
+            f"there is no strategy {strategy!r}",
+            f"choose one of {', '.join(names)}, dx.at_values([...]) or dx.from_annotations()",
+        )
+
+
+_WITH_VALUES = ("at_values",)
+"""Strategies that mean nothing without their options."""
 
 
 def options_of(strategy: str) -> list[str]:

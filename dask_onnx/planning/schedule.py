@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.options import whole_number
 
 Mode = Literal["async", "sync", "hybrid"]
 
@@ -46,10 +47,8 @@ class Schedule:
             raise PlanError(
                 f"there is no schedule {self.mode!r}", "choose 'async', 'sync' or 'hybrid'"
             )
-        if self.in_flight is not None and self.in_flight < 1:
-            raise PlanError(
-                f"{self.in_flight} micro-batches in flight", "give 1 or more, or leave it out"
-            )
+        if self.in_flight is not None:
+            whole_number("in_flight", self.in_flight)
 
     def limit(self, stages: int) -> int:
         """Micro-batches in flight at most, in a plan of so many stages."""

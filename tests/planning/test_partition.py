@@ -78,7 +78,7 @@ def test_min_seconds_steers_the_grain():
     ("arguments", "reason"),
     [
         ({"strategy": "fused", "n_stages": 99}, "can be cut into 1 to 7"),
-        ({"strategy": "fused", "n_stages": 0}, "0 stages were asked for"),
+        ({"strategy": "fused", "n_stages": 0}, "n_stages is 0"),
         ({"strategy": "fused", "min_seconds": 0}, "min_seconds is 0"),
         ({"strategy": "whole", "n_stages": 2}, "takes no n_stages"),
         ({"strategy": "halves"}, "no strategy 'halves'"),
