@@ -15,7 +15,7 @@ from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import collect
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement
-from dask_onnx.planning.choose import LOADED, Cluster
+from dask_onnx.planning.choose import LOADED, Cluster, Verdict, as_asked, judge
 from dask_onnx.planning.explain import (
     as_number,
     explain,
@@ -28,7 +28,7 @@ from dask_onnx.planning.memory import WorkerMemory, project
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.planning.timeline import Course, Timeline, timeline
+from dask_onnx.planning.timeline import Course, timeline
 from dask_onnx.runtime.calibrate import noted_calibration
 from dask_onnx.runtime.profile import noted_speed, noted_times
 from dask_onnx.runtime.tune import Tuned, all_for
@@ -73,6 +73,7 @@ def explain_plan(
     drift: Drift | None,
     outlook: Outlook,
     measured: Measured | None,
+    verdict: Verdict,
 ) -> str:
     """The stages, their predicted cost, what travels between them, how they run, as text."""
     shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
@@ -85,15 +86,15 @@ def explain_plan(
         measured=measured,
     )
     lines = [text, ""]
+    lines += [_critical_path(facts, stages, recipe), ""]
     if len(stages.stages) > 1:
-        lines += [_critical_path(stages), ""]
         lines += [*_course(facts, stages, recipe, outlook), ""]
     lines += [*_memory(stages, outlook, measured), ""]
     lines += [*_kernels(facts, stages), _threads(recipe)]
     lines += [*_rows(facts, stages, recipe), *_random(facts, stages)]
     if drift is not None:
         lines.append(f"on slow links: {drift.describe()}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *verdict.describe()])
 
 
 def measured_stages(
@@ -112,23 +113,38 @@ def rows_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> int | N
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def course_of(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Timeline:
-    """When each worker would be at work on what."""
+def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Course:
+    """How the outlook's micro-batches would go through the stages."""
     cluster, lanes = outlook.cluster, outlook.lanes
     if lanes is None:
         workers = cluster.slots
     else:
         workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
     places = None if lanes is None else tuple(map(sorted(set(lanes)).index, lanes))
-    costs = facts.costs_for(recipe)
-    return timeline(stages, Course(outlook.batches, workers, costs, places, outlook.schedule))
+    costs = cluster.costs(facts.costs_for(recipe))
+    return Course(outlook.batches, workers, costs, places, outlook.schedule)
+
+
+def verdict_on(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Verdict:
+    """The caller's plan beside the ways that "auto" would weigh for the same work."""
+    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
+    outputs = tuple(spec.name for spec in stages.outputs)
+    takes_all = recipe.session.intra_op_num_threads == 0
+    if takes_all:
+        outlook = replace(outlook, batches=1)  # who asks for latency has one request
+    threads = outlook.cluster.threads if takes_all else 1
+    work = facts.work(shapes, outputs, outlook.batches, threads)
+    cut = facts.cut_inputs(recipe, outputs)
+    course = course_of(facts, recipe, outlook)
+    asked = as_asked(cut, stages, recipe.strategy, outlook.cluster, work, course)
+    return judge(asked, cut, outlook.cluster, work)
 
 
 def _course(
     facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook
 ) -> Iterator[str]:
     chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
-    found = course_of(facts, stages, recipe, replace(outlook, batches=chunks))
+    found = timeline(stages, course_of(facts, recipe, replace(outlook, batches=chunks)))
     schedule = outlook.schedule
     how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
     kind = "worker" if outlook.lanes is not None or outlook.cluster.threads == 1 else "thread"
@@ -140,9 +156,6 @@ def _course(
     if outlook.lanes != outlook.only_lanes:
         yield "    stages prefer these workers; an idle one takes tasks of the others"
     yield from timetable(found)[:_MOST_WORKERS]
-    rounds = math.ceil(chunks / found.workers)
-    uncut = rounds * (stages.seconds + facts.costs_for(recipe).seconds_per_task)
-    yield f"    uncut, each micro-batch in one task: {format_seconds(uncut)} predicted"
     if recipe.link is not None:
         yield (
             f"    between two of the workers, as measured: "
@@ -151,13 +164,29 @@ def _course(
         )
 
 
-def _critical_path(stages: StageGraph) -> str:
+def _critical_path(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> str:
+    if len(stages.stages) == 1:
+        return _critical_nodes(facts, stages, recipe)
     path = [str(i) for i in stages.critical_path]
     shown = path if len(path) <= _MOST_WORKERS else [*path[:4], "...", *path[-4:]]
     span = max(stages.seconds_left, default=0.0)
     return (
         f"critical path of a micro-batch: {' -> '.join(shown)}, {format_seconds(span)}; "
         f"work over span {stages.seconds / span if span else 1.0:.2f}"
+    )
+
+
+def _critical_nodes(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> str:
+    """Of a plan of one stage: what could be gained by running its nodes side by side."""
+    cut = facts.cut_inputs(recipe, tuple(spec.name for spec in stages.outputs))
+    seconds = [0.0] * len(facts.graph.nodes)
+    for node in cut.nodes:
+        seconds[node] = cut.seconds(node)
+    path = facts.graph.longest_path(seconds)
+    span = sum(seconds[node] for node in path)
+    return (
+        f"critical path: {as_number(len(path), 'node')} of {len(cut.nodes):,}, "
+        f"{format_seconds(span)}; work over span {sum(seconds) / span if span else 1.0:.2f}"
     )
 
 

@@ -17,7 +17,7 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
-from dask_onnx.planning.choose import Cluster, Verdict, choose
+from dask_onnx.planning.choose import Cluster, Verdict, Work, choose
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.options import bound_shapes
 from dask_onnx.planning.pipeline import Pieces
@@ -217,6 +217,25 @@ class ModelFacts:
         check_stages(stages, self.graph)
         return stages
 
+    def work(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        outputs: tuple[str, ...],
+        batches: int,
+        threads_of_task: int = 1,
+    ) -> Work:
+        """Runs of these shapes as something to do: what becomes of their rows."""
+        batch = self.batch_at(outputs, shapes)
+        axes = batch.input_axes
+        rows = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
+        return Work(
+            batches,
+            # A graph that was exported for so many rows runs them as they are.
+            (1 if batch.fixed_rows is not None else max(rows)) if rows else None,
+            tuple(batch.dependent or batch.opaque),
+            threads_of_task,
+        )
+
     def choose(
         self,
         recipe: Recipe,
@@ -226,19 +245,9 @@ class ModelFacts:
         threads_of_task: int = 1,
     ) -> tuple[StageGraph, Verdict]:
         """What is predicted to be the fastest of those that fit, and why; checked."""
-        cut = self.cut_inputs(recipe, outputs)
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
-        batch = self.batch_at(outputs, shapes)
-        axes = batch.input_axes
-        rows = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
-        stages, verdict = choose(
-            cut,
-            cluster,
-            batches=batches,
-            rows_depend=batch.dependent or batch.opaque,
-            rows=1 if batch.fixed_rows is not None else max(rows, default=1),
-            threads_of_task=threads_of_task,
-        )
+        work = self.work(shapes, outputs, batches, threads_of_task)
+        stages, verdict = choose(self.cut_inputs(recipe, outputs), cluster, work)
         check_stages(stages, self.graph)
         return stages, verdict
 

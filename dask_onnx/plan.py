@@ -33,6 +33,7 @@ from dask_onnx.explaining import (
     memory_of,
     predicted_rows,
     rows_of,
+    verdict_on,
 )
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import read_written, with_weights
@@ -49,7 +50,7 @@ from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Mode, Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
-from dask_onnx.planning.timeline import Timeline
+from dask_onnx.planning.timeline import Timeline, timeline
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.specs import TensorSpec
 
@@ -119,8 +120,9 @@ class Plan:
         return self.schedule or (None if self.placement is None else Schedule())
 
     def explain(self, *, batches: int = 16) -> str:
-        """The stages, their predicted cost, what travels between them, the schedule of some
-        micro-batches and its bubble, memory, rows of a run, as text.
+        """The stages, their predicted cost, what travels between them, the critical path, the
+        schedule of some micro-batches and its bubble, memory, rows of a run, and what other ways
+        are predicted to take, as text.
 
         Where the plan has run, in this process or on the workers of the current client, also what
         its stages took, how far off the prediction is, and the peaks of the workers' memory.
@@ -135,7 +137,23 @@ class Plan:
     def timeline(self, *, batches: int = 16) -> Timeline:
         """When each stage is predicted to work on each of some micro-batches, on the workers of the
         current client or, without one, in this process."""
-        return course_of(self.model._facts, self.stage_graph, self.recipe, self._outlook(batches))
+        course = course_of(self.model._facts, self.recipe, self._outlook(batches))
+        return timeline(self.stage_graph, course)
+
+    def judge(self, *, batches: int = 16) -> Verdict:
+        """What the plan is predicted to take for some batches on the workers of the current client
+        or, without one, in this process, beside the ways that "auto" would weigh; for a plan of
+        "auto" why it was chosen.
+
+        Parameters
+        ----------
+        batches : int
+            Runs of the plan's shapes; one request with ``aim="latency"``.
+        """
+        if self.verdict is not None:
+            return self.verdict
+        outlook = self._outlook(batches)
+        return verdict_on(self.model._facts, self.stage_graph, self.recipe, outlook)
 
     def memory(self) -> list[WorkerMemory]:
         """What each worker's process is projected to hold at its peak, in bytes at the plan's
@@ -153,9 +171,15 @@ class Plan:
         return Outlook(any_cluster(current_client()), self.placement, self.bounds, batches)
 
     def _explain(self, measured: Measured | None, batches: int = 16) -> str:
-        facts, outlook = self.model._facts, self._outlook(batches)
-        text = explain_plan(facts, self.stage_graph, self.recipe, self.drift, outlook, measured)
-        return "\n".join([text, *([] if self.verdict is None else self.verdict.describe())])
+        return explain_plan(
+            self.model._facts,
+            self.stage_graph,
+            self.recipe,
+            self.drift,
+            self._outlook(batches),
+            measured,
+            self.judge(batches=batches),
+        )
 
     @cached_property
     def rows(self) -> int | None:
@@ -223,7 +247,7 @@ class Plan:
             self.stage_graph,
             self._explain(measured),
             self._title,
-            verdict=self.verdict,
+            verdict=self.judge(),
             lanes=self._lanes,
             measured=None if measured is None else measured.seconds,
         )

@@ -103,7 +103,7 @@ def command(
     if output is not None:
         _check_output(Path(output))
     model = load(model_path)
-    bound = parse_shapes(shapes, model.inputs)
+    bound = parse_shapes(shapes)
     given: dict[str, Any] = {
         "n_stages": n_stages,
         "min_seconds": min_seconds,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from dask_onnx.analysis.cost import CostTable
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cutting import CutInputs
-from dask_onnx.planning.explain import format_bytes, format_seconds
+from dask_onnx.planning.explain import as_number, format_bytes, format_seconds
 from dask_onnx.planning.partition import whole
 from dask_onnx.planning.pipeline import Pieces
+from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.planning.timeline import Course, predicted_seconds
 
 _MOST_STAGES = 8
 """Pipelines of more stages than workers only where the memory asks for it."""
@@ -57,15 +60,16 @@ class Cluster:
         """Tasks that run at a time."""
         return self.total_threads or self.workers * self.threads
 
-    def task_seconds(self, cut: CutInputs) -> float:
-        """What a task costs besides its work."""
-        return _LOCAL_TASK if self.is_local else cut.costs.seconds_per_task
-
-    def hop_seconds(self, cut: CutInputs, size: float) -> float:
-        """From the end of a task to the start of one that needs so many bytes of it."""
-        if self.is_local:
-            return _LOCAL_TASK
-        return cut.costs.seconds_per_hop + size / cut.costs.link_bytes_per_second
+    def costs(self, costs: CostTable) -> CostTable:
+        """The same, with what tasks and hops cost on this cluster."""
+        if not self.is_local:
+            return costs
+        return replace(
+            costs,
+            seconds_per_task=_LOCAL_TASK,
+            seconds_per_hop=_LOCAL_TASK,
+            link_bytes_per_second=math.inf,
+        )
 
     @property
     def room(self) -> float:
@@ -106,6 +110,8 @@ class Verdict:
     best: Alternative
     sentence: str
     alternatives: tuple[Alternative, ...]
+    word: Literal["chosen", "as asked"] = "chosen"
+    """By whom `best` was taken: by us, or by the caller."""
 
     @property
     def chosen(self) -> str:
@@ -116,66 +122,109 @@ class Verdict:
         lines = [f"verdict: {self.sentence}"]
         for found in self.alternatives:
             needs = f"{format_bytes(found.worker_bytes)} a worker"
-            state = f"refused: {found.refused}" if found.refused else format_seconds(found.seconds)
-            lines.append(f"    {found.name:<22} {needs:>22}  {state}")
+            lines.append(f"    {found.name:<22} {needs:>22}  {_state(found)}")
         return lines
 
 
-def choose(
-    cut: CutInputs,
-    cluster: Cluster,
-    *,
-    batches: int,
-    rows_depend: Sequence[str],
-    rows: int = 1,
-    threads_of_task: int = 1,
-) -> tuple[StageGraph, Verdict]:
-    """The stage graph of the least predicted time that fits.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do."""
 
-    Parameters
-    ----------
-    batches : runs of the plan's shapes that there are to do
-    rows_depend : nodes that keep the rows of a batch together
-    rows : of a batch
-    threads_of_task : that ONNX Runtime may use for one run of the whole model
+    batches: int
+    """Runs of the plan's shapes."""
+    rows: int | None = 1
+    """Of a batch; None where no input has rows."""
+    rows_depend: tuple[str, ...] = ()
+    """Nodes that keep the rows of a batch together."""
+    threads_of_task: int = 1
+    """That ONNX Runtime may use for one run of the whole model."""
+
+    @property
+    def rows_to_share(self) -> int:
+        return 1 if self.rows_depend else self.rows or 1
+
+
+Way = tuple[Alternative, StageGraph]
+
+
+def ways_of(cut: CutInputs, cluster: Cluster, work: Work) -> list[Way]:
+    """The whole model first, then all that are worth a thought; those that do not fit too."""
+    model = whole(cut)
+    first = _whole(cut, model, cluster, work)
+    return [
+        (first, model),
+        *_shared_ways(cut, model, cluster, work),
+        *_pipelines(cut, cluster, work.batches, is_needed=bool(first.refused)),
+    ]
+
+
+def choose(cut: CutInputs, cluster: Cluster, work: Work) -> tuple[StageGraph, Verdict]:
+    """The stage graph of the least predicted time that fits.
 
     Raises
     ------
     PlanError
         Nothing fits the cluster, with the numbers.
     """
-    model = whole(cut)
-    first = _whole(cut, model, cluster, batches, threads_of_task)
-    can_share = rows > 1 and not rows_depend
-    ways = [
-        (first, model),
-        *_shared_ways(cut, model, cluster, batches, rows if can_share else 1),
-        *_pipelines(cut, cluster, batches, is_needed=bool(first.refused)),
-    ]
+    ways = ways_of(cut, cluster, work)
     fitting = [way for way in ways if not way[0].refused]
     if not fitting:
-        raise _nowhere(cut, first, cluster)
+        raise _nowhere(cut, ways[0][0], cluster)
     best, graph = min(fitting, key=lambda way: way[0].seconds)
     found = tuple(way[0] for way in ways)
-    return graph, Verdict(best, _sentence(best, found, cluster, batches, rows_depend), found)
+    return graph, Verdict(best, _sentence(best, found, cluster, work), found)
 
 
-Way = tuple[Alternative, StageGraph]
+def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> Verdict:
+    """What the caller asked for, beside the ways that "auto" would weigh."""
+    found = [way[0] for way in ways_of(cut, cluster, work)]
+    rivals = [each for each in found if not each.refused]
+    best = min(rivals, key=lambda each: each.seconds, default=None)
+    takes = _state(asked) if asked.refused else f"takes {format_seconds(asked.seconds)}"
+    sentence = f"as asked, {asked.name} {takes} for {_where(cluster, work)}; "
+    if best is None:
+        sentence += "nothing else fits the workers either"
+    elif asked.refused or best.seconds < asked.seconds:
+        sentence += f"{best.name} would take {format_seconds(best.seconds)}, as predicted"
+    else:
+        sentence += "no other way is predicted to be faster"
+    others = [each for each in found if each.name != asked.name]
+    return Verdict(asked, sentence, (asked, *others), "as asked")
 
 
-def _shared_ways(
-    cut: CutInputs, model: StageGraph, cluster: Cluster, batches: int, rows: int
-) -> Iterator[Way]:
+def as_asked(
+    cut: CutInputs, graph: StageGraph, name: str, cluster: Cluster, work: Work, course: Course
+) -> Alternative:
+    """A plan that the caller made, as an alternative to others."""
+    if len(graph.stages) == 1:
+        uncut = _whole(cut, graph, cluster, work)
+        return uncut if name == "whole" else replace(uncut, name=f"{name} (of one stage)")
+    lanes = course.lanes or (0,) * len(graph.stages)
+    held = [0] * (max(lanes) + 1)
+    for stage, lane in zip(graph.stages, lanes, strict=True):
+        held[lane] += stage.cost.parameter_bytes + stage.cost.working_bytes
+    return Alternative(
+        f"{name} of {len(graph.stages)}",
+        predicted_seconds(graph, course),
+        max(held),
+        len(graph.stages),
+        _too_large(max(held), cluster),
+        strategy=name,
+        lanes=course.lanes or (),
+    )
+
+
+def _shared_ways(cut: CutInputs, model: StageGraph, cluster: Cluster, work: Work) -> Iterator[Way]:
     """Where there are more workers than batches, one batch is the work of several."""
-    share = cluster.slots // batches
+    share = cluster.slots // work.batches
     if share < 2:
         return
-    parts = min(share, rows, int(model.seconds / LEAST_TASK_SECONDS))
+    parts = min(share, work.rows_to_share, int(model.seconds / LEAST_TASK_SECONDS))
     if parts > 1:
-        yield _by_rows(cut, model, cluster, batches, rows, parts), model
+        yield _by_rows(cut, model, cluster, work, parts), model
     graph = branches(cut, n_workers=share)
     if len(graph.stages) > 1:
-        yield _branches(cut, graph, cluster, batches, share), graph
+        yield _branches(cut, graph, cluster, work.batches, share), graph
 
 
 def _pipelines(cut: CutInputs, cluster: Cluster, batches: int, *, is_needed: bool) -> Iterator[Way]:
@@ -248,28 +297,27 @@ def in_proportion(sizes: Sequence[float], rooms: Sequence[float]) -> tuple[int, 
     return tuple(found)
 
 
-def _whole(
-    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, threads: int
-) -> Alternative:
-    active = min(cluster.threads, max(batches // cluster.workers, 1))
+def _whole(cut: CutInputs, graph: StageGraph, cluster: Cluster, work: Work) -> Alternative:
+    active = min(cluster.threads, max(work.batches // cluster.workers, 1))
     need = cut.all_weights + active * cut.all_working
-    at_a_time = min(max(cluster.slots // threads, 1), batches)
-    seconds = math.ceil(batches / at_a_time) * (
-        graph.seconds / threads**_THREADS_GAIN + cluster.task_seconds(cut)
+    at_a_time = min(max(cluster.slots // work.threads_of_task, 1), work.batches)
+    seconds = math.ceil(work.batches / at_a_time) * (
+        graph.seconds / work.threads_of_task**_THREADS_GAIN
+        + cluster.costs(cut.costs).seconds_per_task
     )
     refused = _too_large(need, cluster)
     return Alternative("whole", seconds, need, 1, refused)
 
 
 def _by_rows(
-    cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rows: int, parts: int
+    cut: CutInputs, graph: StageGraph, cluster: Cluster, work: Work, parts: int
 ) -> Alternative:
     """The whole model, each batch's rows shared by several tasks."""
+    rows = work.rows_to_share
     largest = math.ceil(rows / parts) / rows  # of three rows one of two tasks has two
-    working = cut.all_working * largest
-    need = cut.all_weights + working * cluster.threads
-    seconds = math.ceil(batches * parts / cluster.slots) * (
-        graph.seconds * largest + cluster.task_seconds(cut)
+    need = cut.all_weights + cut.all_working * largest * cluster.threads
+    seconds = math.ceil(work.batches * parts / cluster.slots) * (
+        graph.seconds * largest + cluster.costs(cut.costs).seconds_per_task
     )
     name = f"whole, rows by {parts}"
     return Alternative(name, seconds, need, 1, _too_large(need, cluster), parts=parts)
@@ -278,21 +326,12 @@ def _by_rows(
 def _branches(
     cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, share: int
 ) -> Alternative:
-    """Each stage as soon as what it needs is there: there is a worker for each branch."""
-    arriving: list[dict[int, int]] = [{} for _ in graph.stages]
-    for edge in graph.edges:
-        sources = arriving[edge.consumer]
-        sources[edge.producer] = sources.get(edge.producer, 0) + edge.bytes
-    done: list[float] = []
-    for stage, sources in zip(graph.stages, arriving, strict=True):
-        ready = max(
-            (done[i] + cluster.hop_seconds(cut, size) for i, size in sources.items()), default=0.0
-        )
-        done.append(ready + stage.cost.seconds + cluster.task_seconds(cut))
+    """Each stage as soon as what it needs is there, on any worker."""
     need = cut.all_weights + cut.all_working
+    course = Course(batches, cluster.slots, cluster.costs(cut.costs))
     return Alternative(
         f"branches of {share}",
-        math.ceil(batches * share / cluster.slots) * max(done),
+        predicted_seconds(graph, course),
         need,
         len(graph.stages),
         _too_large(need, cluster),
@@ -305,24 +344,16 @@ def _pipeline(
     cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rooms: Sequence[float]
 ) -> Alternative:
     """Workers share the stages in proportion to their rooms; a worker's stages take turns."""
-    costs = cut.costs
-    busy = [0.0] * len(rooms)
-    held = [0.0] * len(rooms)
-    arriving = [0] * len(graph.stages)
-    for edge in graph.edges:
-        arriving[edge.consumer] += edge.bytes
     sizes = [stage.cost.parameter_bytes + stage.cost.working_bytes for stage in graph.stages]
     lanes = in_proportion(sizes, rooms)
-    for number, (stage, place) in enumerate(zip(graph.stages, lanes, strict=True)):
-        busy[place] += stage.cost.seconds + costs.hop_seconds(arriving[number])
-        held[place] += sizes[number]
-    fill = sum(stage.cost.seconds for stage in graph.stages)
-    fill += len(graph.stages) * costs.seconds_per_hop
-    seconds = fill + (batches - 1) * max(busy)
+    held = [0.0] * len(rooms)
+    for size, lane in zip(sizes, lanes, strict=True):
+        held[lane] += size
     over = max(range(len(rooms)), key=lambda i: held[i] - rooms[i])
+    course = Course(batches, len(rooms), cluster.costs(cut.costs), lanes, Schedule())
     return Alternative(
         f"pipeline of {len(graph.stages)}",
-        seconds,
+        predicted_seconds(graph, course),
         max(held),
         len(graph.stages),
         _too_large(held[over], cluster, rooms[over]),
@@ -347,29 +378,44 @@ def _too_large(need: float, cluster: Cluster, room: float | None = None) -> str:
     )
 
 
-def _sentence(
-    best: Alternative,
-    found: Sequence[Alternative],
-    cluster: Cluster,
-    batches: int,
-    rows_depend: Sequence[str],
-) -> str:
-    where = f"{batches} {'batch' if batches == 1 else 'batches'} on {cluster.workers} " + (
-        "worker" if cluster.workers == 1 else "workers"
-    )
+def _where(cluster: Cluster, work: Work) -> str:
+    kind = "thread" if cluster.is_local else "worker"
+    count = cluster.slots if cluster.is_local else cluster.workers
+    return f"{as_number(work.batches, 'batch', 'es')} on {as_number(count, kind)}"
+
+
+def _state(found: Alternative) -> str:
+    return f"refused: {found.refused}" if found.refused else format_seconds(found.seconds)
+
+
+def _sentence(best: Alternative, found: Sequence[Alternative], cluster: Cluster, work: Work) -> str:
     others = [each for each in found if each.name != best.name and not each.refused]
     rival = min(others, key=lambda each: each.seconds, default=None)
     beside = f", {rival.name} {format_seconds(rival.seconds)}" if rival else ""
-    numbers = f"{where}: {best.name} {format_seconds(best.seconds)}{beside}, as predicted"
+    numbers = (
+        f"{_where(cluster, work)}: {best.name} {format_seconds(best.seconds)}{beside}, as predicted"
+    )
+    return f"{_reason(best, found, cluster, work)}; {numbers}"
+
+
+def _reason(best: Alternative, found: Sequence[Alternative], cluster: Cluster, work: Work) -> str:
     if best.parts > 1:
-        return f"do not cut: rows are independent, {best.parts} tasks share each batch; {numbers}"
+        size = math.ceil(work.rows_to_share / best.parts)
+        return (
+            f"do not cut: rows are independent, {best.parts} tasks share each batch (of lazy "
+            f"arrays those with chunks of {as_number(size, 'row')})"
+        )
     if best.stages > 1:
         if found[0].refused:
-            return f"cut, since the whole model does not fit a worker; {numbers}"
-        return f"cut, since that is faster; {numbers}"
-    if rows_depend:
-        return (
-            f"do not cut, each batch in one task ({rows_depend[0]} keeps its rows together); "
-            f"{numbers}"
-        )
-    return f"do not cut: rows are independent, each worker runs batches of its own; {numbers}"
+            return "cut, since the whole model does not fit a worker"
+        return "cut, since that is faster"
+    if work.rows_depend:
+        return f"do not cut, each batch in one task ({work.rows_depend[0]} keeps its rows together)"
+    if cluster.slots == 1:
+        return "do not cut: one task runs at a time, and a cut would add to its work"
+    if work.batches == 1:
+        return "do not cut: sharing one batch would gain less than it costs"
+    if work.rows is None:
+        return "do not cut: requests are independent, each is a task"
+    kind = "thread" if cluster.is_local else "worker"
+    return f"do not cut: rows are independent, each {kind} runs batches of its own"

@@ -149,7 +149,7 @@ def _alternatives(verdict: Verdict) -> str:
         "": [
             f"refused: {each.refused}"
             if each.refused
-            else ("chosen" if each.name == verdict.chosen else "")
+            else (verdict.word if each.name == verdict.chosen else "")
             for each in found
         ],
     }

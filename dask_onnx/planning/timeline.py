@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.planning.schedule import Passage, Schedule, barriers
@@ -66,6 +66,24 @@ def timeline(graph: StageGraph, course: Course) -> Timeline:
     later.
     """
     return _Simulation(graph, course).run()
+
+
+def predicted_seconds(graph: StageGraph, course: Course) -> float:
+    """From the start of the first micro-batch to the end of the last.
+
+    Of very many, some are played through, and the rest follow at the pace of the last half of them.
+    """
+    some = max(_MOST_SPANS // max(len(graph.stages), 1), 2 * course.workers, 2)
+    if course.chunks <= some:
+        return timeline(graph, course).seconds
+    half, all_of_them = (
+        timeline(graph, replace(course, chunks=chunks)).seconds for chunks in (some // 2, some)
+    )
+    pace = (all_of_them - half) / (some - some // 2)
+    return all_of_them + pace * (course.chunks - some)
+
+
+_MOST_SPANS = 1000
 
 
 _Work = tuple[int, int]

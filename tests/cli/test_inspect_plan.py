@@ -46,7 +46,7 @@ def test_inspect_says_what_is_done_with_rows(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [("x=a", "not NAME=N"), ("z=1,4", "which is no input"), ("x=1", "rank 1")],
+    [("x=a", "not NAME=N"), ("z=1,4", "which is no input"), ("x=1", "'x' is 1; the model takes")],
 )
 def test_a_wrong_shape_is_bad_input(run, model, shape, reason):
     result = run("inspect", model, "--shape", shape)

@@ -116,5 +116,5 @@ def test_the_critical_path_is_told():
     ratio = plan.stage_graph.seconds / span
     assert "critical path of a micro-batch: 0 -> 1 -> 2 -> " in text
     assert f"work over span {ratio:.2f}" in text and ratio > 1.2
-    assert "uncut, each micro-batch in one task: " in text
-    assert "critical path" not in model.plan().explain()
+    # Of the model as one stage it is that of its nodes.
+    assert "critical path: 4 nodes of 6, " in model.plan().explain()

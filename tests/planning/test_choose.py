@@ -9,7 +9,7 @@ import pytest
 from builders import layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
-from dask_onnx.planning.choose import Cluster, choose, in_proportion
+from dask_onnx.planning.choose import Cluster, Work, choose, in_proportion
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.specs import SessionSpec
 
@@ -21,7 +21,7 @@ LAYERS = [4000] * 8
 def decide(model, cluster, batches, shapes=None, rows_depend=(), rows=1):
     recipe = Recipe("whole", shapes, SessionSpec())
     cut = model._facts.cut_inputs(recipe, model.facts.outputs)
-    return choose(cut, cluster, batches=batches, rows_depend=rows_depend, rows=rows)
+    return choose(cut, cluster, Work(batches, rows, rows_depend))
 
 
 @pytest.fixture
@@ -75,11 +75,56 @@ def test_auto_is_a_plan_like_any_other(model):
     x = np.ones((3, 64), np.float32)
     np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
     one = model.plan("auto", aim="latency")
-    assert "1 batch on 1 worker" in one.verdict.sentence
+    assert "1 batch on " in one.verdict.sentence
     with pytest.raises(dx.PlanError, match="batches is 0"):
         model.plan("auto", batches=0)
     with pytest.raises(dx.PlanError, match="'auto' takes no n_stages"):
         model.plan("auto", n_stages=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("whole", {}),
+        ("per_node", {}),
+        ("fused", {"n_stages": 3}),
+        ("pipeline", {"n_stages": 3}),
+        ("branches", {}),
+    ],
+)
+def test_every_plan_stands_beside_what_else_there_is(model, strategy, options):
+    plan = model.plan(strategy, shapes={"x": (64, 64)}, **options)
+    verdict = plan.judge(batches=5)
+    assert verdict.sentence.startswith(f"as asked, {strategy}")
+    assert " for 5 batches on " in verdict.sentence
+    assert any(each.name == "whole" for each in verdict.alternatives)
+    assert f"verdict: as asked, {strategy}" in plan.explain(batches=5)
+    if len(plan.stages) > 1:
+        seconds = plan.timeline(batches=5).seconds
+        assert verdict.best.seconds == pytest.approx(seconds)
+
+
+def test_who_asks_for_what_is_slower_is_told(model):
+    verdict = model.plan("per_node", shapes={"x": (64, 64)}).judge()
+    whole = next(each for each in verdict.alternatives if each.name == "whole")
+    assert whole.seconds < verdict.best.seconds
+    assert "; whole would take" in verdict.sentence
+
+
+def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
+    none = decide(model, ROOMY, 16, rows=None)[1].sentence
+    assert none.startswith("do not cut: requests are independent")
+    alone = Cluster(workers=1, threads=1, memory_limit=math.inf)
+    assert "one task runs at a time" in decide(model, alone, 16)[1].sentence
+    assert "one batch would gain less" in decide(model, ROOMY, 1)[1].sentence
+
+
+def test_threads_of_unequal_workers_are_added_up(model):
+    unequal = Cluster(workers=2, threads=8, memory_limit=math.inf, total_threads=9)
+    equal = Cluster(workers=9, threads=1, memory_limit=math.inf)
+    shapes = {"x": (65536, 64)}
+    found = [decide(model, each, 18, shapes)[1].best.seconds for each in (unequal, equal)]
+    assert found[0] == found[1]
 
 
 def test_what_is_alive_at_once_is_counted():

@@ -73,16 +73,21 @@ def test_a_notebook_shows_stages_edges_a_picture_and_all_that_explain_says(plan)
     assert [row[1] for row in stages[1:]] == [stage.label for stage in plan.stages]
     assert [row[3] for row in edges[1:]] == [edge.value for edge in plan.stage_graph.edges]
     assert page.tags.count("svg") == 1
+    alternatives = page.tables["alternatives"]
+    assert alternatives[1][0] == "fused of 3" and alternatives[1][3] == "as asked"
+    assert alternatives[2][0] == "whole"
+    verdict = plan.judge()
     told = plan.explain().split("\n\n")
     for paragraph in (told[0], told[-1]):
         for line in paragraph.splitlines():
-            assert line in page.text
+            assert line in page.text or line in verdict.describe()
+    assert verdict.sentence in page.text
 
 
 def test_the_text_s_tables_are_not_there_twice(plan):
     html = plan._repr_html_()
     assert "#  stage" not in html and "\nedges\n" not in html
-    assert html.count("<table") == 2
+    assert html.count("<table") == 3
 
 
 def test_a_verdict_stands_on_top_and_its_alternatives_in_a_table(plan):
@@ -150,7 +155,10 @@ def test_a_plan_of_hundreds_of_stages_is_cut_short():
 
 
 def test_a_plan_of_one_stage_has_no_table_of_edges():
-    assert list(Page(dx.load(dense_model()).plan()._repr_html_()).tables) == ["stages"]
+    assert list(Page(dx.load(dense_model()).plan()._repr_html_()).tables) == [
+        "stages",
+        "alternatives",
+    ]
 
 
 def test_a_name_that_ends_in_html_gets_a_whole_page(plan, tmp_path):

@@ -18,7 +18,7 @@ from dask_onnx.analysis.cost import CostTable
 from dask_onnx.planning.explain import timetable
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
-from dask_onnx.planning.timeline import Course, timeline
+from dask_onnx.planning.timeline import Course, predicted_seconds, timeline
 
 ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype("f4")
 MODES = ("async", "sync", "hybrid")
@@ -173,3 +173,10 @@ def test_a_schedule_that_cannot_be_is_refused():
     with pytest.raises(dx.PlanError, match="in_flight is 0"):
         plan.with_schedule(in_flight=0)
     assert plan.with_schedule("sync").with_schedule(None).bounds is None
+
+
+def test_many_micro_batches_follow_at_the_pace_of_those_that_were_played_through():
+    plan = dx.load(layers_model([64] * 6)).plan("pipeline", n_stages=3, shapes={"x": (4096, 8)})
+    course = Course(3000, 2, CostTable(), (0, 1, 0), Schedule())
+    exact = timeline(plan.stage_graph, course).seconds
+    assert predicted_seconds(plan.stage_graph, course) == pytest.approx(exact, rel=0.01)
