@@ -51,7 +51,7 @@ from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.fitting import Load, check_fits
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import effective_retries
+from dask_onnx.placement import check_configured, effective_retries
 from dask_onnx.plan import Plan
 from dask_onnx.planner import Aim, PlanRequest, Shapes, make_plan
 from dask_onnx.planning.recipe import Strategy
@@ -509,14 +509,17 @@ class Model:
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         if not here:
+            client = current_client()
+            check_configured(client, chosen.placement)
             check_fits(
-                current_client(),
+                client,
                 Load(
                     self.name,
                     chosen.stage_graph,
                     chosen.placement,
                     None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes),
                     chosen.rows,
+                    chosen.bounds,
                 ),
                 functools.partial(self._facts.fewest_stages, chosen.recipe, wanted.names),
             )

@@ -251,14 +251,30 @@ class ModelFacts:
         check_stages(stages, self.graph)
         return stages, verdict
 
-    def fewest_stages(self, recipe: Recipe, outputs: tuple[str, ...], limit: int) -> int:
-        """Of a pipeline whose stages keep within `limit` bytes of weights and activations.
+    def fewest_stages(
+        self, recipe: Recipe, outputs: tuple[str, ...], limit: int, rows: float | None = None
+    ) -> int:
+        """Of a pipeline whose stages keep within `limit` bytes of weights and activations, in runs
+        of the recipe's shapes or of so many rows.
 
         Raises
         ------
         PlanError
             One node alone is too large.
         """
+        if rows is not None:
+            shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
+            axes, _ = input_axes(self.onnx)
+            recipe = replace(
+                recipe,
+                shapes={
+                    name: tuple(
+                        math.ceil(rows) if axis == axes.get(name) else size
+                        for axis, size in enumerate(shape)
+                    )
+                    for name, shape in shapes.items()
+                },
+            )
         return Pieces(self.cut_inputs(recipe, outputs)).fewest_stages(limit)
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:

@@ -82,6 +82,7 @@ LAYERS = {
     "planning.picture": 5.1,
     "planning.page": 5.2,
     "planning.compare": 5.1,
+    "lanes": 0.2,
     "scheduling": 0.5,
     "placement": 5,
     "fitting": 5.1,
