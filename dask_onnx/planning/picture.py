@@ -162,6 +162,8 @@ def _canvas(width: float, height: float, title: str) -> ElementTree.Element:
         role="img",
     )
     svg.set("aria-label", title)
+    # for the style of a page that shrinks it: what it shrinks from
+    svg.set("style", f"--width: {width:.0f}px")
     svg.set("font-family", "Helvetica, Arial, sans-serif")
     ElementTree.SubElement(svg, "rect", width="100%", height="100%", fill="#ffffff")
     return svg
