@@ -24,6 +24,7 @@ from dask_onnx.collections.kinds import (
     has_rows,
     is_bag,
     is_dataarray,
+    is_empty,
     is_table,
     kind_of,
     most_rows,
@@ -500,7 +501,7 @@ class Model:
         if kind != "eager" or isinstance(batch_size, int) or fixed is not None:
             shapes = shapes_of(feeds, self.inputs)
             batch = find_batch(self.facts, wanted.names, shapes, self._facts.schemas)
-        elif batch_size == "auto" and has_rows(feeds, axes):
+        elif (batch_size == "auto" and has_rows(feeds, axes)) or is_empty(feeds, axes):
             batch = self._facts.batch_at(wanted.names, shapes_of(feeds, self.inputs))
         else:
             # One run of everything: no row is told from another, so nothing need be found out.

@@ -196,7 +196,7 @@ def test_no_rule_of_the_style_reaches_beyond_the_plan(plan):
 
 def test_tables_scroll_in_boxes_and_names_keep_a_width_that_one_can_read(plan):
     html = plan._repr_html_()
-    assert Page(html).around == ["wide", "wide"]
+    assert Page(html).around == ["wide", "wide", "wide"]
     style = style_of(html)
     assert style[".dask-onnx-plan .wide"]["overflow-x"] == "auto"
     assert style[".dask-onnx-plan .name"]["min-width"] == "14em"
