@@ -30,7 +30,7 @@ from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Course, timeline
 from dask_onnx.runtime.calibrate import noted_calibration
-from dask_onnx.runtime.profile import noted_speed, noted_times
+from dask_onnx.runtime.profile import noted_speed
 from dask_onnx.runtime.tune import Tuned, all_for
 
 _RUN_FLOPS = 200e6
@@ -227,7 +227,7 @@ def _peaks(members: tuple[int, ...], measured: Measured | None) -> str:
 
 def _basis(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What the predicted seconds rest on."""
-    noted = list(noted_times(facts.onnx.token))
+    noted = list(facts.noted_times())
     if any(all(t.shapes.get(n) == tuple(s) for n, s in shapes.items()) for t in noted):
         return "by each node's time on this host at these shapes"
     if noted:

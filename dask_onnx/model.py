@@ -206,11 +206,13 @@ class Model:
         session : SessionSpec, optional
             How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
         measure : ndarray, or a dict of them by input name, optional
-            Run these rows here a few times, on one thread, and go by what each node took; the
-            first row alone too, where rows are independent. It is kept in the host's store by
-            model, CPU and shapes, so that later plans know it too; for other shapes each node is
-            on the line through two measurements, or scaled from one. Without `shapes` the plan is
-            for the shapes of these.
+            Run these rows here a few times, on one thread, and go by what each node took on the
+            kernel that it has, kernels in Python too; the first row alone too, where rows are
+            independent. It is kept in the host's store by model, kernels, CPU and shapes, so that
+            later plans know it too, and nothing runs again for shapes that are known
+            (``dask-onnx store forget`` takes it back); for other shapes each node is on the line
+            through two measurements, or scaled from one. Without `shapes` the plan is for the
+            shapes of these.
         client : distributed.Client, optional
             For "auto": the cluster to plan for; by default the client that Dask would use, or else
             this machine.
@@ -225,6 +227,8 @@ class Model:
             be told without the model is told before anything is measured.
         InputError
             `shapes`, or what is to be measured, does not fit the model.
+        StageError
+            What is to be measured cannot be run here.
         """
         request = PlanRequest(
             strategy,

@@ -116,6 +116,7 @@ LAYERS = {
     "loading": 8.1,
     "collections.context": 6.6,
     "model_facts": 6.6,
+    "node_times": 6.7,
     "explaining": 6.7,
     "collections.array": 7,
     "collections.eager": 7,
