@@ -413,7 +413,8 @@ def test_what_workers_measured_is_known_when_they_have_gone(slow_model):
         cluster.scale(0)
         while client.scheduler_info(n_workers=-1)["workers"]:
             time.sleep(0.1)
-        assert sum(t.runs for t in plan.measured().stages) == 16 * len(plan.stages)
+        found = plan.measured().stages
+        assert all(times.runs >= 16 and max(times.workers).startswith("tcp") for times in found)
         assert "measured on " in plan.explain()
 
 

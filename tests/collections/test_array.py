@@ -187,6 +187,7 @@ def test_chunks_of_unknown_size_and_empty_ones_go_through(strategy, options):
     np.testing.assert_allclose(y.compute(), expected, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the rows come in 3 chunks")
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
 def test_sizes_that_depend_on_data_are_not_a_number(strategy):
     source = make_model(
