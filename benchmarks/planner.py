@@ -6,7 +6,7 @@ Each model's nodes are measured once, at one number of rows and at one row; pred
 and more of them and other cuts, whose tasks then run one after the other on one thread. Then one
 request on two threads of this process: every strategy in alternating rounds, and what
 `plan("auto", aim="latency")` takes. Last, plans of graphs that the script makes, by number of
-nodes.
+nodes and by kind of graph.
 """
 
 from __future__ import annotations
@@ -150,6 +150,17 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
     }
 
 
+def graph_of(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Nodes that read x and a weight w; the last one's value is the output."""
+    last = nodes[-1].output[0]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in ("x", last)
+    ]
+    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
+    graph = helper.make_graph(nodes, "made", tensors[:1], tensors[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def made_graph(nodes: int) -> onnx.ModelProto:
     """MatMul, Relu, two branches and their sum, again and again."""
     made, last = [], "x"
@@ -162,24 +173,84 @@ def made_graph(nodes: int) -> onnx.ModelProto:
             helper.make_node("Add", [f"a{i}", f"b{i}"], [f"s{i}"]),
         ]
         last = f"s{i}"
-    tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in ("x", last)
-    ]
-    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
-    graph = helper.make_graph(made, "made", tensors[:1], tensors[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return graph_of(made)
+
+
+def unet(nodes: int) -> onnx.ModelProto:
+    """An encoder, and a decoder each of whose nodes reads its mirror in the encoder."""
+    half = nodes // 2
+    made = [helper.make_node("Neg", [f"e{i - 1}" if i else "x"], [f"e{i}"]) for i in range(half)]
+    for i in range(half):
+        before = f"d{i - 1}" if i else f"e{half - 1}"
+        made.append(helper.make_node("Add", [before, f"e{half - 1 - i}"], [f"d{i}"]))
+    return graph_of(made)
+
+
+def dense_blocks(nodes: int, block: int = 100) -> onnx.ModelProto:
+    """Blocks, each node of which reads all before it in the block."""
+    made, last = [], "x"
+    for i in range(nodes // block):
+        before = [last]
+        for j in range(block):
+            made.append(helper.make_node("Sum", before, [f"b{i}_{j}"]))
+            before = [*before, f"b{i}_{j}"]
+        last = before[-1]
+    return graph_of(made)
+
+
+def random_reads(nodes: int, reads: int = 20) -> onnx.ModelProto:
+    """Each node reads some nodes before it, whichever; the last one all that nobody reads."""
+    rng = np.random.default_rng(0)
+    made, unread = [], dict.fromkeys(["x"])
+    for i in range(nodes - 1):
+        before = np.unique(rng.integers(-1, i, reads)) if i else [-1]
+        names = [f"v{j}" if j >= 0 else "x" for j in before]
+        for name in names:
+            unread.pop(name, None)
+        made.append(helper.make_node("Sum", names, [f"v{i}"]))
+        unread[f"v{i}"] = None
+    return graph_of([*made, helper.make_node("Sum", list(unread), ["y"])])
+
+
+_GRAPHS = {
+    "branches in a row": made_graph,
+    "U-net": unet,
+    "dense blocks of 100": dense_blocks,
+    "20 random reads a node": random_reads,
+}
+_PLANNED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    **{name: (name, options) for name, options in _STRATEGIES.items()},
+    "pipeline of 500": ("pipeline", {"n_stages": 500}),
+    "per_node": ("per_node", {}),
+    "auto": ("auto", {"batches": 1}),
+}
+
+
+def planning_seconds(proto: onnx.ModelProto, planned: str) -> float:
+    """CPU seconds of a plan, the facts of the graph included."""
+    strategy, options = _PLANNED[planned]
+    model = dx.load(proto)
+    began = time.process_time()
+    model.plan(strategy, **options)
+    return time.process_time() - began
 
 
 def planning_times(sizes: tuple[int, ...] = (1000, 3000, 10000)) -> dict[str, dict[str, float]]:
-    """Strategy to seconds by number of nodes, the facts of the graph included."""
-    found: dict[str, dict[str, float]] = {}
+    """Strategy to CPU seconds by number of nodes."""
+    found: dict[str, dict[str, float]] = {name: {} for name in _PLANNED}
     for size in sizes:
         proto = made_graph(size)
-        for strategy, options in {**_STRATEGIES, "per_node": {}, "auto": {"batches": 1}}.items():
-            model = dx.load(proto)
-            began = time.perf_counter()
-            model.plan(strategy, **options)
-            found.setdefault(strategy, {})[str(size)] = time.perf_counter() - began
+        for planned in _PLANNED:
+            found[planned][str(size)] = planning_seconds(proto, planned)
+    return found
+
+
+def planning_times_by_graph(nodes: int = 10_000) -> dict[str, dict[str, float]]:
+    """Graph to CPU seconds by strategy."""
+    found = {}
+    for name, make in _GRAPHS.items():
+        proto = make(nodes)
+        found[name] = {planned: planning_seconds(proto, planned) for planned in _PLANNED}
     return found
 
 
@@ -220,11 +291,16 @@ def main() -> None:
         ["model", "auto takes", "best single", "auto's time over the best's"],
         [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
     )
-    times = planning_times()
+    times, by_graph = planning_times(), planning_times_by_graph()
     print_table(
-        "Planning, seconds",
+        "Planning, CPU seconds by nodes",
         ["strategy", *next(iter(times.values()))],
         [[name, *(f"{each:.2f}" for each in found.values())] for name, found in times.items()],
+    )
+    print_table(
+        "Planning 10,000 nodes, CPU seconds",
+        ["graph", *_PLANNED],
+        [[name, *(f"{each:.2f}" for each in found.values())] for name, found in by_graph.items()],
     )
     if arguments.output:
         write_json(
@@ -235,6 +311,7 @@ def main() -> None:
                 "predictions": rows,
                 "choices": chosen,
                 "planning_seconds": times,
+                "planning_seconds_by_graph": by_graph,
             },
         )
 

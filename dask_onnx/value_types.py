@@ -6,6 +6,7 @@ Types that are no tensors are written in ONNX's own notation, such as ``seq(tens
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,13 @@ def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
     return value
 
 
+@functools.cache  # asked for each value of a graph, several times
 def numpy_dtype(elem_type: int) -> np.dtype:
     """numpy's dtype of an ONNX element type: of ml_dtypes where numpy has none."""
     return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
 
 
+@functools.cache
 def tensor_kind(dtype: np.dtype) -> str:
     """ONNX's notation of a tensor type: ``tensor(float)``."""
     return f"tensor({_element_name(helper.np_dtype_to_tensor_dtype(dtype))})"

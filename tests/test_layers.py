@@ -74,6 +74,7 @@ LAYERS = {
     "planning.check": 4,
     "planning.cutting": 4,
     "planning.footprint": 4.1,
+    "planning.borders": 3,
     "planning.pipeline": 4.2,
     "planning.branches": 4.1,
     "planning.annotations": 4.1,

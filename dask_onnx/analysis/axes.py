@@ -275,8 +275,17 @@ class _Rows:
 
     def __init__(self, few: Mapping[str, TensorSpec], many: Mapping[str, TensorSpec]) -> None:
         self._few, self._many = few, many
+        # A value may be read by many nodes, each of which asks.
+        self._dims: dict[str, list[tuple[Dim, Dim]] | None] = {}
+        self._growing: dict[str, list[int]] = {}
 
     def dims(self, name: str) -> list[tuple[Dim, Dim]] | None:
+        """Both sizes of each axis; None where not even the rank is known."""
+        if name not in self._dims:
+            self._dims[name] = self._find_dims(name)
+        return self._dims[name]
+
+    def _find_dims(self, name: str) -> list[tuple[Dim, Dim]] | None:
         few, many = self._few.get(name), self._many.get(name)
         if few is None or many is None or few.shape is None or many.shape is None:
             return None
@@ -286,11 +295,13 @@ class _Rows:
 
     def growing(self, name: str) -> list[int]:
         """Axes whose size changes with the batch."""
-        return [
-            axis
-            for axis, (few, many) in enumerate(self.dims(name) or [])
-            if isinstance(few, int) and isinstance(many, int) and few != many
-        ]
+        if name not in self._growing:
+            self._growing[name] = [
+                axis
+                for axis, (few, many) in enumerate(self.dims(name) or [])
+                if isinstance(few, int) and isinstance(many, int) and few != many
+            ]
+        return self._growing[name]
 
     def is_proportional(self, name: str, axis: int) -> bool:
         few, many = (self.dims(name) or [])[axis]

@@ -123,8 +123,19 @@ def value_bytes(spec: TensorSpec | None) -> int:
 
 def node_costs(facts: GraphFacts, specs: Specs) -> list[NodeCost]:
     """The cost of every node, in the order of `facts.nodes`."""
-    sizes = initializer_bytes(facts)
-    return [_node_cost(facts, node, specs, sizes) for node in facts.nodes]
+    parameters, sizes = initializer_bytes(facts), _Sizes(specs)
+    return [_node_cost(facts, node, specs, parameters, sizes) for node in facts.nodes]
+
+
+class _Sizes(dict[str, int]):
+    """Bytes of values, each worked out once however many nodes read it."""
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+
+    def __missing__(self, name: str) -> int:
+        size = self[name] = value_bytes(self._specs.get(name))
+        return size
 
 
 def initializer_bytes(facts: GraphFacts) -> dict[str, int]:
@@ -133,13 +144,17 @@ def initializer_bytes(facts: GraphFacts) -> dict[str, int]:
 
 
 def _node_cost(
-    facts: GraphFacts, node: NodeFacts, specs: Specs, initializers: Mapping[str, int]
+    facts: GraphFacts,
+    node: NodeFacts,
+    specs: Specs,
+    initializers: Mapping[str, int],
+    sizes: Mapping[str, int],
 ) -> NodeCost:
     proto = facts.proto.graph.node[node.index]
     reads = set(node.reads)
     parameters = sum(initializers[name] for name in reads if name in initializers)
-    activations = sum(value_bytes(specs.get(n)) for n in reads if n not in initializers)
-    activations += sum(value_bytes(specs.get(n)) for n in node.outputs if n not in initializers)
+    activations = sum(sizes[n] for n in reads if n not in initializers)
+    activations += sum(sizes[n] for n in node.outputs if n not in initializers)
     flops = flops_of(proto, specs, partial(scalar_constant, facts))
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
     in_bodies = sum(

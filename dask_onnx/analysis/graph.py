@@ -31,9 +31,10 @@ class NodeFacts:
     """Values of this graph that the node's subgraph bodies read."""
 
     @property
-    def reads(self) -> Iterable[str]:
+    def reads(self) -> tuple[str, ...]:
         """Every value that has to be there before the node runs."""
-        return (name for name in (*self.inputs, *self.captures) if name)
+        names = (*self.inputs, *self.captures)
+        return names if all(names) else tuple(filter(None, names))
 
 
 class GraphFacts:
@@ -72,10 +73,8 @@ class GraphFacts:
     @cached_property
     def predecessors(self) -> list[list[int]]:
         """For each node the nodes that it needs, each once."""
-        return [
-            list(dict.fromkeys(self.producer[n] for n in node.reads if n in self.producer))
-            for node in self.nodes
-        ]
+        found = [dict.fromkeys(map(self.producer.get, node.reads)) for node in self.nodes]
+        return [[index for index in before if index is not None] for before in found]
 
     @cached_property
     def successors(self) -> list[list[int]]:
@@ -165,7 +164,7 @@ class GraphFacts:
         given = set(self.inputs)
         bound: set[int] = set()
         for node, before in zip(self.nodes, self.predecessors, strict=True):
-            if any(name in given for name in node.reads) or not bound.isdisjoint(before):
+            if not given.isdisjoint(node.reads) or not bound.isdisjoint(before):
                 bound.add(node.index)
         return frozenset(range(len(self.nodes))) - bound
 
@@ -186,6 +185,8 @@ class GraphFacts:
 
         def constants_before(index: int) -> list[int]:
             """Those that `index` needs and that are not placed yet, in the order of the file."""
+            if not constant:
+                return []
             found: set[int] = set()
             pending = [index]
             while pending:
@@ -196,7 +197,7 @@ class GraphFacts:
             placed.update(found)
             return sorted(found)
 
-        waiting = {i: sum(j in chosen for j in self.predecessors[i]) for i in chosen}
+        waiting = {i: len(chosen.intersection(self.predecessors[i])) for i in chosen}
         meets = {i for i, count in waiting.items() if count > 1}
         # Stacks, so that the node made ready last runs next; ties in the order of the file.
         ready = [i for i in sorted(chosen, reverse=True) if not waiting[i]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import random_nodes
@@ -61,35 +61,36 @@ def branches(cut: CutInputs, *, n_workers: int = 2) -> StageGraph:
         raise PlanError(f"{n_workers} workers", "give n_workers=2 or more")
     unseeded = set(random_nodes(cut.facts, cut.outputs)[1])
     fixed = [node for node in cut.nodes if cut.facts.nodes[node].name in unseeded]
-    # Whoever asks for branches wants to see them, even where one worker would be as fast.
-    best = min(_candidates(cut, n_workers, fixed), key=lambda each: (not each.is_cut, each.seconds))
-    return _stages(cut, best)
+    return _stages(cut, _best_candidate(cut, n_workers, fixed))
 
 
-def _candidates(cut: CutInputs, workers: int, fixed: Sequence[int]) -> Iterator[Candidate]:
+def _best_candidate(cut: CutInputs, workers: int, fixed: Sequence[int]) -> Candidate:
+    """The best of some shares that may be repeated, and with those that parts joined early."""
     seconds = {node: cut.seconds(node) for node in cut.nodes}
     # Several shares may allow the same nodes.
     repeated = {free_nodes(cut.facts, seconds, share, fixed): share for share in _FREE_SHARES}
-    for free, join_share in itertools.product(repeated, (0.0, 1 / workers)):
-        regions = find_regions(cut.facts, seconds, free, join_share=join_share)
-        yield _candidate(cut, regions, free, workers)
+    apart = min(
+        (
+            _candidate(cut, find_regions(cut.facts, seconds, free), free, workers)
+            for free in repeated
+        ),
+        key=_rank,
+    )
+    joined = find_regions(cut.facts, seconds, apart.free, join_share=1 / workers)
+    return min(apart, _candidate(cut, joined, apart.free, workers), key=_rank)
+
+
+def _rank(candidate: Candidate) -> tuple[bool, float]:
+    # Whoever asks for branches wants to see them, even where one worker would be as fast.
+    return not candidate.is_cut, candidate.seconds
 
 
 def _candidate(
     cut: CutInputs, regions: Sequence[Region], free: frozenset[int], workers: int
 ) -> Candidate:
     shares = [_share_out(region, workers) for region in regions]
-    gains = [
-        sum(region.seconds) - max(_seconds(cut, group, free) for group in groups)
-        if len(groups) > 1
-        else 0.0
-        for region, groups in zip(regions, shares, strict=True)
-    ]
     hop = cut.costs.seconds_per_hop
-    worth = {i for i, gain in enumerate(gains) if gain > hop and regions[i].is_parallel}
-    if not worth:
-        dearest = max(range(len(gains)), key=gains.__getitem__, default=None)
-        worth = {dearest} if dearest is not None and gains[dearest] > 0 else set()
+    worth = _worth_cutting(cut, regions, shares, free)
     steps: list[Step] = []
     for is_cut, found in itertools.groupby(range(len(shares)), key=worth.__contains__):
         if is_cut:
@@ -103,6 +104,34 @@ def _candidate(
         for i, step in enumerate(steps)
     )
     return Candidate(tuple(steps), free, seconds)
+
+
+def _worth_cutting(
+    cut: CutInputs,
+    regions: Sequence[Region],
+    shares: Sequence[Sequence[Sequence[int]]],
+    free: frozenset[int],
+) -> set[int]:
+    """Regions that gain more than a hop if they are shared out; if none does, the one that gains
+    most, if any gains at all."""
+    hop = cut.costs.seconds_per_hop
+    worth: set[int] = set()
+    most, dearest = 0.0, -1
+    # What nodes repeat only makes a gain smaller, so that those that promise most come first and
+    # few have to be looked at.
+    promised = [
+        sum(region.seconds) - max((sum(map(cut.seconds, group)) for group in groups), default=0.0)
+        for region, groups in zip(regions, shares, strict=True)
+    ]
+    for i in sorted(range(len(regions)), key=lambda i: -promised[i]):
+        if promised[i] <= (hop if worth else most):
+            break
+        gain = sum(regions[i].seconds) - max(_seconds(cut, group, free) for group in shares[i])
+        if gain > hop:
+            worth.add(i)
+        elif gain > most:
+            most, dearest = gain, i
+    return worth or ({dearest} if dearest >= 0 else set())
 
 
 def _share_out(region: Region, workers: int) -> tuple[tuple[int, ...], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -49,7 +49,8 @@ class CutInputs:
         for node in nodes:
             reads.update(self.facts.nodes[node].reads)
             own += self.node_costs[node].own_bytes
-        return own + sum(self.initializer_bytes.get(name, 0) for name in reads)
+        sizes = self.initializer_bytes
+        return own + sum(sizes[name] for name in sizes.keys() & reads)
 
     def working_bytes(self, nodes: Iterable[int], leaving: Collection[str]) -> int:
         """The most bytes of activations that are alive at once while the nodes run, in depth-first
@@ -60,16 +61,16 @@ class CutInputs:
         leaving : values that live on until all of the nodes have run
         """
         members = sorted(nodes, key=self.places.__getitem__)
-        place = {node: i for i, node in enumerate(members)}
-        stay = set(leaving)
+        last_read: dict[str, int] = {}
+        for position, node in enumerate(members):
+            last_read.update(dict.fromkeys(self.facts.nodes[node].reads, position))
+        last_read.update(dict.fromkeys(leaving, len(members) - 1))
         change = [0] * (len(members) + 1)
-        for node, position in place.items():
+        for position, node in enumerate(members):
             for name in self.facts.nodes[node].outputs:
-                readers = [place[i] for i in self.facts.consumers.get(name, ()) if i in place]
-                last = len(members) - 1 if name in stay else max(readers, default=position)
                 size = self.sizes.get(name, 0)
                 change[position] += size
-                change[last + 1] -= size
+                change[last_read.get(name, position) + 1] -= size
         return max(itertools.accumulate(change), default=0)
 
     @cached_property
@@ -102,9 +103,13 @@ class CutInputs:
         return self.facts.ancestors(self.outputs)
 
     def seconds(self, node: int) -> float:
-        if node in self.measured:
-            return self.measured[node]
-        return self.costs.seconds(self.node_costs[node], self.kernels[node].kernel)
+        return self._seconds[node]
+
+    @cached_property
+    def _seconds(self) -> list[float]:
+        """Of every node of the graph."""
+        predicted = map(self.costs.seconds, self.node_costs, (each.kernel for each in self.kernels))
+        return [self.measured.get(node, each) for node, each in enumerate(predicted)]
 
 
 def chains_of(cut: CutInputs) -> list[list[int]]:
@@ -125,6 +130,9 @@ def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int
     """
     parts: list[list[int]] = []
     for group in groups:
+        if len({cut.kernels[node].kernel for node in group}) == 1:
+            parts.append(sorted(group))
+            continue
         members = set(group)
         levels: dict[int, int] = {}
         by_level: dict[tuple[int, str], list[int]] = {}
@@ -214,21 +222,9 @@ def _stage(
         for name in facts.nodes[node].reads
         if name not in made and name not in facts.initializers
     )
-    wanted = [
-        name
-        for node in group
-        if groups_of[node][0] == number
-        for name in facts.nodes[node].outputs
-        if name in cut.outputs
-        or any(
-            reader not in groups_of[node]
-            for consumer in facts.consumers.get(name, ())
-            for reader in groups_of.get(consumer, ())
-        )
-    ]
     reads.update(dict.fromkeys(name for name in loose if name in facts.inputs))
     # A stage that is the model gives its outputs in the order in which they were asked for.
-    wanted = list(cut.outputs) if is_only else [*wanted, *loose]
+    wanted = list(cut.outputs if is_only else (*_leaving(cut, groups_of, number, group), *loose))
     cost = sum((cut.node_costs[i] for i in group), NodeCost(0, 0, 0))
     return Stage(
         label=label,
@@ -246,8 +242,26 @@ def _stage(
     )
 
 
+def _leaving(
+    cut: CutInputs, groups_of: Mapping[int, Sequence[int]], number: int, group: Sequence[int]
+) -> Iterator[str]:
+    """Values that a group gives to others: it is the first that makes them, and some reader or the
+    caller has them not."""
+    facts = cut.facts
+    here_alone = {node for node in group if len(groups_of[node]) == 1}
+    for node in group:
+        own = groups_of[node]
+        for name in facts.nodes[node].outputs if own[0] == number else ():
+            readers = facts.consumers.get(name, ())
+            if name in cut.outputs or (
+                not here_alone.issuperset(readers)
+                and any(i not in own for reader in readers for i in groups_of.get(reader, ()))
+            ):
+                yield name
+
+
 def _spec(cut: CutInputs, name: str) -> TensorSpec:
-    return cut.declared.get(name, TensorSpec(name, None, None))
+    return cut.declared.get(name) or TensorSpec(name, None, None)
 
 
 def label_of(cut: CutInputs, group: Sequence[int]) -> str:

@@ -5,34 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_onnx.errors import PlanError
+from dask_onnx.planning.borders import Load, best_borders
 from dask_onnx.planning.cutting import CutInputs, chains_of, crossing_bytes, stage_graph_of
 from dask_onnx.planning.explain import format_bytes
 from dask_onnx.planning.footprint import bytes_of, reach_within
 from dask_onnx.planning.stages import StageGraph
-
-_BISECTIONS = 60
-"""Of the slowest stage's time: as many as a float64 can tell apart."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Load:
-    """What contiguous pieces of the chain of chains would take; n pieces have n + 1 borders."""
-
-    done: npt.NDArray[np.float64]
-    """Seconds of all pieces before each border: (n + 1,)."""
-    arriving: npt.NDArray[np.float64]
-    """Seconds that a stage which begins at a border spends on what crosses it: (n + 1,)."""
-
-    @property
-    def pieces(self) -> int:
-        return len(self.done) - 1
 
 
 class Pieces:
@@ -128,11 +111,15 @@ def pipeline(
 
     A stage's time is its nodes' and what it takes to receive the values that cross its first
     border. Borders are between chains that ONNX Runtime would run as one kernel, in depth-first
-    order. The least time of the slowest stage is found by bisection, each time asking which borders
-    can be reached in so many stages that are all within it: exact to the last digit of a float, in
-    time linear in the nodes (the parametric search of Pinar and Aykanat, "Fast optimal load
-    balancing algorithms for 1D partitioning", 2004, with costs of borders added). Of the cuts that
-    are equally good the one that sends the fewest bytes is taken.
+    order. The least time of the slowest stage is found by bisection, exactly (Pinar and Aykanat,
+    "Fast optimal load balancing algorithms for 1D partitioning", 2004, with costs of borders
+    added; `dask_onnx.planning.borders` says why counting the fewest and the most stages is enough).
+
+    Of the many cuts whose slowest stage is that fast, one with even stages is taken: each border in
+    turn as near as can be to an even share of what is ahead, where a chain that takes more than a
+    share is a stage of its own (an even spread has the least sum of squares, and with it the least
+    wait behind a stage that happens to be late). Borders that differ by less than 5 % of the stage
+    are about as near; of these the one that the fewest bytes cross is taken.
 
     Parameters
     ----------
@@ -151,61 +138,3 @@ def pipeline(
     if n_stages is None and memory_limit is None:
         raise PlanError("a pipeline of how many stages?", "give n_stages=2, or memory_limit=bytes")
     return Pieces(cut).pipeline(n_stages, memory_limit)
-
-
-def best_borders(
-    load: Load,
-    n_stages: int,
-    crossing: Sequence[int],
-    within: npt.NDArray[np.int64] | None = None,
-) -> list[int]:
-    """Borders of exactly `n_stages` stages, from 0 to the number of pieces.
-
-    Parameters
-    ----------
-    crossing : bytes that cross the border behind each piece but the last
-    within : for each border the furthest one that a stage from it may end at, by its memory
-    """
-    if within is None:
-        within = np.full(load.pieces + 1, load.pieces, np.int64)
-    low, high = 0.0, float(load.done[-1] + load.arriving.max(initial=0.0)) * (1 + 1e-12)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if _reached(load, n_stages, middle, within)[-1][-1]:
-            high = middle
-        else:
-            low = middle
-    reached = _reached(load, n_stages, high, within)
-    reach = np.minimum(_time_reach(load, high), within)
-    sizes = np.concatenate([[0], np.asarray(crossing, float)])
-    borders = [load.pieces]
-    for stages in range(n_stages - 1, 0, -1):
-        before = np.flatnonzero(reached[stages] & (reach >= borders[-1]))
-        before = before[before < borders[-1]]
-        borders.append(int(before[np.argmin(sizes[before])]))
-    return [0, *borders[::-1]] if n_stages else [0]
-
-
-def _reached(
-    load: Load, n_stages: int, seconds: float, within: npt.NDArray[np.int64]
-) -> list[npt.NDArray[np.bool_]]:
-    """For 0, 1, ... `n_stages` stages the borders that they can end at, none slower than
-    `seconds`."""
-    reach = np.minimum(_time_reach(load, seconds), within)
-    size = load.pieces + 1
-    found = [np.zeros(size, bool)]
-    found[0][0] = True
-    for _ in range(n_stages):
-        starts = np.flatnonzero(found[-1])
-        starts = starts[reach[starts] > starts]
-        change = np.zeros(size + 1, np.int64)
-        np.add.at(change, starts + 1, 1)
-        np.add.at(change, reach[starts] + 1, -1)
-        found.append(np.cumsum(change[:size]) > 0)
-    return found
-
-
-def _time_reach(load: Load, seconds: float) -> npt.NDArray[np.int64]:
-    """For each border the furthest one that a stage from it can end at within `seconds`."""
-    ends = load.done + seconds - load.arriving
-    return np.searchsorted(load.done, ends, side="right").astype(np.int64) - 1

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 from builders import branching_model, dense_model, make_model, node, value
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,3 +114,54 @@ def test_regions_cover_each_node_once_and_read_only_what_is_before(reads, free_s
     assert done == facts.live
     for i in free:
         assert free.issuperset(facts.predecessors[i])
+
+
+def unet(levels):
+    """Predecessors of an encoder, a bottom of two branches, and a decoder that reads its mirror."""
+    encoder = [[i - 1] if i else [] for i in range(levels)]
+    bottom = [[levels - 1], [levels - 1], [levels, levels + 1]]
+    last = levels + 2
+    return [*encoder, *bottom, *([last + i, levels - 1 - i] for i in range(levels))]
+
+
+def crossed(levels):
+    """Two chains whose nodes read both nodes before them."""
+    return [[], [], *([i - i % 2 - 2, i - i % 2 - 1] for i in range(2, 2 * levels))]
+
+
+class Counting(list):
+    """A list that knows how often something was looked up in it."""
+
+    looked_up = 0
+
+    def __getitem__(self, index):
+        self.looked_up += 1
+        return super().__getitem__(index)
+
+
+def facts_from(predecessors):
+    successors = Counting([] for _ in predecessors)
+    for index, before in enumerate(predecessors):
+        for other in before:
+            list.__getitem__(successors, other).append(index)
+    return SimpleNamespace(
+        nodes=range(len(predecessors)), predecessors=predecessors, successors=successors
+    )
+
+
+def test_branches_at_the_bottom_of_many_skips_are_found():
+    facts = facts_from(unet(1000))
+    found = find_regions(facts, dict.fromkeys(facts.nodes, 1.0))
+    assert [region.parts for region in found if region.is_parallel] == [((1000,), (1001,))]
+
+
+@pytest.mark.parametrize("graph", [unet, crossed])
+@pytest.mark.parametrize("join_share", [0.0, 0.25])
+def test_nested_branches_are_read_in_linear_time(graph, join_share):
+    def looked_up(levels):
+        facts = facts_from(graph(levels))
+        # Ever cheaper, so that what is left is never joined.
+        find_regions(facts, {node: 0.5**node for node in facts.nodes}, join_share=join_share)
+        return facts.successors.looked_up
+
+    assert looked_up(400) < 2.5 * looked_up(200)

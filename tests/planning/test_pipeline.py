@@ -2,71 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from builders import layers_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import dask_onnx as dx
-from dask_onnx.planning.pipeline import Load, best_borders
-
-
-def slowest(load, borders):
-    return max(
-        load.done[b] - load.done[a] + load.arriving[a] for a, b in itertools.pairwise(borders)
-    )
-
-
-@st.composite
-def loads(draw):
-    count = draw(st.integers(1, 9))
-    times = st.floats(0.001, 10)
-    seconds = draw(st.lists(times, min_size=count, max_size=count))
-    arriving = draw(st.lists(st.floats(0, 3), min_size=count + 1, max_size=count + 1))
-    load = Load(np.concatenate([[0.0], np.cumsum(seconds)]), np.asarray(arriving))
-    return load, draw(st.integers(1, count))
-
-
-@settings(max_examples=200, deadline=None)
-@given(loads())
-def test_no_other_borders_are_better(given_load):
-    load, n_stages = given_load
-    borders = best_borders(load, n_stages, [0] * (load.pieces - 1))
-    assert borders[0] == 0 and borders[-1] == load.pieces and len(borders) == n_stages + 1
-    assert all(a < b for a, b in itertools.pairwise(borders))
-    best = min(
-        slowest(load, [0, *inner, load.pieces])
-        for inner in itertools.combinations(range(1, load.pieces), n_stages - 1)
-    )
-    assert slowest(load, borders) <= best * (1 + 1e-9)
-
-
-@settings(max_examples=100, deadline=None)
-@given(loads(), st.data())
-def test_borders_keep_within_the_memory(given_load, data):
-    load, n_stages = given_load
-    bytes_ = data.draw(st.lists(st.integers(0, 50), min_size=load.pieces, max_size=load.pieces))
-    limit = data.draw(st.integers(30, 120))
-    within = np.array(
-        [
-            max(b for b in range(a, load.pieces + 1) if sum(bytes_[a:b]) <= limit)
-            for a in range(load.pieces + 1)
-        ]
-    )
-
-    def fits(borders):
-        return all(b <= within[a] for a, b in itertools.pairwise(borders))
-
-    cuts = itertools.combinations(range(1, load.pieces), n_stages - 1)
-    fitting = [each for inner in cuts if fits(each := [0, *inner, load.pieces])]
-    if not fitting:
-        return
-    borders = best_borders(load, n_stages, [0] * (load.pieces - 1), within)
-    assert fits(borders)
-    assert slowest(load, borders) <= min(slowest(load, f) for f in fitting) * (1 + 1e-9)
 
 
 def test_stages_are_balanced_by_their_work():
@@ -76,13 +16,6 @@ def test_stages_are_balanced_by_their_work():
     assert abs(first.cost.parameter_bytes - second.cost.parameter_bytes) < 1000
     x = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
     np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
-
-
-def test_of_equal_cuts_the_one_that_sends_least_is_taken():
-    load = Load(np.arange(5.0), np.zeros(5))
-    assert best_borders(load, 2, [5, 9, 1]) == [0, 2, 4]
-    even = Load(np.array([0.0, 1, 1, 1, 2]), np.zeros(5))
-    assert best_borders(even, 2, [5, 9, 1]) == [0, 3, 4]
 
 
 def test_a_limit_decides_how_many_stages():
@@ -106,13 +39,6 @@ def test_a_limit_decides_how_many_stages():
 def test_what_cannot_be_is_said_with_the_numbers(options, message):
     with pytest.raises(dx.PlanError, match=message):
         dx.load(layers_model([1000] * 6)).plan("pipeline", **options)
-
-
-def test_ten_thousand_nodes_are_cut_quickly():
-    rng = np.random.default_rng(0)
-    load = Load(np.concatenate([[0.0], np.cumsum(rng.random(10_000))]), rng.random(10_001))
-    borders = best_borders(load, 16, [0] * 9_999)
-    assert slowest(load, borders) < 1.01 * (load.done[-1] / 16 + 1)
 
 
 def test_the_callers_own_cuts():
