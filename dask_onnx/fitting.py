@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from dask_onnx.errors import PlanError
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.planning.choose import Cluster
 from dask_onnx.planning.explain import as_number, format_bytes
+from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 
 _WORTH_ASKING = 64 * 2**20
@@ -31,6 +32,8 @@ class Load:
     """Of a run; None where nobody knows yet, and what runs need is not counted."""
     planned_rows: int | None
     """That the stages' costs are for."""
+    schedule: Schedule | None = None
+    """What bounds the micro-batches in flight."""
 
     @property
     def growth(self) -> float:
@@ -57,20 +60,37 @@ class Need:
     weights: int = 0
     working: float = 0.0
     """Of the stage that needs most for one run."""
+    passing: float = 0.0
+    """What arrives from other lanes, or goes there, for one run: whichever is more."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.working
+        return self.weights + self.working + self.passing
 
 
-def check_fits(client: Any, load: Load, fewest_stages: Callable[[int], int]) -> None:
-    """Whether weights and activations fit the workers.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that a lane's worker has for it."""
 
-    What waits between stages is not counted: Dask can spill it.
+    whole: float
+    """Until Dask pauses the worker, less what its process has before it holds anything."""
+    taken: float = 0.0
+    """By other lanes."""
 
-    Parameters
-    ----------
-    fewest_stages : of a pipeline whose stages keep within so many bytes
+    @property
+    def left(self) -> float:
+        return max(self.whole - self.taken, 0.0)
+
+
+FewestStages = Callable[[int, float | None], int]
+"""Of a pipeline whose stages keep within so many bytes, in runs of so many rows."""
+
+
+def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
+    """Whether weights, activations and what passes between lanes fit the workers.
+
+    Of micro-batches that wait between stages one is counted; a warning says where more are allowed
+    in flight than fit, since Dask spills them to disk.
 
     Raises
     ------
@@ -86,15 +106,35 @@ def check_fits(client: Any, load: Load, fewest_stages: Callable[[int], int]) -> 
     if not client.scheduler_info(n_workers=-1)["workers"]:
         return  # they may come, as in a cluster that scales: then each worker looks for itself
     cluster = cluster_facts(client)
-    rooms = dict.fromkeys(needs, cluster.room)
+    rooms = dict.fromkeys(needs, Room(cluster.room))
     if load.only_lanes is not None:
         rooms = _rooms_of(needs, cluster)
     for lane, need in needs.items():
-        if need.total > rooms[lane]:
-            error = _refusal(load, need, max(rooms[lane], 0.0), cluster, fewest_stages)
+        if need.total > rooms[lane].left:
+            error = _refusal(load, need, rooms[lane], cluster, fewest_stages)
             if config.get("plan.memory-check") != "warn":
                 raise error
             warnings.warn(str(error), stacklevel=4)
+    _check_in_flight(load, needs, rooms)
+
+
+def _check_in_flight(load: Load, needs: Mapping[int, Need], rooms: Mapping[int, Room]) -> None:
+    """Warn where the micro-batches that may wait on a worker are more than it has room for."""
+    if load.schedule is None:
+        return
+    limit = load.schedule.limit(len(load.stages.stages))
+    left = {lane: rooms[lane].left - need.weights - need.working for lane, need in needs.items()}
+    most = {lane: left[lane] / need.passing for lane, need in needs.items() if need.passing}
+    lane = min(most, key=most.__getitem__, default=None)
+    if lane is None or not 1 <= most[lane] < limit:
+        return
+    warnings.warn(
+        f"{' and '.join(needs[lane].labels)}: {limit} micro-batches in flight are up to "
+        f"{format_bytes(limit * needs[lane].passing)} on its worker, which has "
+        f"{format_bytes(left[lane])} left: Dask would spill to disk\n"
+        f"plan.with_schedule({load.schedule.mode!r}, in_flight={int(most[lane])}) keeps within it",
+        stacklevel=5,
+    )
 
 
 def _needs(load: Load) -> dict[int, Need]:
@@ -104,25 +144,46 @@ def _needs(load: Load) -> dict[int, Need]:
         needs[lane].weights += stage.cost.parameter_bytes
         working = stage.cost.working_bytes * load.growth
         needs[lane].working = max(needs[lane].working, working)
+    if load.only_lanes is not None:
+        for lane, size in _passing(load.stages, load.only_lanes).items():
+            needs[lane].passing = size * load.growth
     return dict(needs)
 
 
-def _rooms_of(needs: Mapping[int, Need], cluster: Cluster) -> dict[int, float]:
+def _passing(stages: StageGraph, lanes: Sequence[int]) -> dict[int, int]:
+    """Of each lane the bytes that arrive, or those that leave, whichever are more; each value once
+    on each side."""
+    arriving: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    leaving: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    for edge in stages.edges:
+        source, target = lanes[edge.producer], lanes[edge.consumer]
+        if source != target:
+            leaving[source][edge.value] = arriving[target][edge.value] = edge.bytes
+    return {
+        lane: max(sum(arriving[lane].values()), sum(leaving[lane].values()))
+        for lane in {*arriving, *leaving}
+    }
+
+
+def _rooms_of(needs: Mapping[int, Need], cluster: Cluster) -> dict[int, Room]:
     """What each lane has where the scheduler will put it: the largest first, each where it fills
-    least of the worker's limit, as `StagePlugin` does."""
+    least of the worker's limit, as `Lanes` does."""
     limits = [room + cluster.resident for room in cluster.rooms]
     held = [0] * len(limits)
-    found = {}
+    homes = {}
     for lane in sorted(needs, key=lambda lane: (-needs[lane].weights, lane)):
         own = needs[lane].weights
         place = min(range(len(limits)), key=lambda i: (held[i] + own) / limits[i])
-        found[lane] = cluster.rooms[place] - held[place]
+        homes[lane] = place
         held[place] += own
-    return found
+    return {
+        lane: Room(cluster.rooms[place], held[place] - needs[lane].weights)
+        for lane, place in homes.items()
+    }
 
 
 def _refusal(
-    load: Load, need: Need, room: float, cluster: Cluster, fewest_stages: Callable[[int], int]
+    load: Load, need: Need, room: Room, cluster: Cluster, fewest_stages: FewestStages
 ) -> PlanError:
     names = " and ".join(need.labels)
     has = f"{'has' if len(need.labels) == 1 else 'have'} {format_bytes(need.weights)} of weights"
@@ -131,26 +192,38 @@ def _refusal(
             f", and about {format_bytes(need.working)} of activations in a run of "
             f"{as_number(round(load.rows), 'row')}"
         )
+    if need.passing:
+        has += f", and {format_bytes(need.passing)} to receive or send for each"
+    taken = f", of which other stages have {format_bytes(room.taken)}" if room.taken else ""
     cause = (
-        f"model {load.model!r}: {names} {has}; a worker has room for {format_bytes(room)}: Dask "
+        f"model {load.model!r}: {names} {has}; a worker has room for "
+        f"{format_bytes(max(room.whole, 0))}{taken}: Dask "
         f"pauses it at {format_bytes(cluster.memory_limit)}, and its process has about "
         f"{format_bytes(cluster.resident)} before it holds anything"
     )
-    if need.weights < room and load.rows is not None:
-        rows = int(load.rows * (room - need.weights) / need.working)
+    if need.weights < room.left and load.rows is not None:
+        rows = int(load.rows * (room.left - need.weights) / (need.total - need.weights))
         if rows:
             return PlanError(
                 cause,
                 f"run fewer rows at a time, as batch_size={rows}, or give workers more memory",
             )
-    return PlanError(cause, _way_out(max(int(cluster.room), 0), fewest_stages))
+    return PlanError(cause, _way_out(load, cluster, fewest_stages))
 
 
-def _way_out(room: int, fewest_stages: Callable[[int], int]) -> str:
+def _way_out(load: Load, cluster: Cluster, fewest_stages: FewestStages) -> str:
+    room = max(int(cluster.room), 0)
     try:
-        count = fewest_stages(room)
+        count = fewest_stages(room, load.rows)
     except PlanError as error:
         return f"give workers more memory: {error.cause}"
+    if count > cluster.workers:
+        # Any pipeline of more stages than workers has two of them on one.
+        return (
+            f"add workers: it takes {count} like these, each with a stage of its own, and there "
+            f"{'is' if cluster.workers == 1 else 'are'} {cluster.workers}; or give workers more "
+            "memory"
+        )
     return (
         "give workers more memory, or let the planner cut: model.plan('auto'), or "
         f"model.plan('pipeline', n_stages={count}, memory_limit={room}), the smallest that does"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.planning.schedule import Barrier, Passage, Schedule, barriers
-from dask_onnx.tasks import Key, StageTask, digest, passed
+from dask_onnx.tasks import AFTER, Key, StageTask, digest, passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +66,5 @@ class Gates:
 def _waiting(task: Task, gate: Key | None) -> Task:
     if gate is None:
         return task
-    return StageTask(task.key, task.func, *task.args, **task.kwargs, after=TaskRef(gate))
+    named = {**task.kwargs, AFTER: TaskRef(gate)}
+    return StageTask(task.key, task.func, *task.args, **named)

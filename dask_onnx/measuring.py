@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dask_onnx.metering import StageRun, noted, peak_bytes
+from dask_onnx.metering import NOTES_TOPIC, StageRun, from_message, noted, peak_bytes
 from dask_onnx.planning.measured import Measured, measured
 
 
 def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | None:
-    """What was measured of the stages of some tokens, by this process and by a client's workers.
+    """What was measured of the stages of some tokens, by this process and by a client's workers;
+    those that went in good order among them.
 
     A worker that does not answer, or that has not dask_onnx, is left out.
 
@@ -21,6 +22,9 @@ def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | 
     """
     found = {"": report(tokens)}
     if client is not None and not client.asynchronous:
+        for _, message in client.get_events(NOTES_TOPIC):
+            worker, noted_there = from_message(message, set(tokens))
+            found[worker] = noted_there
         found |= client.run(report, tokens, on_error="ignore")
     runs = {worker: own for worker, (own, _) in found.items()}
     peaks = {worker: peak for worker, (_, peak) in found.items()}

@@ -7,9 +7,10 @@ import resource
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 _KEPT = 10_000
 """The newest runs, a few megabytes of them."""
@@ -41,10 +42,29 @@ def note(run: StageRun) -> None:
         _noted.append(run)
 
 
-def noted(tokens: Collection[str]) -> list[StageRun]:
-    """What is noted of some stages, oldest first."""
+def noted(tokens: Collection[str] | None = None) -> list[StageRun]:
+    """What is noted of some stages, or of all, oldest first."""
     with _lock:
-        return [run for run in _noted if run.token in tokens]
+        return [run for run in _noted if tokens is None or run.token in tokens]
+
+
+NOTES_TOPIC = "dask_onnx-runs"
+"""Of Dask's events: what a worker that went had noted."""
+_SENT = 2_000
+"""The newest runs of a worker that goes."""
+
+
+def as_message(worker: str, runs: Sequence[StageRun], peak: int) -> dict[str, Any]:
+    """In plain lists, as Dask's events are."""
+    return {"worker": worker, "peak": peak, "runs": [list(astuple(r)) for r in runs[-_SENT:]]}
+
+
+def from_message(
+    message: Mapping[str, Any], tokens: Collection[str]
+) -> tuple[str, tuple[list[StageRun], int]]:
+    """The worker, and what it had noted of some stages, with its peak."""
+    runs = [StageRun(*each) for each in message["runs"]]
+    return message["worker"], ([run for run in runs if run.token in tokens], message["peak"])
 
 
 def peak_bytes() -> int:

@@ -14,7 +14,7 @@ from dask.base import is_dask_collection
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.report import Analysis, analyse
+from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
@@ -24,6 +24,7 @@ from dask_onnx.collections.kinds import (
     has_rows,
     is_bag,
     is_dataarray,
+    is_empty,
     is_table,
     kind_of,
     most_rows,
@@ -51,7 +52,7 @@ from dask_onnx.files import FileSource, check_unchanged, is_url
 from dask_onnx.fitting import Load, check_fits
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, extract_onnx
-from dask_onnx.placement import effective_retries
+from dask_onnx.placement import check_configured, effective_retries
 from dask_onnx.plan import Plan
 from dask_onnx.planner import Aim, PlanRequest, Shapes, make_plan
 from dask_onnx.planning.recipe import Strategy
@@ -61,6 +62,7 @@ from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
 from dask_onnx.specs import SessionSpec, TensorSpec
+from dask_onnx.summary import basis_of
 
 
 class Model:
@@ -159,6 +161,12 @@ class Model:
         facts = self._facts
         return analyse(self.facts, facts.bound_shapes(shapes), facts.schemas, facts.costs)
 
+    def basis(self, shapes: Shapes | None = None) -> str:
+        """What the seconds rest on that a plan for these shapes predicts, in words. Those of
+        `analyse` rest on FLOPs and bytes even where each node's time is known."""
+        facts = self._facts
+        return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
+
     def plan(
         self,
         strategy: str | Strategy = "whole",
@@ -205,11 +213,13 @@ class Model:
         session : SessionSpec, optional
             How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
         measure : ndarray, or a dict of them by input name, optional
-            Run these rows here a few times, on one thread, and go by what each node took; the
-            first row alone too, where rows are independent. It is kept in the host's store by
-            model, CPU and shapes, so that later plans know it too; for other shapes each node is
-            on the line through two measurements, or scaled from one. Without `shapes` the plan is
-            for the shapes of these.
+            Run these rows here a few times, on one thread, and go by what each node took on the
+            kernel that it has, kernels in Python too; the first row alone too, where rows are
+            independent. It is kept in the host's store by model, kernels, CPU and shapes, so that
+            later plans know it too, and nothing runs again for shapes that are known
+            (``dask-onnx store forget`` takes it back); for other shapes each node is on the line
+            through two measurements, or scaled from one. Without `shapes` the plan is for the
+            shapes of these.
         client : distributed.Client, optional
             For "auto": the cluster to plan for; by default the client that Dask would use, or else
             this machine.
@@ -224,6 +234,8 @@ class Model:
             be told without the model is told before anything is measured.
         InputError
             `shapes`, or what is to be measured, does not fit the model.
+        StageError
+            What is to be measured cannot be run here.
         """
         request = PlanRequest(
             strategy,
@@ -500,7 +512,7 @@ class Model:
         if kind != "eager" or isinstance(batch_size, int) or fixed is not None:
             shapes = shapes_of(feeds, self.inputs)
             batch = find_batch(self.facts, wanted.names, shapes, self._facts.schemas)
-        elif batch_size == "auto" and has_rows(feeds, axes):
+        elif (batch_size == "auto" and has_rows(feeds, axes)) or is_empty(feeds, axes):
             batch = self._facts.batch_at(wanted.names, shapes_of(feeds, self.inputs))
         else:
             # One run of everything: no row is told from another, so nothing need be found out.
@@ -509,14 +521,17 @@ class Model:
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         if not here:
+            client = current_client()
+            check_configured(client, chosen.placement)
             check_fits(
-                current_client(),
+                client,
                 Load(
                     self.name,
                     chosen.stage_graph,
                     chosen.placement,
                     None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes),
                     chosen.rows,
+                    chosen.bounds,
                 ),
                 functools.partial(self._facts.fewest_stages, chosen.recipe, wanted.names),
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.profile import NodeTimes, note_speed, noted_speed, noted_times
 from dask_onnx.runtime.session import foreign_schemas
 from dask_onnx.specs import Dim, NodeKernel, TensorSpec
+from dask_onnx.tasks import digest
 from dask_onnx.weights import graphs_of
 
 _BATCHES_KEPT = 64
@@ -157,13 +158,27 @@ class ModelFacts:
         base = base or CostTable()
         return base if factor is None else base.faster(factor)
 
+    @cached_property
+    def times_token(self) -> str:
+        """What its nodes' times are noted under: the model, and what runs its nodes if that is not
+        ORT alone."""
+        kernels = tuple(each.kernel for each in self.kernels)
+        if self.own is None and not self.libraries and set(kernels) <= {"onnxruntime"}:
+            return self.onnx.token
+        own = None if self.own is None else self.own.token
+        return digest(self.onnx.token, own, self.libraries, kernels)
+
+    def noted_times(self) -> Iterator[NodeTimes]:
+        """What its nodes took on this host, at whatever shapes."""
+        return noted_times(self.times_token)
+
     @property
     def is_measured(self) -> bool:
         """Whether what nodes take on this host is known, of this model or of others."""
         return (
             noted_calibration() is not None
             or noted_speed() is not None
-            or any(True for _ in noted_times(self.onnx.token))
+            or any(True for _ in self.noted_times())
         )
 
     def costs_for(self, recipe: Recipe) -> CostTable:
@@ -178,19 +193,26 @@ class ModelFacts:
         )
 
     def note_speed(self, times: NodeTimes) -> None:
-        """Let plans of other models go by how fast this one ran."""
-        own, each = sum(times.seconds.values()), self._costs_at(times.shapes)
+        """Let plans of other models go by how fast ORT ran this one."""
+        each = self._costs_at(times.shapes)
+        # Behind a node whose values nobody can tell, nothing is predicted that could be compared.
+        nodes = [
+            index
+            for index in times.seconds
+            if self.kernels[index].kernel == "onnxruntime" and each[index].activation_bytes
+        ]
+        taken = sum(times.seconds[index] for index in nodes)
         for is_calibrated, base in ((False, CostTable()), (True, noted_calibration())):
-            if own > 0 and base is not None:
-                factor = sum(map(base.seconds, each)) / own
-                note_speed(self.onnx.token, factor, is_calibrated=is_calibrated)
+            if taken > 0 and base is not None:
+                factor = sum(base.seconds(each[index]) for index in nodes) / taken
+                note_speed(self.times_token, factor, is_calibrated=is_calibrated)
 
     def measured(
         self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
     ) -> dict[int, float]:
         """Seconds of each node as they were measured on this host: at these shapes, or as they
         follow from the nearest ones. Empty if nothing was measured."""
-        noted = list(noted_times(self.onnx.token))
+        noted = list(self.noted_times())
         if not noted:
             return {}
 
@@ -251,14 +273,30 @@ class ModelFacts:
         check_stages(stages, self.graph)
         return stages, verdict
 
-    def fewest_stages(self, recipe: Recipe, outputs: tuple[str, ...], limit: int) -> int:
-        """Of a pipeline whose stages keep within `limit` bytes of weights and activations.
+    def fewest_stages(
+        self, recipe: Recipe, outputs: tuple[str, ...], limit: int, rows: float | None = None
+    ) -> int:
+        """Of a pipeline whose stages keep within `limit` bytes of weights and activations, in runs
+        of the recipe's shapes or of so many rows.
 
         Raises
         ------
         PlanError
             One node alone is too large.
         """
+        if rows is not None:
+            shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
+            axes, _ = input_axes(self.onnx)
+            recipe = replace(
+                recipe,
+                shapes={
+                    name: tuple(
+                        math.ceil(rows) if axis == axes.get(name) else size
+                        for axis, size in enumerate(shape)
+                    )
+                    for name, shape in shapes.items()
+                },
+            )
         return Pieces(self.cut_inputs(recipe, outputs)).fewest_stages(limit)
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:

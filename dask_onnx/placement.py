@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
-from dask_onnx.planning.choose import Cluster
+from dask_onnx.metering import NOTES_TOPIC, as_message, noted, peak_bytes
+from dask_onnx.planning.choose import LOADED, Cluster
 from dask_onnx.planning.options import whole_number
 from dask_onnx.runtime.cores import available_cores
-from dask_onnx.scheduling import PLUGIN_NAME, StagePlugin
+from dask_onnx.scheduling import StagePlugin, is_configured
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -90,8 +93,13 @@ def cluster_facts(client: Any) -> Cluster:
     Raises
     ------
     PlanError
-        It has no workers.
+        It has no workers, or cannot be asked.
     """
+    if client is not None and client.asynchronous:
+        raise PlanError(
+            "an asynchronous client cannot be asked for its workers here",
+            "plan with a synchronous one: Client(address)",
+        )
     if client is None:
         memory = psutil.virtual_memory()
         return Cluster(
@@ -110,6 +118,7 @@ def cluster_facts(client: Any) -> Cluster:
         len(workers),
         max(worker["nthreads"] for worker in workers),
         min(limits),
+        LOADED,
         limits=tuple(limits),
         total_threads=sum(worker["nthreads"] for worker in workers),
     )
@@ -129,11 +138,26 @@ _PAUSE = 0.8
 """Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
 
 
-def configure(client: Client) -> None:
+class NotesPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+    """Leaves what a worker has noted of stages with the scheduler when the worker goes."""
+
+    name = "dask_onnx-notes"
+    idempotent = True
+
+    def setup(self, worker: Any) -> None:
+        self.worker = worker
+
+    def teardown(self, worker: Any) -> None:
+        if runs := noted():
+            worker.log_event(NOTES_TOPIC, as_message(worker.address, runs, peak_bytes()))
+
+
+def configure(client: Client) -> Any:
     """Set a cluster up for dask_onnx.
 
     Retries reach the tasks of lazy collections too; the stages of a plan whose weights must not be
-    everywhere stay on their workers, and find others when these are lost; and what workers send to
+    everywhere stay on their workers, and find others when these are lost; what loads micro-batches
+    waits as they do; what workers that go have measured of stages is kept; and what workers send to
     other hosts is compressed with lz4 (``distributed.comm.compression``), on connections made from
     then on, unless that setting has been given where they run.
 
@@ -144,6 +168,42 @@ def configure(client: Client) -> None:
     ----------
     client : distributed.Client
         Connected to the cluster.
+
+    Returns
+    -------
+    None; of an asynchronous client an awaitable
     """
-    client.register_plugin(StagePlugin(), name=PLUGIN_NAME)
-    client.register_plugin(CompressionPlugin(), name=CompressionPlugin.name)
+    plugins = (StagePlugin(), CompressionPlugin(), NotesPlugin())
+    registered = [client.register_plugin(plugin, name=plugin.name) for plugin in plugins]
+    if client.asynchronous:
+        return asyncio.gather(*registered)
+    return None
+
+
+def check_configured(client: Any, placement: Placement | None) -> None:
+    """Whether the cluster keeps stages on their workers, where a placement wants that.
+
+    Raises
+    ------
+    PlanError
+        Its scheduler has not been told how.
+    """
+    if client is None or client.asynchronous or placement is None or placement.allow_other_workers:
+        return
+    if client in _configured:
+        return
+    try:
+        knows = client.run_on_scheduler(is_configured)
+    except Exception:  # whatever it says, dask_onnx is not there
+        knows = False
+    if not knows:
+        raise PlanError(
+            "the plan keeps stages on workers of their own, and the cluster's scheduler does not "
+            "know how: each worker would load every stage",
+            "call dx.configure(client) once, or let stages run anywhere: plan.with_placement(None)",
+        )
+    _configured.add(client)
+
+
+_configured: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Clients of clusters that have been asked, and are."""

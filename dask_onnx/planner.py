@@ -20,6 +20,7 @@ from dask_onnx.delivery import current_client
 from dask_onnx.errors import PlanError, StoreError
 from dask_onnx.links import link_of
 from dask_onnx.model_facts import ModelFacts
+from dask_onnx.node_times import measure_nodes, shapes_of
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
@@ -27,7 +28,6 @@ from dask_onnx.planning.options import CHECKS, whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibrate import calibrate
-from dask_onnx.runtime.profile import measure_nodes
 from dask_onnx.runtime.runs import row_count, take_rows
 from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.specs import SessionSpec
@@ -128,8 +128,8 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
     if request.measure is not None:
         arrays = _measured_feeds(model, request.measure)
         requests = [arrays, *_one_row(facts, arrays)]
-        facts.note_speed(measure_nodes(facts.onnx, requests, session)[0])
-        shapes = shapes or {name: tuple(array.shape) for name, array in arrays.items()}
+        facts.note_speed(measure_nodes(facts, requests, session)[0])
+        shapes = shapes or shapes_of(arrays)
     if request.name in _WEIGHERS and config.get("plan.calibrate") and not facts.is_measured:
         _calibrate()
     client = request.client if request.client is not None else current_client()
@@ -214,8 +214,7 @@ def _measured_feeds(model: PlannedModel, feeds: Any) -> dict[str, np.ndarray]:
 def _one_row(facts: ModelFacts, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The first row alone, which shows what nodes take however few the rows; nothing where rows
     cannot be taken apart, or there is but one."""
-    shapes = {name: array.shape for name, array in arrays.items()}
-    batch = facts.batch_at(facts.graph.outputs, shapes)
+    batch = facts.batch_at(facts.graph.outputs, shapes_of(arrays))
     if batch.fixed_rows is not None or batch.dependent or batch.opaque:
         return []
     values, axes = list(arrays.values()), [batch.input_axes.get(name) for name in arrays]

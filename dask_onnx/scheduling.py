@@ -7,6 +7,8 @@ itself.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,38 +16,41 @@ from typing import TYPE_CHECKING, Any
 from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dask_onnx.tasks import Hints, Lane, hints_of, passed
+from dask_onnx.lanes import TAKEOVER_SECONDS, Lanes
+from dask_onnx.tasks import Hints, Lane, gate_key, hints_of, passed
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
 PLUGIN_NAME = "dask_onnx-stages"
-TAKEOVER_SECONDS = 10.0
-"""So long a lost worker's lanes wait for a new one, before another worker takes them too: nannies
-start a worker again within seconds, and the others have no room to spare."""
 _UNDER_WAY = ("processing", "memory", "forgotten")
 """States of tasks that no longer ask for a worker."""
+
+log = logging.getLogger(__name__)
 
 
 class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
     """Tells the scheduler what it cannot know of our tasks.
 
     Retries; how long a stage is expected to take, until it has run; which of a micro-batch's stages
-    has the longest way still to go, and so comes first. And it keeps lanes of stages on workers: a
-    lane has one worker at a time. Tasks are restricted to it, so that no other worker loads what
-    does not fit it, or loosely, so that an idle one may steal them; they are restricted anew when
-    it is lost or when a new worker has more room.
+    has the longest way still to go, and so comes first. It keeps lanes of stages on workers, as
+    `Lanes` says: tasks are restricted to a lane's worker, so that no other one loads what does not
+    fit it, or loosely, so that an idle one may steal them; they are restricted anew when a lane
+    moves. And what loads a micro-batch waits for the gate that the micro-batch itself waits for.
     """
 
     name = PLUGIN_NAME
     idempotent = True
 
     def __init__(self) -> None:
-        self.places: dict[Lane, str] = {}
-        """Lane to a worker's address; lanes that wait for one are left out."""
-        self.waiting: set[Lane] = set()
-        self.sizes: dict[Lane, int] = {}
-        """Lane to the bytes of its weights."""
+        self.lanes = Lanes()
+        self.restricted: set[Any] = set()
+        """Keys of the tasks that are restricted by us, not by the caller."""
+
+    @property
+    def places(self) -> dict[Lane, str]:
+        """Lane to the address of its worker."""
+        return self.lanes.places
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
         found: list[tuple[Any, list[Hints]]] = []
@@ -62,123 +67,146 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 found.append((state, hints))
         _rank(found)
         self._keep_lanes(scheduler, found)
+        for state, _hints in found:
+            hold_inputs(scheduler, state)
 
     def _keep_lanes(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
         placed = [(state, hint) for state, hints in found for hint in hints if hint.lane]
+        if not placed:
+            return
         sizes = {hint.lane: hint.lane_bytes for _, hint in placed if hint.lane is not None}
-        new = [lane for lane in sizes if lane not in self.places and lane not in self.waiting]
-        if new and self.sizes:
-            self._forget_plans(scheduler)
-        self.sizes.update(sizes)
-        # The largest first: the small ones fill what is left.
-        for lane in sorted(new, key=self._largest_first):
-            if scheduler.workers:
-                self._assign(lane, self._roomiest(scheduler, lane))
-            else:
-                self.waiting.add(lane)
+        self.restricted.intersection_update(scheduler.tasks)
+        if self.lanes.sizes.keys() - sizes.keys():
+            self.lanes.forget(_plans_with_tasks(scheduler))
+        self._note_demands(scheduler, placed)
+        new = self.lanes.add(sizes, limits_of(scheduler), time.monotonic())
+        if new & self.lanes.waiting.keys():
+            self._look_again(scheduler)
         for state, hint in placed:
-            self._restrict(state, hint)
+            self._restrict(scheduler, state, hint)
 
-    def _forget_plans(self, scheduler: Scheduler) -> None:
-        """Lanes of plans that have no tasks any more weigh on no worker."""
-        states = scheduler.tasks.values()
-        hints = filter(None, (placed_hint(state.run_spec) for state in states))
-        live = {hint.lane[0] for hint in hints if hint.lane is not None}
-        self.places = {lane: place for lane, place in self.places.items() if lane[0] in live}
-        self.sizes = {lane: size for lane, size in self.sizes.items() if lane[0] in live}
-        self.waiting = {lane for lane in self.waiting if lane[0] in live}
+    def _note_demands(self, scheduler: Scheduler, placed: list[tuple[Any, Hints]]) -> None:
+        """Which workers the caller lets lanes have, as by workers=... or resources=..."""
+        for state, hint in placed:
+            if hint.lane is None or hint.is_loose or not self._is_demanded(state):
+                continue
+            workers = frozenset(each.address for each in scheduler.valid_workers(state) or ())
+            both = workers & self.lanes.allowed.get(hint.lane, workers)
+            if both:
+                self.lanes.allowed[hint.lane] = both
+            else:
+                log.warning("no worker may run all tasks of lane %s; they run apart", hint.lane)
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        lost = {lane for lane, place in self.places.items() if place == worker}
-        if not lost:
-            return
-        for lane in lost:
-            del self.places[lane]
-        self.waiting |= lost
-        scheduler.loop.call_later(TAKEOVER_SECONDS, self._take_over, scheduler)
+        if self.lanes.lost(worker, time.monotonic()):
+            self._look_again(scheduler)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        moved = set(self.waiting)
-        for lane in moved:
-            self._assign(lane, worker)
-        # What doubled up elsewhere moves on, as long as the new worker is fuller by less.
-        for lane in sorted(self.places, key=self._largest_first):
-            share = self._share(scheduler, worker, lane)
-            if self.places[lane] != worker and share < self._share(scheduler, self.places[lane]):
-                self._assign(lane, worker)
-                moved.add(lane)
-        self._restrict_anew(scheduler, moved)
+        self._restrict_anew(scheduler, self.lanes.joined(worker, limits_of(scheduler)))
+        if self.lanes.waiting:
+            # The others that are to come have not been there yet.
+            self._look_again(scheduler)
+
+    def _look_again(self, scheduler: Scheduler) -> None:
+        # A moment later than what waits now is due.
+        scheduler.loop.call_later(TAKEOVER_SECONDS + 0.1, self._take_over, scheduler)
 
     def _take_over(self, scheduler: Scheduler) -> None:
-        """No new worker came: those that are there take the lanes."""
-        if not scheduler.workers or not self.waiting:
-            return
-        moved = set(self.waiting)
-        for lane in sorted(moved, key=self._largest_first):
-            self._assign(lane, self._roomiest(scheduler, lane))
+        moved = self.lanes.overdue(limits_of(scheduler), time.monotonic())
         self._restrict_anew(scheduler, moved)
 
-    def _largest_first(self, lane: Lane) -> Any:
-        return -self.sizes[lane], lane
-
-    def _assign(self, lane: Lane, worker: str) -> None:
-        self.places[lane] = worker
-        self.waiting.discard(lane)
-
-    def _roomiest(self, scheduler: Scheduler, lane: Lane) -> str:
-        """The worker that a lane would fill least: with its own plan's lanes, then with all."""
-        address: str = min(
-            scheduler.workers,
-            key=lambda a: (
-                self._share(scheduler, a, lane, plan=lane[0]),
-                self._share(scheduler, a, lane),
-                a,
-            ),
+    def _is_demanded(self, state: Any) -> bool:
+        """Whether the caller has said where a task must run."""
+        restrictions = (
+            state.worker_restrictions,
+            state.host_restrictions,
+            state.resource_restrictions,
         )
-        return address
+        return (
+            any(restrictions) and not state.loose_restrictions and state.key not in self.restricted
+        )
 
-    def _share(
-        self,
-        scheduler: Scheduler,
-        worker: str,
-        more: Lane | None = None,
-        *,
-        plan: str | None = None,
-    ) -> float:
-        """How full a worker's memory is of lanes, or would be with one more; of a plan or of all.
-
-        Where some worker has no limit, all count as equal.
-        """
-        limits = {a: state.memory_limit for a, state in scheduler.workers.items()}
-        room = limits.get(worker) if all(limits.values()) else None
-        held = [
-            lane
-            for lane, place in self.places.items()
-            if place == worker and lane != more and plan in (None, lane[0])
-        ]
-        # One byte at least, so that lanes without weights count too.
-        size = sum(self.sizes[lane] + 1 for lane in [*held, *([] if more is None else [more])])
-        return float(size / (room or 1))
-
-    def _restrict(self, state: Any, hint: Hints) -> None:
-        if hint.is_loose and _is_bound(state):
-            return  # a wish must not loosen what the caller demands, as by workers=...
+    def _restrict(self, scheduler: Scheduler, state: Any, hint: Hints) -> None:
         # Of a lane without a worker the tasks wait for one, if they may not run elsewhere.
         place = None if hint.lane is None else self.places.get(hint.lane)
+        if self._is_demanded(state):
+            allowed = {each.address for each in scheduler.valid_workers(state) or ()}
+            if hint.is_loose or place not in allowed:
+                return  # what the caller demands comes before a wish, and before a lane
         state.worker_restrictions = {place or "waiting for a worker"}
         state.loose_restrictions = hint.is_loose
+        self.restricted.add(state.key)
 
-    def _restrict_anew(self, scheduler: Scheduler, lanes: Iterable[Lane]) -> None:
-        moved = set(lanes)
+    def _restrict_anew(self, scheduler: Scheduler, moved: set[Lane]) -> None:
         if not moved:
             return
         for state in scheduler.tasks.values():
             hint = placed_hint(state.run_spec)
             if hint and hint.lane in moved and state.state not in _UNDER_WAY:
-                self._restrict(state, hint)
+                self._restrict(scheduler, state, hint)
         for worker in list(scheduler.workers.values()):
             runnable = scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
             scheduler.transitions(runnable, stimulus_id=PLUGIN_NAME)
+
+
+def limits_of(scheduler: Scheduler) -> dict[str, float | None]:
+    """Memory of the workers that take tasks: none that is paused, or about to go."""
+    workers = scheduler.running or scheduler.workers.values()
+    return {worker.address: worker.memory_limit for worker in workers}
+
+
+def _plans_with_tasks(scheduler: Scheduler) -> set[str]:
+    hints = (placed_hint(state.run_spec) for state in scheduler.tasks.values())
+    return {hint.lane[0] for hint in hints if hint is not None and hint.lane is not None}
+
+
+def is_configured(dask_scheduler: Any) -> bool:
+    """Whether the plugin is there; what a client has the scheduler run."""
+    return PLUGIN_NAME in dask_scheduler.plugins
+
+
+def hold_inputs(scheduler: Scheduler, state: Any) -> None:
+    """What loads a micro-batch waits for the gate that its first stages wait for.
+
+    Else idle threads would load all of the input: what loads it needs nothing, so that it can run
+    at any time. What others read too is left alone. It is loaded where it is wanted, if that is
+    said.
+    """
+    gate = scheduler.tasks.get(gate_key(state.run_spec))
+    if gate is None:
+        return
+    micro_batch = _micro_batch(state)
+    seen: set[Any] = set()
+    pending = [each for each in state.dependencies if each is not gate]
+    while pending:
+        load = pending.pop()
+        if load in seen or load.state != "released" or is_gate(load.run_spec):
+            continue
+        if _micro_batch(load) is not None:
+            continue  # a stage
+        if any(d not in seen and _micro_batch(d) != micro_batch for d in load.dependents):
+            continue
+        seen.add(load)
+        if load.dependencies:
+            pending += load.dependencies
+        else:
+            load.add_dependency(gate)
+        if state.worker_restrictions and not load.worker_restrictions:
+            load.worker_restrictions = set(state.worker_restrictions)
+            load.loose_restrictions = True
+
+
+def _micro_batch(state: Any) -> tuple[str, int] | None:
+    """Which request and which of its micro-batches a stage's task is for; None of other tasks."""
+    hint = next(iter(hints_of(state.run_spec)), None)
+    if hint is None or not isinstance(state.key, tuple):
+        return None
+    return hint.request, _chunk(state.key)
+
+
+def _chunk(key: tuple[Any, ...]) -> int:
+    """The number of a task's chunk; the axes beside that of the rows have one chunk, 0."""
+    return sum(place for place in key[1:] if isinstance(place, int))
 
 
 def _expect(state: Any, seconds: float) -> None:
@@ -196,8 +224,7 @@ def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
     groups: defaultdict[tuple[str, int], list[tuple[float, Any]]] = defaultdict(list)
     for state, hints in found:
         if len(hints) == 1 and isinstance(state.key, tuple) and state.state == "released":
-            chunk = sum(place for place in state.key[1:] if isinstance(place, int))
-            groups[hints[0].request, chunk].append((hints[0].left, state))
+            groups[hints[0].request, _chunk(state.key)].append((hints[0].left, state))
     for group in groups.values():
         if len(group) > 1:
             places = sorted(state.priority for _, state in group)
@@ -213,13 +240,3 @@ def is_gate(spec: Any) -> bool:
 def placed_hint(spec: Any) -> Hints | None:
     """What a task says of itself that is for a lane."""
     return next((each for each in hints_of(spec) if each.lane is not None), None)
-
-
-def _is_bound(state: Any) -> bool:
-    """Whether it must run on certain workers."""
-    restrictions = (
-        state.worker_restrictions,
-        state.host_restrictions,
-        state.resource_restrictions,
-    )
-    return any(restrictions) and not state.loose_restrictions

@@ -15,7 +15,7 @@ from dask_onnx.model_facts import ModelFacts
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibrate import noted_calibration
-from dask_onnx.runtime.profile import noted_speed, noted_times
+from dask_onnx.runtime.profile import noted_speed
 from dask_onnx.runtime.tune import Tuned, all_for
 from dask_onnx.specs import Kernel
 
@@ -101,7 +101,7 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
     return Summary(
         shapes=shapes,
         is_assumed=is_assumed,
-        basis=basis_of(facts.onnx.token, shapes),
+        basis=basis_of(facts, shapes),
         critical_path=_critical_path(facts, stages, recipe),
         elsewhere=tuple(_elsewhere(facts, stages)),
         threads=recipe.session.intra_op_num_threads,
@@ -111,15 +111,9 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
     )
 
 
-def basis_of(token: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What the predicted seconds of a plan rest on.
-
-    Parameters
-    ----------
-    token : of the model
-    shapes : of its inputs
-    """
-    noted = list(noted_times(token))
+def basis_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the predicted seconds of a plan for these shapes of the inputs rest on."""
+    noted = list(facts.noted_times())
     if any(all(t.shapes.get(n) == tuple(s) for n, s in shapes.items()) for t in noted):
         return "by each node's time on this host at these shapes"
     if noted:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dask.task_spec import GraphNode, Task
+from dask.task_spec import GraphNode, Task, TaskRef
 
 Key = Any
 """Dask's own key type: a string, or a tuple of a string and numbers."""
@@ -61,6 +61,16 @@ def hints_of(spec: Any) -> Iterator[Hints]:
                 yield from hints_of(inner)
         elif isinstance(argument, GraphNode):
             yield from hints_of(argument)
+
+
+AFTER = "after"
+"""The argument of a stage's task that says what it waits for, and that is not used."""
+
+
+def gate_key(spec: Any) -> Key | None:
+    """What a stage's task waits for besides its inputs; None if for nothing."""
+    waited = spec.kwargs.get(AFTER) if isinstance(spec, StageTask) else None
+    return waited.key if isinstance(waited, TaskRef) else None
 
 
 def passed(*results: Any) -> None:

@@ -10,17 +10,19 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from dask_onnx.analysis.flops import Specs
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.analysis.operands import Specs
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.specs import TensorSpec
-from dask_onnx.value_types import value_info
+from dask_onnx.value_types import spec_of, value_info
 from dask_onnx.weights import is_external
 
 log = logging.getLogger(__name__)
 
 _NO_BOUND = 2**31 - 1
 """What exporters write where a loop ends by its condition alone, or more."""
+_GENERATORS = frozenset(("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
+"""ONNX Runtime's operators whose bodies write the next token."""
 
 
 def body_graphs(
@@ -57,14 +59,27 @@ def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
             if (size := _size(specs, name, axis)) is not None:
                 return size
     if node.op_type == "Loop":
-        most = _constant(facts, proto.input[0]) if proto.input[0] else None
+        most = scalar_constant(facts, proto.input[0]) if proto.input[0] else None
         if most is not None and most < _NO_BOUND:
             return max(int(most), 0)
         # What each iteration adds a row to, if anything.
         for name in proto.output[len(proto.input) - 2 :]:
             if name and (size := _size(specs, name, 0)) is not None:
                 return size
+    if node.op_type in _GENERATORS:
+        return _generated_tokens(facts, proto, specs)
     return 1
+
+
+def _generated_tokens(facts: GraphFacts, proto: onnx.NodeProto, specs: Specs) -> int:
+    """Of all sequences together, at most: bodies are written for one token of one sequence each.
+
+    Inputs are (batch, ...), the most tokens, and for beams the fewest tokens and how many beams.
+    """
+    rows = _size(specs, proto.input[0], 0) or 1
+    tokens = scalar_constant(facts, proto.input[1]) or 1
+    beams = scalar_constant(facts, proto.input[3]) if "Beam" in proto.op_type else 1
+    return rows * int(tokens) * int(beams or 1)
 
 
 def _scanned(proto: onnx.NodeProto) -> tuple[int, list[int]]:
@@ -83,7 +98,7 @@ def _size(specs: Specs, name: str, axis: int) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _constant(facts: GraphFacts, name: str) -> float | None:
+def scalar_constant(facts: GraphFacts, name: str) -> float | None:
     """The value of a scalar that the model has written in it."""
     producer = facts.producer.get(name)
     if producer is None:
@@ -118,14 +133,24 @@ def _formal_inputs(
                 for name, axis in zip(proto.input[states:], axes, strict=True)
             ),
         ]
-    else:
-        outer = []
+    elif proto.op_type == "FlexAttention":
+        outer = [_scores(specs, proto)]
+    else:  # open sizes of generators count as 1
+        outer = [spec_of(value) for value in body.input]
     found = []
     for name, spec in zip(names, outer, strict=False):
         if spec is None or spec.dtype is None:
             return None
         found.append(replace(spec, name=name))
     return found if len(found) == len(names) else None
+
+
+def _scores(specs: Specs, proto: onnx.NodeProto) -> TensorSpec | None:
+    """(batch, heads, queries, keys), of queries and keys (batch, heads, tokens, head size)."""
+    query, key = specs.get(proto.input[0]), specs.get(proto.input[1])
+    if query is None or key is None or query.shape is None or key.shape is None:
+        return None
+    return replace(query, shape=(*query.shape[:-1], *key.shape[-2:-1]))
 
 
 def _without(spec: TensorSpec | None, axis: int) -> TensorSpec | None:

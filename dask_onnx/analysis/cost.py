@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 
-from dask_onnx.analysis.bodies import body_graphs, trip_count
-from dask_onnx.analysis.flops import CONVOLUTIONS, TREES, WEIGHTY, Specs, elements, flops_of
+from dask_onnx.analysis.bodies import body_graphs, scalar_constant, trip_count
+from dask_onnx.analysis.flops import CONVOLUTIONS, TREES, WEIGHTY, flops_of
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.analysis.operands import Specs, elements
 from dask_onnx.specs import Kernel, TensorSpec
 from dask_onnx.weights import subgraphs_of, with_bodies
 
@@ -138,7 +140,7 @@ def _node_cost(
     parameters = sum(initializers[name] for name in reads if name in initializers)
     activations = sum(value_bytes(specs.get(n)) for n in reads if n not in initializers)
     activations += sum(value_bytes(specs.get(n)) for n in node.outputs if n not in initializers)
-    flops = flops_of(proto, node, specs)
+    flops = flops_of(proto, specs, partial(scalar_constant, facts))
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
     in_bodies = sum(
         sum(_initializer_bytes(body).values())

@@ -3,148 +3,196 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 
-from dask_onnx.analysis.graph import NodeFacts
-from dask_onnx.specs import TensorSpec
+from dask_onnx.analysis.attention import ATTENTION
+from dask_onnx.analysis.elementwise import MOVES_ONLY, PER_INPUT_ELEMENT, PER_OUTPUT_ELEMENT
+from dask_onnx.analysis.operands import Constants, Operands, Rule, Specs
+from dask_onnx.analysis.products import CONVOLUTIONS, PRODUCTS, window_positions
 
-Specs = Mapping[str, TensorSpec]
-
-
-def elements(spec: TensorSpec | None) -> int:
-    """Of a value; an open dimension counts as 1, an unknown value as 0."""
-    if spec is None or spec.shape is None:
-        return 0
-    return math.prod(dim if isinstance(dim, int) else 1 for dim in spec.shape)
+__all__ = ["CONVOLUTIONS", "COUNTED", "TREES", "WEIGHTY", "flops_of"]
 
 
-def _dims(specs: Specs, names: Sequence[str], index: int) -> list[int]:
-    """Sizes of the value at `index`, open ones as 1; [] if it is missing or unknown."""
-    if index >= len(names):
-        return []
-    spec = specs.get(names[index])
-    if spec is None or spec.shape is None:
-        return []
-    return [dim if isinstance(dim, int) else 1 for dim in spec.shape]
-
-
-def _first_output(node: NodeFacts, specs: Specs) -> int:
-    return elements(specs.get(node.outputs[0])) if node.outputs else 0
-
-
-def flops_of(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
+def flops_of(proto: onnx.NodeProto, specs: Specs, constants: Constants = lambda _: None) -> int:
     """Floating-point (or integer) operations; a multiplication with addition counts as two. What
-    the bodies of a node compute is not in it."""
-    rule = _RULES.get(node.op_type)
-    if rule is not None:
-        return rule(proto, node, specs)
-    if node.op_type in _MOVES_ONLY:
+    the bodies of a node compute is not in it.
+
+    Parameters
+    ----------
+    proto : NodeProto
+    specs : mapping of value name to TensorSpec
+        Open dimensions count as 1, unknown values as nothing.
+    constants : callable, optional
+        The value of a scalar by its name, where the model has it written in it.
+    """
+    call = Operands(proto, specs, constants)
+    op = proto.op_type
+    if op in _RULES:
+        return _RULES[op](call)
+    if op in MOVES_ONLY:
         return 0
-    per_element = _PER_OUTPUT_ELEMENT.get(node.op_type, 1)
-    if node.op_type.startswith(("Reduce", "Arg")):
-        return sum(elements(specs.get(name)) for name in node.inputs[:1])
-    return per_element * sum(elements(specs.get(name)) for name in node.outputs)
+    if op in PER_INPUT_ELEMENT:
+        return PER_INPUT_ELEMENT[op] * call.size(0)
+    # ONNX cannot infer what operators of other domains give; of those here it is about their input.
+    return PER_OUTPUT_ELEMENT.get(op, 1) * (call.result_size or call.size(0))
 
 
-def _convolution(weight_index: int) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        # One multiply-add for each output element and each weight of its output channel.
-        weight = _dims(specs, node.inputs, weight_index)
-        out = _first_output(node, specs)
-        return 2 * out * math.prod(weight[1:])
+def _window(per_element: int) -> Rule:
+    """So many operations for each element of the kernel, wherever it stands."""
 
-    return rule
-
-
-def _transposed_convolution(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    weight = _dims(specs, node.inputs, 1)
-    return 2 * math.prod(_dims(specs, node.inputs, 0)) * math.prod(weight[1:])
-
-
-def _matmul(right_index: int) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        left, right = _dims(specs, node.inputs, 0), _dims(specs, node.inputs, right_index)
-        if not left:
-            return 0
-        transposed = {a.name for a in proto.attribute if a.name in ("transA", "transB") and a.i}
-        shared = left[-2 if "transA" in transposed and len(left) > 1 else -1]
-        # ONNX cannot infer what operators of other domains give.
-        columns = right[-2 if "transB" in transposed else -1] if len(right) > 1 else 1
-        out = _first_output(node, specs) or math.prod(left) // max(shared, 1) * columns
-        return 2 * shared * out
+    def rule(call: Operands) -> int:
+        kernel = call.integers("kernel_shape")
+        out = call.result_size
+        if not out:
+            x = call.shape(0)
+            last = call.proto.op_type.startswith("Nhwc") or call.integer("channels_last")
+            out = math.prod(x[:1]) * call.dim(0, -1 if last else 1)
+            out *= window_positions(call, kernel)
+        return per_element * out * math.prod(kernel)
 
     return rule
 
 
-def _recurrent(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    # W is (directions, gates * hidden, input), R (directions, gates * hidden, hidden).
-    steps = math.prod(_dims(specs, node.inputs, 0)[:2])
-    return 2 * steps * sum(math.prod(_dims(specs, node.inputs, i)) for i in (1, 2))
-
-
-def _window(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    kernel = [a.ints for a in proto.attribute if a.name == "kernel_shape"]
-    out = _first_output(node, specs)
-    return out * (math.prod(kernel[0]) if kernel else 1)
-
-
-def _whole_input(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    return math.prod(_dims(specs, node.inputs, 0)) if node.inputs else 0
-
-
-def _einsum(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    equation = next((a.s.decode() for a in proto.attribute if a.name == "equation"), "")
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    sizes: dict[str, int] = {}
-    for index, term in enumerate(terms):
-        for letter, size in zip(term, _dims(specs, node.inputs, index), strict=False):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return 2 * math.prod(sizes.values())
-
-
-def _attention(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    """Scores of each query with each key, and the values weighed by them."""
-    if node.domain == "com.microsoft":
-        return _packed_attention(proto, node, specs)
-    return _scores(4)(proto, node, specs)
-
-
-def _packed_attention(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    # x (batch, tokens, in), weights (in, query + key + value)
-    x, weight = _dims(specs, node.inputs, 0), _dims(specs, node.inputs, 1)
-    if len(x) != 3 or len(weight) != 2:
+def _fourier(length: int) -> int:
+    """One complex transform: 5 n log2 n, as FFTW counts (fftw.org/speed/method.html), where n is a
+    power of two. Other lengths ONNX Runtime does by Bluestein's algorithm, as two transforms of the
+    next power above 2 n - 1. It saves nothing on real signals or for halves of the spectrum."""
+    if length <= 1:
         return 0
-    projections = 2 * math.prod(x) * weight[1]
-    out = _first_output(node, specs) or math.prod(x[:2]) * weight[1] // 3
-    return projections + 4 * x[1] * out
+    if length & (length - 1) == 0:
+        return 5 * length * (length.bit_length() - 1)
+    return 2 * _fourier(1 << (2 * length - 2).bit_length())
 
 
-def _scores(past_index: int) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        # The second axis from the end are tokens, with heads apart (4 axes) or side by side (3).
-        query, key = _dims(specs, node.inputs, 0), _dims(specs, node.inputs, 1)
-        past = _dims(specs, node.inputs, past_index)
-        keys = (key or query)[-2:][0] + (past[-2] if len(past) > 1 else 0) if query else 0
-        size = math.prod(query)
-        return 2 * keys * (size + (_first_output(node, specs) or size))
-
-    return rule
-
-
-def _packed_matmul(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-    columns = next((a.i for a in proto.attribute if a.name == "N"), 0)
-    return 2 * math.prod(_dims(specs, node.inputs, 0) or [0]) * columns
+def _dft(call: Operands) -> int:
+    # (..., signal, ..., 1 or 2); up to opset 19 the axis is an attribute. What an inverse makes of
+    # half a spectrum is longer than its input.
+    axis = call.constant(2)
+    if axis is None:
+        axis = call.integer("axis", -2)
+    signal = call.dim(0, axis)
+    longest = max(signal, call.result_dim(axis))
+    others = call.size(0) // max(signal * call.dim(0, -1), 1)
+    return others * _fourier(call.constant(1) or longest)
 
 
-def _trees(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
+def _stft(call: Operands) -> int:
+    # signal (batch, length, 1 or 2), result (batch, frames, bins, 2). Each frame is multiplied by
+    # the window, and transformed.
+    length = call.dim(2, 0) or call.constant(3) or call.dim(0, 1)
+    step = call.constant(1) or length
+    frames = call.result_dim(1) or max(call.dim(0, 1) - length, 0) // max(step, 1) + 1
+    return call.dim(0, 0) * frames * (length + _fourier(length))
+
+
+def _real_fourier(call: Operands) -> int:
+    # Rfft (..., n), Irfft (..., n // 2 + 1, 2): over the last signal_ndim axes, which are one
+    # transform of as many points.
+    is_inverse = call.proto.op_type == "Irfft"
+    shape = call.shape(0)[: -1 if is_inverse else None]
+    if is_inverse and call.integer("onesided", 1) and shape:
+        shape[-1] = 2 * (shape[-1] - 1)
+    points = math.prod(shape[len(shape) - call.integer("signal_ndim", 1) :])
+    return math.ceil(math.prod(shape) * 5 * math.log2(max(points, 1)))
+
+
+def _roi_align(call: Operands) -> int:
+    # Bilinear samples (four corners: 8 operations), sampling_ratio to each side of an output
+    # element; 0 is as many as the region has pixels there, for which 2 is usual.
+    side = call.integer("sampling_ratio") or 2
+    channels = call.dim(0, 1)
+    cells = call.integer("output_height", 1) * call.integer("output_width", 1)
+    return 8 * side * side * call.dim(1, 0) * channels * cells
+
+
+def _roi_pool(call: Operands) -> int:
+    # As if a region were half of the image each way.
+    return call.dim(1, 0) * math.prod(call.shape(0)[1:]) // 4
+
+
+def _local_response(call: Operands) -> int:
+    # Squares, their sum over `size` channels, and a power of it, which is an exponential of a
+    # logarithm.
+    return (call.integer("size") + 12) * call.size(0)
+
+
+def _resize(call: Operands) -> int:
+    # Each output element is a sum over neighbours in the input, weighed; axes that keep their size
+    # need none.
+    result = call.result
+    axes = sum(old != new for old, new in zip(call.shape(0), result, strict=False))
+    return math.prod(result or [0]) * (2 * _taps(call, "nearest", axes) - 1)
+
+
+def _grid_sample(call: Operands) -> int:
+    # x (batch, channels, ...), and places (batch, ..., 2 or 3), whose neighbours are to be found
+    # too.
+    places = call.size(1) // max(call.dim(1, -1), 1)
+    return call.dim(0, 1) * places * (2 * _taps(call, "linear", call.dim(1, -1)) + 3)
+
+
+def _taps(call: Operands, default: str, axes: int) -> int:
+    """Neighbours that make an element; along an axis 1, 2 or 4 by the mode."""
+    mode = call.text("mode", default)
+    along = {"nearest": 1, "cubic": 4, "bicubic": 4}.get(mode, 2)
+    return math.prod([along] * axes)
+
+
+def _top(call: Operands) -> int:
+    # All are looked at, the k best are kept in order.
+    axis = call.integer("axis", -1)
+    length = call.dim(0, axis)
+    kept = call.constant(1) or call.result_dim(axis) or 1
+    rows = call.size(0) // max(length, 1)
+    return rows * (length + math.ceil(kept * math.log2(max(length, 1))))
+
+
+def _sort(call: Operands) -> int:
+    return math.ceil(call.size(0) * math.log2(max(call.size(0), 2)))
+
+
+_OVERLAP = 16
+"""Of two boxes: the corners of what they share, three areas, a division."""
+
+
+def _suppression(call: Operands) -> int:
+    # scores (batch, classes, boxes). Candidates, sorted by score, are each compared with those that
+    # are kept so far, half of them on average. Without a threshold every box is a candidate; with
+    # one, a box is of one class as a rule.
+    batch, classes, boxes = (call.dim(1, axis) for axis in range(3))
+    candidates = boxes // max(classes, 1) if call.has(4) else boxes
+    kept = min(candidates, call.constant(2) or candidates) if call.has(2) else 0
+    sort = math.ceil(candidates * math.log2(max(candidates, 1)))
+    return batch * classes * (boxes + sort + candidates * kept * _OVERLAP // 2)
+
+
+def _determinant(call: Operands) -> int:
+    # LU decomposition of (..., n, n): 2/3 n^3 (Golub and Van Loan, Matrix Computations, 3.2).
+    return 2 * call.size(0) * call.dim(0, -1) // 3
+
+
+def _inverse(call: Operands) -> int:
+    return 2 * call.size(0) * call.dim(0, -1)
+
+
+def _embedding(per_element: int) -> Rule:
+    """Sums of rows of tables (words, size), one for each id (batch, tokens), normalised."""
+    return lambda call: per_element * call.size(0) * call.dim(2, 1)
+
+
+def _affine_grid(call: Operands) -> int:
+    # theta (batch, axes, axes + 1) times the place of each output element, which is as long.
+    return 2 * call.result_size * call.dim(0, -1)
+
+
+def _trees(call: Operands) -> int:
     """Comparisons on the way to a leaf of each tree, as if trees were balanced.
 
     Lengths of the lists alone are looked at: a forest has millions of nodes.
     """
-    lists = {a.name: a.ints for a in proto.attribute}
-    if node.op_type == "TreeEnsemble":
+    lists = {a.name: a.ints for a in call.proto.attribute}
+    if call.proto.op_type == "TreeEnsemble":
         trees = len(lists.get("tree_roots", ()))
         leaves = len(lists.get("leaf_targetids", ()))
     else:
@@ -153,97 +201,57 @@ def _trees(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
         leaves = (len(ids) + trees) // 2  # of binary trees
     if trees <= 0 or leaves < trees:
         return 0
-    rows = _dims(specs, node.inputs, 0)[:1] or [1]
+    rows = call.shape(0)[:1] or [1]
     return math.ceil(rows[0] * trees * math.log2(leaves / trees))
 
 
-def _linear(vectors: str) -> Callable[[onnx.NodeProto, NodeFacts, Specs], int]:
-    def rule(proto: onnx.NodeProto, node: NodeFacts, specs: Specs) -> int:
-        held = next((len(a.floats) for a in proto.attribute if a.name == vectors), 0)
-        rows = _dims(specs, node.inputs, 0)[:1] or [1]
+def _linear(*vectors: str) -> Rule:
+    def rule(call: Operands) -> int:
+        held = sum(len(a.floats) for a in call.proto.attribute if a.name in vectors)
+        rows = call.shape(0)[:1] or [1]
         return 2 * rows[0] * held
 
     return rule
 
 
-_RULES: dict[str, Callable[[onnx.NodeProto, NodeFacts, Specs], int]] = {
-    "Conv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed_convolution,
-    "MatMul": _matmul(1),
-    "MatMulInteger": _matmul(1),
-    "QLinearMatMul": _matmul(3),
-    "Gemm": _matmul(1),
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-    "DynamicQuantizeLSTM": _recurrent,
-    "MaxPool": _window,
-    "AveragePool": _window,
-    "GlobalAveragePool": _whole_input,
-    "GlobalMaxPool": _whole_input,
-    "Einsum": _einsum,
-    "DeformConv": _convolution(1),
-    "Attention": _attention,
-    "TreeEnsemble": _trees,
-    "TreeEnsembleClassifier": _trees,
-    "TreeEnsembleRegressor": _trees,
+TREES = frozenset(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"))
+
+_RULES: dict[str, Rule] = {
+    **PRODUCTS,
+    **ATTENTION,
+    **dict.fromkeys(TREES, _trees),
     "LinearClassifier": _linear("coefficients"),
     "LinearRegressor": _linear("coefficients"),
-    "SVMClassifier": _linear("support_vectors"),
-    "SVMRegressor": _linear("support_vectors"),
-    # ONNX Runtime's own, as its optimiser and its exporters write them.
-    "FusedConv": _convolution(1),
-    "FusedMatMul": _matmul(1),
-    "FusedGemm": _matmul(1),
-    "QGemm": _matmul(3),
-    "DynamicQuantizeMatMul": _matmul(1),
-    "MatMulIntegerToFloat": _matmul(1),
-    "MatMulNBits": _packed_matmul,
-    "QAttention": _packed_attention,
-    "MultiHeadAttention": _scores(6),
-    "GroupQueryAttention": _scores(3),
+    "SVMClassifier": _linear("support_vectors", "coefficients"),
+    "SVMRegressor": _linear("support_vectors", "coefficients"),
+    "MaxPool": _window(1),
+    "AveragePool": _window(1),
+    "LpPool": _window(2),
+    "LRN": _local_response,
+    "RoiAlign": _roi_align,
+    "MaxRoiPool": _roi_pool,
+    "Resize": _resize,
+    "Upsample": _resize,
+    "GridSample": _grid_sample,
+    "AffineGrid": _affine_grid,
+    "DFT": _dft,
+    "STFT": _stft,
+    "TopK": _top,
+    "Unique": _sort,
+    "NonMaxSuppression": _suppression,
+    "Det": _determinant,
+    # ONNX Runtime's own.
+    "NhwcMaxPool": _window(1),
+    "MaxpoolWithMask": _window(1),
+    "QLinearAveragePool": _window(1),
+    "Rfft": _real_fourier,
+    "Irfft": _real_fourier,
+    "Inverse": _inverse,
+    "EmbedLayerNormalization": _embedding(10),
+    "QEmbedLayerNormalization": _embedding(16),
 }
 WEIGHTY = frozenset(_RULES)
 """Operators that do more than touch each element a few times."""
 
-TREES = frozenset(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"))
-CONVOLUTIONS = frozenset(
-    ("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "DeformConv", "FusedConv")
-)
-_MOVES_ONLY = frozenset(
-    (
-        "Cast Concat Constant ConstantOfShape DepthToSpace Expand EyeLike Flatten Gather "
-        "GatherElements GatherND Identity If Loop Pad Reshape Scan ScatterElements ScatterND Shape "
-        "Size Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where"
-    ).split()
-)
-_PER_OUTPUT_ELEMENT = {
-    "BatchNormalization": 2,
-    "InstanceNormalization": 8,
-    "LayerNormalization": 8,
-    "GroupNormalization": 8,
-    "RMSNormalization": 6,
-    "SimplifiedLayerNormalization": 6,
-    "SkipLayerNormalization": 9,
-    "SkipSimplifiedLayerNormalization": 7,
-    "RotaryEmbedding": 3,
-    "GridSample": 11,
-    "Softmax": 5,
-    "LogSoftmax": 5,
-    "Sigmoid": 4,
-    "Tanh": 6,
-    "Erf": 8,
-    "Gelu": 10,
-    "BiasGelu": 11,
-    "FastGelu": 10,
-    "QuickGelu": 6,
-    "Exp": 4,
-    "Log": 4,
-    "HardSwish": 4,
-    "Resize": 7,
-    "Upsample": 7,
-}
-"""Operations for one output element: counts of adds, multiplies and one step of a polynomial each;
-what is not listed counts as one."""
+COUNTED = WEIGHTY | MOVES_ONLY | set(PER_INPUT_ELEMENT) | set(PER_OUTPUT_ELEMENT)
+"""Operators with a count of their own: any other is one operation for each element."""

@@ -26,7 +26,7 @@ from dask_onnx.planning.explain import (
     format_shapes,
 )
 from dask_onnx.specs import TensorSpec, dtype_name
-from dask_onnx.summary import basis_of, speed_basis
+from dask_onnx.summary import speed_basis
 
 _NAMES_SHOWN = 6
 _REGIONS_SHOWN = 3
@@ -146,7 +146,7 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
 
 def _basis(model: Model, analysis: Analysis) -> str:
     """What the predicted seconds rest on, and whether plans know better."""
-    basis, known = speed_basis(), basis_of(model.token, analysis.shapes)
+    basis, known = speed_basis(), model.basis(analysis.shapes)
     if known != basis:
         basis += f"; `dask-onnx plan` goes {known}"
     return in_options(basis, "plan")

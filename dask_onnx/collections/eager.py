@@ -13,7 +13,7 @@ import numpy as np
 from dask.base import get_scheduler, tokenize
 
 from dask_onnx.collections.context import Request
-from dask_onnx.collections.kinds import as_array, most_rows
+from dask_onnx.collections.kinds import as_array, is_empty, most_rows
 from dask_onnx.collections.request import check_arrays, check_joins
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
@@ -51,6 +51,7 @@ def predict_eager(
     pieces = _cut(request, arrays, client, here=here or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
     cuts_rows = request.batching.rows_per_run or request.batching.is_auto
+    cuts_rows = cuts_rows or _stands_in(request, arrays)
     axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
     # Keys matter only where others may ask for the same: hashing costs more than a small model.
     token = "here" if is_local else str(tokenize(arrays))
@@ -78,6 +79,15 @@ def predict_eager(
         )
         for (name, output), column in zip(wanted, results, strict=True)
     }
+
+
+def _stands_in(request: Request, arrays: Mapping[str, Any]) -> bool:
+    """Whether one row is to run in place of none, as kernels disagree on empty tensors, and can be
+    cut off what comes of it."""
+    output_axes = request.batch.output_axes
+    return is_empty(arrays, request.batch.input_axes) and all(
+        output_axes[name] is not None for name in request.wanted.names
+    )
 
 
 def _supplies(request: Request, client: Any) -> Mapping[str, Any]:

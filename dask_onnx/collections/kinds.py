@@ -64,12 +64,20 @@ def is_bag(x: Any) -> bool:
 
 def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
     """Whether there is more than one row to tell from another."""
-    counts = [
+    return max(_counts(feeds, axes), default=0) > 1
+
+
+def is_empty(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
+    """Whether there is no row, where there could be some."""
+    return max(_counts(feeds, axes), default=1) == 0
+
+
+def _counts(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> list[int]:
+    return [
         shape[axis]
         for name, value in feeds.items()
         if (axis := axes[name]) is not None and len(shape := np.shape(value)) > axis
     ]
-    return max(counts, default=0) > 1
 
 
 def most_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> float | None:

@@ -277,12 +277,14 @@ def check_joins(
                 f"output {name!r} has no batch axis, so it cannot be put together from {how}",
                 "give all rows in one chunk without a batch_size, or ask for other outputs",
             )
-    if batch.dependent and batch.fixed_rows is None and model not in _warned:
+    nodes = batch.dependent or batch.opaque
+    if nodes and batch.fixed_rows is None and model not in _warned:
         _warned.add(model)
-        more = f" and {len(batch.dependent) - 1} more" if len(batch.dependent) > 1 else ""
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        depends = "depends" if batch.dependent else "may depend, as far as the graph tells,"
         warnings.warn(
-            f"the rows come in {how}, and the result of a row depends on the rows beside it, "
-            f"because of node {batch.dependent[0]!r}{more}; to have them together give one chunk "
+            f"the rows come in {how}, and the result of a row {depends} on the rows beside it, "
+            f"because of node {nodes[0]!r}{more}; to have them together give one chunk "
             "and batch_size=None",
             stacklevel=5,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx
@@ -169,6 +171,18 @@ def _numbers_in(
     return stage_numbers(facts, nodes, found.stages)
 
 
+def _warn_of_repeats(facts: GraphFacts, stages: StageGraph) -> None:
+    times = Counter(node for stage in stages.stages for node in stage.nodes)
+    repeated = [facts.nodes[node].name for node, count in sorted(times.items()) if count > 1]
+    if repeated:
+        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        warnings.warn(
+            f"node {repeated[0]!r}{more} run in several stages of the plan, which an annotation "
+            "cannot say: who follows it has the others wait for the first of these stages",
+            stacklevel=4,
+        )
+
+
 def annotate(
     model: onnx.ModelProto, facts: GraphFacts, stages: StageGraph, *, name: str, devices: int
 ) -> None:
@@ -193,6 +207,7 @@ def annotate(
         for number, stage in reversed(list(enumerate(stages.stages)))
         for node in stage.nodes
     }
+    _warn_of_repeats(facts, stages)
     numbers: dict[int, int] = {}
     for index, node in enumerate(model.graph.node):
         within = {i for i in _stands_for(node, facts) if i in stage_of}

@@ -23,8 +23,8 @@ def check_stages(stages: StageGraph, facts: GraphFacts) -> None:
     ------
     PlanError
         With all problems in one message: a node in no stage, one that draws random numbers in
-        several, a value without a producer, with two, or from a later stage, an output that nobody
-        makes.
+        several, a value without a producer, with two, or from a later stage, an edge that goes
+        back, an output that nobody makes.
     """
     problems = [
         *_coverage(stages, facts),
@@ -74,6 +74,9 @@ def _order(stages: StageGraph) -> Iterator[str]:
                 where = "comes from a later stage" if spec.name in made else "has no producer"
                 yield f"value {spec.name!r}, which stage {stage.label} needs, {where}"
         there.update(spec.name for spec in stage.outputs)
+    for edge in stages.edges:
+        if edge.producer >= edge.consumer:
+            yield f"the edge of {edge.value!r} goes from stage {edge.producer} to {edge.consumer}"
 
 
 def _outputs(stages: StageGraph) -> Iterator[str]:

@@ -174,7 +174,13 @@ def stage_graph_of(
         )
         for number, group in enumerate(groups)
     )
-    producers = {spec.name: i for i, stage in enumerate(stages) for spec in stage.outputs}
+    # An input that is an output too is handed on by a stage, but nobody has to wait for that.
+    producers = {
+        spec.name: i
+        for i, stage in enumerate(stages)
+        for spec in stage.outputs
+        if spec.name in facts.producer
+    }
     edges = tuple(
         Edge(spec.name, producers[spec.name], i, cut.sizes.get(spec.name, 0))
         for i, stage in enumerate(stages)

@@ -1,25 +1,33 @@
 """Where the boxes of a picture stand: layers from top to bottom, after Sugiyama, Tagawa and Toda
 (1981).
 
-An edge that skips layers goes through a place of its own in each of them, so that it passes beside
-the boxes and not behind them.
+A line that skips layers goes through a place of its own in each of them, so that it passes beside
+the boxes and not behind them. Lines from one box that carry the same share these places; each
+leaves them above its own end. Where that would still be thousands of places, which take long to
+put in order and show little, lines that skip layers go down in columns to the right of all boxes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 Place = tuple[int, int]
-"""What stands in a layer: (box, 0), or (-1 - line, layer) for a line that passes."""
+"""What stands in a layer: (box, 0), or (-1 - track, layer) for lines that pass."""
 
 PASS_WIDTH = 56
 """Room for a line that passes a layer: its label."""
 _GAP = 26
 """Between what stands in a layer."""
 _ORDER_SWEEPS = 12
+_MOST_PASSES = 6000
+"""Places of lines that pass, up to which these are put in order among the boxes."""
+_COLUMN = 18
+"""From one column beside the boxes to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,10 @@ class Layers:
 
     rows: tuple[tuple[Place, ...], ...]
     paths: tuple[tuple[Place, ...], ...]
-    """The places that each line goes through, from its first box to its last."""
+    """The places that each line goes through, from its first box, or from where it leaves the line
+    whose way it shares, to its last."""
+    beside: Mapping[Place, int] = field(default_factory=dict)
+    """Column to the right of all boxes of the places that stand in none of the rows."""
 
     @property
     def most_boxes(self) -> int:
@@ -38,32 +49,78 @@ class Layers:
     @property
     def level(self) -> dict[Place, int]:
         """Layer of each place, from 0 at the top."""
-        return {place: number for number, row in enumerate(self.rows) for place in row}
+        inside = {place: number for number, row in enumerate(self.rows) for place in row}
+        return inside | {place: place[1] for place in self.beside}
+
+    def shares_its_way(self, line: int) -> bool:
+        """Whether a line begins at another one, which carries the same."""
+        return self.paths[line][0][0] < 0
 
 
-def into_layers(boxes: int, lines: Sequence[tuple[int, int]]) -> Layers:
+def into_layers(
+    boxes: int, lines: Sequence[tuple[int, int]], carried: Sequence[Hashable]
+) -> Layers:
     """Each box below all that have a line to it.
 
     Parameters
     ----------
     lines : from which box to which, a later one
+    carried : what each line carries; those from one box that carry the same share their way
     """
+    depth = _depths(boxes, lines)
+    rows: list[list[Place]] = [[] for _ in range(max(depth, default=0) + 1)]
+    for i, level in enumerate(depth):
+        rows[level].append((i, 0))
+    paths: list[tuple[Place, ...]] = [((first, 0), (second, 0)) for first, second in lines]
+    tracks: defaultdict[tuple[int, Hashable], list[int]] = defaultdict(list)
+    for number, (first, second) in enumerate(lines):
+        if depth[second] - depth[first] > 1:
+            tracks[first, carried[number]].append(number)
+    ends = {number: depth[lines[number][1]] for shared in tracks.values() for number in shared}
+    spans = [
+        range(depth[box] + 1, max(ends[number] for number in shared))
+        for (box, _), shared in tracks.items()
+    ]
+    columns = _columns(spans) if sum(map(len, spans)) > _MOST_PASSES else []
+    beside: dict[Place, int] = {}
+    for track, (span, shared) in enumerate(zip(spans, tracks.values(), strict=True)):
+        levels = sorted({span[0], span[len(span) // 2], span[-1]}) if columns else span
+        way = [(-1 - track, level) for level in levels]
+        longest = max(shared, key=ends.__getitem__)
+        for number in shared:
+            paths[number] = ((-1 - track, ends[number] - 1), paths[number][-1])
+        if columns:
+            beside |= dict.fromkeys([*way, *(paths[each][0] for each in shared)], columns[track])
+        else:
+            for place in way:
+                rows[place[1]].append(place)
+        paths[longest] = ((lines[longest][0], 0), *way, paths[longest][-1])
+    return Layers(tuple(map(tuple, rows)), tuple(paths), beside)
+
+
+def _depths(boxes: int, lines: Sequence[tuple[int, int]]) -> list[int]:
+    """Layer of each box."""
     before: defaultdict[int, list[int]] = defaultdict(list)
     for first, second in lines:
         before[second].append(first)
     depth: list[int] = []
     for i in range(boxes):
         depth.append(1 + max((depth[j] for j in before[i]), default=-1))
-    rows: list[list[Place]] = [[] for _ in range(max(depth, default=0) + 1)]
-    for i, level in enumerate(depth):
-        rows[level].append((i, 0))
-    paths = []
-    for number, (first, second) in enumerate(lines):
-        passes = [(-1 - number, level) for level in range(depth[first] + 1, depth[second])]
-        for place in passes:
-            rows[place[1]].append(place)
-        paths.append(((first, 0), *passes, (second, 0)))
-    return Layers(tuple(map(tuple, rows)), tuple(paths))
+    return depth
+
+
+def _columns(spans: Sequence[range]) -> list[int]:
+    """Column of each span of layers: the first that is free in all of them, shorter spans first."""
+    taken: defaultdict[int, int] = defaultdict(int)
+    """Layer to its columns that are taken, a bit for each."""
+    found = dict.fromkeys(range(len(spans)), 0)
+    for track in sorted(found, key=lambda each: len(spans[each])):
+        crowd = functools.reduce(operator.or_, (taken[level] for level in spans[track]))
+        free = ~crowd & (crowd + 1)
+        for level in spans[track]:
+            taken[level] |= free
+        found[track] = free.bit_length() - 1
+    return list(found.values())
 
 
 def place_all(layers: Layers, widths: Sequence[float]) -> dict[Place, float]:
@@ -80,8 +137,9 @@ def place_all(layers: Layers, widths: Sequence[float]) -> dict[Place, float]:
     down: defaultdict[Place, list[Place]] = defaultdict(list)
     for path in layers.paths:
         for first, second in itertools.pairwise(path):
-            up[second].append(first)
-            down[first].append(second)
+            if first not in layers.beside and second not in layers.beside:
+                up[second].append(first)
+                down[first].append(second)
     both = {place: up[place] + down[place] for row in layers.rows for place in row}
     rows = [list(row) for row in layers.rows]
     middles: dict[Place, float] = {}
@@ -96,6 +154,9 @@ def place_all(layers: Layers, widths: Sequence[float]) -> dict[Place, float]:
     for row in [*rows, *rows[::-1]]:
         wished = {place: _mean(both[place], middles, place) for place in row}
         _settle(row, wished, widths, middles)
+    right = max((middles[p] + width_of(p, widths) / 2 for p in middles), default=0.0)
+    beside = right + _GAP + PASS_WIDTH / 2
+    middles |= {place: beside + column * _COLUMN for place, column in layers.beside.items()}
     left = min((middles[p] - width_of(p, widths) / 2 for p in middles), default=0.0)
     return {place: middle - left for place, middle in middles.items()}
 

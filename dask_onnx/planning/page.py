@@ -27,13 +27,17 @@ _STYLE = """
 .dask-onnx-plan p.verdict {border-left: 4px solid #0072b2; padding-left: 8px; font-weight: bold}
 .dask-onnx-plan pre {font-size: 12px; margin: 0.5em 0; white-space: pre-wrap}
 .dask-onnx-plan .picture {overflow: auto; max-height: 1200px; margin: 0.6em 0}
-.dask-onnx-plan .picture svg {display: block}
+.dask-onnx-plan .picture svg {display: block; height: auto; max-width: 100%;
+  min-width: calc(0.8 * var(--width))}
+.dask-onnx-plan pre.columns {white-space: pre}
+.dask-onnx-plan pre.columns, .dask-onnx-plan .wide {overflow-x: auto}
 .dask-onnx-plan table {border-collapse: collapse; margin: 0.4em 0 1em}
 .dask-onnx-plan caption, .dask-onnx-plan summary {font-weight: bold; text-align: left}
 .dask-onnx-plan th, .dask-onnx-plan td {padding: 2px 9px; text-align: right;
   white-space: nowrap; border-bottom: 1px solid rgba(128, 128, 128, 0.35);
   background: transparent; color: inherit}
-.dask-onnx-plan .name {text-align: left; white-space: normal; overflow-wrap: anywhere}
+.dask-onnx-plan .name {text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 14em}
 """
 
 
@@ -76,7 +80,7 @@ def explain_html(
         parts.append(_edge_table(stages))
     if verdict is not None:
         parts.append(_alternatives(verdict))
-    parts += [f"<pre>{escape(paragraph)}</pre>" for paragraph in rest]
+    parts += [_pre(paragraph) for paragraph in rest]
     return f'<div class="dask-onnx-plan">{"".join(parts)}</div>'
 
 
@@ -103,6 +107,12 @@ def _prose(text: str, told: Iterable[str]) -> list[str]:
         # what follows the word is the table
         and paragraph.splitlines()[0] != "edges"
     ]
+
+
+def _pre(paragraph: str) -> str:
+    """Text as it is: lines that are set in stand in columns, which wrapping would tear apart."""
+    kind = ' class="columns"' if "\n " in paragraph else ""
+    return f"<pre{kind}>{escape(paragraph)}</pre>"
 
 
 def _stage_table(
@@ -164,7 +174,11 @@ def _table(caption: str, columns: dict[str, list[str]], names: set[str]) -> str:
         return f"<{tag}{kind}>{escape(content)}</{tag}>"
 
     rows = list(zip(*columns.values(), strict=True))
-    lines = ["<table>", f"<caption>{escape(caption)}</caption>" if caption else "", "<thead><tr>"]
+    lines = [
+        '<div class="wide"><table>',
+        f"<caption>{escape(caption)}</caption>" if caption else "",
+        "<thead><tr>",
+    ]
     lines += [cell("th", column, column) for column in columns]
     lines.append("</tr></thead><tbody>")
     for row in rows[:_MOST_ROWS]:
@@ -173,4 +187,4 @@ def _table(caption: str, columns: dict[str, list[str]], names: set[str]) -> str:
     if len(rows) > _MOST_ROWS:
         more = f"and {len(rows) - _MOST_ROWS} more: print(plan.explain()) lists them"
         lines.append(f'<tr><td class="name" colspan="{len(columns)}">{more}</td></tr>')
-    return "".join([*lines, "</tbody></table>"])
+    return "".join([*lines, "</tbody></table></div>"])

@@ -29,7 +29,8 @@ _SIDE_BY_SIDE = 2600
 _LINE_HEIGHT = 15
 _GAP_Y = 66
 _MARGIN = 30
-_LEAST_WIDTH = 660
+_LEAST_WIDTH, _LEAST_CROWDED = 660, 1040
+"""Pixels that what a picture's head says has room in; where it says that lines are many, too."""
 _THIN, _THICK = 1.0, 9.0
 _THIN_BYTES, _THICK_BYTES = 2**10, 2**30
 _HEAVY, _LIGHT, _BROWN, _GREY = "#c2410c", "#fdf3e7", "#8a5a33", "#7c8794"
@@ -91,7 +92,7 @@ def to_svg(
     legend = [] if lanes is None else sorted(set(lanes))
     width, drawing = _arrange(stages, between, 6 + lines * _LINE_HEIGHT + 6, legend)
     svg = _canvas(width, drawing.height, title)
-    _draw_head(svg, width, title, stages, legend)
+    _draw_head(svg, width, title, stages, legend, bool(drawing.layers.beside))
     for number, link in enumerate(between):
         _draw_link(svg, drawing, number, link)
     slowest = max((stage.cost.seconds for stage in stages.stages), default=0.0)
@@ -112,7 +113,8 @@ def _arrange(
     stages: StageGraph, between: Sequence[Link], box_height: float, legend: Sequence[int]
 ) -> tuple[float, Drawing]:
     """Width of the whole picture, and where everything stands in it."""
-    layers = into_layers(len(stages.stages), [(link.producer, link.consumer) for link in between])
+    lines = [(link.producer, link.consumer) for link in between]
+    layers = into_layers(len(stages.stages), lines, [link.values for link in between])
     slowest = max((stage.cost.seconds for stage in stages.stages), default=0.0)
     widest = min(max(_SIDE_BY_SIDE / max(layers.most_boxes, 1), _LEAST_WIDEST), _WIDEST)
     widths = [
@@ -121,7 +123,7 @@ def _arrange(
     ]
     middles = place_all(layers, widths)
     right = max((middles[place] + width_of(place, widths) / 2 for place in middles), default=0.0)
-    width = max(right + 2 * _MARGIN, _LEAST_WIDTH)
+    width = max(right + 2 * _MARGIN, _LEAST_CROWDED if layers.beside else _LEAST_WIDTH)
     shift = (width - right) / 2
     middles = {place: middle + shift for place, middle in middles.items()}
     starts, ends = _ports(layers, middles, widths)
@@ -136,7 +138,8 @@ def _ports(
     leaving: defaultdict[Place, list[tuple[float, int]]] = defaultdict(list)
     arriving: defaultdict[Place, list[tuple[float, int]]] = defaultdict(list)
     for number, path in enumerate(layers.paths):
-        leaving[path[0]].append((middles[path[1]], number))
+        if not layers.shares_its_way(number):
+            leaving[path[0]].append((middles[path[1]], number))
         arriving[path[-1]].append((middles[path[-2]], number))
     found: list[dict[tuple[int, int], float]] = []
     for ways in (leaving, arriving):
@@ -159,13 +162,20 @@ def _canvas(width: float, height: float, title: str) -> ElementTree.Element:
         role="img",
     )
     svg.set("aria-label", title)
+    # for the style of a page that shrinks it: what it shrinks from
+    svg.set("style", f"--width: {width:.0f}px")
     svg.set("font-family", "Helvetica, Arial, sans-serif")
     ElementTree.SubElement(svg, "rect", width="100%", height="100%", fill="#ffffff")
     return svg
 
 
 def _draw_head(
-    svg: ElementTree.Element, width: float, title: str, stages: StageGraph, legend: Sequence[int]
+    svg: ElementTree.Element,
+    width: float,
+    title: str,
+    stages: StageGraph,
+    legend: Sequence[int],
+    is_crowded: bool,
 ) -> None:
     """Title, sum, what sizes and colours mean, and which colour is which worker's."""
     room = width - 2 * _MARGIN
@@ -180,6 +190,7 @@ def _draw_head(
     boxes = "width of a box: predicted time; its colour: worker"
     boxes = boxes if legend else "width and warmth of a box: predicted time"
     meaning = f"{boxes}; thickness of a line: bytes (log scale)"
+    meaning += "; too many lines to order: long ones run at the right" * is_crowded
     _text(svg, _MARGIN, 73, shorten(meaning, room, 11), size=11, fill="#555555")
     a_row = _legends_a_row(width)
     for i, (text, lane) in enumerate(_legend_entries(legend)):
@@ -245,19 +256,24 @@ def _draw_link(svg: ElementTree.Element, drawing: Drawing, number: int, link: Li
 
 
 def _label_links(svg: ElementTree.Element, drawing: Drawing, between: Sequence[Link]) -> None:
-    """Bytes on each line, as far from other labels as may be."""
+    """Bytes on each line, as far from other labels as may be; once where lines share their way,
+    since they carry the same."""
     leaving = Counter(link.producer for link in between)
     arriving = Counter(link.consumer for link in between)
-    taken: defaultdict[int, list[tuple[float, float, float]]] = defaultdict(list)
-    """Strips of the picture to what stands in them or just beside: x, y, width."""
-    for number, link in enumerate(between):
-        text = format_bytes(link.bytes)
+    taken: defaultdict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
+    """Patches of the picture to what stands in them or just beside: x, y, width."""
+    texts = [format_bytes(link.bytes) for link in between]
+    patch = max((text_width(text, 11) for text in texts), default=0.0) + 4
+    for number, (link, text) in enumerate(zip(between, texts, strict=True)):
+        if drawing.layers.shares_its_way(number):
+            continue
         width = text_width(text, 11)
         spots = _spots(drawing, number, leaving[link.producer] - arriving[link.consumer])
-        crowding = [_overlap(spot, width, taken[int(spot[1] // 15)]) for spot in spots]
+        near = [taken[int(x // patch), int(y // 15)] for x, y in spots]
+        crowding = [_overlap(spot, width, who) for spot, who in zip(spots, near, strict=True)]
         x, y = spots[crowding.index(min(crowding))]
-        for strip in (-1, 0, 1):
-            taken[int(y // 15) + strip].append((x, y, width))
+        for across, down in itertools.product((-1, 0, 1), repeat=2):
+            taken[int(x // patch) + across, int(y // 15) + down].append((x, y, width))
         paper = {"x": f"{x - width / 2:.1f}", "y": f"{y - 7:.1f}", "width": f"{width:.1f}"}
         paper |= {"height": "14", "rx": "3", "fill": "#ffffff", "fill-opacity": "0.88"}
         ElementTree.SubElement(svg, "rect", paper)
@@ -279,8 +295,9 @@ def _spots(drawing: Drawing, number: int, more_leave: int) -> Sequence[tuple[flo
     bend, towards the end that far fewer lines share."""
     path, bends = drawing.layers.paths[number], _line(drawing, number)
     if len(path) > 2:
-        place = path[len(path) // 2]
-        return [(drawing.middles[place], drawing.top(place) + drawing.box_height / 2)]
+        places = path[1:-1] if path[1] in drawing.layers.beside else [path[len(path) // 2]]
+        half = drawing.box_height / 2
+        return [(drawing.middles[place], drawing.top(place) + half) for place in places]
     shares = [0.5, 0.36, 0.64, 0.22, 0.78]
     if abs(more_leave) > 2:
         shares.sort(reverse=more_leave > 0)

@@ -1,4 +1,5 @@
-"""How long each node of a model takes here: ONNX Runtime's profile, kept in the host's store."""
+"""How long each node of a model takes here, run by the kernel that a plan has for it; kept in the
+host's store."""
 
 from __future__ import annotations
 
@@ -9,28 +10,28 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+from onnx.reference.op_run import OpRun
+
 from dask_onnx.errors import StageError, StoreError
-from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.runtime.cores import cpu_identity, ort_version
-from dask_onnx.runtime.session import Session, build_session, profiling_session
+from dask_onnx.runtime.reference import build_reference
+from dask_onnx.runtime.session import Runnable, build_session, profiling_session
 from dask_onnx.runtime.store import Store
-from dask_onnx.runtime.supply import fetch_blobs
 from dask_onnx.specs import SessionSpec
 
 _RUNS = 5
 _MORE_RUNS, _SHORT_SECONDS = 50, 0.05
 """A few short runs are easily disturbed: there are more of them, for so long."""
-_ENOUGH_SECONDS = 2.0
+ENOUGH_SECONDS = 2.0
 """A model that takes longer runs once after the run that warms it up; where the first two or three
 take their time over fresh memory, it is still seen at its full speed."""
 _EVENT = re.compile(r"node_(\d+)_kernel_time$")
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,81 +41,147 @@ class NodeTimes:
     shapes: Mapping[str, tuple[int, ...]]
     """Of the inputs."""
     seconds: Mapping[int, float]
-    """Position in the weightless proto to the node's share of `whole`."""
+    """Position in the weightless proto to the node's share of `whole`; nodes that no output of the
+    model needs are not among them."""
     whole: float
-    """All nodes, as ORT runs them when it has optimised the graph."""
+    """All nodes: stage by stage where several kernels run them."""
+    session: str
+    """How ORT was to run them, in words."""
 
 
-def measure_nodes(
-    model: OnnxModel, requests: Sequence[Mapping[str, Any]], spec: SessionSpec
-) -> list[NodeTimes]:
-    """Run a model a few times with each of some requests, and note what each node took on one
-    thread.
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """One stage as one request had it."""
+
+    whole: float
+    """Seconds of a run."""
+    seconds: Mapping[int, float]
+    """Position of the node in the whole model to its share of them."""
+    results: Sequence[Any]
+    """In the order of the stage's outputs."""
+
+
+def number_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same, each node called by its position, by which `profile_stage` knows it."""
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node_{index}"
+    return model
+
+
+def profile_stage(
+    stage: onnx.ModelProto,
+    blobs: Path,
+    spec: SessionSpec,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    label: str,
+    enough: float = ENOUGH_SECONDS,
+) -> list[StageTimes]:
+    """Run a stage on ORT a few times with each of some requests.
 
     ORT names no nodes that it has fused, so that the shares come from the graph as it is written,
     and are scaled to the time of the optimised one.
 
     Parameters
     ----------
+    stage : of `number_nodes`, or a part of that
+    blobs : folder of the weights
     requests : arrays by input name
+    enough : seconds after which there are no more runs
 
     Raises
     ------
     StageError
-        ORT cannot run the whole model: some node needs another kernel.
+        ORT cannot build the stage, or not run it on these arrays.
     """
-    store = Store()
-    spec = replace(spec, intra_op_num_threads=1)
-    proto = model.parse()
-    for index, node in enumerate(proto.graph.node):
-        node.name = f"node_{index}"
-    with store.using(), tempfile.TemporaryDirectory() as folder:
-        store.put(model)
-        lease = store.lease(model.token)
-        fetch_blobs(store, model.ref, model.blob_keys, ())
-        data = proto.SerializeToString()
-        session = _build(build_session, data, store, spec)
-        wholes = [min(_run_often(session, feeds)) for feeds in requests]
-        profiled = profiling_session(data, store.blobs, spec, Path(folder) / "profile")
-        runs = [len(_run_often(profiled, feeds)) for feeds in requests]
-        profile = Path(profiled.inference.end_profiling())
-        shares = _shares(profile, runs, len(proto.graph.node))
-        lease.release()
+    positions = [int(node.name.removeprefix("node_")) for node in stage.graph.node]
+    data = stage.SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        session = build_session(data, blobs, spec, weight_bytes=0, label=label)
+        ran = [_run_often(session, feeds, label, enough) for feeds in requests]
+        profiled = profiling_session(data, blobs, spec, Path(folder) / "profile")
+        runs = [len(_run_often(profiled, feeds, label, enough)[1]) for feeds in requests]
+        shares = _shares(Path(profiled.inference.end_profiling()), runs, positions)
+    return [
+        _shared(min(seconds), share, results)
+        for (results, seconds), share in zip(ran, shares, strict=True)
+    ]
+
+
+def time_stage(
+    stage: onnx.ModelProto,
+    blobs: Path,
+    operators: Sequence[type[OpRun]],
+    requests: Sequence[Mapping[str, Any]],
+    shares: Sequence[Mapping[int, float]],
+    *,
+    label: str,
+    enough: float = ENOUGH_SECONDS,
+) -> list[StageTimes]:
+    """Run a stage on kernels in Python a few times with each of some requests.
+
+    Parameters
+    ----------
+    stage : is changed
+    operators : the caller's kernels
+    shares : for each request the stage's nodes, by position in the whole model, and in proportion
+        to what the time is told among them
+
+    Raises
+    ------
+    StageError
+        The stage cannot be built, or not be run on these arrays.
+    """
+    session = build_reference(stage, blobs, operators, label)
     found = []
-    for feeds, whole, seconds in zip(requests, wholes, shares, strict=True):
-        total = sum(seconds)
-        scale = whole / total if total else 0.0
-        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-        found.append(NodeTimes(shapes, dict(enumerate(value * scale for value in seconds)), whole))
-        _note(store, model.token, found[-1])
+    for feeds, share in zip(requests, shares, strict=True):
+        results, seconds = _run_often(session, feeds, label, enough, counts_first=True)
+        found.append(_shared(statistics.median(seconds), share, results))
     return found
 
 
-def _build(build: Callable[..., Session], data: bytes, store: Store, spec: SessionSpec) -> Session:
-    return build(data, store.blobs, spec, weight_bytes=0, label="the whole model")
+def _shared(whole: float, shares: Mapping[int, float], results: Sequence[Any]) -> StageTimes:
+    total = sum(shares.values())
+    if not total:  # ORT's profile counts whole microseconds
+        shares, total = dict.fromkeys(shares, 1.0), len(shares)
+    return StageTimes(whole, {i: whole * share / total for i, share in shares.items()}, results)
 
 
-def _run_often(session: Session, feeds: Mapping[str, Any]) -> list[float]:
-    """Seconds of each run but the first, which warms up."""
+def _run_often(
+    session: Runnable,
+    feeds: Mapping[str, Any],
+    label: str,
+    enough: float,
+    *,
+    counts_first: bool = False,
+) -> tuple[list[Any], list[float]]:
+    """Results, and seconds of each run but the first, which warms up.
+
+    `counts_first` lets that one do where it alone takes very long: code in Python has no arena to
+    fill.
+    """
     arrays = [feeds[name] for name in session.inputs]
     seconds: list[float] = []
     for _ in range(_MORE_RUNS + 1):
+        results: list[Any] = []  # lets go of those before
         began = time.perf_counter()
         try:
-            session.run(arrays)
-        except Exception as error:  # ORT's own types
+            results = session.run(arrays)
+        except Exception as error:  # ORT's own types, or what a kernel in Python raises
             raise StageError(
-                f"the feeds of measure= cannot be run: {str(error)[:300]}",
+                f"the feeds of measure= cannot be run by stage {label}: {str(error)[:300]}",
                 "pass a few rows that are like those to come",
             ) from None
         seconds.append(time.perf_counter() - began)
+        if counts_first and len(seconds) == 1 and seconds[0] > ENOUGH_SECONDS:
+            return results, seconds
         taken = sum(seconds[1:])
-        if taken > _ENOUGH_SECONDS or (len(seconds) > _RUNS and taken > _SHORT_SECONDS):
+        if taken > enough or (len(seconds) > _RUNS and taken > _SHORT_SECONDS):
             break
-    return seconds[1:]
+    return results, seconds[1:]
 
 
-def _shares(path: Path, runs: Sequence[int], n_nodes: int) -> list[list[float]]:
+def _shares(path: Path, runs: Sequence[int], nodes: Sequence[int]) -> list[dict[int, float]]:
     """For each request the median seconds of each node, the first of its runs left out."""
     taken: dict[int, list[float]] = defaultdict(list)
     for event in json.loads(path.read_text()):
@@ -125,29 +192,35 @@ def _shares(path: Path, runs: Sequence[int], n_nodes: int) -> list[list[float]]:
     for count in runs:
         start, end = end + 1, end + 1 + count
         # A node that ORT has folded away has no events.
-        medians = (taken[index][start:end] for index in range(n_nodes))
-        shares.append([statistics.median(each) if each else 0.0 for each in medians])
+        medians = {index: taken[index][start:end] for index in nodes}
+        shares.append({i: statistics.median(each) if each else 0.0 for i, each in medians.items()})
     return shares
 
 
-def _prefix(token: str) -> str:
-    host = hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]
-    return f"nodes-{token}-{host}"
+def _host() -> str:
+    return hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]
 
 
-def _note(store: Store, token: str, times: NodeTimes) -> None:
+def note_times(token: str, times: NodeTimes) -> None:
+    """Keep what was measured of a model.
+
+    Parameters
+    ----------
+    token : of the model and of all that decides which kernels run its nodes
+    """
     shapes = hashlib.sha256(repr(sorted(times.shapes.items())).encode()).hexdigest()[:12]
     note = {
         "shapes": {name: list(shape) for name, shape in times.shapes.items()},
-        "seconds": [times.seconds[index] for index in range(len(times.seconds))],
+        "seconds": dict(times.seconds),
         "whole": times.whole,
+        "session": times.session,
     }
-    store.note_measured(f"{_prefix(token)}-{shapes}", note)
+    Store().note_measured(f"times-{token}-{_host()}-{shapes}", note)
 
 
 def note_speed(token: str, factor: float, *, is_calibrated: bool = False) -> None:
-    """Keep how much faster than predicted, by default or by the calibration, this CPU ran a
-    model."""
+    """Keep how much faster than predicted, by default or by the calibration, ORT ran a model on
+    this CPU."""
     store, name = Store(), _speed_name(is_calibrated)
     store.note_measured(name, {**(store.measured(name) or {}), token: factor})
 
@@ -162,20 +235,22 @@ def noted_speed(*, is_calibrated: bool = False) -> float | None:
 
 
 def _speed_name(is_calibrated: bool) -> str:
-    return _prefix("speed").replace("nodes-", "calibrated-" if is_calibrated else "")
+    return f"{'calibrated-' if is_calibrated else ''}speed-{_host()}"
 
 
 def noted_times(token: str) -> Iterator[NodeTimes]:
-    """What was measured of a model on this host, at whatever shapes."""
+    """What was measured of a model on this host, at whatever shapes; `token` as for
+    `note_times`."""
     try:
         store = Store()
-        for path in sorted((store.root / "measured").glob(f"{_prefix(token)}-*.json")):
+        for path in sorted((store.root / "measured").glob(f"times-{token}-{_host()}-*.json")):
             note = store.measured(path.stem)
             if note is not None:
                 yield NodeTimes(
                     {name: tuple(shape) for name, shape in note["shapes"].items()},
-                    dict(enumerate(note["seconds"])),
+                    {int(index): seconds for index, seconds in note["seconds"].items()},
                     note["whole"],
+                    note["session"],
                 )
     except StoreError:
         return

@@ -284,6 +284,34 @@ def test_the_body_of_a_scan_counts_once_for_each_step():
     assert cost.flops == 9 * (2 * 3 * 5 * 5 + 3 * 5)
 
 
+TOKEN = [node("MatMul", "ids w", "logits")]
+
+
+@pytest.mark.parametrize(("op", "inputs", "sequences"), [
+    ("GreedySearch", "x M", 2),
+    ("BeamSearch", "x M - B", 2 * 4),
+])  # fmt: skip
+def test_what_writes_a_text_runs_its_body_for_each_token(op, inputs, sequences):
+    decoder = body("decoder", TOKEN, [value("ids", ["batch", 5])], [value("logits", None)])
+    search = node(op, inputs, "y", domain="com.microsoft", decoder=decoder)
+    constants = {"w": weights(5, 7), "M": np.array([9], np.int32), "B": np.array([4], np.int32)}
+    cost = cost_of([search], [2, 3], constants, domains={"com.microsoft": 1})
+    assert cost.flops == 2 * 3 + 9 * sequences * 2 * 5 * 7
+
+
+def test_what_is_done_to_scores_of_attention_counts():
+    doubled = body("double", [node("Add", "s s", "t")], [value("s", None)], [value("t", None)])
+    made = node("FlexAttention", "x x x", "y", domain="ai.onnx.preview", score_mod=doubled)
+    cost = cost_of([made], [2, 4, 5, 8], domains={"ai.onnx.preview": 1}, opset=26, ir_version=13)
+    assert cost.flops == 2 * (2 * 4 * 5 * 5) * (8 + 8) + 2 * 4 * 5 * 5
+
+
+def test_numbers_that_the_model_has_written_in_it_are_known():
+    constants = {"axis": np.array(1, np.int64)}
+    made = [node("DFT", "x - axis", "y")]
+    assert cost_of(made, [3, 8, 16, 1], constants, opset=20).flops == 3 * 16 * 5 * 8 * 3
+
+
 def test_a_body_whose_inputs_nobody_knows_counts_as_nothing():
     constants = {"w": weights(5, 5)}
     made = [node("Custom", "x", "z", domain="own"), loop("-", STEP)]

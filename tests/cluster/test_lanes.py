@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 from builders import layers_model
-from distributed import Client, LocalCluster
+from dask.utils import key_split
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
 
 import dask_onnx as dx
 from dask_onnx.lower import stage_ref
@@ -86,7 +89,7 @@ def test_a_worker_that_dies_is_replaced(cluster, model):
 
 
 def test_lanes_without_a_new_worker_are_taken_over(monkeypatch, model):
-    monkeypatch.setattr("dask_onnx.scheduling.TAKEOVER_SECONDS", 0.5)
+    monkeypatch.setattr("dask_onnx.lanes.TAKEOVER_SECONDS", 0.5)
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -120,19 +123,20 @@ def test_lanes_of_plans_that_are_gone_are_forgotten(cluster, model):
 
 
 def test_tasks_wait_where_there_is_no_worker():
-    plugin = StagePlugin()
-
-    class State:
-        worker_restrictions = None
-        loose_restrictions = True
-
-    plugin._restrict(State, Hints(lane=("plan", 0)))
-    assert State.worker_restrictions == {"waiting for a worker"}
+    state = SimpleNamespace(
+        key="k",
+        worker_restrictions=None,
+        host_restrictions=None,
+        resource_restrictions=None,
+        loose_restrictions=True,
+    )
+    StagePlugin()._restrict(None, state, Hints(lane=("plan", 0)))
+    assert state.worker_restrictions == {"waiting for a worker"} and not state.loose_restrictions
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
     monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
+    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
     with (
         LocalCluster(
             n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
@@ -197,7 +201,7 @@ def test_no_more_are_in_flight_than_the_schedule_allows(cluster, model, mode):
 
 def test_activations_that_cannot_fit_are_refused_with_the_rows_that_would(monkeypatch):
     monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
+    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
     model = dx.load(layers_model([3000], width=64))  # 1.5 MB, and 24 kB of activations a row
     x = da.from_array(ROWS, chunks=(2048, -1))
     with (
@@ -284,7 +288,7 @@ def test_an_idle_worker_takes_what_prefers_others(slow_model):
 
 
 def test_who_may_run_elsewhere_does_not_wait_for_a_worker_that_is_gone(monkeypatch, slow_model):
-    monkeypatch.setattr("dask_onnx.scheduling.TAKEOVER_SECONDS", 1000)
+    monkeypatch.setattr("dask_onnx.lanes.TAKEOVER_SECONDS", 1000)
     plan = loosely(slow_model.plan("pipeline", n_stages=2))
     x = da.from_array(ROWS[:512], chunks=(16, -1))
     with (
@@ -306,3 +310,146 @@ def test_a_preference_loosens_nothing_that_the_caller_demands(cluster, model):
     cluster.compute(lazy, workers=[demanded], allow_other_workers=False).result()
     counts = ran(cluster, plan)
     assert counts[demanded] == [16, 16] and counts[other] == [0, 0]
+
+
+def test_what_the_caller_demands_chooses_the_lanes_worker(cluster, model):
+    plan = model.plan("pipeline", memory_limit=5_000_000)
+    (demanded, other) = cluster.scheduler_info()["workers"]
+    lazy = model.predict(da.from_array(ROWS, chunks=(256, -1)), plan=plan, batch_size=None)
+    cluster.compute(lazy, workers=[demanded], allow_other_workers=False).result()
+    counts = ran(cluster, plan)
+    assert counts[demanded] == [16, 16] and counts[other] == [0, 0]
+
+
+def test_resources_that_one_worker_has_decide_where_a_lane_is(model):
+    plan = model.plan("pipeline", memory_limit=5_000_000)
+    workers = {
+        i: {"cls": Nanny, "options": {"nthreads": 1, "resources": {"big": i}}} for i in range(2)
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
+    with SpecCluster(workers, scheduler) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        dx.configure(client)
+        lazy = model.predict(da.from_array(ROWS, chunks=(256, -1)), plan=plan, batch_size=None)
+        client.compute(lazy, resources={"big": 1}).result(timeout=60)
+        assert sorted(ran(client, plan).values()) == [[0, 0], [16, 16]]
+
+
+def test_without_configure_it_is_said_that_stages_would_be_everywhere(model):
+    plan = model.plan("pipeline", memory_limit=5_000_000)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        x = da.from_array(ROWS, chunks=(256, -1))
+        for rows in (x, ROWS):
+            with pytest.raises(dx.PlanError, match=r"(?s)every stage\ncall dx\.configure"):
+                model.predict(rows, plan=plan)
+        model.predict(ROWS[:8], plan=plan.with_placement(None))
+        dx.configure(client)
+        model.predict(x, plan=plan)
+
+
+class MostLoaded(SchedulerPlugin):
+    """The most chunks of input that were in memory at once."""
+
+    name = "most-loaded"
+
+    def __init__(self):
+        self.most, self.here = 0, set()
+
+    def transition(self, key, start, finish, *_, **__):
+        if key_split(key) == "load_block":
+            (self.here.add if finish == "memory" else self.here.discard)(key)
+            self.most = max(self.most, len(self.here))
+
+
+def load_block(block_info=None):
+    return np.full((16, 64), block_info[None]["chunk-location"][0], np.float32)
+
+
+def most_loaded(client, lazy):
+    client.register_plugin(MostLoaded())
+    found = client.compute(lazy).result(timeout=120)
+    most = client.run_on_scheduler(
+        lambda dask_scheduler: dask_scheduler.plugins["most-loaded"].most
+    )
+    return found, most
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_is_in_flight_bounds_what_is_loaded(cluster, slow_model, is_kept):
+    plan = slow_model.plan("pipeline", n_stages=2).with_schedule("async", in_flight=4)
+    if is_kept:
+        plan = plan.with_placement(dx.Placement.one_each(len(plan.stages), 2))
+    x = da.map_blocks(
+        load_block, chunks=((16,) * 60, (64,)), dtype="f4", meta=np.empty((0, 0), np.float32)
+    )
+    found, most = most_loaded(cluster, slow_model.predict(x, plan=plan, batch_size=None))
+    assert most <= 6  # the gate opens before the last stage's result has gone
+    assert found.shape == (960, 64)
+    last = slow_model(np.full((16, 64), 59, np.float32), batch_size=None)
+    np.testing.assert_array_equal(found[-16:], last)
+
+
+def test_input_that_others_read_too_is_loaded_for_them(cluster, slow_model):
+    plan = slow_model.plan("pipeline", n_stages=2).with_schedule("async", in_flight=2)
+    x = da.from_array(ROWS[:512], chunks=(16, -1))
+    y = slow_model.predict(x, plan=plan, batch_size=None)
+    found, total = dask.compute(y, x.sum())
+    np.testing.assert_array_equal(found, slow_model(ROWS[:512], batch_size=None))
+    np.testing.assert_allclose(total, ROWS[:512].sum(), rtol=1e-4)
+
+
+def test_what_workers_measured_is_known_when_they_have_gone(slow_model):
+    plan = slow_model.plan("pipeline", n_stages=2, shapes={"x": (16, 64)})
+    x = da.from_array(ROWS[:256], chunks=(16, -1))
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        slow_model.predict(x, plan=plan, batch_size=None).compute()
+        cluster.scale(0)
+        while client.scheduler_info(n_workers=-1)["workers"]:
+            time.sleep(0.1)
+        assert sum(t.runs for t in plan.measured().stages) == 16 * len(plan.stages)
+        assert "measured on " in plan.explain()
+
+
+def test_advice_that_is_followed_is_not_refused_again(monkeypatch, model):
+    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        x = da.from_array(ROWS[:64], chunks=(16, -1))
+        # 8.8 MiB take three stages of 3.8 MiB, and there are two workers.
+        with pytest.raises(dx.PlanError, match=r"(?s)add workers: it takes 3 .* there are 2"):
+            model.predict(x)
+        plan = model.plan("pipeline", n_stages=3, memory_limit=4_000_000)
+        with pytest.raises(dx.PlanError, match=r"(?s)of which other stages have .*add workers"):
+            model.predict(x, plan=plan)
+
+
+def test_more_in_flight_than_fit_is_said_with_what_would(monkeypatch):
+    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
+    model = dx.load(layers_model([16, 16], width=64))
+    plan = model.plan(dx.at_values(["y0"])).with_placement(dx.Placement((0, 1)))
+    x = da.from_array(ROWS, chunks=(2048, -1))  # 0.5 MiB between the stages
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        with pytest.warns(UserWarning, match=r"(?s)9 micro-batches in flight .* in_flight=\d") as w:
+            model.predict(x, plan=plan.with_schedule(in_flight=9), batch_size=None)
+        fits = int(str(w[0].message).rpartition("in_flight=")[2].partition(")")[0])
+        model.predict(x, plan=plan.with_schedule(in_flight=fits), batch_size=None)

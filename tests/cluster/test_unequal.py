@@ -70,7 +70,7 @@ def test_lanes_go_by_the_memory_that_workers_have():
 
 def test_auto_cuts_for_unequal_memory_in_proportion(monkeypatch):
     monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement._LOADED", 196e6)
+    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
     model = dx.load(layers_model([3000] * 16, width=64))  # 24.6 MB
     with workers({"memory_limit": 270_000_000}, {"memory_limit": 258_000_000}):
         # Rooms of 20.0 and 10.4 MB.

@@ -322,3 +322,22 @@ def test_rows_that_stay_together_are_not_warned_of():
     expected = run_onnx(quantising_model("together"), {"x": X})[0]
     np.testing.assert_array_equal(model.predict(X), expected)
     np.testing.assert_array_equal(model.predict(da.from_array(X, chunks=-1)).compute(), expected)
+
+
+def test_a_split_that_the_caller_asks_for_warns_where_nobody_can_tell_what_it_does():
+    model = dx.load(
+        make_model(
+            [
+                node("NonZero", "x", "at"),
+                node("Transpose", "at", "rows", perm=[1, 0]),
+                node("GatherND", "x rows", "picked"),
+                node("ReduceMean", "picked", "mean", keepdims=0),
+                node("Sub", "x mean", "y"),
+            ],
+            [value("x", ["N", 4])],
+            [value("y", ["N", 4])],
+        )
+    )
+    x = da.from_array(np.eye(6, 4, dtype=np.float32), chunks=(2, 4))
+    with pytest.warns(UserWarning, match="may depend, as far as the graph tells"):
+        model.predict(x)

@@ -12,6 +12,7 @@ from builders import (
     scaled_model,
     single_row_model,
     value,
+    weights,
 )
 from onnx import TensorProto, helper
 
@@ -228,3 +229,20 @@ def test_rows_that_the_graph_adds_up_are_not_cut():
     assert model.predict(B) == pytest.approx(B.sum(), rel=1e-5)
     with pytest.raises(dx.InputError, match="'y' has no batch axis"):
         model.predict(B, batch_size=2)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", None, 4])
+def test_no_rows_never_reach_a_kernel(batch_size):
+    """ONNX Runtime ends the process where an LSTM gets no rows."""
+    nodes = [
+        node("Transpose", "b", "x", perm=[1, 0, 2]),
+        node("LSTM", "x W R", "h", hidden_size=5),
+        node("Squeeze", "h one", "y"),
+        node("Transpose", "y", "c", perm=[1, 0, 2]),
+    ]
+    constants = {"W": weights(1, 20, 4), "R": weights(1, 20, 5), "one": np.array([1])}
+    ends = [value("b", ["N", 3, 4])], [value("c", ["N", 3, 5])]
+    model = dx.load(make_model(nodes, *ends, constants))
+    for plan in (None, model.plan("per_node")):
+        found = model.predict(np.zeros((0, 3, 4), np.float32), batch_size=batch_size, plan=plan)
+        assert found.shape == (0, 3, 5) and found.dtype == np.float32

@@ -548,3 +548,19 @@ def test_a_real_model_is_annotated_saved_and_followed(asset, tmp_path):
     expected = whole.predict(x)
     np.testing.assert_allclose(plainly, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.predict(x, plan=again), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_that_several_stages_repeat_are_said_to_be_lost():
+    nodes = [node("Mul", "x two", "p", "cheap")]
+    constants = {"two": np.array(2, np.float32)}
+    for side in "ab":
+        constants |= {f"u{side}": weights(64, 4096), f"d{side}": weights(4096, 64)}
+        nodes += [
+            node("MatMul", f"p u{side}", f"h{side}"),
+            node("MatMul", f"h{side} d{side}", side),
+        ]
+    nodes.append(node("Add", "a b", "y"))
+    proto = make_model(nodes, [value("x", ["N", 64])], [value("y", ["N", 64])], constants)
+    plan = dx.load(proto).plan("branches", shapes={"x": (512, 64)})
+    with pytest.warns(UserWarning, match="node 'cheap' run in several stages"):
+        plan.annotate()

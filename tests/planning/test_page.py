@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -21,7 +22,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.tables, self.tags, self.open, self.texts = {}, [], [], []
-        self.attributes = []
+        self.attributes, self.around = [], []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -29,8 +30,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.attributes += attributes
+        if tag == "div":
+            self.parent = dict(attributes)["class"]
         if tag == "table":
             self.rows, self.name = [], ""
+            self.around.append(self.parent)
         elif tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
@@ -168,3 +172,45 @@ def test_a_name_that_ends_in_html_gets_a_whole_page(plan, tmp_path):
     page = Page(html)
     assert page.tags[:2] == ["html", "head"] and page.tags.count("body") == 1
     assert plan._repr_html_() in html
+
+
+def style_of(html):
+    """Selector to its declarations."""
+    rules = re.findall(
+        r"([^{}]+)\{([^{}]*)\}", re.search("<style>(.*?)</style>", html, re.DOTALL)[1]
+    )
+    return {
+        one.strip(): {
+            name.strip(): value.strip()
+            for name, value in (each.split(":") for each in declarations.split(";") if each.strip())
+        }
+        for selectors, declarations in rules
+        for one in selectors.split(",")
+    }
+
+
+def test_no_rule_of_the_style_reaches_beyond_the_plan(plan):
+    style = style_of(plan._repr_html_())
+    assert style and all(re.match(r"\.dask-onnx-plan( |$)", selector) for selector in style)
+
+
+def test_tables_scroll_in_boxes_and_names_keep_a_width_that_one_can_read(plan):
+    html = plan._repr_html_()
+    assert Page(html).around == ["wide", "wide", "wide"]
+    style = style_of(html)
+    assert style[".dask-onnx-plan .wide"]["overflow-x"] == "auto"
+    assert style[".dask-onnx-plan .name"]["min-width"] == "14em"
+
+
+def test_a_picture_shrinks_with_the_page_but_not_below_what_one_can_read(plan):
+    html = plan._repr_html_()
+    assert f'style="--width: {re.search("<svg[^>]* width=.([0-9]+)", html)[1]}px"' in html
+    rules = style_of(html)[".dask-onnx-plan .picture svg"]
+    assert (rules["max-width"], rules["height"]) == ("100%", "auto")
+    assert rules["min-width"] == "calc(0.8 * var(--width))"
+
+
+def test_columns_of_the_text_scroll_and_its_sentences_wrap(plan):
+    text = "head\n\nschedule\n    worker 0  000111\n\na sentence"
+    html = explain_html(plan.stage_graph, text, "t")
+    assert '<pre class="columns">schedule' in html and "<pre>a sentence</pre>" in html

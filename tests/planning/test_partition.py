@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dask.utils
+import numpy as np
 import pytest
 from builders import branching_model, captured_model, dense_model, make_model, node, value, weights
 from hypothesis import given
@@ -123,3 +124,22 @@ def test_labels_survive_what_dask_does_to_keys(names, digit):
         assert stage.label[0].isalpha()
         assert "-" not in stage.label
         assert dask.utils.key_split(f"{stage.label}-{digit * 31}7") == stage.label
+
+
+@pytest.mark.parametrize("strategy", ["per_node", "fused", "pipeline", "branches"])
+def test_an_input_that_is_an_output_too_makes_no_stage_wait(strategy):
+    proto = make_model(
+        [node("Relu", "x", "r"), node("Neg", "r", "y")],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4]), value("x", ["N", 4])],
+    )
+    model = dx.load(proto)
+    options = {"n_stages": 2} if strategy in ("fused", "pipeline") else {}
+    plan = model.plan(strategy, **options)
+    assert all(edge.producer < edge.consumer for edge in plan.stage_graph.edges)
+    assert plan.stage_graph.critical_path and "critical path" in plan.explain()
+    assert plan.timeline().seconds > 0
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    found = model.predict(x, plan=plan)
+    np.testing.assert_array_equal(found["x"], x)
+    np.testing.assert_array_equal(found["y"], -x)

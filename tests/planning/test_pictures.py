@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from unittest import mock
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
+from dask_onnx.planning import layout
+from dask_onnx.planning import picture as drawing
 from dask_onnx.planning.explain import format_bytes, format_flops, format_seconds
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
@@ -20,7 +23,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def made(seconds, edges=(), labels=None):
-    """A stage graph of stages that take so long; edges are (producer, consumer, bytes)."""
+    """A stage graph of stages that take so long; edges are (producer, consumer, bytes), and the
+    value where it is not one of its own."""
     stages = tuple(
         Stage(
             labels[i] if labels else f"stage_{i}",
@@ -31,7 +35,8 @@ def made(seconds, edges=(), labels=None):
         )
         for i, each in enumerate(seconds)
     )
-    links = tuple(Edge(f"v{i}", *edge) for i, edge in enumerate(edges))
+    values = [edge[3] if len(edge) > 3 else f"v{i}" for i, edge in enumerate(edges)]
+    links = tuple(Edge(value, *edge[:3]) for value, edge in zip(values, edges, strict=True))
     return StageGraph(stages, links, (), ())
 
 
@@ -176,12 +181,20 @@ def graphs(draw):
     seconds = draw(st.lists(st.floats(1e-6, 1), min_size=count, max_size=count))
     pairs = [(i, j) for j in range(count) for i in range(j)]
     edges = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=30))
-    return made(seconds, [(i, j, draw(st.integers(1, 10**10))) for i, j in edges])
+    values = [f"v{i}.{draw(st.integers(0, 2))}" for i, _ in edges]
+    sizes = {value: draw(st.integers(1, 10**10)) for value in sorted(set(values))}
+    return made(seconds, [(i, j, sizes[v], v) for (i, j), v in zip(edges, values, strict=True)])
 
 
-@given(graphs())
-def test_boxes_stand_apart_and_lines_pass_beside_them(stages):
-    picture = Picture(to_svg(stages, "t"))
+def points_of(line):
+    numbers = [float(number) for number in re.findall(r"[\d.]+", line.get("d"))]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+@given(graphs(), st.sampled_from([0, 6000]))
+def test_boxes_stand_apart_and_lines_pass_beside_them(stages, most_passes):
+    with mock.patch.object(layout, "_MOST_PASSES", most_passes):
+        picture = Picture(to_svg(stages, "t"))
     for box in picture.boxes:
         assert box.x >= 0 and box.x + box.width <= picture.width
         assert box.y + box.height <= picture.height
@@ -189,16 +202,44 @@ def test_boxes_stand_apart_and_lines_pass_beside_them(stages):
         for other in picture.boxes[:i]:
             apart = one.x + one.width < other.x or other.x + other.width < one.x
             assert one.y != other.y or apart
-    for edge, line in zip(stages.edges, picture.lines, strict=True):
-        numbers = [float(number) for number in re.findall(r"[\d.]+", line.get("d"))]
-        points = list(zip(numbers[::2], numbers[1::2], strict=True))
-        start, end = picture.boxes[edge.producer], picture.boxes[edge.consumer]
-        assert start.x <= points[0][0] <= start.x + start.width
-        assert points[0][1] == start.y + start.height
+    begun = {}
+    ways = [points_of(line) for line in picture.lines]
+    for edge, points in zip(stages.edges, ways, strict=True):
+        start = picture.boxes[edge.producer]
+        if points[0][1] == start.y + start.height:
+            assert start.x <= points[0][0] <= start.x + start.width
+            begun.setdefault(edge.value, []).extend(x for x, _ in points)
+    for edge, points in zip(stages.edges, ways, strict=True):
+        end = picture.boxes[edge.consumer]
+        assert points[0][0] in begun[edge.value]
         assert end.x <= points[-1][0] <= end.x + end.width and points[-1][1] < end.y
         for (x, top), (_, bottom) in zip(points[3::4], points[4::4], strict=False):
             crossed = [box for box in picture.boxes if top <= box.y and box.y < bottom]
             assert all(not box.x <= x <= box.x + box.width for box in crossed)
+
+
+def test_lines_that_share_their_way_say_their_bytes_once():
+    edges = [(0, 1, 10, "a"), (1, 2, 20, "b"), (2, 3, 30, "c")]
+    edges += [(0, 2, 7000, "a"), (0, 3, 7000, "a")]
+    picture = Picture(to_svg(made([1] * 4, edges), "t"))
+    assert len(picture.lines) == 5
+    assert picture.text.count(format_bytes(7000)) == 1
+
+
+def test_a_picture_says_where_it_puts_lines_that_are_too_many_to_order():
+    edges = [(i, i + 1, 1000) for i in range(9)] + [(0, i, 1000) for i in range(3, 10)]
+    told = "too many lines to order: long ones run at the right"
+    assert told not in Picture(to_svg(made([1] * 10, edges), "t")).text
+    for lanes in (None, range(10)):
+        with mock.patch.object(layout, "_MOST_PASSES", 0):
+            assert told in Picture(to_svg(made([1] * 10, edges), "t", lanes=lanes)).text
+
+
+def test_a_label_is_compared_with_those_near_it_alone():
+    edges = [(0, i, 1000) for i in range(1, 400)] + [(i, 400, 1000) for i in range(1, 400)]
+    with mock.patch.object(drawing, "_overlap", wraps=drawing._overlap) as overlap:
+        to_svg(made([1] * 401, edges), "t")
+    assert sum(len(call.args[2]) for call in overlap.call_args_list) < 20 * len(edges)
 
 
 def test_labels_of_lines_do_not_cover_each_other():
