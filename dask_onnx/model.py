@@ -14,7 +14,7 @@ from dask.base import is_dask_collection
 
 from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.report import Analysis, analyse
+from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
@@ -62,6 +62,7 @@ from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
 from dask_onnx.specs import SessionSpec, TensorSpec
+from dask_onnx.summary import basis_of
 
 
 class Model:
@@ -159,6 +160,12 @@ class Model:
         """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
         facts = self._facts
         return analyse(self.facts, facts.bound_shapes(shapes), facts.schemas, facts.costs)
+
+    def basis(self, shapes: Shapes | None = None) -> str:
+        """What the seconds rest on that a plan for these shapes predicts, in words. Those of
+        `analyse` rest on FLOPs and bytes even where each node's time is known."""
+        facts = self._facts
+        return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
 
     def plan(
         self,

@@ -31,8 +31,6 @@ from dask_onnx.explaining import (
     explain_plan,
     measured_stages,
     memory_of,
-    predicted_rows,
-    rows_of,
     verdict_on,
 )
 from dask_onnx.model_facts import ModelFacts
@@ -53,6 +51,7 @@ from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.planning.timeline import Timeline, timeline
 from dask_onnx.runtime.codec import Lossy
 from dask_onnx.specs import TensorSpec
+from dask_onnx.summary import Summary, predicted_rows, rows_of, summarise
 
 
 class PlannedModel(Protocol):
@@ -133,6 +132,10 @@ class Plan:
             Micro-batches of the schedule that is shown.
         """
         return self._explain(self.measured(), batches)
+
+    def summary(self) -> Summary:
+        """What `explain` says of shapes, critical path, kernels, threads and rows, as data."""
+        return summarise(self.model._facts, self.stage_graph, self.recipe)
 
     def timeline(self, *, batches: int = 16) -> Timeline:
         """When each stage is predicted to work on each of some micro-batches, on the workers of the

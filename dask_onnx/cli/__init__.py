@@ -46,12 +46,23 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ASKED_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         options = Options()
         ctx.obj = options
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            # What click cannot parse it says before it has looked at --json.
+            if not (options.as_json or ctx.meta[_ASKED_JSON]):
+                raise
+            options.as_json = True
+            _report(options, error.format_message(), _help_of(error), type(error).__name__)
+            ctx.exit(error.exit_code)
+        except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
             _report(options, "interrupted", "")
@@ -61,6 +72,14 @@ class LazyGroup(click.Group):
         except Exception as error:
             cause = f"unexpected {type(error).__name__}: {error}"
             _fail(ctx, options, cause, "run again with --debug for the traceback", 1, error)
+
+
+_ASKED_JSON = "dask_onnx.cli.asked_json"
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return "" if context is None else f"`{context.command_path} --help` says what there is"
 
 
 class Options:

@@ -16,6 +16,7 @@ from dask_onnx.analysis.cuts import Cut
 from dask_onnx.analysis.report import Analysis
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import parse_shapes, shape_option
+from dask_onnx.cli.wording import in_options
 from dask_onnx.loading import load
 from dask_onnx.model import Model
 from dask_onnx.planning.explain import (
@@ -25,6 +26,7 @@ from dask_onnx.planning.explain import (
     format_shapes,
 )
 from dask_onnx.specs import TensorSpec, dtype_name
+from dask_onnx.summary import speed_basis
 
 _NAMES_SHOWN = 6
 _REGIONS_SHOWN = 3
@@ -65,6 +67,7 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
         "flops": analysis.flops,
         "activation_bytes": analysis.activation_bytes,
         "predicted_seconds": analysis.predicted_seconds,
+        "basis": _basis(model, analysis),
         "parallel_branches": analysis.parallel_branches,
         "parallelism": analysis.parallelism,
         "longest_path": list(analysis.longest_path),
@@ -120,7 +123,8 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         (
             "compute",
             f"{format_flops(analysis.flops)}, {format_bytes(analysis.activation_bytes)} moved, "
-            f"{format_seconds(analysis.predicted_seconds)} predicted on one core",
+            f"{format_seconds(analysis.predicted_seconds)} predicted on one core, "
+            f"{_basis(model, analysis)}",
         ),
         (
             "branches",
@@ -138,6 +142,14 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         ("random", _shorten(batch.random) or "none"),
         ("batch-dependent", _shorten(batch.dependent) or "none"),
     ]
+
+
+def _basis(model: Model, analysis: Analysis) -> str:
+    """What the predicted seconds rest on, and whether plans know better."""
+    basis, known = speed_basis(), model.basis(analysis.shapes)
+    if known != basis:
+        basis += f"; `dask-onnx plan` goes {known}"
+    return in_options(basis, "plan")
 
 
 def _regions(analysis: Analysis) -> str:

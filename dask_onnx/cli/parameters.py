@@ -13,6 +13,7 @@ from dask_onnx.planning.recipe import Strategy
 
 STRATEGY_NAMES = ["auto", *(name for name in STRATEGIES if name != "at_values")]
 """Those that need no more than options."""
+FROM_ANNOTATIONS = "from_annotations"
 strategy_option = click.option(
     "--strategy",
     type=click.Choice(STRATEGY_NAMES),
@@ -24,6 +25,9 @@ n_stages_option = click.option(
     "--n-stages",
     type=click.IntRange(min=1),
     help="How many stages; for --strategy fused and pipeline.",
+)
+outputs_option = click.option(
+    "--outputs", metavar="NAME,...", help="Outputs or values between; the model's by default."
 )
 configuration_option = click.option(
     "--configuration",
@@ -40,8 +44,25 @@ shape_option = click.option(
 
 
 def named_strategy(name: str, configuration: str | None) -> str | Strategy:
-    """What `Model.plan` takes."""
-    return name if configuration is None else Strategy(name, {"configuration": configuration})
+    """What `Model.plan` takes.
+
+    Raises
+    ------
+    InputError
+        A configuration for a strategy that goes by none.
+    """
+    if configuration is None:
+        return name
+    if name != FROM_ANNOTATIONS:
+        raise InputError(
+            f"--configuration is for --strategy {FROM_ANNOTATIONS}", "leave it out, or name both"
+        )
+    return Strategy(name, {"configuration": configuration})
+
+
+def split_names(text: str | None, separator: str = ",") -> list[str]:
+    """``a,b`` as names."""
+    return [name.strip() for name in text.split(separator)] if text else []
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]] | None:

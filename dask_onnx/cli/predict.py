@@ -36,9 +36,12 @@ from dask_onnx.cli.parameters import (
     configuration_option,
     n_stages_option,
     named_strategy,
+    outputs_option,
+    split_names,
     strategy_option,
 )
 from dask_onnx.cli.table_request import Pooling, TableRequest, is_table
+from dask_onnx.cli.wording import worded_for
 from dask_onnx.collections.options import OnError
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.io.pipeline import (
@@ -110,7 +113,7 @@ class Probed:
 @strategy_option
 @configuration_option
 @n_stages_option
-@click.option("--outputs", help="Names, separated by commas; all by default.")
+@outputs_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
 @click.option("--memory-limit", help="Memory of a process, such as 4GiB; its share by default.")
@@ -133,6 +136,7 @@ class Probed:
 @click.option("--quarantine", metavar="PATH", help="Write bad rows there, and why they are bad.")
 @common_options
 @click.pass_obj
+@worded_for("predict")
 def command(
     options: Options,
     model_path: str,
@@ -170,16 +174,16 @@ def command(
     .parquet or .csv, in and out. Both are opened by path inside the tasks, so the workers must see
     them.
     """
-    names = _split(outputs) or None
+    names = split_names(outputs) or None
     way = named_strategy(strategy, configuration)
     model = load(model_path)
     table = TableRequest(
-        tuple(_split(columns)),
+        tuple(split_names(columns)),
         feeds,
         text,
         tokenizer,
         pooling,
-        tuple(_split(keep)),
+        tuple(split_names(keep)),
         append,
         on_error,
         quarantine,
@@ -261,13 +265,9 @@ def _run_table(
     return summary
 
 
-def _split(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
-
-
 def _lengths(text: str | None) -> tuple[int, ...] | None:
     try:
-        return tuple(int(part) for part in _split(text)) or None
+        return tuple(int(part) for part in split_names(text)) or None
     except ValueError:
         raise InputError(f"--length-buckets is {text!r}", "give numbers: 16,32,64") from None
 

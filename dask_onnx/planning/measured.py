@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.metering import StageRun
@@ -41,6 +41,12 @@ class Measured:
     def runs(self) -> int:
         """Of all stages together."""
         return sum(times.runs for times in self.stages if times is not None)
+
+    def peaks_of(self, stages: Iterable[int]) -> list[int]:
+        """Peaks in bytes of the processes that ran any of some stages, largest first."""
+        times = [found for i in stages if (found := self.stages[i]) is not None]
+        workers = {worker for each in times for worker in each.workers}
+        return sorted((self.peaks[worker] for worker in workers), reverse=True)
 
     def error(self, graph: StageGraph) -> tuple[float, float]:
         """By how much the prediction is off: of all stages that have run together, signed; and of a

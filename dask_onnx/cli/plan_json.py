@@ -1,0 +1,112 @@
+"""A plan for machines: all that `Plan.explain` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from dask_onnx.cli.wording import in_options
+from dask_onnx.plan import Plan
+from dask_onnx.planning.measured import Measured
+from dask_onnx.planning.memory import WorkerMemory
+from dask_onnx.planning.stages import Stage
+
+
+def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> dict[str, Any]:
+    """Everything that can be said of a plan.
+
+    Parameters
+    ----------
+    difference : from another plan, as `Plan.diff` words it
+    batches : micro-batches of the schedule
+    """
+    summary, measured, verdict = plan.summary(), plan.measured(), plan.judge(batches=batches)
+    path = asdict(summary.critical_path)
+    return {
+        "strategy": plan.recipe.strategy,
+        "predicted_seconds": plan.stage_graph.seconds,
+        "basis": in_options(summary.basis, "plan"),
+        "shapes": summary.shapes,
+        "shapes_assumed": summary.is_assumed,
+        "stages": [_stage(stage, i, measured) for i, stage in enumerate(plan.stages)],
+        "edges": [
+            {
+                "value": edge.value,
+                "producer": edge.producer,
+                "consumer": edge.consumer,
+                "bytes": edge.bytes,
+            }
+            for edge in plan.stage_graph.edges
+        ],
+        "critical_path": {name: value for name, value in path.items() if value != ()},
+        **dict(_schedule(plan, batches)),
+        "memory": [_memory(each, measured) for each in plan.memory()],
+        **dict(_placement(plan)),
+        "threads": summary.threads,
+        "rows_of_run": asdict(summary.rows),
+        "not_on_onnxruntime": [asdict(each) for each in summary.elsewhere],
+        "random_nodes": {"seeded": summary.random, "unseeded": summary.unseeded},
+        **dict(_measured(plan, measured)),
+        "verdict": verdict.sentence,
+        "alternatives": [asdict(each) for each in verdict.alternatives],
+        **({} if difference is None else {"difference": difference.splitlines()}),
+    }
+
+
+def _stage(stage: Stage, number: int, measured: Measured | None) -> dict[str, Any]:
+    times = None if measured is None else measured.stages[number]
+    return {
+        "label": stage.label,
+        "kernel": stage.kernel,
+        "nodes": len(stage.nodes),
+        "inputs": [spec.name for spec in stage.inputs],
+        "outputs": [spec.name for spec in stage.outputs],
+        **asdict(stage.cost),
+        **({} if times is None else {"measured": asdict(times)}),
+    }
+
+
+def _schedule(plan: Plan, batches: int) -> Iterator[tuple[str, Any]]:
+    if len(plan.stages) == 1:
+        return
+    course, link = plan.timeline(batches=batches), plan.recipe.link
+    yield (
+        "schedule",
+        {
+            "how": None if plan.bounds is None else plan.bounds.describe(len(plan.stages)),
+            "batches": batches,
+            "workers": course.workers,
+            "predicted_seconds": course.seconds,
+            "bubble": course.bubble,
+        },
+    )
+    if link is not None:
+        yield "link", asdict(link)
+
+
+def _memory(memory: WorkerMemory, measured: Measured | None) -> dict[str, Any]:
+    peaks = {} if measured is None else {"measured_peaks": measured.peaks_of(memory.stages)}
+    return asdict(memory) | {"total": memory.total} | peaks
+
+
+def _placement(plan: Plan) -> Iterator[tuple[str, Any]]:
+    if plan.placement is not None:
+        yield "lanes", plan.placement.lanes
+        yield "allow_other_workers", plan.placement.allow_other_workers
+
+
+def _measured(plan: Plan, measured: Measured | None) -> Iterator[tuple[str, Any]]:
+    if measured is None:
+        return
+    total, stage = measured.error(plan.stage_graph)
+    yield (
+        "measured",
+        {
+            "runs": measured.runs,
+            "rows": measured.rows,
+            "prediction_error": total,
+            "stage_error": stage,
+            "peaks": dict(measured.peaks),
+        },
+    )

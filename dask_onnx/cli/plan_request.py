@@ -1,0 +1,197 @@
+"""What the options of ``dask-onnx plan`` ask for, checked, and the plans that they give."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.cli.parameters import (
+    FROM_ANNOTATIONS,
+    named_strategy,
+    parse_shapes,
+    split_names,
+)
+from dask_onnx.errors import InputError
+from dask_onnx.model import Model
+from dask_onnx.placement import Placement
+from dask_onnx.plan import Plan
+from dask_onnx.planner import Aim
+from dask_onnx.planning.recipe import Strategy, at_values, options_of
+from dask_onnx.planning.schedule import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options by their names in `Model.plan`, as text where more than click reads them."""
+
+    strategy: str | None
+    """None where nothing was said."""
+    configuration: str | None
+    n_stages: int | None
+    n_workers: int | None
+    min_seconds: float | None
+    memory_limit: str | None
+    stage_memory: str | None
+    """What `memory_limit` was called before."""
+    cut_at: tuple[str, ...]
+    outputs: str | None
+    shapes: tuple[str, ...]
+    aim: Aim | None
+    measure: str | None
+    """A file of rows."""
+    batches: int | None
+    schedule: Mode | None
+    in_flight: int | None
+    lanes: str | None
+    allow_other_workers: bool
+    rival: str | None
+    """The strategy to compare with."""
+
+    def check(self) -> None:
+        """What can be said without the model.
+
+        Raises
+        ------
+        InputError
+            Options that do not go together, or are not of their form.
+        """
+        if self.cut_at and self.strategy is not None:
+            raise InputError(
+                f"--strategy {self.strategy} and --cut-at were both given",
+                "leave out one: --cut-at is a strategy of its own",
+            )
+        if self.memory_limit is not None and self.stage_memory is not None:
+            raise InputError(
+                "--memory-limit and --stage-memory were both given",
+                "they are the same: leave out --stage-memory",
+            )
+        if self.allow_other_workers and self.lanes is None:
+            raise InputError(
+                "--allow-other-workers was given without --lanes",
+                "say which stages prefer which worker: --lanes 0,1",
+            )
+        if self.rival != FROM_ANNOTATIONS:
+            named_strategy(self.name, self.configuration)
+        parse_shapes(self.shapes)
+        self._placement()
+        if self.measure is not None and Path(self.measure).suffix not in (".npy", ".npz"):
+            raise InputError(
+                f"--measure is {self.measure!r}, no .npy and no .npz",
+                "save rows with np.save, or by input name with np.savez",
+            )
+
+    @property
+    def name(self) -> str:
+        return self.strategy or ("at_values" if self.cut_at else "whole")
+
+    def plan(self, model: Model, client: Any) -> Plan:
+        """
+        Raises
+        ------
+        PlanError, InputError
+            See `Model.plan`.
+        """
+        found = model.plan(
+            self._way(model),
+            shapes=parse_shapes(self.shapes),
+            measure=None if self.measure is None else read_rows(self.measure, model),
+            **self._numbers,
+            **self._shared(client),
+        )
+        if self.schedule is not None or self.in_flight is not None:
+            found = found.with_schedule(self.schedule or "async", in_flight=self.in_flight)
+        if (placement := self._placement()) is not None:
+            found = found.with_placement(placement)
+        return found
+
+    def rival_plan(self, model: Model, plan: Plan, client: Any) -> Plan | None:
+        """What the other strategy gives for the same work, with the options that it takes; None if
+        there is none to compare with."""
+        if self.rival is None:
+            return None
+        taken = [] if self.rival == "auto" else options_of(self.rival)
+        numbers = {name: value for name, value in self._numbers.items() if name in taken}
+        configuration = self.configuration if self.rival == FROM_ANNOTATIONS else None
+        return model.plan(
+            named_strategy(self.rival, configuration),
+            shapes=plan.recipe.shapes,
+            **numbers,
+            **self._shared(client),
+        )
+
+    @property
+    def _numbers(self) -> dict[str, Any]:
+        """What only some strategies take."""
+        return {
+            "n_stages": self.n_stages,
+            "n_workers": self.n_workers,
+            "min_seconds": self.min_seconds,
+            "memory_limit": self.memory_limit if self.stage_memory is None else self.stage_memory,
+        }
+
+    def _shared(self, client: Any) -> dict[str, Any]:
+        outputs = split_names(self.outputs) or None
+        return {"outputs": outputs, "aim": self.aim, "batches": self.batches, "client": client}
+
+    def _way(self, model: Model) -> str | Strategy:
+        if self.cut_at:
+            return at_values([end for text in self.cut_at for end in read_ends(text, model.facts)])
+        configuration = self.configuration if self.name == FROM_ANNOTATIONS else None
+        return named_strategy(self.name, configuration)
+
+    def _placement(self) -> Placement | None:
+        if self.lanes is None:
+            return None
+        if not re.fullmatch(r"\d+(,\d+)*", self.lanes):
+            raise InputError(f"--lanes is {self.lanes!r}", "give a number for each stage: 0,1,0,1")
+        lanes = tuple(map(int, self.lanes.split(",")))
+        return Placement(lanes, self.allow_other_workers)
+
+
+def read_ends(text: str, facts: GraphFacts) -> list[tuple[str, ...]]:
+    """``a,b+c`` as the values that each stage ends with; a value that is called so stands for
+    itself."""
+    if facts.is_known(text):
+        return [(text,)]
+    ends = split_names(text)
+    return [(end,) if facts.is_known(end) else tuple(split_names(end, "+")) for end in ends]
+
+
+def read_rows(path: str, model: Model) -> Any:
+    """What ``--measure`` names: an array, or several by input name.
+
+    Raises
+    ------
+    InputError
+        No such file, or none of numpy's; no rows in it; one array for a model of several inputs.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded)
+    except FileNotFoundError:
+        raise InputError(f"--measure: the file {path} does not exist", "check the path") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"--measure: {path} cannot be read: {error}", "save it with np.save or np.savez"
+        ) from error
+    if not all(array.size for array in arrays.values()):
+        raise InputError(f"--measure: {path} has no rows", "give a few that are like those to come")
+    if set(arrays) not in ({""}, {"arr_0"}):
+        return arrays
+    if len(model.inputs) != 1:
+        names = ", ".join(spec.name for spec in model.inputs)
+        raise InputError(
+            f"--measure: {path} has one array; the model takes {len(model.inputs)} inputs: {names}",
+            "save an .npz by input name: np.savez(path, name=array, ...)",
+        )
+    return next(iter(arrays.values()))
