@@ -5,8 +5,9 @@
 Each model's nodes are measured once, at one number of rows and at one row; predicted are fewer
 and more of them and other cuts, whose tasks then run one after the other on one thread. Then one
 request on two threads of this process: every strategy in alternating rounds, and what
-`plan("auto", aim="latency")` takes. Last, plans of graphs that the script makes, by number of
-nodes and by kind of graph.
+`plan("auto", aim="latency")` takes. Then eight batches on two worker processes, with hops and all:
+what `plan.judge` says of every strategy, and what it takes. Last, plans of graphs that the script
+makes, by number of nodes and by kind of graph.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 import dask
 import numpy as np
 import onnx
-from common import Array, alternate, print_table, timed, write_json
-from onnx import TensorProto, helper, numpy_helper
+from common import Array, alternate, file_array, print_table, reduced, timed, write_json
+from distributed import Client, LocalCluster
+from graphs import dense_blocks, made_graph, random_reads, unet
 from skl2onnx import to_onnx
 from sklearn.datasets import load_digits
 from sklearn.ensemble import GradientBoostingClassifier
@@ -150,66 +152,47 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
     }
 
 
-def graph_of(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Nodes that read x and a weight w; the last one's value is the output."""
-    last = nodes[-1].output[0]
-    tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in ("x", last)
-    ]
-    weights = [numpy_helper.from_array(np.eye(8, dtype=np.float32), "w")]
-    graph = helper.make_graph(nodes, "made", tensors[:1], tensors[1:], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+_BATCHES = 8
+_ON_CLUSTER = ("det", "rec", "cls", "minilm", "magika", "deepcut", "oskut_deepcut", "boosting")
+"""Models whose rows can be told apart, all of them along the first axis."""
+_CLUSTER_PLANS: Mapping[str, tuple[str, Mapping[str, Any], bool]] = {
+    "whole": ("whole", {}, False),
+    "pipeline of 2": ("pipeline", {"n_stages": 2}, False),
+    "pipeline of 2, in lanes": ("pipeline", {"n_stages": 2}, True),
+    "branches of 2": ("branches", {"n_workers": 2}, False),
+    "fused of 4": ("fused", {"n_stages": 4}, False),
+}
+"""Strategy, options, and whether each stage stays on a worker."""
 
 
-def made_graph(nodes: int) -> onnx.ModelProto:
-    """MatMul, Relu, two branches and their sum, again and again."""
-    made, last = [], "x"
-    for i in range(nodes // 5):
-        made += [
-            helper.make_node("MatMul", [last, "w"], [f"m{i}"]),
-            helper.make_node("Relu", [f"m{i}"], [f"r{i}"]),
-            helper.make_node("Neg", [f"r{i}"], [f"a{i}"]),
-            helper.make_node("Abs", [f"r{i}"], [f"b{i}"]),
-            helper.make_node("Add", [f"a{i}", f"b{i}"], [f"s{i}"]),
-        ]
-        last = f"s{i}"
-    return graph_of(made)
-
-
-def unet(nodes: int) -> onnx.ModelProto:
-    """An encoder, and a decoder each of whose nodes reads its mirror in the encoder."""
-    half = nodes // 2
-    made = [helper.make_node("Neg", [f"e{i - 1}" if i else "x"], [f"e{i}"]) for i in range(half)]
-    for i in range(half):
-        before = f"d{i - 1}" if i else f"e{half - 1}"
-        made.append(helper.make_node("Add", [before, f"e{half - 1 - i}"], [f"d{i}"]))
-    return graph_of(made)
-
-
-def dense_blocks(nodes: int, block: int = 100) -> onnx.ModelProto:
-    """Blocks, each node of which reads all before it in the block."""
-    made, last = [], "x"
-    for i in range(nodes // block):
-        before = [last]
-        for j in range(block):
-            made.append(helper.make_node("Sum", before, [f"b{i}_{j}"]))
-            before = [*before, f"b{i}_{j}"]
-        last = before[-1]
-    return graph_of(made)
-
-
-def random_reads(nodes: int, reads: int = 20) -> onnx.ModelProto:
-    """Each node reads some nodes before it, whichever; the last one all that nobody reads."""
-    rng = np.random.default_rng(0)
-    made, unread = [], dict.fromkeys(["x"])
-    for i in range(nodes - 1):
-        before = np.unique(rng.integers(-1, i, reads)) if i else [-1]
-        names = [f"v{j}" if j >= 0 else "x" for j in before]
-        for name in names:
-            unread.pop(name, None)
-        made.append(helper.make_node("Sum", names, [f"v{i}"]))
-        unread[f"v{i}"] = None
-    return graph_of([*made, helper.make_node("Sum", list(unread), ["y"])])
+def on_cluster(
+    model: dx.Model, name: str, folder: Path, client: Client, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Plan to seconds of eight batches, predicted and measured, on the client's workers."""
+    rows = _ROWS[name][0]
+    lazy = {}
+    for each, array in feeds_of(_BATCHES * rows, name).items():
+        path = folder / f"{name}.{each}.npy"
+        np.save(path, array)
+        lazy[each] = file_array(str(path), rows)
+    shapes = {each: (rows, *array.shape[1:]) for each, array in lazy.items()}
+    predicted: dict[str, float] = {}
+    runners: dict[str, Callable[[], Any]] = {}
+    for title, (strategy, options, in_lanes) in _CLUSTER_PLANS.items():
+        try:
+            plan = model.plan(strategy, shapes=shapes, session=_ONE_THREAD, **options)
+        except dx.PlanError:
+            continue  # fewer pieces than stages
+        if in_lanes:
+            plan = plan.with_placement(dx.Placement.one_each(len(plan.stages), 2))
+        predicted[title] = plan.judge(batches=_BATCHES).best.seconds
+        found = model.predict(lazy, plan=plan, batch_size=None)
+        first = found if not isinstance(found, dict) else next(iter(found.values()))
+        runners[title] = reduced(first).compute
+    for runner in runners.values():
+        runner()
+    seconds = alternate(runners, rounds)
+    return {title: (predicted[title], float(np.median(seconds[title]))) for title in runners}
 
 
 _GRAPHS = {
@@ -254,6 +237,25 @@ def planning_times_by_graph(nodes: int = 10_000) -> dict[str, dict[str, float]]:
     return found
 
 
+def cluster_results(assets: Path, rounds: int) -> dict[str, dict[str, tuple[float, float]]]:
+    """Model to what `on_cluster` gives; nodes are measured before the cluster is there."""
+    found = {}
+    for name in _ON_CLUSTER:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        ):
+            model = dx.load(source_of(name, assets))
+            model.plan(measure=feeds_of(_ROWS[name][0], name), session=_ONE_THREAD)
+            with (
+                LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+                Client(cluster) as client,
+            ):
+                dx.configure(client)
+                found[name] = on_cluster(model, name, Path(folder), client, rounds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--assets", type=Path, required=True)
@@ -291,6 +293,18 @@ def main() -> None:
         ["model", "auto takes", "best single", "auto's time over the best's"],
         [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
     )
+    clustered = cluster_results(arguments.assets, min(arguments.rounds, 5))
+    off = [p / m - 1 for found in clustered.values() for p, m in found.values()]
+    print_table(
+        f"{_BATCHES} batches on two workers of one thread",
+        ["model", "plan", "predicted ms", "measured ms", "error"],
+        [
+            [name, title, f"{1000 * p:.0f}", f"{1000 * m:.0f}", f"{p / m - 1:+.0%}"]
+            for name, found in clustered.items()
+            for title, (p, m) in found.items()
+        ],
+    )
+    print(f"median error {np.median(np.abs(off)):.0%}, largest {np.max(np.abs(off)):.0%}")
     times, by_graph = planning_times(), planning_times_by_graph()
     print_table(
         "Planning, CPU seconds by nodes",
@@ -310,6 +324,8 @@ def main() -> None:
                 "median_error": float(np.median(np.abs(errors))),
                 "predictions": rows,
                 "choices": chosen,
+                "on_two_workers": clustered,
+                "median_error_on_two_workers": float(np.median(np.abs(off))),
                 "planning_seconds": times,
                 "planning_seconds_by_graph": by_graph,
             },

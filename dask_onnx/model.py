@@ -548,6 +548,7 @@ class Model:
             schedule=chosen.bounds,
             rows=chosen.rows,
             expects=chosen.is_measured,
+            is_batched=isinstance(batch_size, int),
             retries=effective_retries(run.retries),
             own=self._facts.own,
             # What is drawn anew each time must not be taken for what was drawn before.

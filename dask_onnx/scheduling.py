@@ -102,7 +102,9 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             self._look_again(scheduler)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        self._restrict_anew(scheduler, self.lanes.joined(worker, limits_of(scheduler)))
+        # It may not be running yet, but is about to.
+        limits = limits_of(scheduler) | {worker: scheduler.workers[worker].memory_limit}
+        self._restrict_anew(scheduler, self.lanes.joined(worker, limits))
         if self.lanes.waiting:
             # The others that are to come have not been there yet.
             self._look_again(scheduler)

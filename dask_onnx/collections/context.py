@@ -47,6 +47,8 @@ class Request:
     """That the stages' costs are for."""
     expects: bool = False
     """The costs rest on what was measured."""
+    is_batched: bool = False
+    """The caller has said how many rows a batch has."""
     delivery: Delivery | None = None
     """What brings the model to workers that cannot get it themselves."""
 

@@ -112,9 +112,9 @@ def _cut(
         step = max(1, rows if here else _rows_of_task(request, arrays, rows, client))
     else:
         runs = -(-rows // per_run)
-        # Through several stages each run is a micro-batch; one stage's tasks may do several.
-        is_cut = len(request.stages.stages) > 1
-        tasks = runs if is_cut else _TASKS_PER_SLOT * _slots(client)
+        # Through several stages the caller's batches are micro-batches; else tasks do several.
+        is_apart = request.is_batched and len(request.stages.stages) > 1
+        tasks = runs if is_apart else _TASKS_PER_SLOT * _slots(client)
         step = per_run * max(1, -(-runs // max(tasks, 1)))
         check_joins(
             request.batch,
