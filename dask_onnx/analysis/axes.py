@@ -88,6 +88,9 @@ class BatchFacts:
     """Names of the nodes behind which inference does not say where the rows are."""
     exported: ExportedRows | None = None
     """Where no axis is open; `fixed_rows` is set if these rows are proven."""
+    selecting: tuple[str, ...] = ()
+    """Those of `opaque` that pick elements out of all rows by their values: what is behind them may
+    well put rows together."""
 
 
 def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
@@ -225,6 +228,7 @@ def find_batch(
         infer_shapes(facts, _bound(facts.model, axes, shapes, rows), schemas) for rows in _PROBES
     )
     tracker = _Rows(few, many)
+    opaque = tuple(_opaque(facts, tracker, outputs, schemas or {}))
     return BatchFacts(
         input_axes=axes,
         fixed_rows=None,
@@ -233,8 +237,14 @@ def find_batch(
         dependent=tuple(dict.fromkeys([*_by_kind(facts), *_mixing(facts, tracker)])),
         random=random,
         unseeded=unseeded,
-        opaque=tuple(_opaque(facts, tracker, outputs, schemas or {})),
+        opaque=opaque,
+        selecting=tuple(
+            n.name for n in facts.nodes if n.name in opaque and n.op_type in _SELECTING
+        ),
     )
+
+
+_SELECTING = frozenset(("NonZero", "Compress", "Unique", "NonMaxSuppression"))
 
 
 def _bound(

@@ -277,7 +277,7 @@ def check_joins(
                 f"output {name!r} has no batch axis, so it cannot be put together from {how}",
                 "give all rows in one chunk without a batch_size, or ask for other outputs",
             )
-    nodes = batch.dependent or batch.opaque
+    nodes = batch.dependent or batch.selecting
     if nodes and batch.fixed_rows is None and model not in _warned:
         _warned.add(model)
         more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
