@@ -12,7 +12,8 @@ from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import collect
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement
-from dask_onnx.planning.choose import LOADED, Cluster, Verdict, as_asked, judge
+from dask_onnx.planning.choose import Verdict, as_asked, judge
+from dask_onnx.planning.cluster import LOADED, Cluster
 from dask_onnx.planning.explain import (
     as_number,
     explain,

@@ -17,7 +17,8 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.planning.check import check_stages
-from dask_onnx.planning.choose import Cluster, Verdict, Work, choose
+from dask_onnx.planning.choose import Verdict, Work, choose
+from dask_onnx.planning.cluster import Cluster
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.options import bound_shapes
 from dask_onnx.planning.pipeline import Pieces

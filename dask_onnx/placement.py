@@ -15,7 +15,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dask_onnx import config
 from dask_onnx.errors import PlanError
 from dask_onnx.metering import NOTES_TOPIC, as_message, noted, peak_bytes
-from dask_onnx.planning.choose import LOADED, Cluster
+from dask_onnx.planning.cluster import LOADED, Cluster
 from dask_onnx.planning.options import whole_number
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.scheduling import StagePlugin, is_configured

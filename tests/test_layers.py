@@ -79,6 +79,7 @@ LAYERS = {
     "planning.branches": 4.1,
     "planning.annotations": 4.1,
     "planning.partition": 4.3,
+    "planning.cluster": 3,
     "planning.choose": 4.9,
     "planning.recipe": 5,
     "planning.explain": 3.5,

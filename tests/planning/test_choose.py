@@ -9,7 +9,8 @@ import pytest
 from builders import layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
-from dask_onnx.planning.choose import Cluster, Work, choose, in_proportion
+from dask_onnx.planning.choose import Work, choose, in_proportion
+from dask_onnx.planning.cluster import Cluster
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.specs import SessionSpec
 
