@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dask.task_spec import Task
@@ -46,6 +46,8 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self.lanes = Lanes()
         self.restricted: set[Any] = set()
         """Keys of the tasks that are restricted by us, not by the caller."""
+        self.held: dict[Any, tuple[Any, Any]] = {}
+        """Key of a task that waits for a gate because of us: its state, and the gate's."""
 
     @property
     def places(self) -> dict[Lane, str]:
@@ -68,7 +70,15 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         _rank(found)
         self._keep_lanes(scheduler, found)
         for state, _hints in found:
-            hold_inputs(scheduler, state)
+            for load, gate in hold_inputs(scheduler, state):
+                self.held[load.key] = load, gate
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if key in self.held and finish in ("memory", "erred", "forgotten"):
+            # Who asks for the same again is to find the task as it is in the graph.
+            load, gate = self.held.pop(key)
+            load.dependencies.discard(gate)
+            gate.dependents.discard(load)
 
     def _keep_lanes(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
         placed = [(state, hint) for state, hints in found for hint in hints if hint.lane]
@@ -167,12 +177,16 @@ def is_configured(dask_scheduler: Any) -> bool:
     return PLUGIN_NAME in dask_scheduler.plugins
 
 
-def hold_inputs(scheduler: Scheduler, state: Any) -> None:
+def hold_inputs(scheduler: Scheduler, state: Any) -> Iterator[tuple[Any, Any]]:
     """What loads a micro-batch waits for the gate that its first stages wait for.
 
     Else idle threads would load all of the input: what loads it needs nothing, so that it can run
     at any time. What others read too is left alone. It is loaded where it is wanted, if that is
     said.
+
+    Yields
+    ------
+    each task that now waits, and the gate
     """
     gate = scheduler.tasks.get(gate_key(state.run_spec))
     if gate is None:
@@ -193,6 +207,7 @@ def hold_inputs(scheduler: Scheduler, state: Any) -> None:
             pending += load.dependencies
         else:
             load.add_dependency(gate)
+            yield load, gate
         if state.worker_restrictions and not load.worker_restrictions:
             load.worker_restrictions = set(state.worker_restrictions)
             load.loose_restrictions = True

@@ -454,3 +454,19 @@ def test_more_in_flight_than_fit_is_said_with_what_would(monkeypatch):
             model.predict(x, plan=plan.with_schedule(in_flight=9), batch_size=None)
         fits = int(str(w[0].message).rpartition("in_flight=")[2].partition(")")[0])
         model.predict(x, plan=plan.with_schedule(in_flight=fits), batch_size=None)
+
+
+def test_the_same_request_again_finds_its_tasks_as_they_were(cluster, slow_model):
+    plan = slow_model.plan("pipeline", n_stages=2).with_schedule("async", in_flight=2)
+    x = da.map_blocks(
+        load_block, chunks=((16,) * 8, (64,)), dtype="f4", meta=np.empty((0, 0), np.float32)
+    )
+    lazy = slow_model.predict(x, plan=plan, batch_size=None)
+    for _ in range(3):
+        cluster.compute(lazy).result(timeout=60)
+    graphs = [e for _, e in cluster.get_events(cluster.id) if e["action"] == "update-graph"]
+    assert graphs and sum(each["metrics"]["key_collisions"] for each in graphs) == 0
+    held = cluster.run_on_scheduler(
+        lambda dask_scheduler: dask_scheduler.plugins["dask_onnx-stages"].held
+    )
+    assert not held
