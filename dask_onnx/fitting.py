@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
+from dask_onnx.lanes import Lanes
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.planning.cluster import Cluster
 from dask_onnx.planning.explain import as_number, format_bytes
@@ -166,19 +168,19 @@ def _passing(stages: StageGraph, lanes: Sequence[int]) -> dict[int, int]:
 
 
 def _rooms_of(needs: Mapping[int, Need], cluster: Cluster) -> dict[int, Room]:
-    """What each lane has where the scheduler will put it: the largest first, each where it fills
-    least of the worker's limit, as `Lanes` does."""
-    limits = [room + cluster.resident for room in cluster.rooms]
-    held = [0] * len(limits)
-    homes = {}
-    for lane in sorted(needs, key=lambda lane: (-needs[lane].weights, lane)):
-        own = needs[lane].weights
-        place = min(range(len(limits)), key=lambda i: (held[i] + own) / limits[i])
-        homes[lane] = place
-        held[place] += own
+    """What each lane has where the scheduler will put it."""
+    rooms = {str(i): room for i, room in enumerate(cluster.rooms)}
+    limits = {
+        name: None if math.isinf(room) else room + cluster.resident for name, room in rooms.items()
+    }
+    lanes = Lanes()
+    lanes.add({("", lane): need.weights for lane, need in needs.items()}, limits, now=0.0)
+    held = Counter[str]()
+    for (_, lane), place in lanes.places.items():
+        held[place] += needs[lane].weights
     return {
-        lane: Room(cluster.rooms[place], held[place] - needs[lane].weights)
-        for lane, place in homes.items()
+        lane: Room(rooms[place], held[place] - needs[lane].weights)
+        for (_, lane), place in lanes.places.items()
     }
 
 
