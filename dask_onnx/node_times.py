@@ -15,6 +15,7 @@ from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel, StageExtractor
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage
+from dask_onnx.runtime.kernel import spec_as_given
 from dask_onnx.runtime.profile import (
     ENOUGH_SECONDS,
     NodeTimes,
@@ -26,8 +27,7 @@ from dask_onnx.runtime.profile import (
 )
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_blobs
-from dask_onnx.specs import SessionSpec, TensorSpec
-from dask_onnx.value_types import kind_of, kind_of_value
+from dask_onnx.specs import SessionSpec
 
 Values = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -157,7 +157,7 @@ class _Runner:
     """Seconds that a stage may run for, after a first time."""
 
     def run(self, stage: Stage, requests: Sequence[_Request]) -> list[StageTimes]:
-        inputs = [_as_given(spec, requests[0].values[spec.name]) for spec in stage.inputs]
+        inputs = [spec_as_given(spec, requests[0].values[spec.name]) for spec in stage.inputs]
         proto = self.extractor.extract(stage.nodes, inputs, stage.outputs)
         feeds = [{spec.name: each.values[spec.name] for spec in inputs} for each in requests]
         enough = self.enough
@@ -171,15 +171,6 @@ class _Runner:
         return time_stage(
             proto, self.blobs, operators, feeds, shares, label=stage.label, enough=enough
         )
-
-
-def _as_given(spec: TensorSpec, value: Any) -> TensorSpec:
-    """An input's spec, its type as it came where the model does not tell it."""
-    if kind_of(spec) is not None:
-        return spec
-    if isinstance(value, np.ndarray):
-        return TensorSpec(spec.name, value.dtype, (None,) * value.ndim)
-    return TensorSpec(spec.name, None, None, kind_of_value(value))
 
 
 def _plain(value: Any) -> Any:

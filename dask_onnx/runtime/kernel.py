@@ -255,13 +255,14 @@ def _typed(stage: StageRef, values: Sequence[Any]) -> StageRef:
     schema nobody has."""
     if all(spec.dtype is not None or spec.kind is not None for spec in stage.inputs):
         return stage
-    inputs = tuple(map(_spec_from, stage.inputs, values))
+    inputs = tuple(map(spec_as_given, stage.inputs, values))
     types = ", ".join(map(str, inputs))
     token = hashlib.sha256(f"{stage.token} on {types}".encode()).hexdigest()[:32]
     return replace(stage, inputs=inputs, token=token)
 
 
-def _spec_from(spec: TensorSpec, value: Any) -> TensorSpec:
+def spec_as_given(spec: TensorSpec, value: Any) -> TensorSpec:
+    """An input's spec, its type as it came where the model does not tell it."""
     if spec.dtype is not None or spec.kind is not None:
         return spec
     first = value.pieces[0] if isinstance(value, Runs) else value
