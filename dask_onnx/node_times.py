@@ -140,9 +140,11 @@ def _weights(model: OnnxModel) -> Iterator[Path]:
     with store.using():
         store.put(model)
         lease = store.lease(model.token)
-        fetch_blobs(store, model.ref, model.blob_keys, ())
-        yield store.blobs
-        lease.release()
+        try:
+            fetch_blobs(store, model.ref, model.blob_keys, ())
+            yield store.blobs
+        finally:
+            lease.release()
 
 
 @dataclass(frozen=True, slots=True)
