@@ -131,7 +131,8 @@ class Plan:
         batches : int
             Micro-batches of the schedule that is shown.
         """
-        return self._explain(self.measured(), batches)
+        outlook = self._outlook(batches)
+        return self._explain(self.measured(), outlook, self._judge(outlook))
 
     def summary(self) -> Summary:
         """What `explain` says of shapes, critical path, kernels, threads and rows, as data."""
@@ -153,9 +154,11 @@ class Plan:
         batches : int
             Runs of the plan's shapes; one request with ``aim="latency"``.
         """
+        return self._judge(self._outlook(batches))
+
+    def _judge(self, outlook: Outlook) -> Verdict:
         if self.verdict is not None:
             return self.verdict
-        outlook = self._outlook(batches)
         return verdict_on(self.model._facts, self.stage_graph, self.recipe, outlook)
 
     def memory(self) -> list[WorkerMemory]:
@@ -173,15 +176,15 @@ class Plan:
         whole_number("batches", batches)
         return Outlook(any_cluster(current_client()), self.placement, self.bounds, batches)
 
-    def _explain(self, measured: Measured | None, batches: int = 16) -> str:
+    def _explain(self, measured: Measured | None, outlook: Outlook, verdict: Verdict) -> str:
         return explain_plan(
             self.model._facts,
             self.stage_graph,
             self.recipe,
             self.drift,
-            self._outlook(batches),
+            outlook,
             measured,
-            self.judge(batches=batches),
+            verdict,
         )
 
     @cached_property
@@ -245,12 +248,13 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        measured = self.measured()
+        measured, outlook = self.measured(), self._outlook()
+        verdict = self._judge(outlook)
         return explain_html(
             self.stage_graph,
-            self._explain(measured),
+            self._explain(measured, outlook, verdict),
             self._title,
-            verdict=self.judge(),
+            verdict=verdict,
             lanes=self._lanes,
             measured=None if measured is None else measured.seconds,
         )
