@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -148,16 +149,13 @@ def as_asked(
     if len(graph.stages) == 1:
         uncut = _whole(cut, graph, cluster, work)
         return uncut if name == "whole" else replace(uncut, name=f"{name} (of one stage)")
-    lanes = course.lanes or (0,) * len(graph.stages)
-    held = [0] * (max(lanes) + 1)
-    for stage, lane in zip(graph.stages, lanes, strict=True):
-        held[lane] += stage.cost.parameter_bytes + stage.cost.working_bytes
+    held = max(_held(graph, course.lanes or (0,) * len(graph.stages)).values())
     return Alternative(
         f"{name} of {len(graph.stages)}",
         predicted_seconds(graph, course),
-        max(held),
+        held,
         len(graph.stages),
-        _too_large(max(held), cluster),
+        _too_large(held, cluster),
         strategy=name,
         lanes=course.lanes or (),
     )
@@ -293,17 +291,14 @@ def _pipeline(
     cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rooms: Sequence[float]
 ) -> Alternative:
     """Workers share the stages in proportion to their rooms; a worker's stages take turns."""
-    sizes = [stage.cost.parameter_bytes + stage.cost.working_bytes for stage in graph.stages]
-    lanes = in_proportion(sizes, rooms)
-    held = [0.0] * len(rooms)
-    for size, lane in zip(sizes, lanes, strict=True):
-        held[lane] += size
+    lanes = in_proportion([stage.cost.held_bytes for stage in graph.stages], rooms)
+    held = _held(graph, lanes)
     over = max(range(len(rooms)), key=lambda i: held[i] - rooms[i])
     course = Course(batches, len(rooms), cluster.costs(cut.costs), lanes, Schedule())
     return Alternative(
         f"pipeline of {len(graph.stages)}",
         predicted_seconds(graph, course),
-        max(held),
+        max(held.values()),
         len(graph.stages),
         _too_large(held[over], cluster, rooms[over]),
         strategy="pipeline",
@@ -313,6 +308,14 @@ def _pipeline(
         },
         lanes=lanes,
     )
+
+
+def _held(graph: StageGraph, lanes: Sequence[int]) -> Counter[int]:
+    """Bytes of the stages of each lane."""
+    held = Counter[int]()
+    for stage, lane in zip(graph.stages, lanes, strict=True):
+        held[lane] += stage.cost.held_bytes
+    return held
 
 
 def _too_large(need: float, cluster: Cluster, room: float | None = None) -> str:

@@ -22,6 +22,11 @@ class StageCost:
     working_bytes: int = 0
     """The most bytes of activations that are alive at once while it runs."""
 
+    @property
+    def held_bytes(self) -> int:
+        """What it needs of a worker's memory."""
+        return self.parameter_bytes + self.working_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
