@@ -64,14 +64,12 @@ class PlanRequest:
     @property
     def given(self) -> dict[str, Any]:
         """All options by name, those that are numbers as such."""
-        found = {
-            name: CHECKS[name](name, value)
-            for name, value in self.options.items()
+        own = self.strategy.options if isinstance(self.strategy, Strategy) else {}
+        return {
+            name: CHECKS[name](name, value) if name in CHECKS else value
+            for name, value in {**self.options, **own}.items()
             if value is not None
         }
-        if isinstance(self.strategy, Strategy):
-            found |= self.strategy.options
-        return found
 
     def check(self) -> None:
         """What can be said without the model, before anything is run to measure it.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from dask_onnx.analysis.axes import random_nodes
 from dask_onnx.analysis.branches import Region, find_regions, free_nodes, needed
-from dask_onnx.errors import PlanError
 from dask_onnx.planning.cutting import CutInputs, label_of, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
 
@@ -50,15 +49,8 @@ def branches(cut: CutInputs, *, n_workers: int = 2) -> StageGraph:
     Parameters
     ----------
     n_workers : int
-        At most so many stages side by side.
-
-    Raises
-    ------
-    PlanError
-        `n_workers` is below 1.
+        At most so many stages side by side; 1 or more.
     """
-    if n_workers < 1:
-        raise PlanError(f"{n_workers} workers", "give n_workers=2 or more")
     unseeded = set(random_nodes(cut.facts, cut.outputs)[1])
     fixed = [node for node in cut.nodes if cut.facts.nodes[node].name in unseeded]
     return _stages(cut, _best_candidate(cut, n_workers, fixed))

@@ -9,6 +9,7 @@ import pytest
 from builders import dense_model, layers_model, make_model, node, value
 
 import dask_onnx as dx
+from dask_onnx.planning.recipe import Strategy
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,8 @@ def test_what_is_no_plan_is_told_from_one(model, tmp_path):
 def test_a_shape_may_have_more_rows_than_the_graph_was_exported_for():
     model = dx.load(dense_model(rows=1))
     assert model.plan(shapes={"x": (5, 8)}).stage_graph.seconds > 0
+
+
+def test_options_that_a_strategy_brings_are_checked_too(model):
+    with pytest.raises(dx.PlanError, match="n_workers is 0"):
+        model.plan(Strategy("branches", {"n_workers": 0}))
