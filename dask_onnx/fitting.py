@@ -116,7 +116,7 @@ def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
             error = _refusal(load, need, rooms[lane], cluster, fewest_stages)
             if config.get("plan.memory-check") != "warn":
                 raise error
-            warnings.warn(str(error), stacklevel=4)
+            warnings.warn(str(error), stacklevel=5)
     _check_in_flight(load, needs, rooms)
 
 
@@ -135,7 +135,7 @@ def _check_in_flight(load: Load, needs: Mapping[int, Need], rooms: Mapping[int, 
         f"{format_bytes(limit * needs[lane].passing)} on its worker, which has "
         f"{format_bytes(left[lane])} left: Dask would spill to disk\n"
         f"plan.with_schedule({load.schedule.mode!r}, in_flight={int(most[lane])}) keeps within it",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

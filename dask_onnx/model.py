@@ -492,15 +492,15 @@ class Model:
         self, x: Any, run: RunOptions, *, here: bool = False
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked as far as it can be without looking at the arrays."""
+        if not isinstance(run.plan, Plan | None):
+            raise PlanError(
+                f"plan is a {type(run.plan).__name__}", "give plan=model.plan('pipeline', ...)"
+            )
         model = self._fed_with(x)
         if model is not self:
             plan = None if run.plan is None else run.plan.on(model)
             return model._request(x, dataclasses.replace(run, plan=plan), here=here)
         batch_size = run.batch_size
-        if not isinstance(run.plan, Plan | None):
-            raise PlanError(
-                f"plan is a {type(run.plan).__name__}", "give plan=model.plan('pipeline', ...)"
-            )
         chosen: Plan = run.plan or self._whole_plan(self.facts.outputs)
         if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
             raise PlanError("the plan is of another model", "make it with this model's plan()")
@@ -521,20 +521,8 @@ class Model:
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         if not here:
-            client = current_client()
-            check_configured(client, chosen.placement)
-            check_fits(
-                client,
-                Load(
-                    self.name,
-                    chosen.stage_graph,
-                    chosen.placement,
-                    None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes),
-                    chosen.rows,
-                    chosen.bounds,
-                ),
-                functools.partial(self._facts.fewest_stages, chosen.recipe, wanted.names),
-            )
+            rows = None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
+            self._check_cluster(chosen, rows, wanted.names)
         request = Request(
             model=self._published().ref,
             delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),
@@ -555,6 +543,13 @@ class Model:
             salt=uuid.uuid4().hex if self._facts.draws_anew else "",
         )
         return request, feeds, kind
+
+    def _check_cluster(self, plan: Plan, rows: float | None, outputs: tuple[str, ...]) -> None:
+        """Whether the cluster that Dask would use can run a plan so many rows at a time."""
+        client = current_client()
+        check_configured(client, plan.placement)
+        load = Load(self.name, plan.stage_graph, plan.placement, rows, plan.rows, plan.bounds)
+        check_fits(client, load, functools.partial(self._facts.fewest_stages, plan.recipe, outputs))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Weights held in memory do not travel: they go into the host's store, and a reference on.
