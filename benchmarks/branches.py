@@ -68,7 +68,7 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
         ),
     }
     plain: dict[str, Callable[[], Any]] = {
-        name: lambda session=session: session.run(None, feeds)[0]  # type: ignore[misc]
+        name: lambda session=session: session.run(None, feeds)[0]
         for name, session in sessions.items()
     }
     alone = sessions["ort 1"]

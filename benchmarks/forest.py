@@ -193,13 +193,13 @@ def main() -> None:
         for partitions in (10, 1000):
             ddf = table(partitions)
             builds: dict[str, Callable[[], Any]] = {
-                "ours": lambda d=ddf: dx.load(path).predict(d),  # type: ignore[misc]
-                "argument": lambda d=ddf: d.map_partitions(with_argument, proto, meta=META),  # type: ignore[misc]
+                "ours": lambda d=ddf: dx.load(path).predict(d),
+                "argument": lambda d=ddf: d.map_partitions(with_argument, proto, meta=META),
             }
             if importlib.util.find_spec("dask_ml"):
                 from dask_ml.wrappers import ParallelPostFit
 
-                builds["dask-ml"] = lambda d=ddf: ParallelPostFit(fitted).predict(d)  # type: ignore[misc]
+                builds["dask-ml"] = lambda d=ddf: ParallelPostFit(fitted).predict(d)
             for contestant, build in builds.items():
                 found = measure(build, partitions, folder, arguments.limit)
                 results.setdefault(contestant, []).append(found)

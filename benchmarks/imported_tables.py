@@ -58,7 +58,7 @@ def with_session(part: pd.DataFrame, path: str, per_run: int) -> pd.DataFrame:
 
 def with_model(part: pd.DataFrame, model: bytes, per_run: int) -> pd.DataFrame:
     """The model is an argument, and a session is made for each partition."""
-    return probabilities(one_thread_session(model), part, per_run)  # type: ignore[arg-type]
+    return probabilities(one_thread_session(model), part, per_run)
 
 
 def with_estimator(part: pd.DataFrame, path: str) -> pd.DataFrame:

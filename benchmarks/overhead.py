@@ -98,9 +98,7 @@ def by_nodes(sizes: tuple[int, ...]) -> dict[str, Any]:
         row: dict[str, float] = {"load": best(lambda source=source: dx.load(source))}
         for strategy, options in (("whole", {}), ("fused", {"n_stages": 20}), ("per_node", {})):
             plan = model.plan(strategy, **options)
-            row[f"plan {strategy}"] = best(
-                lambda s=strategy, o=options, m=model: m.plan(s, **o)  # type: ignore[misc]
-            )
+            row[f"plan {strategy}"] = best(lambda s=strategy, o=options, m=model: m.plan(s, **o))
             x = lazy_input(2)
             row[f"lower {strategy}"] = best(lambda m=model, p=plan, x=x: m.predict(x, plan=p))
             row[f"bytes {strategy}"] = task_bytes(model.predict(x, plan=plan))

@@ -101,7 +101,7 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
             "whole on one": lambda: run(client, model, chunked, whole, **alone),
             "whole on two": lambda: run(client, model, chunked, whole),
             **{
-                name: lambda plan=plan: run(client, model, chunked, plan)  # type: ignore[misc]
+                name: lambda plan=plan: run(client, model, chunked, plan)
                 for name, plan in pipelines(plans).items()
             },
         }

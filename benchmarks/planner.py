@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,7 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
             plan = model.plan(strategy, shapes=shapes, aim="latency", **options)
         except dx.PlanError:
             continue
-        runners[strategy] = lambda plan=plan: model.predict(  # type: ignore[misc]
-            feeds, plan=plan, batch_size=None
-        )
+        runners[strategy] = partial(model.predict, feeds, plan=plan, batch_size=None)
     auto = model.plan("auto", shapes=shapes, aim="latency")
     assert auto.verdict is not None
     size: Any = "auto" if auto.verdict.best.parts > 1 else None
@@ -256,80 +255,100 @@ def cluster_results(assets: Path, rounds: int) -> dict[str, dict[str, tuple[floa
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--assets", type=Path, required=True)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    rows: list[list[str]] = []
-    errors: list[float] = []
+def errors_of(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """Of predicted beside measured seconds; printed too."""
+    off = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    found = {"median_error": float(np.median(off)), "largest_error": float(np.max(off))}
+    print(f"median error {found['median_error']:.0%}, largest {found['largest_error']:.0%}")
+    return found
+
+
+def in_process(assets: Path, rounds: int) -> dict[str, Any]:
+    """One run on one thread as predicted; one request on the threads of this process."""
+    found: list[tuple[str, int, str, float, float]] = []
     chosen: dict[str, Any] = {}
     for name, (known, asked) in _ROWS.items():
         with (
             tempfile.TemporaryDirectory() as folder,
             dask.config.set({"dask_onnx.store.directory": folder}),
         ):
-            model = dx.load(source_of(name, arguments.assets))
+            model = dx.load(source_of(name, assets))
             model.plan(measure=feeds_of(known, name), session=_ONE_THREAD)
             for count in asked:
                 feeds = feeds_of(count, name)
-                for strategy, predicted, measured in predictions(model, feeds):
-                    errors.append(predicted / measured - 1)
-                    rows.append(
-                        [name, str(count), strategy]
-                        + [f"{1000 * each:.2f}" for each in (predicted, measured)]
-                        + [f"{errors[-1]:+.0%}"]
-                    )
-            chosen[name] = choices(model, feeds, arguments.rounds)
+                found += [(name, count, *each) for each in predictions(model, feeds)]
+            chosen[name] = choices(model, feeds, rounds)
     print_table(
         "One run on one thread, at rows that were not measured",
         ["model", "rows", "strategy", "predicted ms", "measured ms", "error"],
-        rows,
+        [[name, count, strategy, *_beside(p, m)] for name, count, strategy, p, m in found],
     )
-    print(f"median error {np.median(np.abs(errors)):.0%}, largest {np.max(np.abs(errors)):.0%}")
+    errors = errors_of((predicted, measured) for *_, predicted, measured in found)
     print_table(
         "One request on the threads of one process",
         ["model", "auto takes", "best single", "auto's time over the best's"],
         [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
     )
-    clustered = cluster_results(arguments.assets, min(arguments.rounds, 5))
-    off = [p / m - 1 for found in clustered.values() for p, m in found.values()]
+    return {**errors, "predictions": found, "choices": chosen}
+
+
+def on_two_workers(assets: Path, rounds: int) -> dict[str, Any]:
+    """Eight batches as predicted and as they run."""
+    found = cluster_results(assets, rounds)
     print_table(
         f"{_BATCHES} batches on two workers of one thread",
         ["model", "plan", "predicted ms", "measured ms", "error"],
         [
-            [name, title, f"{1000 * p:.0f}", f"{1000 * m:.0f}", f"{p / m - 1:+.0%}"]
-            for name, found in clustered.items()
-            for title, (p, m) in found.items()
+            [name, title, *_beside(*seconds)]
+            for name, plans in found.items()
+            for title, seconds in plans.items()
         ],
     )
-    print(f"median error {np.median(np.abs(off)):.0%}, largest {np.max(np.abs(off)):.0%}")
-    times, by_graph = planning_times(), planning_times_by_graph()
-    print_table(
-        "Planning, CPU seconds by nodes",
-        ["strategy", *next(iter(times.values()))],
-        [[name, *(f"{each:.2f}" for each in found.values())] for name, found in times.items()],
-    )
-    print_table(
-        "Planning 10,000 nodes, CPU seconds",
-        ["graph", *_PLANNED],
-        [[name, *(f"{each:.2f}" for each in found.values())] for name, found in by_graph.items()],
-    )
-    if arguments.output:
-        write_json(
-            arguments.output,
-            "planner",
-            {
-                "median_error": float(np.median(np.abs(errors))),
-                "predictions": rows,
-                "choices": chosen,
-                "on_two_workers": clustered,
-                "median_error_on_two_workers": float(np.median(np.abs(off))),
-                "planning_seconds": times,
-                "planning_seconds_by_graph": by_graph,
-            },
+    return {
+        **errors_of(each for plans in found.values() for each in plans.values()),
+        "plans": found,
+    }
+
+
+def planning(assets: Path, rounds: int) -> dict[str, Any]:
+    """What planning takes; of neither parameter."""
+    by_nodes, by_graph = planning_times(), planning_times_by_graph()
+    for title, first, found in (
+        ("Planning, CPU seconds by nodes", "strategy", by_nodes),
+        ("Planning 10,000 nodes, CPU seconds", "graph", by_graph),
+    ):
+        print_table(
+            title,
+            [first, *next(iter(found.values()))],
+            [[name, *(f"{each:.2f}" for each in row.values())] for name, row in found.items()],
         )
+    return {"by_nodes": by_nodes, "by_graph": by_graph}
+
+
+def _beside(predicted: float, measured: float) -> list[str]:
+    numbers = [f"{1000 * seconds:.2f}" for seconds in (predicted, measured)]
+    return [*numbers, f"{predicted / measured - 1:+.0%}"]
+
+
+_PARTS: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
+    "planner": in_process,
+    "planner_cluster": on_two_workers,
+    "planner_times": planning,
+}
+"""By the file that each writes."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        found = _PARTS[part](arguments.assets, arguments.rounds)
+        if arguments.output:
+            write_json(arguments.output, part, found)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def measure(
         dx.configure(client)
         runners: dict[str, Callable[[], float]] = {"limit": lambda: limit(per_run)}
         for name, encoder in encoders.items():
-            runners[name] = lambda e=encoder: summed(e.predict(lazy["text"]))  # type: ignore[misc]
+            runners[name] = lambda e=encoder: summed(e.predict(lazy["text"]))
         runners["hand-made"] = lambda: summed(
             lazy["text"].map_partitions(
                 embed_series, model, tokens, _BY_HAND, meta=pd.Series([], dtype=object)
