@@ -134,34 +134,6 @@ def test_tasks_wait_where_there_is_no_worker():
     assert state.worker_restrictions == {"waiting for a worker"} and not state.loose_restrictions
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_sent(model, monkeypatch):
-    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
-    with (
-        LocalCluster(
-            n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        dx.configure(client)
-        x = da.from_array(ROWS[:64], chunks=(16, -1))
-        with pytest.raises(
-            dx.PlanError, match=r"(?s)has 8.8 MiB of weights.*room for 3.8 MiB"
-        ) as e:
-            model.predict(x)
-        assert "n_stages=3, memory_limit=4000000" in e.value.next_step
-        assert len(model.plan("pipeline", n_stages=3, memory_limit=4_000_000).stages) == 3
-        with pytest.raises(dx.PlanError, match="smallest n_stages that keeps within it is 3"):
-            model.plan("pipeline", n_stages=2, memory_limit=4_000_000)
-        plan = model.plan("auto", shapes={"x": (16, 64)})
-        assert plan.verdict.chosen.startswith("pipeline of") and len(plan.stages) >= 3
-        assert plan.recipe.options["memory_limit"] == 4_000_000
-        cluster.scale(0)
-        while client.scheduler_info(n_workers=-1)["workers"]:
-            time.sleep(0.1)
-        model.predict(x)  # workers may come yet
-
-
 def test_what_ran_where_and_how_long_is_known_afterwards(cluster, model):
     plan = model.plan("pipeline", n_stages=2, shapes={"x": (256, 64)})
     plan = plan.with_placement(dx.Placement((0, 1)))
@@ -197,33 +169,6 @@ def test_no_more_are_in_flight_than_the_schedule_allows(cluster, model, mode):
     if mode == "sync":
         for wave in range(8):
             assert spans[0][wave * 2 + 1][1] <= spans[1][wave * 2][0]
-
-
-def test_activations_that_cannot_fit_are_refused_with_the_rows_that_would(monkeypatch):
-    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
-    model = dx.load(layers_model([3000], width=64))  # 1.5 MB, and 24 kB of activations a row
-    x = da.from_array(ROWS, chunks=(2048, -1))
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=270_000_000
-        ) as cluster,
-        Client(cluster),
-    ):
-        with pytest.raises(
-            dx.PlanError, match=r"1.5 MiB of weights, and about .* in a run of 2,048 rows.*19.1 MiB"
-        ) as error:
-            model.predict(x, batch_size=None)
-        rows = int(error.value.next_step.partition("batch_size=")[2].partition(",")[0])
-        assert 500 < rows < 1000
-        model.predict(x, batch_size=rows)
-        model.predict(x)  # finds its own rows, and watches the memory
-        model.predict(x.rechunk((rows, -1)), batch_size=None)
-        with (
-            dask.config.set({"dask_onnx.plan.memory-check": "warn"}),
-            pytest.warns(UserWarning, match="of activations"),
-        ):
-            model.predict(x, batch_size=None)
 
 
 def loosely(plan):
@@ -416,44 +361,6 @@ def test_what_workers_measured_is_known_when_they_have_gone(slow_model):
         found = plan.measured().stages
         assert all(times.runs >= 16 and max(times.workers).startswith("tcp") for times in found)
         assert "measured on " in plan.explain()
-
-
-def test_advice_that_is_followed_is_not_refused_again(monkeypatch, model):
-    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        dx.configure(client)
-        x = da.from_array(ROWS[:64], chunks=(16, -1))
-        # 8.8 MiB take three stages of 3.8 MiB, and there are two workers.
-        with pytest.raises(dx.PlanError, match=r"(?s)add workers: it takes 3 .* there are 2"):
-            model.predict(x)
-        plan = model.plan("pipeline", n_stages=3, memory_limit=4_000_000)
-        with pytest.raises(dx.PlanError, match=r"(?s)of which other stages have .*add workers"):
-            model.predict(x, plan=plan)
-
-
-def test_more_in_flight_than_fit_is_said_with_what_would(monkeypatch):
-    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
-    model = dx.load(layers_model([16, 16], width=64))
-    plan = model.plan(dx.at_values(["y0"])).with_placement(dx.Placement((0, 1)))
-    x = da.from_array(ROWS, chunks=(2048, -1))  # 0.5 MiB between the stages
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=250_000_000
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        dx.configure(client)
-        with pytest.warns(UserWarning, match=r"(?s)9 micro-batches in flight .* in_flight=\d") as w:
-            model.predict(x, plan=plan.with_schedule(in_flight=9), batch_size=None)
-        fits = int(str(w[0].message).rpartition("in_flight=")[2].partition(")")[0])
-        model.predict(x, plan=plan.with_schedule(in_flight=fits), batch_size=None)
 
 
 def test_the_same_request_again_finds_its_tasks_as_they_were(cluster, slow_model):
