@@ -124,14 +124,17 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
     """One request on the threads of this process: each strategy, and what auto takes."""
     shapes = {name: array.shape for name, array in feeds.items()}
     runners: dict[str, Callable[[], Any]] = {}
+    predicted: dict[str, float] = {}
     for strategy, options in _STRATEGIES.items():
         try:
             plan = model.plan(strategy, shapes=shapes, aim="latency", **options)
         except dx.PlanError:
             continue
+        predicted[strategy] = plan.judge(batches=1).best.seconds
         runners[strategy] = partial(model.predict, feeds, plan=plan, batch_size=None)
     auto = model.plan("auto", shapes=shapes, aim="latency")
     assert auto.verdict is not None
+    predicted["auto"] = auto.verdict.best.seconds
     size: Any = "auto" if auto.verdict.best.parts > 1 else None
     runners["auto"] = lambda: model.predict(feeds, plan=auto, batch_size=size)
     for runner in runners.values():
@@ -147,7 +150,7 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
         "auto_of_best": float(
             np.median([a / b for a, b in zip(seconds["auto"], seconds[best], strict=True)])
         ),
-        "seconds": medians,
+        "seconds": {name: (predicted[name], medians[name]) for name in runners},
     }
 
 
@@ -289,7 +292,23 @@ def in_process(assets: Path, rounds: int) -> dict[str, Any]:
         ["model", "auto takes", "best single", "auto's time over the best's"],
         [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
     )
-    return {**errors, "predictions": found, "choices": chosen}
+    beside = [
+        (name, strategy, *seconds)
+        for name, choice in chosen.items()
+        for strategy, seconds in choice["seconds"].items()
+    ]
+    print_table(
+        "The same requests",
+        ["model", "strategy", "predicted ms", "measured ms", "error"],
+        [[name, strategy, *_beside(p, m)] for name, strategy, p, m in beside],
+    )
+    of_requests = errors_of((predicted, measured) for *_, predicted, measured in beside)
+    return {
+        "one_thread": errors,
+        "requests": of_requests,
+        "predictions": found,
+        "choices": chosen,
+    }
 
 
 def on_two_workers(assets: Path, rounds: int) -> dict[str, Any]:

@@ -43,7 +43,8 @@ DEFAULTS: dict[str, Any] = {
         # processes costs some 6 ms, of which a stage should be a multiple.
         "min-seconds": 0.05,
         # Find out how fast this host's CPU is, once, when a plan first weighs what nodes take: some
-        # tenths of a second. Otherwise such plans go by a common CPU until something is measured.
+        # tenths of a second; and, once for each client, what tasks cost on its cluster besides
+        # their work: about a second. Otherwise plans go by what is common.
         "calibrate": True,
         # What to do, before a run, where a stage's weights and activations are projected not to fit
         # the workers: "error" or "warn". Activations are estimated from the graph.

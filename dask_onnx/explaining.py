@@ -104,14 +104,21 @@ def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Course:
         workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
     places = None if lanes is None else tuple(map(sorted(set(lanes)).index, lanes))
     costs = cluster.costs(facts.costs_for(recipe))
-    return Course(outlook.batches, workers, costs, places, outlook.schedule)
+    threads = cluster.threads if _takes_all(recipe) else 1
+    slowdowns = cluster.slowdowns(workers, threads)
+    return Course(outlook.batches, workers, costs, places, outlook.schedule, slowdowns)
+
+
+def _takes_all(recipe: Recipe) -> bool:
+    """Whether a task uses all cores of its worker."""
+    return recipe.session.intra_op_num_threads == 0
 
 
 def verdict_on(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Verdict:
     """The caller's plan beside the ways that "auto" would weigh for the same work."""
     shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
     outputs = tuple(spec.name for spec in stages.outputs)
-    takes_all = recipe.session.intra_op_num_threads == 0
+    takes_all = _takes_all(recipe)
     if takes_all:
         outlook = replace(outlook, batches=1)  # who asks for latency has one request
     threads = outlook.cluster.threads if takes_all else 1

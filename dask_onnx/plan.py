@@ -35,6 +35,7 @@ from dask_onnx.explaining import (
 )
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import read_written, with_weights
+from dask_onnx.pace import with_pace
 from dask_onnx.placement import Placement, any_cluster
 from dask_onnx.planning.annotations import annotate
 from dask_onnx.planning.choose import Verdict
@@ -164,7 +165,7 @@ class Plan:
     def memory(self) -> list[WorkerMemory]:
         """What each worker's process is projected to hold at its peak, in bytes at the plan's
         shapes, for each lane; one for any worker if stages run anywhere."""
-        return memory_of(self.stage_graph, self._outlook())
+        return memory_of(self.stage_graph, self._outlook(is_paced=False))
 
     def measured(self) -> Measured | None:
         """What this process, and the workers of the current client, have noted of the stages when
@@ -172,9 +173,14 @@ class Plan:
         client = current_client()
         return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
 
-    def _outlook(self, batches: int = 16) -> Outlook:
+    def _outlook(self, batches: int = 16, *, is_paced: bool = True) -> Outlook:
+        """On the current cluster; how fast that is takes a moment to measure."""
         whole_number("batches", batches)
-        return Outlook(any_cluster(current_client()), self.placement, self.bounds, batches)
+        client = current_client()
+        cluster = any_cluster(client)
+        if is_paced:
+            cluster = with_pace(cluster, client)
+        return Outlook(cluster, self.placement, self.bounds, batches)
 
     def _explain(self, measured: Measured | None, outlook: Outlook, verdict: Verdict) -> str:
         return explain_plan(

@@ -21,6 +21,7 @@ from dask_onnx.errors import PlanError, StoreError
 from dask_onnx.links import link_of
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.node_times import measure_nodes, shapes_of
+from dask_onnx.pace import with_pace
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
 from dask_onnx.planning.annotations import lanes_of, unfollowed
@@ -180,7 +181,7 @@ def _choose(
     outputs: tuple[str, ...],
 ) -> Plan:
     """What "auto" takes for the cluster."""
-    cluster = cluster_facts(client)
+    cluster = with_pace(cluster_facts(client), client)
     batches = request.batches
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots

@@ -61,6 +61,8 @@ LAYERS = {
     "runtime.tune": 2.7,
     "runtime.profile": 2.7,
     "runtime.calibrate": 2.7,
+    "runtime.treadmill": 2.7,
+    "pace": 3.5,
     "runtime.kernel": 3,
     "planning.stages": 3,
     "metering": 0,

@@ -83,6 +83,9 @@ class CostTable:
     python_seconds_per_node: float = 30e-6
     seconds_per_task: float = 3e-3
     """What a worker spends on a task besides its work: messages, keys, bookkeeping."""
+    seconds_per_request: float = 30e-3
+    """What a request to a cluster takes besides its tasks: the graph's way there, the result's way
+    back."""
     seconds_per_hop: float = 6e-3
     """From the end of a task to the start of one that needs it, in another process."""
     link_bytes_per_second: float = 800e6

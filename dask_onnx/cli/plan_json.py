@@ -50,6 +50,7 @@ def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> 
         **dict(_measured(plan, measured)),
         "verdict": verdict.sentence,
         "alternatives": [asdict(each) for each in verdict.alternatives],
+        "pace": asdict(verdict.pace),
         **({} if difference is None else {"difference": difference.splitlines()}),
     }
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dask_onnx.errors import PlanError
 from dask_onnx.planning.branches import branches
-from dask_onnx.planning.cluster import Cluster
+from dask_onnx.planning.cluster import Cluster, Pace
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.explain import as_number, format_bytes, format_seconds
 from dask_onnx.planning.partition import whole
@@ -28,9 +28,6 @@ _MOST_SHARES = 16
 
 LEAST_TASK_SECONDS = 0.05
 """What a task should compute at least: rows of a batch are not shared by shorter ones."""
-_THREADS_GAIN = 0.7
-"""n threads of ONNX Runtime within one run are taken to be n to this power as fast: two have been
-measured to be 1.3 to 1.8 times as fast as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,8 @@ class Verdict:
     alternatives: tuple[Alternative, ...]
     word: Literal["chosen", "as asked"] = "chosen"
     """By whom `best` was taken: by us, or by the caller."""
+    pace: Pace = field(default_factory=Pace)
+    """What the seconds count besides the work itself."""
 
     @property
     def chosen(self) -> str:
@@ -73,6 +72,8 @@ class Verdict:
         for found in self.alternatives:
             needs = f"{format_bytes(found.worker_bytes)} a worker"
             lines.append(f"    {found.name:<22} {needs:>22}  {_state(found)}")
+        if self.pace != Pace():
+            lines.append(f"    as measured there: {_besides(self.pace)}")
         return lines
 
 
@@ -122,7 +123,8 @@ def choose(cut: CutInputs, cluster: Cluster, work: Work) -> tuple[StageGraph, Ve
         raise _nowhere(cut, ways[0][0], cluster)
     best, graph = min(fitting, key=lambda way: way[0].seconds)
     found = tuple(way[0] for way in ways)
-    return graph, Verdict(best, _sentence(best, found, cluster, work), found)
+    sentence = _sentence(best, found, cluster, work)
+    return graph, Verdict(best, sentence, found, pace=cluster.pace)
 
 
 def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> Verdict:
@@ -139,7 +141,7 @@ def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> V
     else:
         sentence += "no other way is predicted to be faster"
     others = [each for each in found if each.name != asked.name]
-    return Verdict(asked, sentence, (asked, *others), "as asked")
+    return Verdict(asked, sentence, (asked, *others), "as asked", cluster.pace)
 
 
 def as_asked(
@@ -248,12 +250,19 @@ def _whole(cut: CutInputs, graph: StageGraph, cluster: Cluster, work: Work) -> A
     active = min(cluster.threads, max(work.batches // cluster.workers, 1))
     need = cut.all_weights + active * cut.all_working
     at_a_time = min(max(cluster.slots // work.threads_of_task, 1), work.batches)
-    seconds = math.ceil(work.batches / at_a_time) * (
-        graph.seconds / work.threads_of_task**_THREADS_GAIN
-        + cluster.costs(cut.costs).seconds_per_task
-    )
+    slowdown = cluster.slowdowns(at_a_time, work.threads_of_task)[-1]
+    seconds = _one_by_one(graph.seconds * slowdown, work.batches, at_a_time, cut, cluster)
     refused = _too_large(need, cluster)
     return Alternative("whole", seconds, need, 1, refused)
+
+
+def _one_by_one(
+    seconds: float, tasks: int, at_a_time: int, cut: CutInputs, cluster: Cluster
+) -> float:
+    """Of a request of equal tasks, each of which works for so long."""
+    costs = cluster.costs(cut.costs)
+    turns = math.ceil(tasks / at_a_time)
+    return costs.seconds_per_request + turns * (seconds + costs.seconds_per_task)
 
 
 def _by_rows(
@@ -263,9 +272,8 @@ def _by_rows(
     rows = work.rows_to_share
     largest = math.ceil(rows / parts) / rows  # of three rows one of two tasks has two
     need = cut.all_weights + cut.all_working * largest * cluster.threads
-    seconds = math.ceil(work.batches * parts / cluster.slots) * (
-        graph.seconds * largest + cluster.costs(cut.costs).seconds_per_task
-    )
+    each = graph.seconds * largest * cluster.slowdowns(cluster.slots)[-1]
+    seconds = _one_by_one(each, work.batches * parts, cluster.slots, cut, cluster)
     name = f"whole, rows by {parts}"
     return Alternative(name, seconds, need, 1, _too_large(need, cluster), parts=parts)
 
@@ -275,7 +283,8 @@ def _branches(
 ) -> Alternative:
     """Each stage as soon as what it needs is there, on any worker."""
     need = cut.all_weights + cut.all_working
-    course = Course(batches, cluster.slots, cluster.costs(cut.costs))
+    slots = cluster.slots
+    course = Course(batches, slots, cluster.costs(cut.costs), slowdowns=cluster.slowdowns(slots))
     return Alternative(
         f"branches of {share}",
         predicted_seconds(graph, course),
@@ -294,7 +303,8 @@ def _pipeline(
     lanes = in_proportion([stage.cost.held_bytes for stage in graph.stages], rooms)
     held = _held(graph, lanes)
     over = max(range(len(rooms)), key=lambda i: held[i] - rooms[i])
-    course = Course(batches, len(rooms), cluster.costs(cut.costs), lanes, Schedule())
+    costs, slowdowns = cluster.costs(cut.costs), cluster.slowdowns(len(rooms))
+    course = Course(batches, len(rooms), costs, lanes, Schedule(), slowdowns)
     return Alternative(
         f"pipeline of {len(graph.stages)}",
         predicted_seconds(graph, course),
@@ -338,6 +348,22 @@ def _where(cluster: Cluster, work: Work) -> str:
 
 def _state(found: Alternative) -> str:
     return f"refused: {found.refused}" if found.refused else format_seconds(found.seconds)
+
+
+def _besides(pace: Pace) -> str:
+    """What tasks cost besides their work."""
+    found = []
+    if pace.seconds_per_request is not None:
+        found.append(
+            f"a request takes {format_seconds(pace.seconds_per_request)} besides its tasks"
+        )
+    if pace.seconds_per_task is not None:
+        found.append(f"a task {format_seconds(pace.seconds_per_task)} besides its work")
+    if pace.alone != 1.0:
+        found.append(f"work {pace.alone:.2f} times as long as here")
+    crowded = pace.crowded / pace.alone
+    found.append(f"where all threads are at work each takes {crowded:.2f} times as long")
+    return ", ".join(found)
 
 
 def _sentence(best: Alternative, found: Sequence[Alternative], cluster: Cluster, work: Work) -> str:

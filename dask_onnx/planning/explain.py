@@ -143,7 +143,7 @@ _COLUMNS = 64
 def timetable(course: Timeline) -> list[str]:
     """A line for each worker: the last digit of the micro-batch that has most of each slice of the
     time, a dot where none is at work."""
-    step = course.seconds / _COLUMNS or 1.0
+    step = course.busy_seconds / _COLUMNS or 1.0
     shares: list[list[defaultdict[int, float]]] = [
         [defaultdict(float) for _ in range(_COLUMNS)] for _ in range(course.workers)
     ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from builders import layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
+from dask_onnx.analysis.cost import CostTable
 from dask_onnx.planning.choose import Work, choose, in_proportion
-from dask_onnx.planning.cluster import Cluster
+from dask_onnx.planning.cluster import Cluster, Pace
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.specs import SessionSpec
 
@@ -112,12 +114,47 @@ def test_who_asks_for_what_is_slower_is_told(model):
     assert "; whole would take" in verdict.sentence
 
 
+def test_stages_that_follow_one_another_have_all_cores_each(model, monkeypatch):
+    monkeypatch.setattr("dask_onnx.placement.available_cores", lambda: 4)
+    shapes = {"x": (4096, 64)}
+    one, all_cores = (
+        model.plan("per_node", shapes=shapes, aim=aim).judge(batches=1).best.seconds
+        for aim in (None, "latency")
+    )
+    assert all_cores == pytest.approx(one / 4**0.7, rel=0.1)
+
+
 def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
     none = decide(model, ROOMY, 16, rows=None)[1].sentence
     assert none.startswith("do not cut: requests are independent")
     alone = Cluster(workers=1, threads=1, memory_limit=math.inf)
     assert "one task runs at a time" in decide(model, alone, 16)[1].sentence
     assert "one batch would gain less" in decide(model, ROOMY, 1)[1].sentence
+
+
+def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
+    shapes, pace = {"x": (2048, 64)}, Pace(2.0, 3.0, seconds_per_task=0.5, seconds_per_request=7.0)
+    usual, verdict = (
+        decide(model, each, 16, shapes)[1] for each in (ROOMY, replace(ROOMY, pace=pace))
+    )
+    costs = CostTable()
+    work = usual.best.seconds - costs.seconds_per_request - 8 * costs.seconds_per_task
+    assert verdict.best.seconds == pytest.approx(7 + 8 * 0.5 + 3 * work)
+    said = verdict.describe()[-1]
+    assert "a request takes 7.00 s besides its tasks, a task 500.0 ms besides its work" in said
+    assert "2.00 times as long as here" in said and "each takes 1.50 times as long" in said
+    assert "as measured" not in usual.describe()[-1]
+
+
+def test_a_split_is_not_worth_it_where_cores_share_what_they_compute_with():
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    crowded = replace(local, pace=Pace(crowded=2.0))
+    shapes = {"x": (4096, 64)}
+    found = [
+        decide(dx.load(wide()), each, 1, shapes, ("mean",), rows=4096)[1].chosen
+        for each in (local, crowded)
+    ]
+    assert found == ["branches of 2", "whole"]
 
 
 def test_threads_of_unequal_workers_are_added_up(model):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import dask
 import dask.array as da
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
+from dask_onnx.planning.cluster import Cluster, Pace
 from dask_onnx.planning.explain import timetable
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
@@ -75,6 +78,43 @@ def test_a_timeline_keeps_to_the_schedule(drawn):
     work = sum(stage.cost.seconds for stage in graph.stages) * course.chunks
     assert found.seconds >= work / course.workers * (1 - 1e-9)
     assert len(timetable(found)) == course.workers
+
+
+@given(courses())
+def test_a_stage_is_slowed_by_those_beside_it_alone(drawn):
+    graph, course = drawn
+    found = timeline(graph, replace(course, slowdowns=(1.0, 1.5, 2.0)))
+    assert len(found.spans) == len(graph.stages) * course.chunks
+    for span in found.spans:
+        beside = sum(
+            max(min(span.stop, other.stop) - max(span.start, other.start), 0.0)
+            for other in found.spans
+            if other != span
+        )
+        # With k beside it, work goes on at 1 / (1 + k / 2) of its speed.
+        seconds, took = graph.stages[span.stage].cost.seconds, span.stop - span.start
+        assert seconds * (1 - 1e-9) <= took <= seconds + beside / 2 + 1e-9
+        if not beside or course.workers == 1:
+            assert took == pytest.approx(seconds)
+
+
+def test_stages_take_longer_the_more_are_at_work():
+    graph = chain([1.0, 1.0])
+    course = Course(3, 2, CostTable(), (0, 1), slowdowns=(1.0, 1.5))
+    spans = {(s.stage, s.chunk): s.stop - s.start for s in timeline(graph, course).spans}
+    by_stage = [[spans[stage, chunk] for chunk in range(3)] for stage in range(2)]
+    assert by_stage[0] == pytest.approx([1.0, 1.5, 1.5], abs=0.02)  # one fills the pipeline,
+    assert by_stage[1] == pytest.approx([1.5, 1.5, 1.0], abs=0.02)  # and one drains it
+    assert Cluster(2, 1, math.inf, pace=Pace(1.0, 1.5)).slowdowns(2) == (1.0, 1.5)
+    assert Cluster(1, 4, math.inf, pace=Pace(2.0, 5.0)).slowdowns(5) == (2.0, 3.0, 4.0, 5.0, 5.0)
+    assert Cluster(1, 1, math.inf, pace=Pace(2.0, 2.0)).slowdowns(1) == (2.0,)
+
+
+def test_threads_of_one_run_are_what_those_beside_it_leave():
+    found = Cluster(1, 4, math.inf, pace=Pace(1.0, 1.5)).slowdowns(4, threads_of_task=4)
+    assert found == pytest.approx((4**-0.7, 2**-0.7, (4 / 3) ** -0.7, 1.5))
+    apart = Cluster(2, 2, math.inf).slowdowns(4, threads_of_task=2)
+    assert apart == pytest.approx((2**-0.7, 2**-0.7, 1.0, 1.0))
 
 
 def test_barriers_cost_what_they_cost():
