@@ -22,12 +22,9 @@ from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.treadmill import Laps, run_laps
 
-_ROUNDS = 3
+_ROUNDS = 4
 """Of alone and side by side by turns, so that a neighbour of the machine slows down both."""
-_ROUNDS_HERE = 7
-"""More of them where what is found stays."""
-_SHORT, _LONG = 1, 5
-"""Laps of a task."""
+_ROUNDS_HERE, _LAPS_HERE = 5, 2
 _TASKS_PER_SLOT = 3
 _TIMEOUT = 10.0
 """Seconds after which a cluster is too busy to be asked."""
@@ -68,26 +65,20 @@ def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Pace:
     slots, first = sum(threads.values()), min(threads)
     try:
         for address, count in threads.items():  # imports, sessions
-            _request(client, [address], count, 1)
+            _request(client, [address], count)
         rounds = [
-            (
-                _request(client, [first], 1, _LONG),
-                _request(client, list(threads), _TASKS_PER_SLOT * slots, _SHORT),
-                _request(client, list(threads), _TASKS_PER_SLOT * slots, _LONG),
-            )
+            (_request(client, [first], 1), _request(client, list(threads), _TASKS_PER_SLOT * slots))
             for _ in range(_ROUNDS)
         ]
     except Exception:  # whatever it is: where nobody can be asked, plans go by what is usual
         return Pace()
-    alone = median(one.lap for one, _, _ in rounds)
+    alone = median(one.lap for one, _ in rounds)
     cpu = rounds[0][0].laps[0].cpu
-    elsewhere = 1.0 if cpu == cpu_identity() else alone / _lap([run_laps(_LONG)])
-    crowded = _crowding([(one.lap, many.lap) for one, _, many in rounds], slots)
-    request = min(one.seconds - one.work for one, _, _ in rounds)
+    elsewhere = 1.0 if cpu == cpu_identity() else alone / _lap([run_laps(_LAPS_HERE)])
+    crowded = _crowding(alone, median(many.lap for _, many in rounds), slots)
+    request = min(one.seconds - one.work for one, _ in rounds)
     task = median(
-        (many.seconds - request - many.work / slots) / _TASKS_PER_SLOT
-        for _, *both in rounds
-        for many in both
+        (many.seconds - request - many.work / slots) / _TASKS_PER_SLOT for _, many in rounds
     )
     return Pace(elsewhere, elsewhere * crowded, max(task, 0.0), max(request, 0.0))
 
@@ -113,16 +104,16 @@ def _lap(laps: Iterable[Laps]) -> float:
     return fmean(second for each in laps for second in each.seconds)
 
 
-def _crowding(laps: Iterable[tuple[float, float]], slots: int) -> float:
+def _crowding(alone: float, together: float, slots: int) -> float:
     """How many times as long a lap takes side by side as alone; not longer than by turns."""
-    return min(max(median(many / one for one, many in laps), 1.0), float(slots))
+    return min(max(together / alone, 1.0), float(slots))
 
 
-def _request(client: Any, workers: Sequence[str], tasks: int, laps: int) -> _Request:
+def _request(client: Any, workers: Sequence[str], tasks: int) -> _Request:
     """So many tasks, and one that gathers what they say, as Dask's collections do it."""
     leaves = [_key() for _ in range(tasks)]
     last = _key()
-    graph = {key: Task(key, run_laps, laps) for key in leaves}
+    graph = {key: Task(key, run_laps, 1) for key in leaves}
     graph[last] = Task(last, list, List(*map(TaskRef, leaves)))
     began = time.perf_counter()
     future = client.get(graph, last, sync=False, workers=workers, priority=1000)
@@ -141,18 +132,20 @@ def _pace_here() -> Pace | None:
     try:
         noted = Store().measured(name)
         if noted is None:
-            noted = {"crowded": _crowding(_laps_here(cores), cores)}
+            noted = {"crowded": _crowding(*_laps_here(cores), cores)}
             Store().note_measured(name, noted)
     except StoreError:
         return None
     return Pace(crowded=noted["crowded"])
 
 
-def _laps_here(cores: int) -> list[tuple[float, float]]:
-    """Seconds of a lap alone and side by side, several times."""
+def _laps_here(cores: int) -> tuple[float, float]:
+    """Seconds of a lap alone and side by side, as it went best: what is found stays."""
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(run_laps, [1] * cores))
-        return [
-            (_lap([run_laps(_LONG)]), _lap(pool.map(run_laps, [_LONG] * cores)))
+        rounds = [
+            (_lap([run_laps(_LAPS_HERE)]), _lap(pool.map(run_laps, [_LAPS_HERE] * cores)))
             for _ in range(_ROUNDS_HERE)
         ]
+    alone, together = zip(*rounds, strict=True)
+    return min(alone), min(together)

@@ -19,8 +19,11 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(autouse=True)
-def measures():
-    with dask.config.set({"dask_onnx.plan.calibrate": True}):
+def measures(tmp_path):
+    """What is found out here is not for other tests."""
+    with dask.config.set(
+        {"dask_onnx.plan.calibrate": True, "dask_onnx.store.directory": str(tmp_path)}
+    ):
         yield
 
 
