@@ -21,20 +21,22 @@ _WRAPPERS = {"seq": "sequence_type", "optional": "optional_type"}
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     """Name, type and shape of a ValueInfoProto."""
-    if value.type.WhichOneof("value") is None:
+    kind = value.type.WhichOneof("value")
+    if kind is None:
         return TensorSpec(value.name, None, None)
-    if value.type.WhichOneof("value") != "tensor_type":
+    if kind != "tensor_type":
         return TensorSpec(value.name, None, None, type_text(value.type))
     tensor = value.type.tensor_type
     dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, None)
-    return TensorSpec(value.name, dtype, tuple(_dim(dim) for dim in tensor.shape.dim))
+    return TensorSpec(value.name, dtype, tuple(map(_dim, tensor.shape.dim)))
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None  # Paddle writes -1 for "any"
+    size: int = dim.dim_value
+    if size or dim.HasField("dim_value"):
+        return size if size >= 0 else None  # Paddle writes -1 for "any"
     # "?" is what some exporters write where they know no name.
     return None if dim.dim_param in ("", "?") else dim.dim_param
 

@@ -288,6 +288,7 @@ class _Rows:
         # A value may be read by many nodes, each of which asks.
         self._dims: dict[str, list[tuple[Dim, Dim]] | None] = {}
         self._growing: dict[str, list[int]] = {}
+        self._from_last: dict[str, tuple[frozenset[int], frozenset[int]]] = {}
 
     def dims(self, name: str) -> list[tuple[Dim, Dim]] | None:
         """Both sizes of each axis; None where not even the rank is known."""
@@ -312,6 +313,21 @@ class _Rows:
                 if isinstance(few, int) and isinstance(many, int) and few != many
             ]
         return self._growing[name]
+
+    def from_last(self, name: str) -> tuple[frozenset[int], frozenset[int]]:
+        """Axes, counted from the last: those whose size changes with the batch, and those that have
+        another of their own, which is not broadcast."""
+        if name not in self._from_last:
+            dims = self.dims(name) or []
+            self._from_last[name] = (
+                frozenset(axis - len(dims) for axis in self.growing(name)),
+                frozenset(
+                    axis - len(dims)
+                    for axis, (few, many) in enumerate(dims)
+                    if isinstance(few, int) and few == many and few != 1
+                ),
+            )
+        return self._from_last[name]
 
     def is_proportional(self, name: str, axis: int) -> bool:
         few, many = (self.dims(name) or [])[axis]
@@ -356,9 +372,10 @@ def random_nodes(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the nodes that draw random numbers for some outputs, and of those without a seed."""
     needed = [facts.nodes[index] for index in facts.ancestors(outputs)]
+    random = [node for node in needed if _is_random(facts, node)]
     return (
-        tuple(node.name for node in needed if _is_random(facts, node)),
-        tuple(node.name for node in needed if _is_random(facts, node, unseeded=True)),
+        tuple(node.name for node in random),
+        tuple(node.name for node in random if _is_random(facts, node, unseeded=True)),
     )
 
 
@@ -406,8 +423,7 @@ def _mixing(facts: GraphFacts, rows: _Rows) -> Iterator[str]:
     for node in facts.nodes:
         if node.op_type in _SHAPE_READERS:
             continue
-        growing = [(name, rows.growing(name)) for name in node.reads]
-        if not any(axes for _, axes in growing):
+        if not any(map(rows.growing, node.reads)):
             continue
         if (
             _mixes_along(facts, node, rows)
@@ -441,16 +457,8 @@ def _meets_other_rows(node: NodeFacts, rows: _Rows) -> bool:
     """Rows are combined, one by one, with something that has a size of its own on that axis."""
     if node.op_type not in _BROADCASTING:
         return False
-    aligned = {
-        axis - len(rows.dims(name) or []) for name in node.inputs for axis in rows.growing(name)
-    }
-    for name in node.inputs:
-        dims = rows.dims(name) or []
-        for axis in aligned:
-            few, many = dims[axis] if len(dims) >= -axis else (1, 1)
-            if isinstance(few, int) and few == many and few != 1:
-                return True
-    return False
+    growing, kept = zip(*map(rows.from_last, node.inputs), strict=True)
+    return not frozenset().union(*growing).isdisjoint(frozenset().union(*kept))
 
 
 def _loses_rows(node: NodeFacts, rows: _Rows) -> bool:

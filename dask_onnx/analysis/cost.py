@@ -154,10 +154,12 @@ def _node_cost(
     sizes: Mapping[str, int],
 ) -> NodeCost:
     proto = facts.proto.graph.node[node.index]
-    reads = set(node.reads)
-    parameters = sum(initializers[name] for name in reads if name in initializers)
-    activations = sum(sizes[n] for n in reads if n not in initializers)
-    activations += sum(sizes[n] for n in node.outputs if n not in initializers)
+    parameters, activations = 0, sum(map(sizes.__getitem__, node.outputs))
+    for name in set(node.reads):
+        if name in initializers:
+            parameters += initializers[name]
+        else:
+            activations += sizes[name]
     flops = flops_of(proto, specs, partial(scalar_constant, facts))
     is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
     in_bodies = sum(

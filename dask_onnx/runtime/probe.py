@@ -7,9 +7,9 @@ evaluator otherwise; and on the caller's own kernel wherever there is one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -49,7 +49,7 @@ HANDED_OVER = frozenset(
 """Types of values that ORT takes from Python and gives to it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probe:
     """What is asked: a model, and what the caller brings to it."""
 
@@ -60,6 +60,34 @@ class Probe:
     libraries: tuple[str, ...] = ()
     """Paths of ORT custom-operator libraries."""
 
+    # Each once for all nodes: those of one graph may read half a million values.
+
+    @cached_property
+    def initializers(self) -> Mapping[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.facts.proto.graph.initializer}
+
+    @cached_property
+    def kinds(self) -> Mapping[str, str]:
+        """The types of values, as far as they are known."""
+        kinds = ((name, kind_of(spec)) for name, spec in self.specs.items())
+        return {name: kind for name, kind in kinds if kind is not None}
+
+    @cached_property
+    def kept_back(self) -> frozenset[str]:
+        """Values that cannot be handed over to ORT."""
+        return frozenset(
+            name
+            for name, kind in self.kinds.items()
+            if kind not in HANDED_OVER and name not in self.initializers
+        )
+
+    @cached_property
+    def surroundings(self) -> tuple[Any, ...]:
+        """What decides for all nodes alike whether there is a kernel."""
+        opsets = tuple(sorted(self.facts.model.opsets.items()))
+        functions = tuple(each.SerializeToString() for each in self.facts.proto.functions)
+        return opsets, functions, None if self.own is None else self.own.token, self.libraries
+
 
 def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
     """The kernel of every node, in the order of the graph.
@@ -69,25 +97,17 @@ def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
     ModelError
         Nobody has a kernel for some nodes; the first is named.
     """
-    graph = probe.facts.proto.graph
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    return tuple(
-        _kernel_of(probe, node, graph.node[node.index], initializers) for node in probe.facts.nodes
-    )
+    protos = probe.facts.proto.graph.node
+    return tuple(_kernel_of(probe, node, protos[node.index]) for node in probe.facts.nodes)
 
 
-def _kernel_of(
-    probe: Probe,
-    node: NodeFacts,
-    proto: onnx.NodeProto,
-    initializers: Mapping[str, TensorProto],
-) -> NodeKernel:
+def _kernel_of(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> NodeKernel:
     inner = list(with_bodies(proto))
     own = set() if probe.own is None else set(probe.own.names)
     for each in inner:
         if (each.domain, each.op_type) in own:
             return NodeKernel("own", f"your own kernel for {each.op_type}")
-    reason = _not_on_ort(probe, node, proto, inner, initializers)
+    reason = _not_on_ort(probe, node, proto, inner)
     if reason is None:
         return NodeKernel("onnxruntime", "")
     lacking = _asked(
@@ -109,18 +129,17 @@ def _not_on_ort(
     node: NodeFacts,
     proto: onnx.NodeProto,
     inner: Sequence[onnx.NodeProto],
-    initializers: Mapping[str, TensorProto],
 ) -> str | None:
     """Why a node does not run on ORT; None if it does."""
-    for name in dict.fromkeys((*node.reads, *node.outputs)):
-        kind = kind_of(probe.specs[name]) if name in probe.specs else None
-        if name not in initializers and kind is not None and kind not in HANDED_OVER:
-            return f"onnxruntime cannot be given {kind}"
+    if probe.kept_back:
+        for name in (*node.reads, *node.outputs):
+            if name in probe.kept_back:
+                return f"onnxruntime cannot be given {probe.kinds[name]}"
     for each in inner:
-        wrong = wrong_kernel(each, probe.specs, initializers)
+        wrong = wrong_kernel(each, probe.specs, probe.initializers)
         if wrong is not None:
             return wrong
-    if any(n not in probe.specs or kind_of(probe.specs[n]) is None for n in node.reads):
+    if not all(map(probe.kinds.__contains__, node.reads)):
         return None  # cannot be asked without types; a worker that cannot run it will say so
     if not has_onnxruntime():
         return None  # a client may do without: the workers, which have it, will say so
@@ -130,7 +149,7 @@ def _not_on_ort(
         return None if listed else f"onnxruntime has no kernel for {_operator(proto)}"
     return _asked(
         ("onnxruntime", *_signature(probe, node, proto)),
-        lambda: _why_not_ort(probe, node, proto, initializers),
+        lambda: _why_not_ort(probe, node, proto),
     )
 
 
@@ -150,21 +169,23 @@ def _asked(question: tuple[Any, ...], ask: Callable[[], str | None]) -> str | No
 
 def _signature(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> tuple[Any, ...]:
     """All that decides whether there is a kernel: not names, and not the values of constants."""
-    nameless = onnx.NodeProto()
-    nameless.CopyFrom(proto)
-    numbers: dict[str, int] = {}
-    if not subgraphs_of(proto):
-        for names in (nameless.input, nameless.output):
-            for place, name in enumerate(names):
-                names[place] = f"v{numbers.setdefault(name, len(numbers))}" if name else ""
-    nameless.name = ""
-    nameless.ClearField("device_configurations")
-    kinds = tuple(kind_of(probe.specs[n]) if n in probe.specs else None for n in node.reads)
-    opsets = tuple(sorted(probe.facts.model.opsets.items()))
-    functions = tuple(f.SerializeToString() for f in probe.facts.proto.functions)
-    own = None if probe.own is None else probe.own.token
-    content = hashlib.sha256(nameless.SerializeToString()).hexdigest()
-    return (content, kinds, opsets, functions, own, probe.libraries)
+    kinds = tuple(map(probe.kinds.get, node.reads))
+    if subgraphs_of(proto):
+        nameless = onnx.NodeProto()
+        nameless.CopyFrom(proto)
+        nameless.name = ""
+        nameless.ClearField("device_configurations")
+        written: tuple[Any, ...] = (nameless.SerializeToString(),)
+    else:
+        numbers: dict[str, int] = {"": -1}  # copying all that is large takes its time
+        numbered = [
+            tuple([numbers.setdefault(name, len(numbers)) for name in names])
+            for names in (proto.input, proto.output)
+        ]
+        attributes = tuple(each.SerializeToString() for each in proto.attribute)
+        operator = (proto.domain, proto.op_type, proto.overload)
+        written = (operator, *numbered, attributes)
+    return (written, kinds, *probe.surroundings)
 
 
 def _single(
@@ -177,7 +198,7 @@ def _single(
     model.graph.name = "probe"
     model.graph.node.add().CopyFrom(proto)
     names = dict.fromkeys(node.reads)
-    kinds = {name: kind_of(probe.specs[name]) for name in names if name in probe.specs}
+    kinds = {name: probe.kinds[name] for name in names if name in probe.kinds}
     # Large initializers of a body are not at hand: as inputs of the whole they have the same type.
     for graph in graphs_of(model):
         for tensor in [t for t in graph.initializer if is_external(t)]:
@@ -202,20 +223,15 @@ def _single(
     return model
 
 
-def _why_not_ort(
-    probe: Probe,
-    node: NodeFacts,
-    proto: onnx.NodeProto,
-    initializers: Mapping[str, TensorProto],
-) -> str | None:
+def _why_not_ort(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
     reason = why_not_built(_single(probe, node, proto, {}), probe.libraries)
     if reason is None:
         return None
     # Some kernels want to see a constant when they are built.
     constants = {
-        name: initializers[name]
+        name: probe.initializers[name]
         for name in node.reads
-        if name in initializers and not is_external(initializers[name])
+        if name in probe.initializers and not is_external(probe.initializers[name])
     }
     if constants:
         reason = why_not_built(_single(probe, node, proto, constants), probe.libraries)
