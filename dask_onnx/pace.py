@@ -64,8 +64,7 @@ def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Pace:
     threads = max(hosts.values(), key=lambda own: sum(own.values()))
     slots, first = sum(threads.values()), min(threads)
     try:
-        for address, count in threads.items():  # imports, sessions
-            _request(client, [address], count)
+        _warm_up(client, threads)
         rounds = [
             (_request(client, [first], 1), _request(client, list(threads), _TASKS_PER_SLOT * slots))
             for _ in range(_ROUNDS)
@@ -107,6 +106,13 @@ def _lap(laps: Iterable[Laps]) -> float:
 def _crowding(alone: float, together: float, slots: int) -> float:
     """How many times as long a lap takes side by side as alone; not longer than by turns."""
     return min(max(together / alone, 1.0), float(slots))
+
+
+def _warm_up(client: Any, workers: Iterable[str]) -> None:
+    """Imports and sessions, on all of them at once."""
+    futures = [client.submit(run_laps, 1, key=_key(), workers=[each]) for each in workers]
+    for future in futures:
+        future.result(timeout=_TIMEOUT)
 
 
 def _request(client: Any, workers: Sequence[str], tasks: int) -> _Request:

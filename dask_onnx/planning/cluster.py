@@ -29,6 +29,7 @@ class Pace:
     seconds_per_task: float | None = None
     """What Dask adds to each; None goes by what is usual."""
     seconds_per_request: float | None = None
+    """What Dask adds to a request; None goes by what is usual."""
 
 
 @dataclass(frozen=True, slots=True)
