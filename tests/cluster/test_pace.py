@@ -36,7 +36,7 @@ def test_a_cluster_is_measured_once_and_predictions_go_by_it(own_client, monkeyp
     verdict = plan.judge(batches=4)
     found = verdict.pace
     assert found.alone == 1.0 and 1.0 <= found.crowded <= 2.0
-    assert 1e-4 < found.seconds_per_task < 1 and 1e-3 < found.seconds_per_request < 1
+    assert 0 <= found.seconds_per_task < 1 and 0 < found.seconds_per_request < 1
     assert verdict.best.seconds > found.seconds_per_request + 2 * found.seconds_per_task
     monkeypatch.setattr(pace, "_measure", None)
     assert paced(own_client) is found
