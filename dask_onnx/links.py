@@ -13,7 +13,9 @@ from typing import Any
 _HOPS = 8
 _BYTES = 16 * 2**20
 _TIMES = 2
-_TIMEOUT = 10.0
+PRIORITY = 1000
+"""Of tasks that measure: they are short, and somebody waits for them."""
+TIMEOUT = 10.0
 """Seconds after which a cluster is too busy to be asked."""
 
 
@@ -39,9 +41,8 @@ def link_of(client: Any) -> Link | None:
     if client is None or client.asynchronous:
         return None
     if client not in _known:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        pair = _pair(workers)
-        if pair is None or any(client.processing().values()):
+        pair = _pair(workers_of(client))
+        if pair is None or is_busy(client):
             return None
         found = _measure(client, *pair)
         if found is None:
@@ -75,21 +76,37 @@ def _chain(client: Any, one: str, other: str, hops: int) -> float:
     kept = []
     for number in range(hops):
         place = one if number % 2 else other
-        last = _submit(client, place, bool, last)  # a built-in: workers need import nothing
+        last = submit(client, place, bool, last)  # a built-in: workers need import nothing
         kept.append(last)
-    last.result(timeout=_TIMEOUT)
+    last.result(timeout=TIMEOUT)
     return time.perf_counter() - began
 
 
 def _send(client: Any, one: str, other: str) -> float:
     """Seconds from one worker to the other, with the hop."""
-    data = _submit(client, one, os.urandom, _BYTES)
-    _submit(client, one, len, data).result(timeout=_TIMEOUT)
+    data = submit(client, one, os.urandom, _BYTES)
+    submit(client, one, len, data).result(timeout=TIMEOUT)
     began = time.perf_counter()
-    _submit(client, other, len, data).result(timeout=_TIMEOUT)
+    submit(client, other, len, data).result(timeout=TIMEOUT)
     return time.perf_counter() - began
 
 
-def _submit(client: Any, worker: str, function: Callable[[Any], Any], argument: Any) -> Any:
-    key = f"dask_onnx_link-{uuid.uuid4().hex}"
-    return client.submit(function, argument, key=key, workers=[worker], priority=1000)
+def workers_of(client: Any) -> Mapping[str, Mapping[str, Any]]:
+    """What the scheduler says of each worker, by address."""
+    workers: Mapping[str, Mapping[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    return workers
+
+
+def is_busy(client: Any) -> bool:
+    """Whether what is measured now would say more of what else runs there."""
+    return any(client.processing().values())
+
+
+def submit(client: Any, worker: str, function: Callable[[Any], Any], argument: Any) -> Any:
+    """A task on one worker."""
+    return client.submit(function, argument, key=new_key(), workers=[worker], priority=PRIORITY)
+
+
+def new_key() -> str:
+    """Of a task that measures."""
+    return f"dask_onnx_measure-{uuid.uuid4().hex}"

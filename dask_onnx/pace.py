@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +15,9 @@ from dask.task_spec import List, Task, TaskRef
 
 from dask_onnx import config
 from dask_onnx.errors import StoreError
+from dask_onnx.links import PRIORITY, TIMEOUT, is_busy, new_key, submit, workers_of
 from dask_onnx.planning.cluster import Cluster, Pace
-from dask_onnx.runtime.cores import available_cores, cpu_identity, ort_version
+from dask_onnx.runtime.cores import available_cores, cpu_identity, host_digest
 from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.treadmill import Laps, run_laps
@@ -26,8 +26,6 @@ _ROUNDS = 4
 """Of alone and side by side by turns, so that a neighbour of the machine slows down both."""
 _ROUNDS_HERE, _LAPS_HERE = 5, 2
 _TASKS_PER_SLOT = 3
-_TIMEOUT = 10.0
-"""Seconds after which a cluster is too busy to be asked."""
 
 
 def with_pace(cluster: Cluster, client: Any) -> Cluster:
@@ -46,11 +44,11 @@ _known: weakref.WeakKeyDictionary[Any, tuple[Mapping[str, int], Pace]] = weakref
 
 
 def _pace_of(client: Any) -> Pace | None:
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     threads = {address: worker["nthreads"] for address, worker in workers.items()}
     known = _known.get(client)
     if known is None or known[0] != threads:
-        if any(client.processing().values()):
+        if is_busy(client):
             return None if known is None else known[1]
         known = _known[client] = threads, _measure(client, workers)
     return known[1]
@@ -110,31 +108,26 @@ def _crowding(alone: float, together: float, slots: int) -> float:
 
 def _warm_up(client: Any, workers: Iterable[str]) -> None:
     """Imports and sessions, on all of them at once."""
-    futures = [client.submit(run_laps, 1, key=_key(), workers=[each]) for each in workers]
-    for future in futures:
-        future.result(timeout=_TIMEOUT)
+    for future in [submit(client, each, run_laps, 1) for each in workers]:
+        future.result(timeout=TIMEOUT)
 
 
 def _request(client: Any, workers: Sequence[str], tasks: int) -> _Request:
     """So many tasks, and one that gathers what they say, as Dask's collections do it."""
-    leaves = [_key() for _ in range(tasks)]
-    last = _key()
+    leaves = [new_key() for _ in range(tasks)]
+    last = new_key()
     graph = {key: Task(key, run_laps, 1) for key in leaves}
     graph[last] = Task(last, list, List(*map(TaskRef, leaves)))
     began = time.perf_counter()
-    future = client.get(graph, last, sync=False, workers=workers, priority=1000)
-    found = future.result(timeout=_TIMEOUT)
+    future = client.get(graph, last, sync=False, workers=workers, priority=PRIORITY)
+    found = future.result(timeout=TIMEOUT)
     return _Request(time.perf_counter() - began, found)
-
-
-def _key() -> str:
-    return f"dask_onnx_pace-{uuid.uuid4().hex}"
 
 
 def _pace_here() -> Pace | None:
     """Of threads of this process."""
     cores = available_cores()
-    name = f"crowding-{cpu_identity()}-{cores}-{ort_version()}"
+    name = f"crowding-{host_digest()}-{cores}"
     try:
         noted = Store().measured(name)
         if noted is None:

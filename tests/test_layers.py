@@ -61,7 +61,7 @@ LAYERS = {
     "runtime.tune": 2.7,
     "runtime.profile": 2.7,
     "runtime.calibrate": 2.7,
-    "runtime.treadmill": 2.7,
+    "runtime.treadmill": 2.6,
     "pace": 3.5,
     "runtime.kernel": 3,
     "planning.stages": 3,

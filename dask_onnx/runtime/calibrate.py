@@ -3,21 +3,19 @@ store."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.errors import StoreError
-from dask_onnx.runtime.cores import cpu_identity, ort_version
-from dask_onnx.runtime.session import build_session
+from dask_onnx.runtime.cores import host_digest
 from dask_onnx.runtime.store import Store
-from dask_onnx.specs import SessionSpec
+from dask_onnx.runtime.treadmill import session_of
 
 _RUNS = 10
 """So many that a neighbour does not slow all of them down: what is found stays."""
@@ -111,18 +109,7 @@ def _seconds(
     x: np.ndarray | None = None,
 ) -> float:
     """The fastest of a few runs from x, by default ones, to y."""
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "y")]
-    weights = [] if weight is None else [numpy_helper.from_array(weight, "w")]
-    graph = helper.make_graph(list(nodes), "calibration", ends[:1], ends[1:], weights)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    session = build_session(
-        proto.SerializeToString(),
-        Store().blobs,
-        SessionSpec(intra_op_num_threads=1),
-        weight_bytes=0,
-        label="calibration",
-    )
+    session = session_of(nodes, {} if weight is None else {"w": weight}, "calibration")
     x = np.ones(shape, np.float32) if x is None else x
     taken = []
     for _ in range(_RUNS + 1):  # the first warms up
@@ -133,5 +120,4 @@ def _seconds(
 
 
 def _name() -> str:
-    host = hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]
-    return f"calibration-{host}"
+    return f"calibration-{host_digest()}"

@@ -88,3 +88,8 @@ def cpu_identity() -> str:
         facts += sorted({line for line in lines if line.startswith(wanted)})
     facts.append(str(os.cpu_count()))
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def host_digest() -> str:
+    """What was measured is noted under: the CPU, and the onnxruntime that ran on it."""
+    return hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]

@@ -19,7 +19,7 @@ import onnx
 from onnx.reference.op_run import OpRun
 
 from dask_onnx.errors import StageError, StoreError
-from dask_onnx.runtime.cores import cpu_identity, ort_version
+from dask_onnx.runtime.cores import host_digest
 from dask_onnx.runtime.reference import build_reference
 from dask_onnx.runtime.session import Runnable, build_session, profiling_session
 from dask_onnx.runtime.store import Store
@@ -198,10 +198,6 @@ def _shares(path: Path, runs: Sequence[int], nodes: Sequence[int]) -> list[dict[
     return shares
 
 
-def _host() -> str:
-    return hashlib.sha256(f"{cpu_identity()} {ort_version()}".encode()).hexdigest()[:12]
-
-
 def note_times(token: str, times: NodeTimes) -> None:
     """Keep what was measured of a model.
 
@@ -216,7 +212,7 @@ def note_times(token: str, times: NodeTimes) -> None:
         "whole": times.whole,
         "session": times.session,
     }
-    Store().note_measured(f"times-{token}-{_host()}-{shapes}", note)
+    Store().note_measured(f"times-{token}-{host_digest()}-{shapes}", note)
 
 
 def note_speed(token: str, factor: float, *, is_calibrated: bool = False) -> None:
@@ -236,7 +232,7 @@ def noted_speed(*, is_calibrated: bool = False) -> float | None:
 
 
 def _speed_name(is_calibrated: bool) -> str:
-    return f"{'calibrated-' if is_calibrated else ''}speed-{_host()}"
+    return f"{'calibrated-' if is_calibrated else ''}speed-{host_digest()}"
 
 
 def noted_times(token: str) -> Iterator[NodeTimes]:
@@ -244,7 +240,7 @@ def noted_times(token: str) -> Iterator[NodeTimes]:
     `note_times`."""
     try:
         store = Store()
-        for path in sorted((store.root / "measured").glob(f"times-{token}-{_host()}-*.json")):
+        for path in sorted((store.root / "measured").glob(f"times-{token}-{host_digest()}-*.json")):
             note = store.measured(path.stem)
             if note is not None:
                 yield NodeTimes(

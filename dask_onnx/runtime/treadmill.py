@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dask_onnx.runtime.cores import cpu_identity
@@ -51,14 +53,22 @@ def _session() -> Session:
         helper.make_node("MatMul", ["c", "w"], ["d"]),
         helper.make_node("Add", ["d", "x"], ["y"]),
     ]
+    return session_of(nodes, {"w": weight}, "treadmill")
+
+
+def session_of(
+    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, np.ndarray], label: str
+) -> Session:
+    """Of nodes that make a float y of a float x, on one thread."""
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "y")]
-    weights = [numpy_helper.from_array(weight, "w")]
-    graph = helper.make_graph(nodes, "treadmill", ends[:1], ends[1:], weights)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    tensors = [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
+    graph = helper.make_graph(list(nodes), label, ends[:1], ends[1:], tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     return build_session(
         proto.SerializeToString(),
         Store().blobs,
         SessionSpec(intra_op_num_threads=1),
-        weight_bytes=weight.nbytes,
-        label="treadmill",
+        weight_bytes=sum(weight.nbytes for weight in weights.values()),
+        label=label,
     )
