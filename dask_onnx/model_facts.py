@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +37,19 @@ from dask_onnx.weights import graphs_of
 
 _BATCHES_KEPT = 64
 """Shapes of rows whose facts are remembered."""
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for circular garbage: of a large graph's facts, which stay, it would look
+    at millions again and again, up to half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class ModelFacts:
@@ -234,6 +249,7 @@ class ModelFacts:
         bound, _ = assumed_shapes(self.onnx, shapes)
         return node_costs(self.graph, infer_shapes(self.graph, dict(bound), self.schemas))
 
+    @_uncollected()
     def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
         """The stages that a recipe makes of what some outputs need, checked."""
         stages = recipe.strategy_function()(self.cut_inputs(recipe, outputs))
@@ -259,6 +275,7 @@ class ModelFacts:
             threads_of_task,
         )
 
+    @_uncollected()
     def choose(
         self,
         recipe: Recipe,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,27 +137,13 @@ def make_plan(model: PlannedModel, request: PlanRequest) -> Plan:
         recipe = Recipe("whole", shapes, session, link=link)
         return _choose(model, request, client, recipe, outputs)
     recipe = Recipe(request.name, shapes, session, request.given, link)
-    with _uncollected():
-        stages = facts.cut(recipe, outputs)
+    stages = facts.cut(recipe, outputs)
     placement = None
     if "memory_limit" in recipe.options:
         placement = Placement.one_each(len(stages.stages))
     if recipe.strategy == "from_annotations":
         placement = _annotated_placement(facts.graph, stages, recipe.options.get("configuration"))
     return Plan(model, recipe, stages, placement=placement)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the search for circular garbage: of a large graph's facts, which stay, it would look
-    at millions again and again, up to half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _calibrate() -> None:
@@ -201,10 +186,9 @@ def _choose(
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots
     takes_all = recipe.session.intra_op_num_threads == 0
-    with _uncollected():
-        stages, verdict = model._facts.choose(
-            recipe, outputs, cluster, batches, cluster.threads if takes_all else 1
-        )
+    stages, verdict = model._facts.choose(
+        recipe, outputs, cluster, batches, cluster.threads if takes_all else 1
+    )
     best, session = verdict.best, recipe.session
     if takes_all and (best.parts > 1 or best.stages > 1):
         # The cores are shared by tasks, not by the threads of one.
