@@ -104,24 +104,17 @@ def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Course:
         workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
     places = None if lanes is None else tuple(map(sorted(set(lanes)).index, lanes))
     costs = cluster.costs(facts.costs_for(recipe))
-    threads = cluster.threads if _takes_all(recipe) else 1
-    slowdowns = cluster.slowdowns(workers, threads)
+    slowdowns = cluster.slowdowns(workers, cluster.threads_of_task(recipe.session))
     return Course(outlook.batches, workers, costs, places, outlook.schedule, slowdowns)
-
-
-def _takes_all(recipe: Recipe) -> bool:
-    """Whether a task uses all cores of its worker."""
-    return recipe.session.intra_op_num_threads == 0
 
 
 def verdict_on(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Verdict:
     """The caller's plan beside the ways that "auto" would weigh for the same work."""
     shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
     outputs = tuple(spec.name for spec in stages.outputs)
-    takes_all = _takes_all(recipe)
-    if takes_all:
+    if recipe.session.takes_all_cores:
         outlook = replace(outlook, batches=1)  # who asks for latency has one request
-    threads = outlook.cluster.threads if takes_all else 1
+    threads = outlook.cluster.threads_of_task(recipe.session)
     work = facts.work(shapes, outputs, outlook.batches, threads)
     cut = facts.cut_inputs(recipe, outputs)
     course = course_of(facts, recipe, outlook)

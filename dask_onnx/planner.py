@@ -185,12 +185,11 @@ def _choose(
     batches = request.batches
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots
-    takes_all = recipe.session.intra_op_num_threads == 0
     stages, verdict = model._facts.choose(
-        recipe, outputs, cluster, batches, cluster.threads if takes_all else 1
+        recipe, outputs, cluster, batches, cluster.threads_of_task(recipe.session)
     )
     best, session = verdict.best, recipe.session
-    if takes_all and (best.parts > 1 or best.stages > 1):
+    if session.takes_all_cores and (best.parts > 1 or best.stages > 1):
         # The cores are shared by tasks, not by the threads of one.
         session = dataclasses.replace(session, intra_op_num_threads=None)
     recipe = dataclasses.replace(

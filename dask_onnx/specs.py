@@ -97,3 +97,8 @@ class SessionSpec:
             object.__setattr__(self, "providers", (self.providers,))
         entries = self.config.items() if isinstance(self.config, Mapping) else self.config
         object.__setattr__(self, "config", tuple(sorted((str(k), str(v)) for k, v in entries)))
+
+    @property
+    def takes_all_cores(self) -> bool:
+        """Whether a run uses every core of its process (latency)."""
+        return self.intra_op_num_threads == 0

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from dask_onnx.analysis.cost import CostTable
+from dask_onnx.specs import SessionSpec
 
 _LOCAL_TASK = 1e-4
 """Seconds that Dask's threaded scheduler spends on a task."""
@@ -72,6 +73,10 @@ class Cluster:
             seconds_per_task=costs.seconds_per_task if task is None else task,
             seconds_per_request=costs.seconds_per_request if request is None else request,
         )
+
+    def threads_of_task(self, session: SessionSpec) -> int:
+        """That ONNX Runtime has for one run."""
+        return self.threads if session.takes_all_cores else 1
 
     def slowdowns(self, most: int, threads_of_task: int = 1) -> tuple[float, ...]:
         """How many times as long a task takes, beside one that has one thread here, while one, two,
