@@ -40,6 +40,7 @@ LAYERS = {
     "analysis.bodies": 2.11,
     "analysis.cost": 2.12,
     "analysis.growth": 2.13,
+    "analysis.mixing": 2.15,
     "analysis.axes": 2.2,
     "analysis.branches": 2.1,
     "analysis.cuts": 2.2,
