@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class OutputSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Sink:
+class Sink(ABC):
     """Where results go. `prepare` on the client, `write` in tasks, `finish` or `discard` after."""
 
     target: str
@@ -66,6 +67,7 @@ class Sink:
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
         """Refuse outputs that this format cannot hold."""
+        return  # most formats hold all
 
     def problem(self) -> str | None:
         """What keeps this process from writing; None if nothing does."""
@@ -76,18 +78,21 @@ class Sink:
             return f"the output's folder {folder} does not exist there"
         return None if os.access(folder, os.W_OK) else f"{folder} cannot be written to there"
 
+    @abstractmethod
     def prepare(self, rows: int, block_rows: int, outputs: tuple[OutputSpec, ...]) -> None:
-        raise NotImplementedError
+        """Make room for so many rows."""
 
+    @abstractmethod
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
-        raise NotImplementedError
+        """Keep the rows of one block."""
 
+    @abstractmethod
     def finish(self) -> None:
-        raise NotImplementedError
+        """Give what is complete its name."""
 
+    @abstractmethod
     def discard(self) -> None:
         """Remove what is not complete."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import math
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def see(path: Path) -> SeenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class FileArray:
+class FileArray(ABC):
     """An array in files, indexed by rows: what ``da.from_array`` slices in each task."""
 
     files: tuple[SeenFile, ...]
@@ -80,8 +81,9 @@ class FileArray:
         rows = self.read_rows(start, stop)
         return rows[(slice(None, None, step), *index[1:])]
 
+    @abstractmethod
     def read_rows(self, start: int, stop: int) -> Array:
-        raise NotImplementedError  # each format has its own
+        """Read them from the files; each format has its own way."""
 
     def to_dask(self, block_rows: int) -> da.Array:
         """A lazy array with blocks of `block_rows` rows."""
