@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.specs import SessionSpec, TensorSpec
+    from dask_onnx.verify import verify_axes
 
 _HOMES = {
     "load": "loading",
@@ -53,6 +54,7 @@ _HOMES = {
     "PlanError": "errors",
     "StageError": "errors",
     "StoreError": "errors",
+    "verify_axes": "verify",
 }
 
 __version__ = "0.1.0"
@@ -78,6 +80,7 @@ __all__ = [
     "configure",
     "from_annotations",
     "load",
+    "verify_axes",
 ]
 
 

@@ -18,6 +18,8 @@ from dask_onnx.planning.explain import as_number, format_bytes
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 
+_LARGE_ROW = 4.0
+"""A row of more times the elements that its costs were planned for may be a large picture."""
 _WORTH_ASKING = 64 * 2**20
 """Models of fewer bytes are not worth a question to the scheduler."""
 
@@ -36,13 +38,15 @@ class Load:
     """That the stages' costs are for."""
     schedule: Schedule | None = None
     """What bounds the micro-batches in flight."""
+    scale: float = 1.0
+    """Elements of a row beside those of the row that the stages' costs are for."""
 
     @property
     def growth(self) -> float:
         """From the activations of the stages' costs to those of a run."""
         if self.rows is None:
             return 0.0
-        return self.rows / self.planned_rows if self.planned_rows else 1.0
+        return self.scale * (self.rows / self.planned_rows if self.planned_rows else 1.0)
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -205,6 +209,12 @@ def _refusal(
     )
     if need.weights < room.left and load.rows is not None:
         rows = int(load.rows * (room.left - need.weights) / (need.total - need.weights))
+        if not rows and load.scale > _LARGE_ROW:
+            return PlanError(
+                cause,
+                "if these are pictures or volumes, cut them into tiles: dx.predict_tiled(model, "
+                "image, tile='auto'); else give workers more memory",
+            )
         if rows:
             return PlanError(
                 cause,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from onnx.reference.op_run import OpRun
 
 from dask_onnx.forms import Context, InputTypes, Opsets
 from dask_onnx.model import Model
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.onnx_model import RowsDeclaration, check_rows, load_onnx
 from dask_onnx.planning.check import check_operators
 from dask_onnx.runtime.own import own_kernels
 
@@ -26,6 +27,7 @@ def load(
     custom_ops: Sequence[type[OpRun]] = (),
     replace: Mapping[str, Callable[..., Any]] | None = None,
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
+    rows: RowsDeclaration = None,
 ) -> Model:
     """Load an ONNX model, in whatever form it comes.
 
@@ -56,6 +58,11 @@ def load(
     custom_op_libraries : sequence of paths
         Shared libraries with operators for ONNX Runtime, at the same path on every worker. They
         run native code: none is ever loaded but those named here.
+    rows : {"independent", "none"} or mapping of input to axis, optional
+        Which axes carry rows that may be cut apart. By default that is proven from the graph, and
+        what is not proven is not cut. "independent": the open first axes do, whatever the graph
+        proves; ``{"x": 1}``: axis 1 of ``x`` does, and nothing else; "none": no axis does, so that
+        every input is given once. What is declared here is believed.
 
     Raises
     ------
@@ -69,6 +76,9 @@ def load(
         context=Context(opsets, input_types, attributes, tuple(functions)),
         kept_functions=[] if own is None else own.names,
     )
+    if rows is not None:
+        check_rows(rows, onnx_model)
+        onnx_model = dataclasses.replace(onnx_model, rows=rows)
     model = Model(onnx_model, own, tuple(os.fspath(path) for path in custom_op_libraries))
     if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
         names = () if own is None else own.names

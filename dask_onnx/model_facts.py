@@ -10,7 +10,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes, random_nodes
+from dask_onnx.analysis.axes.report import AxisFact, AxisTable, axis_facts, axis_table
+from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.batch import (
+    BatchFacts,
+    find_batch,
+    input_axes,
+    random_nodes,
+    whole_sizes,
+)
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.growth import Seen, seconds_at, telling
@@ -35,6 +43,8 @@ from dask_onnx.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.tasks import digest
 from dask_onnx.weights import graphs_of
 
+_SEVERAL = 7
+"""Rows that are made up, where the shape of one row is."""
 _BATCHES_KEPT = 64
 """Shapes of rows whose facts are remembered."""
 
@@ -64,7 +74,7 @@ class ModelFacts:
         self.onnx = onnx_model
         self.own = own
         self.libraries = libraries
-        self._batches: dict[tuple[str, ...], BatchFacts] = {}
+        self._batches: dict[tuple[object, ...], BatchFacts] = {}
 
     @cached_property
     def graph(self) -> GraphFacts:
@@ -97,29 +107,110 @@ class ModelFacts:
     def known_values(self) -> frozenset[str]:
         return frozenset([*self.graph.producer, *self.graph.inputs, *self.graph.outputs])
 
-    def declared_batch(self, outputs: tuple[str, ...]) -> BatchFacts:
-        """What follows from the model alone, whatever the shapes: found out once."""
-        if outputs not in self._batches:
-            self._batches[outputs] = find_batch(self.graph, outputs, None, self.schemas)
-        return self._batches[outputs]
+    @cached_property
+    def own_axes(self) -> OwnAxes:
+        """What the caller's own operators declare of their axes."""
+        return {} if self.own is None else dict(self.own.axes)
 
     def batch_at(
-        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
+        self,
+        outputs: tuple[str, ...],
+        shapes: Mapping[str, tuple[Dim, ...]] | None = None,
+        *,
+        first_axis_only: bool = False,
     ) -> BatchFacts:
-        """The same; and where that does not show the way of the rows, at these shapes of a row."""
-        batch = self.declared_batch(outputs)
-        if not batch.opaque:
-            return batch
-        row = {
-            name: tuple(None if i == batch.input_axes[name] else d for i, d in enumerate(shape))
-            for name, shape in shapes.items()
-        }
-        key = (*outputs, repr(row))
+        """Return what carries rows, proven at these shapes of the inputs; remembered.
+
+        Parameters
+        ----------
+        shapes : mapping of input to shape, optional
+            Their number of rows does not matter, other than that it may differ between inputs.
+            Sizes are made up for open axes without it.
+        first_axis_only : bool
+            Rows are on axis 0 of the inputs, as in tables and bags.
+        """
+        key = (outputs, self._row_shapes(shapes), first_axis_only)
         if key not in self._batches:
             if len(self._batches) > _BATCHES_KEPT:
                 self._batches.clear()
-            self._batches[key] = find_batch(self.graph, outputs, row, self.schemas)
+            self._batches[key] = find_batch(
+                self.graph,
+                outputs,
+                shapes,
+                self.schemas,
+                self.own_axes,
+                first_axis_only=first_axis_only,
+            )
         return self._batches[key]
+
+    def _row_shapes(self, shapes: Mapping[str, tuple[Dim, ...]] | None) -> object:
+        """Shapes without their number of rows, and whether inputs agree on that."""
+        if shapes is None:
+            return None
+        axes = self._likely_axes
+        rows = {
+            shape[axis]
+            for name, shape in shapes.items()
+            if (axis := axes.get(name)) is not None and axis < len(shape)
+        }
+        others = tuple(
+            (name, tuple(None if i == axes.get(name) else dim for i, dim in enumerate(shape)))
+            for name, shape in shapes.items()
+        )
+        alike = len(rows - {None}) <= 1
+        return others if alike else (others, tuple(shapes.items()))
+
+    @cached_property
+    def _likely_axes(self) -> Mapping[str, int | None]:
+        return input_axes(self.onnx)[0]
+
+    def whole_batch(
+        self, batch: BatchFacts, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
+    ) -> BatchFacts:
+        """Return the facts of a request whose inputs, of these shapes, are all given once."""
+        return batch.whole(whole_sizes(self.graph, outputs, shapes, self.schemas))
+
+    def axes(
+        self, shapes: Mapping[str, tuple[int, ...]] | None, values: Sequence[str]
+    ) -> AxisTable:
+        """Return how values depend on every input axis, at these shapes or at ones made up."""
+        bound = dict(shapes) if shapes else assumed_shapes(self.onnx)[0]
+        if not shapes:
+            bound = _unlike_rows(bound, self._likely_axes)
+        specs = infer_shapes(self.graph, bound, self.schemas)
+        return axis_table(self.graph, specs, values, self.own_axes)
+
+    def claims(
+        self,
+        seeds: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Sequence[str],
+    ) -> dict[str, AxisFact]:
+        """Return how values depend on one axis of the inputs, at these shapes."""
+        specs = infer_shapes(self.graph, dict(shapes), self.schemas)
+        return axis_facts(self.graph, specs, seeds, values, self.own_axes)
+
+    def row_scale(
+        self,
+        shapes: Mapping[str, tuple[Dim, ...]],
+        planned: Mapping[str, tuple[int, ...]] | None,
+    ) -> float:
+        """Return how many times as large a row of these shapes is as one that was planned for."""
+        axes = self._likely_axes
+
+        def elements(of: Mapping[str, Sequence[Dim]]) -> int:
+            return sum(
+                math.prod(
+                    size
+                    for axis, size in enumerate(of[name])
+                    if isinstance(size, int) and axis != axes.get(name)
+                )
+                for name in shapes
+                if name in of and None not in shapes[name][1:]
+            )
+
+        expected = elements(assumed_shapes(self.onnx, planned)[0])
+        return max(elements(shapes) / expected, 1.0) if expected else 1.0
 
     def bound_shapes(self, shapes: Any) -> dict[str, tuple[int, ...]] | None:
         """Shapes of inputs as a caller says them, checked; None if there are none.
@@ -137,17 +228,6 @@ class ModelFacts:
         """The graph's inputs that some outputs need."""
         _, read = self.graph.between((), outputs)
         return [spec for spec in self.onnx.inputs if spec.name in read]
-
-    def batch_for(
-        self, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
-    ) -> BatchFacts:
-        """At these shapes, rows left open; remembered."""
-        key = (*outputs, "rows of", repr(shapes))
-        if key not in self._batches:
-            if len(self._batches) > _BATCHES_KEPT:
-                self._batches.clear()
-            self._batches[key] = find_batch(self.graph, outputs, dict(shapes), self.schemas)
-        return self._batches[key]
 
     def typed(self, name: str) -> TensorSpec:
         """A value's spec.
@@ -332,6 +412,16 @@ class ModelFacts:
             node_costs=each,
             measured=self.measured(shapes, costs, each),
         )
+
+
+def _unlike_rows(
+    shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes with several rows, so that an axis that carries them is told from one of size 1."""
+    return {
+        name: tuple(_SEVERAL if i == axes.get(name) else size for i, size in enumerate(shape))
+        for name, shape in shapes.items()
+    }
 
 
 def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:

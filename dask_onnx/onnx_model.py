@@ -1,8 +1,9 @@
 """The one door for ONNX: paths, bytes and protos come in, an `OnnxModel` goes on.
 
 Nothing outside this module and `weights` takes protobuf apart, but for `analysis.graph`, which
-reads the nodes once, `analysis.shapes`, which calls ONNX's own inference, and `devices`, which
-reads and writes ONNX's multi-device annotations.
+reads the nodes once, `analysis.shapes` with its `contrib_*` modules, which calls ONNX's own
+inference, `analysis.axes`, which reads attributes, and `devices`, which reads and writes ONNX's
+multi-device annotations.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnx import serialization
 
 from dask_onnx.devices import carry_over
-from dask_onnx.errors import ModelError
+from dask_onnx.errors import InputError, ModelError
 from dask_onnx.files import FileSource, KeptFiles, is_url, read_file
 from dask_onnx.forms import Context, decode, inline_functions, is_text, to_model
 from dask_onnx.normalise import captured_names, normalise, raise_opset
@@ -44,6 +45,9 @@ class ModelRef:
     token: str
     source: FileSource | None
     """None for a model that came as bytes or proto: then the host's store must have it."""
+
+
+RowsDeclaration = Literal["independent", "none"] | Mapping[str, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,9 @@ class OnnxModel:
     """Where weights lie in files, by blob key."""
     kept: KeptFiles = field(default_factory=KeptFiles, repr=False)
     """Those files, held open in the process that loaded the model."""
+    rows: RowsDeclaration = None
+    """What the caller has said of rows: "independent", "none", or input to the axis that carries
+    them; None leaves it to the algebra of axes."""
 
     @cached_property
     def blob_keys(self) -> tuple[str, ...]:
@@ -354,4 +361,42 @@ def extract_onnx(
         blobs={key: blob for key, blob in model.blobs.items() if key in keys},
         places={key: place for key, place in model.places.items() if key in keys},
         kept=model.kept,
+        rows=model.rows if isinstance(model.rows, str | None) else _rows_left(model.rows, inputs),
     )
+
+
+def _rows_left(rows: Mapping[str, int], inputs: Sequence[TensorSpec]) -> Mapping[str, int]:
+    """The declared axes of the inputs that are still there."""
+    names = {spec.name for spec in inputs}
+    return {name: axis for name, axis in rows.items() if name in names}
+
+
+def check_rows(rows: RowsDeclaration, model: OnnxModel) -> None:
+    """Compare a declaration of rows with the model's inputs.
+
+    Raises
+    ------
+    InputError
+        Neither of the two words, or an input or axis that the model does not have.
+    """
+    if rows is None or rows in ("independent", "none"):
+        return
+    if not isinstance(rows, Mapping) or not rows:
+        raise InputError(
+            f"rows is {rows!r}", 'give "independent", "none", or a mapping such as {"x": 0}'
+        )
+    specs = {spec.name: spec for spec in model.inputs}
+    for name, axis in rows.items():
+        if name not in specs:
+            raise InputError(
+                f"rows names input {name!r}, which the model does not have",
+                f"its inputs are {', '.join(map(repr, specs))}",
+            )
+        rank = specs[name].rank
+        if isinstance(axis, bool) or not isinstance(axis, int) or axis < 0:
+            raise InputError(f"rows[{name!r}] is {axis!r}", "give an axis, counted from 0")
+        if rank is not None and axis >= rank:
+            raise InputError(
+                f"rows[{name!r}] is {axis}; input {name!r} has {rank} axes, {specs[name]}",
+                f"give an axis from 0 to {rank - 1}",
+            )

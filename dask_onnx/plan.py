@@ -14,14 +14,13 @@ import onnx
 from dask.delayed import Delayed
 from dask.task_spec import Alias
 
-from dask_onnx.analysis.axes import input_axes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.kinds import kind_of
 from dask_onnx.collections.options import BatchSize, RunOptions
-from dask_onnx.collections.request import check_arrays, resolve_feeds
+from dask_onnx.collections.request import resolve_feeds
 from dask_onnx.delivery import current_client
 from dask_onnx.drift import Drift, measure_drift
 from dask_onnx.errors import InputError, PlanError
@@ -82,7 +81,7 @@ class PlannedModel(Protocol):
         """What is asked for, checked; the feeds; their kind."""
         ...
 
-    def check(self, x: Any) -> None:
+    def check(self, x: Any, *, outputs: list[str] | None = None) -> None:
         """Compare inputs with the model."""
         ...
 
@@ -457,11 +456,8 @@ class Plan:
         names = [spec.name for spec in self.stage_graph.inputs]
         arrays = resolve_feeds(feeds, self.model.inputs, names)
         if kind_of(arrays) == "eager":
-            check_arrays(
-                {name: np.asarray(value) for name, value in arrays.items()},
-                self.model.inputs,
-                input_axes(self.model._facts.onnx)[0],
-            )
+            outputs = [spec.name for spec in self.stage_graph.outputs]
+            self.model.check({n: np.asarray(v) for n, v in arrays.items()}, outputs=outputs)
             arrays = {name: as_delayed(name, value) for name, value in arrays.items()}
         outputs = [spec.name for spec in self.stage_graph.outputs]
         results = self.model.predict(arrays, outputs=outputs, batch_size=batch_size, plan=self)

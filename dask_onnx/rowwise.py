@@ -98,7 +98,7 @@ def of_dataarray(model: RowModel, x: Any, run: RunOptions) -> Any:
     wanted = resolve_outputs(run.outputs, model.facts.outputs, model._facts.known_values)
     needed = [spec.name for spec in model._facts.inputs_of(wanted.names)]
     (name,) = resolve_feeds(x, model.inputs, needed)
-    batch = model._facts.batch_for(wanted.names, {name: tuple(x.shape)})
+    batch = model._facts.batch_at(wanted.names, {name: tuple(x.shape)})
 
     def of_array(array: Any) -> Any:
         return model.predict(array, **run.keywords(list(wanted.names)))

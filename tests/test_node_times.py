@@ -36,6 +36,10 @@ def quick_softmax(x, axis):
     return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
 
 
+# Rows go through: what is not said of a kernel of one's own is not assumed.
+slow_softmax.axes = quick_softmax.axes = (0,)
+
+
 class Upper(OpRun):
     op_domain = "mine"
 

@@ -30,6 +30,7 @@ NAMES = [
     "configure",
     "from_annotations",
     "load",
+    "verify_axes",
 ]
 
 

@@ -1,17 +1,17 @@
-"""What is done with the rows of a model, in words."""
+"""Describes in words what is done with the rows of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dask_onnx.analysis.axes import BatchFacts, ExportedRows
+from dask_onnx.analysis.batch import BatchFacts, ExportedRows
 
 _NAMES_SHOWN = 3
 
 
 def rows_in_words(batch: BatchFacts) -> str:
-    """How many rows go into a run, what becomes of more and of fewer, and whether a row depends on
-    those beside it."""
+    """Return how many rows go into a run, what becomes of more and of fewer, and whether they are
+    proven to be independent."""
     exported = batch.exported
     if exported is not None and exported.is_proven:
         return _fixed(exported.rows)
@@ -23,17 +23,16 @@ def rows_in_words(batch: BatchFacts) -> str:
         )
     if all(axis is None for axis in batch.input_axes.values()):
         return "none: inputs are given once, as they are"
-    if batch.dependent:
+    if batch.is_declared:
+        return "any number in a run, as was declared when the model was loaded"
+    if batch.blockers:
+        return f"all together in one run: {batch.blockers[0]}"
+    if batch.coupled:
         return (
-            "any number in a run; a row depends on the others of its run, because of "
-            f"{_nodes(batch.dependent)}"
+            f"any number in a run; {_nodes(batch.coupled)} quantises by a statistic over all rows "
+            "of a run, so that results depend slightly on how rows are cut"
         )
-    if batch.opaque:
-        return (
-            "any number in a run; all of a chunk run together, since it cannot be told where they "
-            f"are behind {_nodes(batch.opaque)}"
-        )
-    return "any number in a run; no row depends on another"
+    return "any number in a run; proven: no row depends on another"
 
 
 def _fixed(rows: int) -> str:

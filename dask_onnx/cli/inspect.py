@@ -15,7 +15,7 @@ import click
 from dask_onnx.analysis.cuts import Cut
 from dask_onnx.analysis.report import Analysis
 from dask_onnx.cli import Options, common_options
-from dask_onnx.cli.parameters import parse_shapes, shape_option
+from dask_onnx.cli.parameters import parse_rows, parse_shapes, rows_option, shape_option
 from dask_onnx.cli.wording import in_options
 from dask_onnx.loading import load
 from dask_onnx.model import Model
@@ -27,6 +27,7 @@ from dask_onnx.planning.explain import (
 )
 from dask_onnx.specs import TensorSpec, dtype_name
 from dask_onnx.summary import speed_basis
+from dask_onnx.verify import random_sample, verify_axes
 
 _NAMES_SHOWN = 6
 _REGIONS_SHOWN = 3
@@ -38,16 +39,36 @@ _EDGE = 0.1
 @click.command("inspect")
 @click.argument("model_path", metavar="MODEL")
 @shape_option
+@rows_option
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run MODEL on random inputs, whole and in pieces, and compare with what is claimed.",
+)
 @common_options
 @click.pass_obj
-def command(options: Options, model_path: str, shapes: Sequence[str]) -> None:
-    """What MODEL takes, gives, is made of and costs. Runs nothing."""
-    model = load(model_path)
-    analysis = model.analyse(parse_shapes(shapes))
+def command(
+    options: Options, model_path: str, shapes: Sequence[str], rows: str | None, verify: bool
+) -> None:
+    """Show what MODEL takes, gives, is made of and costs. Runs nothing without --verify."""
+    model = load(model_path, rows=parse_rows(rows))
+    bound = parse_shapes(shapes)
+    analysis, axes = model.analyse(bound), model.axes(bound)
+    verified = verify_axes(model, random_sample(model, bound)) if verify else None
     if options.as_json:
-        click.echo(json.dumps(as_dict(model, analysis), indent=2))
+        found = as_dict(model, analysis) | {"axes": [asdict(fact) for fact in axes]}
+        if verified is not None:
+            found["verified"] = [asdict(check) for check in verified.checks]
+        click.echo(json.dumps(found, indent=2))
     else:
         _print(model, analysis)
+        click.echo()
+        click.echo(str(axes))
+        if verified is not None:
+            click.echo()
+            click.echo(str(verified))
+    if verified is not None and not verified.is_right:
+        raise click.exceptions.Exit(1)
 
 
 def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:

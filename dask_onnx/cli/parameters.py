@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import click
 
 from dask_onnx.errors import InputError
+from dask_onnx.onnx_model import RowsDeclaration
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.recipe import Strategy
 
@@ -41,6 +43,35 @@ shape_option = click.option(
     metavar="NAME=N,N,...",
     help="The shape of an input that costs are worked out for; may be repeated.",
 )
+
+
+rows_option = click.option(
+    "--rows",
+    "rows",
+    metavar="independent|none|NAME=AXIS,...",
+    help="Which axes carry rows; proven from the graph by default.",
+)
+
+
+def parse_rows(text: str | None) -> RowsDeclaration:
+    """Return what `load` takes as `rows`.
+
+    Raises
+    ------
+    InputError
+        Neither of the two words, nor names with an axis.
+    """
+    if text is None or text == "independent" or text == "none":
+        return cast(RowsDeclaration, text)
+    rows = {}
+    for part in split_names(text):
+        name, separator, axis = part.rpartition("=")
+        if not separator or not axis.isdigit():
+            raise InputError(
+                f"--rows {text!r} is not independent, none or NAME=AXIS", "such as x=0 or h=1,x=0"
+            )
+        rows[name] = int(axis)
+    return rows
 
 
 def named_strategy(name: str, configuration: str | None) -> str | Strategy:

@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.cluster import connect, dashboard_line
 from dask_onnx.cli.csv_text import other_types
@@ -37,12 +38,15 @@ from dask_onnx.cli.parameters import (
     n_stages_option,
     named_strategy,
     outputs_option,
+    parse_rows,
+    rows_option,
     split_names,
     strategy_option,
 )
 from dask_onnx.cli.table_request import Pooling, TableRequest, is_table
 from dask_onnx.cli.wording import worded_for
 from dask_onnx.collections.options import OnError
+from dask_onnx.collections.request import unproven
 from dask_onnx.errors import InputError, StageError
 from dask_onnx.io.pipeline import (
     NamedFunction,
@@ -113,6 +117,7 @@ class Probed:
 @strategy_option
 @configuration_option
 @n_stages_option
+@rows_option
 @outputs_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
@@ -146,6 +151,7 @@ def command(
     strategy: str,
     configuration: str | None,
     n_stages: int | None,
+    rows: str | None,
     outputs: str | None,
     workers: int | None,
     threads: int | None,
@@ -176,7 +182,7 @@ def command(
     """
     names = split_names(outputs) or None
     way = named_strategy(strategy, configuration)
-    model = load(model_path)
+    model = load(model_path, rows=parse_rows(rows))
     table = TableRequest(
         tuple(split_names(columns)),
         feeds,
@@ -311,10 +317,16 @@ def run(job: Job, client: Client, console: Console, batch_size: int | None) -> d
     _check_workers(job, client)
     probed = _probe(job, client)
     job.sink.check_outputs(probed.outputs)
+    batch = _batch_of(job)
     if batch_size is None:
-        batch_size = _rows_of_dependent(job, console)
+        batch_size = _rows_of_coupled(batch, console)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     block_rows = _block_rows(job, probed, workers, batch_size)
+    if not batch.is_proven:
+        if batch_size is not None:
+            raise unproven(batch, f"--batch-size is {batch_size}")
+        console.print(f"all {job.rows:,} rows are one block: {batch.blockers[0]}", style="yellow")
+        block_rows = job.rows
     began = time.perf_counter()
     job.sink.prepare(job.rows, block_rows, probed.outputs)
     futures: list[Future] = []
@@ -423,14 +435,24 @@ def _probe_rows(job: Job, rows: int) -> Probed:
     )
 
 
-def _rows_of_dependent(job: Job, console: Console) -> int | None:
+def _batch_of(job: Job) -> BatchFacts:
+    """What is known of the rows: at the shapes of the files, unless --pre makes others of them."""
+    if job.pre is not None:
+        return job.model.analysis.batch
+    names = {spec.name for spec in job.model.inputs}
+    bare = next(iter(names)) if len(names) == 1 else ""
+    shapes = {name or bare: array.shape for name, array in job.source.items()}
+    return job.model._facts.batch_at(job.outputs, shapes)
+
+
+def _rows_of_coupled(batch: BatchFacts, console: Console) -> int | None:
     """Where results depend on what a run holds, that must not depend on the cluster: said aloud."""
-    batch = job.model.analysis.batch
-    if not batch.dependent or batch.fixed_rows is not None:
+    if not batch.coupled or not batch.is_proven or batch.fixed_rows is not None:
         return None
     console.print(
-        f"warning: {', '.join(batch.dependent[:3])} of this model see all rows of a run, so "
-        f"results depend on --batch-size, which is {_DEPENDENT_ROWS} as none was given",
+        f"warning: {', '.join(batch.coupled[:3])} of this model quantise by a statistic over all "
+        f"rows of a run, so results depend on --batch-size, which is {_DEPENDENT_ROWS} as none was "
+        "given",
         style="yellow",
     )
     return _DEPENDENT_ROWS

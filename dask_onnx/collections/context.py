@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.analysis.axes import BatchFacts
+from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.collections.request import Wanted
 from dask_onnx.delivery import Delivery
 from dask_onnx.lower import Options

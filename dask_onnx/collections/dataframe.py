@@ -11,7 +11,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 
-from dask_onnx.analysis.axes import BatchFacts
+from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.analysis.labels import class_labels, unzipped
 from dask_onnx.collections.bad_rows import ERROR, Found, located, run_rows
 from dask_onnx.collections.columns import ColumnInput, resolve_columns, to_arrays
@@ -28,7 +28,7 @@ from dask_onnx.collections.kinds import Placeholder
 from dask_onnx.collections.options import RowOptions, TableOptions
 from dask_onnx.collections.parts import CELL_META, CheckedPart, as_cell, bad_rows, take_apart
 from dask_onnx.collections.ragged import check_lengths, run_by_length
-from dask_onnx.collections.request import check_joins
+from dask_onnx.collections.request import check_joins, unproven
 from dask_onnx.collections.text_columns import check_kept
 from dask_onnx.errors import InputError
 from dask_onnx.model_facts import ModelFacts
@@ -243,7 +243,10 @@ def plan_layout(
     needed = facts.inputs_of(names)
     buckets = tuple(options.length_buckets or ())
     inputs = resolve_columns(meta, needed, options.columns, ragged=bool(buckets))
-    batch = facts.batch_for(names, {t.spec.name: _dims(_placeholder(t)) for t in inputs})
+    shapes = {t.spec.name: _dims(_placeholder(t)) for t in inputs}
+    batch = facts.batch_at(names, shapes, first_axis_only=True)
+    if buckets and not batch.is_proven:
+        raise unproven(batch, "length_buckets runs rows of one length together")
     long = _as_long_as_inputs(facts, names, inputs)
     outputs = []
     for name, value in values.items():
@@ -277,12 +280,13 @@ def _as_long_as_inputs(
         return set()
 
     def sizes(length: int) -> BatchFacts:
-        return facts.batch_for(
+        return facts.batch_at(
             names,
             {
                 t.spec.name: (None, length) if t.is_ragged else _dims(_placeholder(t))
                 for t in inputs
             },
+            first_axis_only=True,
         )
 
     few, many = (sizes(length).sizes for length in _LENGTHS)

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dask_onnx.analysis.axes import BatchFacts
+from dask.delayed import Delayed
+
+from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.analysis.shapes import bind_symbols
 from dask_onnx.collections.options import BatchSize, Outputs
 from dask_onnx.errors import InputError
@@ -256,8 +258,8 @@ def check_joins(
     chunks: int,
     rows_per_run: int | None,
 ) -> None:
-    """Refuse to cut rows apart that the graph does not give back as rows; warn, once for each
-    model, where it gives them back but not as if they had stayed together.
+    """Refuse to cut rows apart that are not proven to be independent, or that the graph does not
+    give back; warn, once for each model, where a quantisation statistic couples them.
 
     Parameters
     ----------
@@ -266,29 +268,80 @@ def check_joins(
     Raises
     ------
     InputError
-        An output has no batch axis, and the rows would come in more than one run.
+        The rows would come in more than one run, and an output has no batch axis, or needs rows
+        together.
     """
     if chunks <= 1 and rows_per_run is None:
         return
     how = f"{chunks} chunks" if chunks > 1 else f"runs of {rows_per_run} rows"
+    if not batch.is_proven:
+        raise unproven(batch, f"rows come in {how}")
     for name in outputs:
         if batch.output_axes[name] is None:
             raise InputError(
                 f"output {name!r} has no batch axis, so it cannot be put together from {how}",
                 "give all rows in one chunk without a batch_size, or ask for other outputs",
             )
-    nodes = batch.dependent or batch.selecting
-    if nodes and batch.fixed_rows is None and model not in _warned:
+    if batch.coupled and batch.fixed_rows is None and model not in _warned:
         _warned.add(model)
-        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-        depends = "depends" if batch.dependent else "may depend, as far as the graph tells,"
+        more = f" and {len(batch.coupled) - 1} more" if len(batch.coupled) > 1 else ""
         warnings.warn(
-            f"the rows come in {how}, and the result of a row {depends} on the rows beside it, "
-            f"because of node {nodes[0]!r}{more}; to have them together give one chunk "
-            "and batch_size=None",
+            f"rows come in {how}, and node {batch.coupled[0]!r}{more} quantises by a statistic "
+            "over all rows of a run, so that results depend slightly on how rows are cut; give "
+            "one chunk and batch_size=None to have them together",
             stacklevel=5,
         )
 
 
 _warned: set[str] = set()
 """Tokens of models that were warned about."""
+
+
+def unproven(batch: BatchFacts, what: str) -> InputError:
+    """Return the error for rows that would be cut though nothing proves that they may be."""
+    blocker = batch.blockers[0]
+    name, axis = blocker.axis
+    return InputError(
+        f"{what}, but the rows of this model are not proven to be independent: {blocker}",
+        f"give all rows in one piece (one chunk or partition, no batch_size); or, if rows are "
+        f"independent after all, say so: dx.load(..., rows='independent'), or rows={{{name!r}: "
+        f"{axis}}} to say which axis carries them, rows='none' if there are none",
+    )
+
+
+def check_uncut(
+    batch: BatchFacts,
+    feeds: Mapping[str, Any],
+    inputs: Sequence[TensorSpec],
+    batch_size: BatchSize,
+) -> None:
+    """Refuse to cut inputs whose rows are not proven to be independent.
+
+    Raises
+    ------
+    InputError
+        A `batch_size` was given, or an array has several chunks; inputs do not fit the model.
+    """
+    # A Delayed has any attribute: it is looked at when it is there.
+    arrays = {name: value for name, value in feeds.items() if not isinstance(value, Delayed)}
+    sized = {
+        name: value
+        for name, value in arrays.items()
+        if hasattr(value, "dtype") and not any(size != size for size in value.shape)
+    }
+    check_arrays(sized, inputs, dict.fromkeys(spec.name for spec in inputs))
+    rows = {
+        name: sized[name].shape[axis]
+        for name, axis in batch.likely_axes.items()
+        if axis is not None and name in sized
+    }
+    differ = ""
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
+        differ = f"inputs differ in their number of rows: {counts}; "
+    if isinstance(batch_size, int) and not isinstance(batch_size, bool):
+        raise unproven(batch, f"{differ}batch_size is {batch_size}")
+    for name, value in arrays.items():
+        for axis, count in enumerate(getattr(value, "numblocks", ())):
+            if count > 1:
+                raise unproven(batch, f"{differ}input {name!r} has {count} chunks on axis {axis}")

@@ -33,6 +33,8 @@ class OwnKernels:
     """cloudpickle of a list of OpRun subclasses, or (domain, op type, function)."""
     token: str
     """Content digest of the names and of the code, as far as it can be read."""
+    axes: tuple[tuple[OperatorName, object], ...] = ()
+    """What each operator says of its axes by an attribute ``axes``; None for nothing."""
 
     def operators(self) -> tuple[type[OpRun], ...]:
         """The kernels as ONNX's reference evaluator takes them; made once in a process.
@@ -81,13 +83,19 @@ def own_kernels(
         ``"Gelu"`` of ai.onnx, or ``"domain::Gelu"``; called with the inputs (None for one that is
         left out) and the attributes as keywords, returns an array, or a tuple of several.
 
+    An attribute ``axes`` of the class or function says which axes it leaves alone: "independent" for
+    an operator that works element by element, or axes such as ``(0,)`` that go through from every
+    input to every output. Without it nothing is assumed, so rows are not cut apart.
+
     Raises
     ------
     ModelError
-        Not an OpRun, not a function, cannot be pickled, or too large to travel.
+        Not an OpRun, not a function, axes that are no axes, cannot be pickled, or too large to
+        travel.
     """
     entries: list[Any] = []
     names: list[OperatorName] = []
+    axes: list[object] = []
     for operator in custom_ops:
         if not (isinstance(operator, type) and issubclass(operator, OpRun)):
             raise ModelError(
@@ -96,6 +104,7 @@ def own_kernels(
             )
         entries.append(operator)
         names.append((plain_domain(operator.op_domain), operator.__name__))
+        axes.append(_declared_axes(operator, operator.__name__))
     for name, function in replace.items():
         if not callable(function):
             raise ModelError(
@@ -105,6 +114,7 @@ def own_kernels(
         domain, _, op_type = name.rpartition("::")
         entries.append((plain_domain(domain), op_type, function))
         names.append((plain_domain(domain), op_type))
+        axes.append(_declared_axes(function, name))
     if not entries:
         return None
     twice = [name for name in names if names.count(name) > 1]
@@ -127,7 +137,23 @@ def own_kernels(
         )
     code = [_source(entry if isinstance(entry, type) else entry[2]) for entry in entries]
     token = hashlib.sha256(payload + repr((names, code)).encode()).hexdigest()[:32]
-    return OwnKernels(tuple(names), payload, token)
+    return OwnKernels(tuple(names), payload, token, tuple(zip(names, axes, strict=True)))
+
+
+def _declared_axes(operator: Any, name: str) -> object:
+    """What a class or a function says of its axes by an attribute of that name."""
+    axes = getattr(operator, "axes", None)
+    if axes is None or axes == "independent":
+        return axes
+    if isinstance(axes, int):
+        return (axes,)
+    if isinstance(axes, tuple | list | set | frozenset) and all(isinstance(a, int) for a in axes):
+        return tuple(sorted(axes))
+    raise ModelError(
+        f"operator {name!r} has axes = {axes!r}",
+        'write axes = "independent" if it works element by element, or the axes that go through '
+        "unchanged, such as axes = (0,)",
+    )
 
 
 def _source(thing: Any) -> str:

@@ -13,7 +13,7 @@ from builders import (
 )
 from onnx import TensorProto
 
-from dask_onnx.analysis.axes import find_batch, input_axes
+from dask_onnx.analysis.batch import find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.onnx_model import load_onnx
 

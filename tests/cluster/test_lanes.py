@@ -200,6 +200,9 @@ def slow_relu(x):
     return np.maximum(x, 0)
 
 
+slow_relu.axes = "independent"
+
+
 @pytest.fixture
 def slow_model():
     return dx.load(layers_model([32, 32], width=64), replace={"Relu": slow_relu})

@@ -37,6 +37,9 @@ def slow_relu(x):
     return np.maximum(x, 0)
 
 
+slow_relu.axes = "independent"
+
+
 def test_a_slow_worker_gets_less_to_do():
     model = dx.load(layers_model([32], width=64), replace={"Relu": slow_relu})
     with workers({}, {}) as client:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from builders import (
     scaled_model,
     single_row_model,
     value,
+    weights,
 )
 from dask.utils import key_split
 from onnx import TensorProto
@@ -196,7 +198,7 @@ def test_sizes_that_depend_on_data_are_not_a_number(strategy):
         [value("y", None, TensorProto.INT64)],
     )
     model = dx.load(source)
-    y = model.predict(LAZY, plan=model.plan(strategy), batch_size=2)
+    y = model.predict(LAZY.rechunk(-1), plan=model.plan(strategy))
     assert np.isnan(y.shape[0])
     assert y.shape[1] == 2
     assert y.compute().shape == (11 * 8, 2)
@@ -275,7 +277,9 @@ def test_an_output_without_rows_needs_a_single_chunk():
         [node("ReduceSum", "x", "y", keepdims=0)], [value("x", ["N", 8])], [value("y", [])]
     )
     model = dx.load(source)
-    with pytest.raises(dx.InputError, match="cannot be put together from 3 chunks"):
+    with pytest.raises(
+        dx.InputError, match=r"3 chunks on axis 0, .* is reduced at node 'ReduceSum_0'"
+    ):
         model.predict(LAZY)
     total = model.predict(LAZY.rechunk(-1))
     assert total.shape == ()
@@ -309,7 +313,7 @@ def quantising_model(name: str = "quantising"):
 
 def test_splitting_rows_that_depend_on_each_other_is_warned_of_once():
     model = dx.load(quantising_model())
-    with pytest.warns(UserWarning, match="3 chunks.* depends on the rows beside it.*'quantise'"):
+    with pytest.warns(UserWarning, match="3 chunks.* node 'quantise' quantises by a statistic"):
         model.predict(LAZY)
     model.predict(LAZY)
     model.predict(X, batch_size=4)
@@ -325,20 +329,82 @@ def test_rows_that_stay_together_are_not_warned_of():
     np.testing.assert_array_equal(model.predict(da.from_array(X, chunks=-1)).compute(), expected)
 
 
-def test_a_split_that_the_caller_asks_for_warns_where_nobody_can_tell_what_it_does():
-    model = dx.load(
-        make_model(
-            [
-                node("NonZero", "x", "at"),
-                node("Transpose", "at", "rows", perm=[1, 0]),
-                node("GatherND", "x rows", "picked"),
-                node("ReduceMean", "picked", "mean", keepdims=0),
-                node("Sub", "x mean", "y"),
-            ],
-            [value("x", ["N", 4])],
-            [value("y", ["N", 4])],
-        )
+def test_rows_that_are_not_proven_independent_are_refused_in_chunks_and_run_in_one():
+    source = make_model(
+        [
+            node("NonZero", "x", "at"),
+            node("Transpose", "at", "rows", perm=[1, 0]),
+            node("GatherND", "x rows", "picked"),
+            node("ReduceMean", "picked", "mean", keepdims=0),
+            node("Sub", "x mean", "y"),
+        ],
+        [value("x", ["N", 4])],
+        [value("y", ["N", 4])],
     )
-    x = da.from_array(np.eye(6, 4, dtype=np.float32), chunks=(2, 4))
-    with pytest.warns(UserWarning, match="may depend, as far as the graph tells"):
-        model.predict(x)
+    model = dx.load(source)
+    x = np.eye(6, 4, dtype=np.float32)
+    with pytest.raises(dx.InputError, match=r"(?s)3 chunks on axis 0, .*rows='independent'"):
+        model.predict(da.from_array(x, chunks=(2, 4)))
+    expected = run_onnx(source, {"x": x})[0]
+    whole = model.predict(da.from_array(x, chunks=-1))
+    assert whole.shape == (6, 4)
+    np.testing.assert_array_equal(whole.compute(), expected)
+    np.testing.assert_array_equal(model.predict(x), expected)
+
+
+def test_rows_are_cut_where_the_caller_says_that_they_are_independent():
+    source = make_model(
+        [node("CumSum", "x zero", "y", "sum")],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+        {"zero": np.array(0)},
+    )
+    believed = dx.load(source, rows="independent").predict(LAZY)
+    assert believed.chunks[0] == LAZY.chunks[0]
+    starts = np.cumsum((0, *LAZY.chunks[0]))
+    pieces = [np.cumsum(X[a:b], axis=0) for a, b in itertools.pairwise(starts)]
+    np.testing.assert_allclose(believed.compute(), np.concatenate(pieces), rtol=1e-5)
+    with pytest.raises(dx.InputError, match="scanned at node 'sum'"):
+        dx.load(source).predict(LAZY)
+
+
+def test_rows_may_lie_on_another_axis_than_the_first():
+    """Sequence first: the recurrence goes along axis 0, and rows are on axis 1."""
+    shapes = {"W": (1, 12, 3), "R": (1, 12, 3)}
+    source = make_model(
+        [node("LSTM", "x W R", "y", "recur", hidden_size=3)],
+        [value("x", ["T", "B", 3])],
+        [value("y", ["T", 1, "B", 3])],
+        {name: weights(*shape) for name, shape in shapes.items()},
+    )
+    x = weights(5, 8, 3, seed=4)
+    expected = run_onnx(source, {"x": x})[0]
+    model = dx.load(source)
+    assert model.analysis.batch.input_axes == {"x": 1}
+    lazy = model.predict(da.from_array(x, chunks=(5, 3, 3)))
+    assert lazy.chunks == ((5,), (1,), (3, 3, 2), (3,))
+    np.testing.assert_allclose(lazy.compute(), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.predict(x, batch_size=2), expected, rtol=1e-5)
+    with pytest.raises(dx.InputError, match="chunks on axis 0"):
+        model.predict(da.from_array(x, chunks=(2, 8, 3)))
+
+
+def test_an_input_of_other_rows_is_given_once():
+    """A U-Net's time step of size 1 beside a batch of 2."""
+    source = make_model(
+        [node("MatMul", "t w", "e"), node("Add", "x e", "y")],
+        [value("x", ["batch", 8]), value("t", ["steps", 4])],
+        [value("y", ["batch", 8])],
+        {"w": weights(4, 8)},
+    )
+    model = dx.load(source)
+    t = weights(1, 4, seed=2)
+    expected = run_onnx(source, {"x": X, "t": t})[0]
+    np.testing.assert_allclose(model.predict({"x": LAZY, "t": t}).compute(), expected, rtol=1e-6)
+    np.testing.assert_allclose(model.predict({"x": X, "t": t}, batch_size=2), expected, rtol=1e-6)
+    many = weights(len(X), 4, seed=2)
+    np.testing.assert_allclose(
+        model.predict({"x": X, "t": many}, batch_size=2),
+        run_onnx(source, {"x": X, "t": many})[0],
+        rtol=1e-6,
+    )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import dask_onnx as dx
-from dask_onnx.analysis.axes import input_axes
+from dask_onnx.analysis.batch import input_axes
 
 pytestmark = pytest.mark.real
 

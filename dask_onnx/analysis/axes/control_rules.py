@@ -1,0 +1,181 @@
+"""Rules of operators with bodies: If, Loop and Scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
+from dask_onnx.analysis.axes.view import NodeView, join
+from dask_onnx.analysis.graph import GraphFacts
+
+CONTROL = frozenset(("If", "Loop", "Scan"))
+"""Operators whose bodies are followed."""
+
+_MOST_ROUNDS = 6
+"""States of a loop that have not settled after so many rounds are opaque."""
+
+RunBody = Callable[[int, Mapping[str, Dependence]], list[Dependence]]
+"""Outputs of a body, by its number and what its own inputs depend on."""
+
+
+def body_outputs(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
+    """Return the dependence of each output of a node with bodies."""
+    if v.op == "If":
+        return _if(v, bodies, run)
+    return _loop(v, bodies[0], run) if v.op == "Loop" else _scan(v, bodies[0], run)
+
+
+def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
+    results = [run(index, {}) for index in range(len(bodies))]
+    outputs = []
+    for branches in zip(*results, strict=True):
+        found = branches[0]
+        for other in branches[1:]:
+            found = _merged(v, found, other)
+        condition = v.dep(0)
+        if condition.kind != Kind.FREE:
+            how = "condition on the length" if condition.kind == Kind.LENGTH else "condition"
+            found = found.broken(max(condition.kind, Kind.GATHERED), v.name, how)
+        outputs.append(found)
+    return outputs
+
+
+def _merged(v: NodeView, first: Dependence, second: Dependence) -> Dependence:
+    """The dependence of a value that is one or the other."""
+    if first.kind == Kind.FREE and second.kind == Kind.FREE:
+        return FREE
+    same = (first.axis, first.outer, first.inner) == (second.axis, second.outer, second.inner)
+    if not same and not (first.axis == second.axis and (first.is_uniform or second.is_uniform)):
+        return v.lost(first, Kind.OPAQUE, "branches differ")
+    return join(second, first, v.name) if first.is_uniform else join(first, second, v.name)
+
+
+def _loop(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
+    """Trip count, condition, states ...; the body gives condition, states, scanned values."""
+    states = [v.dep(i) for i in range(2, len(v.ins))]
+    names = list(body.inputs[: 2 + len(states)])
+    count = v.dep(0)
+    for _ in range(_MOST_ROUNDS):
+        given = dict(zip(names[2:], states, strict=True))
+        if count.kind != Kind.FREE:
+            given[names[0]] = Dependence(Kind.LENGTH, node=v.name, how="iterations")
+        results = run(0, {name: dep for name, dep in given.items() if dep.kind != Kind.FREE})
+        after = [
+            new if old.kind == Kind.FREE else _merged(v, old, new)
+            for old, new in zip(states, results[1 : 1 + len(states)], strict=True)
+        ]
+        if after == states:
+            break
+        states = after
+    else:
+        return list(v.opaque("states that do not settle"))
+    scanned = [
+        dep if dep.axis is None else dep.at(dep.axis + 1) for dep in results[1 + len(states) :]
+    ]
+    ends_by_value = results[0].kind != Kind.FREE or v.dep(1).kind != Kind.FREE
+    outputs = [*states, *scanned]
+    if ends_by_value or count.kind != Kind.FREE:
+        how = "iterations by value" if ends_by_value else "iterations by length"
+        outputs = [v.lost(dep, Kind.SCANNED, how) for dep in outputs]
+    return outputs
+
+
+def _scan(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
+    count = v.attr("num_scan_inputs", 1)
+    n_states = len(v.ins) - count
+    axes = v.attr("scan_input_axes") or [0] * count
+    out_axes = v.attr("scan_output_axes") or [0] * (len(v.proto.output) - n_states)
+    names = list(body.inputs[: len(v.ins)])
+    given: dict[str, Dependence] = {}
+    by_element: list[str] = []
+    for index, name in enumerate(names):
+        dep = v.dep(index)
+        if dep.kind == Kind.FREE:
+            continue
+        if index < n_states:
+            given[name] = dep
+            continue
+        rank = v.rank(index)
+        if rank is None:
+            return list(v.opaque("unknown rank"))
+        axis = axes[index - n_states] % rank
+        if dep.axis == axis:
+            by_element.append(name)
+        else:
+            given[name] = dep if dep.axis is None else dep.at(dep.axis - (axis < dep.axis))
+    if by_element:
+        return _scan_positions(v, body, n_states, by_element, given, out_axes)
+    return _scan_beside(v, n_states, names, given, run, out_axes)
+
+
+def _scan_positions(
+    v: NodeView,
+    body: GraphFacts,
+    n_states: int,
+    by_element: Sequence[str],
+    given: Mapping[str, Dependence],
+    out_axes: Sequence[int],
+) -> list[Dependence]:
+    """The positions are what is scanned: apart if no state hands anything on to the next."""
+    lead = next(v.dep(i) for i in range(n_states, len(v.ins)) if v.dep(i).kind != Kind.FREE)
+    scanned = [v.dep(i) for i in range(n_states, len(v.ins)) if v.dep(i).axis is not None]
+    needed = {body.inputs[i] for i in range(n_states)}
+    changes = []
+    for number in range(n_states):
+        reads = _inputs_of(body, body.outputs[number])
+        if reads != {body.inputs[number]} or given:
+            changes.append(number)
+    _, read = body.between((), body.outputs[:n_states])
+    if changes or needed & set(by_element) or not read.isdisjoint(by_element):
+        return [v.lost(lead, Kind.SCANNED, "states of a scan")] * len(v.proto.output)
+    if any((dep.outer, dep.inner) != (1, 1) for dep in scanned):
+        return list(v.opaque("joined axes"))
+    if v.attr("scan_input_directions") or v.attr("scan_output_directions"):
+        return list(v.opaque("directions"))
+    states = [FREE] * n_states
+    for dep in scanned[1:]:
+        lead = join(lead, dep, v.name)
+    return [*states, *(lead.at(max(axis, 0)) for axis in out_axes)]
+
+
+def _inputs_of(body: GraphFacts, value: str) -> set[str]:
+    """Inputs of the body that a value is an identical copy of, or follows from."""
+    if value in body.inputs:
+        return {value}
+    _, read = body.between((), (value,))
+    nodes = body.ancestors((value,))
+    if any(body.nodes[i].op_type != "Identity" for i in nodes):
+        return {"", *read}
+    return {name for name in read if name in body.inputs}
+
+
+def _scan_beside(
+    v: NodeView,
+    n_states: int,
+    names: Sequence[str],
+    given: Mapping[str, Dependence],
+    run: RunBody,
+    out_axes: Sequence[int],
+) -> list[Dependence]:
+    """The positions lie beside what is scanned: states have to keep them where they are."""
+    states = [given.get(name, FREE) for name in names[:n_states]]
+    rest = {name: dep for name, dep in given.items() if name not in names[:n_states]}
+    for _ in range(_MOST_ROUNDS):
+        now = dict(zip(names, states, strict=False))
+        results = run(0, {**rest, **{n: d for n, d in now.items() if d.kind != Kind.FREE}})
+        after = [
+            new if old.kind == Kind.FREE else _merged(v, old, new)
+            for old, new in zip(states, results[:n_states], strict=True)
+        ]
+        if after == states:
+            break
+        states = after
+    else:
+        return list(v.opaque("states that do not settle"))
+    scanned = []
+    for dep, axis in zip(results[n_states:], out_axes, strict=False):
+        if dep.axis is None or axis < 0:
+            scanned.append(dep if dep.axis is None else v.lost(dep, Kind.OPAQUE, "axis"))
+        else:
+            scanned.append(dep.at(dep.axis + (axis <= dep.axis)))
+    return [*states, *scanned]

@@ -1,0 +1,337 @@
+"""The rule of every operator, grouped by family. An operator that is not here is opaque.
+
+Families are how an operator treats its axes in the main: *elementwise* (every axis goes through),
+*axis* (one axis is seen as a whole, the others go through), *reduction*, *product* (contracts),
+*window*, *layout* (moves elements), *layer* (a batch axis goes through), *rows* (the first axis
+goes through), *random*, *control* (bodies are followed) and *opaque*, on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from dask_onnx.analysis.axes import layout_rules as layout
+from dask_onnx.analysis.axes import model_rules as layers
+from dask_onnx.analysis.axes import value_rules as values
+from dask_onnx.analysis.axes import window_rules as windows
+from dask_onnx.analysis.axes.control_rules import CONTROL
+from dask_onnx.analysis.axes.dependence import Dependence, Kind
+from dask_onnx.analysis.axes.view import NodeView, Rule
+
+ML = "ai.onnx.ml"
+ORT = "com.microsoft"
+
+OperatorName = tuple[str, str]
+OwnAxes = Mapping[OperatorName, object]
+"""What the caller's operators declare: "independent" for all axes, or the axes that go through."""
+
+
+class Entry(NamedTuple):
+    """How an operator treats axes."""
+
+    family: str
+    rule: Rule
+    operands: frozenset[int] = frozenset()
+    """Inputs that say shapes: as far as these are known, the rule looks at them itself."""
+    joined: frozenset[int] = frozenset()
+    """Inputs, indices mostly, whose dependence the rule joins itself."""
+
+
+_TABLE: dict[OperatorName, Entry] = {}
+
+
+def _add(
+    family: str,
+    rule: Rule,
+    names: str,
+    domain: str = "",
+    operands: Sequence[int] = (),
+    joined: Sequence[int] = (),
+) -> None:
+    for name in names.split():
+        assert (domain, name) not in _TABLE, f"{name} stands twice"
+        _TABLE[domain, name] = Entry(family, rule, frozenset(operands), frozenset(joined))
+
+
+def _opaque(v: NodeView) -> Sequence[Dependence]:
+    return v.opaque()
+
+
+# Element by element, with broadcasting.
+_add(
+    "elementwise",
+    values.elementwise,
+    """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr
+    BitwiseXor Cast Ceil Celu Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual
+    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod
+    Mul Neg Not Or Pow PRelu Reciprocal RegexFullMatch Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+    Softplus Softsign Sqrt StringConcat Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+    ParametricSoftplus ScaledTanh Affine Scale""",
+)
+_add("elementwise", values.first_input, "CastLike Clip MemcpyFromHost MemcpyToHost")
+_add("elementwise", layers.dropout, "Dropout")
+_add("elementwise", values.as_one_axis(1), "QuantizeLinear DequantizeLinear")
+_add("elementwise", values.first_input, "Binarizer CategoryMapper LabelEncoder", ML)
+_add("elementwise", values.by_feature, "Imputer Scaler", ML)
+_add(
+    "elementwise",
+    values.elementwise,
+    """BiasGelu BiasAdd FastGelu Gelu QuickGelu ScaledSiLU ComplexMul ComplexMulConj MulInteger
+    GatedAdd""",
+    ORT,
+)
+_add("elementwise", values.first_input, "QLinearLeakyRelu QLinearSigmoid QOrderedGelu", ORT)
+_add("elementwise", values.as_one_axis(1), "QuantizeLinear DequantizeLinear", ORT)
+
+# One axis is seen as a whole.
+_add("axis", values.softmax_like, "Softmax LogSoftmax Hardmax")
+_add("axis", values.along(-1, Kind.REDUCED, "norm"), "LpNormalization")
+_add("axis", values.along(-1, Kind.REDUCED, "mean", to_end_before=-1), "RMSNormalization")
+_add("axis", values.layer_norm, "LayerNormalization SimplifiedLayerNormalization")
+_add(
+    "axis",
+    values.layer_norm,
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization",
+    ORT,
+)
+_add("axis", values.spatial_norm, "InstanceNormalization GroupNormalization")
+_add("axis", values.batch_norm, "BatchNormalization")
+_add("axis", values.mean_variance_norm, "MeanVarianceNormalization")
+_add("axis", values.prefix_sum, "CumSum CumProd")
+_add("axis", values.top_k, "TopK")
+_add("axis", values.reverse_sequence, "ReverseSequence")
+_add("axis", layers.normalizer, "Normalizer", ML)
+_add("axis", values.along(-1, Kind.REDUCED, "softmax"), "QLinearSoftmax", ORT)
+_add("axis", layers.spectrum, "DFT STFT")
+
+# One number for an axis.
+for _names, _how in (
+    ("ReduceMean", "mean"),
+    ("ReduceSum", "sum"),
+    ("ReduceMax", "max"),
+    ("ReduceMin", "min"),
+    ("ReduceProd", "product"),
+    ("ReduceL1", "sum of magnitudes"),
+    ("ReduceL2", "root of squares"),
+    ("ReduceSumSquare", "sum of squares"),
+    ("ReduceLogSum", "logarithm of sum"),
+    ("ReduceLogSumExp", "logsumexp"),
+):
+    _add("reduction", values.reduction(_how), _names)
+_add("reduction", values.arg_reduction, "ArgMax ArgMin")
+_add("reduction", windows.global_pool("mean"), "GlobalAveragePool")
+_add("reduction", windows.global_pool("max"), "GlobalMaxPool")
+_add("reduction", windows.global_pool("norm"), "GlobalLpPool")
+_add("reduction", layers.loss, "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss")
+_add("reduction", values.reduction("sum"), "ReduceSumInteger", ORT)
+
+# Products.
+_add("product", values.matmul, "MatMul")
+_add("product", values.gemm, "Gemm")
+_add("product", values.einsum, "Einsum")
+_add("product", values.det, "Det")
+_add("product", values.quantized_matmul(0, 1, (2, 3)), "MatMulInteger")
+_add("product", values.quantized_matmul(0, 3, (1, 2, 4, 5, 6, 7)), "QLinearMatMul")
+_add("product", values.fused_matmul, "FusedMatMul TransposeMatMul", ORT)
+_add("product", values.gemm, "FusedGemm", ORT)
+_add("product", values.det, "Inverse", ORT)
+_add("product", values.quantized_matmul(0, 1, (2, 3)), "MatMulInteger16", ORT)
+_add("product", values.quantized_matmul(0, 1, (2, 3, 4, 5, 6)), "MatMulIntegerToFloat", ORT)
+_add(
+    "product",
+    layers.coupled(values.quantized_matmul(0, 1, (2, 3, 4))),
+    "DynamicQuantizeMatMul",
+    ORT,
+)
+_add(
+    "product",
+    values.along(-1, Kind.CONTRACTED, "matrix product"),
+    "MatMulNBits MatMulBnb4 MatMulFpQ4",
+    ORT,
+)
+
+# Sliding over pixels.
+_add("window", windows.conv(), "Conv ConvInteger")
+_add("window", windows.conv(0, 3), "QLinearConv")
+_add("window", windows.conv_transpose, "ConvTranspose")
+_add("window", windows.pool, "AveragePool MaxPool LpPool")
+_add("window", windows.local_response_norm, "LRN")
+_add("window", windows.resize, "Resize", operands=(1, 2, 3))
+_add("window", windows.resize, "Upsample", operands=(1,))
+_add("window", windows.grid_sample, "GridSample")
+_add("window", windows.conv(0, 1), "FusedConv", ORT)
+_add("window", windows.pool, "QLinearAveragePool", ORT)
+_add("window", layout.pad, "Pad", operands=(1, 3))
+_add("window", layout.pad, "Pad", ORT, operands=(1,))
+
+# Moving elements.
+_add("layout", layout.reshape, "Reshape", operands=(1,))
+_add("layout", layers.flatten, "Flatten")
+_add("layout", layout.transpose, "Transpose")
+_add("layout", layout.squeeze, "Squeeze")
+_add("layout", layout.unsqueeze, "Unsqueeze")
+_add("layout", layout.expand, "Expand", operands=(1,))
+_add("layout", layout.constant_of_shape, "ConstantOfShape", operands=(0,))
+_add("layout", layout.tile, "Tile", operands=(1,))
+_add("layout", layout.concat, "Concat")
+_add("layout", layout.split, "Split", operands=(1,))
+_add("layout", layout.slice_, "Slice", operands=(1, 2, 3, 4))
+_add("layout", layout.gather, "Gather", joined=(1,))
+_add("layout", layout.elementwise_gather, "GatherElements ScatterElements Scatter")
+_add("layout", layout.gather_nd, "GatherND", joined=(1,))
+_add("layout", layout.scatter_nd, "ScatterND", joined=(1,))
+_add("layout", layout.one_hot, "OneHot")
+_add("layout", layout.depth_to_space, "DepthToSpace SpaceToDepth")
+_add("layout", layout.trilu, "Trilu")
+_add("layout", layout.trilu, "Trilu", ORT)
+_add("layout", layout.range_, "Range", operands=(0, 1, 2))
+_add("layout", layout.range_, "Range", ORT, operands=(0, 1, 2))
+_add("layout", layout.gather_nd, "GatherND", ORT, joined=(1,))
+_add("layout", layers.array_feature_extractor, "ArrayFeatureExtractor", ML)
+_add("layout", layers.feature_vectorizer, "FeatureVectorizer", ML)
+_add("layout", layers.appended_axis, "OneHotEncoder", ML)
+_add("layout", layers.appended_axis, "StringSplit")
+_add("layout", layers.eye_like, "EyeLike")
+_add("layout", layers.reversed_blocks, "Col2Im")
+_add("layout", layers.affine_grid, "AffineGrid", operands=(1,))
+_add("layout", values.selection, "NonZero Unique Compress NonMaxSuppression")
+_add("layout", values.selection, "Unique", ORT)
+_add("layout", layers.zip_map, "ZipMap", ML)
+_add("layout", layers.sequence_of, "SequenceConstruct Optional OptionalGetElement")
+_add("layout", layers.sequence_item, "SequenceAt SequenceErase")
+_add("layout", layers.sequence_insert, "SequenceInsert")
+_add("layout", layers.split_to_sequence, "SplitToSequence")
+_add("layout", layers.concat_from_sequence, "ConcatFromSequence")
+_add("layout", layers.string_normalizer, "StringNormalizer")
+
+# Layers with a batch.
+_add("layer", layers.recurrent, "RNN GRU LSTM")
+_add("layer", layers.coupled(layers.recurrent), "DynamicQuantizeLSTM", ORT)
+_add("layer", layers.attention, "Attention")
+_add("layer", layers.rotary, "RotaryEmbedding")
+_add("layer", layers.rotary, "RotaryEmbedding", ORT)
+_add("layer", layers.packed_qkv_attention, "Attention QAttention", ORT)
+_add("layer", layers.multi_head_attention, "MultiHeadAttention", ORT)
+_add("layer", layers.grouped_query_attention, "GroupQueryAttention", ORT)
+_add("layer", layers.embed_layer_norm, "EmbedLayerNormalization", ORT)
+_add("layer", layers.roi_align, "RoiAlign", joined=(2,))
+_add("layer", layers.moe, "MoE QMoE", ORT)
+_add("layer", layers.dynamic_quantize, "DynamicQuantizeLinear")
+
+# Rows by themselves.
+_add(
+    "rows",
+    values.leading(0),
+    """LinearClassifier LinearRegressor SVMClassifier SVMRegressor TreeEnsemble
+    TreeEnsembleClassifier TreeEnsembleRegressor""",
+    ML,
+)
+_add("rows", layers.text_rows, "TfIdfVectorizer", joined=(0,))
+_add("rows", layers.tokenizer, "Tokenizer", ORT)
+_add("rows", values.leading(0), "GroupNorm", ORT)
+_add("rows", values.leading(0), "NhwcMaxPool NhwcFusedConv NhwcConv", ORT)
+_add("rows", values.leading(0), "BiasSplitGelu", ORT)
+_add("rows", layers.pairs_of_rows, "CDist", ORT)
+_add("rows", values.leading(0), "QLinearGlobalAveragePool", ORT)
+_add("elementwise", layers.quantized_elementwise, "QLinearAdd QLinearMul", ORT)
+
+# Random numbers: drawn for each element; that they differ is asked elsewhere.
+_add("random", layers.random_like, "Bernoulli RandomNormalLike RandomUniformLike")
+_add("random", layers.multinomial, "Multinomial")
+
+# Of shapes alone; their values are worked out before any rule is asked.
+_add("shape", layout.shape_of, "Shape Size")
+_add("shape", layout.shape_of, "SequenceLength OptionalHasElement")
+
+for _name in sorted(CONTROL):
+    _TABLE["", _name] = Entry("control", _opaque)
+
+# Without inputs that could carry positions, or seen as a whole, on purpose.
+_add(
+    "opaque",
+    _opaque,
+    """BlackmanWindow HammingWindow HannWindow CenterCropPad CausalConvWithState Constant DeformConv
+    ImageDecoder LinearAttention MaxRoiPool MaxUnpool MelWeightMatrix RandomNormal RandomUniform
+    SequenceEmpty SequenceMap SwiGLU TensorScatter Crop DisentangledAttention_TRT DynamicSlice
+    EfficientNMS_TRT
+    GRUUnit GivenTensorFill ImageScaler MultilevelCropAndResize_TRT PyramidROIAlign_TRT""",
+)
+_add("opaque", _opaque, "CastMap DictVectorizer", ML)
+_add("opaque", _opaque, "FlexAttention", "ai.onnx.preview")
+_add("opaque", _opaque, "Adagrad Adam Gradient Momentum", "ai.onnx.preview.training")
+_add(
+    "opaque",
+    _opaque,
+    """AttnLSTM BeamSearch BiasDropout BiasSoftmax BifurcationDetector BitmaskBiasDropout
+    BitmaskDropout BranchwiseRMSNorm CausalConvWithState ConvStateReplay
+    ConvTransposeWithDynamicPads CropAndResize DecoderAttention DecoderMaskedMultiHeadAttention
+    DecoderMaskedSelfAttention DequantizeBFP DequantizeWithOrder DynamicSparseAttention
+    DynamicTimeWarping EPContext EngramGate ExpandDims FusedMatMulActivation GatedDeltaNet
+    GatedDeltaNetStateReplay GatedRMSNorm GatedRelativePositionBias GatherBlockQuantized
+    GatherPacked GemmFastGelu GemmFloat8 GemmaRotaryEmbedding GreedySearch GridSample
+    HyperConnectionLowRankMix HyperConnectionPostMix HyperConnectionPreMix Irfft IsAllFinite
+    LinearAttention LinearAttentionGate LongformerAttention MRotaryEmbedding Mamba2Verify
+    MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp MatMulNBitsQLoRA
+    MatMulNBitsQkv MatMulPacked MaxpoolWithMask MoEGroupRouter MoEPacked MurmurHash3
+    NGramHashMapping NGramRepeatBlock PackedAttention PackedMultiHeadAttention
+    PackedSparseAttentionIndexer PackedSparseAttentionIndexerMerge PagedAttention
+    QEmbedLayerNormalization QGemm QLinearConcat QLinearConv QLinearReduceMean QLinearWhere
+    QOrderedAttention
+    QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul QuantizeBFP
+    QuantizeWithOrder RMSNormRotary RelativePositionBias RemovePadding RestorePadding Rfft
+    RouterGateUpProj SampleOp Sampling SkipGroupNorm Snpe SparseAttention SparseAttentionIndexer
+    SparsePagedAttention SparseToDenseMatMul SpeculativePrefixCommit SwiGLU
+    TorchEmbedding UnfoldTensor VarlenCausalConvWithState VarlenNGramHashMapping
+    WhisperBeamSearch WordConvEmbedding""",
+    ORT,
+)
+
+_UNKNOWN = Entry("opaque", _opaque)
+
+NAMES_SHAPES = frozenset(
+    """Shape Size Gather Slice Squeeze Unsqueeze Reshape Expand Split Transpose Identity Cast Concat
+    Where Range ConstantOfShape Add Sub Mul Div Mod Pow Min Max Equal Less LessOrEqual Greater
+    GreaterOrEqual And Or Not Neg Abs Floor Ceil Sqrt ReduceProd ReduceSum ReduceMax
+    ReduceMin""".split()
+)
+"""Operators that shape arithmetic is made of."""
+
+KEEPS_POSITIONS = frozenset(
+    "Range Reshape Squeeze Unsqueeze Expand Cast Identity Concat Transpose".split()
+)
+"""Operators that hand on the positions 0, 1, 2 ... as they are."""
+
+
+def rule_of(domain: str, op_type: str, own: OwnAxes) -> Entry:
+    """Return how an operator treats axes; opaque where nobody has said."""
+    if (domain, op_type) in own:
+        return Entry("own", _own_rule(own[domain, op_type]))
+    return _TABLE.get((domain, op_type), _UNKNOWN)
+
+
+def classified() -> Mapping[OperatorName, str]:
+    """Return the family of every operator in the table."""
+    return {name: entry.family for name, entry in _TABLE.items()}
+
+
+def _own_rule(declared: object) -> Rule:
+    """What a caller's operator says of its axes."""
+    if declared == "independent":
+        return values.elementwise
+    if isinstance(declared, int):
+        declared = (declared,)
+    if not isinstance(declared, tuple | list | set | frozenset):
+        return _opaque
+    through = tuple(int(axis) for axis in declared)
+
+    def rule(v: NodeView) -> Sequence[Dependence]:
+        carriers = v.carriers
+        if not carriers:
+            return v.opaque()
+        first = v.dep(carriers[0])
+        if any(v.dep(i).axis != first.axis for i in carriers) or first.axis not in through:
+            return v.opaque()
+        return v.all(first)
+
+    return rule

@@ -1,0 +1,218 @@
+"""Rules of operators that slide over pixels or samples: convolutions, pools, resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, window
+from dask_onnx.analysis.axes.view import NodeView, Rule, join
+
+_FIRST_PIXEL_AXIS = 2
+
+
+def conv(data: int = 0, weight: int = 1) -> Rule:
+    """(batch, channels, pixels ...) with a kernel (channels out, channels in of a group, ...)."""
+
+    def rule(v: NodeView) -> Sequence[Dependence]:
+        others = [i for i in v.carriers if i != data]
+        if others:
+            return v.all(v.lost(v.dep(others[0]), Kind.OPAQUE, "positions in a kernel"))
+        dep = v.dep(data)
+        if dep.axis is None or dep.axis == 0:
+            return v.all(dep)
+        if dep.axis == 1:
+            return v.all(_channels(v, dep, weight))
+        if dep.outer != 1 or dep.inner != 1:
+            return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
+        sliding = conv_window(v, dep.axis - _FIRST_PIXEL_AXIS, weight)
+        if sliding is None:
+            return v.opaque("unknown kernel")
+        return v.all(dep.windowed(sliding, v.name, "kernel"))
+
+    return rule
+
+
+def _channels(v: NodeView, dep: Dependence, weight: int) -> Dependence:
+    group = v.attr("group", 1)
+    if group > 1 and v.size(weight, 1) == 1 and v.size(weight, 0) == group:
+        return dep.broken(Kind.LENGTH, v.name, "kernel of a channel")
+    return v.lost(dep, Kind.CONTRACTED, "channels")
+
+
+def _kernel(v: NodeView, pixel: int, weight: int | None) -> int | None:
+    named = v.attr("kernel_shape")
+    if named is not None:
+        return int(named[pixel])
+    return v.size(weight, _FIRST_PIXEL_AXIS + pixel) if weight is not None else None
+
+
+def _begin(v: NodeView, pixel: int, kernel: int, stride: int, dilation: int) -> int | None:
+    """Padding in front of the first position; None where it depends on the size."""
+    automatic = v.attr("auto_pad", b"NOTSET").decode()
+    if automatic in ("NOTSET", ""):
+        pads = v.attr("pads")
+        return int(pads[pixel]) if pads else 0
+    if automatic == "VALID":
+        return 0
+    total = dilation * (kernel - 1) + 1 - stride
+    if stride != 1 and automatic.startswith("SAME"):
+        # Depends on the size, unless that is a multiple of the stride.
+        size = v.size(0, _FIRST_PIXEL_AXIS + pixel)
+        if size is None or size % stride:
+            return None
+    total = max(total, 0)
+    return total // 2 if automatic == "SAME_UPPER" else (total + 1) // 2
+
+
+def conv_window(v: NodeView, pixel: int, weight: int | None) -> Window | None:
+    """Return the positions that one output reads along a pixel axis (0 for the first)."""
+    kernel = _kernel(v, pixel, weight)
+    stride = int((v.attr("strides") or [1] * (pixel + 1))[pixel])
+    dilation = int((v.attr("dilations") or [1] * (pixel + 1))[pixel])
+    if kernel is None:
+        return None
+    begin = _begin(v, pixel, kernel, stride, dilation)
+    if begin is None:
+        return None
+    return window(-begin, stride, dilation * (kernel - 1) + 1)
+
+
+def conv_transpose(v: NodeView) -> Sequence[Dependence]:
+    """Output o is made of the inputs i with o = i * stride - pad + k * dilation."""
+    dep = v.dep(0)
+    others = [i for i in v.carriers if i != 0]
+    if others:
+        return v.all(v.lost(v.dep(others[0]), Kind.OPAQUE, "positions in a kernel"))
+    if dep.axis is None or dep.axis == 0:
+        return v.all(dep)
+    if dep.axis == 1:
+        return v.all(v.lost(dep, Kind.CONTRACTED, "channels"))
+    pixel = dep.axis - _FIRST_PIXEL_AXIS
+    kernel = _kernel(v, pixel, 1)
+    automatic = v.attr("auto_pad", b"NOTSET").decode() or "NOTSET"
+    if kernel is None or automatic not in ("NOTSET", "VALID") or v.attr("output_shape"):
+        return v.opaque("unknown kernel")
+    if dep.outer != 1 or dep.inner != 1:
+        return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
+    stride = int((v.attr("strides") or [1] * (pixel + 1))[pixel])
+    dilation = int((v.attr("dilations") or [1] * (pixel + 1))[pixel])
+    pads = v.attr("pads")
+    begin = int(pads[pixel]) if pads and automatic == "NOTSET" else 0
+    reach = Fraction((kernel - 1) * dilation, stride)
+    sliding = Window(Fraction(begin, stride) - reach, Fraction(1, stride), reach + 1)
+    return v.all(dep.windowed(sliding, v.name, "kernel"))
+
+
+def pool(v: NodeView) -> Sequence[Dependence]:
+    dep = v.dep(0)
+    if dep.axis is None or dep.axis < _FIRST_PIXEL_AXIS:
+        if dep.axis is not None and len([o for o in v.proto.output if o]) > 1:
+            # Indices count from the first element of the whole tensor.
+            return [dep, dep.broken(Kind.LENGTH, v.name, "positions")]
+        return v.all(dep)
+    if dep.outer != 1 or dep.inner != 1:
+        return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
+    sliding = conv_window(v, dep.axis - _FIRST_PIXEL_AXIS, None)
+    if sliding is None or len([o for o in v.proto.output if o]) > 1:
+        return v.opaque("unknown kernel")
+    return v.all(dep.windowed(sliding, v.name, "kernel"))
+
+
+def global_pool(how: str) -> Rule:
+    """One number for all pixels of a channel."""
+
+    def rule(v: NodeView) -> Sequence[Dependence]:
+        dep = v.dep(0)
+        if dep.axis is None or dep.axis < _FIRST_PIXEL_AXIS:
+            return v.all(dep)
+        return v.all(v.lost(dep, Kind.REDUCED, how))
+
+    return rule
+
+
+def local_response_norm(v: NodeView) -> Sequence[Dependence]:
+    dep, size = v.dep(0), v.attr("size", 1)
+    if dep.axis != 1:
+        return v.all(dep)
+    return v.all(dep.windowed(window(-((size - 1) // 2), 1, size), v.name, "channels"))
+
+
+def resize(v: NodeView) -> Sequence[Dependence]:
+    """Resize and Upsample, by a ratio that does not depend on the size."""
+    dep, before, after = v.dep(0), v.shape(0), v.out_shape()
+    if dep.axis is None:
+        lengths = [i for i in range(1, len(v.ins)) if v.dep(i).kind != Kind.FREE]
+        return v.all(v.broken(Kind.LENGTH, "sizes") if lengths else dep)
+    if before is None or after is None:
+        return v.opaque("unknown shape")
+    old, new = before[dep.axis], after[dep.axis]
+    if not old or not new:
+        return v.opaque("unknown size")
+    if old == new and _keeps(v, dep.axis):
+        return v.all(dep)
+    if dep.outer != 1 or dep.inner != 1:
+        return v.all(v.lost(dep, Kind.FACTORED, "resizing joined axes"))
+    sliding = _resize_window(v, Fraction(new, old))
+    if sliding is None:
+        return v.all(dep.broken(Kind.LENGTH, v.name, "resizing by size"))
+    return v.all(dep.windowed(sliding, v.name, "resizing"))
+
+
+def _keeps(v: NodeView, axis: int) -> bool:
+    """Whether an axis keeps its size whatever that is: by a factor of 1, or a size of its own."""
+    sizes, scales = v.known(3), v.known(2 if v.op == "Resize" and v.opset >= 11 else 1)
+    axes = v.attr("axes")
+    place = axis if axes is None else (list(axes).index(axis) if axis in axes else None)
+    if place is None:
+        return True
+    if sizes is not None and sizes.array.size:
+        return sizes.tainted is not None and bool(sizes.tainted.reshape(-1)[place])
+    if scales is not None and scales.array.size:
+        return float(scales.array.reshape(-1)[place]) == 1.0
+    attribute = v.attr("scales")
+    return bool(attribute) and float(attribute[place]) == 1.0
+
+
+_TAPS = {"nearest": 2, "linear": 2, "cubic": 4, "bilinear": 2}
+
+
+def _resize_window(v: NodeView, ratio: Fraction) -> Window | None:
+    mode = v.attr("mode", b"nearest").decode()
+    default = b"half_pixel" if v.op == "Resize" and v.opset >= 11 else b"asymmetric"
+    where = v.attr("coordinate_transformation_mode", default).decode()
+    if ratio.numerator != 1 and ratio.denominator != 1:
+        return None
+    shift = {
+        "half_pixel": 1 / (2 * ratio) - Fraction(1, 2),
+        "pytorch_half_pixel": 1 / (2 * ratio) - Fraction(1, 2),
+        "half_pixel_symmetric": 1 / (2 * ratio) - Fraction(1, 2),
+        "asymmetric": Fraction(0),
+        "tf_half_pixel_for_nn": 1 / (2 * ratio),
+    }.get(where)
+    if shift is None or mode not in _TAPS:
+        return None
+    taps = Fraction(_TAPS[mode])
+    if v.attr("antialias", 0) and ratio < 1:
+        taps = taps / ratio
+    return Window(shift - (taps / 2 - 1), 1 / ratio, taps)
+
+
+def grid_sample(v: NodeView) -> Sequence[Dependence]:
+    """Pixels picked by coordinates: the batch goes through, and the grid's pixels by themselves."""
+    image, grid = v.dep(0), v.dep(1)
+    if image.axis is None and grid.axis is None:
+        return v.all(FREE)
+    if image.axis is not None and image.axis > 1:
+        return v.all(v.lost(image, Kind.GATHERED, "coordinates"))
+    if image.axis == 1:
+        return v.all(image)
+    if image.axis == 0:
+        if grid.axis == 0:
+            return v.all(join(image, grid, v.name))
+        return v.all(image.broken(Kind.LENGTH, v.name, "position"))
+    rank = v.rank(1)
+    assert grid.axis is not None
+    if grid.axis == 0 or rank is None or grid.axis == rank - 1:
+        return v.all(grid.broken(Kind.LENGTH, v.name, "position"))
+    return v.all(grid.at(grid.axis + 1))

@@ -1,0 +1,262 @@
+"""Values that do not depend on the rows but were made for a number of them: their first row, and
+that row for any number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from dask_onnx.analysis.axes import value_rules
+from dask_onnx.analysis.axes.dependence import Kind
+from dask_onnx.analysis.axes.table import rule_of
+from dask_onnx.analysis.opening.draft import Draft, Layout, NotOpenedError, Rows
+from dask_onnx.value_types import numpy_dtype
+from dask_onnx.weights import INLINE_BYTES, blob_of, is_external
+
+RANDOM = frozenset(
+    """RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli
+    Dropout""".split()
+)
+_MOST_NODES = 64
+"""Nodes of a constant value that is worked out here."""
+_MOST_ELEMENTS = 2**18
+"""Elements of its largest tensor."""
+
+
+class Constants:
+    """Elements of constant values, each found out once."""
+
+    def __init__(self, draft: Draft, *, read_weights: bool) -> None:
+        self._draft = draft
+        self._reads = read_weights
+        self._tensors = {tensor.name: tensor for tensor in draft.facts.proto.graph.initializer}
+        self._found: dict[str, np.ndarray | None] = {}
+
+    def of(self, name: str) -> np.ndarray | None:
+        """The elements of a value that follows from initializers; None where it follows from
+        inputs, is random, or is large."""
+        if name not in self._found:
+            tensor = self._tensors.get(name)
+            self._found[name] = self._evaluated(name) if tensor is None else self._read(tensor)
+        if self._found[name] is None:
+            # Made of shapes, but not of the number of rows.
+            known = self._draft.known(name)
+            return None if known is None or known.is_tainted else known.array
+        return self._found[name]
+
+    def is_inline(self, name: str) -> bool:
+        """Whether a value is an initializer that stands in the proto itself."""
+        return name in self._tensors and not is_external(self._tensors[name])
+
+    def _read(self, tensor: onnx.TensorProto) -> np.ndarray | None:
+        if not is_external(tensor):
+            return numpy_helper.to_array(tensor)
+        key, offset, length = blob_of(tensor)
+        if not self._reads and key not in self._draft.facts.model.blobs:
+            return None
+        data = self._draft.facts.model.blob_bytes(key)[offset : offset + length]
+        dtype = numpy_dtype(tensor.data_type)
+        if math.prod(tensor.dims) * dtype.itemsize != length:
+            return None  # packed elements, such as int4
+        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+    def _evaluated(self, name: str) -> np.ndarray | None:
+        facts = self._draft.facts
+        nodes, read = facts.between((), [name])
+        protos = [facts.proto.graph.node[index] for index in nodes]
+        if len(nodes) > _MOST_NODES or not nodes or self.is_random(name):
+            return None
+        if any(proto.domain for proto in protos) or not read.isdisjoint(facts.inputs):
+            return None
+        given = [tensor for n in read if (tensor := self._tensors.get(n)) is not None]
+        shapes = [self._draft.exported_shape(n) for proto in protos for n in proto.output if n]
+        if any(s is None or math.prod(s) > _MOST_ELEMENTS for s in shapes):
+            return None
+        if any(is_external(t) or math.prod(t.dims) > _MOST_ELEMENTS for t in given):
+            return None
+        graph = helper.make_graph(
+            protos, "constant", [], [helper.make_tensor_value_info(name, 0, None)], given
+        )
+        model = helper.make_model(graph, opset_imports=list(facts.proto.opset_import))
+        try:
+            return np.asarray(_run(model, name))
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, KeyError):
+            return None  # no constant that the reference operators know: it stays unknown
+
+    def is_random(self, name: str) -> bool:
+        """Whether a value is drawn, or made of something that is."""
+        facts = self._draft.facts
+        return any(facts.nodes[i].op_type in RANDOM for i in facts.ancestors([name]))
+
+    def is_equal(self, name: str, layout: Layout) -> bool:
+        """Whether a value made for the exported number of rows has equal rows on an axis."""
+        if self._draft.rows == 1:
+            return True
+        array = self.of(name)
+        if array is not None:
+            blocks = _blocks(array, layout, self._draft.rows)
+            return bool(np.array_equal(blocks, np.broadcast_to(blocks[:, :1], blocks.shape)))
+        return self._is_repeated(name, layout)
+
+    def _is_repeated(self, name: str, layout: Layout) -> bool:
+        """The same by the node that makes it, where its elements are not known."""
+        draft, facts, (axis, outer, inner) = self._draft, self._draft.facts, layout
+        index = facts.producer.get(name)
+        shape = draft.exported_shape(name)
+        if index is None or shape is None:
+            return False
+        node = facts.nodes[index]
+        if node.op_type == "ConstantOfShape":
+            return True
+        before = draft.exported_shape(node.inputs[0]) if node.inputs else None
+        if node.op_type == "Expand" and before is not None:
+            place = axis - len(shape) + len(before)
+            if place < 0 or before[place] == 1:
+                return True
+            return self.is_equal(node.inputs[0], (place, outer, inner))
+        if node.op_type == "Gather":
+            picks = draft.exported_shape(node.inputs[1]) or ()
+            first = _gather_axis(facts.proto.graph.node[index], before)
+            is_picked = first is not None and first <= axis < first + len(picks)
+            return is_picked and self.is_equal(node.inputs[1], (axis - (first or 0), outer, inner))
+        if rule_of(node.domain, node.op_type, {}).rule is value_rules.elementwise:
+            return all(self._is_aligned(name, len(shape), layout) for name in node.inputs if name)
+        return False
+
+    def _is_aligned(self, name: str, rank: int, layout: Layout) -> bool:
+        """Whether an operand that broadcasts is the same for each row."""
+        axis, outer, inner = layout
+        shape = self._draft.exported_shape(name)
+        if shape is None:
+            return False
+        place = axis - rank + len(shape)
+        return place < 0 or shape[place] == 1 or self.is_equal(name, (place, outer, inner))
+
+
+def _gather_axis(proto: onnx.NodeProto, shape: tuple[int, ...] | None) -> int | None:
+    """Where the axes of the indices begin in what a Gather gives."""
+    axis = next((attribute.i for attribute in proto.attribute if attribute.name == "axis"), 0)
+    return None if shape is None else int(axis) % len(shape)
+
+
+def _run(model: onnx.ModelProto, name: str) -> np.ndarray:
+    results: list[Any] = list(ReferenceEvaluator(model).run([name], {}))
+    return np.asarray(results[0])
+
+
+def _blocks(array: np.ndarray, layout: Layout, rows: int) -> np.ndarray:
+    """An array as (what stands before a row, rows, what stands behind)."""
+    axis, outer, inner = layout
+    before = math.prod(array.shape[:axis]) * outer
+    return array.reshape(before, rows, math.prod(array.shape[axis + 1 :]) * inner)
+
+
+def first_row(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
+    """Return the name of a value of the first row alone.
+
+    Parameters
+    ----------
+    layout : where the rows lie in it
+    node : name of the node that reads it
+
+    Raises
+    ------
+    NotOpenedError
+        Its rows differ, or are not known to be equal, or are drawn at random.
+    """
+    if constants.is_random(name):
+        raise NotOpenedError(node, Kind.OPAQUE, f"random numbers {name!r} for one run")
+    if not constants.is_equal(name, layout):
+        if constants.of(name) is None:
+            raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r}, which may differ")
+        raise NotOpenedError(node, Kind.LENGTH, f"rows of {name!r}, which differ")
+    if draft.rows == 1:
+        return name
+    axis, outer, inner = layout
+    array = constants.of(name)
+    shape = draft.exported_shape(name)
+    assert shape is not None
+    less = tuple(outer * inner if i == axis else size for i, size in enumerate(shape))
+    is_small = array is not None and math.prod(less) * array.dtype.itemsize <= INLINE_BYTES
+    if array is not None and (constants.is_inline(name) or is_small):
+        row = _blocks(array, layout, draft.rows)[:, 0]
+        return draft.constant(np.ascontiguousarray(row).reshape(less), name)
+    if outer == 1:
+        bounds = [draft.numbers([n], name) for n in (0, inner, axis)]
+        return draft.helper("Slice", [name, *bounds], name)
+    raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r} in blocks")
+
+
+def spread(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
+    """Return the name of a value with its one row repeated for every row of the batch.
+
+    Raises
+    ------
+    NotOpenedError
+        As for `first_row`.
+    """
+    what = ("spread", name, layout)
+    if what in draft.made:
+        return draft.made[what]
+    axis, outer, inner = layout
+    shape = draft.exported_shape(name)
+    assert shape is not None
+    row = first_row(draft, constants, name, layout, node)
+    if outer == inner == 1:
+        made = draft.helper("Expand", [row, _counted(draft, len(shape), axis, name)], name)
+    else:
+        front, back = shape[:axis], shape[axis + 1 :]
+        apart = draft.reshape(row, [*front, outer, 1, inner, *back], name)
+        counted = _counted(draft, len(shape) + 2, axis + 1, name)
+        expanded = draft.helper("Expand", [apart, counted], name)
+        made = draft.reshape(expanded, [*front, -1, *back], name)
+    draft.made[what] = made
+    return made
+
+
+def _counted(draft: Draft, rank: int, axis: int, base: str) -> str:
+    """Name of a shape of ones, but for the number of rows on one axis."""
+    parts: list[int | Rows] = [Rows() if i == axis else 1 for i in range(rank)]
+    return draft.shape_vector(parts, base)
+
+
+def row_numbers(draft: Draft, rank: int, axis: int) -> str:
+    """Return the name of the numbers of the rows, 0, 1, 2 ..., along one axis of `rank`."""
+    scalars = [draft.constant(np.array(n, np.int64), "rows") for n in (0, 1)]
+    count = draft.reshape(draft.count(), [], "rows")
+    numbers = draft.helper("Range", [scalars[0], count, scalars[1]], "rows")
+    return draft.reshape(numbers, [-1 if i == axis else 1 for i in range(rank)], "rows")
+
+
+def counts_rows(array: np.ndarray, axis: int, rows: int) -> bool:
+    """Whether whole numbers along an axis are the numbers of the rows."""
+    if array.shape[axis] != rows or array.dtype.kind not in "iu":
+        return False
+    expected = np.arange(rows).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+    return bool(np.array_equal(array, np.broadcast_to(expected, array.shape)))
+
+
+def step_of(array: np.ndarray, axis: int) -> int:
+    """Return what whole numbers grow by from row to row on an axis, everywhere alike; 0 if they do
+    not."""
+    if array.dtype.kind not in "iu" or array.shape[axis] < 2:
+        return 0
+    steps = np.diff(array, axis=axis)
+    first = int(steps.reshape(-1)[0]) if steps.size else 0
+    return first if bool((steps == first).all()) else 0
+
+
+def numbered_rows(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
+    """Return the name of whole numbers that grow by a step from row to row, for any number."""
+    array = constants.of(name)
+    axis = layout[0]
+    assert array is not None
+    numbers = row_numbers(draft, array.ndim, axis)
+    step = draft.constant(np.array(step_of(array, axis), array.dtype), node)
+    first = draft.constant(np.take(array, [0], axis), node)
+    return draft.helper("Add", [draft.helper("Mul", [numbers, step], node), first], node)

@@ -1,0 +1,213 @@
+"""How operators that only read elements in another shape are rewritten for any number of rows.
+
+Reshape, Flatten, Squeeze and Unsqueeze; also Gather of the one row, and of a flat tensor by a grid
+of places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from dask_onnx.analysis.axes.dependence import Dependence, Kind
+from dask_onnx.analysis.opening.draft import Layout, Rows
+from dask_onnx.analysis.opening.site import Alternative, Site
+
+
+def placements(
+    before: Sequence[int], after: Sequence[int], dep: Dependence, rows: int
+) -> list[Layout]:
+    """Return where the rows can lie once elements are read in another shape, the likeliest first.
+
+    With one row several axes may do: those of size 1, and such that the row would be merged with.
+    """
+    assert dep.axis is not None
+    in_front = math.prod(before[: dep.axis]) * dep.outer
+    behind = math.prod(before[dep.axis + 1 :]) * dep.inner
+    found: list[Layout] = []
+    prefix = 1
+    for place, size in enumerate(after):
+        suffix = math.prod(after[place + 1 :])
+        if prefix and suffix and not in_front % prefix and not behind % suffix:
+            outer, inner = in_front // prefix, behind // suffix
+            if size == outer * rows * inner:
+                found.append((place, outer, inner))
+        prefix *= size
+    axis = dep.axis
+
+    def likelihood(layout: Layout) -> tuple[bool, bool, int]:
+        place, outer, inner = layout
+        return (outer * inner > 1, outer > 1, abs(place - axis))
+
+    return sorted(found, key=likelihood)
+
+
+def reshape(site: Site) -> list[Alternative]:
+    """Reshape and what is one in other words."""
+    dep, before, after = site.dep(0), site.shape(0), site.out_shape()
+    if dep.axis is None or before is None or after is None or 0 in (*before, *after):
+        return site.keep()
+    inferred = site.draft.inferred(site.proto)
+    as_it_is = inferred[0].shape if inferred else None
+    found = placements(before, after, dep, site.draft.rows)
+    if site.has(1) and site.draft.dep(site.original.input[1]).kind == Kind.LENGTH:
+        # The target follows the number of rows: what it says is likely to be meant.
+        found.sort(key=lambda layout: site.draft.grown_shape(after, layout[0]) != as_it_is)
+    return [
+        Alternative((site.facts.op_type, before, after, layout), _writer(site, layout, as_it_is))
+        for layout in found
+    ] or site.keep()
+
+
+def _writer(site: Site, layout: Layout, as_it_is: object) -> Callable[[], None]:
+    def write() -> None:
+        after = site.out_shape() or ()
+        if site.draft.grown_shape(after, layout[0]) == as_it_is:
+            site.emit()
+        else:
+            site.draft.emit(_rewritten(site, layout), f"a shape for any rows, on axis {layout[0]}")
+        dep = site.draft.dep(site.original.output[0])
+        if not dep.is_uniform and (dep.axis, dep.outer, dep.inner) != layout:
+            raise site.refuse(Kind.FACTORED, "reshape")
+
+    return write
+
+
+def _rewritten(site: Site, layout: Layout) -> onnx.NodeProto:
+    proto = onnx.NodeProto()
+    proto.name, proto.op_type = site.original.name, "Reshape"
+    target = _target(site, layout)
+    proto.input.extend([site.original.input[0], target])
+    proto.output.extend(site.original.output)
+    return proto
+
+
+def _target(site: Site, layout: Layout) -> str:
+    """Name of the shape that a value with rows on an axis is read in."""
+    draft, after = site.draft, site.out_shape() or ()
+    place, outer, inner = layout
+    dep, is_reshape = site.dep(0), site.facts.op_type == "Reshape"
+    written = site.constant(1) if is_reshape else None
+    if written is None:
+        if is_reshape and not draft.is_definite:
+            return _computed(site, layout)
+        if not draft.is_definite:
+            raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
+        written = list(after)
+    target = [
+        after[i] if i != place and size == 0 and i == dep.axis else size
+        for i, size in enumerate(written)
+    ]
+    others = [i for i, size in enumerate(target) if size == -1 and i != place]
+    if layout == (dep.axis, dep.outer, dep.inner):
+        target[place] = 0
+    elif not others:
+        target[place] = -1
+    elif draft.is_definite:
+        target = [after[i] if i in others else size for i, size in enumerate(target)]
+        target[place] = -1
+    else:
+        parts: list[int | Rows] = list(target)
+        parts[place] = Rows(outer * inner)
+        return draft.shape_vector(parts, site.name)
+    return draft.numbers(target, site.name)
+
+
+def _computed(site: Site, layout: Layout) -> str:
+    """The same where the rest of the shape is computed: one element of it is replaced."""
+    draft, (place, outer, inner) = site.draft, layout
+    target, rank = site.original.input[1], len(site.out_shape() or ())
+    pieces = []
+    for start, end in ((0, place), (place + 1, rank)):
+        if start < end:
+            bounds = [draft.numbers([n], site.name) for n in (start, end, 0)]
+            pieces.append(draft.helper("Slice", [target, *bounds], site.name))
+    pieces.insert(1 if place else 0, draft.count(outer * inner))
+    return draft.helper("Concat", pieces, site.name, axis=0)
+
+
+def gather(site: Site) -> list[Alternative]:
+    """Gather along the axis of the rows: of the one row, or of places in a flat tensor."""
+    data, shape, after = site.dep(0), site.shape(0), site.out_shape()
+    if data.axis is None or shape is None or after is None:
+        return site.keep()
+    if site.attribute("axis", 0) % len(shape) != data.axis:
+        return site.keep()
+    if site.dep(1).axis is not None:
+        return _own_places(site)
+    places = site.constants.of(site.original.input[1])
+    if places is None:
+        return site.keep()
+    places = np.where(places < 0, places + shape[data.axis], places)
+    if shape[data.axis] == places.size == 1:  # the one row, with or without its axis
+        return reshape(site)
+    if data.outer == 1 and data.inner > 1:
+        return _flat(site, places)
+    return site.keep()
+
+
+def _flat(site: Site, places: np.ndarray) -> list[Alternative]:
+    """Places in rows that were joined with what stands behind them, as ``as_strided`` gives them:
+    the same ones in each row."""
+    rows, inner, shape = site.draft.rows, site.dep(0).inner, site.shape(0) or ()
+    axis = site.dep(0).axis or 0
+    ways = []
+    for place, size in enumerate(places.shape):
+        first = np.take(places, [0], place)
+        steps = np.arange(rows).reshape([-1 if i == place else 1 for i in range(places.ndim)])
+        is_own = size == rows and np.array_equal(places, first + steps * inner)
+        if is_own and first.min() >= 0 and first.max() < inner:
+            ways.append(
+                Alternative(
+                    ("flat", shape, places.shape, place),
+                    lambda first=first, place=place: _pick(site, first, axis, place),  # type: ignore[misc]
+                )
+            )
+    return ways or site.keep()
+
+
+def _pick(site: Site, first: np.ndarray, axis: int, place: int) -> None:
+    """Take the rows apart from what they are joined with, pick, and put them where they were."""
+    draft, shape = site.draft, site.shape(0) or ()
+    inner = site.dep(0).inner
+    if not draft.is_definite and len(shape) > 1:
+        raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
+    apart = [*shape[:axis], -1, inner, *shape[axis + 1 :]]
+    data = draft.reshape(site.original.input[0], apart, site.name)
+    index = draft.constant(np.squeeze(first, place).astype(np.int64), site.name)
+    node = helper.make_node("Gather", [data, index], list(site.original.output), site.name)
+    node.attribute.append(helper.make_attribute("axis", axis + 1))
+    if place == 0:
+        draft.emit(node, "picks from each row")
+        return
+    picked = draft.helper("Gather", [data, index], site.name, axis=axis + 1)
+    order = list(range(len(site.out_shape() or ())))
+    order.insert(axis + place, order.pop(axis))
+    last = helper.make_node("Transpose", [picked], list(site.original.output), site.name)
+    last.attribute.append(helper.make_attribute("perm", order))
+    draft.emit(last, "picks from each row")
+
+
+def _own_places(site: Site) -> list[Alternative]:
+    """Places that each row computes, in a flat tensor of one row."""
+    data, index = site.dep(0), site.dep(1)
+    is_plain = (index.outer, index.inner) == (1, 1) and data.outer == 1
+    if site.draft.rows > 1 or not is_plain or index.kind != Kind.INDEPENDENT:
+        return site.keep()
+
+    shape, places = site.shape(0) or (), site.shape(1) or ()
+    can_batch = data.axis == index.axis == 0 and site.draft.opset >= 12 and site.draft.is_definite
+
+    def write() -> None:
+        draft = site.draft
+        rows = draft.reshape(site.original.input[0], [-1, data.inner, *shape[1:]], site.name)
+        which = draft.reshape(site.original.input[1], [-1, *places[1:], 1], site.name)
+        node = helper.make_node("GatherND", [rows, which], list(site.original.output), site.name)
+        node.attribute.append(helper.make_attribute("batch_dims", 1))
+        draft.emit(node, "picks from each row")
+
+    return [*site.keep(), *([Alternative("own places", write)] if can_batch else [])]

@@ -1,0 +1,202 @@
+"""Sizes, bounds and indices that name a fixed number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dask_onnx.analysis.axes.dependence import Kind
+from dask_onnx.analysis.opening.constants import counts_rows, first_row, row_numbers
+from dask_onnx.analysis.opening.draft import Rows
+from dask_onnx.analysis.opening.site import Alternative, Site, written
+from dask_onnx.weights import subgraphs_of, with_bodies
+
+_END = 2**63 - 1
+"""A slice to the end."""
+
+
+def expand(site: Site) -> list[Alternative]:
+    """A target that names the rows of a value that has them already, or a value that has been made
+    for all rows and is to be repeated for as many as there are."""
+    dep, shape, target = site.dep(0), site.shape(0), site.constant(1)
+    if shape is None:
+        return site.keep()
+    if dep.kind == Kind.FREE:
+        return _expand_one(site, shape)
+    if dep.axis is None or target is None:
+        return site.keep()
+    place = dep.axis + len(target) - len(shape)
+    if place < 0 or target[place] == 1 or target[place] != shape[dep.axis]:
+        return site.keep()
+
+    def write() -> None:
+        less = [1 if i == place else size for i, size in enumerate(target)]
+        site.proto.input[1] = site.draft.numbers(less, site.name)
+        site.emit("keeps the number of rows")
+
+    return written(write)
+
+
+def _expand_one(site: Site, shape: Sequence[int]) -> list[Alternative]:
+    known = site.draft.known(site.original.input[1])
+    if known is None or known.tainted is None or site.draft.rows == 1:
+        return site.keep()
+    shift = len(shape) - known.array.size
+    places = [int(p) + shift for p in np.flatnonzero(known.tainted.reshape(-1))]
+    if len(places) != 1 or not site.is_made_for_rows(0, (places[0], 1, 1)):
+        return site.keep()
+    layout = (places[0], 1, 1)
+
+    def write() -> None:
+        name = site.original.input[0]
+        site.proto.input[0] = first_row(site.draft, site.constants, name, layout, site.name)
+        site.emit(f"one row of {name}")
+
+    return written(write)
+
+
+def slice_(site: Site) -> list[Alternative]:
+    """Slices of the axis of the rows: all of them, or whole blocks."""
+    dep, shape = site.dep(0), site.shape(0)
+    if dep.axis is None or shape is None or site.draft.opset < 10:
+        return site.keep()
+    starts, ends = site.constant(1), site.constant(2)
+    axes = site.constant(3) if site.has(3) else list(range(len(starts or ())))
+    steps = site.constant(4) if site.has(4) else [1] * len(starts or ())
+    if starts is None or ends is None or axes is None or steps is None:
+        return site.keep()
+    where = [i for i, axis in enumerate(axes) if axis % len(shape) == dep.axis]
+    if len(where) != 1 or steps[where[0]] != 1:
+        return site.keep()
+    place, size = where[0], shape[dep.axis]
+    start, end = (min(n + size if n < 0 else n, size) for n in (starts[place], ends[place]))
+    block = site.draft.rows * dep.inner
+    if max(start, 0) % block or end % block:
+        return site.keep()
+
+    first = Rows(start // site.draft.rows) if start > 0 else 0
+    last = Rows(end // site.draft.rows) if end < size else _END
+
+    def write() -> None:
+        for index, numbers, new in ((1, starts, first), (2, ends, last)):
+            parts: list[int | Rows] = [*numbers[:place], new, *numbers[place + 1 :]]
+            site.proto.input[index] = site.draft.shape_vector(parts, site.name)
+        for index, same in ((3, axes), (4, steps)):
+            if site.has(index):  # all of them have one type
+                site.proto.input[index] = site.draft.numbers(same, site.name)
+        site.emit("slices whole rows")
+
+    return written(write)
+
+
+def split(site: Site) -> list[Alternative]:
+    """Parts of the axis of the rows that are whole blocks."""
+    dep, shape = site.dep(0), site.shape(0)
+    rank = len(shape or ())
+    parts = [site.out_shape(i) for i in range(len(site.original.output))]
+    if dep.axis is None or not rank or site.attribute("axis", 0) % rank != dep.axis:
+        return site.keep()
+    if site.draft.opset < 13 or any(part is None for part in parts):
+        return site.keep()
+    sizes = [(part or ())[dep.axis] for part in parts]
+    if any(size % (site.draft.rows * dep.inner) for size in sizes):
+        return site.keep()
+
+    def write() -> None:
+        vector = site.draft.shape_vector([Rows(n // site.draft.rows) for n in sizes], site.name)
+        del site.proto.input[1:]
+        site.proto.input.append(vector)
+        site.set("num_outputs", None)
+        site.emit("splits whole rows")
+
+    return written(write)
+
+
+def resize(site: Site) -> list[Alternative]:
+    """Sizes, of which one is the number of rows."""
+    dep, rank = site.dep(0), len(site.shape(0) or ())
+    sizes = site.constant(3)
+    if dep.axis is None or not sizes or not rank:
+        return site.keep()
+    axes = site.attribute("axes")
+    named = list(range(rank)) if axes is None else [a % rank for a in axes]
+    if dep.axis not in named or len(sizes) != len(named):
+        return site.keep()
+    place = named.index(dep.axis)
+    assert sizes is not None
+
+    def write() -> None:
+        target: list[int | Rows] = list(sizes)
+        target[place] = Rows(sizes[place] // site.draft.rows)
+        site.proto.input[3] = site.draft.shape_vector(target, site.name)
+        site.emit("resizes any number of rows")
+
+    return written(write)
+
+
+def affine_grid(site: Site) -> list[Alternative]:
+    """The first of the sizes is the number of rows."""
+    sizes = site.constant(1)
+    if site.dep(0).axis != 0 or not sizes or sizes[0] != site.draft.rows:
+        return site.keep()
+
+    def write() -> None:
+        site.proto.input[1] = site.draft.shape_vector([Rows(), *sizes[1:]], site.name)
+        site.emit("a grid for each row")
+
+    return written(write)
+
+
+def gather_nd(site: Site) -> list[Alternative]:
+    """GatherND and ScatterND: a grid of indices, each of which names its own row."""
+    data = site.dep(0)
+    indices = site.constants.of(site.original.input[1]) if site.dep(1).kind == Kind.FREE else None
+    shape = site.shape(1)
+    is_plain = (data.axis, data.outer, data.inner) == (0, 1, 1)
+    if indices is None or shape is None or not is_plain or site.attribute("batch_dims", 0):
+        return site.keep()
+    if len(shape) < 2 or not counts_rows(indices[..., 0], 0, site.draft.rows):
+        return site.keep()
+    rest = indices[..., 1:]
+    if not np.array_equal(rest, np.broadcast_to(rest[:1], rest.shape)):
+        raise site.refuse(Kind.GATHERED, "indices that differ from row to row")
+
+    def write() -> None:
+        draft, middle = site.draft, list(shape[1:-1])
+        numbers = row_numbers(draft, len(shape), 0)
+        vector = draft.shape_vector([Rows(), *middle, 1], site.name)
+        parts = [draft.helper("Expand", [numbers, vector], site.name)]
+        if rest.size:
+            one = draft.constant(np.ascontiguousarray(rest[:1]), site.name)
+            vector = draft.shape_vector([Rows(), *([1] * (len(shape) - 1))], site.name)
+            parts.append(draft.helper("Expand", [one, vector], site.name))
+        joined = parts[0]
+        if len(parts) > 1:
+            joined = draft.helper("Concat", parts, site.name, axis=len(shape) - 1)
+        site.proto.input[1] = joined
+        if site.is_made_for_rows(2, (0, 1, 1)):
+            site.spread(2, (0, 1, 1))
+        site.emit("indices that name each row")
+
+    return [Alternative("own rows", write), *site.keep()]
+
+
+def control(site: Site) -> list[Alternative]:
+    """If, Loop and Scan: the shapes that are written down in their bodies no longer hold."""
+
+    def write() -> None:
+        told = 0
+        for node in with_bodies(site.proto):
+            for body in subgraphs_of(node):
+                told += len(body.value_info)
+                del body.value_info[:]
+                # The first two inputs of a Loop's body are its own.
+                inputs = body.input[2 if node.op_type == "Loop" else 0 :]
+                for value in (*inputs, *body.output):
+                    for dim in value.type.tensor_type.shape.dim:
+                        told += dim.HasField("dim_value")
+                        dim.Clear()
+        site.emit("forgets the shapes in its bodies" if told else "")
+
+    return written(write)
