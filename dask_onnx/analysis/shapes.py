@@ -16,7 +16,10 @@ import onnx
 from onnx import numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from dask_onnx.analysis.contrib_shapes import write_stand_ins
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.known_branches import write_branch
+from dask_onnx.analysis.ml_shapes import told_by
 from dask_onnx.errors import InputError
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.value_types import numpy_dtype, spec_of, value_info
@@ -74,7 +77,8 @@ def infer_shapes(
     model = onnx.ModelProto()
     model.CopyFrom(facts.proto)
     declared = {value.name: spec_of(value) for value in model.graph.output}
-    _rebind(model, facts, shapes or {})
+    stand_ins = write_stand_ins(model, facts)
+    written = _rebind(model, facts, shapes or {}, stand_ins)
     known: dict[str, np.ndarray] = {}
     for _ in range(_MAX_FOLD_ROUNDS):
         inferred = shape_inference.infer_shapes(model, data_prop=True)
@@ -82,7 +86,7 @@ def infer_shapes(
         if all(_is_complete(specs.get(name)) for node in facts.nodes for name in node.outputs):
             break
         is_folded = _fold(model, specs, known)
-        if not _tell_classifiers(model, specs) and not is_folded:
+        if not _tell_of_ml(model, specs) and not is_folded and not _fill(model, specs, written):
             break
     _propagate_types(facts, specs, schemas or {})
     symbols = _symbols(facts, shapes or {})
@@ -127,9 +131,15 @@ def _merge(found: TensorSpec | None, declared: TensorSpec) -> TensorSpec:
 
 
 def _rebind(
-    model: onnx.ModelProto, facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]
-) -> None:
-    """Bind input shapes; forget what was written down for the shapes that the exporter had."""
+    model: onnx.ModelProto,
+    facts: GraphFacts,
+    shapes: Mapping[str, tuple[Dim, ...]],
+    stand_ins: frozenset[str],
+) -> dict[str, TensorSpec]:
+    """Bind input shapes; forget what was written down for the shapes that the exporter had.
+
+    What was written down of values in `stand_ins` is returned: inference goes first there.
+    """
     symbols = _symbols(facts, shapes)
     graph = model.graph
     for value in graph.input:
@@ -145,13 +155,33 @@ def _rebind(
     foreign = {
         name for node in facts.nodes if not is_standard(node.domain) for name in node.outputs
     }
-    kept = [
-        value_info(_substitute(spec_of(value), symbols))
+    written = {
+        value.name: _substitute(spec_of(value), symbols)
         for value in graph.value_info
-        if value.name in foreign and spec_of(value).dtype is not None
-    ]
+        if (value.name in foreign or value.name in stand_ins) and spec_of(value).dtype is not None
+    }
     del graph.value_info[:]
-    graph.value_info.extend(kept)
+    graph.value_info.extend(
+        value_info(spec) for name, spec in written.items() if name not in stand_ins
+    )
+    return {name: spec for name, spec in written.items() if name in stand_ins}
+
+
+def _fill(
+    model: onnx.ModelProto, specs: Mapping[str, TensorSpec], written: dict[str, TensorSpec]
+) -> bool:
+    """Write down what the model says of values that inference left open; whether it says more."""
+    told = []
+    for name, spec in written.items():
+        found = specs.get(name)
+        merged = _merge(found, spec)
+        if merged != found:
+            told.append(value_info(merged))
+    written.clear()
+    kept = [v for v in model.graph.value_info if v.name not in {value.name for value in told}]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend([*kept, *told])
+    return bool(told)
 
 
 def is_standard(domain: str) -> bool:
@@ -187,7 +217,14 @@ def _fold(
     }
     opsets = list(model.opset_import)
     kept, found = [], False
-    for node in graph.node:
+    for number, node in enumerate(graph.node):
+        condition = _condition(node, known, initializers)
+        if condition is not None:
+            nodes, tensors = write_branch(node, condition, len(known) + number)
+            kept += nodes
+            graph.initializer.extend(tensors)
+            found = True
+            continue
         values = _evaluate(node, specs, known, initializers, opsets)
         if values is None:
             kept.append(node)
@@ -202,18 +239,14 @@ def _fold(
     return found
 
 
-_CLASSIFIERS = frozenset(["TreeEnsembleClassifier", "LinearClassifier"])
-_NUMBERS_AS_THEY_LIE = frozenset(["Normalizer", "Scaler"])
-
-
-def _tell_classifiers(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> bool:
-    """Write down what operators of ai.onnx.ml give where ONNX's inference leaves it open: a label
-    and a score for each class, or numbers in the place of numbers; whether anything was written."""
+def _tell_of_ml(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> bool:
+    """Write down what operators of ai.onnx.ml give where ONNX's inference leaves it open; return
+    whether anything was written."""
     told = [
         spec
         for node in model.graph.node
         if node.domain == "ai.onnx.ml" and specs.get(node.input[0]) is not None
-        for spec in _told_by(node, specs[node.input[0]])
+        for spec in told_by(node, specs)
         if not _is_told(specs, spec.name)
     ]
     outputs = {value.name: value for value in model.graph.output}
@@ -225,29 +258,25 @@ def _tell_classifiers(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -
     return bool(told)
 
 
-def _told_by(node: onnx.NodeProto, table: TensorSpec) -> list[TensorSpec]:
-    if table.shape is None:
-        return []
-    if node.op_type in _NUMBERS_AS_THEY_LIE:
-        return [TensorSpec(node.output[0], np.dtype(np.float32), table.shape)]
-    if node.op_type not in _CLASSIFIERS:
-        return []
-    labels = next((a for a in node.attribute if a.name.startswith("classlabels_")), None)
-    if labels is None:
-        return []
-    kind = np.dtype(object) if labels.strings else np.dtype(np.int64)
-    count = len(labels.strings or labels.ints)
-    rows = table.shape[:1]
-    specs = [
-        TensorSpec(node.output[0], kind, rows),
-        TensorSpec(node.output[1], np.dtype(np.float32), (*rows, count)),
-    ]
-    return [spec for spec in specs if spec.name]
-
-
 def _is_told(specs: Mapping[str, TensorSpec], name: str) -> bool:
     spec = specs.get(name)
     return spec is not None and spec.dtype is not None and spec.shape is not None
+
+
+def _condition(
+    node: onnx.NodeProto,
+    known: Mapping[str, np.ndarray],
+    initializers: Mapping[str, onnx.TensorProto],
+) -> bool | None:
+    """Return the condition of an If, if it is known."""
+    if node.op_type != "If" or node.domain:
+        return None
+    name = node.input[0]
+    if name in known:
+        return bool(known[name].any())
+    if name in initializers:
+        return bool(numpy_helper.to_array(initializers[name]).any())
+    return None
 
 
 def _evaluate(

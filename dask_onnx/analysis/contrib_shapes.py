@@ -1,0 +1,124 @@
+"""ONNX's shape inference behind ONNX Runtime's own operators, which ONNX has no schema of.
+
+In a copy of the model that nothing but inference reads, calls of functions take their place:
+`contrib_operators` has one for each operator. Inference goes through functions in the same pass,
+also in bodies of If and Loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import onnx
+from onnx import helper, parser
+
+from dask_onnx.analysis.contrib_images import BLOCKED
+from dask_onnx.analysis.contrib_operators import TABLES
+from dask_onnx.analysis.contrib_parts import Call
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.weights import subgraphs_of
+
+_DOMAIN = "dask_onnx.stand_in"
+_OPSET = 17
+"""Opset of the functions' bodies, whatever that of the model."""
+_WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+
+
+def write_stand_ins(model: onnx.ModelProto, facts: GraphFacts) -> frozenset[str]:
+    """Replace nodes that ONNX does not know by calls of functions with the same shapes and dtypes.
+
+    Domains that nodes have and the model does not import are imported, as ONNX Runtime does.
+
+    Parameters
+    ----------
+    model : ModelProto
+        A copy of the proto of `facts`; only shape inference may read it afterwards.
+    facts : GraphFacts
+
+    Returns
+    -------
+    frozenset of str
+        Values of the main graph that come from a replaced node.
+    """
+    nodes = model.graph.node
+    outer = [nodes[n.index] for n in facts.nodes if n.op_type in TABLES.get(n.domain, ())]
+    bodies = [
+        body
+        for owner in facts.nodes
+        if owner.op_type in _WITH_BODIES
+        for body in _bodies(nodes[owner.index])
+    ]
+    inner = [node for body in bodies for node in body.node]
+    _import_domains(model, {n.domain for n in facts.nodes} | {n.domain for n in inner})
+    candidates = [*outer, *(n for n in inner if n.op_type in TABLES.get(n.domain, ()))]
+    if candidates:
+        _replace(model, candidates, _constants([model.graph, *bodies]))
+    return frozenset(name for n in outer if n.domain == _DOMAIN for name in n.output if name)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the bodies of a node, and of the nodes in them."""
+    for body in subgraphs_of(node):
+        yield body
+        for inner in body.node:
+            yield from _bodies(inner)
+
+
+def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
+    # A node of a domain that is not imported ends inference with an error.
+    for domain in sorted(domains - {opset.domain for opset in model.opset_import}):
+        versions = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == domain]
+        model.opset_import.append(helper.make_opsetid(domain, max(versions, default=1)))
+
+
+def _constants(graphs: Iterable[onnx.GraphProto]) -> Mapping[str, onnx.TensorProto]:
+    """Return initializers, and what Constant nodes return, by name."""
+    found: dict[str, onnx.TensorProto] = {}
+    for graph in graphs:
+        found.update((tensor.name, tensor) for tensor in graph.initializer)
+        for node in graph.node:
+            if node.op_type == "Constant":
+                found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return found
+
+
+def _replace(
+    model: onnx.ModelProto,
+    candidates: Sequence[onnx.NodeProto],
+    constants: Mapping[str, onnx.TensorProto],
+) -> None:
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    kept = {(function.domain, function.name) for function in model.functions}
+    blocked = [node for node in candidates if node.domain == BLOCKED and node.op_type == "Conv"]
+    convolutions = {node.input[0]: node for node in blocked}
+    names: dict[tuple[str, int], str] = {}
+    for node in candidates:
+        key = node.domain, node.op_type
+        if key in kept or (not node.domain and onnx.defs.has(node.op_type, opsets.get("", 1))):
+            continue
+        entry = TABLES[node.domain][node.op_type]
+        text = entry(Call(node, constants, convolutions)) if callable(entry) else entry
+        if text is None:
+            continue
+        variant = text, len(node.output)
+        if variant not in names:
+            names[variant] = f"{node.op_type}_{len(names)}"
+            model.functions.append(_function(names[variant], *variant))
+        node.domain, node.op_type = _DOMAIN, names[variant]
+    if names:
+        model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+
+
+@functools.lru_cache(maxsize=256)
+def _function(name: str, text: str, n_outputs: int) -> onnx.FunctionProto:
+    """Return a stand-in with the first `n_outputs` of its results: a call must have as many."""
+    header = f'<domain: "{_DOMAIN}", opset_import: ["" : {_OPSET}]> {name}'
+    function = parser.parse_function(f"{header} {text}")
+    for index, parameter in enumerate(function.input):
+        if parameter == "_":
+            function.input[index] = f"unused_{index}"
+    del function.output[n_outputs:]
+    references = {a.ref_attr_name for node in function.node for a in node.attribute}
+    function.attribute.extend(sorted(references - {""}))
+    return function
