@@ -1,0 +1,173 @@
+"""Lazy arrays written to files by blocks, each block by a task: lazily, or now."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed, delayed
+from dask.layers import ArraySliceDep
+
+from dask_onnx.io.raster_sinks import RasterSink, is_regular, open_raster_sink
+from dask_onnx.io.tiff import Array, Region
+
+
+def write_raster(
+    array: da.Array,
+    path: str | Path,
+    *,
+    dims: Sequence[str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    compression: str | None = "deflate",
+) -> Delayed:
+    """Return a Delayed that writes a lazy array by blocks, and gives the path when computed.
+
+    The target appears when it is complete. Where computing fails, an incomplete file stays beside
+    it under a name with ``.partial``, which the next run replaces; `save_raster` removes it.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Shape (height, width), (bands, height, width), or another that `dims` describes. Blocks that
+        differ in size along an axis are rechunked to the largest.
+    path : str or Path
+        Ending in .zarr (also a URL), .npy, .tif or .tiff. The workers must see the folder. TIFF
+        needs room for the picture uncompressed beside it while it is written.
+    dims : sequence of str, optional
+        Names of the axes; ("y", "x") or ("band", "y", "x") by default.
+    attributes : mapping, optional
+        What `raster_attributes` returned for the raster that the array covers. The array must have
+        the raster's size, or a multiple or a divisor of it. Where it lies on the ground is written
+        to TIFF's tags and zarr's attributes; what describes pixel values, such as nodata, is not.
+    overwrite : bool
+        Replace a target that is there.
+    compression : {"deflate", None}
+        How tiles of a TIFF file are compressed.
+
+    Raises
+    ------
+    InputError
+        The target exists or has no folder; an ending, shape or dtype that cannot be written;
+        attributes that do not fit the array's size.
+    """
+    array = with_regular_blocks(array)
+    sink = open_raster_sink(
+        path,
+        array.chunks,
+        array.dtype,
+        dims=dims,
+        attributes=attributes,
+        overwrite=overwrite,
+        compression=compression,
+    )
+    return _writing(array, sink)
+
+
+def save_raster(
+    array: da.Array,
+    path: str | Path,
+    *,
+    dims: Sequence[str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    compression: str | None = "deflate",
+) -> str:
+    """Write a lazy array by blocks, now, on the scheduler that Dask would use; return the path.
+
+    Where it fails or is interrupted, what is incomplete is removed.
+
+    Parameters
+    ----------
+    array, path, dims, attributes, overwrite, compression
+        As for `write_raster`.
+
+    Raises
+    ------
+    InputError
+        As for `write_raster`.
+    """
+    array = with_regular_blocks(array)
+    sink = open_raster_sink(
+        path,
+        array.chunks,
+        array.dtype,
+        dims=dims,
+        attributes=attributes,
+        overwrite=overwrite,
+        compression=compression,
+    )
+    try:
+        target: str = _writing(array, sink).compute()
+    except BaseException:
+        # Also on Ctrl-C: what is half done must not stay.
+        sink.discard()
+        raise
+    return target
+
+
+def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.Array:
+    """Return a lazy array with one element a block, its pixels; computing it writes the blocks.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        With the shape, dtype and chunks that the sink was opened for.
+    sink : RasterSink
+        The caller calls its `finish` or `discard` afterwards.
+    prepared : Delayed, optional
+        Task that runs before the first block; None if `sink.prepare` was called already.
+    """
+    axes = tuple(range(array.ndim))
+    done: da.Array = da.blockwise(
+        _write,
+        axes,
+        array,
+        axes,
+        ArraySliceDep(array.chunks),
+        axes,
+        sink=sink,
+        prepared=prepared,
+        # A name of its own for each call: to ask again is to write again.
+        name=f"write-raster-{uuid.uuid4().hex}",
+        dtype=np.int64,
+        meta=np.empty((0,) * array.ndim, np.int64),
+        adjust_chunks={axis: (1,) * count for axis, count in enumerate(array.numblocks)},
+        align_arrays=False,
+    )
+    return done
+
+
+def with_regular_blocks(array: da.Array) -> da.Array:
+    """Return the array with blocks of one size along each axis, but for a smaller last one."""
+    if is_regular(array.chunks) or any(map(math.isnan, array.shape)):
+        return array  # unknown sizes are refused where the sink is opened
+    regular: da.Array = array.rechunk(tuple(max(sizes) for sizes in array.chunks))
+    return regular
+
+
+def _writing(array: da.Array, sink: RasterSink) -> Delayed:
+    prepared = delayed(_prepare, pure=False)(sink)
+    done: Delayed = delayed(_finish, pure=False)(sink, write_blocks(array, sink, prepared))
+    return done
+
+
+def _prepare(sink: RasterSink) -> None:
+    sink.prepare()
+
+
+def _write(block: Array, region: Region, sink: RasterSink, prepared: None) -> Array:
+    """Write a block, after `prepared`; return its pixels."""
+    sink.write(region, block)
+    return np.full((1,) * block.ndim, block.size)
+
+
+def _finish(sink: RasterSink, written: Array) -> str:
+    """Finish after all blocks are `written`; return the target."""
+    sink.finish()
+    return sink.target
