@@ -6,10 +6,14 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test lint demo conformance bench bench-network assets clean
+.PHONY: test test-slow lint demo conformance bench bench-network assets clean
 
 test: $(STAMP) assets
-	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# What takes minutes each: thousands of random graphs, all of ONNX's cases.
+test-slow: $(STAMP) assets
+	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

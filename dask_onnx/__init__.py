@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from dask_onnx.plan import Plan
     from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
+    from dask_onnx.sharding.strategy import Sharded
     from dask_onnx.specs import SessionSpec, TensorSpec
+    from dask_onnx.tiles.predict import tiling_drift
+    from dask_onnx.tiles.boxes import Boxes
+    from dask_onnx.tiles.detect import detect_sliced
+    from dask_onnx.tiles.predict import predict_tiled
     from dask_onnx.verify import verify_axes
 
 _HOMES = {
@@ -54,12 +59,18 @@ _HOMES = {
     "PlanError": "errors",
     "StageError": "errors",
     "StoreError": "errors",
+    "Sharded": "sharding.strategy",
+    "Boxes": "tiles.boxes",
+    "detect_sliced": "tiles.detect",
+    "predict_tiled": "tiles.predict",
+    "tiling_drift": "tiles.predict",
     "verify_axes": "verify",
 }
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Boxes",
     "DaskOnnxError",
     "Edge",
     "InputError",
@@ -69,6 +80,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "SessionSpec",
+    "Sharded",
     "Stage",
     "StageError",
     "StageGraph",
@@ -78,8 +90,11 @@ __all__ = [
     "TextModel",
     "at_values",
     "configure",
+    "detect_sliced",
     "from_annotations",
     "load",
+    "predict_tiled",
+    "tiling_drift",
     "verify_axes",
 ]
 

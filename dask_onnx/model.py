@@ -8,11 +8,12 @@ import functools
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 from dask.base import is_dask_collection
 
-from dask_onnx.analysis.axes import BatchFacts, find_batch, input_axes
+from dask_onnx.analysis.axes.report import AxisTable
+from dask_onnx.analysis.batch import BatchFacts, input_axes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.collections.array import predict_arrays
@@ -42,6 +43,7 @@ from dask_onnx.collections.options import (
 )
 from dask_onnx.collections.request import (
     check_arrays,
+    check_uncut,
     resolve_batching,
     resolve_feeds,
     resolve_outputs,
@@ -61,6 +63,8 @@ from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
+from dask_onnx.sharding.on_shards import ShardedPlan, plan_on_shards, predict_on_shards
+from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.specs import SessionSpec, TensorSpec
 from dask_onnx.summary import basis_of
 
@@ -159,7 +163,35 @@ class Model:
     def analyse(self, shapes: Shapes | None = None) -> Analysis:
         """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
         facts = self._facts
-        return analyse(self.facts, facts.bound_shapes(shapes), facts.schemas, facts.costs)
+        bound = facts.bound_shapes(shapes)
+        return analyse(self.facts, bound, facts.schemas, facts.costs, facts.own_axes)
+
+    def axes(self, shapes: Shapes | None = None, *, outputs: Outputs = None) -> AxisTable:
+        """Return how the outputs depend on every axis of the inputs. Runs nothing.
+
+        Parameters
+        ----------
+        shapes : mapping of input name to shape, optional
+            The sizes that the facts hold for; by default 7 rows and 64 of other open dimensions.
+        outputs : str or sequence of str, optional
+            Graph outputs or intermediate values; the graph's outputs by default.
+
+        Returns
+        -------
+        AxisTable
+            For each input axis and value a kind (independent, window, reduced, contracted,
+            factored, gathered, scanned, paired, length, coupled, opaque), the axis it lies on, the
+            range that an element reads (offset, stride, extent), and the node that decides. It
+            prints as a table.
+
+        Raises
+        ------
+        InputError
+            `shapes` do not fit the model, or there is no such output.
+        """
+        facts = self._facts
+        values = resolve_outputs(outputs, self.facts.outputs, facts.known_values).names
+        return facts.axes(facts.bound_shapes(shapes), values)
 
     def basis(self, shapes: Shapes | None = None) -> str:
         """What the seconds rest on that a plan for these shapes predicts, in words. Those of
@@ -167,6 +199,17 @@ class Model:
         facts = self._facts
         return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
 
+    @overload
+    def plan(
+        self,
+        strategy: Sharded,
+        *,
+        outputs: Outputs = None,
+        shapes: Shapes | None = None,
+        session: SessionSpec | None = None,
+    ) -> ShardedPlan: ...
+
+    @overload
     def plan(
         self,
         strategy: str | Strategy = "whole",
@@ -182,7 +225,24 @@ class Model:
         measure: Any = None,
         client: Any = None,
         batches: int | None = None,
-    ) -> Plan:
+    ) -> Plan: ...
+
+    def plan(
+        self,
+        strategy: str | Strategy | Sharded = "whole",
+        *,
+        n_stages: int | None = None,
+        n_workers: int | None = None,
+        memory_limit: int | str | None = None,
+        min_seconds: float | None = None,
+        outputs: Outputs = None,
+        shapes: Shapes | None = None,
+        aim: Aim | None = None,
+        session: SessionSpec | None = None,
+        measure: Any = None,
+        client: Any = None,
+        batches: int | None = None,
+    ) -> Plan | ShardedPlan:
         """Cut the model into stages.
 
         Parameters
@@ -237,21 +297,20 @@ class Model:
         StageError
             What is to be measured cannot be run here.
         """
+        numbers = {
+            "n_stages": n_stages,
+            "n_workers": n_workers,
+            "memory_limit": memory_limit,
+            "min_seconds": min_seconds,
+        }
+        if isinstance(strategy, Sharded):
+            others = {**numbers, "aim": aim, "measure": measure, "client": client}
+            others["batches"] = batches
+            return plan_on_shards(
+                self, strategy, outputs=outputs, shapes=shapes, session=session, others=others
+            )
         request = PlanRequest(
-            strategy,
-            {
-                "n_stages": n_stages,
-                "n_workers": n_workers,
-                "memory_limit": memory_limit,
-                "min_seconds": min_seconds,
-            },
-            outputs,
-            shapes,
-            aim,
-            session,
-            measure,
-            client,
-            batches,
+            strategy, numbers, outputs, shapes, aim, session, measure, client, batches
         )
         return make_plan(self, request)
 
@@ -261,7 +320,7 @@ class Model:
         *,
         outputs: Outputs = None,
         batch_size: BatchSize = "auto",
-        plan: Plan | None = None,
+        plan: Plan | ShardedPlan | None = None,
         retries: int | None = None,
         columns: Columns = None,
         append: bool | Sequence[str] = False,
@@ -327,6 +386,10 @@ class Model:
         run = RunOptions(outputs, batch_size, plan, retries)
         rows = RowOptions(on_error, require_finite)
         table = TableOptions(columns, append, max_columns, length_buckets)
+        if isinstance(plan, ShardedPlan):
+            table.refuse(x)
+            rows.refuse(x)
+            return predict_on_shards(self, x, plan, run)
         if is_table(x):
             return of_table(self, x, run, table, rows)
         table.refuse(x)
@@ -411,7 +474,7 @@ class Model:
         *,
         outputs: Outputs = None,
         batch_size: BatchSize = "auto",
-        plan: Plan | None = None,
+        plan: Plan | ShardedPlan | None = None,
         retries: int | None = None,
     ) -> Any:
         """As `predict`, but always lazy: a Delayed for each output, whatever `x` is.
@@ -452,7 +515,9 @@ class Model:
         wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
         needed = self._whole_plan(self.facts.outputs).for_outputs(wanted.names).stage_graph.inputs
         arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
-        check_arrays(arrays, self.inputs, input_axes(self._onnx)[0])
+        batch = self._facts.batch_at(wanted.names, shapes_of(arrays, self.inputs))
+        axes = batch.input_axes if batch.is_proven else dict.fromkeys(batch.input_axes)
+        check_arrays(arrays, self.inputs, axes)
 
     def __call__(
         self,
@@ -509,20 +574,25 @@ class Model:
         feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
         kind = kind_of(feeds)
         axes, fixed = input_axes(self._onnx)
-        if kind != "eager" or isinstance(batch_size, int) or fixed is not None:
+        is_cut = kind != "eager" or isinstance(batch_size, int) or fixed is not None
+        if is_cut or is_empty(feeds, axes) or (batch_size == "auto" and has_rows(feeds, axes)):
             shapes = shapes_of(feeds, self.inputs)
-            batch = find_batch(self.facts, wanted.names, shapes, self._facts.schemas)
-        elif (batch_size == "auto" and has_rows(feeds, axes)) or is_empty(feeds, axes):
-            batch = self._facts.batch_at(wanted.names, shapes_of(feeds, self.inputs))
+            is_table = kind == "table"
+            batch = self._facts.batch_at(wanted.names, shapes, first_axis_only=is_table)
+            if not batch.is_proven and not is_table:
+                check_uncut(batch, feeds, self.inputs, batch_size)
+                batch = self._facts.whole_batch(batch, wanted.names, shapes)
         else:
             # One run of everything: no row is told from another, so nothing need be found out.
-            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {}, (), (), ())
+            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
         batching = resolve_batching(batch, wanted.names, batch_size)
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
         if not here:
-            rows = None if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
-            self._check_cluster(chosen, rows, wanted.names)
+            # At least one row is run, however few are best.
+            rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
+            scale = self._facts.row_scale(shapes_of(feeds, self.inputs), chosen.recipe.shapes)
+            self._check_cluster(chosen, rows, wanted.names, scale)
         request = Request(
             model=self._published().ref,
             delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),
@@ -544,11 +614,16 @@ class Model:
         )
         return request, feeds, kind
 
-    def _check_cluster(self, plan: Plan, rows: float | None, outputs: tuple[str, ...]) -> None:
-        """Whether the cluster that Dask would use can run a plan so many rows at a time."""
+    def _check_cluster(
+        self, plan: Plan, rows: float | None, outputs: tuple[str, ...], scale: float
+    ) -> None:
+        """Whether the cluster that Dask would use can run a plan so many rows at a time, each of
+        which is `scale` times as large as the one that was planned for."""
         client = current_client()
         check_configured(client, plan.placement)
-        load = Load(self.name, plan.stage_graph, plan.placement, rows, plan.rows, plan.bounds)
+        load = Load(
+            self.name, plan.stage_graph, plan.placement, rows, plan.rows, plan.bounds, scale
+        )
         check_fits(client, load, functools.partial(self._facts.fewest_stages, plan.recipe, outputs))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -560,7 +635,8 @@ class Model:
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
         own = self._facts.own
-        return (self.token, "" if own is None else own.token, *self._facts.libraries)
+        own_token = "" if own is None else own.token
+        return (self.token, own_token, repr(self._onnx.rows), *self._facts.libraries)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))

@@ -162,6 +162,7 @@ LAYERS = {
     "cli.table_request": 9.1,
     "cli.csv_text": 9.1,
     "cli.tables": 9.15,
+    "cli.rasters": 9.15,
     "cli.store": 9.2,
     "__main__": 9.3,
     "": 9.9,

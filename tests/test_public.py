@@ -10,6 +10,7 @@ import pytest
 import dask_onnx as dx
 
 NAMES = [
+    "Boxes",
     "DaskOnnxError",
     "Edge",
     "InputError",
@@ -19,6 +20,7 @@ NAMES = [
     "Plan",
     "PlanError",
     "SessionSpec",
+    "Sharded",
     "Stage",
     "StageError",
     "StageGraph",
@@ -28,8 +30,11 @@ NAMES = [
     "TextModel",
     "at_values",
     "configure",
+    "detect_sliced",
     "from_annotations",
     "load",
+    "predict_tiled",
+    "tiling_drift",
     "verify_axes",
 ]
 

@@ -30,7 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dask_onnx.analysis.batch import BatchFacts
-from dask_onnx.cli import Options, common_options
+from dask_onnx.cli import Options, common_options, rasters
 from dask_onnx.cli.cluster import connect, dashboard_line
 from dask_onnx.cli.csv_text import other_types
 from dask_onnx.cli.parameters import (
@@ -126,6 +126,11 @@ class Probed:
 @click.option("--pre", metavar="MODULE:FUNCTION", help="From a block that was read to the input.")
 @click.option("--post", metavar="MODULE:FUNCTION", help="From a block of output to the result.")
 @click.option("--retries", type=click.IntRange(min=0), help="Of a block that fails; 3 by default.")
+@click.option(
+    "--tile",
+    metavar="auto|N|N,N",
+    help="INPUT is one large picture (.tif, .npy, .zarr, .png): run it in tiles of so many pixels.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 @click.option("--columns", help="Of a table, for the one input; those of numbers by default.")
 @click.option("--feed", "feeds", multiple=True, metavar="INPUT=COLUMN", help="What feeds an input.")
@@ -160,6 +165,7 @@ def command(
     pre: str | None,
     post: str | None,
     retries: int | None,
+    tile: str | None,
     overwrite: bool,
     columns: str | None,
     feeds: tuple[str, ...],
@@ -183,6 +189,27 @@ def command(
     names = split_names(outputs) or None
     way = named_strategy(strategy, configuration)
     model = load(model_path, rows=parse_rows(rows))
+    if tile is not None:
+        if post or batch_size or way != "whole":
+            raise InputError(
+                "--post, --batch-size and --strategy are not for --tile",
+                "leave them out, or use Python",
+            )
+        _check_memory_limit(memory_limit)
+        picture = rasters.TiledJob(
+            model,
+            input_path,
+            output_path,
+            rasters.parse_tile(tile),
+            rasters.tiled_output(model, names),
+            _named(pre, "--pre"),
+            overwrite,
+        )
+        rasters.lazy_result(picture)  # all that can be refused is, before a cluster starts
+        _run_picture(
+            picture, options, functools.partial(connect, scheduler, workers, threads, memory_limit)
+        )
+        return
     table = TableRequest(
         tuple(split_names(columns)),
         feeds,
@@ -269,6 +296,30 @@ def _run_table(
                 raise other from None
             raise
     return summary
+
+
+def _run_picture(
+    job: rasters.TiledJob,
+    options: Options,
+    cluster: Callable[..., AbstractContextManager[Client]],
+) -> None:
+    """Start or reach a cluster, run the picture through the model, and say how long it took."""
+    console = Console(stderr=True, highlight=False, quiet=options.as_json)
+
+    def wait(futures: list[Future], count: int) -> None:
+        _wait(futures, count, 1, console, "tiles")
+
+    with cluster(debug=options.debug) as client:
+        console.print(dashboard_line(client))
+        summary = rasters.run_tiled(job, client, wait)
+    if options.as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"{summary['pixels']:,} pixels in {summary['seconds']:.2f} s, "
+            f"{summary['pixels_per_second']:,.0f} pixels/s, {summary['workers']} workers: "
+            f"{job.output_path}"
+        )
 
 
 def _lengths(text: str | None) -> tuple[int, ...] | None:

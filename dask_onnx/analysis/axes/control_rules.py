@@ -44,6 +44,8 @@ def _merged(v: NodeView, first: Dependence, second: Dependence) -> Dependence:
     """The dependence of a value that is one or the other."""
     if first.kind == Kind.FREE and second.kind == Kind.FREE:
         return FREE
+    if first.index != second.index:
+        first, second = first.without_index(), second.without_index()
     same = (first.axis, first.outer, first.inner) == (second.axis, second.outer, second.inner)
     if not same and not (first.axis == second.axis and (first.is_uniform or second.is_uniform)):
         return v.lost(first, Kind.OPAQUE, "branches differ")
@@ -135,6 +137,7 @@ def _scan_positions(
     states = [FREE] * n_states
     for dep in scanned[1:]:
         lead = join(lead, dep, v.name)
+    lead = lead.without_index()
     return [*states, *(lead.at(max(axis, 0)) for axis in out_axes)]
 
 

@@ -94,6 +94,9 @@ class Index(NamedTuple):
 
 POSITIONS = Index(1, 0, 0)
 """The positions 0, 1, 2 ... themselves."""
+OWN_INDEX = "own index"
+"""How vectors depend on positions whose first element is their own position, and whose others
+follow from that position alone, as GatherND takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +152,15 @@ class Dependence:
     def broken(self, kind: Kind, node: str, how: str = "") -> Dependence:
         """Return the dependence once `node` has broken it; what broke it first stands."""
         if self.is_broken or kind <= self.kind:
+            return self.without_index() if kind > Kind.WINDOW else self
+        return replace(self, kind=kind, node=node, how=how, index=None)
+
+    def without_index(self) -> Dependence:
+        """Return the same dependence, of elements of which nothing is known."""
+        if self.index is None and self.how != OWN_INDEX:
             return self
-        return replace(self, kind=kind, node=node, how=how)
+        how = "position" if self.how in ("positions", OWN_INDEX) else self.how
+        return replace(self, index=None, how=how)
 
     def windowed(self, over: Window, node: str, how: str = "") -> Dependence:
         """Return the dependence behind a node that reads a window of positions."""

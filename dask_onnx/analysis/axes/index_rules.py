@@ -14,7 +14,7 @@ def index_of(v: NodeView) -> Index | None:
     """Return what the first output of a node is known to be made of; None for anything."""
     if v.proto.domain:
         return None
-    if v.op in ("ArgMax", "ArgMin"):
+    if v.op in ("ArgMax", "ArgMin") and not v.dep(0).is_broken:
         rank = v.rank(0)
         size = None if rank is None else v.size(0, v.attr("axis", 0) % rank)
         return None if size is None else Index(0, 0, size - 1)
@@ -34,7 +34,8 @@ def index_of(v: NodeView) -> Index | None:
 def _operand(v: NodeView, index: int) -> Index | None:
     """An input as positions and a bounded rest; a constant is a rest alone."""
     if (found := v.dep(index).index) is not None:
-        return found
+        # What is added to a position has to be its own.
+        return None if found.scale == 0 and v.dep(index).is_broken else found
     array = v.constant(index)
     if array is None or array.dtype.kind not in "iu" or not array.size:
         return None

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dask_onnx.analysis.axes.dependence import FREE, POSITIONS, Dependence, Kind, window
-from dask_onnx.analysis.axes.view import NodeView, Shape, join
+from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, POSITIONS, Dependence, Kind, window
+from dask_onnx.analysis.axes.view import DEPENDENT, PROPORTIONAL, NodeView, Shape, at_least, join
 
 _TO_THE_END = 10**9
 """Exporters write this, or more, for a slice that goes to the end."""
@@ -69,8 +69,25 @@ def reshape(v: NodeView) -> Sequence[Dependence]:
             return v.all(v.broken(Kind.LENGTH, "shape"))
         return v.all(dep)
     if before is None or after is None:
-        return v.all(_by_target(v, dep, before))
-    return v.all(reshaped(dep, before, after, v.name))
+        found = _by_target(v, dep, before)
+    else:
+        found = _by_length(v, reshaped(dep, before, after, v.name))
+    if dep.how == OWN_INDEX and (not before or not after or before[-1] != after[-1]):
+        found = found.without_index()
+    return v.all(found)
+
+
+def _by_length(v: NodeView, dep: Dependence) -> Dependence:
+    """Break `dep` if another size than the positions' own follows from the number of positions."""
+    target = v.known(1)
+    if target is None or not target.is_tainted:
+        return dep
+    marks = target.marks.reshape(-1)
+    others = [mark for axis, mark in enumerate(marks) if axis != dep.axis]
+    own = 0 if dep.axis is None else marks[dep.axis]
+    if any(others) or own == DEPENDENT:
+        return dep.broken(Kind.LENGTH, v.name, "shape")
+    return dep
 
 
 def _by_target(v: NodeView, dep: Dependence, before: Shape | None) -> Dependence:
@@ -155,15 +172,18 @@ def constant_of_shape(v: NodeView) -> Sequence[Dependence]:
 
 
 def _length_axis(v: NodeView, operand: int, after: Shape | None) -> int | None:
-    """The axis whose size a shape operand takes from the number of positions; -1 for several or an
-    unknown one, None for none."""
+    """The axis whose size a shape operand takes from the number of positions, as a multiple of it;
+    -1 for several or an unknown one, None for none."""
     if v.dep(operand).kind == Kind.FREE:
         return None
     target = v.known(operand)
     if target is None or after is None or target.tainted is None:
         return -1
-    places = np.flatnonzero(target.tainted.reshape(-1)) + len(after) - target.array.size
-    return int(places[0]) if len(places) == 1 else -1
+    marks = target.tainted.reshape(-1)
+    places = np.flatnonzero(marks)
+    if len(places) != 1 or marks[places[0]] != PROPORTIONAL:
+        return -1
+    return int(places[0]) + len(after) - target.array.size
 
 
 def _uniform(v: NodeView, dep: Dependence, place: int, after: Shape | None) -> Dependence:
@@ -204,20 +224,23 @@ def concat(v: NodeView) -> Sequence[Dependence]:
         return v.opaque("unknown rank")
     axis %= rank
     result = same_axis(v, carriers, v.name)
-    if result.axis is None:
+    first = v.dep(0)
+    if any(v.dep(i).index != first.index for i in range(len(v.ins))):
+        result = result.without_index()
+    place = result.axis
+    if place is None:
         return v.all(result)
-    if result.axis == axis:
+    if place == axis:
         return v.all(_stacked(v, result, carriers))
     for index in range(len(v.proto.input)):
-        if index not in carriers and v.size(index, result.axis) != 1:
+        if index not in carriers and v.size(index, place) != 1:
             return v.all(result.broken(Kind.LENGTH, v.name, "position"))
         if index not in carriers:
             return v.all(result.broken(Kind.OPAQUE, v.name, "unknown size"))
-    first = v.dep(0)
     if axis == rank - 1 and first.index == POSITIONS and v.size(0, axis) == 1:
         rest = [v.dep(i) for i in range(1, len(v.proto.input))]
-        if all(dep.is_own for dep in rest):
-            return v.all(replace(first, how="own index"))
+        if rest and all(dep.is_own for dep in rest):
+            return v.all(replace(first, index=None, how=OWN_INDEX))
     return v.all(result)
 
 
@@ -247,11 +270,12 @@ def same_axis(v: NodeView, carriers: Sequence[int], node: str) -> Dependence:
 def split(v: NodeView) -> Sequence[Dependence]:
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
-        return v.all(dep)
+        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "split"))
     if rank is None:
         return v.opaque("unknown rank")
     if v.attr("axis", 0) % rank != dep.axis:
-        return v.all(dep)
+        by_length = v.dep(1).kind != Kind.FREE
+        return v.all(dep.broken(Kind.LENGTH, v.name, "split") if by_length else dep)
     parts = []
     start = 0
     for number in range(len(v.proto.output)):
@@ -291,23 +315,24 @@ def slice_(v: NodeView) -> Sequence[Dependence]:
         steps = [1] * len(starts) if bounds[3] is None else bounds[3].array.reshape(-1).tolist()
     if shape is None:
         return v.opaque("unknown shape") if dep.axis is not None else v.all(dep)
+    found = dep
     for place, axis in enumerate(axes):
         axis %= len(shape)
-        tainted = any(_is_tainted(v, i, place) for i in (1, 2, 4)) if v.opset >= 10 else False
+        marks = [_mark(v, i, place) if v.opset >= 10 else 0 for i in (1, 2, 4)]
         if axis == dep.axis:
-            return v.all(_sliced(v, dep, starts[place], ends[place], steps[place], tainted))
-        if tainted:
-            if dep.axis is None and dep.kind == Kind.FREE:
-                return v.all(v.broken(Kind.LENGTH, "position", axis))
-            return v.all(dep.broken(Kind.LENGTH, v.name, "slice by length"))
-    return v.all(dep)
+            own = _sliced(v, dep, starts[place], ends[place], steps[place], marks)
+            found = at_least(own, found)
+        elif any(marks) and dep.axis is None and dep.kind == Kind.FREE:
+            found = v.broken(Kind.LENGTH, "position", axis)
+        elif any(marks):
+            found = found.broken(Kind.LENGTH, v.name, "slice by length")
+    return v.all(found)
 
 
-def _is_tainted(v: NodeView, index: int, place: int) -> bool:
+def _mark(v: NodeView, index: int, place: int) -> int:
+    """How an element of an operand depends on the number of positions."""
     found = v.known(index)
-    return (
-        found is not None and found.tainted is not None and bool(found.tainted.reshape(-1)[place])
-    )
+    return 0 if found is None or found.tainted is None else int(found.tainted.reshape(-1)[place])
 
 
 def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
@@ -322,14 +347,16 @@ def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
 
 
 def _sliced(
-    v: NodeView, dep: Dependence, start: int, end: int, step: int, tainted: bool
+    v: NodeView, dep: Dependence, start: int, end: int, step: int, marks: Sequence[int]
 ) -> Dependence:
     """The slice of the positions themselves."""
     size = v.size(0, dep.axis or 0)
+    tainted = any(marks)
     is_whole = (
         step == 1
-        and (start == 0 or (size is not None and start <= -size))
-        and (end >= _TO_THE_END or (size is not None and end == size and tainted))
+        and not marks[2]
+        and ((start == 0 and not marks[0]) or (size is not None and start <= -size))
+        and (end >= _TO_THE_END or (end == size and marks[1] == PROPORTIONAL))
     )
     if is_whole:
         return dep
@@ -349,7 +376,7 @@ def gather(v: NodeView) -> Sequence[Dependence]:
     data, indices = v.dep(0), v.dep(1)
     rank, picks = v.rank(0), v.rank(1)
     if data.axis is None and indices.axis is None:
-        return v.all(FREE)
+        return v.all(join(FREE, indices, v.name))
     if rank is None or picks is None:
         return v.opaque("unknown rank")
     axis = v.attr("axis", 0) % rank
@@ -402,7 +429,7 @@ def gather_nd(v: NodeView) -> Sequence[Dependence]:
     batch, last = v.attr("batch_dims", 0), v.size(1, -1)
     picks = v.rank(1)
     if data.axis is None and indices.axis is None:
-        return v.all(FREE)
+        return v.all(join(FREE, indices, v.name))
     if picks is None or last is None:
         return v.opaque("unknown rank")
     if data.axis == indices.axis == batch == 0 and _names_own(v, data, indices, last):
@@ -411,6 +438,8 @@ def gather_nd(v: NodeView) -> Sequence[Dependence]:
         found = v.lost(indices, Kind.GATHERED, "indices")
     elif data.axis is None:
         found = indices
+        if (indices.axis or 0) < batch:  # each position has data of its own
+            found = indices.broken(Kind.LENGTH, v.name, "position")
     elif indices.axis is None and data.axis >= batch + last:
         found = data.at(picks - 1 + data.axis - batch - last)
     elif data.axis == indices.axis and data.axis < batch and data.has_blocks_of(indices):
@@ -424,14 +453,14 @@ def _names_own(v: NodeView, data: Dependence, indices: Dependence, last: int) ->
     """Whether the first number of every index is the position that it stands at."""
     if last == 1:
         return indices.index == POSITIONS and (data.outer, data.inner) == (1, 1)
-    return indices.how == "own index" and (data.outer, data.inner) == (1, 1)
+    return indices.how == OWN_INDEX and (data.outer, data.inner) == (1, 1)
 
 
 def scatter_nd(v: NodeView) -> Sequence[Dependence]:
     data, indices, updates = v.dep(0), v.dep(1), v.dep(2)
     last, picks = v.size(1, -1), v.rank(1)
     if not v.carriers:
-        return v.all(FREE)
+        return v.all(join(FREE, indices, v.name))
     if last is None or picks is None or data.axis is None:
         return v.all(v.broken(Kind.GATHERED, "indices"))
     if indices.kind == Kind.FREE and data.axis >= last:
@@ -439,7 +468,7 @@ def scatter_nd(v: NodeView) -> Sequence[Dependence]:
         place = picks - 1 + data.axis - last
         if updates.axis == place and data.has_blocks_of(updates):
             return v.all(join(data, updates, v.name))
-    is_own = data.axis == indices.axis == updates.axis == 0
+    is_own = data.axis == indices.axis == updates.axis == 0 and data.has_blocks_of(updates)
     if is_own and _names_own(v, data, indices, last):
         return v.all(join(data, updates, v.name))
     return v.all(join(v.lost(data, Kind.GATHERED, "indices"), indices, v.name))
@@ -469,8 +498,13 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     mode = v.attr("mode", b"constant").decode()
     if dep.inner != 1 or dep.outer != 1 or mode not in ("constant", "edge", "reflect"):
         return v.all(v.lost(dep, Kind.GATHERED, f"{mode} padding"))
-    reach = 1 if mode != "reflect" else 2 * max(abs(begin), abs(end)) + 1
-    shifted = window(-begin - (reach - 1) // 2, 1, reach)
+    front, back = max(begin, 0), max(end, 0)
+    before, after = {
+        "constant": (0, 0),
+        "edge": (back, front),  # the first and the last are read again
+        "reflect": (2 * back, 2 * front),
+    }[mode]
+    shifted = window(-begin - before, 1, before + 1 + after)
     return v.all(dep.windowed(shifted, v.name, f"{mode} padding"))
 
 
@@ -517,7 +551,9 @@ def range_(v: NodeView) -> Sequence[Dependence]:
     if all(dep.kind == Kind.FREE for dep in v.ins):
         return v.all(FREE)
     counts = start is not None and delta is not None and not start.any() and delta.item() == 1
-    if counts and after == (v.positions,) and v.dep(1).kind == Kind.LENGTH:
+    limit = v.known(1)
+    is_multiple = limit is not None and (limit.marks == PROPORTIONAL).all()
+    if counts and is_multiple and after == (v.positions,):
         return v.all(replace(v.broken(Kind.LENGTH, "positions", 0), index=POSITIONS))
     return v.all(v.broken(Kind.LENGTH, "range"))
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from dask_onnx.analysis.axes.control_rules import CONTROL, body_outputs
-from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
+from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, Dependence, Kind
 from dask_onnx.analysis.axes.index_rules import index_of
 from dask_onnx.analysis.axes.shape_values import MOST_ELEMENTS, folded, length_of, shape_value
 from dask_onnx.analysis.axes.table import KEEPS_POSITIONS, NAMES_SHAPES, Entry, OwnAxes, rule_of
@@ -184,8 +184,8 @@ class Walk:
             return dep
         if v.op not in KEEPS_POSITIONS:
             made = index_of(v)
-            if made != dep.index or dep.how == "own index":
-                dep = replace(dep, index=made, how=_without_index(dep.how))
+            if made != dep.index or dep.how == OWN_INDEX:
+                dep = replace(dep.without_index(), index=made)
         if dep.kind == Kind.INDEPENDENT:
             if dep.axis is None:
                 # Own values on no axis: only a quantisation statistic is that.
@@ -226,7 +226,3 @@ def _may_be_known(v: NodeView) -> bool:
     if v.op in ("Shape", "Size"):
         return True
     return all(dep.axis is None and dep.kind in (Kind.FREE, Kind.LENGTH) for dep in v.ins)
-
-
-def _without_index(how: str) -> str:
-    return "position" if how in ("positions", "own index") else how

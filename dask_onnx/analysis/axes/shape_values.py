@@ -24,15 +24,15 @@ def shape_value(v: NodeView) -> Known | None:
         return None
     sizes = np.array(shape, np.int64)
     tainted = np.zeros(len(shape), np.uint8)
-    if dep.axis is not None:
+    if dep.kind > Kind.CONTRACTED:
+        tainted[:] = DEPENDENT  # sizes may depend on values, or on the number of positions
+    if dep.axis is not None and dep.axis < len(shape):
         is_multiple = dep.kind == Kind.INDEPENDENT and shape[dep.axis] == (
             v.positions * dep.outer * dep.inner
         )
         tainted[dep.axis] = PROPORTIONAL if is_multiple else DEPENDENT
-    elif dep.kind > Kind.CONTRACTED:
-        tainted[:] = DEPENDENT  # sizes may depend on values, or on the number of positions
     if v.op == "Size":
-        return Known(np.array(sizes.prod()), np.array(tainted.max(initial=0)))
+        return Known(np.array(sizes.prod()), np.array(_mark_of_product(tainted), np.uint8))
     part = slice(v.attr("start", 0), v.attr("end"))
     return Known(sizes[part], tainted[part])
 
@@ -60,11 +60,15 @@ def length_of(values: Sequence[Known]) -> list[Dependence]:
     return [Dependence(Kind.LENGTH, how="length") if known.is_tainted else FREE for known in values]
 
 
+def _mark_of_product(marks: np.ndarray) -> int:
+    """A product of numbers is a multiple of the number of positions if one of them is."""
+    marked = marks[marks != 0]
+    if not len(marked):
+        return 0
+    return PROPORTIONAL if marked.tolist() == [PROPORTIONAL] else DEPENDENT
+
+
 _Fold = Callable[[NodeView, list[Known]], list[Known] | None]
-
-
-def _marks(known: Known) -> np.ndarray:
-    return np.zeros(known.array.shape, np.uint8) if known.tainted is None else known.tainted
 
 
 def _moved(function: Callable[[NodeView, np.ndarray, list[np.ndarray]], Any]) -> _Fold:
@@ -75,7 +79,7 @@ def _moved(function: Callable[[NodeView, np.ndarray, list[np.ndarray]], Any]) ->
         if any(known.is_tainted for known in inputs[1:]):
             return None
         values = function(v, inputs[0].array, operands)
-        marks = function(v, _marks(inputs[0]), operands)
+        marks = function(v, inputs[0].marks, operands)
         if isinstance(values, list):
             return [Known(a, m) for a, m in zip(values, marks, strict=True)]
         return [Known(values, marks)]
@@ -89,7 +93,7 @@ def _computed(function: Callable[..., Any]) -> _Fold:
     def fold(v: NodeView, inputs: list[Known]) -> list[Known]:
         with np.errstate(all="ignore"):
             values = np.asarray(function(*[known.array for known in inputs]))
-        marks = np.broadcast_arrays(*[_marks(known) for known in inputs])
+        marks = np.broadcast_arrays(*[known.marks for known in inputs])
         combined = (np.max(marks, axis=0) > 0).astype(np.uint8) * DEPENDENT
         return [Known(values, np.broadcast_to(combined, values.shape))]
 
@@ -99,14 +103,14 @@ def _computed(function: Callable[..., Any]) -> _Fold:
 def _multiplied(v: NodeView, inputs: list[Known]) -> list[Known]:
     """A multiple of the number of positions times a constant is one too."""
     (known,) = _computed(np.multiply)(v, inputs) or [inputs[0]]
-    a, b = np.broadcast_arrays(*map(_marks, inputs))
+    a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     return [Known(known.array, np.where((a == 0) | (b == 0), a | b, DEPENDENT).astype(np.uint8))]
 
 
 def _divided(v: NodeView, inputs: list[Known]) -> list[Known]:
     """Of two multiples the number of positions cancels out."""
     (known,) = _computed(_divide)(v, inputs) or [inputs[0]]
-    a, b = np.broadcast_arrays(*map(_marks, inputs))
+    a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     top, bottom = np.broadcast_arrays(inputs[0].array, inputs[1].array)
     marks = np.where((a == 0) & (b == 0), 0, DEPENDENT)
     marks = np.where((a == PROPORTIONAL) & (b == PROPORTIONAL), 0, marks)
@@ -119,7 +123,7 @@ def _divided(v: NodeView, inputs: list[Known]) -> list[Known]:
 def _added(v: NodeView, inputs: list[Known]) -> list[Known]:
     """The sum of two multiples is one."""
     (known,) = _computed(np.add)(v, inputs) or [inputs[0]]
-    a, b = np.broadcast_arrays(*map(_marks, inputs))
+    a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     return [Known(known.array, np.where(a == b, a, DEPENDENT).astype(np.uint8))]
 
 
@@ -134,7 +138,7 @@ def _concat(v: NodeView, inputs: list[Known]) -> list[Known]:
     return [
         Known(
             np.concatenate([k.array for k in inputs], axis),
-            np.concatenate([_marks(k) for k in inputs], axis),
+            np.concatenate([k.marks for k in inputs], axis),
         )
     ]
 
@@ -142,8 +146,8 @@ def _concat(v: NodeView, inputs: list[Known]) -> list[Known]:
 def _where(v: NodeView, inputs: list[Known]) -> list[Known]:
     condition, yes, no = inputs
     values = np.where(condition.array, yes.array, no.array)
-    marks = np.where(condition.array, _marks(yes), _marks(no))
-    marks = np.where(_marks(condition) > 0, DEPENDENT, marks).astype(np.uint8)
+    marks = np.where(condition.array, yes.marks, no.marks)
+    marks = np.where(condition.marks > 0, DEPENDENT, marks).astype(np.uint8)
     return [Known(values, np.broadcast_to(marks, values.shape))]
 
 
@@ -155,9 +159,7 @@ def _reduced(function: Callable[..., Any]) -> _Fold:
         axes = tuple(named) if named else None
         keeps = bool(v.attr("keepdims", 1))
         values = np.asarray(function(inputs[0].array, axis=axes, keepdims=keeps))
-        return [
-            Known(values, np.asarray(_marks(inputs[0]).any(axis=axes, keepdims=keeps), np.uint8))
-        ]
+        return [Known(values, np.asarray(inputs[0].marks.any(axis=axes, keepdims=keeps), np.uint8))]
 
     return fold
 
@@ -216,8 +218,24 @@ def _transpose(v: NodeView, data: np.ndarray, operands: list[np.ndarray]) -> np.
 
 
 def _cast(v: NodeView, inputs: list[Known]) -> list[Known]:
-    dtype = helper.tensor_dtype_to_np_dtype(v.attr("to"))
-    return [Known(inputs[0].array.astype(dtype), _marks(inputs[0]))]
+    (known,) = inputs
+    array = known.array.astype(helper.tensor_dtype_to_np_dtype(v.attr("to")))
+    # A multiple that is rounded, or told from zero, is none.
+    is_exact = (array == known.array) & (array % v.positions == 0)
+    marks = np.where(is_exact | (known.marks == 0), known.marks, DEPENDENT)
+    return [Known(array, marks.astype(np.uint8))]
+
+
+def _equal(v: NodeView, inputs: list[Known]) -> list[Known]:
+    """No number of positions makes a multiple equal to what is none, as -1."""
+    (known,) = _computed(np.equal)(v, inputs) or [inputs[0]]
+    a, b = np.broadcast_arrays(*(each.marks for each in inputs))
+    first, second = np.broadcast_arrays(*(each.array for each in inputs))
+    multiple = np.where(a == PROPORTIONAL, first, second) // v.positions
+    number = np.where(a == PROPORTIONAL, second, first)
+    is_one_multiple = ((a == PROPORTIONAL) & (b == 0)) | ((b == PROPORTIONAL) & (a == 0))
+    is_never = is_one_multiple & (multiple > 0) & (number < multiple)
+    return [Known(known.array, np.where(is_never, 0, known.marks).astype(np.uint8))]
 
 
 def _range(v: NodeView, inputs: list[Known]) -> list[Known] | None:
@@ -265,7 +283,7 @@ _FOLDS: Mapping[str, _Fold] = {
     "Pow": _computed(np.power),
     "Min": _computed(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a))),
     "Max": _computed(lambda *a: np.maximum.reduce(np.broadcast_arrays(*a))),
-    "Equal": _computed(np.equal),
+    "Equal": _equal,
     "Less": _computed(np.less),
     "LessOrEqual": _computed(np.less_equal),
     "Greater": _computed(np.greater),

@@ -28,6 +28,11 @@ class Known(NamedTuple):
     PROPORTIONAL for those that are a multiple of it, else DEPENDENT; None for all 0."""
 
     @property
+    def marks(self) -> np.ndarray:
+        """`tainted`, with zeros where it is None."""
+        return np.zeros(self.array.shape, np.uint8) if self.tainted is None else self.tainted
+
+    @property
     def is_tainted(self) -> bool:
         """Whether any element depends on the number of positions."""
         return self.tainted is not None and bool(self.tainted.any())
@@ -181,6 +186,8 @@ def join(first: Dependence, second: Dependence, node: str) -> Dependence:
 def at_least(first: Dependence, second: Dependence) -> Dependence:
     """Return the first dependence with the kind of the second, if that is worse."""
     merged = first.with_coupled(second.coupled)
+    if second.is_broken and second.index is None:
+        merged = merged.without_index()
     if second.kind > merged.kind and not merged.is_broken:
         return replace(merged, kind=second.kind, node=second.node, how=second.how)
     return merged

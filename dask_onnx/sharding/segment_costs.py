@@ -1,0 +1,38 @@
+"""What the tasks of a sharded plan hold in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from dask_onnx.analysis.cost import value_bytes
+from dask_onnx.sharding.segments import Form, Segment, SegmentPlan, forms_of
+
+
+def working_bytes(plan: SegmentPlan, segment: Segment) -> int:
+    """Return the most bytes of inputs and results that are alive at once in one task."""
+    last: dict[Form, int] = {}
+    for place, copy in enumerate(segment.copies):
+        last.update(dict.fromkeys(forms_of(plan, copy), place))
+    ends: defaultdict[int, list[Form]] = defaultdict(list)
+    for form, place in last.items():
+        ends[place].append(form)
+    seen: set[Form] = set()
+    alive = most = 0
+    for place, copy in enumerate(segment.copies):
+        new = set(forms_of(plan, copy)) - seen
+        seen |= new
+        alive += sum(form_bytes(plan, form) for form in new)
+        most = max(most, alive)
+        alive -= sum(form_bytes(plan, form) for form in ends[place])
+    return most
+
+
+def form_bytes(plan: SegmentPlan, form: Form) -> int:
+    """Return the bytes of a value, or of its largest shard; weights count as none."""
+    name, layout = form
+    if not name or name in plan.ways.facts.initializers:
+        return 0
+    size = value_bytes(plan.ways.specs.get(name))
+    if layout is None:
+        return size
+    return size * max(plan.bounds.sizes) // max(plan.bounds.positions, 1)

@@ -1,0 +1,162 @@
+"""The caller's inputs of a sharded request: checked, and as references to wholes and shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.delayed import Delayed
+from dask.task_spec import DataNode, TaskRef
+
+from dask_onnx.collections.kinds import as_array
+from dask_onnx.errors import InputError
+from dask_onnx.sharding.layout import Bounds, Layout, take_shard
+from dask_onnx.specs import TensorSpec
+from dask_onnx.tasks import Key, StageTask, digest
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class SequenceFeeds:
+    """Inputs of one request, cut along the sharded axis where shards are asked for."""
+
+    arrays: Mapping[str, Any]
+    """numpy or dask arrays, or Delayed."""
+    specs: Mapping[str, TensorSpec]
+    """At the sizes that the plan is for."""
+    bounds: Bounds
+    tasks: dict[Key, Any] = field(default_factory=dict)
+    used: dict[str, Any] = field(default_factory=dict)
+    """Lazy collections that tasks refer to, by layer name."""
+
+    def __post_init__(self) -> None:
+        self.token = digest({name: _name(value) for name, value in self.arrays.items()})
+
+    def whole(self, name: str) -> TaskRef:
+        """Return a reference to a whole input; adds the task that makes it."""
+        value = self.arrays[name]
+        if isinstance(value, Delayed):
+            self.used[name] = value
+            key = f"input-{digest(self.token, name)}"
+            shape = self.specs[name].shape
+            self.tasks[key] = StageTask(key, check_shape, TaskRef(value.key), name, shape)
+            return TaskRef(key)
+        if isinstance(value, da.Array):
+            joined = value.rechunk(-1)
+            self.used[f"{name} whole"] = joined
+            return TaskRef((joined.name, *(0,) * joined.ndim))
+        key = f"input-{digest(self.token, name)}"
+        self.tasks[key] = DataNode(key, value)
+        return TaskRef(key)
+
+    def shard(self, name: str, layout: Layout, shard: int) -> TaskRef | None:
+        """Return a reference to a shard of an input; None for one to slice in a task."""
+        value = self.arrays[name]
+        if isinstance(value, Delayed) or layout.blocks != 1:
+            return None
+        if isinstance(value, da.Array):
+            sizes = {axis: (size,) for axis, size in enumerate(value.shape)}
+            cut = value.rechunk({**sizes, layout.axis: self.bounds.sizes})
+            self.used[f"{name} {layout.label}"] = cut
+            place = (shard if axis == layout.axis else 0 for axis in range(cut.ndim))
+            return TaskRef((cut.name, *place))
+        key = (f"input-{digest(self.token, name, layout)}", shard)
+        if key not in self.tasks:
+            start, stop = self.bounds.offsets[shard : shard + 2]
+            part = take_shard(value, layout, self.bounds.positions, start, stop)
+            self.tasks[key] = DataNode(key, part)
+        return TaskRef(key)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, da.Array):
+        return str(value.name)
+    return str(value.key if isinstance(value, Delayed) else tokenize(value))
+
+
+def check_shape(value: Any, name: str, shape: tuple[int, ...] | None) -> Any:
+    """Return a Delayed input as an array, once it has the shape that the plan is for.
+
+    Raises
+    ------
+    InputError
+        It has another.
+    """
+    array = np.asarray(value)
+    if shape is not None and array.shape != tuple(shape):
+        raise InputError(
+            f"input {name!r} has shape {array.shape}; the plan is for {tuple(shape)}",
+            f"plan for its shape: model.plan(dx.Sharded(...), shapes={{{name!r}: {array.shape}}})",
+        )
+    return array
+
+
+def in_one_chunk(name: str, value: Any, axis: int | None) -> None:
+    """Compare the chunks of an input with what a sharded plan takes.
+
+    Raises
+    ------
+    InputError
+        It has several chunks along an axis other than `axis`, or sizes that are unknown.
+    """
+    if not isinstance(value, da.Array):
+        return
+    if any(size != size for size in value.shape):
+        raise InputError(
+            f"input {name!r} has chunks of unknown size (NaN)",
+            "call compute_chunk_sizes() on it first",
+        )
+    for place, chunks in enumerate(value.chunks):
+        if place != axis and len(chunks) > 1:
+            raise InputError(
+                f"input {name!r} is cut into {len(chunks)} chunks on axis {place}; a sharded plan "
+                "runs one request, cut along its sequence only",
+                f"rechunk it: .rechunk({{{place}: -1}}), or predict each chunk by itself",
+            )
+
+
+def known_shapes(arrays: Mapping[str, Any], planned: Shapes | None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input; of Delayed those that were planned for.
+
+    Raises
+    ------
+    InputError
+        A Delayed whose shape was not planned for.
+    """
+    shapes = {}
+    for name, value in arrays.items():
+        if not isinstance(value, Delayed):
+            shapes[name] = tuple(int(size) for size in value.shape)
+        elif planned is None or name not in planned:
+            raise InputError(
+                f"input {name!r} is a Delayed, whose shape is not known before it runs",
+                f"plan for its shape: model.plan(dx.Sharded(...), shapes={{{name!r}: (...)}})",
+            )
+        else:
+            shapes[name] = tuple(planned[name])
+    return shapes
+
+
+def as_arrays(feeds: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """Return inputs as numpy or dask arrays or Delayed.
+
+    Raises
+    ------
+    InputError
+        One is no tensor.
+    """
+    arrays = {}
+    for name, value in feeds.items():
+        if specs[name].kind is not None:
+            raise InputError(
+                f"input {name!r} is {specs[name].kind}, which cannot be sharded",
+                "use another plan",
+            )
+        lazy = isinstance(value, da.Array | Delayed)
+        arrays[name] = value if lazy else as_array(value, specs[name])
+    return arrays

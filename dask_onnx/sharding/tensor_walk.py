@@ -1,0 +1,239 @@
+"""Shards of weights followed through a graph: from the products whose columns are cut to where
+partial results are added or shards are joined."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dask_onnx.analysis.axes.control_rules import CONTROL
+from dask_onnx.analysis.axes.dependence import Kind
+from dask_onnx.analysis.axes.propagate import Specs, Walk
+from dask_onnx.analysis.axes.table import OwnAxes, classified
+from dask_onnx.analysis.axes.view import Known, NodeView
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.sharding.attention_cuts import packed_start
+from dask_onnx.sharding.bits_cuts import is_packed, packed_columns
+from dask_onnx.sharding.constant_cuts import ConstantCuts
+from dask_onnx.sharding.layout import Layout
+from dask_onnx.sharding.node_cuts import Step, layout_of, start_step, stop, weights_of
+from dask_onnx.sharding.pass_cuts import pass_step
+from dask_onnx.sharding.rule_asking import fold_sizes, note_outputs, view_of
+
+
+@dataclass(frozen=True)
+class TensorGraph:
+    """A graph at definite sizes, whose weights are to be cut into equal shards."""
+
+    facts: GraphFacts
+    specs: Specs
+    """Every value, at sizes that `shards` may divide."""
+    shards: int
+    own: OwnAxes
+    declared: Specs
+    """Every value as the model declares it, sizes of open axes by name."""
+    live: frozenset[int]
+    """Nodes that the wanted outputs need."""
+    outputs: frozenset[str]
+    """Values that the caller wants."""
+    constants: frozenset[str]
+    """Initializers, and what follows from them alone."""
+    known: Mapping[str, Known] = field(repr=False)
+    """Values of small arrays that follow from shapes."""
+    constant_cuts: ConstantCuts = field(repr=False)
+
+    def walk(self) -> Walk:
+        """Return the algebra's view of the graph, nothing cut yet."""
+        return Walk(self.facts, self.specs, {}, self.shards, self.known, self.own)
+
+    def is_movable(self, name: str, layout: Layout) -> bool:
+        """Whether shards of a value can be sliced and joined at any size of the inputs."""
+        spec = self.declared.get(name)
+        shape = None if spec is None else spec.shape
+        is_fixed = shape is not None and isinstance(shape[layout.axis], int)
+        return layout.outer == 1 or name in self.constants or is_fixed
+
+    def with_shards(self, shards: int) -> TensorGraph:
+        """Return the same graph for another number of shards."""
+        return tensor_graph(self.facts, self.specs, shards, self.own, self.outputs, self.declared)
+
+
+def tensor_graph(
+    facts: GraphFacts,
+    specs: Specs,
+    shards: int,
+    own: OwnAxes,
+    outputs: Collection[str],
+    declared: Specs,
+) -> TensorGraph:
+    """Return a graph with what all walks over it share."""
+    walk = Walk(facts, specs, {}, shards, {}, own)
+    walk.run()
+    made = {name for i in facts.constant_nodes for name in facts.nodes[i].outputs}
+    live = frozenset(facts.ancestors(outputs)) - facts.constant_nodes
+    constants = frozenset(made | facts.initializers)
+    cuts = ConstantCuts(facts, walk)
+    return TensorGraph(
+        facts, specs, shards, own, declared, live, frozenset(outputs), constants, walk.known, cuts
+    )
+
+
+class Variant(NamedTuple):
+    """One way to cut the columns of a product's weights."""
+
+    outer: int = 1
+    """Blocks in which they are cut: 3 for queries, keys and values side by side."""
+    choice: int = 0
+    """Which of several axes of the weights are the columns (an Einsum's letters)."""
+
+
+VARIANTS = (Variant(), Variant(3), Variant(2), Variant(1, 1), Variant(1, 2))
+"""All that are tried, in this order."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What cut weights lead to."""
+
+    starts: Mapping[int, Variant]
+    """Nodes whose columns are cut, to how."""
+    steps: Mapping[int, Step]
+    """Nodes that run on shards."""
+    stops: Mapping[int, Step]
+    """Nodes that need values whole which are in shards."""
+    layouts: Mapping[str, Layout]
+    """Values in shards."""
+    replicated: frozenset[str]
+    """Values that every shard makes alike."""
+    lengths: frozenset[str]
+    """Values that differ between the whole and a shard since they are made of sizes."""
+    sums: frozenset[str]
+    """Values that are the sum of what the shards make."""
+
+    def readers_outside(self, facts: GraphFacts, name: str) -> list[int]:
+        """Return the nodes that read a value and do not run on shards."""
+        return [i for i in facts.consumers.get(name, ()) if i not in self.steps]
+
+
+def walk_from(
+    graph: TensorGraph, starts: Mapping[int, Variant], barred: Collection[int] = ()
+) -> Walked:
+    """Follow the shards of the products `starts` as far as each shard is made of one.
+
+    Parameters
+    ----------
+    starts : mapping of node to Variant
+        How the columns of each product's weights are cut.
+    barred : nodes that are not to run on shards
+    """
+    facts, walk = graph.facts, graph.walk()
+    steps: dict[int, Step] = {}
+    stops: dict[int, Step] = {}
+    sums: set[str] = set()
+    made: set[str] = set()
+    pending, seen = sorted(starts), set(starts)
+    while pending:
+        index = heapq.heappop(pending)
+        node = facts.nodes[index]
+        step = _step_at(graph, walk, index, starts, barred)
+        if step.how == "stop":
+            stops[index] = step
+            continue
+        steps[index] = step
+        if step.how == "sum":
+            sums.update(node.outputs)
+            continue
+        made.update(node.outputs)
+        note_outputs(walk, index, step.outputs)
+        cut = [name for name in node.outputs if name in walk.deps]
+        found = {i for name in cut for i in facts.consumers.get(name, ()) if i in graph.live}
+        for reader in found - seen:
+            heapq.heappush(pending, reader)
+        seen |= found
+    layouts = {n: layout_of(walk.deps[n]) for n in made if n in walk.deps and walk.deps[n].is_own}
+    return Walked(
+        dict(starts),
+        steps,
+        stops,
+        layouts,
+        frozenset(n for n in made if n not in walk.deps),
+        frozenset(n for n in made if n in walk.deps and n not in layouts),
+        frozenset(sums),
+    )
+
+
+def _step_at(
+    graph: TensorGraph,
+    walk: Walk,
+    index: int,
+    starts: Mapping[int, Variant],
+    barred: Collection[int],
+) -> Step:
+    """What a node does: a product whose columns are cut, or one that reads shards."""
+    view = view_of(walk, index)
+    if index in barred:
+        return stop(Kind.OPAQUE, "needs what the shards make together")
+    if index in starts and not view.carriers:
+        step = first_step(view, starts[index], graph.constants)
+    else:
+        step = _next_step(walk, graph, index, view)
+    if uncut := _uncut_operand(graph, graph.facts.nodes[index].inputs, step):
+        return stop(Kind.OPAQUE, f"{uncut!r} cannot be cut")
+    return step
+
+
+def first_step(view: NodeView, variant: Variant, constants: Collection[str]) -> Step:
+    """Return the step of a product whose weights are cut by columns."""
+    packed = packed_start(view)
+    if packed is not None and variant == Variant():
+        return packed
+    if is_packed(view) and view.proto.input[1] in constants and not variant.choice:
+        return packed_columns(view, variant.outer)
+    found = [w for w in weights_of(view) if view.proto.input[w.weight] in constants]
+    columns = list(dict.fromkeys((w.weight, w.columns) for w in found))
+    if variant.choice >= len(columns):
+        return stop(Kind.OPAQUE, "its weights have no such columns")
+    chosen = columns[variant.choice]
+    weight = next(w for w in found if (w.weight, w.columns) == chosen)
+    return start_step(view, weight, variant.outer)
+
+
+def _uncut_operand(graph: TensorGraph, names: Sequence[str], step: Step) -> str:
+    """An operand that a step wants cut, and that cannot be; or nothing."""
+    for place, layout in step.cuts.items():
+        name = names[place]
+        is_constant = name in graph.constants
+        if not graph.is_movable(name, layout):
+            return name
+        if is_constant and not graph.constant_cuts.can_cut(name, layout):
+            return name
+    return ""
+
+
+_WITH_WEIGHTS = ("Attention", "QAttention", "MatMulNBits")
+"""Operators of com.microsoft whose second input is the weights."""
+
+
+def is_start(graph: TensorGraph, walk: Walk, index: int) -> bool:
+    """Whether a node is a product of a value with weights."""
+    node = graph.facts.nodes[index]
+    view = view_of(walk, index)
+    if node.domain == "com.microsoft" and node.op_type in _WITH_WEIGHTS:
+        return node.inputs[1] in graph.constants
+    return any(view.proto.input[w.weight] in graph.constants for w in weights_of(view))
+
+
+def _next_step(walk: Walk, graph: TensorGraph, index: int, view: NodeView) -> Step:
+    """The step of a node that reads shards."""
+    node = graph.facts.nodes[index]
+    family = classified().get((node.domain, node.op_type))
+    if node.op_type in CONTROL or node.captures:
+        return stop(Kind.OPAQUE, "has bodies, which run whole")
+    if family == "random":
+        return stop(Kind.OPAQUE, "draws random numbers")
+    found = fold_sizes(walk, index)
+    if found is not None:
+        return Step("through", found)
+    return pass_step(walk, view, graph.constants.__contains__)

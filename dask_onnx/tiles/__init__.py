@@ -1,0 +1,1 @@
+"""Tiles: exact inference of pictures and volumes piece by piece; imports any lower layer."""

@@ -1,0 +1,40 @@
+"""A part of a model as something that a task can run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dask.task_spec import TaskRef
+
+from dask_onnx.analysis.batch import BatchFacts
+from dask_onnx.collections.context import Request
+from dask_onnx.collections.here import HereGraph, here_graph
+from dask_onnx.collections.request import Wanted
+from dask_onnx.delivery import plan_delivery
+from dask_onnx.model import Model
+from dask_onnx.placement import effective_retries
+from dask_onnx.runtime.runs import Batching
+
+
+def part_here(
+    part: Model, wanted: Sequence[str]
+) -> tuple[HereGraph, list[TaskRef], dict[str, dict[Any, Any]]]:
+    """Return what a task runs, the arguments that bring the part to its worker, and the layers of
+    tasks that these refer to."""
+    plan = part._whole_plan(tuple(wanted))
+    names = [spec.name for spec in plan.stage_graph.inputs]
+    request = Request(
+        model=part._published().ref,
+        stages=plan.stage_graph,
+        session=plan.recipe.session,
+        wanted=Wanted(tuple(wanted), is_bare=False),
+        batch=BatchFacts(dict.fromkeys(names), None, dict.fromkeys(wanted), {}),
+        batching=Batching(),
+        retries=effective_retries(None),
+        own=part._facts.own,
+        delivery=plan_delivery(part._onnx, plan.stage_graph),
+    )
+    graph = here_graph(request, names, list(wanted))
+    layers = {key: dict(layer) for key, layer in request.supply_layers.items()}
+    return graph, [TaskRef(key) for key in graph.supplies], layers

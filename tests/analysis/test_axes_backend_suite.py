@@ -1,0 +1,226 @@
+"""Every operator case of ONNX's backend suite: what is claimed of its axes, held against runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from axes_truth import (
+    CannotRunError,
+    Runner,
+    claims,
+    count,
+    faults_of_dependence,
+    faults_of_rows,
+    picked,
+    with_open_axes,
+)
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import load_model_tests
+
+from dask_onnx.analysis.axes.dependence import FREE
+from dask_onnx.analysis.axes.propagate import propagate
+from dask_onnx.analysis.batch import Candidate, random_nodes
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.shapes import infer_shapes
+from dask_onnx.errors import DaskOnnxError
+from dask_onnx.onnx_model import load_onnx
+
+EVERY = 8
+"""The usual run looks at one of so many cases, the slow one at all others."""
+FEWEST_POSITIONS = 5
+"""Samples with fewer positions are repeated up to so many."""
+_OPERAND_ELEMENTS = 16
+"""Whole numbers of at most so many elements say shapes and axes."""
+
+
+@dataclass
+class Tally:
+    """What was looked at."""
+
+    cases: Counter[str] = field(default_factory=Counter)
+    """Cases by what became of them: "run", "random", "types", "cannot run"."""
+    questions: int = 0
+    rows: int = 0
+    """Claims that pieces of the inputs give pieces of an output."""
+    elements: int = 0
+    """Claims, at fixed sizes, of what an element of an output reads."""
+    wrong: list[str] = field(default_factory=list)
+
+
+@cache
+def cases() -> list[TestCase]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the suite computes infinities on purpose
+        found = load_model_tests(kind="node") + load_model_tests(kind="simple")
+    return sorted(found, key=lambda case: case.name)
+
+
+@pytest.mark.timeout(600)
+def test_no_claim_of_the_operator_cases_is_wrong():
+    tally = looked_at(cases()[::EVERY])
+    assert tally.wrong == []
+    assert tally.rows > 150
+    assert tally.elements > 400
+    assert tally.cases["run"] > 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_claim_of_all_other_operator_cases_is_wrong():
+    tally = looked_at([case for i, case in enumerate(cases()) if i % EVERY])
+    assert tally.wrong == []
+    assert tally.rows > 1000
+    assert tally.elements > 3000
+    assert tally.cases["run"] > 1000
+
+
+def looked_at(chosen: list[TestCase]) -> Tally:
+    """Return what the claims of some cases are worth."""
+    tally = Tally()
+    for case in chosen:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tally.cases[_look_at(case, tally)] += 1
+    return tally
+
+
+def _look_at(case: TestCase, tally: Tally) -> str:
+    model = onnx.load(f"{case.model_dir}/model.onnx") if case.model is None else case.model
+    feeds = _feeds(case, model)
+    if feeds is None:
+        return "types"
+    try:
+        runner = Runner(with_open_axes(_any_size(model), {}, {}))
+        once, twice = runner(feeds), runner(feeds)
+    except CannotRunError:
+        return "cannot run"
+    if any(not _equal(once[name], twice[name]) for name in once) or _is_random(model):
+        return "random"
+    for seeds in candidates(feeds):
+        for frozen in _frozen(feeds, seeds):
+            _ask(case.name, model, runner, feeds, seeds, frozen, tally)
+    return "run"
+
+
+def _is_random(model: onnx.ModelProto) -> bool:
+    facts = GraphFacts(load_onnx(model))
+    return bool(random_nodes(facts, facts.outputs)[0])
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray) and first.dtype.kind == "f":
+        return np.array_equal(first, second, equal_nan=True)
+    return str(first) == str(second)
+
+
+def _feeds(case: TestCase, model: onnx.ModelProto) -> dict[str, Any] | None:
+    """Inputs by name; None for types that numpy has not."""
+    if case.data_sets is None:
+        return None
+    names = [value.name for value in model.graph.input]
+    given = case.data_sets[0][0]
+    if any(isinstance(array, onnx.TensorProto) or array is None for array in given):
+        return None
+    return {
+        name: array if isinstance(array, list) else np.asarray(array)
+        for name, array in zip(names, given, strict=False)
+    }
+
+
+def _any_size(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all sizes of its inputs open."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for value in made.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    return made
+
+
+def candidates(feeds: dict[str, Any]) -> Iterator[Candidate]:
+    """One axis of one input; an axis of all, from the first or the last; one size of all."""
+    tensors = {
+        name: array.shape
+        for name, array in feeds.items()
+        if isinstance(array, np.ndarray) and array.ndim
+    }
+    found: list[dict[str, int]] = []
+    for name, shape in tensors.items():
+        found += [{name: axis} for axis, size in enumerate(shape) if size > 1]
+    ranks = [len(shape) for shape in tensors.values()]
+    for place in range(-max(ranks, default=0), max(ranks, default=0)):
+        found.append(
+            {
+                name: place % len(shape)
+                for name, shape in tensors.items()
+                if -len(shape) <= place < len(shape) and shape[place] > 1
+            }
+        )
+    for size in sorted({size for shape in tensors.values() for size in shape if size > 1}):
+        found.append({n: shape.index(size) for n, shape in tensors.items() if size in shape})
+    seen: list[dict[str, int]] = []
+    for seeds in found:
+        sizes = {tensors[name][axis] for name, axis in seeds.items()}
+        if len(sizes) == 1 and seeds not in seen:
+            seen.append(seeds)
+            yield seeds
+
+
+def _frozen(feeds: dict[str, Any], seeds: Candidate) -> list[tuple[str, ...]]:
+    """Inputs that become constants: those that say shapes, and all that carry no positions."""
+    others = [n for n, v in feeds.items() if n not in seeds and isinstance(v, np.ndarray)]
+    operands = [
+        name
+        for name in others
+        if feeds[name].dtype.kind in "iu"
+        and feeds[name].ndim < 2
+        and feeds[name].size <= _OPERAND_ELEMENTS
+    ]
+    return [tuple(operands)] if operands == others else [tuple(operands), tuple(others)]
+
+
+def _ask(
+    name: str,
+    model: onnx.ModelProto,
+    runner: Runner,
+    feeds: dict[str, Any],
+    seeds: Candidate,
+    frozen: tuple[str, ...],
+    tally: Tally,
+) -> None:
+    made = with_open_axes(model, feeds, seeds, frozen)
+    try:
+        facts = GraphFacts(load_onnx(made))
+    except DaskOnnxError:
+        return  # a model that is refused is not claimed to be anything
+    tally.questions += 1
+    tensors = {v.name for v in model.graph.output if v.type.HasField("tensor_type")}
+    outputs = [n for n in facts.outputs if n in tensors]
+    claimed, _ = claims(facts, outputs, seeds)
+    where = f"{name}, axes {dict(seeds)}, constants {frozen}"
+    if claimed:
+        tally.rows += len(claimed)
+        faults = faults_of_rows(runner, feeds, seeds, claimed)
+        positions = count(feeds, seeds)
+        if positions < FEWEST_POSITIONS and not faults:
+            more = picked(feeds, seeds, [i % positions for i in range(FEWEST_POSITIONS)])
+            faults = faults_of_rows(runner, more, seeds, claimed)
+        tally.wrong += [f"{where}: {output}: {text}" for output, text in faults.items()]
+    arrays = {n: v for n, v in feeds.items() if n in facts.inputs and isinstance(v, np.ndarray)}
+    specs = infer_shapes(facts, {name: array.shape for name, array in arrays.items()})
+    deps = propagate(facts, specs, seeds)
+    of_outputs = {n: deps.get(n, FREE) for n in outputs if not deps.get(n, FREE).is_broken}
+    tally.elements += len(of_outputs)
+    faults = faults_of_dependence(runner, feeds, seeds, of_outputs)
+    tally.wrong += [
+        f"{where}: {output} {of_outputs[output]}: {text}" for output, text in faults.items()
+    ]
+

@@ -1,0 +1,454 @@
+"""A detector of a fixed size on pictures of any size, against the same detector on the whole."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from builders import make_model, node, run_onnx, value
+from dask.delayed import Delayed
+from dask.utils import key_split
+from distributed import Client
+from tiles.detectors import finder
+
+import dask_onnx as dx
+from dask_onnx.tiles.boxes import Boxes
+from dask_onnx.tiles.detect import detect_sliced
+from dask_onnx.tiles.merging import nms
+
+HEIGHT, WIDTH = 500, 700
+# x1, y1, x2, y2, score. Slices of 64 by 64 start at 0, 51, 102, ...: the columns 51 to 64, 102 to
+# 115, ... are seen twice.
+SPOTS = np.array(
+    [
+        (0, 0, 10, 10, 0.95),
+        (690, 490, 700, 500, 0.94),
+        (40, 20, 62, 42, 0.93),  # over a seam
+        (100, 100, 117, 117, 0.92),  # over four seams
+        (51, 200, 64, 213, 0.91),  # what two slices share
+        (64, 300, 80, 316, 0.90),
+        (204, 204, 215, 215, 0.89),
+        (300, 20, 350, 60, 0.88),  # larger than the overlap, whole in no slice
+        (400, 100, 600, 110, 0.87),  # over many slices
+        (450, 200, 460, 480, 0.86),
+        (520, 200, 650, 330, 0.85),
+        (630, 440, 640, 450, 0.84),
+        (642, 440, 652, 450, 0.83),  # near the one before
+    ],
+    np.float64,
+)
+
+
+def picture_of(spots=SPOTS, size=(HEIGHT, WIDTH)):
+    pixels = np.zeros((1, *size), np.float32)
+    for x1, y1, x2, y2, score in spots:
+        pixels[0, int(y1) : int(y2), int(x1) : int(x2)] = score
+    return pixels
+
+
+PICTURE = picture_of()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dx.load(finder())
+
+
+@pytest.fixture(autouse=True)
+def sync():
+    with dask.config.set(scheduler="sync"):
+        yield
+
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("computed")
+
+
+def assert_spots(found, spots=SPOTS, label=0):
+    assert isinstance(found, Boxes)
+    order = np.argsort(-spots[:, 4], kind="stable")
+    np.testing.assert_array_equal(found.boxes, spots[order, :4])
+    np.testing.assert_allclose(found.scores, spots[order, 4], rtol=1e-6)
+    assert found.labels.tolist() == [label] * len(spots)
+    assert found.boxes.dtype == found.scores.dtype == np.float32 and found.labels.dtype == np.int64
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one.boxes, other.boxes)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    np.testing.assert_array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("kind", ["yolo8", "yolo5", "xyxysc", "named", "dets"])
+def test_every_spot_is_found_once_with_every_format(kind):
+    found = detect_sliced(dx.load(finder(kind=kind)), PICTURE, normalized=kind == "dets")
+    assert_spots(found, label=int(kind == "yolo5"))
+
+
+def test_the_result_is_that_of_the_same_graph_on_the_whole_picture(model):
+    # Spots that a slice of 64 holds, so that fewer steps do for the whole picture.
+    whole = finder(HEIGHT, WIDTH, kind="named", steps=32)
+    spots = SPOTS[:7]
+    feeds = {"image": picture_of(spots)[None]}
+    boxes, labels, scores = run_onnx(whole, feeds)
+    expected = nms(Boxes.of(boxes, scores, labels), 0.5)
+    assert len(expected) == len(spots)
+    assert_same(detect_sliced(model, picture_of(spots)), expected)
+
+
+def test_building_runs_nothing(model):
+    def touch(block):
+        raise AssertionError("read")
+
+    lazy = da.from_array(PICTURE, chunks=(1, 200, 300)).map_blocks(touch, dtype=np.float32)
+    with dask.config.set(scheduler=forbidden):
+        for options in ({}, {"full_picture": True}, {"merge": "nmm", "overlap": 0.5}):
+            assert isinstance(detect_sliced(model, lazy, **options), Delayed)
+    with pytest.raises(AssertionError, match="read"):
+        detect_sliced(model, lazy).compute()
+
+
+@pytest.mark.parametrize(
+    "chunks", [(1, 64, 64), (1, 500, 700), (1, (7, 493), (1, 350, 349)), (1, 33, 700)]
+)
+def test_chunks_do_not_change_the_result(model, chunks):
+    lazy = detect_sliced(model, da.from_array(PICTURE, chunks=chunks))
+    assert_spots(lazy.compute())
+    assert lazy.key == detect_sliced(model, da.from_array(PICTURE, chunks=chunks)).key
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_pictures_and_models_have_channels_first_or_last(order, layout):
+    model = dx.load(finder(channels=3, layout=layout))
+    pixels = np.concatenate([PICTURE * 0.5, PICTURE, PICTURE * 0.1])
+    assert_spots(detect_sliced(model, pixels.transpose(order)))
+    assert_spots(detect_sliced(model, pixels.transpose(order)[None]))
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_a_dataarray_is_taken_by_its_dimensions(model, is_lazy):
+    data = PICTURE[0].T
+    image = xr.DataArray(da.from_array(data, chunks=99) if is_lazy else data, dims=["x", "y"])
+    found = detect_sliced(model, image)
+    assert isinstance(found, Delayed) is is_lazy
+    assert_spots(found.compute() if is_lazy else found)
+
+
+def layers_of(lazy):
+    """Names of tasks, to how many there are."""
+    names = [key_split(key) for key in dict(lazy.__dask_graph__())]
+    return {name: names.count(name) for name in set(names)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "batch_size", "tasks"),
+    [
+        (1, "auto", 10 * 14),
+        (4, "auto", 10 * 4),
+        ("N", "auto", 10 * 2),
+        ("N", 5, 10 * 3),
+        ("N", None, 10 * 2),
+    ],
+)
+def test_a_task_takes_as_many_slices_of_a_row_as_the_model_does(batch, batch_size, tasks):
+    model = dx.load(finder(batch=batch))
+    lazy = detect_sliced(model, da.from_array(PICTURE, chunks=(1, 250, 350)), batch_size=batch_size)
+    layers = layers_of(lazy)
+    assert (layers["finder"], layers["merge_boxes"]) == (tasks, 1)
+    assert_spots(lazy.compute())
+
+
+def test_a_task_reads_its_part_of_the_picture_only(model):
+    lazy = detect_sliced(model, da.from_array(PICTURE, chunks=(1, 250, 350)))
+    graph = dict(lazy.__dask_graph__())
+    pieces = [task for key, task in graph.items() if key_split(key) == "cut_slices"]
+    regions = [task.args[1] for task in pieces]
+    assert all(part.stop - part.start <= 64 for region in regions for part in region)
+    readers = {
+        key_split(d)
+        for key, t in graph.items()
+        if key_split(key) == "finder"
+        for d in t.dependencies
+    }
+    assert readers == {"cut_slices"}
+
+
+def test_tasks_are_repeated_as_the_configuration_says(model):
+    with dask.config.set({"dask_onnx.retries": 7}):
+        lazy = detect_sliced(model, da.from_array(PICTURE))
+    annotations = [layer.annotations for layer in lazy.__dask_graph__().layers.values()]
+    assert {"retries": 7} in annotations
+
+
+@pytest.mark.parametrize("size", [(40, 50), (40, 300), (300, 40), (64, 64), (1, 1)])
+def test_a_picture_smaller_than_a_slice_is_filled_up(model, size):
+    spots = np.array([(0, 0, size[1], size[0], 0.9)], np.float64)
+    assert_spots(detect_sliced(model, picture_of(spots, size)), spots)
+
+
+def test_boxes_are_cut_off_at_the_edges_of_the_picture(model):
+    def decode(outputs):
+        return [[-9, 10, 20, 90], [45, 3, 60, 9]], [0.9, 0.8], [0, 1]
+
+    found = detect_sliced(model, PICTURE[:, :50, :40], decode=decode)
+    assert found.boxes.tolist() == [[0, 10, 20, 50]]  # the other one lies in what is filled up
+
+
+def to_unit(piece):
+    assert piece.dtype == np.uint8 and piece.shape[-1] == 1
+    return (piece.transpose(2, 0, 1) / 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (50, 60)])
+def test_preprocess_takes_slices_as_they_are(model, size):
+    spots = SPOTS if size == (HEIGHT, WIDTH) else SPOTS[:1]
+    image = np.round(picture_of(spots, size) * 255).astype(np.uint8).transpose(1, 2, 0)
+    for given in (image, da.from_array(image, chunks=(99, 99, 1))):
+        found = detect_sliced(model, given, preprocess=to_unit)
+        found = found if given is image else found.compute()
+        np.testing.assert_array_equal(found.boxes, spots[:, :4])
+        np.testing.assert_allclose(found.scores, spots[:, 4], atol=0.002)
+
+
+def test_slices_of_another_size_are_scaled_back(model):
+    spots = np.array([(90, 20, 130, 60, 0.9), (300, 300, 340, 390, 0.8)])
+    found = detect_sliced(
+        model, picture_of(spots), slice_size=128, preprocess=lambda piece: piece[:, ::2, ::2]
+    )
+    assert_spots(found, spots)
+    wide = detect_sliced(
+        model, picture_of(spots), slice_size=(64, 128), preprocess=lambda piece: piece[:, :, ::2]
+    )
+    assert_spots(wide, spots)
+
+
+def test_an_open_input_takes_slices_of_any_size():
+    model = dx.load(open_finder())
+    pixels = np.array([(5, 7, 6, 8, 0.9), (100, 90, 101, 91, 0.8), (699, 499, 700, 500, 0.7)])
+    for size in (64, (80, 96), (500, 70)):
+        spots = pixels if size != (500, 70) else pixels[::2]  # one for each slice
+        assert_spots(detect_sliced(model, picture_of(spots), slice_size=size), spots)
+    with pytest.raises(dx.InputError, match=r"\? x \? pixels") as caught:
+        detect_sliced(model, PICTURE)
+    assert "slice_size=" in caught.value.next_step
+
+
+def open_finder():
+    """The brightest pixel of a picture of any size, and its place, as one box."""
+    return make_model(
+        [
+            node("Shape", "image", "shape"),
+            node("Gather", "shape three", "width"),
+            node("Reshape", "image flat", "pixels"),
+            node("ReduceMax", "pixels", "score", axes=[1], keepdims=1),
+            node("ArgMax", "pixels", "place", axis=1),
+            node("Div", "place width", "row"),
+            node("Mul", "row width", "before"),
+            node("Sub", "place before", "column"),
+            node("Concat", "column row column row", "corners", axis=1),
+            node("Add", "corners sides", "whole"),
+            node("Cast", "whole", "box", to=1),
+            node("Concat", "box score zero", "table", axis=1),
+            node("Unsqueeze", "table one", "y"),
+        ],
+        [value("image", [1, 1, "h", "w"])],
+        [value("y", [1, 1, 6])],
+        {
+            "three": np.array([3]),
+            "flat": np.array([1, -1]),
+            "sides": np.array([[0, 0, 1, 1]]),
+            "zero": np.zeros((1, 1), np.float32),
+            "one": np.array([1]),
+        },
+        name="brightest",
+    )
+
+
+def test_the_full_picture_shows_what_no_overlap_joins(model):
+    spots = np.array([(24, 24, 176, 160, 0.9), (200, 200, 216, 232, 0.8)])
+    pixels = picture_of(spots, (256, 256))
+    cut = detect_sliced(model, pixels, overlap=0.0)
+    assert len(cut) > 4
+    lazy = detect_sliced(model, da.from_array(pixels, chunks=90), overlap=0.0, full_picture=True)
+    assert_spots(lazy.compute(), spots)
+    assert layers_of(lazy)["finder"] == 16 + 1
+    small = detect_sliced(model, da.from_array(pixels[:, :60, :60]), full_picture=True)
+    assert layers_of(small)["finder"] == 1
+
+
+@pytest.mark.parametrize("metric", [None, "iou", "ios"])
+@pytest.mark.parametrize("merge", ["nms", "nmm", "weighted"])
+def test_the_usual_ways_to_merge_are_there(model, merge, metric):
+    # Seen whole by each slice that sees them.
+    spots = np.array([(0, 0, 9, 9, 0.9), (51, 20, 64, 33, 0.8), (70, 70, 90, 90, 0.7)])
+    assert_spots(detect_sliced(model, picture_of(spots), merge=merge, metric=metric), spots)
+    seam = np.array([(36, 20, 58, 42, 0.9)])  # the next slice sees columns 51 to 58
+    found = detect_sliced(model, picture_of(seam), merge=merge, metric=metric)
+    is_one = metric == "ios" or (metric is None and merge != "weighted")
+    assert (len(found) == 1) is is_one
+    if merge == "nmm" and is_one:
+        assert_spots(found, seam)
+
+
+def test_thresholds_are_applied(model):
+    found = detect_sliced(model, PICTURE, score_threshold=0.88)
+    assert_spots(found, SPOTS[:8])
+    with_ties = detect_sliced(model, PICTURE, score_threshold=float(np.float32(0.95)))
+    assert len(with_ties) == 1
+
+
+def test_several_slices_are_refused_where_outputs_have_no_axis_for_them():
+    model = dx.load(finder(kind="named"))
+    lazy = detect_sliced(model, da.from_array(PICTURE), batch_size=1)
+    assert layers_of(lazy)["finder"] == 140
+    with pytest.raises(dx.InputError, match="4 slices of a run cannot be told apart"):
+        detect_sliced(model, PICTURE, batch_size=4)
+
+
+def test_decode_reads_what_no_format_does(model):
+    def decode(outputs):
+        ((name, table),) = outputs.items()
+        assert name == "y" and table.shape == (5, 4096)
+        place = table[4].argmax()
+        x, y, width, height = table[:4, place]
+        box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        return [box], [table[4, place]], [7]
+
+    assert_spots(detect_sliced(model, picture_of(SPOTS[1:4]), decode=decode), SPOTS[1:4], label=7)
+
+
+def test_decode_gets_one_slice_even_where_rows_are_not_proven():
+    shapes = []
+
+    def decode(outputs):
+        shapes.append((outputs["dets"].ndim, outputs["labels"].ndim))
+        return outputs["dets"][:, :4], outputs["dets"][:, 4], outputs["labels"]
+
+    found = detect_sliced(dx.load(finder(kind="dets")), PICTURE, decode=decode, normalized=True)
+    assert_spots(found)
+    assert set(shapes) == {(2, 1)}
+
+
+def test_a_fixed_batch_whose_slices_cannot_be_told_apart_is_refused():
+    model = dx.load(
+        make_model(
+            [node("Reshape", "image shape", "y")],
+            [value("image", [4, 1, 8, 8])],
+            [value("y", [1, 32, 6])],
+            {"shape": np.array([1, -1, 6])},
+        )
+    )
+    with pytest.raises(dx.InputError, match="4 slices of a run cannot be told apart") as caught:
+        detect_sliced(model, PICTURE)
+    assert "open batch axis" in caught.value.next_step
+
+
+def test_other_inputs_are_fed_for_each_slice():
+    source = finder(kind="yolo8", batch="N")
+    source.graph.node[-1].output[0] = "unscaled"
+    source.graph.node.append(node("Mul", "unscaled factor_rows", "y"))
+    source.graph.node.insert(0, node("Unsqueeze", "factor all_axes", "factor_rows"))
+    source.graph.initializer.append(make_constant("all_axes", np.array([2])))
+    source.graph.input.append(value("factor", ["N", 5]))
+    model = dx.load(source)
+    factor = np.array([1, 1, 1, 1, 0.5], np.float32)
+    found = detect_sliced(model, PICTURE, feeds={"factor": factor}, score_threshold=0.1)
+    assert_spots(found, SPOTS * [1, 1, 1, 1, 0.5])
+    for feeds, match in (
+        ({}, "2 inputs are to take the picture"),
+        ({"factor": factor, "image": 1}, "0 inputs"),
+        ({"factor": factor, "other": 1}, "'other'"),
+        ({"factor": factor[:3]}, "factor"),
+        ({"factor": factor.astype(int)}, "factor"),
+        ([factor], "feeds is a list"),
+    ):
+        with pytest.raises(dx.InputError, match=match):
+            detect_sliced(model, PICTURE, feeds=feeds)
+
+
+def make_constant(name, array):
+    return make_model([], [], [], {name: array}).graph.initializer[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"overlap": 1.0}, "overlap is 1.0"),
+        ({"overlap": -0.1}, "overlap"),
+        ({"overlap": "half"}, "overlap is 'half'"),
+        ({"score_threshold": 1.5}, "score_threshold"),
+        ({"score_threshold": True}, "score_threshold"),
+        ({"iou_threshold": 0}, "iou_threshold is 0"),
+        ({"iou_threshold": float("nan")}, "iou_threshold"),
+        ({"merge": "best"}, "merge is 'best'"),
+        ({"metric": "giou", "merge": "nms"}, "metric is 'giou'"),
+        ({"metric": "iou"}, "'seams' has a rule of its own"),
+        ({"format": "coco"}, "format is 'coco'"),
+        ({"format": "xyxysc"}, "no output is a table"),
+        ({"format": "yolo8", "decode": len}, "both decode and format"),
+        ({"decode": 3}, "decode is a int"),
+        ({"preprocess": "scale"}, "preprocess is a str"),
+        ({"normalized": "yes"}, "normalized is 'yes'"),
+        ({"class_agnostic": 1}, "class_agnostic is 1"),
+        ({"full_picture": None}, "full_picture is None"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "all"}, "batch_size is 'all'"),
+        ({"batch_size": 3}, "batch_size is 3; the graph takes exactly 1 row"),
+        ({"slice_size": 0}, "slice_size is 0"),
+        ({"slice_size": (64, 64, 64)}, "slice_size"),
+        ({"slice_size": 64.0}, "slice_size is 64.0"),
+        ({"slice_size": 128}, "slice_size is 128, and input 'image' takes 64 x 64"),
+        ({"slice_size": (64, 32)}, "takes 64 x 64"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_any_work(model, options, match):
+    with dask.config.set(scheduler=forbidden):
+        with pytest.raises(dx.InputError, match=match) as caught:
+            detect_sliced(model, PICTURE, **options)
+        assert caught.value.next_step
+        for image in (PICTURE.astype("f8"), np.zeros((3, 90, 90), np.float32), "picture.tif"):
+            with pytest.raises(dx.InputError):
+                detect_sliced(model, image)
+    with pytest.raises(dx.InputError, match="model is a str"):
+        detect_sliced("model.onnx", PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"preprocess": lambda piece: piece.astype("f8")}, "float64"),
+        ({"preprocess": lambda piece: piece[:, :60]}, r"preprocess made \(1, 60, 64\)"),
+        ({"preprocess": lambda piece: piece[0]}, r"preprocess made \(64, 64\)"),
+        ({"decode": lambda outputs: ([[1, 2, 3, np.nan]], [0.5], [0])}, "1 of 1 boxes"),
+        ({"decode": lambda outputs: ([[1, 2, 3]], [0.5], [0])}, r"boxes \(1, 3\)"),
+        ({"decode": lambda outputs: ([[1, 2, 3, 4]], [2.5], [0])}, "scores up to 2.5"),
+    ],
+)
+def test_what_the_callers_functions_give_is_checked_in_the_task(model, options, match):
+    with pytest.raises(dx.InputError, match=match):
+        detect_sliced(model, PICTURE, **options)
+
+
+def test_inside_a_task_everything_runs_there(model):
+    lazy = dask.delayed(detect_sliced)(model, PICTURE)
+    with dask.config.set(scheduler="threads"):
+        assert_spots(lazy.compute())
+
+
+@pytest.mark.cluster
+def test_a_cluster_gives_the_same():
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
+        dx.configure(client)
+        model = dx.load(finder(batch="N"))
+        with dask.config.set(scheduler=None):
+            lazy = detect_sliced(
+                model,
+                da.from_array(PICTURE, chunks=(1, 200, 200)),
+                preprocess=abs,
+                full_picture=True,
+            )
+            assert_spots(client.compute(lazy).result())
+            assert_spots(detect_sliced(model, PICTURE))
