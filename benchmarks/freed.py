@@ -69,6 +69,27 @@ def resnet(width: int = 64, blocks: int = 4) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def tabular(width: int = 32) -> onnx.ModelProto:
+    """Two dense layers on a row of 16 numbers, with the softmax of its two classes."""
+    rng = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in (("W1", (16, width)), ("W2", (width, 2)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "W1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "W2"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["y"], axis=1),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 16]), ("y", [1, 2]))
+    ]
+    graph = helper.make_graph(nodes, "tabular", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def fixed(path: Path, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
     """A model with these input shapes written into it, and what follows from them folded."""
     model = onnx.load(path)
@@ -95,6 +116,7 @@ def workloads(assets: Path, folder: Path) -> dict[str, tuple[Path, dict[str, Arr
     """Model for one row, and many rows for it: about a second of work."""
     rng = np.random.default_rng(0)
     onnx.save_model(resnet(), folder / "resnet.onnx")
+    onnx.save_model(tabular(), folder / "tabular.onnx")
 
     def images(rows: int, *shape: int) -> dict[str, Array]:
         return {"x": rng.standard_normal((rows, 3, *shape), dtype=np.float32)}
@@ -114,7 +136,11 @@ def workloads(assets: Path, folder: Path) -> dict[str, tuple[Path, dict[str, Arr
         },
         "magika": {"bytes": rng.integers(0, 257, (64, 2048)).astype(np.int32)},
     }
-    found = {"resnet": (folder / "resnet.onnx", images(64, 64, 64))}
+    table: dict[str, Array] = {"x": rng.standard_normal((20_000, 16), dtype=np.float32)}
+    found = {
+        "tabular": (folder / "tabular.onnx", table),
+        "resnet": (folder / "resnet.onnx", images(64, 64, 64)),
+    }
     for name, each in feeds.items():
         shapes = {key: (1, *array.shape[1:]) for key, array in each.items()}
         found[name] = (fixed(assets / f"{name}.onnx", folder, shapes), each)

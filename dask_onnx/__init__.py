@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.sharding.strategy import Sharded
     from dask_onnx.specs import SessionSpec, TensorSpec
-    from dask_onnx.tiles.predict import tiling_drift
     from dask_onnx.tiles.boxes import Boxes
     from dask_onnx.tiles.detect import detect_sliced
-    from dask_onnx.tiles.predict import predict_tiled
+    from dask_onnx.tiles.predict import predict_tiled, tiling_drift
     from dask_onnx.verify import verify_axes
 
 _HOMES = {

@@ -63,7 +63,13 @@ from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
-from dask_onnx.sharding.on_shards import ShardedPlan, plan_on_shards, predict_on_shards
+from dask_onnx.sharding.candidates import shards_that_fit, with_shards
+from dask_onnx.sharding.on_shards import (
+    ShardedPlan,
+    plan_as_annotated,
+    plan_on_shards,
+    predict_on_shards,
+)
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.specs import SessionSpec, TensorSpec
 from dask_onnx.summary import basis_of
@@ -251,7 +257,9 @@ class Model:
             The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
             convex regions of about equal predicted time; independent branches side by side;
             contiguous stages, the slowest as fast as possible; the caller's own cuts (`at_values`);
-            those that the model says itself (`from_annotations`).
+            those that the model says itself (`from_annotations`). A `Sharded` splits one request
+            along its tokens or its heads. For one request "auto" weighs shards of a sequence too,
+            and may return such a plan.
         n_workers : int, optional
             For "branches": so many stages side by side at most; 2 by default.
         n_stages : int, optional
@@ -309,10 +317,28 @@ class Model:
             return plan_on_shards(
                 self, strategy, outputs=outputs, shapes=shapes, session=session, others=others
             )
+        if isinstance(strategy, Strategy) and strategy.name == "from_annotations":
+            annotated = plan_as_annotated(
+                self, strategy, outputs=outputs, shapes=shapes, session=session
+            )
+            if annotated is not None:
+                return annotated
         request = PlanRequest(
             strategy, numbers, outputs, shapes, aim, session, measure, client, batches
         )
-        return make_plan(self, request)
+        if strategy != "auto":
+            return make_plan(self, request)
+        on_shards = {"shapes": shapes, "session": session, "client": client}
+        try:
+            plan = make_plan(self, request)
+        except PlanError:
+            # One request may still fit in shards where no way of running whole batches does.
+            sharded = None if outputs is not None else shards_that_fit(self, **on_shards)
+            if sharded is None:
+                raise
+            return sharded
+        is_one_request = outputs is None and (aim == "latency" or batches == 1)
+        return with_shards(self, plan, **on_shards) if is_one_request else plan
 
     def predict(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from dask_onnx.node_times import measure_nodes, shapes_of
 from dask_onnx.pace import with_pace
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.plan import Plan, PlannedModel
-from dask_onnx.planning.annotations import lanes_of, unfollowed
+from dask_onnx.planning.annotations import lanes_of
 from dask_onnx.planning.options import CHECKS, whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
@@ -156,9 +155,7 @@ def _calibrate() -> None:
 def _annotated_placement(
     graph: GraphFacts, stages: StageGraph, configuration: str | None
 ) -> Placement | None:
-    """Lanes by the devices that the model's annotations have; warns of what is not followed."""
-    if left_out := unfollowed(graph, stages, configuration):
-        warnings.warn(left_out, stacklevel=4)
+    """Return lanes by the devices that the model's annotations have."""
     lanes = lanes_of(graph, stages, configuration)
     return None if lanes is None else Placement(lanes)
 

@@ -190,8 +190,9 @@ def _run_rows(
     if batch.exported is not None:
         return RunRows(batch.exported.rows, rows_in_words(batch))
     if not resolve_batching(batch, names, "auto").is_auto:
-        nodes = ", ".join((batch.dependent or batch.opaque)[:3])
-        reason = nodes or "an input or output without rows"
+        if batch.blockers and not batch.is_declared:
+            return RunRows(None, f"all together, since rows are not proven: {batch.blockers[0]}")
+        reason = ", ".join(batch.coupled[:3]) or "an input or output without rows"
         return RunRows(None, f"all of a chunk, because of {reason}")
     if len(stages.stages) > 1:
         rows = predicted_rows(facts, stages, recipe)

@@ -17,7 +17,7 @@ from dask_onnx.cli.parameters import (
     parse_shapes,
     split_names,
 )
-from dask_onnx.errors import InputError
+from dask_onnx.errors import InputError, PlanError
 from dask_onnx.model import Model
 from dask_onnx.placement import Placement
 from dask_onnx.plan import Plan
@@ -104,6 +104,11 @@ class Asked:
             **self._numbers,
             **self._shared(client),
         )
+        if not isinstance(found, Plan):
+            raise PlanError(
+                f"auto takes shards of a sequence: {found.explain().splitlines()[0]}",
+                "run it from Python: model.predict(x, plan=model.plan('auto', ...))",
+            )
         if self.schedule is not None or self.in_flight is not None:
             found = found.with_schedule(self.schedule or "async", in_flight=self.in_flight)
         if (placement := self._placement()) is not None:
@@ -118,12 +123,13 @@ class Asked:
         taken = [] if self.rival == "auto" else options_of(self.rival)
         numbers = {name: value for name, value in self._numbers.items() if name in taken}
         configuration = self.configuration if self.rival == FROM_ANNOTATIONS else None
-        return model.plan(
+        found = model.plan(
             named_strategy(self.rival, configuration),
             shapes=plan.recipe.shapes,
             **numbers,
             **self._shared(client),
         )
+        return found if isinstance(found, Plan) else None
 
     @property
     def _numbers(self) -> dict[str, Any]:

@@ -149,21 +149,6 @@ def lanes_of(facts: GraphFacts, stages: StageGraph, name: str | None) -> tuple[i
     return tuple(places[numbers[stage.nodes[0]]] % count for stage in stages.stages)
 
 
-def unfollowed(facts: GraphFacts, stages: StageGraph, name: str | None) -> str:
-    """What the configuration says of the stages' tensors, which nobody follows yet; or nothing."""
-    found = chosen_configuration(facts, name)
-    nodes = [node for stage in stages.stages for node in stage.nodes if node in found.sharded]
-    if not nodes:
-        return ""
-    count = len(set(nodes))
-    return (
-        f"configuration {found.name!r} spreads tensors over devices at {count} "
-        f"{'node' if count == 1 else 'nodes'} (sharding_spec), such as "
-        f"{found.sharded[nodes[0]][0]!r} at {facts.nodes[nodes[0]].name!r}: that is not followed, "
-        "tensors stay whole; to spread rows over workers, chunk the inputs along their batch axis"
-    )
-
-
 def _numbers_in(
     facts: GraphFacts, stages: StageGraph, found: DeviceConfiguration
 ) -> dict[int, int]:

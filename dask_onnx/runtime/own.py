@@ -83,9 +83,9 @@ def own_kernels(
         ``"Gelu"`` of ai.onnx, or ``"domain::Gelu"``; called with the inputs (None for one that is
         left out) and the attributes as keywords, returns an array, or a tuple of several.
 
-    An attribute ``axes`` of the class or function says which axes it leaves alone: "independent" for
-    an operator that works element by element, or axes such as ``(0,)`` that go through from every
-    input to every output. Without it nothing is assumed, so rows are not cut apart.
+    An attribute ``axes`` of the class or function says which axes it leaves alone: "independent"
+    for an operator that works element by element, or axes such as ``(0,)`` that go through from
+    every input to every output. Without it nothing is assumed, so rows are not cut apart.
 
     Raises
     ------

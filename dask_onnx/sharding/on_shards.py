@@ -10,7 +10,9 @@ from dask_onnx.collections.options import Outputs, RunOptions
 from dask_onnx.collections.request import resolve_outputs
 from dask_onnx.errors import InputError, PlanError
 from dask_onnx.plan import PlannedModel
+from dask_onnx.planning.recipe import Strategy
 from dask_onnx.sharding.sequence_plan import SequencePlan
+from dask_onnx.sharding.specs import Annotated, says_shardings
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.sharding.tensors import TensorPlan
 from dask_onnx.specs import SessionSpec
@@ -44,17 +46,8 @@ def plan_on_shards(
     for name, value in others.items():
         if value is not None:
             raise PlanError(f"dx.Sharded takes no {name}", "leave it out")
-    if not isinstance(session, SessionSpec | None):
-        raise PlanError(
-            f"session is a {type(session).__name__}",
-            "give session=dx.SessionSpec(intra_op_num_threads=1), or the like",
-        )
-    facts = model._facts
-    wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).names
-    facts.bound_shapes(shapes)
-    spec = session or SessionSpec()
-    libraries = dict.fromkeys((*facts.libraries, *spec.custom_op_libraries))
-    spec = dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
+    wanted, spec = _resolved(model, outputs, session)
+    model._facts.bound_shapes(shapes)
     if strategy.axis == "heads":
         heads = TensorPlan(model, strategy, wanted, shapes, spec)
         heads.sharding()
@@ -62,6 +55,49 @@ def plan_on_shards(
     sequence = SequencePlan(model, strategy, wanted, shapes, spec)
     sequence.at()
     return sequence
+
+
+def plan_as_annotated(
+    model: PlannedModel,
+    strategy: Strategy,
+    *,
+    outputs: Outputs,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    session: SessionSpec | None,
+) -> TensorPlan | None:
+    """Return the plan of `from_annotations` where a model says how its tensors are sharded.
+
+    None where it says stages only.
+
+    Raises
+    ------
+    PlanError
+        A sharding that does not fit its node, or that the algebra of axes forbids.
+    """
+    configuration = strategy.options.get("configuration")
+    if not says_shardings(model._facts, configuration):
+        return None
+    wanted, spec = _resolved(model, outputs, session)
+    model._facts.bound_shapes(shapes)
+    plan = TensorPlan(model, Annotated(configuration), wanted, shapes, spec)
+    plan.sharding()
+    return plan
+
+
+def _resolved(
+    model: PlannedModel, outputs: Outputs, session: SessionSpec | None
+) -> tuple[tuple[str, ...], SessionSpec]:
+    """The outputs that are wanted, and how sessions are built."""
+    if not isinstance(session, SessionSpec | None):
+        raise PlanError(
+            f"session is a {type(session).__name__}",
+            "give session=dx.SessionSpec(intra_op_num_threads=1), or the like",
+        )
+    facts = model._facts
+    wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).names
+    spec = session or SessionSpec()
+    libraries = dict.fromkeys((*facts.libraries, *spec.custom_op_libraries))
+    return wanted, dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
 
 
 def predict_on_shards(model: PlannedModel, x: Any, plan: ShardedPlan, run: RunOptions) -> Any:

@@ -223,4 +223,3 @@ def _ask(
     tally.wrong += [
         f"{where}: {output} {of_outputs[output]}: {text}" for output, text in faults.items()
     ]
-

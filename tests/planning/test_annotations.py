@@ -209,16 +209,16 @@ def test_a_configuration_that_only_nodes_name_has_stages_and_no_lanes():
     assert len(plan.stages) == 2 and plan.placement is None
 
 
-def test_sharded_tensors_stay_whole_and_a_warning_says_so():
+def test_sharded_tensors_run_on_shards():
     made = chain(0, 1)
     spec = made.graph.node[1].device_configurations[0].sharding_spec.add(tensor_name="v0")
     spec.device.extend([0, 1])
     spec.sharded_dim.add(axis=0).simple_sharding.add(num_shards=2)
     model = dx.load(made)
-    with pytest.warns(UserWarning, match="1 node .* 'v0' at 'n1': that is not followed") as caught:
-        plan = model.plan(dx.from_annotations())
-    assert caught[0].filename == __file__
-    np.testing.assert_array_equal(model.predict(X, plan=plan), model.predict(X))
+    plan = model.plan(dx.from_annotations(), shapes={"x": (2 * len(X), 8)})
+    assert "1 nodes on shards over 2 devices" in plan.explain()
+    both = np.concatenate([X, X])
+    np.testing.assert_array_equal(model.predict(both, plan=plan), model.predict(both))
 
 
 def test_nodes_that_are_alike_share_a_session_whatever_their_stages():

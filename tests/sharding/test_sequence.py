@@ -18,6 +18,8 @@ from onnx import TensorProto
 
 import dask_onnx as dx
 from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.planning.cluster import LOADED, Cluster
+from dask_onnx.sharding import candidates
 from dask_onnx.sharding.strategy import Sharded
 
 TOKENS = 25
@@ -441,3 +443,26 @@ def test_shards_run_in_processes_of_a_cluster(store_directory):
         assert_equal(model.predict(POOL["x"], plan=plan), proto)
         lazy = model.predict(da.from_array(POOL["x"], chunks=-1), plan=plan)
         assert_equal(lazy.compute(), proto)
+
+
+def test_auto_weighs_shards_of_a_sequence_beside_other_ways_for_one_request(monkeypatch):
+    two_workers = Cluster(workers=2, threads=1, memory_limit=4e9)
+    monkeypatch.setattr(candidates, "cluster_facts", lambda client: two_workers)
+    model = dx.load(models.encoder())
+    one = model.plan("auto", batches=1)
+    assert isinstance(one, dx.Plan)
+    assert "sequence by 2" in [way.name for way in one.verdict.alternatives]
+    many = model.plan("auto", batches=16)
+    assert "sequence by 2" not in [way.name for way in many.verdict.alternatives]
+
+
+def test_shards_that_fit_are_found_where_nothing_else_does(monkeypatch):
+    model = dx.load(models.encoder())
+    shapes = {spec.name: (1, 512, *spec.shape[2:]) for spec in model.inputs}
+    whole = model.plan(Sharded("sequence", 2), shapes=shapes).at().summary
+    room = whole.task_bytes / 2
+    small = Cluster(workers=2, threads=1, memory_limit=room + LOADED)
+    monkeypatch.setattr(candidates, "cluster_facts", lambda client: small)
+    found = candidates.shards_that_fit(model, shapes=shapes, session=None, client=None)
+    assert found.strategy.n > 2
+    assert found.at().summary.task_bytes <= room

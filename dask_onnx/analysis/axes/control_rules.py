@@ -35,7 +35,7 @@ def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Depende
         condition = v.dep(0)
         if condition.kind != Kind.FREE:
             how = "condition on the length" if condition.kind == Kind.LENGTH else "condition"
-            found = found.broken(max(condition.kind, Kind.GATHERED), v.name, how)
+            found = found.resized(v.name, how, max(condition.kind, Kind.GATHERED))
         outputs.append(found)
     return outputs
 

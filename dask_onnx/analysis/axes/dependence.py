@@ -122,6 +122,8 @@ class Dependence:
     """What the elements are, where they are known to be made of their position, or bounded."""
     coupled: str = ""
     """Name of the first node that takes a quantisation statistic over all positions."""
+    is_resized: bool = False
+    """Sizes on axes that carry no positions depend on their number, or on values."""
 
     @property
     def is_broken(self) -> bool:
@@ -154,6 +156,10 @@ class Dependence:
         if self.is_broken or kind <= self.kind:
             return self.without_index() if kind > Kind.WINDOW else self
         return replace(self, kind=kind, node=node, how=how, index=None)
+
+    def resized(self, node: str, how: str, kind: Kind = Kind.LENGTH) -> Dependence:
+        """Return the dependence once `node` has made other sizes depend on the positions."""
+        return replace(self.broken(kind, node, how), is_resized=True)
 
     def without_index(self) -> Dependence:
         """Return the same dependence, of elements of which nothing is known."""

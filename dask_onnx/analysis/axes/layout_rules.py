@@ -47,7 +47,7 @@ def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Depende
         whole = [p for p, size in enumerate(after) if size and size % count == 0] if count else []
         if len(whole) == 1:
             return dep.at(whole[0], 1, (after[whole[0]] or 0) // count)
-    return replace(dep, axis=None, outer=1, inner=1).broken(Kind.FACTORED, node, "reshape")
+    return replace(dep, axis=None, outer=1, inner=1).resized(node, "reshape", Kind.FACTORED)
 
 
 def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) -> Dependence:
@@ -57,7 +57,7 @@ def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) ->
     leading = before[: axis + 1]
     if None not in leading and after[: axis + 1] == leading:
         return dep
-    return replace(dep, axis=None, outer=1, inner=1).broken(Kind.OPAQUE, node, "unknown shape")
+    return replace(dep, axis=None, outer=1, inner=1).resized(node, "unknown shape", Kind.OPAQUE)
 
 
 def reshape(v: NodeView) -> Sequence[Dependence]:
@@ -86,7 +86,7 @@ def _by_length(v: NodeView, dep: Dependence) -> Dependence:
     others = [mark for axis, mark in enumerate(marks) if axis != dep.axis]
     own = 0 if dep.axis is None else marks[dep.axis]
     if any(others) or own == DEPENDENT:
-        return dep.broken(Kind.LENGTH, v.name, "shape")
+        return dep.resized(v.name, "shape")
     return dep
 
 
@@ -117,7 +117,7 @@ def squeeze(v: NodeView) -> Sequence[Dependence]:
         return v.all(dep)
     if not v.has(1) and v.attr("axes") is None:
         # All axes of size 1 go, that of the positions too once there is one of them.
-        return v.all(dep.broken(Kind.LENGTH, v.name, "squeezed if there is one"))
+        return v.all(dep.resized(v.name, "squeezed if there is one"))
     axes = v.axes(1 if v.opset >= 13 else None)
     if shape is None or axes is None:
         return v.opaque("unknown axes")
@@ -151,7 +151,7 @@ def expand(v: NodeView) -> Sequence[Dependence]:
             return v.opaque("unknown shape")
         place = dep.axis + len(after) - len(shape)
         if v.dep(1).kind != Kind.FREE and _length_axis(v, 1, after) != place:
-            return v.all(dep.at(place).broken(Kind.LENGTH, v.name, "shape"))
+            return v.all(dep.at(place).resized(v.name, "shape"))
         return v.all(dep.at(place))
     repeated = _length_axis(v, 1, after)
     if repeated is None:
@@ -275,7 +275,7 @@ def split(v: NodeView) -> Sequence[Dependence]:
         return v.opaque("unknown rank")
     if v.attr("axis", 0) % rank != dep.axis:
         by_length = v.dep(1).kind != Kind.FREE
-        return v.all(dep.broken(Kind.LENGTH, v.name, "split") if by_length else dep)
+        return v.all(dep.resized(v.name, "split") if by_length else dep)
     parts = []
     start = 0
     for number in range(len(v.proto.output)):
@@ -325,7 +325,7 @@ def slice_(v: NodeView) -> Sequence[Dependence]:
         elif any(marks) and dep.axis is None and dep.kind == Kind.FREE:
             found = v.broken(Kind.LENGTH, "position", axis)
         elif any(marks):
-            found = found.broken(Kind.LENGTH, v.name, "slice by length")
+            found = found.resized(v.name, "slice by length")
     return v.all(found)
 
 
@@ -490,7 +490,7 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     where = [a % rank for a in axes]
     if dep.axis not in where:
         is_fixed = known is None or not known.is_tainted
-        return v.all(dep if is_fixed else dep.broken(Kind.LENGTH, v.name, "padding"))
+        return v.all(dep if is_fixed else dep.resized(v.name, "padding"))
     place = where.index(dep.axis)
     begin, end = int(pads[place]), int(pads[place + len(axes)])
     if begin == end == 0:
@@ -554,7 +554,8 @@ def range_(v: NodeView) -> Sequence[Dependence]:
     limit = v.known(1)
     is_multiple = limit is not None and (limit.marks == PROPORTIONAL).all()
     if counts and is_multiple and after == (v.positions,):
-        return v.all(replace(v.broken(Kind.LENGTH, "positions", 0), index=POSITIONS))
+        found = v.broken(Kind.LENGTH, "positions", 0)
+        return v.all(replace(found, index=POSITIONS, is_resized=False))
     return v.all(v.broken(Kind.LENGTH, "range"))
 
 

@@ -265,7 +265,8 @@ def text_rows(v: NodeView) -> Sequence[Dependence]:
     if dep.axis is None:
         return v.all(dep)
     if dep.axis == 0 and (rank is None or rank > 1) and dep.how == PADDED:
-        return v.all(replace(dep, kind=Kind.INDEPENDENT, node="", how=""))
+        own = replace(dep, kind=Kind.INDEPENDENT, node="", how="", is_resized=False)
+        return v.all(own)
     if rank is None or dep.axis == rank - 1:
         return v.all(v.lost(dep, Kind.REDUCED, "counts"))
     return v.all(dep)
@@ -278,7 +279,7 @@ PADDED = "padding to the longest"
 def tokenizer(v: NodeView) -> Sequence[Dependence]:
     """Every text becomes a list of tokens on a new last axis, as long as the longest of all."""
     dep = v.dep(0)
-    return v.all(dep if dep.axis is None else dep.broken(Kind.GATHERED, v.name, PADDED))
+    return v.all(dep if dep.axis is None else dep.resized(v.name, PADDED, Kind.GATHERED))
 
 
 def string_normalizer(v: NodeView) -> Sequence[Dependence]:

@@ -194,7 +194,7 @@ class Walk:
             if shape is not None and (size := shape[dep.axis]) is not None:
                 expected = self.positions * dep.outer * dep.inner
                 if size != expected and self.positions > 1:
-                    return dep.broken(Kind.OPAQUE, v.name, f"size {size} instead of {expected}")
+                    return dep.resized(v.name, f"size {size} instead of {expected}", Kind.OPAQUE)
         return dep
 
     def _control(self, node: NodeFacts, v: NodeView) -> list[Dependence]:

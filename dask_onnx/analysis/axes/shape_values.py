@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
+from dask_onnx.analysis.axes.dependence import FREE, SAME, Dependence, Kind
 from dask_onnx.analysis.axes.view import DEPENDENT, PROPORTIONAL, Known, NodeView
 
 MOST_ELEMENTS = 1024
@@ -24,12 +24,11 @@ def shape_value(v: NodeView) -> Known | None:
         return None
     sizes = np.array(shape, np.int64)
     tainted = np.zeros(len(shape), np.uint8)
-    if dep.kind > Kind.CONTRACTED:
-        tainted[:] = DEPENDENT  # sizes may depend on values, or on the number of positions
+    if dep.is_resized:
+        tainted[:] = DEPENDENT
     if dep.axis is not None and dep.axis < len(shape):
-        is_multiple = dep.kind == Kind.INDEPENDENT and shape[dep.axis] == (
-            v.positions * dep.outer * dep.inner
-        )
+        is_multiple = not dep.is_resized and dep.window == SAME
+        is_multiple &= shape[dep.axis] == v.positions * dep.outer * dep.inner
         tainted[dep.axis] = PROPORTIONAL if is_multiple else DEPENDENT
     if v.op == "Size":
         return Known(np.array(sizes.prod()), np.array(_mark_of_product(tainted), np.uint8))

@@ -150,17 +150,19 @@ class NodeView:
 
     def opaque(self, why: str = "") -> list[Dependence]:
         """Every output may depend on everything."""
-        return self.all(Dependence(Kind.OPAQUE, node=self.name, how=why))
+        return self.all(self.broken(Kind.OPAQUE, why))
 
     def broken(self, kind: Kind, how: str = "", axis: int | None = None) -> Dependence:
         """A dependence that this node breaks."""
-        return Dependence(kind, axis, node=self.name, how=how)
+        is_resized = kind > Kind.CONTRACTED
+        return Dependence(kind, axis, node=self.name, how=how, is_resized=is_resized)
 
     def lost(self, dep: Dependence, kind: Kind, how: str = "") -> Dependence:
         """The dependence of an output in which the positions lie on no axis any more."""
-        return replace(dep, axis=None, outer=1, inner=1, is_uniform=False).broken(
-            kind, self.name, how
-        )
+        gone = replace(dep, axis=None, outer=1, inner=1, is_uniform=False)
+        if kind > Kind.CONTRACTED:
+            return gone.resized(self.name, how, kind)
+        return gone.broken(kind, self.name, how)
 
 
 Rule = Callable[[NodeView], Sequence[Dependence]]
@@ -186,6 +188,8 @@ def join(first: Dependence, second: Dependence, node: str) -> Dependence:
 def at_least(first: Dependence, second: Dependence) -> Dependence:
     """Return the first dependence with the kind of the second, if that is worse."""
     merged = first.with_coupled(second.coupled)
+    if second.is_resized and not merged.is_resized:
+        merged = replace(merged, is_resized=True)
     if second.is_broken and second.index is None:
         merged = merged.without_index()
     if second.kind > merged.kind and not merged.is_broken:

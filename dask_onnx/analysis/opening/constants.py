@@ -36,6 +36,7 @@ class Constants:
         self._reads = read_weights
         self._tensors = {tensor.name: tensor for tensor in draft.facts.proto.graph.initializer}
         self._found: dict[str, np.ndarray | None] = {}
+        self._draws = any(node.op_type in RANDOM for node in draft.facts.nodes)
 
     def of(self, name: str) -> np.ndarray | None:
         """The elements of a value that follows from initializers; None where it follows from
@@ -45,7 +46,7 @@ class Constants:
             self._found[name] = self._evaluated(name) if tensor is None else self._read(tensor)
         if self._found[name] is None:
             # Made of shapes, but not of the number of rows.
-            known = self._draft.known(name)
+            known = self._draft.fixed(name)
             return None if known is None or known.is_tainted else known.array
         return self._found[name]
 
@@ -91,6 +92,8 @@ class Constants:
     def is_random(self, name: str) -> bool:
         """Whether a value is drawn, or made of something that is."""
         facts = self._draft.facts
+        if not self._draws:
+            return False
         return any(facts.nodes[i].op_type in RANDOM for i in facts.ancestors([name]))
 
     def is_equal(self, name: str, layout: Layout) -> bool:
@@ -207,6 +210,8 @@ def spread(draft: Draft, constants: Constants, name: str, layout: Layout, node: 
     shape = draft.exported_shape(name)
     assert shape is not None
     row = first_row(draft, constants, name, layout, node)
+    if not draft.is_fixed(name) and (outer != 1 or inner != 1):
+        raise NotOpenedError(node, Kind.OPAQUE, f"{name!r}, whose size is open")
     if outer == inner == 1:
         made = draft.helper("Expand", [row, _counted(draft, len(shape), axis, name)], name)
     else:

@@ -106,6 +106,16 @@ class Draft:
         """A small value that follows from the graph, at `PROBE` rows."""
         return self._walk.constant(name) if name else None
 
+    def fixed(self, name: str) -> Known | None:
+        """The same, if it holds whatever the sizes of other open axes are."""
+        known = self.known(name)
+        return known if known is not None and self.is_fixed(name) else None
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether a value does not depend on the sizes of open axes beside the rows."""
+        made = self.facts.producer.get(name)
+        return self.is_definite or made is None or made in self.facts.constant_nodes
+
     def exported_shape(self, name: str) -> tuple[int, ...] | None:
         """The shape at the exported number of rows, where it is known."""
         return _definite(self.exported.get(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.opening.constants import (
     counts_rows,
     first_row,
@@ -157,6 +158,8 @@ def _number_rows(site: Site, free: Sequence[int], layout: Layout, numbered: Sequ
             site.spread(index, layout)
             continue
         shape = site.shape(index) or ()
+        if not site.draft.is_fixed(site.original.input[index]):
+            raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
         numbers = row_numbers(site.draft, len(shape), layout[0])
         target: list[int | Rows] = list(shape)
         target[layout[0]] = Rows()

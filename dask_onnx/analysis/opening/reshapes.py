@@ -88,22 +88,20 @@ def _rewritten(site: Site, layout: Layout) -> onnx.NodeProto:
 
 def _target(site: Site, layout: Layout) -> str:
     """Name of the shape that a value with rows on an axis is read in."""
-    draft, after = site.draft, site.out_shape() or ()
-    place, outer, inner = layout
+    draft, after, (place, outer, inner) = site.draft, site.out_shape() or (), layout
     dep, is_reshape = site.dep(0), site.facts.op_type == "Reshape"
-    written = site.constant(1) if is_reshape else None
+    is_kept = layout == (dep.axis, dep.outer, dep.inner)
+    written = site.constant(1) if is_reshape else list(after) if draft.is_definite else None
     if written is None:
-        if is_reshape and not draft.is_definite:
-            return _computed(site, layout)
-        if not draft.is_definite:
+        if not is_reshape:
             raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
-        written = list(after)
+        return _computed(site, layout, is_kept)
     target = [
         after[i] if i != place and size == 0 and i == dep.axis else size
         for i, size in enumerate(written)
     ]
     others = [i for i, size in enumerate(target) if size == -1 and i != place]
-    if layout == (dep.axis, dep.outer, dep.inner):
+    if is_kept:
         target[place] = 0
     elif not others:
         target[place] = -1
@@ -117,17 +115,20 @@ def _target(site: Site, layout: Layout) -> str:
     return draft.numbers(target, site.name)
 
 
-def _computed(site: Site, layout: Layout) -> str:
+def _computed(site: Site, layout: Layout, is_kept: bool) -> str:
     """The same where the rest of the shape is computed: one element of it is replaced."""
     draft, (place, outer, inner) = site.draft, layout
-    target, rank = site.original.input[1], len(site.out_shape() or ())
-    pieces = []
-    for start, end in ((0, place), (place + 1, rank)):
-        if start < end:
-            bounds = [draft.numbers([n], site.name) for n in (start, end, 0)]
-            pieces.append(draft.helper("Slice", [target, *bounds], site.name))
-    pieces.insert(1 if place else 0, draft.count(outer * inner))
-    return draft.helper("Concat", pieces, site.name, axis=0)
+    known, rank = draft.known(site.original.input[1]), len(site.out_shape() or ())
+    others = None if known is None else np.delete(known.array.reshape(-1), place)
+    if others is None or 0 in others:
+        raise site.refuse(Kind.OPAQUE, "unknown shape")
+    if is_kept:
+        return site.replaced(1, rank, place, 0)
+    if -1 not in others:
+        return site.replaced(1, rank, place, -1)
+    if not draft.is_definite and (outer != 1 or inner != 1):
+        raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
+    return site.replaced(1, rank, place, Rows(outer * inner))
 
 
 def gather(site: Site) -> list[Alternative]:
@@ -145,7 +146,7 @@ def gather(site: Site) -> list[Alternative]:
     places = np.where(places < 0, places + shape[data.axis], places)
     if shape[data.axis] == places.size == 1:  # the one row, with or without its axis
         return reshape(site)
-    if data.outer == 1 and data.inner > 1:
+    if data.outer == 1 and data.inner > 1 and site.draft.is_definite:
         return _flat(site, places)
     return site.keep()
 
@@ -174,8 +175,6 @@ def _pick(site: Site, first: np.ndarray, axis: int, place: int) -> None:
     """Take the rows apart from what they are joined with, pick, and put them where they were."""
     draft, shape = site.draft, site.shape(0) or ()
     inner = site.dep(0).inner
-    if not draft.is_definite and len(shape) > 1:
-        raise site.refuse(Kind.OPAQUE, "open axes beside the rows")
     apart = [*shape[:axis], -1, inner, *shape[axis + 1 :]]
     data = draft.reshape(site.original.input[0], apart, site.name)
     index = draft.constant(np.squeeze(first, place).astype(np.int64), site.name)

@@ -10,7 +10,7 @@ from onnx import helper
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.opening.constants import Constants, spread
-from dask_onnx.analysis.opening.draft import Draft, Layout, NotOpenedError
+from dask_onnx.analysis.opening.draft import Draft, Layout, NotOpenedError, Rows
 
 
 class Alternative(NamedTuple):
@@ -74,7 +74,7 @@ class Site:
 
     def constant(self, index: int) -> list[int] | None:
         """The whole numbers of an input that do not depend on the number of rows."""
-        known = self.draft.known(self.original.input[index]) if self.has(index) else None
+        known = self.draft.fixed(self.original.input[index]) if self.has(index) else None
         if known is None or known.is_tainted or known.array.dtype.kind not in "iu":
             return None
         return [int(n) for n in known.array.reshape(-1)]
@@ -107,6 +107,22 @@ class Site:
         for index, layout in layouts.items():
             self.spread(index, layout)
         self.emit(f"repeats {', '.join(self.original.input[i] for i in layouts)} for each row")
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the rows of the first input are joined with nothing whose size is open."""
+        dep = self.dep(0)
+        return self.draft.is_definite or (dep.outer, dep.inner) == (1, 1)
+
+    def replaced(self, index: int, rank: int, place: int, element: int | Rows) -> str:
+        """Name of a shape of `rank` elements that is an input, with another element at a place."""
+        name, pieces = self.original.input[index], []
+        for start, end in ((0, place), (place + 1, rank)):
+            if start < end:
+                bounds = [self.draft.numbers([n], self.name) for n in (start, end, 0)]
+                pieces.append(self.draft.helper("Slice", [name, *bounds], self.name))
+        pieces.insert(1 if place else 0, self.draft.shape_vector([element], self.name))
+        return self.draft.helper("Concat", pieces, self.name, axis=0)
 
     def is_made_for_rows(self, index: int, layout: Layout) -> bool:
         """Whether an input that does not depend on the rows has as many as were exported."""

@@ -19,20 +19,22 @@ _END = 2**63 - 1
 def expand(site: Site) -> list[Alternative]:
     """A target that names the rows of a value that has them already, or a value that has been made
     for all rows and is to be repeated for as many as there are."""
-    dep, shape, target = site.dep(0), site.shape(0), site.constant(1)
+    dep, shape = site.dep(0), site.shape(0)
     if shape is None:
         return site.keep()
     if dep.kind == Kind.FREE:
         return _expand_one(site, shape)
-    if dep.axis is None or target is None:
+    known = site.draft.known(site.original.input[1])
+    if dep.axis is None or known is None:
         return site.keep()
+    target = known.array.reshape(-1)
     place = dep.axis + len(target) - len(shape)
-    if place < 0 or target[place] == 1 or target[place] != shape[dep.axis]:
+    is_named = place >= 0 and target[place] == shape[dep.axis] != 1
+    if not is_named or known.tainted is not None and known.tainted.reshape(-1)[place]:
         return site.keep()
 
     def write() -> None:
-        less = [1 if i == place else size for i, size in enumerate(target)]
-        site.proto.input[1] = site.draft.numbers(less, site.name)
+        site.proto.input[1] = site.replaced(1, len(target), place, 1)
         site.emit("keeps the number of rows")
 
     return written(write)
@@ -59,7 +61,7 @@ def _expand_one(site: Site, shape: Sequence[int]) -> list[Alternative]:
 def slice_(site: Site) -> list[Alternative]:
     """Slices of the axis of the rows: all of them, or whole blocks."""
     dep, shape = site.dep(0), site.shape(0)
-    if dep.axis is None or shape is None or site.draft.opset < 10:
+    if dep.axis is None or shape is None or site.draft.opset < 10 or not site.is_apart:
         return site.keep()
     starts, ends = site.constant(1), site.constant(2)
     axes = site.constant(3) if site.has(3) else list(range(len(starts or ())))
@@ -97,7 +99,7 @@ def split(site: Site) -> list[Alternative]:
     parts = [site.out_shape(i) for i in range(len(site.original.output))]
     if dep.axis is None or not rank or site.attribute("axis", 0) % rank != dep.axis:
         return site.keep()
-    if site.draft.opset < 13 or any(part is None for part in parts):
+    if site.draft.opset < 13 or any(part is None for part in parts) or not site.is_apart:
         return site.keep()
     sizes = [(part or ())[dep.axis] for part in parts]
     if any(size % (site.draft.rows * dep.inner) for size in sizes):
@@ -116,20 +118,20 @@ def split(site: Site) -> list[Alternative]:
 def resize(site: Site) -> list[Alternative]:
     """Sizes, of which one is the number of rows."""
     dep, rank = site.dep(0), len(site.shape(0) or ())
-    sizes = site.constant(3)
-    if dep.axis is None or not sizes or not rank:
+    known = site.draft.known(site.original.input[3]) if site.has(3) else None
+    if dep.axis is None or known is None or not rank or not site.is_apart:
         return site.keep()
-    axes = site.attribute("axes")
+    axes, sizes = site.attribute("axes"), known.array.reshape(-1)
     named = list(range(rank)) if axes is None else [a % rank for a in axes]
     if dep.axis not in named or len(sizes) != len(named):
         return site.keep()
     place = named.index(dep.axis)
-    assert sizes is not None
+    if known.tainted is not None and known.tainted.reshape(-1)[place]:
+        return site.keep()
 
     def write() -> None:
-        target: list[int | Rows] = list(sizes)
-        target[place] = Rows(sizes[place] // site.draft.rows)
-        site.proto.input[3] = site.draft.shape_vector(target, site.name)
+        rows = Rows(int(sizes[place]) // site.draft.rows)
+        site.proto.input[3] = site.replaced(3, len(sizes), place, rows)
         site.emit("resizes any number of rows")
 
     return written(write)
