@@ -178,7 +178,8 @@ class Model:
         Parameters
         ----------
         shapes : mapping of input name to shape, optional
-            The sizes that the facts hold for; by default 7 rows and 64 of other open dimensions.
+            The sizes that the facts hold for; by default 64 of open dimensions, one row, and 7 rows
+            where these are asked about.
         outputs : str or sequence of str, optional
             Graph outputs or intermediate values; the graph's outputs by default.
 

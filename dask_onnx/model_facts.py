@@ -10,7 +10,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from dask_onnx.analysis.axes.report import AxisFact, AxisTable, axis_facts, axis_table
+from dask_onnx.analysis.axes.report import (
+    AxisFact,
+    AxisTable,
+    axis_facts,
+    axis_groups,
+    axis_table,
+)
 from dask_onnx.analysis.axes.table import OwnAxes
 from dask_onnx.analysis.batch import (
     BatchFacts,
@@ -174,11 +180,19 @@ class ModelFacts:
         self, shapes: Mapping[str, tuple[int, ...]] | None, values: Sequence[str]
     ) -> AxisTable:
         """Return how values depend on every input axis, at these shapes or at ones made up."""
-        bound = dict(shapes) if shapes else assumed_shapes(self.onnx)[0]
-        if not shapes:
-            bound = _unlike_rows(bound, self._likely_axes)
-        specs = infer_shapes(self.graph, bound, self.schemas)
-        return axis_table(self.graph, specs, values, self.own_axes)
+        batch = self.batch_at(tuple(values), shapes)
+        rows = {name: axis for name, axis in batch.input_axes.items() if axis is not None}
+        groups = axis_groups(self.onnx.inputs, {} if batch.blockers else rows)
+        known: dict[str, Mapping[str, TensorSpec]] = {}
+
+        def specs_for(seeds: Mapping[str, int]) -> Mapping[str, TensorSpec]:
+            bound = dict(shapes or _several_along(assumed_shapes(self.onnx)[0], seeds))
+            key = repr(bound)
+            if key not in known:
+                known[key] = infer_shapes(self.graph, bound, self.schemas)
+            return known[key]
+
+        return axis_table(self.graph, groups, specs_for, values, self.own_axes)
 
     def claims(
         self,
@@ -414,12 +428,15 @@ class ModelFacts:
         )
 
 
-def _unlike_rows(
-    shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]
+def _several_along(
+    shapes: Mapping[str, tuple[int, ...]], seeds: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes with several rows, so that an axis that carries them is told from one of size 1."""
+    """Shapes with several positions where there would be one, so that cutting means something."""
     return {
-        name: tuple(_SEVERAL if i == axes.get(name) else size for i, size in enumerate(shape))
+        name: tuple(
+            _SEVERAL if size == 1 and axis == seeds.get(name) else size
+            for axis, size in enumerate(shape)
+        )
         for name, shape in shapes.items()
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from axes_truth import CannotRunError, Runner
+from axes_truth import CannotRunError, Runner, names_read
 from builders import make_model
 from onnx import helper
 
@@ -223,9 +223,10 @@ class Maker:
             if not count:
                 return
 
-    def model(self) -> onnx.ModelProto:
-        """Return the graph with every value as an output."""
+    def model(self, *, leaves_only: bool = False) -> onnx.ModelProto:
+        """Return the graph with every value as an output, or those that no node reads."""
         by_name = {value.name: value for value in self.values}
+        read = {name for node in self.nodes for name in names_read(node)}
         inputs = []
         for name, axis in self.inputs.items():
             dims: list[int | str] = list(by_name[name].shape)
@@ -236,9 +237,8 @@ class Maker:
                 v.name, helper.np_dtype_to_tensor_dtype(v.arrays[0].dtype), None
             )
             for v in self.values
-            if v.name not in self.inputs
+            if v.name not in self.inputs and not (leaves_only and v.name in read)
         ]
-        read = {name for node in self.nodes for name in node.input}
         constants = {name: array for name, array in self.constants.items() if name in read}
         return make_model(
             self.nodes, inputs, outputs, constants, opset=self.opset, domains={"com.microsoft": 1}

@@ -216,8 +216,9 @@ def fused(m: Maker, v: Value) -> None:
 # Bodies.
 
 
-def _declared(name: str, elem_type: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, elem_type, None)
+def _declared(name: str, elem_type: int = TensorProto.FLOAT, rank: int | None = None) -> Any:
+    shape = None if rank is None else [None] * rank
+    return helper.make_tensor_value_info(name, elem_type, shape)
 
 
 def _node(op: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
@@ -280,7 +281,10 @@ def scan(m: Maker, v: Value) -> None:
     shared = {"num_scan_inputs": 1, "scan_input_axes": [axis], "scan_output_axes": [out_axis]}
     if m.chance(0.5):
         body = helper.make_graph(
-            [_node("Tanh", n[1], n[3])], name, [_declared(n[1])], [_declared(n[3])]
+            [_node("Tanh", n[1], n[3])],
+            name,
+            [_declared(n[1])],
+            [_declared(n[3], rank=len(rest))],
         )
         m.emit("Scan", v, body=body, **shared)
         return
@@ -296,6 +300,6 @@ def scan(m: Maker, v: Value) -> None:
         ],
         name,
         [_declared(n[0]), _declared(n[1])],
-        [_declared(n[2]), _declared(n[3])],
+        [_declared(n[2]), _declared(n[3], rank=len(rest))],
     )
     m.emit("Scan", start, v, outputs=2, body=body, **shared)

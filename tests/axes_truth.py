@@ -76,7 +76,7 @@ class Runner:
         for node in reversed(made.graph.node):
             if not needed.isdisjoint(node.output):
                 kept.append(node)
-                needed |= set(_read(node))
+                needed |= set(names_read(node))
         del made.graph.node[:]
         made.graph.node.extend(kept[::-1])
         wanted = [value for value in made.graph.output if value.name == output]
@@ -85,12 +85,12 @@ class Runner:
         return Runner(made, any_kernel=self.any_kernel)
 
 
-def _read(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, those in bodies with them."""
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Return the names that a node reads, those in its bodies with them."""
     yield from node.input
     for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
         for inner in body.node:
-            yield from _read(inner)
+            yield from names_read(inner)
 
 
 def _reference(model: onnx.ModelProto) -> Any:
@@ -286,7 +286,7 @@ def untouched(
     if dep.axis is None or dep.axis >= len(shape):
         return None
     size = shape[dep.axis]
-    length, rest = divmod(size, dep.outer * dep.inner)
+    length, rest = divmod(size, max(dep.outer * dep.inner, 1))
     if rest or (dep.kind == Kind.INDEPENDENT and length != positions):
         return None
     keep = np.ones(size, bool)

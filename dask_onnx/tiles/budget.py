@@ -10,7 +10,7 @@ from dask.utils import format_bytes, parse_bytes
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.errors import InputError
 from dask_onnx.planning.cluster import Cluster
-from dask_onnx.tiles.plan import Group, TilePlan
+from dask_onnx.tiles.plan import Component, Group, TilePlan
 from dask_onnx.tiles.survey import Survey
 
 _SHARE = 0.5
@@ -42,20 +42,20 @@ def task_limit(memory_limit: int | str | None, cluster: Cluster) -> int:
     return int(room * _SHARE / max(cluster.threads, 1))
 
 
-def peak_bytes(plan: TilePlan, group: Group) -> float:
-    """Return the most bytes of activations alive at once while a group's nodes run on the whole
-    picture, in the order of the file."""
+def peak_bytes(plan: TilePlan, part: Component) -> float:
+    """Return the most bytes of activations alive at once while nodes run on the whole picture, in
+    the order of the file."""
     flow = plan.flow
     last: dict[str, int] = {}
-    for position, index in enumerate(group.nodes):
+    for position, index in enumerate(part.nodes):
         for edge in flow.steps[index].edges:
             last[edge.value] = position
-    ends = set(group.ends(flow))
+    ends = set(part.ends)
     alive = {
-        feed.value: value_bytes(flow.specs.get(feed.value)) for feed in group.feeds if feed.places
+        feed.value: value_bytes(flow.specs.get(feed.value)) for feed in part.feeds if feed.places
     }
     most = sum(alive.values())
-    for position, index in enumerate(group.nodes):
+    for position, index in enumerate(part.nodes):
         for name in flow.steps[index].node.outputs:
             alive[name] = value_bytes(flow.specs.get(name))
         most = max(most, sum(alive.values()))
@@ -68,18 +68,22 @@ def peak_bytes(plan: TilePlan, group: Group) -> float:
 def projected_bytes(plan: TilePlan) -> float:
     """Return the bytes of activations that the largest tile of a plan takes: those alive at once,
     and what is given whole."""
-    most = 0.0
-    for number, group in enumerate(plan.groups):
-        share = 1.0
-        for k in group.axes:
-            grid = plan.grids[k]
-            crops = (plan.span(number, k, i) for i in _some(len(grid.tiles)))
-            share *= max(crop.stop - crop.start for crop in crops) / grid.size
-        whole = sum(
-            value_bytes(plan.flow.specs.get(feed.value)) for feed in group.feeds if not feed.places
-        )
-        most = max(most, share * peak_bytes(plan, group) + whole)
-    return most
+    return max(
+        (sum(_tile_bytes(plan, group, part) for part in group.components) for group in plan.groups),
+        default=0.0,
+    )
+
+
+def _tile_bytes(plan: TilePlan, group: Group, part: Component) -> float:
+    share = 1.0
+    for k in group.axes:
+        grid = plan.grids[k]
+        crops = (plan.span(part, k, i) for i in _some(len(grid.tiles)))
+        share *= max(crop.stop - crop.start for crop in crops) / grid.size
+    whole = sum(
+        value_bytes(plan.flow.specs.get(feed.value)) for feed in part.feeds if not feed.places
+    )
+    return share * peak_bytes(plan, part) + whole
 
 
 def _some(count: int) -> range | list[int]:

@@ -110,7 +110,8 @@ def detect_sliced(
         Boxes of different classes may be the same object; the best one's class is the result.
     full_picture : bool, default False
         Run the model on the whole picture too, shrunk by a whole number until a slice holds it:
-        for objects that are larger than slices.
+        for objects that are larger than slices. With "seams" boxes of it that a slice holds are
+        dropped, as the slices show these objects better.
     batch_size : int, "auto" or None
         Slices of a task and of a run of the session. "auto": up to 8 of a row in a task, and rows
         for a run as in `Model.predict`; None: these 8 in one run. A model that takes a fixed number

@@ -389,6 +389,8 @@ class _Tracer:
                 continue
             place = side[lead][k]
             size, back = lead_shape[place.axis], place.axis - len(lead_shape)
+            if is_concat and self._concat_axis(node, len(lead_shape)) == place.axis:
+                continue
             for i, shape in enumerate(shapes):
                 if shape is None or len(shape) + back < 0 or shape[back] == 1:
                     continue
@@ -400,6 +402,10 @@ class _Tracer:
                 if k not in side.get(i, {}):
                     side.setdefault(i, {})[k] = place.at(len(shape) + back)
         return side
+
+    def _concat_axis(self, node: NodeFacts, rank: int) -> int:
+        attributes = self.facts.proto.graph.node[node.index].attribute
+        return next((int(a.i) for a in attributes if a.name == "axis"), 1) % rank
 
     def _unrolls(self, node: NodeFacts, outcomes: Mapping[int, Sequence[Outcome]]) -> bool:
         """Note a node that normalises over tiled axes; whether it is one."""

@@ -15,6 +15,7 @@ from dask_onnx.delivery import plan_delivery
 from dask_onnx.model import Model
 from dask_onnx.placement import effective_retries
 from dask_onnx.runtime.runs import Batching
+from dask_onnx.runtime.store import Store
 
 
 def part_here(
@@ -22,10 +23,15 @@ def part_here(
 ) -> tuple[HereGraph, list[TaskRef], dict[str, dict[Any, Any]]]:
     """Return what a task runs, the arguments that bring the part to its worker, and the layers of
     tasks that these refer to."""
+    if not part._onnx.blobs:
+        # The weights stay in the model's file until a worker wants them.
+        Store().note_places(part._onnx)
+    else:
+        Store().put(part._onnx)
     plan = part._whole_plan(tuple(wanted))
     names = [spec.name for spec in plan.stage_graph.inputs]
     request = Request(
-        model=part._published().ref,
+        model=part._onnx.ref,
         stages=plan.stage_graph,
         session=plan.recipe.session,
         wanted=Wanted(tuple(wanted), is_bare=False),

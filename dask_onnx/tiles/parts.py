@@ -13,7 +13,7 @@ from dask_onnx.model import Model
 from dask_onnx.onnx_model import extract_onnx
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.tiles.local_shapes import told_inputs, told_length, told_name
-from dask_onnx.tiles.plan import Feed, Group, Once, TilePlan, feed_name
+from dask_onnx.tiles.plan import Component, Feed, Once, TilePlan, feed_name
 from dask_onnx.tiles.primitives import remade
 
 _INT64 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT64)
@@ -59,15 +59,14 @@ class Parts:
                             numpy_helper.from_array(array, f"{name}::known")
                         )
 
-    def of_group(self, group: Group) -> Model | None:
-        """The part that makes the tiles of a group; None if they are all given."""
-        if not group.nodes:
+    def of_tiles(self, part: Component) -> Model | None:
+        """The part that makes tiles; None if they are all given."""
+        if not part.nodes:
             return None
-        inputs = [self._spec(feed.name, feed) for feed in group.feeds]
-        inputs += [spec for index in group.nodes for spec in self.told.get(index, ())]
-        given = {feed.value for feed in group.feeds if feed.places}
-        made = [name for name in group.ends(self.plan.flow) if name not in given]
-        return self._part(inputs, made)
+        inputs = [self._spec(feed.name, feed) for feed in part.feeds]
+        inputs += [spec for index in part.nodes for spec in self.told.get(index, ())]
+        given = {feed.value for feed in part.feeds if feed.places}
+        return self._part(inputs, [name for name in part.ends if name not in given])
 
     def of_once(self, once: Once) -> Model:
         """The part that makes whole values."""

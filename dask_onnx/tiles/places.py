@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,18 +47,29 @@ class Reach(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Sliding:
-    """A window that slides with the output position."""
+class Sliding(NamedTuple):
+    """A window that slides with the output position, in units of ``1 / unit`` positions."""
 
-    window: Window = SAME
+    offset: int
+    stride: int
+    extent: int
+    unit: int
     blocks: int = 1
     """Elements that stand side by side at each position of the input, and that the window counts
     one by one."""
 
     def needed(self, start: int, stop: int, size: int) -> Interval:
-        low, high = _clipped(*self.window.interval(start, stop), size * self.blocks)
+        first = start * self.stride + self.offset
+        last = (stop - 1) * self.stride + self.offset + self.extent
+        low, high = _clipped(first // self.unit, -(-last // self.unit), size * self.blocks)
         return low // self.blocks, -(-high // self.blocks)
+
+
+def sliding(window: Window = SAME, blocks: int = 1) -> Sliding:
+    """Return a window in whole numbers."""
+    unit = math.lcm(*(part.denominator for part in window))
+    offset, stride, extent = (int(part * unit) for part in window)
+    return Sliding(offset, stride, extent, unit, blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,7 @@ def _clipped(low: int, high: int, size: int) -> Interval:
     return low, max(min(high, size), low + 1)
 
 
-UNCHANGED = Sliding()
+UNCHANGED = sliding()
 """Each position needs its own."""
 
 Factor = tuple[int, int | None]
@@ -131,9 +143,9 @@ class Layout:
         """Whether every tiled axis already is an axis of its own."""
         return all(len(axis) == 1 for axis in self.factors)
 
-    def axis_of(self, k: int) -> int | None:
+    def axis_of(self, k: int) -> int:
         """Return where a tiled axis stands among `flat`."""
-        return next((i for i, (_, own) in enumerate(self.flat) if own == k), None)
+        return next(i for i, (_, own) in enumerate(self.flat) if own == k)
 
     def apart(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
         """Return the shape with all factors apart, for so many positions of each tiled axis."""

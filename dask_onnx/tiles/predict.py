@@ -23,10 +23,12 @@ from dask_onnx.tasks import digest
 from dask_onnx.tiles.blend import blend
 from dask_onnx.tiles.budget import automatic_tile, check_tile, task_limit
 from dask_onnx.tiles.parts import Parts
+from dask_onnx.tiles.passes import with_passes
 from dask_onnx.tiles.pictures import Picture, as_given, as_picture, computed, cut_back, padded
 from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.survey import Question, Survey, survey, window_axes
-from dask_onnx.tiles.tile_graph import TileGraph, as_arrays
+from dask_onnx.tiles.tile_arrays import as_arrays
+from dask_onnx.tiles.tile_graph import TileGraph
 
 Tile = int | Sequence[int] | Literal["auto"]
 
@@ -115,6 +117,7 @@ def predict_tiled(
     limit = task_limit(memory_limit, any_cluster(current_client()))
     found = _survey(model, spec, picture, axes, wanted.names, limit)
     plan = _plan(found, tile, wanted.names, limit, is_limited=memory_limit is not None)
+    plan = with_passes(plan, model._facts.costs)
     data = padded(picture.data, found.shape, found.multiple)
     arrays = _arrays(model, plan, data, is_lazy=picture.is_lazy)
     lengths = {k: picture.shape[k] for k in plan.grids if picture.shape[k] != found.shape[k]}

@@ -200,12 +200,14 @@ def fit_picture(picture: Picture, layout: InputLayout) -> Picture:
             f"{layout.channels}",
             "select channels, or pass preprocess=, which gives slices as the model takes them",
         )
-    rows = da.moveaxis(array, (picture.y, picture.x), (-2, -1))
+    order = [picture.y, picture.x]
+    if axis is not None:
+        order.insert(0 if layout.is_channels_first else 2, axis)
+    if order != list(range(array.ndim)):
+        array = array.transpose(order)
     if axis is None:
-        rows = rows[None]
-    if layout.is_channels_first:
-        return Picture(rows, 1, 2)
-    return Picture(da.moveaxis(rows, 0, 2), 0, 1)
+        array = array[None] if layout.is_channels_first else array[..., None]
+    return Picture(array, *((1, 2) if layout.is_channels_first else (0, 1)))
 
 
 @dataclass(frozen=True, slots=True)

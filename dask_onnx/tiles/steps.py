@@ -19,7 +19,7 @@ from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, w
 from dask_onnx.analysis.axes.layout_rules import reshaped
 from dask_onnx.analysis.axes.table import OwnAxes, rule_of
 from dask_onnx.analysis.axes.view import Known, NodeView, Shape
-from dask_onnx.tiles.places import UNCHANGED, Mirrored, Place, Reach, Sliding
+from dask_onnx.tiles.places import UNCHANGED, Mirrored, Place, Reach, sliding
 
 _LARGEST_DENOMINATOR = 64
 """Of a scale of Resize: one that is no such fraction is not aligned with any tile."""
@@ -105,7 +105,7 @@ class Asker:
         place = self._place(v, dep, output, first)
         if place is None:
             return Outcome(v.broken(Kind.OPAQUE, "unknown size"), None)
-        return Outcome(dep, place, Sliding(dep.window))
+        return Outcome(dep, place, sliding(dep.window))
 
     def _place(self, v: NodeView, dep: Dependence, output: int, first: Place) -> Place | None:
         shape = v.out_shape(output)
@@ -121,8 +121,7 @@ class Asker:
 
 
 def _in_blocks(outcome: Outcome, blocks: int) -> Outcome:
-    assert isinstance(outcome.reach, Sliding)
-    return outcome._replace(reach=Sliding(outcome.reach.window, blocks))
+    return outcome._replace(reach=sliding(outcome.dep.window, blocks))
 
 
 def _moved(
@@ -135,7 +134,7 @@ def _moved(
         return Outcome(v.broken(Kind.OPAQUE, "unknown size"), None)
     dep = Dependence(Kind.WINDOW, place.axis, window=over, node=v.name, how=how)
     after = Place(place.axis, 1, 1, size, place.stride * over.stride)
-    return Outcome(dep, after, Sliding(over) if reach is None else reach)
+    return Outcome(dep, after, sliding(over) if reach is None else reach)
 
 
 def _broken(v: NodeView, kind: Kind, how: str) -> Outcome:
@@ -161,7 +160,7 @@ def _reshape(asker: Asker, v: NodeView, place: Place) -> Outcome | None:
             if k > 1 and suffix == behind * k:
                 dep = Dependence(Kind.WINDOW, axis, window=window(0, k, k), node=v.name)
                 moved = Place(axis, 1, 1, size, place.stride * k)
-                return Outcome(dep, moved, Sliding(window(0, k, k)))
+                return Outcome(dep, moved, sliding(window(0, k, k)))
         prefix *= size
     return None
 

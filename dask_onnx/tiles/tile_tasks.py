@@ -74,19 +74,36 @@ class KeepSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class TileCall:
-    """One tile of one pass."""
+class PartCall:
+    """A part of the model on a crop of the picture."""
 
     part: HereGraph | None
+    """None where what is kept is given."""
     gathers: tuple[GatherSpec, ...]
     told: tuple[tuple[str, tuple[int, ...]], ...]
     """Inputs that say shapes, and their numbers."""
     keeps: tuple[KeepSpec, ...]
 
+    def run(self, arguments: Sequence[Any], supplies: Sequence[Any]) -> list[Any]:
+        """Return what is kept, arrays or partial statistics."""
+        values = {gather.name: gather.array(arguments) for gather in self.gathers}
+        if self.part is not None:
+            told = {name: np.array(numbers, np.int64) for name, numbers in self.told}
+            values |= self.part.run({**values, **told}, supplies)
+        return [_keep(spec, values[spec.name]) for spec in self.keeps]
+
+
+@dataclass(frozen=True, slots=True)
+class TileCall:
+    """One tile of one pass."""
+
+    parts: tuple[PartCall, ...]
+
     @property
     def hints(self) -> Hints:
         """What Dask's scheduler may know of the task."""
-        return Hints() if self.part is None else self.part.hints
+        graphs = (call.part for call in self.parts)
+        return next((graph.hints for graph in graphs if graph is not None), Hints())
 
 
 def run_tile(call: TileCall, *arguments: Any) -> Any:
@@ -100,20 +117,20 @@ def run_tile(call: TileCall, *arguments: Any) -> Any:
     Returns
     -------
     array, or tuple
-        What is kept, in the order of ``call.keeps``: an array, or a partial statistic.
+        What is kept: arrays, or partial statistics.
 
     Raises
     ------
     StageError
-        The part cannot be run here, or gives another shape than the plan says.
+        A part cannot be run here, or gives another shape than the plan says.
     """
-    values = {gather.name: gather.array(arguments) for gather in call.gathers}
-    if call.part is not None:
-        told = {name: np.array(numbers, np.int64) for name, numbers in call.told}
-        supplies = arguments[len(arguments) - len(call.part.supplies) :]
-        values |= call.part.run({**values, **told}, supplies)
-    kept = tuple(_keep(spec, values[spec.name]) for spec in call.keeps)
-    return kept if len(kept) > 1 else kept[0]
+    kept, last = [], len(arguments)
+    for part in reversed(call.parts):
+        first = last - (0 if part.part is None else len(part.part.supplies))
+        kept.append(part.run(arguments, arguments[first:last]))
+        last = first
+    found = tuple(value for values in reversed(kept) for value in values)
+    return found if len(found) > 1 else found[0]
 
 
 def _keep(spec: KeepSpec, value: Any) -> Any:

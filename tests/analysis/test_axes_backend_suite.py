@@ -33,7 +33,7 @@ from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.errors import DaskOnnxError
 from dask_onnx.onnx_model import load_onnx
 
-EVERY = 8
+EVERY = 16
 """The usual run looks at one of so many cases, the slow one at all others."""
 FEWEST_POSITIONS = 5
 """Samples with fewer positions are repeated up to so many."""

@@ -355,21 +355,75 @@ def test_inputs_of_another_size_are_given_once():
     assert [spec.shape for spec in freed.model.inputs] == [("rows", 4), (1,), (4,)]
 
 
-def test_other_open_axes_stay_open():
+def open_tokens(k):
+    """Heads of as many tokens as there are: the shapes are computed but for the number of rows."""
     nodes = [
         node("Shape", "x", "s"),
         node("Gather", "s one", "t"),
         node("Concat", "k t two four", "apart", axis=0),
-        node("Reshape", "x apart", "a"),
+        node("Reshape", "x apart", "a", "apart"),
         node("Transpose", "a", "h", perm=[0, 2, 1, 3]),
-        node("Transpose", "h", "b", perm=[0, 2, 1, 3]),
-        node("Reshape", "b back", "y"),
+        node("Concat", "folded t four", "fold", axis=0),
+        node("Reshape", "h fold", "f", "fold"),
+        node("Concat", "k two t four", "unfold", axis=0),
+        node("Reshape", "f unfold", "u", "unfold"),
+        node("Transpose", "u", "b", perm=[0, 2, 1, 3]),
+        node("Reshape", "b back", "y", "together"),
     ]
-    constants = {"one": ints(1), "k": ints(4), "two": ints(2), "four": ints(4)}
-    constants["back"] = ints(4, -1, 8)
-    model = make_model(nodes, [value("x", [4, "T", 8])], [value("y", [4, "T", 8])], constants)
-    freed = assert_freed(model)
-    assert freed.model.inputs[0].shape == ("rows", "T", 8)
+    constants = {"one": ints(1), "k": ints(k), "two": ints(2), "four": ints(4)}
+    constants |= {"back": ints(k, -1, 8), "folded": ints(k * 2)}
+    return make_model(nodes, [value("x", [k, "T", 8])], [value("y", [k, "T", 8])], constants)
+
+
+def open_pixels(k):
+    """A picture of any size, twice as large; and a mask of that size, repeated for the channels."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Slice", "s two four", "pixels"),
+        node("Mul", "pixels two", "larger"),
+        node("Concat", "front larger", "sizes", axis=0),
+        node("Resize", "x - - sizes", "r", "enlarge", mode="nearest"),
+        node("ReduceMax", "r", "m", axes=[1]),
+        node("Expand", "m sizes", "e", "repeat"),
+        node("Add", "r e", "y"),
+    ]
+    constants = {"two": ints(2), "four": ints(4), "front": ints(k, 3)}
+    shape = [k, 3, "H", "W"]
+    return make_model(nodes, [value("x", shape)], [value("y", [k, 3, None, None])], constants)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "changed"),
+    [
+        (open_tokens, (5, 8), {"apart", "fold", "unfold", "together"}),
+        (open_pixels, (3, 5, 6), {"enlarge", "repeat"}),
+    ],
+)
+def test_other_open_axes_stay_open(pattern, sizes, changed, rows):
+    original = load_onnx(pattern(rows))
+    freed = assert_freed(pattern(rows))
+    assert freed.model.inputs[0].shape == ("rows", *original.inputs[0].shape[1:])
+    assert set(freed.opened.changes) >= changed - ({"repeat"} if rows == 1 else set())
+    x = np.random.default_rng(0).standard_normal((3 * rows, *sizes)).astype(np.float32)
+    found = run(freed.model, {"x": x})["y"]
+    for start in range(0, 3 * rows, rows):
+        part = x[start : start + rows]
+        np.testing.assert_array_equal(found[start : start + rows], run(original, {"x": part})["y"])
+
+
+def test_rows_that_are_one_with_an_open_axis_are_left():
+    """Where rows were merged with tokens, a grid of indices holds for one number of tokens only."""
+    nodes = [
+        node("Reshape", "x flat", "f"),
+        node("Slice", "f zero end zero", "s", "cut"),
+        node("Reshape", "s apart", "y"),
+    ]
+    constants = {"flat": ints(-1, 4), "zero": ints(0), "end": ints(64), "apart": ints(1, -1, 4)}
+    model = make_model(nodes, [value("x", [1, "T", 4])], [value("y", [1, None, 4])], constants)
+    found = open_batch(load_onnx(model))
+    assert isinstance(found, Blocked)
+    assert found.node == "cut"
 
 
 def test_rows_on_another_axis_are_opened_if_they_are_named():

@@ -119,6 +119,27 @@ def test_chunks_do_not_change_the_result(model, chunks):
     assert lazy.key == detect_sliced(model, da.from_array(PICTURE, chunks=chunks)).key
 
 
+def test_what_changes_the_result_changes_the_keys(model):
+    image = da.from_array(PICTURE, chunks=(1, 250, 350))
+    others = (
+        {"overlap": 0.3},
+        {"score_threshold": 0.3},
+        {"iou_threshold": 0.6},
+        {"merge": "nms"},
+        {"merge": "nms", "metric": "iou"},
+        {"class_agnostic": True},
+        {"normalized": True},
+        {"full_picture": True},
+        {"preprocess": abs},
+        {"decode": len},
+        {"batch_size": None, "score_threshold": 0.5},
+    )
+    keys = [detect_sliced(model, image, **options).key for options in ({}, *others)]
+    keys.append(detect_sliced(model, image + 1).key)
+    keys.append(detect_sliced(dx.load(finder(steps=70)), image).key)
+    assert len(set(keys)) == len(keys)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_pictures_and_models_have_channels_first_or_last(order, layout):
@@ -158,7 +179,26 @@ def test_a_task_takes_as_many_slices_of_a_row_as_the_model_does(batch, batch_siz
     lazy = detect_sliced(model, da.from_array(PICTURE, chunks=(1, 250, 350)), batch_size=batch_size)
     layers = layers_of(lazy)
     assert (layers["finder"], layers["merge_boxes"]) == (tasks, 1)
+    assert "transpose" not in layers  # the axes are as the model takes them
     assert_spots(lazy.compute())
+
+
+def test_slices_run_alone_where_the_result_of_one_depends_on_the_others():
+    model = dx.load(
+        make_model(
+            [
+                node("DynamicQuantizeLinear", "image", "q scale zero"),
+                node("DequantizeLinear", "q scale zero", "d"),
+                node("Reshape", "d shape", "y"),
+            ],
+            [value("image", ["N", 1, 64, 64])],
+            [value("y", ["N", 512, 8])],
+            {"shape": np.array([0, 512, 8])},
+        )
+    )
+    image = da.from_array(PICTURE)
+    assert layers_of(detect_sliced(model, image))["made"] == 140
+    assert layers_of(detect_sliced(model, image, batch_size=7))["made"] == 20  # as asked for
 
 
 def test_a_task_reads_its_part_of_the_picture_only(model):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import dask
 import dask.array as da
 import numpy as np
 import onnx
 import pytest
 from builders import make_model, node, run_onnx, value
+from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dask_onnx as dx
-from dask_onnx.tiles.predict import predict_tiled
+from dask_onnx.tiles import predict
+from dask_onnx.tiles.passes import split
+from dask_onnx.tiles.predict import predict_tiled, tiling_drift
+from dask_onnx.weights import BlobPlace
 
 RNG = np.random.default_rng(0)
 
@@ -549,6 +555,20 @@ def test_text_detection_equals_the_whole(asset, tile):
     assert_equals_whole(proto, image, tile, tolerance=1e-4)
 
 
+@pytest.mark.real
+def test_building_reads_no_weights(asset, monkeypatch):
+    model = dx.load(asset("det.onnx"))
+
+    def refuse(*_args):
+        raise AssertionError("building must read no weights")
+
+    image = da.zeros((1, 3, 352, 480), dtype="f4", chunks=160)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobPlace, "read", refuse)
+        lazy = predict_tiled(model, image, tile=160)
+    assert float(lazy[..., :160, :160].max().compute()) < 1
+
+
 def page(asset, height, width):
     """A page of text as PP-OCR takes it."""
     image_module = pytest.importorskip("PIL.Image")
@@ -787,6 +807,50 @@ def test_an_automatic_tile_fits_the_memory_that_a_task_may_take():
     assert small.npartitions > large.npartitions
 
 
+def two_passes():
+    """A convolution, a norm over all pixels, and a convolution behind it."""
+    nodes = [
+        conv("x w", "a", pads=[1] * 4),
+        node("InstanceNormalization", "a s b", "c"),
+        conv("c w", "y", pads=[2] * 4, dilations=[2, 2]),
+    ]
+    return model_of(nodes, {"w": CONSTANTS["w"], "s": kernel(3), "b": kernel(3)})
+
+
+def test_a_tiled_prediction_runs_inside_a_task():
+    proto, image = two_passes(), picture(1, 3, 40, 48)
+    inner = dask.delayed(predict_tiled)(dx.load(proto), image, tile=16)
+    expected = run_onnx(proto, {"x": image})[0]
+    np.testing.assert_allclose(inner.compute(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def workers(store_directory):
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        yield client
+
+
+@pytest.mark.cluster
+def test_workers_cut_what_neighbours_need_before_it_travels(workers):
+    proto, image = two_passes(), picture(1, 3, 64, 96)
+    lazy = predict_tiled(dx.load(proto), da.from_array(image, 32), tile=32)
+    names = {key[0].partition("_")[0] for key in lazy.__dask_graph__() if isinstance(key, tuple)}
+    assert {"tile0", "tile1", "cut"} <= names
+    expected = run_onnx(proto, {"x": image})[0]
+    np.testing.assert_allclose(lazy.compute(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.cluster
+def test_numpy_is_computed_on_the_workers(workers):
+    proto, image = vision_transformer(), picture(1, 3, 36, 44)
+    assert_equals_whole(proto, image, 12)
+    assert_equals_whole(proto, image, 12, memory_limit=60_000)
+
+
 # Refusals.
 
 SIDE = {"axis": np.array(2)}
@@ -875,15 +939,9 @@ def test_blended_tiles_of_a_local_model_equal_the_whole_away_from_borders():
     expected = run_onnx(proto, {"x": image})[0]
     assert found.shape == expected.shape
     assert np.median(np.abs(found - expected)) < 1e-5
-    drift = dx_drift(proto, image, 24, 8)["y"]
+    drift = tiling_drift(dx.load(proto), image, 24, 8)["y"]
     assert drift.largest == pytest.approx(np.abs(found - expected).max())
     assert 0 < drift.mean < drift.largest
-
-
-def dx_drift(proto, image, tile, overlap):
-    from dask_onnx.tiles.predict import tiling_drift
-
-    return tiling_drift(dx.load(proto), image, tile, overlap)
 
 
 def test_blended_tiles_of_a_pointwise_model_equal_the_whole_everywhere():
@@ -1001,10 +1059,23 @@ def small_graphs(draw):
     return model_of(nodes, constants, inputs=("N", 2, "H", "W"), outputs=outputs), size
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(small_graphs(), st.integers(1, 40), st.integers(1, 40))
-def test_any_small_graph_equals_the_whole_on_any_tiles(made, height, width):
+def assert_any_tiles_equal_the_whole(made, height, width):
     proto, size = made
     if size[0] * size[1] > 40 * height * width:  # not thousands of tiles
         height, width = height + 16, width + 16
     assert_equals_whole(proto, picture(1, 2, *size), (height, width), tolerance=1e-4)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(small_graphs(), st.integers(1, 40), st.integers(1, 40))
+def test_any_small_graph_equals_the_whole_on_any_tiles(made, height, width):
+    assert_any_tiles_equal_the_whole(made, height, width)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(small_graphs(), st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 8]))
+def test_any_small_graph_equals_the_whole_with_small_maps_in_passes_of_their_own(
+    made, height, width, stride
+):
+    with mock.patch.object(predict, "with_passes", lambda plan, costs: split(plan, stride)):
+        assert_any_tiles_equal_the_whole(made, height, width)

@@ -161,18 +161,19 @@ def test_a_picture_is_turned_as_the_model_takes_it(model, order):
     assert picture.size == (50, 70)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dims", ["y x band", "band y x", "x band y", "x y"])
-def test_the_dimensions_of_a_dataarray_have_names(dims):
+def test_the_dimensions_of_a_dataarray_have_names(dims, channels_last):
     dims = dims.split()
     sizes = {"y": 5, "x": 7, "band": 3}
     pixels = np.random.default_rng(0).random([sizes[d] for d in dims]).astype(np.float32)
     image = xr.DataArray(pixels, dims=dims)
-    model = FIRST if "band" in dims else layout(1, 1, 64, 64)
+    channels = 3 if "band" in dims else 1
+    model = layout(1, 64, 64, channels) if channels_last else layout(1, channels, 64, 64)
     picture = fit_picture(as_picture(image, model), model)
-    wanted = image if "band" in dims else image.expand_dims("band")
-    np.testing.assert_array_equal(
-        picture.array.compute(), wanted.transpose("band", "y", "x").to_numpy()
-    )
+    named = image if "band" in dims else image.expand_dims("band")
+    expected = named.transpose(*("y x band" if channels_last else "band y x").split())
+    np.testing.assert_array_equal(picture.array.compute(), expected.to_numpy())
 
 
 @pytest.mark.parametrize(

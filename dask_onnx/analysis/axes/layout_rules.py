@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,13 +43,24 @@ def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Depende
         if prefix and suffix and not in_front % prefix and not behind % suffix:
             outer, inner = in_front // prefix, behind // suffix
             if size == outer * count * inner and (count > 1 or outer == inner == 1):
-                return dep.at(place, outer, inner)
+                is_uniform = dep.is_uniform and outer <= dep.outer and inner <= dep.inner
+                return replace(dep.at(place, outer, inner), is_uniform=is_uniform)
         prefix *= size
-    if dep.is_uniform:
-        whole = [p for p, size in enumerate(after) if size and size % count == 0] if count else []
+    if dep.is_uniform and count:
+        parts = _parts_of(sizes[axis], math.prod(sizes[:axis]), after)
+        whole = [place for place in parts if (after[place] or 0) % count == 0]
         if len(whole) == 1:
             return dep.at(whole[0], 1, (after[whole[0]] or 0) // count)
     return replace(dep, axis=None, outer=1, inner=1).resized(node, "reshape", Kind.FACTORED)
+
+
+def _parts_of(size: int, in_front: int, after: Shape) -> list[int]:
+    """Axes of a new shape that an axis with `in_front` elements in front is split into."""
+    products = list(itertools.accumulate((part or 0 for part in after), operator.mul, initial=1))
+    if in_front not in products or in_front * size not in products:
+        return []
+    start, stop = products.index(in_front), products.index(in_front * size)
+    return [place for place in range(start, stop) if after[place] != 1]
 
 
 def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) -> Dependence:
@@ -117,7 +130,10 @@ def squeeze(v: NodeView) -> Sequence[Dependence]:
         return v.all(dep)
     if not v.has(1) and v.attr("axes") is None:
         # All axes of size 1 go, that of the positions too once there is one of them.
-        return v.all(dep.resized(v.name, "squeezed if there is one"))
+        if shape is None or None in shape or shape[dep.axis] == 1:
+            return v.all(v.lost(dep, Kind.LENGTH, "squeezed if there is one"))
+        ones = sum(size == 1 for size in shape[: dep.axis])
+        return v.all(dep.at(dep.axis - ones).resized(v.name, "squeezed if there is one"))
     axes = v.axes(1 if v.opset >= 13 else None)
     if shape is None or axes is None:
         return v.opaque("unknown axes")

@@ -130,39 +130,54 @@ def eye_like(v: NodeView) -> Sequence[Dependence]:
 
 def attention(v: NodeView) -> Sequence[Dependence]:
     """ONNX's Attention: queries, keys, values (batch, heads, tokens, size) or (batch, tokens,
-    features), a mask broadcast to (batch, heads, queries, keys), earlier keys and values."""
+    features), a mask broadcast to (batch, heads, queries, keys), earlier keys and values (batch,
+    heads, tokens, size), and how many of these there are (batch)."""
     carriers = v.carriers
-    rank, query = v.rank(0), v.dep(0)
     if not carriers:
         return v.all(FREE)
+    roles = {_role(v, i) for i in carriers}
+    (role,) = roles if len(roles) == 1 else ("",)
+    if role not in ("batch", "heads", "queries"):
+        return v.all(v.lost(v.dep(carriers[0]), Kind.PAIRED, "attention"))
+    result = v.dep(carriers[0])
+    for index in carriers:
+        if not result.has_blocks_of(v.dep(index)):
+            return v.all(v.lost(result, Kind.FACTORED, "different blocks"))
+        result = join(result, v.dep(index), v.name)
+    if role == "queries":
+        return _queries(v, result)
+    needed = (0, 1, 2, 4, 5, 6) if role == "batch" else (0, 1, 2, 4, 5)
+    place = 0 if role == "batch" else 1
+    mask_place = place - 4 + (v.rank(3) or 0)
+    is_given = v.has(3) and 3 not in carriers and mask_place >= 0 and v.size(3, mask_place) != 1
+    if is_given or any(v.has(i) and i not in carriers for i in needed):
+        return v.all(result.at(place).broken(Kind.LENGTH, v.name, "position"))
+    return v.all(result.at(place))
+
+
+def _role(v: NodeView, index: int) -> str:
+    """What the axis of an input of Attention that carries the positions is."""
+    axis, rank = v.dep(index).axis or 0, v.rank(index)
     if rank is None:
-        return v.opaque("unknown rank")
-    mask_rank = v.rank(3) or 4
-    batch = {0: 0, 1: 0, 2: 0, 4: 0, 5: 0, 6: 0}
-    if v.dep(3).axis is not None:
-        batch[3] = 4 - mask_rank if mask_rank == 4 else -1
-    is_batch = all(batch.get(i) == v.dep(i).axis for i in carriers)
-    if is_batch:
-        free_mask = v.has(3) and v.dep(3).axis is None and mask_rank == 4
-        if free_mask and v.size(3, 0) != 1:
-            return v.all(query.broken(Kind.LENGTH, v.name, "position"))
-        lead = next((i for i in carriers if not v.dep(i).is_uniform), carriers[0])
-        result = v.dep(lead)
-        for index in carriers:
-            result = join(result, v.dep(index), v.name)
-        if any(v.dep(i).axis is None for i in (0, 1, 2)):
-            return v.all(result.broken(Kind.LENGTH, v.name, "position"))
-        return v.all(result.at(0))
-    tokens = rank - 2
-    is_head = rank == 4 and all(v.dep(i).axis == 1 for i in carriers)
-    if is_head and {0, 1, 2} <= set(carriers):
-        return v.all(query)
-    is_query = query.axis == tokens and not any(v.dep(i).axis is not None for i in (1, 2, 4, 5, 6))
-    if is_query and not v.attr("is_causal", 0):
-        with_mask = v.dep(3).axis == mask_rank - 2 if v.dep(3).axis is not None else False
-        if with_mask or not v.has(3) or v.size(3, -2) == 1:
-            return v.all(query)
-    return v.all(v.lost(v.dep(carriers[0]), Kind.PAIRED, "attention"))
+        return "unknown"
+    if index == 3:
+        return ("batch", "heads", "queries", "keys")[axis + 4 - rank]
+    if axis == 0:
+        return "batch"
+    if rank == 4 and axis == 1:
+        return "heads"
+    return "queries" if index == 0 and axis == rank - 2 else "keys"
+
+
+def _queries(v: NodeView, result: Dependence) -> Sequence[Dependence]:
+    """Each query by itself, unless it matters where it stands."""
+    is_placed = v.attr("is_causal", 0) or any(
+        v.attr(f"{side}_window_size", -1) >= 0 for side in ("left", "right")
+    )
+    is_masked = v.has(3) and v.dep(3).axis is None and v.size(3, -2) != 1
+    if is_placed or is_masked or v.dep(0).axis is None:
+        return v.all(v.lost(result, Kind.PAIRED, "attention"))
+    return [result.at((v.rank(0) or 4) - 2), FREE, FREE, result.at(2)][: len(v.proto.output)]
 
 
 def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
@@ -181,28 +196,32 @@ def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
 
 def rotary(v: NodeView) -> Sequence[Dependence]:
     """RotaryEmbedding of ONNX (x, cos, sin, positions) and of com.microsoft (x, positions, cos,
-    sin)."""
-    dep = v.dep(0)
+    sin). Without positions ONNX's tables are (batch, tokens, size / 2)."""
+    dep, rank = v.dep(0), v.rank(0)
     place = 1 if v.proto.domain else 3
     if dep.axis is None:
         return v.opaque("positions in a parameter") if v.carriers else v.all(FREE)
-    others = [i for i in v.carriers if i != 0]
-    for index in others:
-        same = v.dep(index).axis == 0 == dep.axis
-        if index != place and not same:
-            return v.all(v.lost(dep, Kind.OPAQUE, "positions in a parameter"))
-        if index == place and v.dep(index).axis != (0 if dep.axis == 0 else 1):
-            return v.all(v.lost(dep, Kind.LENGTH, "position"))
-        dep = join(dep, v.dep(index), v.name)
-    rank = v.rank(0)
     if rank is None:
         return v.opaque("unknown rank")
-    if dep.axis == 0:
-        is_given = v.has(place) and v.dep(place).axis is None and (v.rank(place) or 0) > 1
-        return v.all(dep.broken(Kind.LENGTH, v.name, "position") if is_given else dep)
-    if rank == 4 and dep.axis == 1:
+    tables = [i for i in (1, 2, 3) if i != place]
+    tokens = rank - 2
+    needed = [place] if v.has(place) else tables
+    if rank == 4 and dep.axis == 1 and v.carriers == [0]:
         return v.all(dep)
-    return v.all(dep if others else dep.broken(Kind.LENGTH, v.name, "position"))
+    if dep.axis not in (0, tokens) or any(i not in (0, *needed) for i in v.carriers):
+        return v.all(v.lost(dep, Kind.OPAQUE, "positions in a parameter"))
+    for index in needed:
+        other, axis = v.dep(index), 0 if dep.axis == 0 else 1
+        if other.axis == axis and dep.has_blocks_of(other):
+            dep = join(dep, other, v.name)
+        elif other.axis is not None or axis or _has_rows(v, index):
+            return v.all(v.lost(dep, Kind.LENGTH, "position"))
+    return v.all(dep)
+
+
+def _has_rows(v: NodeView, index: int) -> bool:
+    """Whether an input has a row for each element of a batch."""
+    return v.size(index, 0) != 1 and v.rank(index) != 0
 
 
 def embed_layer_norm(v: NodeView) -> Sequence[Dependence]:
@@ -280,6 +299,12 @@ def tokenizer(v: NodeView) -> Sequence[Dependence]:
     """Every text becomes a list of tokens on a new last axis, as long as the longest of all."""
     dep = v.dep(0)
     return v.all(dep if dep.axis is None else dep.resized(v.name, PADDED, Kind.GATHERED))
+
+
+def string_split(v: NodeView) -> Sequence[Dependence]:
+    """Every text becomes a list of parts, as long as the longest of all; and their number."""
+    dep = v.dep(0)
+    return [tokenizer(v)[0], dep][: len(v.proto.output)]
 
 
 def string_normalizer(v: NodeView) -> Sequence[Dependence]:
@@ -374,8 +399,11 @@ def spectrum(v: NodeView) -> Sequence[Dependence]:
     if rank is None:
         return v.opaque("unknown rank")
     if v.op == "STFT":
-        return v.all(dep if dep.axis == 0 else v.lost(dep, Kind.GATHERED, "frames"))
-    axis = v.constant(2) if v.opset >= 20 and v.has(2) else None
+        is_batch = dep.axis == 0 and v.carriers == [0]
+        return v.all(dep if is_batch else v.lost(dep, Kind.GATHERED, "frames"))
+    axis = v.constant(2) if v.opset >= 20 else None
+    if v.op == "DFT" and v.opset >= 20 and v.has(2) and axis is None:
+        return v.opaque("unknown axis")
     along = (
         int(axis.reshape(-1)[0]) if axis is not None else v.attr("axis", 1 if v.opset < 20 else -2)
     )
@@ -420,7 +448,7 @@ def moe(v: NodeView) -> Sequence[Dependence]:
     rank = v.rank(0)
     if not v.carriers:
         return v.all(FREE)
-    if rank is None or data.axis is None or data.axis == rank - 1 or scores.axis is None:
+    if rank != 2 or data.axis != 0 or scores.axis != 0 or not data.has_blocks_of(scores):
         return v.opaque("experts")
     return v.all(join(data, scores, v.name))
 

@@ -186,11 +186,13 @@ class Walk:
             made = index_of(v)
             if made != dep.index or dep.how == OWN_INDEX:
                 dep = replace(dep.without_index(), index=made)
+        shape = v.out_shape(output)
+        if dep.axis is not None and shape is not None and dep.axis >= len(shape):
+            return v.lost(dep, Kind.OPAQUE, f"rank {len(shape)}")
         if dep.kind == Kind.INDEPENDENT:
             if dep.axis is None:
                 # Own values on no axis: only a quantisation statistic is that.
                 return dep if dep.coupled else dep.broken(Kind.OPAQUE, v.name, "lost axis")
-            shape = v.out_shape(output)
             if shape is not None and (size := shape[dep.axis]) is not None:
                 expected = self.positions * dep.outer * dep.inner
                 if size != expected and self.positions > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
@@ -106,14 +106,26 @@ def _row(fact: AxisFact) -> tuple[str, ...]:
     )
 
 
-def axis_groups(inputs: Sequence[TensorSpec]) -> list[tuple[Dim, dict[str, int]]]:
-    """Return the axes of inputs that have more than one element, those of one symbol together."""
+def axis_groups(
+    inputs: Sequence[TensorSpec], rows: Mapping[str, int] | None = None
+) -> list[tuple[Dim, dict[str, int]]]:
+    """Return the axes of inputs that have more than one element, those of one symbol together.
+
+    Parameters
+    ----------
+    rows : mapping of input to axis, optional
+        Axes that carry rows together, whatever their symbols are.
+    """
     found: dict[object, tuple[Dim, dict[str, int]]] = {}
+    if rows:
+        first = next(spec for spec in inputs if spec.name in rows)
+        symbol = first.shape[rows[first.name]] if first.shape else None
+        found["rows"] = (symbol, dict(rows))
     for spec in inputs:
         if spec.kind is not None or spec.shape is None:
             continue
         for axis, dim in enumerate(spec.shape):
-            if dim == 1:
+            if dim == 1 or (rows or {}).get(spec.name) == axis:
                 continue
             alone: object = (spec.name, axis)
             key: object = dim if isinstance(dim, str) else alone
@@ -124,18 +136,23 @@ def axis_groups(inputs: Sequence[TensorSpec]) -> list[tuple[Dim, dict[str, int]]
 
 
 def axis_table(
-    facts: GraphFacts, specs: Specs, values: Sequence[str], own: OwnAxes | None = None
+    facts: GraphFacts,
+    groups: Sequence[tuple[Dim, Mapping[str, int]]],
+    specs_for: Callable[[Mapping[str, int]], Specs],
+    values: Sequence[str],
+    own: OwnAxes | None = None,
 ) -> AxisTable:
-    """Return the facts of every input axis at `values`.
+    """Return the facts of groups of input axes at `values`.
 
     Parameters
     ----------
-    specs : mapping of value to TensorSpec
-        At definite sizes of the inputs, for which the facts hold.
+    groups : sequence of (size, axes), such as `axis_groups` returns
+    specs_for : function of the axes
+        Every value's spec at definite sizes of the inputs, for which the facts hold.
     """
     rows = []
-    for symbol, seeds in axis_groups(facts.model.inputs):
-        deps = propagate(facts, specs, seeds, own)
+    for symbol, seeds in groups:
+        deps = propagate(facts, specs_for(seeds), seeds, own)
         rows += [_fact(symbol, seeds, value, deps.get(value, FREE)) for value in values]
     return AxisTable(tuple(rows))
 

@@ -17,6 +17,7 @@ from dask_onnx.analysis.axes import value_rules as values
 from dask_onnx.analysis.axes import window_rules as windows
 from dask_onnx.analysis.axes.control_rules import CONTROL
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
+from dask_onnx.analysis.axes.layout_rules import same_axis
 from dask_onnx.analysis.axes.view import NodeView, Rule
 
 ML = "ai.onnx.ml"
@@ -131,16 +132,16 @@ _add("product", values.matmul, "MatMul")
 _add("product", values.gemm, "Gemm")
 _add("product", values.einsum, "Einsum")
 _add("product", values.det, "Det")
-_add("product", values.quantized_matmul(0, 1, (2, 3)), "MatMulInteger")
-_add("product", values.quantized_matmul(0, 3, (1, 2, 4, 5, 6, 7)), "QLinearMatMul")
+_add("product", values.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger")
+_add("product", values.quantized_matmul(0, 3, (1, 2, 6, 7), (4, 5)), "QLinearMatMul")
 _add("product", values.fused_matmul, "FusedMatMul TransposeMatMul", ORT)
 _add("product", values.gemm, "FusedGemm", ORT)
 _add("product", values.det, "Inverse", ORT)
-_add("product", values.quantized_matmul(0, 1, (2, 3)), "MatMulInteger16", ORT)
-_add("product", values.quantized_matmul(0, 1, (2, 3, 4, 5, 6)), "MatMulIntegerToFloat", ORT)
+_add("product", values.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger16", ORT)
+_add("product", values.quantized_matmul(0, 1, (2, 4), (3, 5, 6)), "MatMulIntegerToFloat", ORT)
 _add(
     "product",
-    layers.coupled(values.quantized_matmul(0, 1, (2, 3, 4))),
+    layers.coupled(values.quantized_matmul(0, 1, (), (2, 3, 4))),
     "DynamicQuantizeMatMul",
     ORT,
 )
@@ -191,7 +192,7 @@ _add("layout", layout.gather_nd, "GatherND", ORT, joined=(1,))
 _add("layout", layers.array_feature_extractor, "ArrayFeatureExtractor", ML)
 _add("layout", layers.feature_vectorizer, "FeatureVectorizer", ML)
 _add("layout", layers.appended_axis, "OneHotEncoder", ML)
-_add("layout", layers.appended_axis, "StringSplit")
+_add("layout", layers.string_split, "StringSplit")
 _add("layout", layers.eye_like, "EyeLike")
 _add("layout", layers.reversed_blocks, "Col2Im")
 _add("layout", layers.affine_grid, "AffineGrid", operands=(1,))
@@ -329,9 +330,7 @@ def _own_rule(declared: object) -> Rule:
         carriers = v.carriers
         if not carriers:
             return v.opaque()
-        first = v.dep(carriers[0])
-        if any(v.dep(i).axis != first.axis for i in carriers) or first.axis not in through:
-            return v.opaque()
-        return v.all(first)
+        first = same_axis(v, carriers, v.name)
+        return v.all(first) if first.axis in through else v.opaque()
 
     return rule

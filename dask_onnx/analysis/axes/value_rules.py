@@ -78,26 +78,40 @@ def as_one_axis(axis: int) -> Callable[[NodeView], Sequence[Dependence]]:
         own = v.attr("axis", axis)
         for index in range(1, len(v.ins)):
             other = v.dep(index)
-            if other.axis is None:
-                continue
             if dep.axis is None or rank is None:
-                return v.opaque("positions in a parameter")
-            is_vector = v.rank(index) == 1 and dep.axis == own % rank
-            if not is_vector and not (v.rank(index) == rank and other.axis == dep.axis):
+                if other.axis is not None or dep.axis is not None:
+                    return v.opaque("positions in a parameter")
+                continue
+            # A vector lies along one axis; with blocks there are as many axes as the input has.
+            place = own % rank if v.rank(index) == 1 else other.axis
+            if other.axis is None:
+                if _has_own(v, index, dep.axis, own % rank):
+                    dep = dep.broken(Kind.LENGTH, v.name, "position")
+            elif place != dep.axis or not dep.has_blocks_of(other):
                 return v.all(v.lost(dep, Kind.PAIRED, "different axes"))
-        if dep.axis is not None and rank is not None and dep.axis == own % rank:
-            free = [i for i in range(1, len(v.ins)) if v.has(i) and v.dep(i).axis is None]
-            if any((v.size(i, -1) or 2) > 1 for i in free if v.rank(i) != 0):
-                return v.all(dep.broken(Kind.LENGTH, v.name, "position"))
+            else:
+                dep = join(dep, other, v.name)
         return v.all(dep)
 
     return rule
 
 
+def _has_own(v: NodeView, index: int, axis: int, own: int) -> bool:
+    """Whether a parameter that is given once has an element for each place on an axis."""
+    if not v.has(index):
+        return False
+    shape = v.shape(index)
+    if shape is None:
+        return True
+    if len(shape) < 2:
+        return axis == own and shape not in ((), (1,))
+    return axis == own or axis >= len(shape) or shape[axis] != 1
+
+
 def by_feature(v: NodeView) -> Sequence[Dependence]:
-    """Element by element, with a parameter of its own for each place on the last axis."""
+    """Element by element, with a parameter of its own for each place behind the first axis."""
     dep, rank = v.dep(0), v.rank(0)
-    if dep.axis is not None and (rank is None or dep.axis == rank - 1):
+    if dep.axis is not None and (rank is None or rank < 2 or dep.axis > 0):
         return v.all(dep.broken(Kind.LENGTH, v.name, "parameter of a feature"))
     return v.all(dep)
 
@@ -386,22 +400,43 @@ def _transposed(v: NodeView, index: int, swap: bool) -> tuple[Dependence, Shape 
     return dep, turned
 
 
-def quantized_matmul(first: int, second: int, parameters: Collection[int]) -> Rule:
-    """Products of quantised operands, whose scales and zero points are given once."""
+def quantized_matmul(
+    first: int, second: int, of_rows: Collection[int], of_columns: Collection[int]
+) -> Rule:
+    """Products of quantised operands with scales and zero points: one, or a vector of them for the
+    rows of the first operand and the columns of the second, or as many axes as the result has."""
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         result = product(v, v.dep(first), v.shape(first), v.dep(second), v.shape(second))
-        for index in parameters:
-            dep = v.dep(index)
-            if dep.axis is None:
+        rank = len(v.out_shape() or ())
+        for index in (*of_rows, *of_columns):
+            dep, shape = v.dep(index), v.shape(index)
+            vector = rank - 2 if index in of_rows else rank - 1
+            if dep.axis is not None:
+                place = dep.axis if v.rank(index) == rank > 1 else vector
+                if place != result.axis or not result.has_blocks_of(dep):
+                    return v.all(v.lost(result, Kind.OPAQUE, "positions in a parameter"))
+                result = join(result, dep, v.name)
+            elif result.axis is None or not v.has(index):
                 continue
-            # A zero point or scale for each row of the first operand.
-            is_of_rows = dep.axis == result.axis and v.rank(index) == len(v.out_shape() or ())
-            if not is_of_rows:
-                return v.all(v.lost(result, Kind.OPAQUE, "positions in a parameter"))
+            elif _sizes_of(shape, rank, vector)[result.axis] != 1:
+                return v.all(v.lost(result, Kind.LENGTH, "position"))
         return v.all(result)
 
     return rule
+
+
+def _sizes_of(shape: Shape | None, rank: int, vector: int) -> Shape:
+    """The sizes of a parameter on the axes of the result, where a vector lies along one of them."""
+    if shape is not None and len(shape) == rank > 1:
+        return shape
+    sizes: list[int | None] = [1] * rank
+    if shape in ((), (1,)):
+        return tuple(sizes)
+    if shape is not None and len(shape) == 1 and vector >= 0:
+        sizes[vector] = shape[0]
+        return tuple(sizes)
+    return (None,) * rank
 
 
 def einsum(v: NodeView) -> Sequence[Dependence]:
@@ -487,6 +522,8 @@ def leading(*carried: int, rank_after: int | None = None) -> Rule:
             if index not in named or dep.axis != 0:
                 kind = Kind.REDUCED if index in named else Kind.OPAQUE
                 return v.all(v.lost(dep, kind, "features"))
+            if v.rank(index) in (None, 1):
+                return v.opaque("one row, or one number of each")
             result = dep if result is None else join(result, dep, v.name)
         if result is None:
             return v.all(FREE)

@@ -177,6 +177,8 @@ def join(first: Dependence, second: Dependence, node: str) -> Dependence:
     if first is second or second.kind == Kind.FREE:
         return first
     merged = at_least(first, second)
+    if first.is_uniform and second.axis is not None and not second.is_uniform:
+        merged = replace(merged, outer=second.outer, inner=second.inner, is_uniform=False)
     if first.window != second.window:
         both = first.window.union(second.window)
         if both is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, window
-from dask_onnx.analysis.axes.view import NodeView, Rule, join
+from dask_onnx.analysis.axes.view import PROPORTIONAL, Known, NodeView, Rule, join
 
 _FIRST_PIXEL_AXIS = 2
 
@@ -19,7 +21,11 @@ def conv(data: int = 0, weight: int = 1) -> Rule:
         if others:
             return v.all(v.lost(v.dep(others[0]), Kind.OPAQUE, "positions in a kernel"))
         dep = v.dep(data)
-        if dep.axis is None or dep.axis == 0:
+        if dep.axis is None:
+            return v.all(dep)
+        if v.op == "FusedConv" and v.has(3) and v.size(3, dep.axis) != 1:
+            return v.all(v.lost(dep, Kind.LENGTH, "position"))  # what is added, given once
+        if dep.axis == 0:
             return v.all(dep)
         if dep.axis == 1:
             return v.all(_channels(v, dep, weight))
@@ -149,39 +155,87 @@ def resize(v: NodeView) -> Sequence[Dependence]:
     old, new = before[dep.axis], after[dep.axis]
     if not old or not new:
         return v.opaque("unknown size")
+    if _resizes_by_length(v, dep.axis):
+        return v.all(dep.resized(v.name, "resizing by size"))
     if old == new and _keeps(v, dep.axis):
         return v.all(dep)
     if dep.outer != 1 or dep.inner != 1:
         return v.all(v.lost(dep, Kind.FACTORED, "resizing joined axes"))
-    sliding = _resize_window(v, Fraction(new, old))
+    ratio = _ratio(v, dep.axis, old, new)
+    sliding = None if ratio is None else _resize_window(v, ratio, old, new)
     if sliding is None:
         return v.all(dep.broken(Kind.LENGTH, v.name, "resizing by size"))
     return v.all(dep.windowed(sliding, v.name, "resizing"))
 
 
+def _place(v: NodeView, axis: int) -> int | None:
+    """Where sizes and scales speak of an axis; None if they do not."""
+    axes, rank = v.attr("axes"), v.rank(0) or 1
+    if axes is None:
+        return axis
+    named = [a % rank for a in axes]
+    return named.index(axis) if axis in named else None
+
+
+def _operands(v: NodeView) -> tuple[Known | None, Known | None]:
+    """Scales and sizes, of which a node has one."""
+    scales = v.known(2 if v.op == "Resize" and v.opset >= 11 else 1)
+    if scales is None and v.attr("scales") is not None:
+        scales = Known(np.array(v.attr("scales"), np.float32))
+    return _filled(scales), _filled(v.known(3))
+
+
+def _filled(known: Known | None) -> Known | None:
+    return known if known is not None and known.array.size else None
+
+
+def _resizes_by_length(v: NodeView, axis: int) -> bool:
+    """Whether a scale, or the size of another axis, depends on the number of positions."""
+    place, (scales, sizes) = _place(v, axis), _operands(v)
+    marks = [] if sizes is None else sizes.marks.reshape(-1).tolist()
+    others = [mark for index, mark in enumerate(marks) if index != place]
+    return any(others) or (scales is not None and scales.is_tainted)
+
+
 def _keeps(v: NodeView, axis: int) -> bool:
     """Whether an axis keeps its size whatever that is: by a factor of 1, or a size of its own."""
-    sizes, scales = v.known(3), v.known(2 if v.op == "Resize" and v.opset >= 11 else 1)
-    axes = v.attr("axes")
-    place = axis if axes is None else (list(axes).index(axis) if axis in axes else None)
+    place, (scales, sizes) = _place(v, axis), _operands(v)
     if place is None:
         return True
-    if sizes is not None and sizes.array.size:
-        return sizes.tainted is not None and bool(sizes.tainted.reshape(-1)[place])
-    if scales is not None and scales.array.size:
-        return float(scales.array.reshape(-1)[place]) == 1.0
-    attribute = v.attr("scales")
-    return bool(attribute) and float(attribute[place]) == 1.0
+    where, nearest = v.attr("coordinate_transformation_mode"), v.attr("nearest_mode")
+    if where == b"tf_crop_and_resize":
+        return False  # cut by a region of interest
+    if where == b"tf_half_pixel_for_nn" and nearest not in (None, b"floor", b"round_prefer_floor"):
+        return False
+    if sizes is not None:
+        return bool(sizes.marks.reshape(-1)[place] == PROPORTIONAL)
+    return scales is not None and float(scales.array.reshape(-1)[place]) == 1.0
 
 
+def _ratio(v: NodeView, axis: int, old: int, new: int) -> Fraction | None:
+    """Elements that become of one; None for a scale that is no simple fraction."""
+    place, (scales, _) = _place(v, axis), _operands(v)
+    if scales is None or place is None:
+        return Fraction(new, old)
+    scale = float(scales.array.reshape(-1)[place])
+    simple = Fraction(scale).limit_denominator(_LARGEST_FACTOR)
+    return simple if np.float32(float(simple)) == np.float32(scale) else None
+
+
+_LARGEST_FACTOR = 64
+"""Scales up to this, and its inverse, are told from rounded numbers."""
 _TAPS = {"nearest": 2, "linear": 2, "cubic": 4, "bilinear": 2}
 
 
-def _resize_window(v: NodeView, ratio: Fraction) -> Window | None:
+def _resize_window(v: NodeView, ratio: Fraction, old: int, new: int) -> Window | None:
     mode = v.attr("mode", b"nearest").decode()
     default = b"half_pixel" if v.op == "Resize" and v.opset >= 11 else b"asymmetric"
     where = v.attr("coordinate_transformation_mode", default).decode()
     if ratio.numerator != 1 and ratio.denominator != 1:
+        return None
+    if where == "pytorch_half_pixel" and new == 1:
+        return None  # reads the first
+    if where == "half_pixel_symmetric" and old * ratio != new:
         return None
     shift = {
         "half_pixel": 1 / (2 * ratio) - Fraction(1, 2),
@@ -205,10 +259,12 @@ def grid_sample(v: NodeView) -> Sequence[Dependence]:
         return v.all(FREE)
     if image.axis is not None and image.axis > 1:
         return v.all(v.lost(image, Kind.GATHERED, "coordinates"))
+    if image.axis == 1 and grid.axis is not None:
+        return v.all(v.lost(image, Kind.PAIRED, "coordinates"))
     if image.axis == 1:
         return v.all(image)
     if image.axis == 0:
-        if grid.axis == 0:
+        if grid.axis == 0 and image.has_blocks_of(grid):
             return v.all(join(image, grid, v.name))
         return v.all(image.broken(Kind.LENGTH, v.name, "position"))
     rank = v.rank(1)

@@ -24,7 +24,7 @@ from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.shapes import is_standard
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.value_types import parse_type, spec_of, value_info
-from dask_onnx.weights import subgraphs_of
+from dask_onnx.weights import graphs_of, subgraphs_of
 
 PROBE = 37
 """Number of rows at which the new graph is followed: a prime that real dimensions seldom are."""
@@ -87,7 +87,11 @@ class Draft:
             self._specs[name] = self._grown(specs[name], axis)
         given = {name: Dependence(Kind.INDEPENDENT, axis) for name, axis in axes.items()}
         self._walk = Walk(facts, self._specs, given, PROBE, {}, own)
-        self._names = {*specs, *facts.producer, *facts.initializers}
+        self._names = {*specs, *facts.inputs, *facts.initializers}
+        for graph in graphs_of(facts.proto):
+            self._names |= {value.name for value in graph.input}
+            self._names |= {tensor.name for tensor in graph.initializer}
+            self._names |= {name for node in graph.node for name in (node.name, *node.output)}
         self._imports = list(facts.proto.opset_import)
         self._needed = {*facts.outputs} | {
             name
@@ -219,7 +223,9 @@ class Draft:
             was = self.exported.get(name)
             spec = found[index] if found is not None else TensorSpec(name, None, None)
             if spec.dtype is None and spec.kind is None and was is not None:
-                spec = replace(was, name=name, shape=None)
+                # The rank is the same at any number of rows.
+                rank = None if was.shape is None else (None,) * len(was.shape)
+                spec = replace(was, name=name, shape=rank)
             specs.append(spec)
         return specs
 

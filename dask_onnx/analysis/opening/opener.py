@@ -132,7 +132,7 @@ def _candidates(
         dim for name, axis in axes.items() for dim in [(specs[name].shape or (None,) * 9)[axis]]
     }
     fixed = [size for size in sizes if isinstance(size, int)]
-    if len(fixed) == len(sizes) == 1:
+    if len(fixed) == len(sizes) == 1 and fixed[0] > 0:
         yield fixed[0], dict(axes)
     elif not fixed:
         for size in _numbers_inside(facts):

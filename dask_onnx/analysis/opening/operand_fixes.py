@@ -81,6 +81,7 @@ def _is_numbered(site: Site, index: int, layout: Layout) -> bool:
 
 
 def matmul(site: Site) -> list[Alternative]:
+    """Operands of more than two axes may have been written for all rows."""
     return broadcast(site, last=2)
 
 
@@ -114,14 +115,13 @@ def fused_matmul(site: Site) -> list[Alternative]:
 
 def gemm(site: Site) -> list[Alternative]:
     """The addend may have been written for all rows."""
-    lead = site.dep(0)
-    if not site.has(2) or lead.axis is None or lead.axis == site.attribute("transA", 0):
-        layout = (-2 + len(site.shape(2) or ()), lead.outer, lead.inner)
-        if site.has(2) and lead.axis is not None and site.is_made_for_rows(2, layout):
-            shape = site.shape(2) or ()
-            if shape[layout[0]] > 1:
-                return written(lambda: site.spread_all({2: layout}))
-    return site.keep()
+    lead, addend = site.dep(0), site.shape(2) or ()
+    layout = (len(addend) - 2, lead.outer, lead.inner)
+    if lead.axis is None or lead.axis != site.attribute("transA", 0):
+        return site.keep()
+    if not site.is_made_for_rows(2, layout) or addend[layout[0]] == 1:
+        return site.keep()
+    return written(lambda: site.spread_all({2: layout}))
 
 
 def concat(site: Site) -> list[Alternative]:

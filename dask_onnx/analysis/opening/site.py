@@ -116,6 +116,10 @@ class Site:
 
     def replaced(self, index: int, rank: int, place: int, element: int | Rows) -> str:
         """Name of a shape of `rank` elements that is an input, with another element at a place."""
+        numbers = self.constant(index)
+        if numbers is not None:
+            parts = [*numbers[:place], element, *numbers[place + 1 :]]
+            return self.draft.shape_vector(parts, self.name)
         name, pieces = self.original.input[index], []
         for start, end in ((0, place), (place + 1, rank)):
             if start < end:

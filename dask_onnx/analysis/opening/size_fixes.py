@@ -30,7 +30,7 @@ def expand(site: Site) -> list[Alternative]:
     target = known.array.reshape(-1)
     place = dep.axis + len(target) - len(shape)
     is_named = place >= 0 and target[place] == shape[dep.axis] != 1
-    if not is_named or known.tainted is not None and known.tainted.reshape(-1)[place]:
+    if not is_named or (known.tainted is not None and known.tainted.reshape(-1)[place]):
         return site.keep()
 
     def write() -> None:
