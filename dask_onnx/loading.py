@@ -28,6 +28,7 @@ def load(
     replace: Mapping[str, Callable[..., Any]] | None = None,
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
     rows: RowsDeclaration = None,
+    free_batch: bool = False,
 ) -> Model:
     """Load an ONNX model, in whatever form it comes.
 
@@ -63,6 +64,8 @@ def load(
         what is not proven is not cut. "independent": the open first axes do, whatever the graph
         proves; ``{"x": 1}``: axis 1 of ``x`` does, and nothing else; "none": no axis does, so that
         every input is given once. What is declared here is believed.
+    free_batch : bool, default False
+        Open the number of rows that the graph was exported with; see `Model.freed`.
 
     Raises
     ------
@@ -83,4 +86,4 @@ def load(
     if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
         names = () if own is None else own.names
         check_operators(model.facts, model._facts.schemas, names)
-    return model
+    return model.freed() if free_batch else model

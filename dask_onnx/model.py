@@ -14,7 +14,9 @@ from dask.base import is_dask_collection
 
 from dask_onnx.analysis.axes.report import AxisTable
 from dask_onnx.analysis.batch import BatchFacts, input_axes
+from dask_onnx.analysis.freeing import check_freed, free_batch
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.opening.opener import Blocked
 from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.context import Request
@@ -199,6 +201,46 @@ class Model:
         facts = self._facts
         values = resolve_outputs(outputs, self.facts.outputs, facts.known_values).names
         return facts.axes(facts.bound_shapes(shapes), values)
+
+    def freed(self, axes: Mapping[str, int] | None = None) -> Model:
+        """Return the model with the number of rows open that it was exported with.
+
+        The number is rewritten wherever it stands in the graph (Reshape targets, Expand, initial
+        states, masks), the algebra of axes must prove that rows are then independent, and the
+        result is run beside the original at its own number of rows. Large weights stay where they
+        are.
+
+        Parameters
+        ----------
+        axes : mapping of input name to axis, optional
+            Where the rows are; the first axes by default.
+
+        Returns
+        -------
+        Model
+            With a token of its own; its results differ from the original's by rounding at most.
+
+        Raises
+        ------
+        ModelError
+            The batch cannot be opened: the message names the node and the reason.
+        """
+        facts = self._facts
+        found = free_batch(self._onnx, axes, facts.schemas, facts.own_axes)
+        if isinstance(found, Blocked):
+            raise ModelError(
+                f"model {self.name!r} keeps the batch that it was exported with: {found}",
+                "export it with an open batch dimension, or let it run as it is",
+            )
+
+        def run(onnx_model: OnnxModel, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+            model = Model(onnx_model, facts.own, facts.libraries)
+            names = [spec.name for spec in onnx_model.outputs]
+            results: Mapping[str, Any] = model(dict(feeds), outputs=names, batch_size=None)
+            return results
+
+        check_freed(self._onnx, found, run)
+        return Model(found.model, facts.own, facts.libraries)
 
     def basis(self, shapes: Shapes | None = None) -> str:
         """What the seconds rest on that a plan for these shapes predicts, in words. Those of

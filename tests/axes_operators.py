@@ -297,7 +297,8 @@ def scatter(m: Maker, v: Value) -> None:
     axis = m.axis(floating(v))
     if m.chance(0.5):
         best = m.one("ArgMin", v, axis=axis, keepdims=1)
-        m.emit("ScatterElements", v, best, m.one("GatherElements", v, best, axis=axis), axis=axis)
+        update = m.one("Neg", m.one("GatherElements", v, best, axis=axis))
+        m.emit("ScatterElements", v, best, update, axis=axis)
     else:
         where = m.choice((0, 1))
         update = m.one("Gather", v, np.array([1 - where]), axis=0)

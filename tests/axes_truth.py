@@ -11,7 +11,8 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
-from dask_onnx.analysis.batch import Candidate, _prove
+from dask_onnx.analysis.axes.propagate import propagate
+from dask_onnx.analysis.batch import Candidate, _probe_specs, _prove
 from dask_onnx.analysis.graph import GraphFacts
 
 RTOL, ATOL = 2e-3, 1e-5
@@ -361,5 +362,8 @@ def claims(
     not depend on the rows at all), and of the others what blocks them."""
     found = _prove(facts, tuple(outputs), seeds, None, None, None)
     blocked = {b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers}
-    open_axes = {name: found.output_axes[name] for name in outputs if name not in blocked}
-    return ({} if found.coupled else open_axes), blocked
+    axes = {name: found.output_axes[name] for name in outputs if name not in blocked}
+    if None in axes.values():  # of unknown type, or the same for all rows
+        deps = propagate(facts, _probe_specs(facts, seeds, None, None)[0], seeds)
+        axes = {n: axis for n, axis in axes.items() if axis is not None or n not in deps}
+    return ({} if found.coupled else axes), blocked

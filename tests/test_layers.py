@@ -116,6 +116,7 @@ LAYERS = {
     "delivery": 6,
     "drift": 6,
     "collections.options": 6.4,
+    "collections.schedulers": 6.4,
     "collections.request": 6.5,
     "collections.bad_rows": 6.4,
     "collections.texts": 6.4,

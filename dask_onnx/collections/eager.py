@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import dask.local
 import dask.threaded
 import numpy as np
-from dask.base import get_scheduler, tokenize
+from dask.base import tokenize
 
 from dask_onnx.collections.context import Request
 from dask_onnx.collections.kinds import as_array, is_empty, most_rows
 from dask_onnx.collections.request import check_arrays, check_joins
+from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.delivery import hold
 from dask_onnx.lower import Feeds, lower, stage_ref
 from dask_onnx.planning.choose import LEAST_TASK_SECONDS
@@ -46,7 +47,7 @@ def predict_eager(
     """
     specs = {spec.name: spec for spec in request.stages.inputs}
     arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
-    get, client = (dask.local.get_sync, None) if here else _scheduler(request.retries)
+    get, client = (dask.local.get_sync, None) if here else chosen_scheduler(request.retries)
     is_local = client is None
     pieces = _cut(request, arrays, client, here=here or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
@@ -160,14 +161,3 @@ def _slots(client: Any) -> int:
 
 def _join(pieces: list[Any], axis: int | None) -> Any:
     return pieces[0] if len(pieces) == 1 or axis is None else np.concatenate(pieces, axis=axis)
-
-
-def _scheduler(retries: int) -> tuple[Callable[..., Any], Any]:
-    """Dask's choice, and its client if it has one. Inside a task: here and now."""
-    if is_inside_task():
-        return dask.local.get_sync, None
-    get = get_scheduler() or dask.threaded.get
-    client = getattr(get, "__self__", None)
-    if client is None:
-        return get, None
-    return lambda dsk, keys: get(dsk, keys, retries=retries), client

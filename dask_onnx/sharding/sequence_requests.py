@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
-import dask.local
-import dask.threaded
 import numpy as np
-from dask.base import get_scheduler
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias
 
+from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.delivery import hold
 from dask_onnx.errors import InputError
-from dask_onnx.runtime.asking import is_inside_task
 from dask_onnx.sharding.layout import Bounds, join_shards
 from dask_onnx.sharding.segment_models import PartedModel
 from dask_onnx.sharding.segments import Form, SegmentPlan
@@ -59,7 +56,7 @@ _Results = dict[str, Any]
 
 def _eager(request: SequenceRequest) -> _Results:
     graph, feeds, made = request.graph, request.feeds, request.made
-    get, client = _scheduler(graph.retries)
+    get, client = chosen_scheduler(graph.retries)
     keys = [_output_keys(graph, form) for form in made.segments.outputs]
     delivery = graph.delivery
     supplies: Mapping[str, Any] = {}
@@ -76,17 +73,6 @@ def _output_keys(graph: SequenceGraph, form: Form) -> list[Any]:
     if form[1] is None:
         return [graph.joined(form).key]
     return [graph.output_shard(form, shard).key for shard in graph.plan.bounds.shards]
-
-
-def _scheduler(retries: int) -> tuple[Callable[..., Any], Any]:
-    """Dask's choice, and its client if it has one. Inside a task: here and now."""
-    if is_inside_task():
-        return dask.local.get_sync, None
-    get = get_scheduler() or dask.threaded.get
-    client = getattr(get, "__self__", None)
-    if client is None:
-        return get, None
-    return lambda dsk, keys: get(dsk, keys, retries=retries), client
 
 
 def _layers(graph: SequenceGraph, feeds: SequenceFeeds) -> tuple[HighLevelGraph, str]:

@@ -9,10 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import dask.array as da
-import dask.local
-import dask.threaded
 import numpy as np
-from dask.base import get_scheduler, is_dask_collection, tokenize
+from dask.base import is_dask_collection, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias, DataNode, TaskRef
@@ -20,13 +18,13 @@ from dask.task_spec import Alias, DataNode, TaskRef
 from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.collections.kinds import as_array, shapes_of
 from dask_onnx.collections.request import check_arrays
+from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.delivery import Delivery, deliver, hold, plan_delivery
 from dask_onnx.errors import InputError, ModelError
 from dask_onnx.files import check_unchanged, is_url
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.plan import PlannedModel
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.asking import is_inside_task
 from dask_onnx.runtime.store import Store
 from dask_onnx.sharding.tensor_parts import TensorParts
 from dask_onnx.sharding.tensor_tasks import TensorTasks
@@ -133,24 +131,13 @@ def run_eager(request: TensorRequest) -> dict[str, Any]:
     keys = {name: f"input-{digest(name, tokenize(value))}" for name, value in arrays.items()}
     made = request.tasks({n: TaskRef(key) for n, key in keys.items()}, digest(keys))
     wanted = [made.output(name) for name in request.outputs]
-    get, client = _scheduler(request.retries)
+    get, client = chosen_scheduler(request.retries)
     supplies: dict[str, Any] = {}
     for delivery in () if request.supplies is None else request.supplies.deliveries:
         supplies.update(delivery.tasks if client is None else hold(client, delivery))
     data = {key: DataNode(key, arrays[name]) for name, key in keys.items()}
     results = get({**data, **made.tasks, **supplies}, wanted)
     return dict(zip(request.outputs, results, strict=True))
-
-
-def _scheduler(retries: int) -> tuple[Callable[..., Any], Any]:
-    """Dask's choice, and its client if it has one. Inside a task: here and now."""
-    if is_inside_task():
-        return dask.local.get_sync, None
-    get = get_scheduler() or dask.threaded.get
-    client = getattr(get, "__self__", None)
-    if client is None:
-        return get, None
-    return lambda dsk, keys: get(dsk, keys, retries=retries), client
 
 
 def run_delayed(request: TensorRequest) -> dict[str, Delayed]:

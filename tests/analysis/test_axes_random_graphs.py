@@ -89,10 +89,10 @@ def _look_at(seed: int, graph: Maker, tally: Tally) -> None:
         return
     try:
         runner = Runner(model, any_kernel=False)
+        samples = _samples(graph, runner)
     except CannotRunError:
-        return  # ORT's inference finds at once that other sizes cannot be
+        return  # what ORT infers of the whole graph is in the way
     facts = GraphFacts(load_onnx(graph.model(leaves_only=True)))
-    samples = _samples(graph, runner)
     tally.graphs += 1
     tally.values += len(runner.outputs)
     _hold_rows(f"graph {seed}", graph, runner, facts, samples, tally)
@@ -104,13 +104,20 @@ def _look_at(seed: int, graph: Maker, tally: Tally) -> None:
 
 
 def _samples(graph: Maker, runner: Runner) -> list[Feeds]:
-    """The feeds that the graph was made with, and others of the same range if it takes them."""
+    """The feeds that the graph was made with, and others of the same range if it takes them.
+
+    Raises
+    ------
+    CannotRunError
+        ORT does not run the graph, although it has run its nodes.
+    """
     first = {value.name: value.arrays[0] for value in graph.values if value.name in graph.inputs}
     rng = np.random.default_rng(0)
     second = {
         name: (array + rng.integers(-4, 5, array.shape) / 4).astype(np.float32)
         for name, array in first.items()
     }
+    runner(first)
     try:
         runner(second)
     except CannotRunError:

@@ -18,11 +18,21 @@ RunBody = Callable[[int, Mapping[str, Dependence]], list[Dependence]]
 """Outputs of a body, by its number and what its own inputs depend on."""
 
 
-def body_outputs(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
-    """Return the dependence of each output of a node with bodies."""
+def body_outputs(
+    v: NodeView, bodies: Sequence[GraphFacts], is_capturing: bool, run: RunBody
+) -> list[Dependence]:
+    """Return the dependence of each output of a node with bodies.
+
+    Parameters
+    ----------
+    is_capturing : bool
+        Whether the bodies read values of the graph around them that depend on the source axis.
+    """
     if v.op == "If":
         return _if(v, bodies, run)
-    return _loop(v, bodies[0], run) if v.op == "Loop" else _scan(v, bodies[0], run)
+    if v.op == "Loop":
+        return _loop(v, bodies[0], run)
+    return _scan(v, bodies[0], is_capturing, run)
 
 
 def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
@@ -82,12 +92,16 @@ def _loop(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
     return outputs
 
 
-def _scan(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
+def _scan(v: NodeView, body: GraphFacts, is_capturing: bool, run: RunBody) -> list[Dependence]:
     count = v.attr("num_scan_inputs", 1)
     n_states = len(v.ins) - count
     axes = v.attr("scan_input_axes") or [0] * count
     out_axes = v.attr("scan_output_axes") or [0] * (len(v.proto.output) - n_states)
     names = list(body.inputs[: len(v.ins)])
+    if v.opset < 9:
+        return list(v.opaque("batch of scans"))
+    if any(v.dep(i).is_resized for i in range(n_states, len(v.ins))):
+        return [v.lost(v.dep(n_states), Kind.SCANNED, "iterations")] * len(v.proto.output)
     given: dict[str, Dependence] = {}
     by_element: list[str] = []
     for index, name in enumerate(names):
@@ -106,7 +120,9 @@ def _scan(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
         else:
             given[name] = dep if dep.axis is None else dep.at(dep.axis - (axis < dep.axis))
     if by_element:
-        return _scan_positions(v, body, n_states, by_element, given, out_axes)
+        # Whatever else is scanned has an element for each position, and what is captured has all.
+        is_alone = not given and not is_capturing and len(by_element) == count
+        return _scan_positions(v, body, n_states, by_element, is_alone, out_axes)
     return _scan_beside(v, n_states, names, given, run, out_axes)
 
 
@@ -115,41 +131,45 @@ def _scan_positions(
     body: GraphFacts,
     n_states: int,
     by_element: Sequence[str],
-    given: Mapping[str, Dependence],
+    is_alone: bool,
     out_axes: Sequence[int],
 ) -> list[Dependence]:
-    """The positions are what is scanned: apart if no state hands anything on to the next."""
-    lead = next(v.dep(i) for i in range(n_states, len(v.ins)) if v.dep(i).kind != Kind.FREE)
-    scanned = [v.dep(i) for i in range(n_states, len(v.ins)) if v.dep(i).axis is not None]
-    needed = {body.inputs[i] for i in range(n_states)}
-    changes = []
-    for number in range(n_states):
-        reads = _inputs_of(body, body.outputs[number])
-        if reads != {body.inputs[number]} or given:
-            changes.append(number)
-    _, read = body.between((), body.outputs[:n_states])
-    if changes or needed & set(by_element) or not read.isdisjoint(by_element):
-        return [v.lost(lead, Kind.SCANNED, "states of a scan")] * len(v.proto.output)
-    if any((dep.outer, dep.inner) != (1, 1) for dep in scanned):
+    """The positions are what is scanned: outputs that no state goes into have them apart."""
+    deps = [v.dep(body.inputs.index(name)) for name in by_element]
+    lead = deps[0]
+    for dep in deps[1:]:
+        lead = join(lead, dep, v.name)
+    if not is_alone:
+        return [v.lost(lead, Kind.PAIRED, "scan of several")] * len(v.proto.output)
+    if any((dep.outer, dep.inner) != (1, 1) for dep in deps):
         return list(v.opaque("joined axes"))
     if v.attr("scan_input_directions") or v.attr("scan_output_directions"):
         return list(v.opaque("directions"))
-    states = [FREE] * n_states
-    for dep in scanned[1:]:
-        lead = join(lead, dep, v.name)
-    lead = lead.without_index()
-    return [*states, *(lead.at(max(axis, 0)) for axis in out_axes)]
+    states = set(body.inputs[:n_states])
+    outputs = []
+    for number, value in enumerate(body.outputs):
+        read = _inputs_of(body, value)
+        axis = out_axes[number - n_states] if number >= n_states else 0
+        rank = len(v.out_shape(number) or ())
+        if number < n_states:
+            is_kept = read == {body.inputs[number]}
+            outputs.append(FREE if is_kept else v.lost(lead, Kind.SCANNED, "states of a scan"))
+        elif not read.isdisjoint(states):
+            outputs.append(v.lost(lead, Kind.SCANNED, "states of a scan"))
+        elif axis < 0 and not rank:
+            outputs.append(v.lost(lead, Kind.OPAQUE, "unknown rank"))
+        else:
+            outputs.append(lead.without_index().at(axis % rank if axis < 0 else axis))
+    return outputs
 
 
 def _inputs_of(body: GraphFacts, value: str) -> set[str]:
-    """Inputs of the body that a value is an identical copy of, or follows from."""
+    """Inputs of the body that a value follows from; "" among them, unless it is a copy."""
     if value in body.inputs:
         return {value}
-    _, read = body.between((), (value,))
-    nodes = body.ancestors((value,))
-    if any(body.nodes[i].op_type != "Identity" for i in nodes):
-        return {"", *read}
-    return {name for name in read if name in body.inputs}
+    nodes, read = body.between((), (value,))
+    found = {name for name in read if name in body.inputs}
+    return found if all(body.nodes[i].op_type == "Identity" for i in nodes) else {"", *found}
 
 
 def _scan_beside(

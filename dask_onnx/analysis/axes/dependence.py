@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil, floor, lcm
 from typing import NamedTuple
 
 
@@ -41,6 +41,11 @@ class Kind(IntEnum):
         return self.name.lower()
 
 
+def _longest_rest(offset: Fraction, stride: Fraction) -> Fraction:
+    """How far ``offset + o * stride`` can be from the whole number below it."""
+    return 1 - Fraction(1, lcm(offset.denominator, stride.denominator))
+
+
 class Window(NamedTuple):
     """Positions that one element reads: element o needs `extent` of them from o * stride + offset.
 
@@ -53,11 +58,18 @@ class Window(NamedTuple):
     extent: Fraction
 
     def after(self, inner: Window) -> Window:
-        """Return the window of this node over the input of a node with window `inner`."""
+        """Return the window of this node over the input of a node with window `inner`.
+
+        Positions of the value between them are whole: where this window begins or ends in between,
+        it is widened by as much as that can be.
+        """
+        is_shift = inner.stride == 1 and inner.offset.denominator == inner.extent.denominator == 1
+        front = Fraction(0) if is_shift else _longest_rest(self.offset, self.stride)
+        back = Fraction(0) if is_shift else _longest_rest(self.offset + self.extent, self.stride)
         return Window(
-            self.offset * inner.stride + inner.offset,
+            (self.offset - front) * inner.stride + inner.offset,
             self.stride * inner.stride,
-            (self.extent - 1) * inner.stride + inner.extent,
+            (front + self.extent - 1 + back) * inner.stride + inner.extent,
         )
 
     def union(self, other: Window) -> Window | None:

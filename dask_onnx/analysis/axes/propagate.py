@@ -220,7 +220,8 @@ class Walk:
         if condition is not None:
             taken = "then_branch" if condition.any() else "else_branch"
             return run(graphs.index(taken), {})
-        return body_outputs(v, [facts for facts, *_ in bodies], run)
+        is_capturing = any(captured for _, _, captured, _ in bodies)
+        return body_outputs(v, [facts for facts, *_ in bodies], is_capturing, run)
 
 
 def _may_be_known(v: NodeView) -> bool:
