@@ -9,10 +9,10 @@ Contestants, on the same page, which tasks read by path:
 3. overlap by hand: tiles of 1024 that overlap by 128, each run by itself and cut in the middle of
    what they share, as sliced inference usually does; on the same workers
 
-Told are seconds, the most memory that a process had (of workers the larger), as a share of the
-whole's, and how far each result is from the whole: the largest and the mean difference of the text
-probability. The model looks at all pixels at five places (squeeze-and-excite), which tiles by hand
-cannot.
+Told are seconds, those of CPU time (of workers together), the most memory that a process had (of
+workers the larger), also as a share of the whole's, and how far each result is from the whole: the
+largest and the mean difference of the text probability. The model looks at all pixels in ten places
+(squeeze-and-excite), which tiles by hand cannot.
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+def cpu_seconds() -> float:
+    """What this process has computed so far."""
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system)
+
+
 def run_whole(connection: Connection, model: str, page: str, result: str, limit: int) -> None:
     """One session on all pixels, in a process of its own that may not take more than `limit`."""
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -116,7 +122,8 @@ def run_whole(connection: Connection, model: str, page: str, result: str, limit:
         pixels = prepared(np.load(page))
         (out,) = session.run(None, {session.get_inputs()[0].name: pixels})
         np.save(result, out)
-        connection.send({"seconds": time.perf_counter() - began, "peak": peak_bytes()})
+        seconds = time.perf_counter() - began
+        connection.send({"seconds": seconds, "cpu": cpu_seconds(), "peak": peak_bytes()})
     except Exception as error:  # ORT and numpy each have types of their own for want of memory
         connection.send({"refused": f"{type(error).__name__}: {error}"[:200]})
 
@@ -145,13 +152,21 @@ def on_workers(make: Callable[[], da.Array], result: Path) -> dict[str, Any]:
     ):
         dx.configure(client)
         bare = max(client.run(peak_bytes).values())
+        before = sum(client.run(cpu_seconds).values())
         began = time.perf_counter()
         lazy = written(make(), result)
         planned = time.perf_counter() - began
         lazy.compute()
         seconds = time.perf_counter() - began
         peak = max(client.run(peak_bytes).values())
-    return {"seconds": seconds, "planning_seconds": planned, "peak": peak, "bare": bare}
+        cpu = sum(client.run(cpu_seconds).values()) - before
+    return {
+        "seconds": seconds,
+        "planning_seconds": planned,
+        "cpu": cpu,
+        "peak": peak,
+        "bare": bare,
+    }
 
 
 def tiled(model: str, page: Path, size: int, tile: int) -> da.Array:
@@ -217,6 +232,7 @@ def show(size: int, found: dict[str, Any]) -> None:
         [
             name,
             cell(each, "seconds", ".1f"),
+            cell(each, "cpu", ".1f"),
             f"{each['peak'] / 2**30:.2f}" if "peak" in each else each["refused"],
             cell(each, "peak_of_whole", ".3f"),
             cell(each, "largest", ".2g"),
@@ -224,7 +240,7 @@ def show(size: int, found: dict[str, Any]) -> None:
         ]
         for name, each in found.items()
     ]
-    header = ["", "seconds", "peak GiB", "of the whole", "largest difference", "mean difference"]
+    header = ["", "seconds", "of CPU", "peak GiB", "of the whole", "largest", "mean difference"]
     print_table(f"{size} x {size} pixels", header, rows)
 
 

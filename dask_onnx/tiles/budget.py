@@ -10,7 +10,8 @@ from dask.utils import format_bytes, parse_bytes
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.errors import InputError
 from dask_onnx.planning.cluster import Cluster
-from dask_onnx.tiles.plan import Component, Group, TilePlan
+from dask_onnx.tiles.groups import Component, Group
+from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.survey import Survey
 
 _SHARE = 0.5

@@ -12,8 +12,9 @@ from dask_onnx.errors import InputError
 from dask_onnx.model import Model
 from dask_onnx.onnx_model import extract_onnx
 from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.tiles.groups import Component, Feed, Once, feed_name
 from dask_onnx.tiles.local_shapes import told_inputs, told_length, told_name
-from dask_onnx.tiles.plan import Component, Feed, Once, TilePlan, feed_name
+from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.primitives import remade
 
 _INT64 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT64)

@@ -2,8 +2,8 @@
 
 What a tile borrows from its neighbours is computed again for each of them. A stack of convolutions
 on small maps reaches far, so that the large maps in front of it are made far around each tile too,
-which costs more than the stack itself. If small and large maps are made in passes of their own, each
-borrows what it needs of values that are kept.
+which costs more than the stack itself. If small and large maps are made in passes of their own,
+each borrows what it needs of values that are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from fractions import Fraction
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
 from dask_onnx.tiles.flow import Flow, Step, Traced
-from dask_onnx.tiles.plan import Component, Group, TilePlan
+from dask_onnx.tiles.groups import Component, Group
+from dask_onnx.tiles.plan import TilePlan
 
 _SECONDS_PER_TASK = 6e-3
 """What a task costs besides its work: itself, and what it cuts for its neighbours."""
@@ -27,8 +28,8 @@ _WORTH_A_PASS = 0.95
 
 
 def with_passes(plan: TilePlan, costs: CostTable | None = None) -> TilePlan:
-    """Return the plan whose tiles are predicted to take the least time: as it is, or with small maps
-    apart from large ones."""
+    """Return the plan whose tiles are predicted to take the least time: as it is, or with small
+    maps apart from large ones."""
     table = costs or CostTable()
     each = node_costs(plan.flow.facts, plan.flow.specs)
     best, least = plan, predicted_seconds(plan, each, table) * _WORTH_A_PASS

@@ -77,6 +77,8 @@ def _check(data: Any, spec: TensorSpec, *, is_single: bool) -> None:
             f"the picture has an unknown size, shape {shape}",
             "call compute_chunk_sizes() on it first",
         )
+    if 0 in data.shape:
+        raise InputError(f"the picture is empty: shape {shape}", "pass one with pixels")
     for axis, (size, dim) in enumerate(zip(data.shape, spec.shape, strict=True)):
         if isinstance(dim, int) and dim != size:
             raise InputError(

@@ -6,13 +6,14 @@ The graph is traced once; after that a tile costs interval arithmetic only, axis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
-from dask_onnx.tiles.flow import Edge, Flow, Step
+from dask_onnx.tiles.flow import Flow
+from dask_onnx.tiles.groups import Component, Group, Once, find_groups, find_onces
 from dask_onnx.tiles.places import Interval, Layout, Mirrored, Places, Reach, factors_of
 
 
@@ -39,47 +40,6 @@ class Span(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """A value that the tiles of a group are given."""
-
-    name: str
-    """As the nodes of the group call it."""
-    value: str
-    places: Places
-    """Where it is cut; empty for one that is given whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tiles of one pass that are cut along the same axes."""
-
-    level: int
-    axes: tuple[int, ...]
-    wanted: tuple[str, ...]
-    """Values whose tiles are kept."""
-    statistics: tuple[int, ...]
-    """Nodes that take a statistic of what is made here."""
-    nodes: tuple[int, ...]
-    """That make them, ascending; may be none, where what is wanted is given."""
-    feeds: tuple[Feed, ...]
-
-    def ends(self, flow: Flow) -> tuple[str, ...]:
-        """Values of which each tile makes its own part: those kept, those of the statistics."""
-        measured = (flow.steps[index].edges[0].value for index in self.statistics)
-        return tuple(dict.fromkeys((*self.wanted, *measured)))
-
-
-@dataclass(frozen=True, slots=True)
-class Once:
-    """What is made of whole values, in one task, before the tiles of its pass."""
-
-    level: int
-    wanted: tuple[str, ...]
-    nodes: tuple[int, ...]
-    feeds: tuple[Feed, ...]
-
-
 @dataclass(frozen=True)
 class TilePlan:
     """How a picture is cut, and how its tiles are computed."""
@@ -89,26 +49,14 @@ class TilePlan:
     grids: Mapping[int, AxisGrid]
     lacks: Mapping[tuple[str, int], Fraction]
     """Positions that a value has less than its stride would give it on an aligned crop."""
-    _spans: dict[tuple[int, int, int], Span] = field(default_factory=dict, repr=False)
+    spans: dict[tuple[int, int, int], Span] = field(default_factory=dict, repr=False)
+    """Those found so far, by component, axis and tile."""
 
     # Values.
 
     def places(self, value: str) -> Places:
         """Where the tiled axes lie in a value."""
-        traced = self.flow.values.get(value)
-        if traced is not None and traced.places:
-            return traced.places
-        return self._beside.get(value, {})
-
-    @cached_property
-    def _beside(self) -> dict[str, Places]:
-        """Places of values that stand beside the picture, as their readers see them."""
-        return {
-            edge.value: edge.places
-            for step in self.flow.steps.values()
-            for edge in step.edges
-            if edge.places
-        }
+        return self.flow.places(value)
 
     def layout(self, value: str) -> Layout:
         """The axes of a value, taken apart where tiled axes share one."""
@@ -120,6 +68,10 @@ class TilePlan:
     @cached_property
     def _layouts(self) -> dict[str, Layout]:
         return {}
+
+    def full(self, value: str) -> dict[int, int]:
+        """The positions that a value has of each tiled axis at the whole picture."""
+        return {k: place.size for k, place in self.places(value).items()}
 
     def chunks(self, value: str) -> tuple[tuple[int, ...], ...]:
         """The sizes of a value's tiles, for each axis of its layout taken apart."""
@@ -152,12 +104,12 @@ class TilePlan:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """All groups of tiles, pass by pass."""
-        return tuple(_groups(self))
+        return find_groups(self.flow, self.outputs)
 
     @cached_property
     def onces(self) -> tuple[Once, ...]:
         """All tasks on whole values, pass by pass."""
-        return tuple(_onces(self))
+        return find_onces(self.flow, self.outputs, self.groups)
 
     @property
     def passes(self) -> int:
@@ -166,12 +118,12 @@ class TilePlan:
 
     # Tiles.
 
-    def span(self, number: int, k: int, tile: int) -> Span:
-        """The crop that tile `tile` along axis `k` of a group is computed from."""
-        key = (number, k, tile)
-        if key not in self._spans:
-            self._spans[key] = _find_span(self, self.groups[number], k, tile)
-        return self._spans[key]
+    def span(self, part: Component, k: int, tile: int) -> Span:
+        """The crop that a tile along an axis is computed from."""
+        key = (part.number, k, tile)
+        if key not in self.spans:
+            self.spans[key] = _find_span(self, part, k, tile)
+        return self.spans[key]
 
     def local(self, value: str, k: int, span: Span) -> Interval:
         """The positions of a value that are there on a crop of the picture."""
@@ -190,11 +142,11 @@ class TilePlan:
     def _locals(self) -> dict[tuple[str, int, Span], Interval]:
         return {}
 
-    def reads(self, group: Group, k: int) -> list[tuple[str, list[tuple[str, Reach]]]]:
-        """For each value that a group makes, the last first, what its node reads along an axis."""
-        key = (group.level, group.axes, k)
+    def reads(self, part: Component, k: int) -> list[tuple[str, list[tuple[str, Reach]]]]:
+        """For each value that is made, the last first, what its node reads along an axis."""
+        key = (part.number, k)
         if key not in self._reads:
-            steps = [self.flow.steps[index] for index in reversed(group.nodes)]
+            steps = [self.flow.steps[index] for index in reversed(part.nodes)]
             self._reads[key] = [
                 (name, [(e.value, e.reaches[k]) for e in step.edges if k in e.reaches])
                 for step in steps
@@ -274,151 +226,14 @@ def lacks_of(flow: Flow, grids: Mapping[int, int]) -> dict[tuple[str, int], Frac
     return found
 
 
-# Groups.
-
-
-def feed_name(flow: Flow, step: Step, edge: Edge) -> str:
-    """Return what a node calls an input that it is given: a tile and the whole differ."""
-    traced = flow.values.get(edge.value)
-    if edge.places or traced is None:
-        return edge.value
-    is_plain = traced.is_once and (step.is_once or not traced.places)
-    return edge.value if is_plain else f"{edge.value}::whole"
-
-
-def _is_given(plan: TilePlan, value: str, level: int) -> bool:
-    """Whether tiles of a pass are given a value, rather than making it."""
-    flow = plan.flow
-    traced = flow.values.get(value)
-    if traced is None or value == flow.source or traced.is_once or traced.level < level:
-        return True
-    return bool(flow.steps[flow.facts.producer[value]].reduced)
-
-
-def _groups(plan: TilePlan) -> Iterable[Group]:
-    flow = plan.flow
-    kept: dict[tuple[int, tuple[int, ...]], dict[str, None]] = {}
-    measured: dict[tuple[int, tuple[int, ...]], dict[int, None]] = {}
-
-    def key_of(value: str) -> tuple[int, tuple[int, ...]]:
-        traced = flow.values[value]
-        return traced.level, tuple(sorted(traced.places))
-
-    def keep(value: str) -> None:
-        traced = flow.values.get(value)
-        is_tile = traced is not None and not traced.is_once and value != flow.source
-        if is_tile and not flow.steps[flow.facts.producer[value]].reduced:
-            kept.setdefault(key_of(value), {})[value] = None
-
-    for output in plan.outputs:
-        keep(output)
-    for step in flow.steps.values():
-        for edge in step.edges:
-            traced = flow.values.get(edge.value)
-            if traced is None or traced.is_once:
-                continue
-            if step.reduced:
-                measured.setdefault(key_of(edge.value), {})[step.node.index] = None
-            elif step.is_once or step.level > traced.level:
-                keep(edge.value)
-    for key in sorted({*kept, *measured}):
-        level, axes = key
-        wanted, nodes = tuple(kept.get(key, ())), tuple(measured.get(key, ()))
-        ends = [*wanted, *(flow.steps[n].edges[0].value for n in nodes)]
-        made, feeds = _made(plan, ends, level)
-        yield Group(level, axes, wanted, nodes, made, feeds)
-
-
-def _made(
-    plan: TilePlan, ends: Sequence[str], level: int
-) -> tuple[tuple[int, ...], tuple[Feed, ...]]:
-    """The nodes that make some values on tiles, and what these are given."""
-    flow = plan.flow
-    nodes: set[int] = set()
-    feeds: dict[str, Feed] = {}
-    pending = list(dict.fromkeys(ends))
-    for value in pending:
-        if _is_given(plan, value, level):
-            feeds[value] = Feed(value, value, plan.places(value))
-            continue
-        index = flow.facts.producer[value]
-        if index in nodes:
-            continue
-        nodes.add(index)
-        step = flow.steps[index]
-        for edge in step.edges:
-            if edge.is_whole or _is_given(plan, edge.value, level):
-                name = feed_name(flow, step, edge)
-                feeds.setdefault(name, Feed(name, edge.value, edge.places))
-            else:
-                pending.append(edge.value)
-    return tuple(sorted(nodes)), tuple(feeds.values())
-
-
-def _onces(plan: TilePlan) -> Iterable[Once]:
-    flow = plan.flow
-    wanted: dict[int, dict[str, None]] = {}
-    for group in plan.groups:
-        for feed in group.feeds:
-            _want(plan, wanted, feed.value)
-    for output in plan.outputs:
-        _want(plan, wanted, output)
-    for step in flow.steps.values():
-        for edge in step.edges:
-            traced = flow.values.get(edge.value)
-            if traced is None or not (traced.is_once and step.is_once):
-                continue
-            if step.level != traced.level or step.reduced:
-                _want(plan, wanted, edge.value)
-    for level in sorted(wanted):
-        names = tuple(wanted[level])
-        nodes, feeds = _made_once(plan, names, level)
-        yield Once(level, names, nodes, feeds)
-
-
-def _want(plan: TilePlan, wanted: dict[int, dict[str, None]], value: str) -> None:
-    """Note a value that a task on whole values has to make."""
-    flow = plan.flow
-    traced = flow.values.get(value)
-    if traced is None:
-        wanted.setdefault(0, {})[value] = None
-    elif traced.is_once and not flow.steps[flow.facts.producer[value]].reduced:
-        wanted.setdefault(traced.level, {})[value] = None
-
-
-def _made_once(
-    plan: TilePlan, ends: Sequence[str], level: int
-) -> tuple[tuple[int, ...], tuple[Feed, ...]]:
-    flow = plan.flow
-    nodes: set[int] = set()
-    feeds: dict[str, Feed] = {}
-    pending = [value for value in ends if value in flow.values]
-    for value in pending:
-        index = flow.facts.producer[value]
-        if index in nodes:
-            continue
-        nodes.add(index)
-        step = flow.steps[index]
-        for edge in step.edges:
-            traced = flow.values[edge.value]
-            maker = flow.steps.get(flow.facts.producer.get(edge.value, -1))
-            is_statistic = maker is not None and bool(maker.reduced)
-            if not traced.is_once or traced.level < level or is_statistic:
-                name = feed_name(flow, step, edge)
-                feeds.setdefault(name, Feed(name, edge.value, {}))
-            else:
-                pending.append(edge.value)
-    return tuple(sorted(nodes)), tuple(feeds.values())
-
-
 # Spans.
 
 
-def _find_span(plan: TilePlan, group: Group, k: int, tile: int) -> Span:
+def _find_span(plan: TilePlan, part: Component, k: int, tile: int) -> Span:
     """Go back from what a tile is to give to the pixels that it needs, and align these."""
     grid = plan.grids[k]
-    needs = {value: plan.tile(value, k, tile) for value in group.ends(plan.flow)}
-    for value, reads in plan.reads(group, k):
+    needs = {value: plan.tile(value, k, tile) for value in part.ends}
+    for value, reads in plan.reads(part, k):
         if value not in needs:
             continue
         start, stop = needs[value]

@@ -302,3 +302,6 @@ _WRITERS: Mapping[str, Callable[[_Writer, onnx.NodeProto], None]] = {
     "LpNormalization": _lp_norm,
     "DynamicQuantizeLinear": _dynamic_quantize,
 }
+
+UNROLLED = frozenset(_WRITERS)
+"""Operators that `unroll` takes apart."""

@@ -19,7 +19,6 @@ from dask_onnx.tiles.flow import (
     NotTileableError,
     SizeMismatchError,
     TooLargeError,
-    trace,
 )
 from dask_onnx.tiles.plan import (
     AxisGrid,
@@ -30,6 +29,7 @@ from dask_onnx.tiles.plan import (
     strides_of,
 )
 from dask_onnx.tiles.primitives import unroll, with_plain_padding
+from dask_onnx.tiles.trace import trace
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128, 256)
 """Of which a model may take pictures only, tried in turn."""

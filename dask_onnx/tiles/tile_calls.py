@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dask_onnx.tiles.groups import Component, Feed, Group
 from dask_onnx.tiles.local_shapes import told_values
 from dask_onnx.tiles.parts import Parts
 from dask_onnx.tiles.places import Interval
-from dask_onnx.tiles.plan import Component, Feed, Group, Span, TilePlan
+from dask_onnx.tiles.plan import Span, TilePlan
 from dask_onnx.tiles.reduce import KIND_OF
 from dask_onnx.tiles.tile_tasks import KeepSpec
 

@@ -13,6 +13,7 @@ from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.collections.here import HereGraph
 from dask_onnx.tasks import StageTask, digest
+from dask_onnx.tiles.groups import Component, Feed, Group, Once
 from dask_onnx.tiles.part_request import part_here
 from dask_onnx.tiles.parts import Parts
 from dask_onnx.tiles.pieces import (
@@ -24,7 +25,7 @@ from dask_onnx.tiles.pieces import (
     Source,
     borders_of_chunks,
 )
-from dask_onnx.tiles.plan import Component, Feed, Group, Once, TilePlan
+from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.tile_calls import (
     keeps_of,
     label_of_tiles,

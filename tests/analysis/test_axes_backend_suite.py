@@ -104,7 +104,9 @@ def _look_at(case: TestCase, tally: Tally) -> str:
         return "cannot run"
     if any(not _equal(once[name], twice[name]) for name in once) or _is_random(model):
         return "random"
-    for seeds in candidates(feeds):
+    types = {value.name: value.type for value in model.graph.input}
+    tensors = {name: v for name, v in feeds.items() if types[name].HasField("tensor_type")}
+    for seeds in candidates(tensors):
         for frozen in _frozen(feeds, seeds):
             _ask(case.name, model, runner, feeds, seeds, frozen, tally)
     return "run"

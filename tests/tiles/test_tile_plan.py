@@ -51,6 +51,7 @@ def spans(plan, k, group=0, component=0):
 
 CONV = [node("Conv", "x w", "y", pads=[1, 1, 1, 1])]
 W = {"w": weights(3, 3, 3, 3)}
+WIDE = {"w": weights(16, 16, 3, 3)}
 
 
 def test_the_planning_modules_import_neither_dask_nor_a_session():
@@ -223,7 +224,7 @@ def deep_on_small_maps(depth):
 
 
 def test_small_maps_get_a_pass_of_their_own_where_that_saves_work():
-    plan = plan_for(deep_on_small_maps(12), W, (1, 3, 8192, 8192), 512)
+    plan = plan_for(deep_on_small_maps(12), WIDE, (1, 16, 8192, 8192), 512)
     chosen = with_passes(plan)
     assert (plan.passes, chosen.passes) == (1, 2)
     each = node_costs(plan.flow.facts, plan.flow.specs)
@@ -234,7 +235,7 @@ def test_small_maps_get_a_pass_of_their_own_where_that_saves_work():
 
 
 def test_one_pass_stays_one_where_nothing_is_saved():
-    plan = plan_for(deep_on_small_maps(0), W, (1, 3, 8192, 8192), 1024)
+    plan = plan_for(deep_on_small_maps(0), WIDE, (1, 16, 8192, 8192), 1024)
     assert with_passes(plan) is plan
 
 

@@ -6,18 +6,19 @@ position itself and ``column`` within the width, every element is one of its own
 
 from __future__ import annotations
 
+import math
+
 from dask_onnx.analysis.axes.dependence import Index
 from dask_onnx.analysis.axes.view import NodeView
 
 
-def index_of(v: NodeView) -> Index | None:
-    """Return what the first output of a node is known to be made of; None for anything."""
+def index_of(v: NodeView, output: int = 0) -> Index | None:
+    """Return what an output of a node is known to be made of; None for anything."""
     if v.proto.domain:
         return None
-    if v.op in ("ArgMax", "ArgMin") and not v.dep(0).is_broken:
-        rank = v.rank(0)
-        size = None if rank is None else v.size(0, v.attr("axis", 0) % rank)
-        return None if size is None else Index(0, 0, size - 1)
+    if v.op in ("ArgMax", "ArgMin", "TopK", "MaxPool"):
+        is_index = output == 1 or v.op.startswith("Arg")
+        return _picked(v) if is_index and not v.dep(0).is_broken else None
     if v.op not in ("Add", "Mul") or len(v.ins) != 2:
         return None
     first, second = (_operand(v, index) for index in (0, 1))
@@ -29,6 +30,20 @@ def index_of(v: NodeView) -> Index | None:
     if by.scale or by.low != by.high or by.low < 0:
         return None
     return Index(what.scale * by.low, what.low * by.low, what.high * by.low)
+
+
+def _picked(v: NodeView) -> Index | None:
+    """Indices along an axis; those of MaxPool count all elements."""
+    shape, dep = v.shape(0), v.dep(0)
+    if shape is None:
+        return None
+    if v.op == "MaxPool":
+        is_batch = dep.axis == 0 and (dep.outer, dep.inner) == (1, 1) and None not in shape
+        elements = math.prod(size or 0 for size in shape[1:])
+        # Order 1 counts columns first, within a picture as well.
+        return Index(elements, 0, elements - 1) if is_batch else None
+    size = shape[v.attr("axis", -1 if v.op == "TopK" else 0) % len(shape)]
+    return None if size is None else Index(0, 0, size - 1)
 
 
 def _operand(v: NodeView, index: int) -> Index | None:

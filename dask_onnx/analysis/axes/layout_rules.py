@@ -10,7 +10,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, POSITIONS, Dependence, Kind, window
+from dask_onnx.analysis.axes.dependence import (
+    FREE,
+    OWN_INDEX,
+    POSITIONS,
+    SAME,
+    Dependence,
+    Index,
+    Kind,
+    window,
+)
 from dask_onnx.analysis.axes.view import DEPENDENT, PROPORTIONAL, NodeView, Shape, at_least, join
 
 _TO_THE_END = 10**9
@@ -32,6 +41,8 @@ def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Depende
         return dep  # what stands behind has as many elements, known or not
     if None in before or None in after:
         return _reshaped_inside(dep, before, after, node)
+    if 0 in before:
+        return replace(dep, axis=None, outer=1, inner=1).resized(node, "empty", Kind.FACTORED)
     sizes: list[int] = [size or 0 for size in before]
     count = sizes[axis] // (dep.outer * dep.inner) if dep.outer * dep.inner else 0
     in_front = math.prod(sizes[:axis]) * dep.outer
@@ -75,7 +86,9 @@ def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) ->
 
 def reshape(v: NodeView) -> Sequence[Dependence]:
     """Reshape and Flatten."""
-    dep, before, after = v.dep(0), v.shape(0), v.out_shape()
+    dep, before, after = v.dep(0), _completed(v), v.out_shape()
+    if after is None or None in after:
+        after = _target(v, before) or after
     if dep.axis is None:
         if v.dep(1).kind == Kind.LENGTH and v.dep(1).axis is None:
             # Elements that no position owns, in a shape made of the number of positions.
@@ -88,6 +101,30 @@ def reshape(v: NodeView) -> Sequence[Dependence]:
     if dep.how == OWN_INDEX and (not before or not after or before[-1] != after[-1]):
         found = found.without_index()
     return v.all(found)
+
+
+def _completed(v: NodeView) -> Shape | None:
+    """The shape of what is reshaped, with the size that its positions have."""
+    dep, before = v.dep(0), v.shape(0)
+    if before is None or dep.axis is None or dep.window != SAME or dep.is_resized:
+        return before
+    own = v.positions * dep.outer * dep.inner
+    return (*before[: dep.axis], before[dep.axis] or own, *before[dep.axis + 1 :])
+
+
+def _target(v: NodeView, before: Shape | None) -> Shape | None:
+    """The shape that a Reshape says, where inference has not found it."""
+    known = v.known(1) if v.op == "Reshape" else None
+    if known is None or before is None or None in before or v.attr("allowzero", 0):
+        return None
+    sizes = [int(size) for size in known.array.reshape(-1)]
+    if any(size == 0 and place >= len(before) for place, size in enumerate(sizes)):
+        return None
+    sizes = [before[place] or 0 if size == 0 else size for place, size in enumerate(sizes)]
+    count, rest = math.prod(size or 0 for size in before), math.prod(s for s in sizes if s > 0)
+    if -1 in sizes and rest and not count % rest:
+        sizes[sizes.index(-1)] = count // rest
+    return tuple(sizes) if math.prod(sizes) == count else None
 
 
 def _by_length(v: NodeView, dep: Dependence) -> Dependence:
@@ -223,9 +260,11 @@ def tile(v: NodeView) -> Sequence[Dependence]:
     place = _length_axis(v, 1, v.out_shape())
     if place is None:
         return v.all(dep)
-    if place < 0 or v.size(0, place) != 1:
+    if place < 0 or v.size(0, place) is None:
         return v.all(v.broken(Kind.LENGTH, "shape"))
-    return v.all(_uniform(v, dep, place, v.out_shape()))
+    found = _uniform(v, dep, place, v.out_shape())
+    # Every position has all that is repeated: alike, but not the same element over and over.
+    return v.all(replace(found, is_uniform=found.is_uniform and v.size(0, place) == 1))
 
 
 def concat(v: NodeView) -> Sequence[Dependence]:
@@ -397,7 +436,8 @@ def gather(v: NodeView) -> Sequence[Dependence]:
         return v.opaque("unknown rank")
     axis = v.attr("axis", 0) % rank
     if data.axis is not None and indices.axis is not None:
-        if data.axis == axis and _picks_own(data, indices):
+        is_one = data.outer == 1 and (indices.outer, indices.inner) == (1, 1)
+        if data.axis == axis and is_one and picks_own(indices.index, data.inner):
             return v.all(replace(data, axis=indices.axis + axis, inner=1, index=None))
         kind = Kind.PAIRED if data.axis != axis else Kind.GATHERED
         found = v.lost(data, kind, "indices")
@@ -410,12 +450,9 @@ def gather(v: NodeView) -> Sequence[Dependence]:
     return v.all(join(found, indices, v.name))
 
 
-def _picks_own(data: Dependence, indices: Dependence) -> bool:
-    """Whether every index picks an element of the position that it stands at itself."""
-    index = indices.index
-    if index is None or data.outer != 1 or (indices.outer, indices.inner) != (1, 1):
-        return False
-    return index.scale == data.inner and 0 <= index.low <= index.high < data.inner
+def picks_own(index: Index | None, count: int) -> bool:
+    """Return whether every index is one of the `count` elements of its own position."""
+    return index is not None and index.scale == count and 0 <= index.low <= index.high < count
 
 
 def elementwise_gather(v: NodeView) -> Sequence[Dependence]:
@@ -522,6 +559,19 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     }[mode]
     shifted = window(-begin - before, 1, before + 1 + after)
     return v.all(dep.windowed(shifted, v.name, f"{mode} padding"))
+
+
+def center_crop_pad(v: NodeView) -> Sequence[Dependence]:
+    dep, rank, shape = v.dep(0), v.rank(0), v.known(1)
+    if dep.axis is None:
+        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "shape"))
+    if rank is None:
+        return v.opaque("unknown rank")
+    axes = [axis % rank for axis in v.attr("axes") or range(rank)]
+    if dep.axis in axes:
+        return v.all(v.lost(dep, Kind.GATHERED, "crop"))
+    is_fixed = shape is not None and not shape.is_tainted
+    return v.all(dep if is_fixed else dep.resized(v.name, "shape"))
 
 
 def one_hot(v: NodeView) -> Sequence[Dependence]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dask_onnx.analysis.axes.dependence import FREE, POSITIONS, Dependence, Kind
-from dask_onnx.analysis.axes.layout_rules import reshaped, same_axis
+from dask_onnx.analysis.axes.layout_rules import picks_own, reshaped, same_axis
 from dask_onnx.analysis.axes.value_rules import broadcast
 from dask_onnx.analysis.axes.view import NodeView, Rule, join
 
@@ -373,10 +373,24 @@ def concat_from_sequence(v: NodeView) -> Sequence[Dependence]:
 
 
 def reversed_blocks(v: NodeView) -> Sequence[Dependence]:
-    """Col2Im and MaxUnpool: blocks of the last axes go to places that are computed."""
+    """Col2Im: blocks of the last axes go to places that are computed."""
     dep = v.dep(0)
     if dep.axis in (None, 0):
         return v.all(dep)
+    return v.all(v.lost(dep, Kind.GATHERED, "places"))
+
+
+def max_unpool(v: NodeView) -> Sequence[Dependence]:
+    """MaxUnpool: to places in the whole tensor, which are a row's own if MaxPool has found them in
+    rows of the same size."""
+    dep, places, after = v.dep(0), v.dep(1), v.out_shape()
+    if not v.carriers:
+        return v.all(join(dep, places, v.name))
+    if dep.axis == places.axis == 0 and places.index is not None and after and None not in after:
+        elements = math.prod(size or 0 for size in after[1:])
+        is_own = (dep.outer, dep.inner) == (places.outer, places.inner) == (1, 1)
+        if is_own and picks_own(places.index, elements):
+            return v.all(dep)
     return v.all(v.lost(dep, Kind.GATHERED, "places"))
 
 
@@ -440,6 +454,29 @@ def roi_align(v: NodeView) -> Sequence[Dependence]:
     if v.dep(0).axis is not None or boxes.axis != 0 or picks.axis != 0:
         return v.opaque("boxes of pictures") if v.carriers else v.all(FREE)
     return v.all(join(boxes, picks, v.name))
+
+
+def roi_pool(v: NodeView) -> Sequence[Dependence]:
+    """MaxRoiPool: boxes by themselves, of pictures that are given once."""
+    boxes = v.dep(1)
+    if v.dep(0).axis is not None or boxes.axis != 0:
+        return v.opaque("boxes of pictures") if v.carriers else v.all(FREE)
+    return v.all(boxes)
+
+
+def tensor_scatter(v: NodeView) -> Sequence[Dependence]:
+    """TensorScatter: an update written into a cache, at a place for each element of the batch."""
+    rank = v.rank(0)
+    if not v.carriers:
+        return v.all(FREE)
+    if rank is None or v.attr("axis", -2) % rank == 0:
+        return v.opaque("axis of the batch")
+    return batched({0: 0, 1: 0, 2: 0}, {0: 0}, how="places")(v)
+
+
+def stepwise(inputs: _Axes) -> Rule:
+    """A layer with a state that it hands from token to token, and a batch on the first axis."""
+    return batched(inputs, {0: 0, 1: 0}, kind=Kind.SCANNED, how="recurrence")
 
 
 def moe(v: NodeView) -> Sequence[Dependence]:

@@ -183,7 +183,7 @@ class Walk:
         if dep.kind == Kind.FREE:
             return dep
         if v.op not in KEEPS_POSITIONS:
-            made = index_of(v)
+            made = index_of(v, output)
             if made != dep.index or dep.how == OWN_INDEX:
                 dep = replace(dep.without_index(), index=made)
         shape = v.out_shape(output)

@@ -8,6 +8,7 @@ goes through), *random*, *control* (bodies are followed) and *opaque*, on purpos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ _add(
     HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod
     Mul Neg Not Or Pow PRelu Reciprocal RegexFullMatch Relu Round Selu Shrink Sigmoid Sign Sin Sinh
     Softplus Softsign Sqrt StringConcat Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
-    ParametricSoftplus ScaledTanh Affine Scale""",
+    ParametricSoftplus ScaledTanh Affine Scale SwiGLU""",
 )
 _add("elementwise", values.first_input, "CastLike Clip MemcpyFromHost MemcpyToHost")
 _add("elementwise", layers.dropout, "Dropout")
@@ -195,6 +196,8 @@ _add("layout", layers.appended_axis, "OneHotEncoder", ML)
 _add("layout", layers.string_split, "StringSplit")
 _add("layout", layers.eye_like, "EyeLike")
 _add("layout", layers.reversed_blocks, "Col2Im")
+_add("layout", layers.max_unpool, "MaxUnpool", joined=(1,))
+_add("layout", layout.center_crop_pad, "CenterCropPad", operands=(1,))
 _add("layout", layers.affine_grid, "AffineGrid", operands=(1,))
 _add("layout", values.selection, "NonZero Unique Compress NonMaxSuppression")
 _add("layout", values.selection, "Unique", ORT)
@@ -217,6 +220,11 @@ _add("layer", layers.multi_head_attention, "MultiHeadAttention", ORT)
 _add("layer", layers.grouped_query_attention, "GroupQueryAttention", ORT)
 _add("layer", layers.embed_layer_norm, "EmbedLayerNormalization", ORT)
 _add("layer", layers.roi_align, "RoiAlign", joined=(2,))
+_add("layer", layers.roi_pool, "MaxRoiPool")
+_add("layer", layers.batched({0: 0, 2: 0, 4: 0}, {0: 0}, how="offsets"), "DeformConv")
+_add("layer", layers.tensor_scatter, "TensorScatter")
+_add("layer", layers.stepwise({0: 0, 3: 0}), "CausalConvWithState")
+_add("layer", layers.stepwise(dict.fromkeys(range(6), 0)), "LinearAttention")
 _add("layer", layers.moe, "MoE QMoE", ORT)
 _add("layer", layers.dynamic_quantize, "DynamicQuantizeLinear")
 
@@ -252,11 +260,10 @@ for _name in sorted(CONTROL):
 _add(
     "opaque",
     _opaque,
-    """BlackmanWindow HammingWindow HannWindow CenterCropPad CausalConvWithState Constant DeformConv
-    ImageDecoder LinearAttention MaxRoiPool MaxUnpool MelWeightMatrix RandomNormal RandomUniform
-    SequenceEmpty SequenceMap SwiGLU TensorScatter Crop DisentangledAttention_TRT DynamicSlice
-    EfficientNMS_TRT
-    GRUUnit GivenTensorFill ImageScaler MultilevelCropAndResize_TRT PyramidROIAlign_TRT""",
+    """BlackmanWindow HammingWindow HannWindow Constant ImageDecoder MelWeightMatrix RandomNormal
+    RandomUniform SequenceEmpty SequenceMap Crop DisentangledAttention_TRT DynamicSlice
+    EfficientNMS_TRT GRUUnit GivenTensorFill ImageScaler MultilevelCropAndResize_TRT
+    PyramidROIAlign_TRT""",
 )
 _add("opaque", _opaque, "CastMap DictVectorizer", ML)
 _add("opaque", _opaque, "FlexAttention", "ai.onnx.preview")
@@ -314,6 +321,12 @@ def rule_of(domain: str, op_type: str, own: OwnAxes) -> Entry:
 def classified() -> Mapping[OperatorName, str]:
     """Return the family of every operator in the table."""
     return {name: entry.family for name, entry in _TABLE.items()}
+
+
+def families() -> dict[str, int]:
+    """Return how many operators of the table are in each family, the largest first."""
+    counts = Counter(classified().values())
+    return dict(counts.most_common())
 
 
 def _own_rule(declared: object) -> Rule:
