@@ -165,7 +165,7 @@ def mixing_model():
 def test_rows_that_depend_on_each_other_stay_together(own_store):
     model = dx.load(mixing_model())
     np.testing.assert_allclose(model.predict(X), X - X.mean(axis=0), atol=1e-5)
-    assert "because of mean" in model.plan().explain()
+    assert "is reduced at node 'mean'" in model.plan().explain()
 
 
 def test_rows_that_have_their_place_in_a_table_stay_together(own_store):

@@ -136,7 +136,7 @@ def reduction(how: str, kind: Kind = Kind.REDUCED, since: int = 18) -> Rule:
         if dep.axis is None:
             return v.all(dep)
         operand = 1 if v.has(1) else None
-        if operand is None and v.attr("axes") is None and v.attr("noop_with_empty_axes", 0):
+        if v.attr("noop_with_empty_axes", 0) and v.axes(operand) == []:
             return v.all(dep)
         axes = _axes_of(v, operand, "axes", None)
         if axes is None or rank is None:
@@ -408,7 +408,7 @@ def quantized_matmul(
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         result = product(v, v.dep(first), v.shape(first), v.dep(second), v.shape(second))
-        rank = len(v.out_shape() or ())
+        rank = max(v.rank(first) or 0, v.rank(second) or 0)
         for index in (*of_rows, *of_columns):
             dep, shape = v.dep(index), v.shape(index)
             vector = rank - 2 if index in of_rows else rank - 1
