@@ -46,5 +46,5 @@ def test_a_fixed_batch_is_opened_and_gives_what_the_original_gives(rows):
 
 
 def test_a_batch_whose_rows_depend_on_each_other_stays_with_the_node_as_reason():
-    with pytest.raises(dx.ModelError, match="keeps the batch .*'mix'"):
+    with pytest.raises(dx.ModelError, match=r"keeps the batch .*'mix'"):
         dx.load(fixed_model(4, mixing=True)).freed()
