@@ -43,6 +43,9 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/arena.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/per_node.py --assets $(ASSETS) --output benchmarks/results
 	$(BIN)/python benchmarks/soak.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/tiles.py --assets $(ASSETS) --output benchmarks/results
+	$(BIN)/python benchmarks/sequence.py --output benchmarks/results
+	$(BIN)/python benchmarks/freed.py --assets $(ASSETS) --output benchmarks/results
 
 # Needs root, for network namespaces.
 bench-network: $(STAMP) assets

@@ -22,12 +22,12 @@ from dask_onnx.analysis.batch import (
     BatchFacts,
     find_batch,
     input_axes,
-    random_nodes,
     whole_sizes,
 )
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.growth import Seen, seconds_at, telling
+from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.errors import InputError

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dask_onnx.analysis.batch import input_axes, random_nodes
+from dask_onnx.analysis.batch import input_axes
+from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.request import resolve_batching

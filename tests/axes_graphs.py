@@ -13,7 +13,7 @@ from axes_truth import CannotRunError, Runner, names_read
 from builders import make_model
 from onnx import helper
 
-from dask_onnx.analysis.batch import PROBES
+from dask_onnx.analysis.row_probes import PROBES
 
 SIZES = (6, 4)
 """Numbers of positions that every node of a graph can run with."""

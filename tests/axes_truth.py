@@ -12,8 +12,10 @@ from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.batch import Candidate, _probe_specs, _prove
+from dask_onnx.analysis.batch import _prove
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.row_candidates import Candidate
+from dask_onnx.analysis.row_probes import probe_specs
 
 RTOL, ATOL = 2e-3, 1e-5
 """Differences below these are rounding; RTOL is relative to the largest value of an output."""
@@ -364,6 +366,6 @@ def claims(
     blocked = {b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers}
     axes = {name: found.output_axes[name] for name in outputs if name not in blocked}
     if None in axes.values():  # of unknown type, or the same for all rows
-        deps = propagate(facts, _probe_specs(facts, seeds, None, None)[0], seeds)
+        deps = propagate(facts, probe_specs(facts, seeds, None, None)[0], seeds)
         axes = {n: axis for n, axis in axes.items() if axis is not None or n not in deps}
     return ({} if found.coupled else axes), blocked

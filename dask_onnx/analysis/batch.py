@@ -12,34 +12,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import onnx
-from onnx import helper
-
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.axes.table import OwnAxes, classified
-from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, open_batch
+from dask_onnx.analysis.randomness import random_nodes
+from dask_onnx.analysis.row_candidates import (
+    Candidate,
+    declared_rows,
+    first_axis_candidates,
+    open_first,
+    open_groups,
+)
+from dask_onnx.analysis.row_probes import (
+    PROBES,
+    Specs,
+    has_open,
+    probe_shapes,
+    probe_specs,
+    shape_of,
+)
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.specs import Dim, TensorSpec
 from dask_onnx.weights import with_bodies
-
-PROBES = (7, 4099)
-"""Two numbers of rows: primes that real dimensions seldom are, the second above most bounds."""
-_OPEN_SIZES = ((64,), (48,), (224,), (16,))
-"""What other open dimensions are in the first question: the first that a graph can have."""
-_UNLIKE_SIZES = (96, 160, 224, 288)
-"""What they are in the second, in turns, so that no two sizes are equal by chance."""
-
-_RANDOM = frozenset(
-    ("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli").split()
-)
-
-Specs = Mapping[str, TensorSpec]
-
-Candidate = Mapping[str, int]
-"""Input to the axis that may carry rows; inputs that are left out are given once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,83 +144,22 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
     run k rows at a time, if the algebra proves that it could be any number.
     """
     inputs = model.inputs
-    declared = _declared(model)
+    declared = declared_rows(model)
     if declared is not None:
         return {spec.name: declared.get(spec.name) for spec in inputs}, None
-    if not _open_first(model):
+    if not open_first(model):
         exported = exported_rows(model)
         if exported is None or not exported.is_proven:
             return dict.fromkeys(spec.name for spec in inputs), None
         return _axes_of(model, exported.rows), exported.rows
-    likely = next(iter(_first_axis_candidates(model, None)))
+    likely = next(iter(first_axis_candidates(model, None)))
     return {spec.name: likely.get(spec.name) for spec in inputs}, None
-
-
-def _declared(model: OnnxModel) -> Candidate | None:
-    """The axes that the caller has named as rows; an empty mapping for none at all."""
-    if model.rows == "none":
-        return {}
-    return None if model.rows is None or isinstance(model.rows, str) else dict(model.rows)
-
-
-def _open_first(model: OnnxModel) -> list[TensorSpec]:
-    """Inputs whose axis 0 is open."""
-    return [spec for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
-
-
-def _groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
-    """Input axes of one open symbol; with `first` those symbols that some axis 0 has, else the
-    others. Axes 0 without a name are taken for one symbol, other axes without one stand alone."""
-    tensors = [spec for spec in model.inputs if spec.kind is None]
-    leading = {
-        (spec.shape[0] or "") if spec.shape else ""
-        for spec in tensors
-        if spec.shape is None or (spec.shape and not isinstance(spec.shape[0], int))
-    }
-    found: dict[object, dict[str, int]] = {}
-    for spec in tensors:
-        for axis, dim in enumerate((None,) if spec.shape is None else spec.shape):
-            if isinstance(dim, int):
-                continue
-            symbol: object = dim or ("" if axis == 0 else (spec.name, axis))
-            if (symbol in leading) == first:
-                found.setdefault(symbol, {}).setdefault(spec.name, axis)
-    return list(found.values())
-
-
-def _first_axis_candidates(
-    model: OnnxModel, shapes: Mapping[str, tuple[Dim, ...]] | None
-) -> Iterator[dict[str, int]]:
-    """All open first axes together, if they can be as long as each other; then each symbol."""
-    groups = _groups(model, first=True)
-    union: dict[str, int] = {}
-    for group in groups:
-        for name, axis in group.items():
-            union.setdefault(name, axis)
-    sizes = {
-        shape[axis]
-        for name, axis in union.items()
-        if (shape := (shapes or {}).get(name)) is not None
-        if axis < len(shape) and isinstance(shape[axis], int)
-    }
-    if len(groups) == 1 or (groups and len(sizes) <= 1):
-        yield union
-    if len(groups) > 1:
-        yield from groups
-    # States without a name for their batch: (2, ?, 128) beside (?, 512).
-    unnamed = {
-        spec.name: spec.shape.index(None)
-        for spec in model.inputs
-        if spec.name not in union and spec.kind is None and spec.shape and None in spec.shape
-    }
-    if unnamed and groups:
-        yield {**union, **unnamed}
 
 
 def exported_rows(model: OnnxModel) -> ExportedRows | None:
     """What is known of the rows of a graph that was exported with a fixed number of them; None
     where an axis is open, or inputs and outputs have no size in common."""
-    if _open_first(model):
+    if open_first(model):
         return None
     counts = {_first_size(spec) for spec in _told_outputs(model)}
     rows = counts.pop() if len(counts) == 1 else None
@@ -317,17 +253,19 @@ def find_batch(
     likely, fixed = input_axes(model)
     if fixed is not None or not any(axis is not None for axis in likely.values()):
         given_once = _given_once(facts, outputs, shapes, schemas, likely, fixed)
-        open_axes = [] if fixed is not None or model.rows == "none" else _groups(model, first=False)
+        open_axes = (
+            [] if fixed is not None or model.rows == "none" else open_groups(model, first=False)
+        )
         found = _prove_best(facts, outputs, open_axes, shapes, schemas, own, proven_only=True)
         facts_of_rows = found if found is not None and not first_axis_only else given_once
         return replace(facts_of_rows, random=random, unseeded=unseeded)
-    declared = _declared(model)
+    declared = declared_rows(model)
     candidates: Iterator[Candidate] | list[Candidate]
-    candidates = [declared] if declared else _first_axis_candidates(model, shapes)
+    candidates = [declared] if declared else first_axis_candidates(model, shapes)
     found = _prove_best(facts, outputs, list(candidates), shapes, schemas, own)
     assert found is not None
     if found.blockers and not declared and not first_axis_only and model.rows is None:
-        others = _groups(model, first=False)
+        others = open_groups(model, first=False)
         found = _prove_best(facts, outputs, others, shapes, schemas, own, proven_only=True) or found
     if shapes is not None and found.blockers and all(b.kind == Kind.OPAQUE for b in found.blockers):
         # A branch that does not fit these sizes, and is not taken, hides what holds at others.
@@ -411,71 +349,16 @@ def _prove(
     own: OwnAxes | None,
 ) -> BatchFacts:
     """Ask at both sizes; what is opaque with sizes made up may be clear with symbols."""
-    few, many = _probe_specs(facts, seeds, shapes, schemas)
+    few, many = probe_specs(facts, seeds, shapes, schemas)
     found = _ask(facts, outputs, seeds, (few, many), own)
-    if any(b.kind == Kind.OPAQUE for b in found.blockers) and _has_open(facts.model, seeds, shapes):
+    if any(b.kind == Kind.OPAQUE for b in found.blockers) and has_open(facts.model, seeds, shapes):
         few, many = (
-            infer_shapes(facts, _probe_shapes(facts.model, seeds, shapes, rows, ()), schemas)
+            infer_shapes(facts, probe_shapes(facts.model, seeds, shapes, rows, ()), schemas)
             for rows in PROBES
         )
         again = _ask(facts, outputs, seeds, (few, many), own)
         return again if not again.blockers else found
     return found
-
-
-def _probe_specs(
-    facts: GraphFacts,
-    seeds: Candidate,
-    shapes: Mapping[str, tuple[Dim, ...]] | None,
-    schemas: Schemas | None,
-) -> tuple[Specs, Specs]:
-    """Return every value's spec for both numbers of rows.
-
-    Other open dimensions get sizes that the graph can have, as far as some are found (a text
-    recogniser takes pictures that are 48 high, say), and the second time others.
-    """
-
-    def ask(probe: int, sizes: Sequence[int]) -> tuple[int, Specs]:
-        bound = _probe_shapes(facts.model, seeds, shapes, PROBES[probe], sizes)
-        specs = infer_shapes(facts, bound, schemas)
-        return _unknown(facts, specs), specs
-
-    if not _has_open(facts.model, seeds, shapes):
-        return ask(0, ())[1], ask(1, ())[1]
-    best = ask(0, _OPEN_SIZES[0])
-    sizes, number = _OPEN_SIZES[0], 1
-    while best[0] and number < len(_OPEN_SIZES):
-        other = ask(0, _OPEN_SIZES[number])
-        if other[0] < best[0]:
-            best, sizes = other, _OPEN_SIZES[number]
-        number += 1
-    for again in (_UNLIKE_SIZES, *_OPEN_SIZES[1:], sizes):
-        if again == sizes or again != _OPEN_SIZES[0]:
-            second = ask(1, again)
-            if second[0] <= best[0]:
-                break
-    return best[1], second[1]
-
-
-def _unknown(facts: GraphFacts, specs: Specs) -> int:
-    """Number of values of which not even the rank is known."""
-    return sum(
-        (spec := specs.get(name)) is None or (spec.shape is None and spec.kind is None)
-        for node in facts.nodes
-        for name in node.outputs
-        if name in facts.consumers
-    )
-
-
-def _has_open(
-    model: OnnxModel, seeds: Candidate, shapes: Mapping[str, tuple[Dim, ...]] | None
-) -> bool:
-    """Whether an axis that carries no rows is open."""
-    return any(
-        not isinstance(dim, int) and seeds.get(spec.name) != axis
-        for spec in model.inputs
-        for axis, dim in enumerate(_shape_of(spec, shapes) or ())
-    )
 
 
 def _ask(
@@ -585,55 +468,6 @@ def _row_sizes(
     )
 
 
-def _shape_of(
-    spec: TensorSpec, shapes: Mapping[str, tuple[Dim, ...]] | None
-) -> tuple[Dim, ...] | None:
-    return shapes[spec.name] if shapes and spec.name in shapes else spec.shape
-
-
-def _probe_shapes(
-    model: OnnxModel,
-    seeds: Candidate,
-    shapes: Mapping[str, tuple[Dim, ...]] | None,
-    rows: int,
-    sizes: Sequence[int],
-) -> dict[str, tuple[Dim, ...]]:
-    """Return input shapes with so many rows, and other open dimensions of `sizes` in turns.
-
-    Without `sizes` these keep their symbols.
-    """
-    leading = {spec.shape[0] for spec in _open_first(model) if spec.shape}
-    carried = {
-        spec.shape[axis]
-        for spec in model.inputs
-        if spec.shape and (axis := seeds.get(spec.name, -1)) >= 0 and axis < len(spec.shape)
-    }
-    carried = {symbol for symbol in carried if isinstance(symbol, str)}
-    symbols: dict[object, int] = {}
-
-    def size(spec: TensorSpec, axis: int, given: Dim, declared: Dim) -> Dim:
-        if seeds.get(spec.name) == axis or declared in carried:
-            return rows
-        if isinstance(given, int):
-            return given
-        if declared in leading and axis == 0 and spec.name not in seeds and shapes is None:
-            return 1  # rows of another kind, given once
-        if not sizes:
-            return given or declared
-        return symbols.setdefault(declared or (spec.name, axis), sizes[len(symbols) % len(sizes)])
-
-    bound = {}
-    for spec in model.inputs:
-        shape = _shape_of(spec, shapes)
-        declared = spec.shape if spec.shape is not None else (None,) * len(shape or ())
-        if shape is not None and spec.kind is None and len(declared) == len(shape):
-            bound[spec.name] = tuple(
-                size(spec, axis, given, own)
-                for axis, (given, own) in enumerate(zip(shape, declared, strict=True))
-            )
-    return bound
-
-
 def _fixed_shapes(
     model: OnnxModel,
     axes: Mapping[str, int | None],
@@ -643,7 +477,7 @@ def _fixed_shapes(
     """Input shapes with a fixed number of rows on every batch axis."""
     bound = {}
     for spec in model.inputs:
-        shape = _shape_of(spec, shapes)
+        shape = shape_of(spec, shapes)
         if shape is None:
             continue
         dims = list(shape)
@@ -676,35 +510,4 @@ def _coupled(facts: GraphFacts, outputs: tuple[str, ...]) -> tuple[str, ...]:
             inner.op_type.startswith("DynamicQuantize")
             for inner in with_bodies(facts.proto.graph.node[index])
         )
-    )
-
-
-def random_nodes(
-    facts: GraphFacts, outputs: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the nodes that draw random numbers for some outputs, and of those without a seed."""
-    needed = [facts.nodes[index] for index in facts.ancestors(outputs)]
-    random = [node for node in needed if _is_random(facts, node)]
-    return (
-        tuple(node.name for node in random),
-        tuple(node.name for node in random if _is_random(facts, node, unseeded=True)),
-    )
-
-
-def _is_random(facts: GraphFacts, node: NodeFacts, *, unseeded: bool = False) -> bool:
-    return any(
-        (inner.op_type in _RANDOM or _is_training_dropout(inner))
-        and not (unseeded and _is_seeded(inner))
-        for inner in with_bodies(facts.proto.graph.node[node.index])
-    )
-
-
-def _is_training_dropout(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
-
-
-def _is_seeded(node: onnx.NodeProto) -> bool:
-    # Of Multinomial there is only ONNX Runtime's kernel, which draws on from its last run.
-    return node.op_type != "Multinomial" and any(
-        a.name == "seed" and helper.get_attribute_value(a) is not None for a in node.attribute
     )

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dask_onnx.analysis.batch import random_nodes
 from dask_onnx.analysis.branches import Region, find_regions, free_nodes, needed
+from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.planning.cutting import CutInputs, label_of, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
 

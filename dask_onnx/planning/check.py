@@ -6,8 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from dask_onnx.analysis.batch import random_nodes
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.shapes import Schemas, is_standard
 from dask_onnx.errors import ModelError, PlanError
 from dask_onnx.planning.stages import StageGraph

@@ -11,7 +11,7 @@ import dask.array as da
 import dask.config
 import numpy as np
 
-from dask_onnx.analysis.batch import random_nodes
+from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.collections.options import Outputs
 from dask_onnx.collections.request import resolve_outputs
 from dask_onnx.delivery import current_client

@@ -118,6 +118,23 @@ OF_LENGTH: dict[str, tuple[list[Any], str]] = {
         [*VECTOR, node("Concat", "n fours", "s", axis=0), node("Reshape", "x s", "y")],
         "independent",
     ),
+    "as many, and at least one": (
+        [*VECTOR, node("Max", "n ones", "m"), node("Concat", "m fours", "s", axis=0),
+         node("Reshape", "x s", "y")],
+        "independent",
+    ),
+    "as many, unless that were -1": (
+        [*VECTOR, node("Concat", "n fours", "s", axis=0), node("Equal", "s minus", "e"),
+         node("Where", "e ones s", "w"),
+         node("Expand", "row w", "r"), node("Relu", "r", "y")],
+        "independent",
+    ),
+    "the product of their sizes": (
+        [node("Shape", "x", "shape"), node("ReduceProd", "shape", "p", keepdims=1),
+         node("Div", "p fours", "n"), node("Concat", "n fours", "s", axis=0),
+         node("Reshape", "x s", "y")],
+        "independent",
+    ),
     "a table up to there": ([*VECTOR, node("Slice", "table zeros n zeros", "y")], "length"),
     "the positions": ([*RANGE, node("Cast", "rows", "y", to=1)], "length"),
     "the positions added": (
@@ -140,7 +157,7 @@ OF_LENGTH: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize("case", OF_LENGTH)
 def test_what_sizes_make_of_rows(case):
     nodes, kind = OF_LENGTH[case]
-    constants = {"row": weights(1, 4), "table": weights(9, 4), "two": [2]}
+    constants = {"row": weights(1, 4), "table": weights(9, 4), "two": [2], "minus": [-1]}
     found = fact_of(made(nodes, (N, 4), constants))
     assert found.kind == kind
     assert found.axis == (None if kind == "gathered" else 0)

@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 import onnx
 import pytest
+import xarray
 from builders import make_model, node, run_onnx, value
 from distributed import Client, LocalCluster
 from hypothesis import HealthCheck, given, settings
@@ -93,7 +94,6 @@ def test_a_picture_without_the_batch_axis_has_a_result_without_it():
 
 
 def test_labels_and_attributes_of_a_dataarray_are_kept():
-    xarray = pytest.importorskip("xarray")
     image = xarray.DataArray(
         picture(3, 20, 24),
         dims=("band", "y", "x"),

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import node
+from PIL import Image
 from tiles.tiled_models import (
     CONSTANTS,
     assert_equals_whole,
@@ -211,8 +212,7 @@ def test_building_reads_no_weights(asset, monkeypatch):
 
 def page(asset, height, width):
     """A page of text as PP-OCR takes it."""
-    image_module = pytest.importorskip("PIL.Image")
-    with image_module.open(asset("page.png")) as image:
+    with Image.open(asset("page.png")) as image:
         pixels = np.asarray(image.convert("RGB"), np.float32)
     repeats = (-(-height // pixels.shape[0]), -(-width // pixels.shape[1]), 1)
     pixels = np.tile(pixels, repeats)[:height, :width]

@@ -230,7 +230,6 @@ def embed_layer_norm(v: NodeView) -> Sequence[Dependence]:
         {0: 0, 1: 0, 2: 0},
         kind=Kind.LENGTH,
         how="position",
-        needed=(0, 1),
     )
     return rule(v)
 
@@ -449,10 +448,13 @@ def affine_grid(v: NodeView) -> Sequence[Dependence]:
 def roi_align(v: NodeView) -> Sequence[Dependence]:
     """Boxes by themselves; the pictures that they pick from are given once."""
     boxes, picks = v.dep(1), v.dep(2)
-    if v.dep(0).axis == boxes.axis == 0 and picks.index == POSITIONS:
+    blocks = {(v.dep(i).outer, v.dep(i).inner) for i in v.carriers}
+    if v.dep(0).axis == boxes.axis == 0 and picks.index == POSITIONS and blocks == {(1, 1)}:
         return v.all(join(v.dep(0), boxes, v.name))
     if v.dep(0).axis is not None or boxes.axis != 0 or picks.axis != 0:
         return v.opaque("boxes of pictures") if v.carriers else v.all(FREE)
+    if not boxes.has_blocks_of(picks):
+        return v.opaque("different blocks")
     return v.all(join(boxes, picks, v.name))
 
 

@@ -126,6 +126,34 @@ def _added(v: NodeView, inputs: list[Known]) -> list[Known]:
     return [Known(known.array, np.where(a == b, a, DEPENDENT).astype(np.uint8))]
 
 
+def _smallest(v: NodeView, inputs: list[Known]) -> list[Known]:
+    """The smallest of multiples is one."""
+    arrays, marks = _aligned(inputs)
+    found = np.where(np.all(marks == marks[0], axis=0), marks[0], DEPENDENT)
+    return [Known(np.minimum.reduce(arrays), found.astype(np.uint8))]
+
+
+def _largest(v: NodeView, inputs: list[Known]) -> list[Known]:
+    """The largest of multiples is one; so is one and what no number of positions makes smaller."""
+    arrays, marks = _aligned(inputs)
+    values = np.maximum.reduce(arrays)
+    ones = np.where(marks == PROPORTIONAL, arrays // v.positions, arrays)
+    is_multiple = np.all(marks != DEPENDENT, axis=0) & np.any(marks == PROPORTIONAL, axis=0)
+    of_one = np.where(marks == PROPORTIONAL, ones, np.iinfo(np.int64).min).max(axis=0)
+    is_multiple &= np.where(marks == 0, ones, of_one).max(axis=0) <= of_one
+    is_multiple &= (of_one >= 0) | np.all(marks == PROPORTIONAL, axis=0)
+    found = np.where(np.all(marks == 0, axis=0), 0, np.where(is_multiple, PROPORTIONAL, DEPENDENT))
+    return [Known(values, found.astype(np.uint8))]
+
+
+def _aligned(inputs: list[Known]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and marks of several, each with a new first axis."""
+    return (
+        np.stack(np.broadcast_arrays(*(known.array for known in inputs))),
+        np.stack(np.broadcast_arrays(*(known.marks for known in inputs))),
+    )
+
+
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if np.issubdtype(a.dtype, np.integer):
         return np.asarray(np.sign(a) * np.sign(b) * (abs(a) // abs(b)), a.dtype)
@@ -158,7 +186,11 @@ def _reduced(function: Callable[..., Any]) -> _Fold:
         axes = tuple(named) if named else None
         keeps = bool(v.attr("keepdims", 1))
         values = np.asarray(function(inputs[0].array, axis=axes, keepdims=keeps))
-        return [Known(values, np.asarray(inputs[0].marks.any(axis=axes, keepdims=keeps), np.uint8))]
+        if function is np.prod and values.size == 1:
+            marks = np.full(values.shape, _mark_of_product(inputs[0].marks.reshape(-1)))
+        else:
+            marks = np.asarray(inputs[0].marks.any(axis=axes, keepdims=keeps)) * DEPENDENT
+        return [Known(values, marks.astype(np.uint8))]
 
     return fold
 
@@ -280,8 +312,8 @@ _FOLDS: Mapping[str, _Fold] = {
     "Div": _divided,
     "Mod": _computed(np.mod),
     "Pow": _computed(np.power),
-    "Min": _computed(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a))),
-    "Max": _computed(lambda *a: np.maximum.reduce(np.broadcast_arrays(*a))),
+    "Min": _smallest,
+    "Max": _largest,
     "Equal": _equal,
     "Less": _computed(np.less),
     "LessOrEqual": _computed(np.less_equal),

@@ -39,6 +39,8 @@ def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> De
         else:
             result = join(result, moved, v.name)
     assert result is not None and result.axis is not None
+    if _differ(v, carriers):
+        return v.lost(result, Kind.LENGTH, "different sizes")
     for index in inputs:
         if v.dep(index).axis is not None or not v.has(index):
             continue
@@ -49,6 +51,12 @@ def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> De
             how = "position" if shape[place] is not None else "unknown size"
             return result.broken(Kind.LENGTH if how == "position" else Kind.OPAQUE, v.name, how)
     return result
+
+
+def _differ(v: NodeView, carriers: Sequence[int]) -> bool:
+    """Whether positions, or windows of them, are as many in one input as in another."""
+    sizes = {v.size(i, v.dep(i).axis or 0) for i in carriers}
+    return len(sizes - {None}) > 1
 
 
 def elementwise(v: NodeView) -> Sequence[Dependence]:
@@ -327,7 +335,7 @@ def product(
     if a_place is not None and b_place is not None:
         if a_place != b_place or a_place >= -2:
             return v.lost(a, Kind.PAIRED, "matrix product")
-        if not a.has_blocks_of(b):
+        if not a.has_blocks_of(b) or a_shape[a_place] != b_shape[b_place]:
             return v.lost(a, Kind.FACTORED, "different blocks")
         lead = b if a.is_uniform else a
         return _product_axis(join(lead, a if lead is b else b, v.name), a_place, rank, a_rank)
@@ -362,13 +370,7 @@ def gemm(v: NodeView) -> Sequence[Dependence]:
             return v.all(v.lost(b, Kind.CONTRACTED, "matrix product"))
         result = b.at(1)
     if c.axis is not None:
-        place = c.axis + 2 - (v.rank(2) or 2)
-        if result.axis is not None and place != result.axis:
-            return v.all(v.lost(result, Kind.PAIRED, "different axes"))
-        if result.axis is None:
-            shape = v.out_shape()
-            return v.all(v.broken(Kind.LENGTH, "position", place) if shape is None else c.at(place))
-        return v.all(join(result, c, v.name))
+        return v.all(_with_bias(v, result, c))
     if result.axis is not None and v.has(2):
         shape = v.shape(2)
         if shape is None:
@@ -377,6 +379,18 @@ def gemm(v: NodeView) -> Sequence[Dependence]:
         if place >= 0 and shape[place] != 1:
             return v.all(result.broken(Kind.LENGTH, v.name, "position"))
     return v.all(result)
+
+
+def _with_bias(v: NodeView, product: Dependence, bias: Dependence) -> Dependence:
+    """Gemm's third input carries positions: those of the product have to be the same."""
+    place = (bias.axis or 0) + 2 - (v.rank(2) or 2)
+    if product.axis is None:
+        return bias.at(place).broken(Kind.LENGTH, v.name, "position")
+    if place != product.axis:
+        return v.lost(product, Kind.PAIRED, "different axes")
+    if not product.has_blocks_of(bias):
+        return v.lost(product, Kind.FACTORED, "different blocks")
+    return join(product, bias, v.name)
 
 
 def fused_matmul(v: NodeView) -> Sequence[Dependence]:
@@ -448,7 +462,7 @@ def einsum(v: NodeView) -> Sequence[Dependence]:
     terms, right = spelled
     letters = {terms[i][v.dep(i).axis or 0] for i in v.carriers}
     result = v.dep(v.carriers[0])
-    if len(letters) > 1:
+    if len(letters) > 1 or _differ(v, v.carriers):
         return v.all(v.lost(result, Kind.PAIRED, "einsum"))
     (letter,) = letters
     for index, term in enumerate(terms):

@@ -112,6 +112,10 @@ def conv_transpose(v: NodeView) -> Sequence[Dependence]:
 
 def pool(v: NodeView) -> Sequence[Dependence]:
     dep = v.dep(0)
+    if any(i != 0 for i in v.carriers):
+        return v.opaque("positions in a parameter")
+    if v.attr("channels_last", 0):  # QLinearAveragePool
+        return v.all(dep if dep.axis in (None, 0) else v.lost(dep, Kind.OPAQUE, "channels last"))
     if dep.axis is None or dep.axis < _FIRST_PIXEL_AXIS:
         if dep.axis is not None and len([o for o in v.proto.output if o]) > 1:
             # Indices count from the first element of the whole tensor.

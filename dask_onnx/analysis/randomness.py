@@ -1,0 +1,44 @@
+"""Nodes that draw random numbers."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.weights import with_bodies
+
+_RANDOM = frozenset(
+    ("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli").split()
+)
+
+
+def random_nodes(
+    facts: GraphFacts, outputs: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the nodes that draw random numbers for some outputs, and of those without a seed."""
+    needed = [facts.nodes[index] for index in facts.ancestors(outputs)]
+    random = [node for node in needed if _is_random(facts, node)]
+    return (
+        tuple(node.name for node in random),
+        tuple(node.name for node in random if _is_random(facts, node, unseeded=True)),
+    )
+
+
+def _is_random(facts: GraphFacts, node: NodeFacts, *, unseeded: bool = False) -> bool:
+    return any(
+        (inner.op_type in _RANDOM or _is_training_dropout(inner))
+        and not (unseeded and _is_seeded(inner))
+        for inner in with_bodies(facts.proto.graph.node[node.index])
+    )
+
+
+def _is_training_dropout(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
+
+
+def _is_seeded(node: onnx.NodeProto) -> bool:
+    # Of Multinomial there is only ONNX Runtime's kernel, which draws on from its last run.
+    return node.op_type != "Multinomial" and any(
+        a.name == "seed" and helper.get_attribute_value(a) is not None for a in node.attribute
+    )

@@ -1,0 +1,72 @@
+"""Input axes that may carry the rows of a batch, before anything is proven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.specs import Dim, TensorSpec
+
+Candidate = Mapping[str, int]
+"""Input to the axis that may carry rows; inputs that are left out are given once."""
+
+
+def declared_rows(model: OnnxModel) -> Candidate | None:
+    """The axes that the caller has named as rows; an empty mapping for none at all."""
+    if model.rows == "none":
+        return {}
+    return None if model.rows is None or isinstance(model.rows, str) else dict(model.rows)
+
+
+def open_first(model: OnnxModel) -> list[TensorSpec]:
+    """Inputs whose axis 0 is open."""
+    return [spec for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
+
+
+def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
+    """Input axes of one open symbol; with `first` those symbols that some axis 0 has, else the
+    others. Axes 0 without a name are taken for one symbol, other axes without one stand alone."""
+    tensors = [spec for spec in model.inputs if spec.kind is None]
+    leading = {
+        (spec.shape[0] or "") if spec.shape else ""
+        for spec in tensors
+        if spec.shape is None or (spec.shape and not isinstance(spec.shape[0], int))
+    }
+    found: dict[object, dict[str, int]] = {}
+    for spec in tensors:
+        for axis, dim in enumerate((None,) if spec.shape is None else spec.shape):
+            if isinstance(dim, int):
+                continue
+            symbol: object = dim or ("" if axis == 0 else (spec.name, axis))
+            if (symbol in leading) == first:
+                found.setdefault(symbol, {}).setdefault(spec.name, axis)
+    return list(found.values())
+
+
+def first_axis_candidates(
+    model: OnnxModel, shapes: Mapping[str, tuple[Dim, ...]] | None
+) -> Iterator[dict[str, int]]:
+    """All open first axes together, if they can be as long as each other; then each symbol."""
+    groups = open_groups(model, first=True)
+    union: dict[str, int] = {}
+    for group in groups:
+        for name, axis in group.items():
+            union.setdefault(name, axis)
+    sizes = {
+        shape[axis]
+        for name, axis in union.items()
+        if (shape := (shapes or {}).get(name)) is not None
+        if axis < len(shape) and isinstance(shape[axis], int)
+    }
+    if len(groups) == 1 or (groups and len(sizes) <= 1):
+        yield union
+    if len(groups) > 1:
+        yield from groups
+    # States without a name for their batch: (2, ?, 128) beside (?, 512).
+    unnamed = {
+        spec.name: spec.shape.index(None)
+        for spec in model.inputs
+        if spec.name not in union and spec.kind is None and spec.shape and None in spec.shape
+    }
+    if unnamed and groups:
+        yield {**union, **unnamed}
