@@ -263,7 +263,10 @@ def _usable(name: str, arrays: Sequence[np.ndarray]) -> Value:
     at_probe = small * (PROBES[1] / SIZES[1]) ** power
     if arrays[0].ndim != arrays[1].ndim or at_probe > _MOST_AT_PROBE:
         raise UnfitError
-    return Value(name, (arrays[0], arrays[1]))
+    value = Value(name, (arrays[0], arrays[1]))
+    if value.may_be_empty:
+        raise UnfitError  # kernels of ORT divide by the number of elements
+    return value
 
 
 def random_graph(seed: int, operators: Sequence[Operator]) -> Maker:

@@ -364,7 +364,13 @@ def claims(
     not depend on the rows at all), and of the others what blocks them."""
     found = _prove(facts, tuple(outputs), seeds, None, None, None)
     blocked = {b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers}
-    axes = {name: found.output_axes[name] for name in outputs if name not in blocked}
+    others = tuple(name for name in outputs if name not in blocked)
+    if blocked and others:  # another number of rows is asked of only if nothing is in the way
+        found = _prove(facts, others, seeds, None, None, None)
+        blocked |= {
+            b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers
+        }
+    axes = {name: found.output_axes[name] for name in others if name not in blocked}
     if None in axes.values():  # of unknown type, or the same for all rows
         deps = propagate(facts, probe_specs(facts, seeds, None, None)[0], seeds)
         axes = {n: axis for n, axis in axes.items() if axis is not None or n not in deps}

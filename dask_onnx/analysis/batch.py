@@ -408,7 +408,7 @@ _SIZE_FREE_FAMILIES = frozenset(("elementwise", "axis", "reduction", "product", 
 
 def _result(dep: Dependence) -> Dependence:
     """An output's dependence: positions that lie in blocks are no rows of it."""
-    if dep.is_own and (dep.outer, dep.inner) != (1, 1) and not dep.is_uniform:
+    if dep.is_own and (dep.outer, dep.inner) != (1, 1):
         return dep.broken(Kind.FACTORED, "", "joined with another axis")
     return dep
 

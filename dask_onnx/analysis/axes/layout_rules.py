@@ -8,22 +8,16 @@ import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from dask_onnx.analysis.axes.dependence import (
     FREE,
     OWN_INDEX,
     POSITIONS,
     SAME,
     Dependence,
-    Index,
     Kind,
     window,
 )
-from dask_onnx.analysis.axes.view import DEPENDENT, PROPORTIONAL, NodeView, Shape, at_least, join
-
-_TO_THE_END = 10**9
-"""Exporters write this, or more, for a slice that goes to the end."""
+from dask_onnx.analysis.axes.view import DEPENDENT, NodeView, Shape, join
 
 
 def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Dependence:
@@ -196,75 +190,14 @@ def unsqueeze(v: NodeView) -> Sequence[Dependence]:
     return v.all(dep.at(kept[dep.axis]))
 
 
-def expand(v: NodeView) -> Sequence[Dependence]:
-    """Expand: also of something that no position owns, to as many as there are positions."""
-    dep, shape, after = v.dep(0), v.shape(0), v.out_shape()
-    if dep.axis is not None:
-        if shape is None or after is None:
-            return v.opaque("unknown shape")
-        place = dep.axis + len(after) - len(shape)
-        if v.dep(1).kind != Kind.FREE and _length_axis(v, 1, after) != place:
-            return v.all(dep.at(place).resized(v.name, "shape"))
-        return v.all(dep.at(place))
-    repeated = _length_axis(v, 1, after)
-    if repeated is None:
+def expand_dims(v: NodeView) -> Sequence[Dependence]:
+    """com.microsoft.ExpandDims: one new axis."""
+    dep, rank, axis = v.dep(0), v.rank(0), v.constant(1)
+    if dep.axis is None:
         return v.all(dep)
-    if after is not None and shape is not None:
-        own = repeated - len(after) + len(shape)
-        if own >= 0 and shape[own] != 1:
-            return v.all(v.broken(Kind.LENGTH, "position", repeated))
-    return v.all(_uniform(v, dep, repeated, after))
-
-
-def constant_of_shape(v: NodeView) -> Sequence[Dependence]:
-    after = v.out_shape()
-    place = _length_axis(v, 0, after)
-    if place is None:
-        return v.all(FREE)
-    return v.all(_uniform(v, FREE, place, after))
-
-
-def _length_axis(v: NodeView, operand: int, after: Shape | None) -> int | None:
-    """The axis whose size a shape operand takes from the number of positions, as a multiple of it;
-    -1 for several or an unknown one, None for none."""
-    if v.dep(operand).kind == Kind.FREE:
-        return None
-    target = v.known(operand)
-    if target is None or after is None or target.tainted is None:
-        return -1
-    marks = target.tainted.reshape(-1)
-    places = np.flatnonzero(marks)
-    if len(places) != 1 or marks[places[0]] != PROPORTIONAL:
-        return -1
-    return int(places[0]) + len(after) - target.array.size
-
-
-def _uniform(v: NodeView, dep: Dependence, place: int, after: Shape | None) -> Dependence:
-    size = None if after is None or place < 0 else after[place]
-    if not size or size % v.positions:
-        return v.broken(Kind.LENGTH, "shape", place if place >= 0 else None)
-    made = Dependence(
-        Kind.INDEPENDENT, place, 1, size // v.positions, is_uniform=True, coupled=dep.coupled
-    )
-    return join(made, dep, v.name)
-
-
-def tile(v: NodeView) -> Sequence[Dependence]:
-    dep, repeats = v.dep(0), v.known(1)
-    if dep.axis is not None:
-        if repeats is None or v.dep(1).kind != Kind.FREE:
-            return v.all(v.lost(dep, Kind.GATHERED, "repeated"))
-        if int(repeats.array.reshape(-1)[dep.axis]) != 1:
-            return v.all(v.lost(dep, Kind.GATHERED, "repeated"))
-        return v.all(dep)
-    place = _length_axis(v, 1, v.out_shape())
-    if place is None:
-        return v.all(dep)
-    if place < 0 or v.size(0, place) is None:
-        return v.all(v.broken(Kind.LENGTH, "shape"))
-    found = _uniform(v, dep, place, v.out_shape())
-    # Every position has all that is repeated: alike, but not the same element over and over.
-    return v.all(replace(found, is_uniform=found.is_uniform and v.size(0, place) == 1))
+    if rank is None or axis is None:
+        return v.opaque("unknown axis")
+    return v.all(dep.at(dep.axis + (int(axis.reshape(-1)[0]) % (rank + 1) <= dep.axis)))
 
 
 def concat(v: NodeView) -> Sequence[Dependence]:
@@ -308,6 +241,19 @@ def _stacked(v: NodeView, result: Dependence, carriers: Sequence[int]) -> Depend
     return result.at(result.axis, result.outer * len(carriers))
 
 
+def quantized_concat(v: NodeView) -> Sequence[Dependence]:
+    """com.microsoft.QLinearConcat: (scale, zero point), and the same behind each input."""
+    data = range(2, len(v.proto.input), 3)
+    if not v.carriers:
+        return v.all(FREE)
+    result, rank = same_axis(v, v.carriers, v.name), v.rank(2)
+    if result.axis is None or rank is None or list(data) != v.carriers:
+        return v.opaque("positions in some of the inputs")
+    if v.attr("axis", 1) % rank == result.axis:
+        return v.all(v.lost(result, Kind.GATHERED, "concatenation"))
+    return v.all(result)
+
+
 def same_axis(v: NodeView, carriers: Sequence[int], node: str) -> Dependence:
     """Return the layout that several inputs of equal rank share, or a broken one."""
     leader = next((i for i in carriers if not v.dep(i).is_uniform), carriers[0])
@@ -320,258 +266,6 @@ def same_axis(v: NodeView, carriers: Sequence[int], node: str) -> Dependence:
             return v.lost(result, Kind.FACTORED, "different blocks")
         result = join(result, other, node)
     return result
-
-
-def split(v: NodeView) -> Sequence[Dependence]:
-    dep, rank = v.dep(0), v.rank(0)
-    if dep.axis is None:
-        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "split"))
-    if rank is None:
-        return v.opaque("unknown rank")
-    if v.attr("axis", 0) % rank != dep.axis:
-        by_length = v.dep(1).kind != Kind.FREE
-        return v.all(dep.resized(v.name, "split") if by_length else dep)
-    parts = []
-    start = 0
-    for number in range(len(v.proto.output)):
-        size = (v.out_shape(number) or (None,) * rank)[dep.axis]
-        parts.append(_blocks(v, dep, start, None if size is None else start + size))
-        start += size or 0
-    return parts
-
-
-def _blocks(v: NodeView, dep: Dependence, start: int, end: int | None) -> Dependence:
-    """Some of the outer blocks, each of which has all positions."""
-    block = v.positions * dep.inner
-    if end is None or dep.outer == 1 or dep.is_uniform or start % block or end % block:
-        return v.lost(dep, Kind.GATHERED, "split")
-    if end <= start:
-        return v.lost(dep, Kind.GATHERED, "split")
-    return dep.at(dep.axis, (end - start) // block)
-
-
-def slice_(v: NodeView) -> Sequence[Dependence]:
-    dep, shape = v.dep(0), v.shape(0)
-    if v.opset < 10:
-        starts, ends = v.attr("starts", []), v.attr("ends", [])
-        axes, steps = v.attr("axes") or list(range(len(starts))), [1] * len(starts)
-    else:
-        bounds = [v.known(i) for i in range(1, 5)]
-        if (
-            bounds[0] is None
-            or bounds[1] is None
-            or any(v.has(i) and bounds[i - 1] is None for i in (3, 4))
-        ):
-            return _unknown_slice(v, dep)
-        starts, ends = ([int(n) for n in b.array.reshape(-1)] for b in bounds[:2] if b is not None)
-        axes = (
-            list(range(len(starts))) if bounds[2] is None else bounds[2].array.reshape(-1).tolist()
-        )
-        steps = [1] * len(starts) if bounds[3] is None else bounds[3].array.reshape(-1).tolist()
-    if shape is None:
-        return v.opaque("unknown shape") if dep.axis is not None else v.all(dep)
-    found = dep
-    for place, axis in enumerate(axes):
-        axis %= len(shape)
-        marks = [_mark(v, i, place) if v.opset >= 10 else 0 for i in (1, 2, 4)]
-        if axis == dep.axis:
-            own = _sliced(v, dep, starts[place], ends[place], steps[place], marks)
-            found = at_least(own, found)
-        elif any(marks) and dep.axis is None and dep.kind == Kind.FREE:
-            found = v.broken(Kind.LENGTH, "position", axis)
-        elif any(marks):
-            found = found.resized(v.name, "slice by length")
-    return v.all(found)
-
-
-def _mark(v: NodeView, index: int, place: int) -> int:
-    """How an element of an operand depends on the number of positions."""
-    found = v.known(index)
-    return 0 if found is None or found.tainted is None else int(found.tainted.reshape(-1)[place])
-
-
-def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
-    """Bounds that follow from values: of axes other than the positions' they pick features."""
-    axes = v.constant(3) if v.has(3) else None
-    rank = v.rank(0)
-    if dep.axis is None:
-        return v.all(dep)
-    if axes is None or rank is None or dep.axis in {int(a) % rank for a in axes.reshape(-1)}:
-        return v.all(v.lost(dep, Kind.GATHERED, "slice by values"))
-    return v.all(dep)
-
-
-def _sliced(
-    v: NodeView, dep: Dependence, start: int, end: int, step: int, marks: Sequence[int]
-) -> Dependence:
-    """The slice of the positions themselves."""
-    size = v.size(0, dep.axis or 0)
-    tainted = any(marks)
-    is_whole = (
-        step == 1
-        and not marks[2]
-        and ((start == 0 and not marks[0]) or (size is not None and start <= -size))
-        and (end >= _TO_THE_END or (end == size and marks[1] == PROPORTIONAL))
-    )
-    if is_whole:
-        return dep
-    if tainted and step == 1 and size is not None and dep.outer > 1:
-        stop = min(end, size) if end >= 0 else size + end
-        return _blocks(v, dep, start if start >= 0 else size + start, stop)
-    if step < 1 or dep.outer != 1 or dep.inner != 1 or dep.is_uniform or size is None:
-        return v.lost(dep, Kind.GATHERED, "slice")
-    if start < 0 or tainted or (0 <= end < _TO_THE_END):
-        # Counted from the end, or up to a fixed number of positions.
-        return v.lost(dep, Kind.GATHERED, "slice")
-    # What is cut off at the end has to be there all the same.
-    return dep.windowed(window(start, step, 1 - min(end, 0)), v.name, "slice")
-
-
-def gather(v: NodeView) -> Sequence[Dependence]:
-    data, indices = v.dep(0), v.dep(1)
-    rank, picks = v.rank(0), v.rank(1)
-    if data.axis is None and indices.axis is None:
-        return v.all(join(FREE, indices, v.name))
-    if rank is None or picks is None:
-        return v.opaque("unknown rank")
-    axis = v.attr("axis", 0) % rank
-    if data.axis is not None and indices.axis is not None:
-        is_one = data.outer == 1 and (indices.outer, indices.inner) == (1, 1)
-        if data.axis == axis and is_one and picks_own(indices.index, data.inner):
-            return v.all(replace(data, axis=indices.axis + axis, inner=1, index=None))
-        kind = Kind.PAIRED if data.axis != axis else Kind.GATHERED
-        found = v.lost(data, kind, "indices")
-    elif data.axis is None:
-        found = indices.at((indices.axis or 0) + axis)
-    elif data.axis == axis:
-        found = v.lost(data, Kind.GATHERED, "indices")
-    else:
-        found = data.at(data.axis if data.axis < axis else data.axis + picks - 1)
-    return v.all(join(found, indices, v.name))
-
-
-def picks_own(index: Index | None, count: int) -> bool:
-    """Return whether every index is one of the `count` elements of its own position."""
-    return index is not None and index.scale == count and 0 <= index.low <= index.high < count
-
-
-def elementwise_gather(v: NodeView) -> Sequence[Dependence]:
-    """GatherElements and ScatterElements: data and indices alike on every axis but one."""
-    rank = v.rank(0)
-    carriers = v.carriers
-    if not carriers:
-        return v.all(FREE)
-    if rank is None:
-        return v.opaque("unknown rank")
-    result = same_axis(v, carriers, v.name)
-    if result.axis is None:
-        return v.all(result)
-    is_scatter = v.op.startswith("Scatter")
-    if v.attr("axis", 0) % rank == result.axis:
-        if not is_scatter and v.dep(0).kind == Kind.FREE and carriers == [1]:
-            return v.all(result)  # a fixed table, picked from along this axis
-        return v.all(v.lost(result, Kind.GATHERED, "indices"))
-    needed = range(3 if is_scatter else 2)
-    if any(i not in carriers for i in needed):
-        return v.all(v.lost(result, Kind.GATHERED, "indices of other rows"))
-    return v.all(result)
-
-
-def gather_nd(v: NodeView) -> Sequence[Dependence]:
-    data, indices = v.dep(0), v.dep(1)
-    batch, last = v.attr("batch_dims", 0), v.size(1, -1)
-    picks = v.rank(1)
-    if data.axis is None and indices.axis is None:
-        return v.all(join(FREE, indices, v.name))
-    if picks is None or last is None:
-        return v.opaque("unknown rank")
-    if data.axis == indices.axis == batch == 0 and _names_own(v, data, indices, last):
-        return v.all(data)
-    if indices.axis == picks - 1:
-        found = v.lost(indices, Kind.GATHERED, "indices")
-    elif data.axis is None:
-        found = indices
-        if (indices.axis or 0) < batch:  # each position has data of its own
-            found = indices.broken(Kind.LENGTH, v.name, "position")
-    elif indices.axis is None and data.axis >= batch + last:
-        found = data.at(picks - 1 + data.axis - batch - last)
-    elif data.axis == indices.axis and data.axis < batch and data.has_blocks_of(indices):
-        found = data
-    else:
-        found = v.lost(data, Kind.GATHERED, "indices")
-    return v.all(join(found, indices, v.name))
-
-
-def _names_own(v: NodeView, data: Dependence, indices: Dependence, last: int) -> bool:
-    """Whether the first number of every index is the position that it stands at."""
-    if last == 1:
-        return indices.index == POSITIONS and (data.outer, data.inner) == (1, 1)
-    return indices.how == OWN_INDEX and (data.outer, data.inner) == (1, 1)
-
-
-def scatter_nd(v: NodeView) -> Sequence[Dependence]:
-    data, indices, updates = v.dep(0), v.dep(1), v.dep(2)
-    last, picks = v.size(1, -1), v.rank(1)
-    if not v.carriers:
-        return v.all(join(FREE, indices, v.name))
-    if last is None or picks is None or data.axis is None:
-        return v.all(v.broken(Kind.GATHERED, "indices"))
-    if indices.kind == Kind.FREE and data.axis >= last:
-        # Whole slices along the positions are replaced, at places that are the same for all.
-        place = picks - 1 + data.axis - last
-        if updates.axis == place and data.has_blocks_of(updates):
-            return v.all(join(data, updates, v.name))
-    is_own = data.axis == indices.axis == updates.axis == 0 and data.has_blocks_of(updates)
-    if is_own and _names_own(v, data, indices, last):
-        return v.all(join(data, updates, v.name))
-    return v.all(join(v.lost(data, Kind.GATHERED, "indices"), indices, v.name))
-
-
-def pad(v: NodeView) -> Sequence[Dependence]:
-    dep, rank = v.dep(0), v.rank(0)
-    if dep.axis is None:
-        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "padding"))
-    if rank is None:
-        return v.opaque("unknown rank")
-    known = v.known(1) if v.has(1) else None
-    pads = v.attr("pads") or v.attr("paddings") if known is None else known.array.reshape(-1)
-    if pads is None:
-        return v.opaque("unknown padding")
-    axes = v.axes(3 if v.has(3) else None) or list(range(rank))
-    if len(pads) != 2 * len(axes):
-        return v.opaque("unknown padding")
-    where = [a % rank for a in axes]
-    if dep.axis not in where:
-        is_fixed = known is None or not known.is_tainted
-        return v.all(dep if is_fixed else dep.resized(v.name, "padding"))
-    place = where.index(dep.axis)
-    begin, end = int(pads[place]), int(pads[place + len(axes)])
-    if begin == end == 0:
-        return v.all(dep)
-    mode = v.attr("mode", b"constant").decode()
-    if dep.inner != 1 or dep.outer != 1 or mode not in ("constant", "edge", "reflect"):
-        return v.all(v.lost(dep, Kind.GATHERED, f"{mode} padding"))
-    front, back = max(begin, 0), max(end, 0)
-    before, after = {
-        "constant": (0, 0),
-        "edge": (back, front),  # the first and the last are read again
-        "reflect": (2 * back, 2 * front),
-    }[mode]
-    shifted = window(-begin - before, 1, before + 1 + after)
-    return v.all(dep.windowed(shifted, v.name, f"{mode} padding"))
-
-
-def center_crop_pad(v: NodeView) -> Sequence[Dependence]:
-    dep, rank, shape = v.dep(0), v.rank(0), v.known(1)
-    if dep.axis is None:
-        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "shape"))
-    if rank is None:
-        return v.opaque("unknown rank")
-    axes = [axis % rank for axis in v.attr("axes") or range(rank)]
-    if dep.axis in axes:
-        return v.all(v.lost(dep, Kind.GATHERED, "crop"))
-    is_fixed = shape is not None and not shape.is_tainted
-    return v.all(dep if is_fixed else dep.resized(v.name, "shape"))
 
 
 def one_hot(v: NodeView) -> Sequence[Dependence]:
@@ -609,24 +303,3 @@ def trilu(v: NodeView) -> Sequence[Dependence]:
     if dep.axis >= rank - 2:
         return v.all(dep.broken(Kind.LENGTH, v.name, "triangle"))
     return v.all(dep)
-
-
-def range_(v: NodeView) -> Sequence[Dependence]:
-    """Range: the positions themselves, if it counts them from 0."""
-    start, delta, after = v.constant(0), v.constant(2), v.out_shape()
-    if all(dep.kind == Kind.FREE for dep in v.ins):
-        return v.all(FREE)
-    counts = start is not None and delta is not None and not start.any() and delta.item() == 1
-    limit = v.known(1)
-    is_multiple = limit is not None and (limit.marks == PROPORTIONAL).all()
-    if counts and is_multiple and after == (v.positions,):
-        found = v.broken(Kind.LENGTH, "positions", 0)
-        return v.all(replace(found, index=POSITIONS, is_resized=False))
-    return v.all(v.broken(Kind.LENGTH, "range"))
-
-
-def shape_of(v: NodeView) -> Sequence[Dependence]:
-    """Numbers that say how much there is, where they could not be worked out."""
-    if all(dep.kind == Kind.FREE for dep in v.ins):
-        return v.all(FREE)
-    return v.all(v.broken(Kind.LENGTH, "length"))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dask_onnx.analysis.axes.dependence import FREE, POSITIONS, Dependence, Kind
-from dask_onnx.analysis.axes.layout_rules import picks_own, reshaped, same_axis
-from dask_onnx.analysis.axes.value_rules import broadcast
+from dask_onnx.analysis.axes.layout_rules import reshaped, same_axis
+from dask_onnx.analysis.axes.pick_rules import picks_own
 from dask_onnx.analysis.axes.view import NodeView, Rule, join
 
 _Axes = Mapping[int, int]
@@ -128,102 +128,6 @@ def eye_like(v: NodeView) -> Sequence[Dependence]:
     return v.all(dep if dep.kind == Kind.FREE else v.lost(dep, Kind.LENGTH, "positions"))
 
 
-def attention(v: NodeView) -> Sequence[Dependence]:
-    """ONNX's Attention: queries, keys, values (batch, heads, tokens, size) or (batch, tokens,
-    features), a mask broadcast to (batch, heads, queries, keys), earlier keys and values (batch,
-    heads, tokens, size), and how many of these there are (batch)."""
-    carriers = v.carriers
-    if not carriers:
-        return v.all(FREE)
-    roles = {_role(v, i) for i in carriers}
-    (role,) = roles if len(roles) == 1 else ("",)
-    if role not in ("batch", "heads", "queries"):
-        return v.all(v.lost(v.dep(carriers[0]), Kind.PAIRED, "attention"))
-    result = v.dep(carriers[0])
-    for index in carriers:
-        if not result.has_blocks_of(v.dep(index)):
-            return v.all(v.lost(result, Kind.FACTORED, "different blocks"))
-        result = join(result, v.dep(index), v.name)
-    if role == "queries":
-        return _queries(v, result)
-    needed = (0, 1, 2, 4, 5, 6) if role == "batch" else (0, 1, 2, 4, 5)
-    place = 0 if role == "batch" else 1
-    mask_place = place - 4 + (v.rank(3) or 0)
-    is_given = v.has(3) and 3 not in carriers and mask_place >= 0 and v.size(3, mask_place) != 1
-    if is_given or any(v.has(i) and i not in carriers for i in needed):
-        return v.all(result.at(place).broken(Kind.LENGTH, v.name, "position"))
-    return v.all(result.at(place))
-
-
-def _role(v: NodeView, index: int) -> str:
-    """What the axis of an input of Attention that carries the positions is."""
-    axis, rank = v.dep(index).axis or 0, v.rank(index)
-    if rank is None:
-        return "unknown"
-    if index == 3:
-        return ("batch", "heads", "queries", "keys")[axis + 4 - rank]
-    if axis == 0:
-        return "batch"
-    if rank == 4 and axis == 1:
-        return "heads"
-    return "queries" if index == 0 and axis == rank - 2 else "keys"
-
-
-def _queries(v: NodeView, result: Dependence) -> Sequence[Dependence]:
-    """Each query by itself, unless it matters where it stands."""
-    is_placed = v.attr("is_causal", 0) or any(
-        v.attr(f"{side}_window_size", -1) >= 0 for side in ("left", "right")
-    )
-    is_masked = v.has(3) and v.dep(3).axis is None and v.size(3, -2) != 1
-    if is_placed or is_masked or v.dep(0).axis is None:
-        return v.all(v.lost(result, Kind.PAIRED, "attention"))
-    return [result.at((v.rank(0) or 4) - 2), FREE, FREE, result.at(2)][: len(v.proto.output)]
-
-
-def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.Attention and QAttention: (batch, tokens, features) times weights for all."""
-    is_quantized = v.op == "QAttention"
-    mask, past = (5, 8) if is_quantized else (3, 4)
-    inputs = {0: 0, past: 1}
-    if v.rank(mask) in (2, 3, 4) or (v.rank(mask) == 1 and v.size(mask, 0) == v.size(0, 0)):
-        inputs[mask] = 0
-    bias = {} if is_quantized else {5: 0}
-    rule = batched(
-        {**inputs, **bias}, {0: 0, 1: 1}, kind=Kind.PAIRED, how="attention", needed=tuple(inputs)
-    )
-    return rule(v)
-
-
-def rotary(v: NodeView) -> Sequence[Dependence]:
-    """RotaryEmbedding of ONNX (x, cos, sin, positions) and of com.microsoft (x, positions, cos,
-    sin). Without positions ONNX's tables are (batch, tokens, size / 2)."""
-    dep, rank = v.dep(0), v.rank(0)
-    place = 1 if v.proto.domain else 3
-    if dep.axis is None:
-        return v.opaque("positions in a parameter") if v.carriers else v.all(FREE)
-    if rank is None:
-        return v.opaque("unknown rank")
-    tables = [i for i in (1, 2, 3) if i != place]
-    tokens = rank - 2
-    needed = [place] if v.has(place) else tables
-    if rank == 4 and dep.axis == 1 and v.carriers == [0]:
-        return v.all(dep)
-    if dep.axis not in (0, tokens) or any(i not in (0, *needed) for i in v.carriers):
-        return v.all(v.lost(dep, Kind.OPAQUE, "positions in a parameter"))
-    for index in needed:
-        other, axis = v.dep(index), 0 if dep.axis == 0 else 1
-        if other.axis == axis and dep.has_blocks_of(other):
-            dep = join(dep, other, v.name)
-        elif other.axis is not None or axis or _has_rows(v, index):
-            return v.all(v.lost(dep, Kind.LENGTH, "position"))
-    return v.all(dep)
-
-
-def _has_rows(v: NodeView, index: int) -> bool:
-    """Whether an input has a row for each element of a batch."""
-    return v.size(index, 0) != 1 and v.rank(index) != 0
-
-
 def embed_layer_norm(v: NodeView) -> Sequence[Dependence]:
     rule = batched(
         {0: 0, 1: 0, 7: 0, 8: 0},
@@ -313,61 +217,6 @@ def string_normalizer(v: NodeView) -> Sequence[Dependence]:
         return v.all(v.lost(dep, Kind.GATHERED, "selection by value"))
     if dep.axis is not None and rank == 2 and dep.axis == 0:
         return v.opaque("one row only")
-    return v.all(dep)
-
-
-def sequence_of(v: NodeView) -> Sequence[Dependence]:
-    """Sequences and optionals of tensors that all carry the positions on one axis."""
-    held = [v.dep(i) for i in range(len(v.ins)) if v.has(i)]
-    if not held or all(dep.kind == Kind.FREE for dep in held):
-        return v.all(FREE)
-    first = held[0]
-    if any((d.axis, d.outer, d.inner) != (first.axis, first.outer, first.inner) for d in held):
-        return v.opaque("sequence of different tensors")
-    for dep in held[1:]:
-        first = join(first, dep, v.name)
-    return v.all(first)
-
-
-def sequence_item(v: NodeView) -> Sequence[Dependence]:
-    """SequenceAt, SequenceErase: by an index that is given once."""
-    if v.dep(1).kind != Kind.FREE:
-        return v.opaque("index")
-    return v.all(v.dep(0))
-
-
-def sequence_insert(v: NodeView) -> Sequence[Dependence]:
-    first, second = v.dep(0), v.dep(1)
-    if v.dep(2).kind != Kind.FREE or (first.axis, first.kind) != (second.axis, second.kind):
-        return v.opaque("sequence of different tensors")
-    return v.all(join(first, second, v.name))
-
-
-def split_to_sequence(v: NodeView) -> Sequence[Dependence]:
-    dep, rank = v.dep(0), v.rank(0)
-    if dep.axis is None:
-        return v.all(dep)
-    axis = v.attr("axis", 0)
-    keeps = bool(v.attr("keepdims", 1)) or v.has(1)
-    if rank is None or axis % rank == dep.axis:
-        return v.all(v.lost(dep, Kind.GATHERED, "split"))
-    axis %= rank
-    return v.all(dep if keeps else dep.at(dep.axis - (axis < dep.axis)))
-
-
-def concat_from_sequence(v: NodeView) -> Sequence[Dependence]:
-    dep, after = v.dep(0), v.out_shape()
-    if dep.axis is None:
-        return v.all(dep)
-    is_new, axis = bool(v.attr("new_axis", 0)), v.attr("axis", 0)
-    if axis < 0:
-        if after is None:
-            return v.opaque("unknown rank")
-        axis += len(after)
-    if is_new:
-        return v.all(dep.at(dep.axis + (axis <= dep.axis)))
-    if axis == dep.axis:
-        return v.all(v.lost(dep, Kind.GATHERED, "concatenation"))
     return v.all(dep)
 
 
@@ -502,35 +351,3 @@ def pairs_of_rows(v: NodeView) -> Sequence[Dependence]:
     if b.axis is not None:
         return v.all(b.at(1) if b.axis == 0 else v.lost(b, Kind.CONTRACTED, "distances"))
     return v.all(FREE)
-
-
-def quantized_elementwise(v: NodeView) -> Sequence[Dependence]:
-    """QLinearAdd and QLinearMul: (a, its scale, its zero point, b, ...), element by element."""
-    result = broadcast(v, (0, 3))
-    if any(v.dep(i).axis is not None for i in range(len(v.ins)) if i not in (0, 3)):
-        return v.all(v.lost(result, Kind.OPAQUE, "positions in a parameter"))
-    return v.all(result)
-
-
-def multi_head_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.MultiHeadAttention: query, key, value (batch first), bias, key padding mask,
-    attention bias (batch or 1, ...), past key and value (batch first)."""
-    inputs = {0: 0, 1: 0, 2: 0, 5: 0, 6: 0, 7: 0}
-    if (v.rank(4) or 0) >= 2 or v.size(4, 0) == v.size(0, 0):
-        inputs[4] = 0
-    has_bias = v.has(4) or v.has(5) or v.attr("unidirectional", 0)
-    rule = batched(
-        inputs,
-        {0: 0, 1: 0, 2: 0, 3: 0},
-        queries=None if has_bias else {0: 1},
-        kind=Kind.PAIRED,
-        how="attention",
-    )
-    return rule(v)
-
-
-def grouped_query_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.GroupQueryAttention: always causal, so that tokens depend on their place."""
-    inputs = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 9: 0, 10: 0}
-    rule = batched(inputs, dict.fromkeys(range(4), 0), kind=Kind.PAIRED, how="attention")
-    return rule(v)

@@ -12,8 +12,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from dask_onnx.analysis.axes import attention_rules as attentions
 from dask_onnx.analysis.axes import layout_rules as layout
 from dask_onnx.analysis.axes import model_rules as layers
+from dask_onnx.analysis.axes import pick_rules as picks
+from dask_onnx.analysis.axes import product_rules as products
+from dask_onnx.analysis.axes import sequence_rules as sequences
+from dask_onnx.analysis.axes import size_rules as sizes
+from dask_onnx.analysis.axes import slice_rules as slices
 from dask_onnx.analysis.axes import value_rules as values
 from dask_onnx.analysis.axes import window_rules as windows
 from dask_onnx.analysis.axes.control_rules import CONTROL
@@ -85,6 +91,10 @@ _add(
 )
 _add("elementwise", values.first_input, "QLinearLeakyRelu QLinearSigmoid QOrderedGelu", ORT)
 _add("elementwise", values.as_one_axis(1), "QuantizeLinear DequantizeLinear", ORT)
+_add("elementwise", values.first_input, "MurmurHash3 SampleOp", ORT)
+_add("elementwise", values.by_channel, "ImageScaler")
+_add("elementwise", values.quantized_elementwise(0, 3), "QLinearAdd QLinearMul", ORT)
+_add("elementwise", values.quantized_elementwise(0, 1, 4), "QLinearWhere", ORT)
 
 # One axis is seen as a whole.
 _add("axis", values.softmax_like, "Softmax LogSoftmax Hardmax")
@@ -129,20 +139,21 @@ _add("reduction", layers.loss, "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLos
 _add("reduction", values.reduction("sum"), "ReduceSumInteger", ORT)
 
 # Products.
-_add("product", values.matmul, "MatMul")
-_add("product", values.gemm, "Gemm")
-_add("product", values.einsum, "Einsum")
-_add("product", values.det, "Det")
-_add("product", values.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger")
-_add("product", values.quantized_matmul(0, 3, (1, 2, 6, 7), (4, 5)), "QLinearMatMul")
-_add("product", values.fused_matmul, "FusedMatMul TransposeMatMul", ORT)
-_add("product", values.gemm, "FusedGemm", ORT)
-_add("product", values.det, "Inverse", ORT)
-_add("product", values.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger16", ORT)
-_add("product", values.quantized_matmul(0, 1, (2, 4), (3, 5, 6)), "MatMulIntegerToFloat", ORT)
+_add("product", products.matmul, "MatMul")
+_add("product", products.gemm, "Gemm")
+_add("product", products.einsum, "Einsum")
+_add("product", products.det, "Det")
+_add("product", products.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger")
+_add("product", products.quantized_matmul(0, 3, (1, 2, 6, 7), (4, 5)), "QLinearMatMul")
+_add("product", products.quantized_gemm, "QGemm", ORT)
+_add("product", products.fused_matmul, "FusedMatMul TransposeMatMul", ORT)
+_add("product", products.gemm, "FusedGemm", ORT)
+_add("product", products.det, "Inverse", ORT)
+_add("product", products.quantized_matmul(0, 1, (2,), (3,)), "MatMulInteger16", ORT)
+_add("product", products.quantized_matmul(0, 1, (2, 4), (3, 5, 6)), "MatMulIntegerToFloat", ORT)
 _add(
     "product",
-    layers.coupled(values.quantized_matmul(0, 1, (), (2, 3, 4))),
+    layers.coupled(products.quantized_matmul(0, 1, (), (2, 3, 4))),
     "DynamicQuantizeMatMul",
     ORT,
 )
@@ -162,10 +173,12 @@ _add("window", windows.local_response_norm, "LRN")
 _add("window", windows.resize, "Resize", operands=(1, 2, 3))
 _add("window", windows.resize, "Upsample", operands=(1,))
 _add("window", windows.grid_sample, "GridSample")
+_add("window", windows.grid_sample, "GridSample", ORT)
 _add("window", windows.conv(0, 1), "FusedConv", ORT)
+_add("window", windows.conv(0, 3), "QLinearConv", ORT)
 _add("window", windows.pool, "QLinearAveragePool", ORT)
-_add("window", layout.pad, "Pad", operands=(1, 3))
-_add("window", layout.pad, "Pad", ORT, operands=(1,))
+_add("window", slices.pad, "Pad", operands=(1, 3))
+_add("window", slices.pad, "Pad", ORT, operands=(1,))
 
 # Moving elements.
 _add("layout", layout.reshape, "Reshape", operands=(1,))
@@ -173,51 +186,55 @@ _add("layout", layers.flatten, "Flatten")
 _add("layout", layout.transpose, "Transpose")
 _add("layout", layout.squeeze, "Squeeze")
 _add("layout", layout.unsqueeze, "Unsqueeze")
-_add("layout", layout.expand, "Expand", operands=(1,))
-_add("layout", layout.constant_of_shape, "ConstantOfShape", operands=(0,))
-_add("layout", layout.tile, "Tile", operands=(1,))
+_add("layout", sizes.expand, "Expand", operands=(1,))
+_add("layout", sizes.constant_of_shape, "ConstantOfShape", operands=(0,))
+_add("layout", sizes.tile, "Tile", operands=(1,))
 _add("layout", layout.concat, "Concat")
-_add("layout", layout.split, "Split", operands=(1,))
-_add("layout", layout.slice_, "Slice", operands=(1, 2, 3, 4))
-_add("layout", layout.gather, "Gather", joined=(1,))
-_add("layout", layout.elementwise_gather, "GatherElements ScatterElements Scatter")
-_add("layout", layout.gather_nd, "GatherND", joined=(1,))
-_add("layout", layout.scatter_nd, "ScatterND", joined=(1,))
+_add("layout", slices.split, "Split", operands=(1,))
+_add("layout", slices.slice_, "Slice", operands=(1, 2, 3, 4))
+_add("layout", picks.gather, "Gather", joined=(1,))
+_add("layout", picks.elementwise_gather, "GatherElements ScatterElements Scatter")
+_add("layout", picks.gather_nd, "GatherND", joined=(1,))
+_add("layout", picks.scatter_nd, "ScatterND", joined=(1,))
 _add("layout", layout.one_hot, "OneHot")
 _add("layout", layout.depth_to_space, "DepthToSpace SpaceToDepth")
 _add("layout", layout.trilu, "Trilu")
 _add("layout", layout.trilu, "Trilu", ORT)
-_add("layout", layout.range_, "Range", operands=(0, 1, 2))
-_add("layout", layout.range_, "Range", ORT, operands=(0, 1, 2))
-_add("layout", layout.gather_nd, "GatherND", ORT, joined=(1,))
+_add("layout", sizes.range_, "Range", operands=(0, 1, 2))
+_add("layout", sizes.range_, "Range", ORT, operands=(0, 1, 2))
+_add("layout", picks.gather_nd, "GatherND", ORT, joined=(1,))
 _add("layout", layers.array_feature_extractor, "ArrayFeatureExtractor", ML)
 _add("layout", layers.feature_vectorizer, "FeatureVectorizer", ML)
 _add("layout", layers.appended_axis, "OneHotEncoder", ML)
 _add("layout", layers.string_split, "StringSplit")
 _add("layout", layers.eye_like, "EyeLike")
 _add("layout", layers.reversed_blocks, "Col2Im")
+_add("layout", layout.expand_dims, "ExpandDims", ORT)
+_add("layout", slices.unfold, "UnfoldTensor", ORT)
+_add("layout", layout.quantized_concat, "QLinearConcat", ORT)
+_add("layout", picks.table_lookup, "GatherBlockQuantized GatherPacked", ORT)
 _add("layout", layers.max_unpool, "MaxUnpool", joined=(1,))
-_add("layout", layout.center_crop_pad, "CenterCropPad", operands=(1,))
+_add("layout", slices.center_crop_pad, "CenterCropPad", operands=(1,))
 _add("layout", layers.affine_grid, "AffineGrid", operands=(1,))
 _add("layout", values.selection, "NonZero Unique Compress NonMaxSuppression")
 _add("layout", values.selection, "Unique", ORT)
 _add("layout", layers.zip_map, "ZipMap", ML)
-_add("layout", layers.sequence_of, "SequenceConstruct Optional OptionalGetElement")
-_add("layout", layers.sequence_item, "SequenceAt SequenceErase")
-_add("layout", layers.sequence_insert, "SequenceInsert")
-_add("layout", layers.split_to_sequence, "SplitToSequence")
-_add("layout", layers.concat_from_sequence, "ConcatFromSequence")
+_add("layout", sequences.sequence_of, "SequenceConstruct Optional OptionalGetElement")
+_add("layout", sequences.sequence_item, "SequenceAt SequenceErase")
+_add("layout", sequences.sequence_insert, "SequenceInsert")
+_add("layout", sequences.split_to_sequence, "SplitToSequence")
+_add("layout", sequences.concat_from_sequence, "ConcatFromSequence")
 _add("layout", layers.string_normalizer, "StringNormalizer")
 
 # Layers with a batch.
 _add("layer", layers.recurrent, "RNN GRU LSTM")
 _add("layer", layers.coupled(layers.recurrent), "DynamicQuantizeLSTM", ORT)
-_add("layer", layers.attention, "Attention")
-_add("layer", layers.rotary, "RotaryEmbedding")
-_add("layer", layers.rotary, "RotaryEmbedding", ORT)
-_add("layer", layers.packed_qkv_attention, "Attention QAttention", ORT)
-_add("layer", layers.multi_head_attention, "MultiHeadAttention", ORT)
-_add("layer", layers.grouped_query_attention, "GroupQueryAttention", ORT)
+_add("layer", attentions.attention, "Attention")
+_add("layer", attentions.rotary, "RotaryEmbedding")
+_add("layer", attentions.rotary, "RotaryEmbedding", ORT)
+_add("layer", attentions.packed_qkv_attention, "Attention QAttention", ORT)
+_add("layer", attentions.multi_head_attention, "MultiHeadAttention", ORT)
+_add("layer", attentions.grouped_query_attention, "GroupQueryAttention", ORT)
 _add("layer", layers.embed_layer_norm, "EmbedLayerNormalization", ORT)
 _add("layer", layers.roi_align, "RoiAlign", joined=(2,))
 _add("layer", layers.roi_pool, "MaxRoiPool")
@@ -225,6 +242,12 @@ _add("layer", layers.batched({0: 0, 2: 0, 4: 0}, {0: 0}, how="offsets"), "Deform
 _add("layer", layers.tensor_scatter, "TensorScatter")
 _add("layer", layers.stepwise({0: 0, 3: 0}), "CausalConvWithState")
 _add("layer", layers.stepwise(dict.fromkeys(range(6), 0)), "LinearAttention")
+_add("layer", layers.stepwise({0: 0, 3: 0}), "CausalConvWithState", ORT)
+_add("layer", layers.stepwise(dict.fromkeys(range(6), 0)), "LinearAttention", ORT)
+_add("layer", layers.batched({0: 0, 1: 0, 7: 0}, {0: 0, 1: 0}), "QEmbedLayerNormalization", ORT)
+_add("layer", layers.batched({0: 0, 1: 1}, {0: 0}), "MRotaryEmbedding", ORT)
+_add("layer", attentions.decoding_attention, "DecoderMaskedMultiHeadAttention", ORT)
+_add("layer", layers.roi_align, "CropAndResize", ORT, joined=(2,))
 _add("layer", layers.moe, "MoE QMoE", ORT)
 _add("layer", layers.dynamic_quantize, "DynamicQuantizeLinear")
 
@@ -240,18 +263,20 @@ _add("rows", layers.text_rows, "TfIdfVectorizer", joined=(0,))
 _add("rows", layers.tokenizer, "Tokenizer", ORT)
 _add("rows", values.leading(0), "GroupNorm", ORT)
 _add("rows", values.leading(0), "NhwcMaxPool NhwcFusedConv NhwcConv", ORT)
-_add("rows", values.leading(0), "BiasSplitGelu", ORT)
+_add("rows", values.leading(0), "BiasSplitGelu BranchwiseRMSNorm", ORT)
+_add("rows", values.leading(0), "ConvTransposeWithDynamicPads", ORT)
+_add("rows", values.leading(0, 1), "MaxpoolWithMask NGramRepeatBlock", ORT)
+_add("rows", values.leading(0, 2), "GatedRMSNorm", ORT)
 _add("rows", layers.pairs_of_rows, "CDist", ORT)
 _add("rows", values.leading(0), "QLinearGlobalAveragePool", ORT)
-_add("elementwise", layers.quantized_elementwise, "QLinearAdd QLinearMul", ORT)
 
 # Random numbers: drawn for each element; that they differ is asked elsewhere.
 _add("random", layers.random_like, "Bernoulli RandomNormalLike RandomUniformLike")
 _add("random", layers.multinomial, "Multinomial")
 
 # Of shapes alone; their values are worked out before any rule is asked.
-_add("shape", layout.shape_of, "Shape Size")
-_add("shape", layout.shape_of, "SequenceLength OptionalHasElement")
+_add("shape", sizes.shape_of, "Shape Size")
+_add("shape", sizes.shape_of, "SequenceLength OptionalHasElement")
 
 for _name in sorted(CONTROL):
     _TABLE["", _name] = Entry("control", _opaque)
@@ -262,8 +287,7 @@ _add(
     _opaque,
     """BlackmanWindow HammingWindow HannWindow Constant ImageDecoder MelWeightMatrix RandomNormal
     RandomUniform SequenceEmpty SequenceMap Crop DisentangledAttention_TRT DynamicSlice
-    EfficientNMS_TRT GRUUnit GivenTensorFill ImageScaler MultilevelCropAndResize_TRT
-    PyramidROIAlign_TRT""",
+    EfficientNMS_TRT GRUUnit GivenTensorFill MultilevelCropAndResize_TRT PyramidROIAlign_TRT""",
 )
 _add("opaque", _opaque, "CastMap DictVectorizer", ML)
 _add("opaque", _opaque, "FlexAttention", "ai.onnx.preview")
@@ -272,26 +296,21 @@ _add(
     "opaque",
     _opaque,
     """AttnLSTM BeamSearch BiasDropout BiasSoftmax BifurcationDetector BitmaskBiasDropout
-    BitmaskDropout BranchwiseRMSNorm CausalConvWithState ConvStateReplay
-    ConvTransposeWithDynamicPads CropAndResize DecoderAttention DecoderMaskedMultiHeadAttention
-    DecoderMaskedSelfAttention DequantizeBFP DequantizeWithOrder DynamicSparseAttention
-    DynamicTimeWarping EPContext EngramGate ExpandDims FusedMatMulActivation GatedDeltaNet
-    GatedDeltaNetStateReplay GatedRMSNorm GatedRelativePositionBias GatherBlockQuantized
-    GatherPacked GemmFastGelu GemmFloat8 GemmaRotaryEmbedding GreedySearch GridSample
-    HyperConnectionLowRankMix HyperConnectionPostMix HyperConnectionPreMix Irfft IsAllFinite
-    LinearAttention LinearAttentionGate LongformerAttention MRotaryEmbedding Mamba2Verify
-    MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight MatMulNBitsMlp MatMulNBitsQLoRA
-    MatMulNBitsQkv MatMulPacked MaxpoolWithMask MoEGroupRouter MoEPacked MurmurHash3
-    NGramHashMapping NGramRepeatBlock PackedAttention PackedMultiHeadAttention
+    BitmaskDropout ConvStateReplay DecoderAttention DecoderMaskedSelfAttention DequantizeBFP
+    DequantizeWithOrder DynamicSparseAttention DynamicTimeWarping EPContext EngramGate
+    FusedMatMulActivation GatedDeltaNet GatedDeltaNetStateReplay GatedRelativePositionBias
+    GemmFastGelu GemmFloat8 GemmaRotaryEmbedding GreedySearch HyperConnectionLowRankMix
+    HyperConnectionPostMix HyperConnectionPreMix Irfft IsAllFinite LinearAttentionGate
+    LongformerAttention Mamba2Verify MatMulBlockQuantizedFp4Weight
+    MatMulBlockQuantizedFp8Weight MatMulNBitsMlp MatMulNBitsQLoRA MatMulNBitsQkv MatMulPacked
+    MoEGroupRouter MoEPacked NGramHashMapping PackedAttention PackedMultiHeadAttention
     PackedSparseAttentionIndexer PackedSparseAttentionIndexerMerge PagedAttention
-    QEmbedLayerNormalization QGemm QLinearConcat QLinearConv QLinearReduceMean QLinearWhere
-    QOrderedAttention
-    QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul QuantizeBFP
-    QuantizeWithOrder RMSNormRotary RelativePositionBias RemovePadding RestorePadding Rfft
-    RouterGateUpProj SampleOp Sampling SkipGroupNorm Snpe SparseAttention SparseAttentionIndexer
-    SparsePagedAttention SparseToDenseMatMul SpeculativePrefixCommit SwiGLU
-    TorchEmbedding UnfoldTensor VarlenCausalConvWithState VarlenNGramHashMapping
-    WhisperBeamSearch WordConvEmbedding""",
+    QLinearReduceMean QOrderedAttention QOrderedLayerNormalization
+    QOrderedLongformerAttention QOrderedMatMul QuantizeBFP QuantizeWithOrder RMSNormRotary
+    RelativePositionBias RemovePadding RestorePadding Rfft RouterGateUpProj Sampling
+    SkipGroupNorm Snpe SparseAttention SparseAttentionIndexer SparsePagedAttention
+    SparseToDenseMatMul SpeculativePrefixCommit SwiGLU TorchEmbedding
+    VarlenCausalConvWithState VarlenNGramHashMapping WhisperBeamSearch WordConvEmbedding""",
     ORT,
 )
 

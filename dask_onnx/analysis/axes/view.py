@@ -115,6 +115,11 @@ class NodeView:
         shape = self.shape(index)
         return None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
 
+    def sizes_differ(self, carriers: Sequence[int]) -> bool:
+        """Whether some inputs have more positions, or windows of them, than others."""
+        sizes = {self.size(i, self.dep(i).axis or 0) for i in carriers}
+        return len(sizes - {None}) > 1
+
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute."""
         if self._attributes is None:

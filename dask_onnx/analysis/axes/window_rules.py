@@ -27,6 +27,8 @@ def conv(data: int = 0, weight: int = 1) -> Rule:
             return v.all(v.lost(dep, Kind.LENGTH, "position"))  # what is added, given once
         if dep.axis == 0:
             return v.all(dep)
+        if v.attr("channels_last", 0):  # QLinearConv of com.microsoft
+            return v.all(v.lost(dep, Kind.OPAQUE, "channels last"))
         if dep.axis == 1:
             return v.all(_channels(v, dep, weight))
         if dep.outer != 1 or dep.inner != 1:

@@ -1,0 +1,171 @@
+"""Rules of operators that cut pieces out, or put something around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_onnx.analysis.axes.dependence import Dependence, Kind, window
+from dask_onnx.analysis.axes.view import PROPORTIONAL, NodeView, at_least
+
+_TO_THE_END = 10**9
+"""Exporters write this, or more, for a slice that goes to the end."""
+
+
+def unfold(v: NodeView) -> Sequence[Dependence]:
+    """com.microsoft.UnfoldTensor: windows along one axis, on a new last one."""
+    dep, rank = v.dep(0), v.rank(0)
+    if dep.axis is not None and (rank is None or v.attr("dim", -1) % rank == dep.axis):
+        return v.all(v.lost(dep, Kind.GATHERED, "windows"))
+    return v.all(dep)
+
+
+def split(v: NodeView) -> Sequence[Dependence]:
+    dep, rank = v.dep(0), v.rank(0)
+    if dep.axis is None:
+        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "split"))
+    if rank is None:
+        return v.opaque("unknown rank")
+    if v.attr("axis", 0) % rank != dep.axis:
+        by_length = v.dep(1).kind != Kind.FREE
+        return v.all(dep.resized(v.name, "split") if by_length else dep)
+    parts = []
+    start = 0
+    for number in range(len(v.proto.output)):
+        size = (v.out_shape(number) or (None,) * rank)[dep.axis]
+        parts.append(_blocks(v, dep, start, None if size is None else start + size))
+        start += size or 0
+    return parts
+
+
+def _blocks(v: NodeView, dep: Dependence, start: int, end: int | None) -> Dependence:
+    """Some of the outer blocks, each of which has all positions."""
+    block = v.positions * dep.inner
+    if end is None or dep.outer == 1 or dep.is_uniform or start % block or end % block:
+        return v.lost(dep, Kind.GATHERED, "split")
+    if end <= start:
+        return v.lost(dep, Kind.GATHERED, "split")
+    return dep.at(dep.axis, (end - start) // block)
+
+
+def slice_(v: NodeView) -> Sequence[Dependence]:
+    dep, shape = v.dep(0), v.shape(0)
+    if v.opset < 10:
+        starts, ends = v.attr("starts", []), v.attr("ends", [])
+        axes, steps = v.attr("axes") or list(range(len(starts))), [1] * len(starts)
+    else:
+        bounds = [v.known(i) for i in range(1, 5)]
+        if (
+            bounds[0] is None
+            or bounds[1] is None
+            or any(v.has(i) and bounds[i - 1] is None for i in (3, 4))
+        ):
+            return _unknown_slice(v, dep)
+        starts, ends = ([int(n) for n in b.array.reshape(-1)] for b in bounds[:2] if b is not None)
+        axes = (
+            list(range(len(starts))) if bounds[2] is None else bounds[2].array.reshape(-1).tolist()
+        )
+        steps = [1] * len(starts) if bounds[3] is None else bounds[3].array.reshape(-1).tolist()
+    if shape is None:
+        return v.opaque("unknown shape") if dep.axis is not None else v.all(dep)
+    found = dep
+    for place, axis in enumerate(axes):
+        axis %= len(shape)
+        marks = [_mark(v, i, place) if v.opset >= 10 else 0 for i in (1, 2, 4)]
+        if axis == dep.axis:
+            own = _sliced(v, dep, starts[place], ends[place], steps[place], marks)
+            found = at_least(own, found)
+        elif any(marks) and dep.axis is None and dep.kind == Kind.FREE:
+            found = v.broken(Kind.LENGTH, "position", axis)
+        elif any(marks):
+            found = found.resized(v.name, "slice by length")
+    return v.all(found)
+
+
+def _mark(v: NodeView, index: int, place: int) -> int:
+    """How an element of an operand depends on the number of positions."""
+    found = v.known(index)
+    return 0 if found is None or found.tainted is None else int(found.tainted.reshape(-1)[place])
+
+
+def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
+    """Bounds that follow from values: of axes other than the positions' they pick features."""
+    axes = v.constant(3) if v.has(3) else None
+    rank = v.rank(0)
+    if dep.axis is None:
+        return v.all(dep)
+    if axes is None or rank is None or dep.axis in {int(a) % rank for a in axes.reshape(-1)}:
+        return v.all(v.lost(dep, Kind.GATHERED, "slice by values"))
+    return v.all(dep)
+
+
+def _sliced(
+    v: NodeView, dep: Dependence, start: int, end: int, step: int, marks: Sequence[int]
+) -> Dependence:
+    """The slice of the positions themselves."""
+    size = v.size(0, dep.axis or 0)
+    tainted = any(marks)
+    is_whole = (
+        step == 1
+        and not marks[2]
+        and ((start == 0 and not marks[0]) or (size is not None and start <= -size))
+        and (end >= _TO_THE_END or (end == size and marks[1] == PROPORTIONAL))
+    )
+    if is_whole:
+        return dep
+    if tainted and step == 1 and size is not None and dep.outer > 1:
+        stop = min(end, size) if end >= 0 else size + end
+        return _blocks(v, dep, start if start >= 0 else size + start, stop)
+    if step < 1 or dep.outer != 1 or dep.inner != 1 or dep.is_uniform or size is None:
+        return v.lost(dep, Kind.GATHERED, "slice")
+    if start < 0 or tainted or (0 <= end < _TO_THE_END):
+        # Counted from the end, or up to a fixed number of positions.
+        return v.lost(dep, Kind.GATHERED, "slice")
+    # What is cut off at the end has to be there all the same.
+    return dep.windowed(window(start, step, 1 - min(end, 0)), v.name, "slice")
+
+
+def pad(v: NodeView) -> Sequence[Dependence]:
+    dep, rank = v.dep(0), v.rank(0)
+    if dep.axis is None:
+        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "padding"))
+    if rank is None:
+        return v.opaque("unknown rank")
+    known = v.known(1) if v.has(1) else None
+    pads = v.attr("pads") or v.attr("paddings") if known is None else known.array.reshape(-1)
+    if pads is None:
+        return v.opaque("unknown padding")
+    axes = v.axes(3 if v.has(3) else None) or list(range(rank))
+    if len(pads) != 2 * len(axes):
+        return v.opaque("unknown padding")
+    where = [a % rank for a in axes]
+    if dep.axis not in where:
+        is_fixed = known is None or not known.is_tainted
+        return v.all(dep if is_fixed else dep.resized(v.name, "padding"))
+    place = where.index(dep.axis)
+    begin, end = int(pads[place]), int(pads[place + len(axes)])
+    if begin == end == 0:
+        return v.all(dep)
+    mode = v.attr("mode", b"constant").decode()
+    if dep.inner != 1 or dep.outer != 1 or mode not in ("constant", "edge", "reflect"):
+        return v.all(v.lost(dep, Kind.GATHERED, f"{mode} padding"))
+    front, back = max(begin, 0), max(end, 0)
+    before, after = {
+        "constant": (0, 0),
+        "edge": (back, front),  # the first and the last are read again
+        "reflect": (2 * back, 2 * front),
+    }[mode]
+    shifted = window(-begin - before, 1, before + 1 + after)
+    return v.all(dep.windowed(shifted, v.name, f"{mode} padding"))
+
+
+def center_crop_pad(v: NodeView) -> Sequence[Dependence]:
+    dep, rank, shape = v.dep(0), v.rank(0), v.known(1)
+    if dep.axis is None:
+        return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "shape"))
+    if rank is None:
+        return v.opaque("unknown rank")
+    axes = [axis % rank for axis in v.attr("axes") or range(rank)]
+    if dep.axis in axes:
+        return v.all(v.lost(dep, Kind.GATHERED, "crop"))
+    is_fixed = shape is not None and not shape.is_tainted
+    return v.all(dep if is_fixed else dep.resized(v.name, "shape"))
