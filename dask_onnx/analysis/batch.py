@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.table import OwnAxes, classified
+from dask_onnx.analysis.axes.table import OwnAxes, rule_of
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, open_batch
 from dask_onnx.analysis.randomness import random_nodes
@@ -397,9 +397,9 @@ def _ask(
 
 def _goes_by_sizes(facts: GraphFacts) -> bool:
     """Whether an operator moves elements by sizes, so that another size may be another way."""
-    family = classified()
     return any(
-        family.get((node.domain, node.op_type)) not in _SIZE_FREE_FAMILIES for node in facts.nodes
+        rule_of(node.domain, node.op_type, {}).family not in _SIZE_FREE_FAMILIES
+        for node in facts.nodes
     )
 
 
