@@ -8,19 +8,14 @@ from dataclasses import dataclass, replace
 
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.drift import Drift
+from dask_onnx.formatting import as_number, format_bytes, format_seconds
 from dask_onnx.lower import stage_ref
 from dask_onnx.measuring import collect
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.placement import Placement
 from dask_onnx.planning.choose import Verdict, as_asked, judge
 from dask_onnx.planning.cluster import LOADED, Cluster
-from dask_onnx.planning.explain import (
-    as_number,
-    explain,
-    format_bytes,
-    format_seconds,
-    timetable,
-)
+from dask_onnx.planning.explain import explain, timetable
 from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.memory import WorkerMemory, project
 from dask_onnx.planning.recipe import Recipe

@@ -11,10 +11,10 @@ from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
+from dask_onnx.formatting import as_number, format_bytes
 from dask_onnx.lanes import Lanes
 from dask_onnx.placement import Placement, cluster_facts
 from dask_onnx.planning.cluster import Cluster
-from dask_onnx.planning.explain import as_number, format_bytes
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 

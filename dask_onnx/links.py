@@ -7,8 +7,9 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from dask_onnx.planning.cluster import Link
 
 _HOPS = 8
 _BYTES = 16 * 2**20
@@ -17,16 +18,6 @@ PRIORITY = 1000
 """Of tasks that measure: they are short, and somebody waits for them."""
 TIMEOUT = 10.0
 """Seconds after which a cluster is too busy to be asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Between two workers, on different hosts where there are several."""
-
-    seconds_per_hop: float
-    """From the end of a small task to the end of one that needs it, on the other worker."""
-    bytes_per_second: float
-    """Of values that cannot be compressed."""
 
 
 _known: weakref.WeakKeyDictionary[Any, Link] = weakref.WeakKeyDictionary()

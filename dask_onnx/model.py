@@ -65,7 +65,7 @@ from dask_onnx.runtime.own import OwnKernels
 from dask_onnx.runtime.runs import Batching
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.supply import fetch_proto
-from dask_onnx.sharding.candidates import shards_that_fit, with_shards
+from dask_onnx.sharding.candidates import shards_that_fit, weigh_shards
 from dask_onnx.sharding.on_shards import (
     ShardedPlan,
     plan_as_annotated,
@@ -381,7 +381,10 @@ class Model:
                 raise
             return sharded
         is_one_request = outputs is None and (aim == "latency" or batches == 1)
-        return with_shards(self, plan, **on_shards) if is_one_request else plan
+        if not is_one_request or plan.verdict is None:
+            return plan
+        sharded, verdict = weigh_shards(self, plan.verdict, **on_shards)
+        return dataclasses.replace(plan, verdict=verdict) if sharded is None else sharded
 
     def predict(
         self,

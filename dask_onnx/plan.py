@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +15,6 @@ from dask.delayed import Delayed
 from dask.task_spec import Alias
 
 from dask_onnx.analysis.report import assumed_shapes
-from dask_onnx.collections.context import Request
 from dask_onnx.collections.delayed import as_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.kinds import kind_of
@@ -32,14 +31,14 @@ from dask_onnx.explaining import (
     memory_of,
     verdict_on,
 )
-from dask_onnx.model_facts import ModelFacts
+from dask_onnx.formatting import format_shapes
 from dask_onnx.onnx_model import read_written, with_weights
 from dask_onnx.pace import with_pace
 from dask_onnx.placement import Placement, any_cluster
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.planning.annotations import annotate
 from dask_onnx.planning.choose import Verdict
 from dask_onnx.planning.compare import Compared, compare
-from dask_onnx.planning.explain import format_shapes
 from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.memory import WorkerMemory
 from dask_onnx.planning.options import whole_number
@@ -50,44 +49,7 @@ from dask_onnx.planning.schedule import Mode, Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.planning.timeline import Timeline, timeline
 from dask_onnx.runtime.codec import Lossy
-from dask_onnx.specs import TensorSpec
 from dask_onnx.summary import Summary, predicted_rows, rows_of, summarise
-
-
-class PlannedModel(Protocol):
-    """What a plan needs of its `Model`, which stands a layer above."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
-
-    def __dask_tokenize__(self) -> tuple[str, ...]: ...
-
-    @property
-    def _facts(self) -> ModelFacts: ...
-
-    def _fed_with(self, x: Any) -> PlannedModel:
-        """The model that takes what `x` has."""
-        ...
-
-    def _request(
-        self, x: Any, run: RunOptions, *, here: bool = False
-    ) -> tuple[Request, dict[str, Any], str]:
-        """What is asked for, checked; the feeds; their kind."""
-        ...
-
-    def check(self, x: Any, *, outputs: list[str] | None = None) -> None:
-        """Compare inputs with the model."""
-        ...
-
-    def predict(
-        self, x: Any, *, outputs: list[str], batch_size: BatchSize, plan: Plan | None
-    ) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from dask_onnx.model_facts import ModelFacts
 from dask_onnx.node_times import measure_nodes, shapes_of
 from dask_onnx.pace import with_pace
 from dask_onnx.placement import Placement, cluster_facts
-from dask_onnx.plan import Plan, PlannedModel
+from dask_onnx.plan import Plan
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.planning.annotations import lanes_of
 from dask_onnx.planning.options import CHECKS, whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy

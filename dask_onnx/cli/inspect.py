@@ -17,14 +17,9 @@ from dask_onnx.analysis.report import Analysis
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import parse_rows, parse_shapes, rows_option, shape_option
 from dask_onnx.cli.wording import in_options
+from dask_onnx.formatting import format_bytes, format_flops, format_seconds, format_shapes
 from dask_onnx.loading import load
 from dask_onnx.model import Model
-from dask_onnx.planning.explain import (
-    format_bytes,
-    format_flops,
-    format_seconds,
-    format_shapes,
-)
 from dask_onnx.specs import TensorSpec, dtype_name
 from dask_onnx.summary import speed_basis
 from dask_onnx.verify import random_sample, verify_axes

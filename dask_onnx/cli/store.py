@@ -14,7 +14,7 @@ from rich.table import Table
 from dask_onnx import config
 from dask_onnx.cli import Options, common_options
 from dask_onnx.errors import InputError, StoreError
-from dask_onnx.planning.explain import format_bytes
+from dask_onnx.formatting import format_bytes
 from dask_onnx.runtime.store import Store
 from dask_onnx.runtime.upkeep import Entry, entries, folder_bytes, prune, verify
 

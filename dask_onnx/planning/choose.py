@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dask_onnx.errors import PlanError
+from dask_onnx.formatting import as_number, format_bytes, format_seconds
 from dask_onnx.planning.branches import branches
 from dask_onnx.planning.cluster import Cluster, Pace
 from dask_onnx.planning.cutting import CutInputs
-from dask_onnx.planning.explain import as_number, format_bytes, format_seconds
 from dask_onnx.planning.partition import whole
 from dask_onnx.planning.pipeline import Pieces
 from dask_onnx.planning.schedule import Schedule

@@ -34,6 +34,16 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """Between two workers, on different hosts where there are several."""
+
+    seconds_per_hop: float
+    """From the end of a small task to the end of one that needs it, on the other worker."""
+    bytes_per_second: float
+    """Of values that cannot be compressed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cluster:
     """What the work may run on."""
 

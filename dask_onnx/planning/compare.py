@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dask_onnx.planning.explain import format_bytes, format_seconds
+from dask_onnx.formatting import format_bytes, format_seconds
 from dask_onnx.planning.stages import StageGraph
 
 _MOST_LINES = 20

@@ -6,36 +6,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dask_onnx.formatting import (
+    as_number,
+    format_bytes,
+    format_flops,
+    format_seconds,
+    format_shapes,
+)
 from dask_onnx.planning.measured import Measured
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Timeline
-
-
-def format_bytes(size: float) -> str:
-    """``1.5 MiB``; bytes below 1 KiB as they are."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
-
-
-def format_flops(flops: float) -> str:
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
-        if flops < 1000 or unit == "TFLOP":
-            return f"{flops:.0f} {unit}" if unit == "FLOP" else f"{flops:.1f} {unit}"
-        flops /= 1000
-    raise AssertionError("unreachable")
-
-
-def format_seconds(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} us"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def format_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name}={'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +106,6 @@ def after_run(stages: StageGraph, measured: Measured) -> list[str]:
         f"measured {where}, {as_number(measured.runs, 'run')}{rows}: the prediction is off by "
         f"{total:+.0%}{beside}"
     ]
-
-
-def as_number(count: int, noun: str, plural: str = "s") -> str:
-    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def _or_blank(seconds: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dask_onnx.planning.explain import format_bytes
+from dask_onnx.formatting import format_bytes
 from dask_onnx.planning.stages import StageGraph
 
 

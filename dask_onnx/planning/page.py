@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from dask_onnx.formatting import format_bytes, format_flops, format_seconds
 from dask_onnx.planning.choose import Verdict
-from dask_onnx.planning.explain import (
-    format_bytes,
-    format_flops,
-    format_seconds,
-    links,
-    values_of,
-)
+from dask_onnx.planning.explain import links, values_of
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.stages import StageGraph
 

@@ -9,14 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from dask_onnx.planning.explain import (
-    Link,
-    format_bytes,
-    format_flops,
-    format_seconds,
-    links,
-    values_of,
-)
+from dask_onnx.formatting import format_bytes, format_flops, format_seconds
+from dask_onnx.planning.explain import Link, links, values_of
 from dask_onnx.planning.layout import Layers, Place, into_layers, place_all, width_of
 from dask_onnx.planning.lettering import as_many, shorten, shorten_label, text_width
 from dask_onnx.planning.stages import Stage, StageGraph

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_onnx.errors import PlanError
+from dask_onnx.formatting import format_bytes
 from dask_onnx.planning.borders import Load, best_borders
 from dask_onnx.planning.cutting import CutInputs, chains_of, crossing_bytes, stage_graph_of
-from dask_onnx.planning.explain import format_bytes
 from dask_onnx.planning.footprint import bytes_of, reach_within
 from dask_onnx.planning.stages import StageGraph
 

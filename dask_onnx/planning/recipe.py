@@ -10,7 +10,7 @@ from typing import Any
 
 from dask_onnx import config
 from dask_onnx.errors import PlanError
-from dask_onnx.links import Link
+from dask_onnx.planning.cluster import Link
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.stages import StageGraph

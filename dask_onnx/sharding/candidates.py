@@ -9,11 +9,11 @@ from typing import Any
 
 from dask_onnx.delivery import current_client
 from dask_onnx.errors import PlanError
+from dask_onnx.formatting import format_bytes
 from dask_onnx.placement import cluster_facts
-from dask_onnx.plan import Plan, PlannedModel
-from dask_onnx.planning.choose import Alternative
+from dask_onnx.planned_model import PlannedModel
+from dask_onnx.planning.choose import Alternative, Verdict
 from dask_onnx.planning.cluster import Cluster
-from dask_onnx.planning.explain import format_bytes
 from dask_onnx.sharding.on_shards import ShardedPlan, plan_on_shards
 from dask_onnx.sharding.sequence_plan import SequencePlan
 from dask_onnx.sharding.strategy import Sharded
@@ -27,28 +27,31 @@ _FINER = (1, 4, 16, 64)
 """Shards for each slot of the cluster to try, where fewer need too much memory."""
 
 
-def with_shards(
+def weigh_shards(
     model: PlannedModel,
-    plan: Plan,
+    verdict: Verdict,
     *,
     shapes: Mapping[str, tuple[int, ...]] | None,
     session: SessionSpec | None,
     client: Any,
-) -> Plan | ShardedPlan:
-    """Return the plan of "auto", or one on shards where that is predicted to be faster.
+) -> tuple[ShardedPlan | None, Verdict]:
+    """Weigh shards of a sequence against the plan that "auto" has chosen.
 
-    The verdict of the plan names the shards beside the other ways, if the model has a sequence.
+    Returns
+    -------
+    sharded
+        The plan on shards where that is predicted to be faster; None otherwise.
+    verdict
+        With the shards among its alternatives, if the model has a sequence.
     """
-    verdict = plan.verdict
     cluster = cluster_facts(client if client is not None else current_client())
-    if verdict is None or cluster.slots < 2:
-        return plan
+    if cluster.slots < 2:
+        return None, verdict
     for sharded, way in _ways(model, shapes, session, cluster, (1,)):
+        verdict = dataclasses.replace(verdict, alternatives=(*verdict.alternatives, way))
         if not way.refused and way.seconds < _GAIN * verdict.best.seconds:
-            return sharded
-        ways = (*verdict.alternatives, way)
-        plan = dataclasses.replace(plan, verdict=dataclasses.replace(verdict, alternatives=ways))
-    return plan
+            return sharded, verdict
+    return None, verdict
 
 
 def shards_that_fit(

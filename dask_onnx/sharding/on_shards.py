@@ -9,7 +9,7 @@ from typing import Any
 from dask_onnx.collections.options import Outputs, RunOptions
 from dask_onnx.collections.request import resolve_outputs
 from dask_onnx.errors import InputError, PlanError
-from dask_onnx.plan import PlannedModel
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.sharding.sequence_plan import SequencePlan
 from dask_onnx.sharding.specs import Annotated, says_shardings

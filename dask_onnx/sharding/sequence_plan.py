@@ -22,7 +22,7 @@ from dask_onnx.errors import InputError, PlanError
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import OnnxModel
 from dask_onnx.placement import effective_retries
-from dask_onnx.plan import PlannedModel
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.store import Store
 from dask_onnx.sharding.layout import even_bounds

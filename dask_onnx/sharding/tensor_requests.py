@@ -23,7 +23,7 @@ from dask_onnx.delivery import Delivery, deliver, hold, plan_delivery
 from dask_onnx.errors import InputError, ModelError
 from dask_onnx.files import check_unchanged, is_url
 from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.plan import PlannedModel
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.store import Store
 from dask_onnx.sharding.tensor_parts import TensorParts

@@ -16,7 +16,7 @@ from dask_onnx.errors import InputError, PlanError
 from dask_onnx.model_facts import ModelFacts
 from dask_onnx.onnx_model import read_written, with_weights
 from dask_onnx.placement import effective_retries
-from dask_onnx.plan import PlannedModel
+from dask_onnx.planned_model import PlannedModel
 from dask_onnx.sharding.heads import HeadSharding, shard_heads
 from dask_onnx.sharding.spec_protos import write_shardings
 from dask_onnx.sharding.specs import Annotated, AnnotatedSharding, shard_as_annotated

@@ -10,7 +10,8 @@ from builders import layers_model
 
 import dask_onnx as dx
 from dask_onnx import links
-from dask_onnx.links import Link, link_of
+from dask_onnx.links import link_of
+from dask_onnx.planning.cluster import Link
 
 pytestmark = pytest.mark.cluster
 

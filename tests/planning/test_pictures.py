@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
+from dask_onnx.formatting import format_bytes, format_flops, format_seconds
 from dask_onnx.planning import layout
 from dask_onnx.planning import picture as drawing
-from dask_onnx.planning.explain import format_bytes, format_flops, format_seconds
 from dask_onnx.planning.picture import to_svg
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 
