@@ -25,9 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dask_onnx as dx
 from dask_onnx.analysis.freeing import Freed, free_batch
-from dask_onnx.model import Model
-from dask_onnx.model_facts import ModelFacts
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.api.model import Model
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.onnx_model import load_onnx
 
 Array = np.ndarray[Any, Any]
 

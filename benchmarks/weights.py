@@ -133,9 +133,9 @@ def measured(contestant: str, folder: Path, count: int) -> Iterator[list[Measure
 def prepare(folder: Path, path: Path, x: np.ndarray, runs: int) -> int:
     """Write what the children need; the bytes of the model's weights."""
     import dask_onnx as dx
-    from dask_onnx.lower import stage_ref
+    from dask_onnx.lowering.lower import stage_ref
+    from dask_onnx.runtime.batching import Batching
     from dask_onnx.runtime.kernel import StageCall
-    from dask_onnx.runtime.runs import Batching
 
     model = dx.load(path)
     (stage,) = model.plan("whole").stages

@@ -15,8 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dask_onnx.collections.text import TextModel
-    from dask_onnx.errors import (
+    from dask_onnx.api.loading import load
+    from dask_onnx.api.model import Model
+    from dask_onnx.api.plan import Plan
+    from dask_onnx.api.text_model import TextModel
+    from dask_onnx.api.verify import verify_axes
+    from dask_onnx.cluster.placement import Placement, configure
+    from dask_onnx.core.errors import (
         DaskOnnxError,
         InputError,
         ModelError,
@@ -24,46 +29,41 @@ if TYPE_CHECKING:
         StageError,
         StoreError,
     )
-    from dask_onnx.loading import load
-    from dask_onnx.model import Model
-    from dask_onnx.placement import Placement, configure
-    from dask_onnx.plan import Plan
+    from dask_onnx.core.specs import SessionSpec, TensorSpec
     from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.sharding.strategy import Sharded
-    from dask_onnx.specs import SessionSpec, TensorSpec
     from dask_onnx.tiles.boxes import Boxes
     from dask_onnx.tiles.detect import detect_sliced
     from dask_onnx.tiles.predict import predict_tiled, tiling_drift
-    from dask_onnx.verify import verify_axes
 
 _HOMES = {
-    "load": "loading",
-    "Model": "model",
-    "TextModel": "collections.text",
-    "Plan": "plan",
-    "configure": "placement",
-    "Placement": "placement",
+    "load": "api.loading",
+    "Model": "api.model",
+    "TextModel": "api.text_model",
+    "Plan": "api.plan",
+    "configure": "cluster.placement",
+    "Placement": "cluster.placement",
     "Strategy": "planning.recipe",
     "at_values": "planning.recipe",
     "from_annotations": "planning.recipe",
     "Stage": "planning.stages",
     "Edge": "planning.stages",
     "StageGraph": "planning.stages",
-    "TensorSpec": "specs",
-    "SessionSpec": "specs",
-    "DaskOnnxError": "errors",
-    "InputError": "errors",
-    "ModelError": "errors",
-    "PlanError": "errors",
-    "StageError": "errors",
-    "StoreError": "errors",
+    "TensorSpec": "core.specs",
+    "SessionSpec": "core.specs",
+    "DaskOnnxError": "core.errors",
+    "InputError": "core.errors",
+    "ModelError": "core.errors",
+    "PlanError": "core.errors",
+    "StageError": "core.errors",
+    "StoreError": "core.errors",
     "Sharded": "sharding.strategy",
     "Boxes": "tiles.boxes",
     "detect_sliced": "tiles.detect",
     "predict_tiled": "tiles.predict",
     "tiling_drift": "tiles.predict",
-    "verify_axes": "verify",
+    "verify_axes": "api.verify",
 }
 
 __version__ = "0.1.0"

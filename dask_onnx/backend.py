@@ -9,12 +9,12 @@ import dask
 import onnx
 from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 
-from dask_onnx.errors import DaskOnnxError, InputError
-from dask_onnx.loading import load
-from dask_onnx.model import Model
-from dask_onnx.plan import Plan
-from dask_onnx.specs import SessionSpec
-from dask_onnx.value_types import kind_of_value
+from dask_onnx.api.loading import load
+from dask_onnx.api.model import Model
+from dask_onnx.api.plan import Plan
+from dask_onnx.core.errors import DaskOnnxError, InputError
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.modelio.value_types import kind_of_value
 
 
 class DaskOnnxBackendRep(BackendRep):

@@ -10,13 +10,13 @@ import onnx
 from builders import make_model, value
 from onnx import TensorProto
 
+from dask_onnx.analysis.axes.axis_report import AxisFact, axis_facts
 from dask_onnx.analysis.axes.dependence import FREE, Dependence
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.report import AxisFact, axis_facts
 from dask_onnx.analysis.axes.table import OwnAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 POSITIONS = 6
 """Size of the open axis, "N", where facts are asked for."""

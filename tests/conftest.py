@@ -9,7 +9,7 @@ import dask.config
 import pytest
 from hypothesis import settings
 
-from dask_onnx.runtime import tune
+from dask_onnx.runtime import tuning as tune
 from dask_onnx.runtime.session import CACHE
 
 # How long an example takes says more of the machine than of the code.

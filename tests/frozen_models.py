@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from dask_onnx.analysis.freeing import Freed, differences, free_batch
-from dask_onnx.onnx_model import load_onnx, with_weights
+from dask_onnx.modelio.onnx_model import load_onnx, with_weights
 
 
 def run(model, feeds):

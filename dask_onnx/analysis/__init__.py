@@ -1,1 +1,4 @@
-"""Facts about a graph: who feeds whom, shapes, costs, axes. Never runs a session."""
+"""Facts of a graph: shapes, costs, axes, branches. Builds no session and knows no Dask.
+
+Imports `core` and `modelio`.
+"""

@@ -34,9 +34,9 @@ from dask_onnx.analysis.row_probes import (
     shape_of,
 )
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.weights import with_bodies
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.weights import with_bodies
 
 
 @dataclass(frozen=True, slots=True)

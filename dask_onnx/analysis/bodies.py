@@ -13,9 +13,9 @@ from onnx import numpy_helper, shape_inference
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.operands import Specs
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.specs import TensorSpec
-from dask_onnx.value_types import spec_of, value_info
-from dask_onnx.weights import is_external
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.value_types import spec_of, value_info
+from dask_onnx.modelio.weights import is_external
 
 log = logging.getLogger(__name__)
 

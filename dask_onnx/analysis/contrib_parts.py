@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-from dask_onnx.weights import is_external
+from dask_onnx.modelio.weights import is_external
 
 SAME = "(x) => (y) { y = Identity (x) }"
 """The stand-in of an operator whose result is like its first input."""

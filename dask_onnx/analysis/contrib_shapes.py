@@ -17,7 +17,7 @@ from dask_onnx.analysis.contrib_images import BLOCKED
 from dask_onnx.analysis.contrib_operators import TABLES
 from dask_onnx.analysis.contrib_parts import Call
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.weights import subgraphs_of
+from dask_onnx.modelio.weights import subgraphs_of
 
 _DOMAIN = "dask_onnx.stand_in"
 _OPSET = 17

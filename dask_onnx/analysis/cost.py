@@ -13,8 +13,8 @@ from dask_onnx.analysis.bodies import body_graphs, scalar_constant, trip_count
 from dask_onnx.analysis.flops import CONVOLUTIONS, TREES, WEIGHTY, flops_of
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.operands import Specs, elements
-from dask_onnx.specs import Kernel, TensorSpec
-from dask_onnx.weights import subgraphs_of, with_bodies
+from dask_onnx.core.specs import Kernel, TensorSpec
+from dask_onnx.modelio.weights import subgraphs_of, with_bodies
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 
 _NAMES_KEPT = 4
 

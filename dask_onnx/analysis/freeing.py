@@ -18,8 +18,8 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, Opened, open_batch
 from dask_onnx.analysis.sample_inputs import sample_inputs
 from dask_onnx.analysis.shapes import Schemas
-from dask_onnx.errors import ModelError
-from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.core.errors import ModelError
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 Runner = Callable[[OnnxModel, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 """Runs a model once on inputs by name; gives outputs by name."""

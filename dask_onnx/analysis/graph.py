@@ -9,8 +9,8 @@ from functools import cached_property
 
 import onnx
 
-from dask_onnx.normalise import captured_names
-from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.modelio.normalise import captured_names
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
 
 _Rule = Callable[[onnx.NodeProto, Sequence[TensorSpec | None]], Sequence[TensorSpec | None]]
 

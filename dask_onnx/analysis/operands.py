@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
 

@@ -6,7 +6,7 @@ import onnx
 from onnx import helper
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.weights import with_bodies
+from dask_onnx.modelio.weights import with_bodies
 
 _RANDOM = frozenset(
     ("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli").split()

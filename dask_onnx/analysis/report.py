@@ -14,8 +14,8 @@ from dask_onnx.analysis.cuts import Cut, legal_cuts
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 _ASSUMED_SIZE = 64
 """Stands in for an open dimension that is not the batch; a multiple of what networks stride by."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 Candidate = Mapping[str, int]
 """Input to the axis that may carry rows; inputs that are left out are given once."""

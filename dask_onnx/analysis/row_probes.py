@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.row_candidates import Candidate, open_first
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 PROBES = (7, 4099)
 """Two numbers of rows: primes that real dimensions seldom are, the second above most bounds."""

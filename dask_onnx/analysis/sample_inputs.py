@@ -10,8 +10,8 @@ from onnx import helper, numpy_helper
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.specs import TensorSpec
-from dask_onnx.weights import is_external
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.weights import is_external
 
 _SAME_NUMBERS = frozenset(
     """Cast Identity Reshape Squeeze Unsqueeze Flatten Transpose Expand Slice Tile Concat Split

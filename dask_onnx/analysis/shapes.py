@@ -20,9 +20,9 @@ from dask_onnx.analysis.contrib_shapes import write_stand_ins
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.known_branches import write_branch
 from dask_onnx.analysis.ml_shapes import told_by
-from dask_onnx.errors import InputError
-from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.value_types import numpy_dtype, spec_of, value_info
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.value_types import numpy_dtype, spec_of, value_info
 
 log = logging.getLogger(__name__)
 

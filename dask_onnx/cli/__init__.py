@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from dask_onnx.errors import DaskOnnxError, InputError, ModelError, PlanError
+from dask_onnx.core.errors import DaskOnnxError, InputError, ModelError, PlanError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"dask_onnx.cli.{cmd_name}")
+        module = importlib.import_module(f"dask_onnx.cli.{cmd_name}_command")
         command: click.Command = module.command
         return command
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from dask.dataframe.io.csv import make_reader
 
-from dask_onnx.collections.text_columns import column_faults
-from dask_onnx.errors import InputError
+from dask_onnx.collections.text.text_columns import column_faults
+from dask_onnx.core.errors import InputError
 
 UTF_8 = "utf-8"
 _PYTHON_TEXT = pd.StringDtype("python", na_value=np.nan)

@@ -8,8 +8,8 @@ from typing import cast
 
 import click
 
-from dask_onnx.errors import InputError
-from dask_onnx.onnx_model import RowsDeclaration
+from dask_onnx.core.errors import InputError
+from dask_onnx.modelio.onnx_model import RowsDeclaration
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.recipe import Strategy
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from dask_onnx.api.plan import Plan
 from dask_onnx.cli.wording import in_options
-from dask_onnx.plan import Plan
-from dask_onnx.planning.measured import Measured
-from dask_onnx.planning.memory import WorkerMemory
+from dask_onnx.planning.measured_stages import Measured
 from dask_onnx.planning.stages import Stage
+from dask_onnx.planning.worker_memory import WorkerMemory
 
 
 def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> dict[str, Any]:

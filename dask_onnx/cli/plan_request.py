@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.cli.parameters import (
-    FROM_ANNOTATIONS,
-    named_strategy,
-    parse_shapes,
-    split_names,
-)
-from dask_onnx.errors import InputError, PlanError
-from dask_onnx.model import Model
-from dask_onnx.placement import Placement
-from dask_onnx.plan import Plan
-from dask_onnx.planner import Aim
+from dask_onnx.api.model import Model
+from dask_onnx.api.plan import Plan
+from dask_onnx.api.planner import Aim
+from dask_onnx.cli.parameters import FROM_ANNOTATIONS, named_strategy, parse_shapes, split_names
+from dask_onnx.cluster.placement import Placement
+from dask_onnx.core.errors import InputError, PlanError
 from dask_onnx.planning.recipe import Strategy, at_values, options_of
 from dask_onnx.planning.schedule import Mode
 

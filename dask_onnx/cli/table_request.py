@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dask_onnx.collections.options import Columns, OnError
-from dask_onnx.errors import InputError
+from dask_onnx.collections.run_options import Columns, OnError
+from dask_onnx.core.errors import InputError
 
 Pooling = Literal["mean", "max", "first"]
 

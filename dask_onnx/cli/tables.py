@@ -13,13 +13,13 @@ import pandas as pd
 from dask.delayed import delayed
 from distributed import Client, Future, futures_of
 
+from dask_onnx.api.model import Model
+from dask_onnx.api.text_model import TextModel
 from dask_onnx.cli.csv_text import UTF_8, check_encoding, read_csv, undecodable
 from dask_onnx.cli.table_request import TableRequest
-from dask_onnx.collections.text import TextModel
-from dask_onnx.collections.text_columns import storable
-from dask_onnx.errors import InputError
+from dask_onnx.collections.text.text_columns import storable
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.sinks import Sink
-from dask_onnx.model import Model
 
 VECTOR = "embedding"
 """What the column of a text's vectors is called."""

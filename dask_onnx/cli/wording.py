@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from dask_onnx.errors import PlanError, StageError
+from dask_onnx.core.errors import PlanError, StageError
 
 Command = Literal["plan", "predict"]
 

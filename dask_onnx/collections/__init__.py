@@ -1,1 +1,4 @@
-"""Each of Dask's collections, in and out."""
+"""Arrays, tables, bags, text and Delayed: checked, and turned into requests and graphs.
+
+Imports `lowering`, `facts` and what is below.
+"""

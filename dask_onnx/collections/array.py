@@ -14,14 +14,14 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, Task, TaskRef
 
-from dask_onnx.collections.context import Request
+from dask_onnx.cluster.barriers import Gates
 from dask_onnx.collections.kinds import as_array, most_rows
-from dask_onnx.collections.request import check_arrays, check_joins
-from dask_onnx.errors import InputError
-from dask_onnx.gates import Gates
-from dask_onnx.lower import Feeds, Layout, Lowered, lower
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import check_arrays, check_joins
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.stage_tasks import Hints, Key, digest
+from dask_onnx.lowering.lower import Feeds, Layout, Lowered, lower
 from dask_onnx.runtime.kernel import StageCall, run_stage, take_output
-from dask_onnx.tasks import Hints, Key, digest
 
 _LITERAL_BYTES = 1024
 """An input without rows up to this size is written into each task; a larger one is a key."""

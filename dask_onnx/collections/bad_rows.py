@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.errors import DaskOnnxError, InputError, RunError
+from dask_onnx.core.errors import DaskOnnxError, InputError, RunError
 
 Arrays = Mapping[str, Any]
 """Inputs by name; anything with a length that a slice takes rows of."""

@@ -10,15 +10,15 @@ import dask.bag as db
 import numpy as np
 
 from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
-from dask_onnx.collections.context import Request
-from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
+from dask_onnx.collections.inline import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.collections.options import RowOptions
-from dask_onnx.collections.request import Wanted, check_dtype, check_joins
-from dask_onnx.collections.texts import as_texts
-from dask_onnx.errors import InputError
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import Hints, digest
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import Wanted, check_dtype, check_joins
+from dask_onnx.collections.run_options import RowOptions
+from dask_onnx.collections.text.texts import as_texts
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import Hints, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_onnx.collections.bad_rows import RowsError
-from dask_onnx.collections.options import Columns
 from dask_onnx.collections.ragged import Ragged
-from dask_onnx.collections.text_columns import column_faults, strings_of
-from dask_onnx.collections.texts import NO_TEXT
-from dask_onnx.errors import InputError
-from dask_onnx.specs import TensorSpec, dtype_name
+from dask_onnx.collections.run_options import Columns
+from dask_onnx.collections.text.text_columns import column_faults, strings_of
+from dask_onnx.collections.text.texts import NO_TEXT
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec, dtype_name
 
 
 @dataclass(frozen=True, slots=True)

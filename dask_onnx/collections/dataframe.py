@@ -14,8 +14,14 @@ import pandas as pd
 from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.analysis.labels import class_labels, unzipped
 from dask_onnx.collections.bad_rows import ERROR, Found, located, run_rows
+from dask_onnx.collections.checked_partitions import (
+    CELL_META,
+    CheckedPart,
+    as_cell,
+    bad_rows,
+    take_apart,
+)
 from dask_onnx.collections.columns import ColumnInput, resolve_columns, to_arrays
-from dask_onnx.collections.context import Request
 from dask_onnx.collections.frames import (
     OutputColumns,
     empty_frame,
@@ -23,17 +29,17 @@ from dask_onnx.collections.frames import (
     spread,
     to_frame,
 )
-from dask_onnx.collections.here import HereGraph, here_graph, supply_collections
+from dask_onnx.collections.inline import HereGraph, here_graph, supply_collections
 from dask_onnx.collections.kinds import Placeholder
-from dask_onnx.collections.options import RowOptions, TableOptions
-from dask_onnx.collections.parts import CELL_META, CheckedPart, as_cell, bad_rows, take_apart
+from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.ragged import check_lengths, run_by_length
-from dask_onnx.collections.request import check_joins, unproven
-from dask_onnx.collections.text_columns import check_kept
-from dask_onnx.errors import InputError
-from dask_onnx.model_facts import ModelFacts
-from dask_onnx.specs import Dim
-from dask_onnx.tasks import Hints, digest
+from dask_onnx.collections.request_checks import check_joins, unproven
+from dask_onnx.collections.run_options import RowOptions, TableOptions
+from dask_onnx.collections.text.text_columns import check_kept
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import Dim
+from dask_onnx.core.stage_tasks import Hints, digest
+from dask_onnx.facts.model_facts import ModelFacts
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 

@@ -13,12 +13,12 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.array import layered_graph
-from dask_onnx.collections.context import Request
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.collections.request import check_arrays, check_joins
-from dask_onnx.lower import Feeds, Lowered, lower
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import check_arrays, check_joins
+from dask_onnx.core.stage_tasks import digest
+from dask_onnx.lowering.lower import Feeds, Lowered, lower
 from dask_onnx.runtime.kernel import take_output
-from dask_onnx.tasks import digest
 
 
 def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Delayed]:

@@ -12,17 +12,17 @@ import dask.threaded
 import numpy as np
 from dask.base import tokenize
 
-from dask_onnx.collections.context import Request
+from dask_onnx.cluster.delivery import hold
 from dask_onnx.collections.kinds import as_array, is_empty, most_rows
-from dask_onnx.collections.request import check_arrays, check_joins
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import check_arrays, check_joins
 from dask_onnx.collections.schedulers import chosen_scheduler
-from dask_onnx.delivery import hold
-from dask_onnx.lower import Feeds, lower, stage_ref
-from dask_onnx.planning.choose import LEAST_TASK_SECONDS
-from dask_onnx.runtime.asking import is_inside_task
+from dask_onnx.core.peers import is_inside_task
+from dask_onnx.lowering.lower import Feeds, lower, stage_ref
+from dask_onnx.planning.choice import LEAST_TASK_SECONDS
 from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
-from dask_onnx.runtime.tune import look_up, row_shapes
+from dask_onnx.runtime.tuning import look_up, row_shapes
 
 _ROWS_TO_SPREAD = 64
 """While nothing is known of a model, so many rows are worth a task on each core."""

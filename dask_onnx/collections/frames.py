@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_onnx.collections.parts import TEXT
-from dask_onnx.errors import InputError
+from dask_onnx.collections.checked_partitions import TEXT
+from dask_onnx.core.errors import InputError
 
 _NULLABLE = {
     "bool": "boolean",

@@ -10,7 +10,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import dask.local
 import dask.threaded
 from dask.base import get_scheduler
 
-from dask_onnx.runtime.asking import is_inside_task
+from dask_onnx.core.peers import is_inside_task
 
 
 def chosen_scheduler(retries: int) -> tuple[Callable[..., Any], Any]:

@@ -1,1 +1,4 @@
-"""Readers and writers that open files by path inside the tasks, block by block."""
+"""Files in and out, and the job that takes a file to a file.
+
+Imports `core`.
+"""

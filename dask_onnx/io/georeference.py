@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 
 Transform = tuple[float, float, float, float, float, float]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 
 _AXIS_NAMES = {"S": "band", "C": "channel", "T": "time", "X": "x", "Y": "y", "Z": "z"}
 """Letters of tifffile's axes to names; the others are pages."""

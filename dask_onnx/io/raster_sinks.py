@@ -21,7 +21,7 @@ import fsspec
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.georeference import attributes_for_grid, tags_from_attributes
 from dask_onnx.io.raster_axes import checked_dims
 from dask_onnx.io.sinks import MARKER, NpySink, OutputSpec

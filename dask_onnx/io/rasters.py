@@ -18,7 +18,7 @@ import dask.array as da
 import numpy as np
 from dask.array.core import normalize_chunks
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.georeference import attributes_from_tags, pixel_coordinates
 from dask_onnx.io.raster_axes import checked_dims, names_of_letters, to_channels_first
 from dask_onnx.io.sources import Array, FileArray, ZarrArray, open_source, see

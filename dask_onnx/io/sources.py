@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 
 Array = npt.NDArray[Any]
 

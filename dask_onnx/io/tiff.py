@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.georeference import GEO_TAGS
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,5 @@
-"""Stage graphs: what they are, how they are made, checked and drawn."""
+"""How a graph is cut into stages, what that costs, and which cut is best. Draws nothing, runs
+nothing.
+
+Imports `core`, `modelio` and `analysis`.
+"""

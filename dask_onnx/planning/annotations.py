@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import onnx
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.devices import DeviceConfiguration, read_configurations, write_stages
-from dask_onnx.errors import PlanError
-from dask_onnx.normalise import captured_names
+from dask_onnx.core.errors import PlanError
+from dask_onnx.modelio.devices import DeviceConfiguration, read_configurations, write_stages
+from dask_onnx.modelio.normalise import captured_names
 from dask_onnx.planning.cutting import CutInputs, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
 

@@ -11,8 +11,8 @@ from functools import cached_property
 from dask_onnx.analysis import cuts
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.core.specs import NodeKernel, TensorSpec
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
-from dask_onnx.specs import NodeKernel, TensorSpec
 
 _LABEL_NODES = 3
 """A stage of up to so many nodes is called by all of them, a longer one by its first and last."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dask_onnx.errors import PlanError
+from dask_onnx.core.errors import PlanError
 from dask_onnx.planning.annotations import from_annotations
-from dask_onnx.planning.branches import branches
+from dask_onnx.planning.branch_stages import branches
 from dask_onnx.planning.cutting import (
     CutInputs,
     chains_of,

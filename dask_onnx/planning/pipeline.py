@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.errors import PlanError
-from dask_onnx.formatting import format_bytes
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.formatting import format_bytes
 from dask_onnx.planning.borders import Load, best_borders
 from dask_onnx.planning.cutting import CutInputs, chains_of, crossing_bytes, stage_graph_of
 from dask_onnx.planning.footprint import bytes_of, reach_within

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask_onnx import config
-from dask_onnx.errors import PlanError
-from dask_onnx.planning.cluster import Link
+from dask_onnx.core import config
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.partition import STRATEGIES
+from dask_onnx.planning.resources import Link
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.specs import SessionSpec
 
 
 @dataclass(frozen=True)

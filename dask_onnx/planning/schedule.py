@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from dask_onnx.errors import PlanError
-from dask_onnx.planning.options import whole_number
+from dask_onnx.core.errors import PlanError
+from dask_onnx.planning.plan_options import whole_number
 
 Mode = Literal["async", "sync", "hybrid"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from dask_onnx.specs import Kernel, TensorSpec
+from dask_onnx.core.specs import Kernel, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

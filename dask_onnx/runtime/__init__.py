@@ -1,1 +1,4 @@
-"""What runs on a worker: the store of weights, the cache of sessions, the kernel of a task."""
+"""What runs in a worker: sessions, kernels in Python, row batches, transfer, profiles.
+
+Imports `core`, `modelio`, `analysis` and `store`.
+"""

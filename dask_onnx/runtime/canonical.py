@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx
 
-from dask_onnx.weights import subgraphs_of
+from dask_onnx.modelio.weights import subgraphs_of
 
 _MOST_NODES = 16
 """Larger stages are not alike in practice, and would cost time to compare."""

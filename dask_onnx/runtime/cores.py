@@ -13,7 +13,7 @@ from typing import Any
 
 from dask.system import cpu_count
 
-from dask_onnx.runtime.asking import ask_scheduler, own_worker
+from dask_onnx.core.peers import ask_scheduler, own_worker
 
 _KNOWN_SECONDS = 10.0
 """How long an answer about this process's cores, or the other workers of its host, stays good."""

@@ -18,18 +18,15 @@ import numpy as np
 import onnx
 from distributed.worker import warn
 
-from dask_onnx import config
-from dask_onnx.errors import InputError, StageError
-from dask_onnx.metering import StageRun, note
-from dask_onnx.onnx_model import ModelRef, StageExtractor
-from dask_onnx.runtime.canonical import canonical
-from dask_onnx.runtime.codec import Lossy, degraded
-from dask_onnx.runtime.cores import task_threads
-from dask_onnx.runtime.memory import check_memory
-from dask_onnx.runtime.own import OwnKernels
-from dask_onnx.runtime.prepack import MODEL, prepacked
-from dask_onnx.runtime.reference import build_reference
-from dask_onnx.runtime.runs import (
+from dask_onnx.core import config
+from dask_onnx.core.errors import InputError, StageError
+from dask_onnx.core.specs import Dim, Kernel, SessionSpec, TensorSpec, dtype_name
+from dask_onnx.core.stage_runs import StageRun, note
+from dask_onnx.core.stage_tasks import Hints
+from dask_onnx.modelio.onnx_model import ModelRef, StageExtractor
+from dask_onnx.modelio.value_types import kind_of_value
+from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
+from dask_onnx.runtime.batching import (
     Batching,
     Cut,
     Runs,
@@ -40,23 +37,19 @@ from dask_onnx.runtime.runs import (
     row_count,
     take_rows,
 )
-from dask_onnx.runtime.session import (
-    CACHE,
-    Build,
-    Runnable,
-    SessionKey,
-    build_session,
-    run_session,
-)
-from dask_onnx.runtime.store import Store
-from dask_onnx.runtime.supply import Supply, fetch_blobs, fetch_proto
+from dask_onnx.runtime.canonical import canonical
+from dask_onnx.runtime.codec import Lossy, degraded
+from dask_onnx.runtime.cores import task_threads
+from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.memory_check import check_memory
+from dask_onnx.runtime.prepack import MODEL, prepacked
+from dask_onnx.runtime.reference import build_reference
+from dask_onnx.runtime.session import CACHE, Build, Runnable, SessionKey, build_session, run_session
 from dask_onnx.runtime.transfer import Travelling, unwrap
-from dask_onnx.runtime.tune import row_shapes, sizes_for
-from dask_onnx.runtime.upkeep import keep_below_limit
-from dask_onnx.specs import Dim, Kernel, SessionSpec, TensorSpec, dtype_name
-from dask_onnx.tasks import Hints
-from dask_onnx.value_types import kind_of_value
-from dask_onnx.weights import blob_of, graphs_of, is_external
+from dask_onnx.runtime.tuning import row_shapes, sizes_for
+from dask_onnx.store.maintenance import keep_below_limit
+from dask_onnx.store.supply import Supply, fetch_blobs, fetch_proto
+from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
 

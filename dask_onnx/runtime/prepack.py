@@ -22,14 +22,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dask_onnx import config
-from dask_onnx.errors import StageError
+from dask_onnx.core import config
+from dask_onnx.core.errors import StageError
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.subprocesses import run_elsewhere
 from dask_onnx.runtime.cores import cpu_identity, ort_version
-from dask_onnx.runtime.elsewhere import run_elsewhere
-from dask_onnx.runtime.seals import digest_of, identity_of
 from dask_onnx.runtime.session import build_session, save_session
-from dask_onnx.runtime.store import TEMPORARY, Store
-from dask_onnx.specs import SessionSpec
+from dask_onnx.store.integrity import digest_of, identity_of
+from dask_onnx.store.weight_store import TEMPORARY, Store
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ import onnx
 from onnx import TensorProto
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.errors import ModelError, StageError
-from dask_onnx.normalise import OLDEST_OPSET
-from dask_onnx.runtime.own import OwnKernels
+from dask_onnx.core.errors import ModelError, StageError
+from dask_onnx.core.specs import NodeKernel, TensorSpec
+from dask_onnx.modelio.normalise import OLDEST_OPSET
+from dask_onnx.modelio.value_types import kind_of, parse_type, value_info
+from dask_onnx.modelio.weights import graphs_of, is_external, subgraphs_of, with_bodies
+from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.known_bad_kernels import wrong_kernel
 from dask_onnx.runtime.reference import make_evaluator
 from dask_onnx.runtime.session import has_kernel, has_onnxruntime, why_not_built
-from dask_onnx.runtime.wrong import wrong_kernel
-from dask_onnx.specs import NodeKernel, TensorSpec
-from dask_onnx.value_types import kind_of, parse_type, value_info
-from dask_onnx.weights import graphs_of, is_external, subgraphs_of, with_bodies
 
 Specs = Mapping[str, TensorSpec]
 

@@ -18,12 +18,12 @@ from typing import Any
 import onnx
 from onnx.reference.op_run import OpRun
 
-from dask_onnx.errors import StageError, StoreError
+from dask_onnx.core.errors import StageError, StoreError
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.cores import host_digest
 from dask_onnx.runtime.reference import build_reference
 from dask_onnx.runtime.session import Runnable, build_session, profiling_session
-from dask_onnx.runtime.store import Store
-from dask_onnx.specs import SessionSpec
+from dask_onnx.store.weight_store import Store
 
 _RUNS = 5
 _MORE_RUNS, _SHORT_SECONDS = 50, 0.05

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from dask_onnx.errors import StageError
-from dask_onnx.value_types import numpy_dtype
-from dask_onnx.weights import blob_of, graphs_of, is_external
+from dask_onnx.core.errors import StageError
+from dask_onnx.modelio.value_types import numpy_dtype
+from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 
 _PACKED = {
     onnx.TensorProto.INT2,

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx
 
-from dask_onnx import config
 from dask_onnx.analysis.shapes import OperatorSchema
-from dask_onnx.errors import RunError, StageError
+from dask_onnx.core import config
+from dask_onnx.core.errors import RunError, StageError
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.cores import task_threads
-from dask_onnx.runtime.foreign import is_foreign, run_with_values
-from dask_onnx.specs import SessionSpec
+from dask_onnx.runtime.extended_types import is_foreign, run_with_values
 
 if TYPE_CHECKING:
     import onnxruntime

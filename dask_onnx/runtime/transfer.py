@@ -21,10 +21,10 @@ from distributed.comm.addressing import get_address_host
 from distributed.protocol import dask_deserialize, dask_serialize, deserialize, serialize
 from distributed.protocol.numpy import serialize_numpy_ndarray
 
-from dask_onnx import config
-from dask_onnx.runtime.asking import own_worker
+from dask_onnx.core import config
+from dask_onnx.core.peers import own_worker
+from dask_onnx.runtime.batching import Runs
 from dask_onnx.runtime.codec import Lossy, pack, unpack
-from dask_onnx.runtime.runs import Runs
 
 _ENTRIES = 7
 """So many of the last transfers to a host tell how fast its link is."""

@@ -1,1 +1,4 @@
-"""Plans in which the work or the weights of one request are split along a tensor axis."""
+"""One request spread over workers: along its tokens, its heads, or as its model says.
+
+Imports `collections` and what is below.
+"""

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_cuts import Step, stop
+from dask_onnx.sharding.shard_layout import Layout
 
 Special = Callable[[NodeView], Step | None]
 

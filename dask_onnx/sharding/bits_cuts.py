@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_cuts import Step, stop
+from dask_onnx.sharding.shard_layout import Layout
 
 _WEIGHT, _SCALES, _ZEROS, _INDICES, _BIAS = 1, 2, 3, 4, 5
 

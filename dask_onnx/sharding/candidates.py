@@ -7,17 +7,17 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dask_onnx.delivery import current_client
-from dask_onnx.errors import PlanError
-from dask_onnx.formatting import format_bytes
-from dask_onnx.placement import cluster_facts
-from dask_onnx.planned_model import PlannedModel
-from dask_onnx.planning.choose import Alternative, Verdict
-from dask_onnx.planning.cluster import Cluster
+from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.placement import cluster_facts
+from dask_onnx.collections.planned_model import PlannedModel
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.formatting import format_bytes
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.planning.choice import Alternative, Verdict
+from dask_onnx.planning.resources import Cluster
 from dask_onnx.sharding.on_shards import ShardedPlan, plan_on_shards
 from dask_onnx.sharding.sequence_plan import SequencePlan
 from dask_onnx.sharding.strategy import Sharded
-from dask_onnx.specs import SessionSpec
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ import onnx
 from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.view import NodeView
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.modelio.weights import blob_of, is_external
 from dask_onnx.sharding.node_cuts import dependence_of, layout_of
 from dask_onnx.sharding.pass_cuts import pass_step
 from dask_onnx.sharding.rule_asking import seeing, view_of
-from dask_onnx.weights import blob_of, is_external
+from dask_onnx.sharding.shard_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,15 @@ from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.cost import node_costs
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.errors import PlanError
-from dask_onnx.model_facts import ModelFacts
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.sharding.group_parts import add_groups, independent_groups
 from dask_onnx.sharding.spec_protos import TensorSharding, even_sharding, whole_sharding
 from dask_onnx.sharding.tensor_explain import explain_groups
 from dask_onnx.sharding.tensor_groups import Group, Groups, find_groups
 from dask_onnx.sharding.tensor_parts import PartsMaker, TensorParts
 from dask_onnx.sharding.tensor_walk import TensorGraph, tensor_graph
-from dask_onnx.specs import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

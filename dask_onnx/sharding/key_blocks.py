@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_ways import Takes, Way, Ways
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.shard_operands import Constant
 
 _DTYPES = ("float32", "float64")

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.sharding.shard_layout import Layout
 
 How = Literal["through", "sum", "stop"]
 

@@ -16,12 +16,12 @@ from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.table import OwnAxes, classified
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.sharding.query_rules import shard_of_queries
 from dask_onnx.sharding.rule_asking import ask_rule, seeing, view_of
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.shard_making import made_of_shapes
 from dask_onnx.sharding.shard_operands import LocalOperand, OperandNode, local_operand, seen_operand
-from dask_onnx.specs import TensorSpec
 
 Takes = tuple[Layout | None, ...]
 """For each input of a node the layout of the shard that it reads; None for the whole value."""

@@ -6,16 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dask_onnx.collections.options import Outputs, RunOptions
-from dask_onnx.collections.request import resolve_outputs
-from dask_onnx.errors import InputError, PlanError
-from dask_onnx.planned_model import PlannedModel
+from dask_onnx.collections.planned_model import PlannedModel
+from dask_onnx.collections.request_checks import resolve_outputs
+from dask_onnx.collections.run_options import Outputs, RunOptions
+from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.sharding.sequence_plan import SequencePlan
-from dask_onnx.sharding.specs import Annotated, says_shardings
+from dask_onnx.sharding.sharding_specs import Annotated, says_shardings
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.sharding.tensors import TensorPlan
-from dask_onnx.specs import SessionSpec
 
 ShardedPlan = SequencePlan | TensorPlan
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 _KEPT = ("num_heads", "unidirectional", "scale", "mask_filter_value")
 """Attributes that MultiHeadAttention has as well."""

@@ -12,7 +12,6 @@ from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.view import DEPENDENT, NodeView
 from dask_onnx.sharding.attention_cuts import ATTENTION
 from dask_onnx.sharding.bits_cuts import is_packed, packed_rows
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_cuts import (
     EVERY,
     Step,
@@ -23,6 +22,7 @@ from dask_onnx.sharding.node_cuts import (
     weights_of,
 )
 from dask_onnx.sharding.rule_asking import ask_rule, seeing
+from dask_onnx.sharding.shard_layout import Layout
 
 _Special = Callable[[NodeView], Step | None]
 

@@ -10,21 +10,16 @@ import numpy as np
 import onnx
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, value_bytes
-from dask_onnx.normalise import captured_names
-from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.normalise import captured_names
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.planning.stages import Stage, StageCost
-from dask_onnx.sharding.key_blocks import (
-    PARTIAL,
-    BlockedAttention,
-    BlockForm,
-    partial_softmax,
-)
+from dask_onnx.sharding.key_blocks import PARTIAL, BlockedAttention, BlockForm, partial_softmax
 from dask_onnx.sharding.query_rules import is_causal, with_causal_mask
 from dask_onnx.sharding.segment_costs import working_bytes
 from dask_onnx.sharding.segments import Copy, Form, Segment, SegmentPlan, forms_of, given_forms
 from dask_onnx.sharding.shard_operands import Constant, LocalOperand
-from dask_onnx.specs import Dim, TensorSpec
 
 _SHARD_SIZE = "shard_length"
 """Name of the size of the sharded axis, in the model that runs on shards."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dask_onnx.sharding.key_blocks import BlockedAttention, find_blocked
-from dask_onnx.sharding.layout import Bounds, Layout
 from dask_onnx.sharding.node_ways import Way, Ways
+from dask_onnx.sharding.shard_layout import Bounds, Layout
 from dask_onnx.sharding.way_search import Chosen
 
 Form = tuple[str, Layout | None]

@@ -9,13 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 from dask.task_spec import TaskRef
 
-from dask_onnx.delivery import Delivery
-from dask_onnx.lower import stage_ref
+from dask_onnx.cluster.delivery import Delivery
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
+from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.cutting import identifier
+from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import StageCall, run_stage
-from dask_onnx.runtime.runs import Batching
 from dask_onnx.sharding.key_blocks import BlockForm
-from dask_onnx.sharding.layout import (
+from dask_onnx.sharding.segment_models import Part, PartedModel
+from dask_onnx.sharding.segments import Form, SegmentPlan
+from dask_onnx.sharding.shard_layout import (
     Array,
     Bounds,
     Layout,
@@ -23,11 +27,7 @@ from dask_onnx.sharding.layout import (
     join_shards,
     take_shard,
 )
-from dask_onnx.sharding.segment_models import Part, PartedModel
-from dask_onnx.sharding.segments import Form, SegmentPlan
 from dask_onnx.sharding.shard_operands import Constant, LocalOperand
-from dask_onnx.specs import SessionSpec
-from dask_onnx.tasks import Hints, Key, StageTask, digest
 
 
 class Inputs(Protocol):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.errors import PlanError
-from dask_onnx.model_facts import ModelFacts
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.facts.model_facts import ModelFacts
 
 Seeds = Mapping[str, int]
 """Input to its axis."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, value_bytes
-from dask_onnx.errors import PlanError
-from dask_onnx.formatting import format_bytes, format_seconds
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.formatting import format_bytes, format_seconds
 from dask_onnx.sharding.segment_costs import working_bytes
 from dask_onnx.sharding.segment_models import Part, PartedModel
 from dask_onnx.sharding.segments import Copy, Segment, SegmentPlan

@@ -13,10 +13,10 @@ from dask.delayed import Delayed
 from dask.task_spec import DataNode, TaskRef
 
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.errors import InputError
-from dask_onnx.sharding.layout import Bounds, Layout, take_shard
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import Key, StageTask, digest
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import Key, StageTask, digest
+from dask_onnx.sharding.shard_layout import Bounds, Layout, take_shard
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -14,18 +14,17 @@ from dask.delayed import Delayed
 from dask_onnx.analysis.cost import node_costs
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import infer_shapes
+from dask_onnx.cluster.delivery import plan_delivery
+from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, kind_of
-from dask_onnx.collections.options import Outputs
-from dask_onnx.collections.request import check_arrays, resolve_feeds, resolve_outputs
-from dask_onnx.delivery import plan_delivery
-from dask_onnx.errors import InputError, PlanError
-from dask_onnx.model_facts import ModelFacts
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.placement import effective_retries
-from dask_onnx.planned_model import PlannedModel
+from dask_onnx.collections.planned_model import PlannedModel
+from dask_onnx.collections.request_checks import check_arrays, resolve_feeds, resolve_outputs
+from dask_onnx.collections.run_options import Outputs
+from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.specs import SessionSpec, TensorSpec
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.store import Store
-from dask_onnx.sharding.layout import even_bounds
 from dask_onnx.sharding.node_ways import Ways
 from dask_onnx.sharding.packed_attention import unpacked
 from dask_onnx.sharding.segment_models import make_parts
@@ -46,9 +45,10 @@ from dask_onnx.sharding.sequence_feeds import (
     known_shapes,
 )
 from dask_onnx.sharding.sequence_requests import RUN, SequenceParts, SequenceRequest
+from dask_onnx.sharding.shard_layout import even_bounds
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.sharding.way_search import find_ways
-from dask_onnx.specs import SessionSpec, TensorSpec
+from dask_onnx.store.weight_store import Store
 
 
 @dataclass(frozen=True, eq=False)

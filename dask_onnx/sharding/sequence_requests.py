@@ -12,16 +12,16 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias
 
+from dask_onnx.cluster.delivery import hold
 from dask_onnx.collections.schedulers import chosen_scheduler
-from dask_onnx.delivery import hold
-from dask_onnx.errors import InputError
-from dask_onnx.sharding.layout import Bounds, join_shards
+from dask_onnx.core.errors import InputError
 from dask_onnx.sharding.segment_models import PartedModel
 from dask_onnx.sharding.segments import Form, SegmentPlan
 from dask_onnx.sharding.sequence import SequenceGraph
 from dask_onnx.sharding.sequence_axis import Seeds
 from dask_onnx.sharding.sequence_explain import SequenceSummary
 from dask_onnx.sharding.sequence_feeds import SequenceFeeds
+from dask_onnx.sharding.shard_layout import Bounds, join_shards
 
 
 @dataclass(frozen=True)

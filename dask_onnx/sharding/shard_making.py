@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.shard_operands import LocalOperand, OperandNode
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from onnx import NodeProto, helper
 
 from dask_onnx.analysis.axes.view import DEPENDENT, Known
-from dask_onnx.sharding.layout import Bounds, Layout
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.sharding.shard_layout import Bounds, Layout
 
 Array = npt.NDArray[Any]
 Specs = Mapping[str, TensorSpec]

@@ -9,9 +9,8 @@ from dask_onnx.analysis.axes.dependence import FREE, Kind
 from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.view import NodeView
 from dask_onnx.analysis.graph import NodeFacts
-from dask_onnx.errors import PlanError
+from dask_onnx.core.errors import PlanError
 from dask_onnx.sharding.attention_cuts import packed_start
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_cuts import (
     EVERY,
     Step,
@@ -24,6 +23,7 @@ from dask_onnx.sharding.node_cuts import (
 )
 from dask_onnx.sharding.pass_cuts import pass_step
 from dask_onnx.sharding.rule_asking import seeing, view_of
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.spec_forms import WHOLE, Cut, Form, Spread, form_of, meeting
 from dask_onnx.sharding.spec_protos import TensorSharding
 from dask_onnx.sharding.tensor_walk import TensorGraph

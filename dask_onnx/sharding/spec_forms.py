@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dask_onnx.errors import PlanError
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.core.errors import PlanError
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.spec_protos import AxisSharding, TensorSharding
 from dask_onnx.sharding.weight_slices import Piece
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import onnx
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.devices import write_stages
-from dask_onnx.errors import PlanError
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.core.errors import PlanError
+from dask_onnx.modelio.devices import write_stages
+from dask_onnx.sharding.shard_layout import Layout
 
 _NEXT = "correct the sharding_spec of the node, or choose another strategy"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dask_onnx.errors import PlanError
+from dask_onnx.core.errors import PlanError
 
 
 @dataclass(frozen=True)

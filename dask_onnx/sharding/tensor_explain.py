@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.sharding.tensor_groups import Group, Groups
 from dask_onnx.sharding.tensor_parts import TensorPart, TensorParts, value_bytes
 from dask_onnx.sharding.tensor_walk import TensorGraph
-from dask_onnx.specs import TensorSpec
 
 _MOST_LEFT = 8
 """Products that are left whole, of which the reason is told."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.table import classified
-from dask_onnx.errors import PlanError
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.core.errors import PlanError
 from dask_onnx.sharding.node_cuts import Step
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.tensor_walk import (
     VARIANTS,
     TensorGraph,

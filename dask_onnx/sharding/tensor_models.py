@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dask_onnx.onnx_model import OnnxModel, StageExtractor
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor
+from dask_onnx.modelio.weights import blob_of, is_external
 from dask_onnx.sharding.constant_cuts import ConstantCuts
 from dask_onnx.sharding.node_cuts import EVERY, Step
 from dask_onnx.sharding.tensor_walk import TensorGraph
 from dask_onnx.sharding.weight_slices import Piece, SlicedBlobs, WeightSlicer
-from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.weights import blob_of, is_external
 
 Pieces = tuple[Piece, ...]
 """One shard along one or several axes."""

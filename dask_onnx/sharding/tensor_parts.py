@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes
-from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.planning.stages import Stage, StageCost
-from dask_onnx.sharding.layout import Layout
+from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.tensor_models import NodeWork, Pieces, ShardWriter, Source
 from dask_onnx.sharding.tensor_walk import TensorGraph
-from dask_onnx.specs import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,20 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias, DataNode, TaskRef
 
 from dask_onnx.analysis.batch import BatchFacts
+from dask_onnx.cluster.delivery import Delivery, deliver, hold, plan_delivery
 from dask_onnx.collections.kinds import as_array, shapes_of
-from dask_onnx.collections.request import check_arrays
+from dask_onnx.collections.planned_model import PlannedModel
+from dask_onnx.collections.request_checks import check_arrays
 from dask_onnx.collections.schedulers import chosen_scheduler
-from dask_onnx.delivery import Delivery, deliver, hold, plan_delivery
-from dask_onnx.errors import InputError, ModelError
-from dask_onnx.files import check_unchanged, is_url
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.planned_model import PlannedModel
+from dask_onnx.core.errors import InputError, ModelError
+from dask_onnx.core.files import check_unchanged, is_url
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.stage_tasks import Key, digest
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.store import Store
 from dask_onnx.sharding.tensor_parts import TensorParts
 from dask_onnx.sharding.tensor_tasks import TensorTasks
-from dask_onnx.specs import SessionSpec
-from dask_onnx.tasks import Key, digest
+from dask_onnx.store.weight_store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from dask.task_spec import TaskRef
 
-from dask_onnx.lower import stage_ref
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
+from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.cutting import identifier
+from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import StageCall, run_stage
-from dask_onnx.runtime.runs import Batching
-from dask_onnx.sharding.layout import Array, Layout, join_shards
+from dask_onnx.sharding.shard_layout import Array, Layout, join_shards
 from dask_onnx.sharding.tensor_models import Made, Slice, Source
 from dask_onnx.sharding.tensor_parts import Assembly, TensorParts
 from dask_onnx.sharding.weight_slices import Piece
-from dask_onnx.specs import SessionSpec
-from dask_onnx.tasks import Hints, Key, StageTask, digest
 
 FAN_IN = 4
 """Partial results that one task adds."""

@@ -17,10 +17,10 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.sharding.attention_cuts import packed_start
 from dask_onnx.sharding.bits_cuts import is_packed, packed_columns
 from dask_onnx.sharding.constant_cuts import ConstantCuts
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_cuts import Step, layout_of, start_step, stop, weights_of
 from dask_onnx.sharding.pass_cuts import pass_step
 from dask_onnx.sharding.rule_asking import fold_sizes, note_outputs, view_of
+from dask_onnx.sharding.shard_layout import Layout
 
 
 @dataclass(frozen=True)

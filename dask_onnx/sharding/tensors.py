@@ -9,21 +9,21 @@ from typing import Any
 
 import onnx
 
+from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, kind_of
-from dask_onnx.collections.options import Outputs
-from dask_onnx.collections.request import resolve_feeds, resolve_outputs
-from dask_onnx.errors import InputError, PlanError
-from dask_onnx.model_facts import ModelFacts
-from dask_onnx.onnx_model import read_written, with_weights
-from dask_onnx.placement import effective_retries
-from dask_onnx.planned_model import PlannedModel
+from dask_onnx.collections.planned_model import PlannedModel
+from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
+from dask_onnx.collections.run_options import Outputs
+from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.onnx_model import read_written, with_weights
 from dask_onnx.sharding.heads import HeadSharding, shard_heads
+from dask_onnx.sharding.sharding_specs import Annotated, AnnotatedSharding, shard_as_annotated
 from dask_onnx.sharding.spec_protos import write_shardings
-from dask_onnx.sharding.specs import Annotated, AnnotatedSharding, shard_as_annotated
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.sharding.tensor_parts import TensorParts
 from dask_onnx.sharding.tensor_requests import RUN, TensorRequest
-from dask_onnx.specs import SessionSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.sharding.layout import Layout
 from dask_onnx.sharding.node_ways import Way, Ways
+from dask_onnx.sharding.shard_layout import Layout
 
 _BEAM = 12
 """Partial plans that are kept at each node."""

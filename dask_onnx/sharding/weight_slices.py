@@ -14,11 +14,11 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from dask_onnx.errors import PlanError
-from dask_onnx.files import FileSource
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.sharding.layout import Array, Layout, take_shard
-from dask_onnx.weights import ALIGNMENT, BlobPlace, blob_of, is_external
+from dask_onnx.core.errors import PlanError
+from dask_onnx.core.files import FileSource
+from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.weights import ALIGNMENT, BlobPlace, blob_of, is_external
+from dask_onnx.sharding.shard_layout import Array, Layout, take_shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Tiles: exact inference of pictures and volumes piece by piece; imports any lower layer."""
+"""Pictures and volumes in tiles, equal to the whole; sliced detection. Built on `Model`."""

@@ -18,13 +18,13 @@ from dask.task_spec import Task, TaskRef
 from onnx.shape_inference import InferenceError
 
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.collections.options import Outputs
-from dask_onnx.collections.request import resolve_outputs
-from dask_onnx.errors import InputError
-from dask_onnx.model import Model
-from dask_onnx.placement import effective_retries
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import StageTask, digest
+from dask_onnx.api.model import Model
+from dask_onnx.cluster.placement import effective_retries
+from dask_onnx.collections.request_checks import resolve_outputs
+from dask_onnx.collections.run_options import Outputs
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import StageTask, digest
 from dask_onnx.tiles.part_request import part_here
 from dask_onnx.tiles.pictures import Picture, as_given, as_picture, computed, cut_back
 from dask_onnx.tiles.places import Place

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dask.utils import format_bytes, parse_bytes
 
 from dask_onnx.analysis.cost import value_bytes
-from dask_onnx.errors import InputError
-from dask_onnx.planning.cluster import Cluster
+from dask_onnx.core.errors import InputError
+from dask_onnx.planning.resources import Cluster
 from dask_onnx.tiles.groups import Component, Group
-from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.survey import Survey
+from dask_onnx.tiles.tile_plan import TilePlan
 
 _SHARE = 0.5
 """Of what a worker's thread has for its task; the rest is for tiles that wait, and for Dask."""

@@ -9,15 +9,15 @@ from typing import Any, get_args
 import numpy as np
 from dask.base import compute, is_dask_collection
 
-from dask_onnx.collections.context import Request
-from dask_onnx.collections.here import here_graph, supply_collections
+from dask_onnx.api.model import Model
+from dask_onnx.collections.inline import here_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.collections.options import BatchSize, RunOptions
-from dask_onnx.errors import InputError
-from dask_onnx.model import Model
-from dask_onnx.rowwise import row_request
-from dask_onnx.runtime.asking import is_inside_task
-from dask_onnx.specs import Dim
+from dask_onnx.collections.partitions import row_request
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.run_options import BatchSize, RunOptions
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.peers import is_inside_task
+from dask_onnx.core.specs import Dim
 from dask_onnx.tiles.boxes import Metric
 from dask_onnx.tiles.detector import Merge, Preprocess, SliceDetector
 from dask_onnx.tiles.formats import FORMATS, Decode, Format, find_reader

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 
-from dask_onnx.collections.here import HereGraph
-from dask_onnx.errors import InputError
-from dask_onnx.specs import format_shape
-from dask_onnx.tasks import Hints, digest
+from dask_onnx.collections.inline import HereGraph
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import format_shape
+from dask_onnx.core.stage_tasks import Hints, digest
 from dask_onnx.tiles.boxes import Boxes, Floats, Ints, Metric, areas, clipped, join_boxes
 from dask_onnx.tiles.formats import Reader
 from dask_onnx.tiles.merging import greedy_nmm, nms, weighted_boxes_fusion

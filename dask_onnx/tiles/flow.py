@@ -20,9 +20,9 @@ from dask_onnx.analysis.axes.dependence import Dependence
 from dask_onnx.analysis.axes.shape_values import MOST_ELEMENTS
 from dask_onnx.analysis.axes.view import Known, Shape
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.weights import is_external
 from dask_onnx.tiles.places import Places, Reach
-from dask_onnx.weights import is_external
 
 
 class SizeMismatchError(Exception):

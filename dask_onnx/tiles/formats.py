@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.errors import InputError
-from dask_onnx.specs import Dim, TensorSpec
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import Dim, TensorSpec
 
 Format = Literal["auto", "boxes", "yolo5", "yolo8", "xyxysc"]
 Array = npt.NDArray[Any]

@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from dask_onnx.tiles.flow import Flow, Step
-from dask_onnx.tiles.plan import TilePlan
+from dask_onnx.tiles.tile_plan import TilePlan
 
 Sizes = Mapping[str, Mapping[int, int]]
 """Value to the positions that it has of each tiled axis."""

@@ -8,14 +8,14 @@ from typing import Any
 from dask.task_spec import TaskRef
 
 from dask_onnx.analysis.batch import BatchFacts
-from dask_onnx.collections.context import Request
-from dask_onnx.collections.here import HereGraph, here_graph
-from dask_onnx.collections.request import Wanted
-from dask_onnx.delivery import plan_delivery
-from dask_onnx.model import Model
-from dask_onnx.placement import effective_retries
-from dask_onnx.runtime.runs import Batching
-from dask_onnx.runtime.store import Store
+from dask_onnx.api.model import Model
+from dask_onnx.cluster.delivery import plan_delivery
+from dask_onnx.cluster.placement import effective_retries
+from dask_onnx.collections.inline import HereGraph, here_graph
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import Wanted
+from dask_onnx.runtime.batching import Batching
+from dask_onnx.store.weight_store import Store
 
 
 def part_here(

@@ -16,7 +16,7 @@ from fractions import Fraction
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
 from dask_onnx.tiles.flow import Flow, Step, Traced
 from dask_onnx.tiles.groups import Component, Group
-from dask_onnx.tiles.plan import TilePlan
+from dask_onnx.tiles.tile_plan import TilePlan
 
 _SECONDS_PER_TASK = 6e-3
 """What a task costs besides its work: itself, and what it cuts for its neighbours."""

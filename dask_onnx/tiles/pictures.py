@@ -14,9 +14,9 @@ import numpy as np
 from dask.base import compute
 
 from dask_onnx.collections.kinds import is_dataarray
-from dask_onnx.errors import InputError
-from dask_onnx.runtime.asking import is_inside_task
-from dask_onnx.specs import TensorSpec, dtype_name
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.peers import is_inside_task
+from dask_onnx.core.specs import TensorSpec, dtype_name
 from dask_onnx.tiles.places import Place
 
 

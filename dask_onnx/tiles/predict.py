@@ -12,23 +12,23 @@ import dask.config
 import numpy as np
 
 from dask_onnx.analysis.randomness import random_nodes
-from dask_onnx.collections.options import Outputs
-from dask_onnx.collections.request import resolve_outputs
-from dask_onnx.delivery import current_client
-from dask_onnx.errors import InputError
-from dask_onnx.model import Model
-from dask_onnx.placement import any_cluster
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import digest
+from dask_onnx.api.model import Model
+from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.placement import any_cluster
+from dask_onnx.collections.request_checks import resolve_outputs
+from dask_onnx.collections.run_options import Outputs
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import digest
 from dask_onnx.tiles.blend import blend
 from dask_onnx.tiles.budget import automatic_tile, check_tile, task_limit
-from dask_onnx.tiles.parts import Parts
+from dask_onnx.tiles.model_parts import Parts
 from dask_onnx.tiles.passes import with_passes
 from dask_onnx.tiles.pictures import Picture, as_given, as_picture, computed, cut_back, padded
-from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.survey import Question, Survey, survey, window_axes
 from dask_onnx.tiles.tile_arrays import as_arrays
 from dask_onnx.tiles.tile_graph import TileGraph
+from dask_onnx.tiles.tile_plan import TilePlan
 
 Tile = int | Sequence[int] | Literal["auto"]
 

@@ -17,8 +17,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
 
 _AXES_AS_INPUT = 18
 """Version of ai.onnx from which on reductions take their axes as an input."""

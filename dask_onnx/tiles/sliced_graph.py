@@ -14,7 +14,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
-from dask_onnx.tasks import Key, digest
+from dask_onnx.core.stage_tasks import Key, digest
 from dask_onnx.tiles.boxes import Metric
 from dask_onnx.tiles.detector import BoxMerger, Merge, SliceDetector, Work
 from dask_onnx.tiles.slices import Cutter, Picture, Size, Strip, cut_strips

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.kinds import is_dataarray
-from dask_onnx.errors import InputError
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tasks import Key
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import Key
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]

@@ -12,15 +12,11 @@ from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.axes.table import OwnAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.errors import InputError
-from dask_onnx.specs import TensorSpec
-from dask_onnx.tiles.flow import (
-    Flow,
-    NotTileableError,
-    SizeMismatchError,
-    TooLargeError,
-)
-from dask_onnx.tiles.plan import (
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.tiles.flow import Flow, NotTileableError, SizeMismatchError, TooLargeError
+from dask_onnx.tiles.primitives import unroll, with_plain_padding
+from dask_onnx.tiles.tile_plan import (
     AxisGrid,
     TilePlan,
     alignment,
@@ -28,7 +24,6 @@ from dask_onnx.tiles.plan import (
     lacks_of,
     strides_of,
 )
-from dask_onnx.tiles.primitives import unroll, with_plain_padding
 from dask_onnx.tiles.trace import trace
 
 _MULTIPLES = (2, 4, 8, 16, 32, 64, 128, 256)

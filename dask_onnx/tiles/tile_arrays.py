@@ -11,7 +11,7 @@ import numpy as np
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
-from dask_onnx.placement import effective_retries
+from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.tiles.tile_graph import TileGraph
 from dask_onnx.tiles.tile_tasks import take_value
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from dask_onnx.tiles.groups import Component, Feed, Group
 from dask_onnx.tiles.local_shapes import told_values
-from dask_onnx.tiles.parts import Parts
+from dask_onnx.tiles.model_parts import Parts
 from dask_onnx.tiles.places import Interval
-from dask_onnx.tiles.plan import Span, TilePlan
 from dask_onnx.tiles.reduce import KIND_OF
+from dask_onnx.tiles.tile_plan import Span, TilePlan
 from dask_onnx.tiles.tile_tasks import KeepSpec
 
 Spans = Mapping[int, Span]

@@ -11,11 +11,11 @@ from typing import Any
 import dask.array as da
 from dask.task_spec import DataNode, Task, TaskRef
 
-from dask_onnx.collections.here import HereGraph
-from dask_onnx.tasks import StageTask, digest
+from dask_onnx.collections.inline import HereGraph
+from dask_onnx.core.stage_tasks import StageTask, digest
 from dask_onnx.tiles.groups import Component, Feed, Group, Once
+from dask_onnx.tiles.model_parts import Parts
 from dask_onnx.tiles.part_request import part_here
-from dask_onnx.tiles.parts import Parts
 from dask_onnx.tiles.pieces import (
     Arguments,
     Cuts,
@@ -25,7 +25,6 @@ from dask_onnx.tiles.pieces import (
     Source,
     borders_of_chunks,
 )
-from dask_onnx.tiles.plan import TilePlan
 from dask_onnx.tiles.tile_calls import (
     keeps_of,
     label_of_tiles,
@@ -35,6 +34,7 @@ from dask_onnx.tiles.tile_calls import (
     statistic_of,
     told_of,
 )
+from dask_onnx.tiles.tile_plan import TilePlan
 from dask_onnx.tiles.tile_tasks import (
     OnceCall,
     PartCall,

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.collections.here import HereGraph
-from dask_onnx.errors import StageError
-from dask_onnx.tasks import Hints
+from dask_onnx.collections.inline import HereGraph
+from dask_onnx.core.errors import StageError
+from dask_onnx.core.stage_tasks import Hints
 from dask_onnx.tiles.reduce import Partial, finish, merge, partial
 
 Array = npt.NDArray[Any]

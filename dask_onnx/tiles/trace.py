@@ -16,7 +16,7 @@ from dask_onnx.analysis.axes.value_rules import elementwise
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.tiles.flow import (
     Edge,
     Flow,

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from dask_onnx.analysis.batch import find_batch, input_axes
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def batch_of(model, shapes=None):

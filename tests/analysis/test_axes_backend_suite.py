@@ -34,8 +34,8 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.row_candidates import Candidate
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.errors import DaskOnnxError
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.core.errors import DaskOnnxError
+from dask_onnx.modelio.onnx_model import load_onnx
 
 log = logging.getLogger(__name__)
 """What was looked at: ``--log-cli-level=INFO`` shows it."""

@@ -27,7 +27,7 @@ from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.batch import Candidate
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 log = logging.getLogger(__name__)
 """What was looked at: ``--log-cli-level=INFO`` shows it."""

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 N = "N"
 LENGTH = [node("Shape", "x", "shape"), node("Gather", "shape zero", "length", axis=0)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dask_onnx.analysis.branches import find_regions, free_nodes, needed
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def facts_of(model) -> GraphFacts:

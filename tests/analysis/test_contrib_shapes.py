@@ -19,8 +19,8 @@ from dask_onnx.analysis.contrib_operators import TABLES
 from dask_onnx.analysis.contrib_shapes import write_stand_ins
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.onnx_model import load_onnx
-from dask_onnx.value_types import value_info
+from dask_onnx.modelio.onnx_model import load_onnx
+from dask_onnx.modelio.value_types import value_info
 
 INT64 = TensorProto.INT64
 OWN = {CONTRIB: 1}

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def cost_of(nodes, x, constants=None, **options) -> NodeCost:

@@ -11,7 +11,7 @@ from builders import make_model, node, value
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from dask_onnx.analysis.flops import COUNTED, flops_of
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 
 SCALAR = (1,)
 

@@ -11,14 +11,14 @@ from builders import dense_model, make_model, node, value, weights
 from frozen_models import ints, run
 from onnx import TensorProto
 
-from dask_onnx import weights as weights_module
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.freeing import Freed, check_freed, differences, free_batch
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, Opened, open_batch
 from dask_onnx.analysis.sample_inputs import sample_inputs
-from dask_onnx.errors import ModelError
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.core.errors import ModelError
+from dask_onnx.modelio import weights as weights_module
+from dask_onnx.modelio.onnx_model import load_onnx
 
 INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 

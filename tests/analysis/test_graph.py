@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def facts_of(model) -> GraphFacts:

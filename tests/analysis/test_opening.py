@@ -29,7 +29,7 @@ from dask_onnx.analysis.batch import exported_rows, find_batch
 from dask_onnx.analysis.freeing import Freed, free_batch
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, open_batch
-from dask_onnx.onnx_model import load_onnx, with_weights
+from dask_onnx.modelio.onnx_model import load_onnx, with_weights
 
 INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from dask_onnx.analysis.batch import find_batch
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.rows import rows_in_words
-from dask_onnx.onnx_model import load_onnx
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def words_of(model):

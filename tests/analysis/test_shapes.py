@@ -6,9 +6,9 @@ from builders import dense_model, make_model, node, value
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import OperatorSchema, bind_symbols, infer_shapes
-from dask_onnx.errors import InputError
-from dask_onnx.onnx_model import load_onnx
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
 def facts_of(model) -> GraphFacts:

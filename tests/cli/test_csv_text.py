@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dask_onnx.cli.csv_text import check_encoding, read_block, read_csv, undecodable
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 
 PYTHON_TEXT = pd.StringDtype("python", na_value=np.nan)
 

@@ -27,7 +27,7 @@ def own_store(tmp_path):
 
 @pytest.fixture
 def no_loading(monkeypatch):
-    monkeypatch.setattr("dask_onnx.cli.plan.load", None)
+    monkeypatch.setattr("dask_onnx.cli.plan_command.load", None)
 
 
 def test_branches_are_for_so_many_workers(run, branching):

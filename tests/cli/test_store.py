@@ -4,8 +4,8 @@ import dask.config
 import pytest
 from builders import dense_model
 
-from dask_onnx.onnx_model import load_onnx
-from dask_onnx.runtime.store import Store
+from dask_onnx.modelio.onnx_model import load_onnx
+from dask_onnx.store.weight_store import Store
 
 
 @pytest.fixture

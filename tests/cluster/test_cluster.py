@@ -187,7 +187,7 @@ def test_input_errors_come_home_as_what_they_are(client):
 
 
 def test_a_worker_with_other_versions_says_so(client, monkeypatch):
-    from dask_onnx import lower
+    from dask_onnx.lowering import lower
 
     other = replace(lower.own_versions(), onnxruntime="1.0.0")
     monkeypatch.setattr(lower, "own_versions", lambda: other)

@@ -19,10 +19,10 @@ from builders import dense_model, run_onnx
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import dask_onnx as dx
-from dask_onnx.delivery import deliver
-from dask_onnx.onnx_model import OnnxModel, load_onnx
-from dask_onnx.runtime import supply
-from dask_onnx.runtime.store import Store
+from dask_onnx.cluster.delivery import deliver
+from dask_onnx.modelio.onnx_model import OnnxModel, load_onnx
+from dask_onnx.store import supply
+from dask_onnx.store.weight_store import Store
 
 X = np.random.default_rng(5).standard_normal((12, 8)).astype(np.float32)
 LAZY = da.from_array(X, chunks=(3, 8))

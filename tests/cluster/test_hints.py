@@ -12,8 +12,8 @@ from builders import make_model, node, value, weights
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 import dask_onnx as dx
-from dask_onnx.scheduling import _expect, _rank
-from dask_onnx.tasks import Hints
+from dask_onnx.cluster.scheduler_plugin import _expect, _rank
+from dask_onnx.core.stage_tasks import Hints
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((96, 32), dtype=np.float32)

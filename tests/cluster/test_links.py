@@ -9,9 +9,9 @@ import pytest
 from builders import layers_model
 
 import dask_onnx as dx
-from dask_onnx import links
-from dask_onnx.links import link_of
-from dask_onnx.planning.cluster import Link
+from dask_onnx.cluster import links
+from dask_onnx.cluster.links import link_of
+from dask_onnx.planning.resources import Link
 
 pytestmark = pytest.mark.cluster
 

@@ -13,7 +13,7 @@ from builders import layers_model
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, get_worker
 
 import dask_onnx as dx
-from dask_onnx.scheduling import PLUGIN_NAME
+from dask_onnx.cluster.scheduler_plugin import PLUGIN_NAME
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((960, 64), dtype=np.float32)
@@ -72,8 +72,8 @@ def test_lanes_go_by_the_memory_that_workers_have():
 
 
 def test_auto_cuts_for_unequal_memory_in_proportion(monkeypatch):
-    monkeypatch.setattr("dask_onnx.fitting._WORTH_ASKING", 0)
-    monkeypatch.setattr("dask_onnx.placement.LOADED", 196e6)
+    monkeypatch.setattr("dask_onnx.cluster.capacity._WORTH_ASKING", 0)
+    monkeypatch.setattr("dask_onnx.cluster.placement.LOADED", 196e6)
     model = dx.load(layers_model([3000] * 16, width=64))  # 24.6 MB
     with workers({"memory_limit": 270_000_000}, {"memory_limit": 258_000_000}):
         # Rooms of 20.0 and 10.4 MB.

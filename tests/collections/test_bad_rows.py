@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 import dask_onnx as dx
 from dask_onnx.collections.bad_rows import RowsError, run_rows
-from dask_onnx.errors import RunError
+from dask_onnx.core.errors import RunError
 
 COUNT = 10_000
 BAD = [17, 5_000, 9_999]

@@ -17,7 +17,7 @@ from builders import (
 from onnx import TensorProto, helper
 
 import dask_onnx as dx
-from dask_onnx.onnx_model import OnnxModel
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.runtime.session import CACHE
 

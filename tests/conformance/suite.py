@@ -28,7 +28,7 @@ from onnx.backend.test.runner import Runner
 from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.backend import DaskOnnxBackend
-from dask_onnx.runtime.foreign import is_foreign, run_with_values
+from dask_onnx.runtime.extended_types import is_foreign, run_with_values
 
 STRATEGIES = ("whole", "fused", "per_node")
 DRAWN = "the expected values were drawn at random, and so are ours"
@@ -92,7 +92,7 @@ def through(strategy: str, scheduler: str) -> type[Backend]:
 
 def _stages(model: Any) -> int:
     import dask_onnx as dx
-    from dask_onnx.errors import PlanError
+    from dask_onnx.core.errors import PlanError
 
     loaded = dx.load(model)
     for stages in (3, 2):

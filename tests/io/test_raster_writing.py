@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import zarr
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.georeference import attributes_for_grid, cropped_attributes
 from dask_onnx.io.raster_sinks import open_raster_sink
 from dask_onnx.io.raster_writing import save_raster, write_blocks, write_raster

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.raster_axes import to_channels_first
 from dask_onnx.io.rasters import (
     open_raster,

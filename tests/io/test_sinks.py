@@ -9,7 +9,7 @@ import pytest
 import zarr
 from pyarrow import parquet
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.sinks import MARKER, OutputSpec, open_sink
 
 ROWS = np.arange(7 * 4, dtype=np.float32).reshape(7, 4)

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from dask_onnx.errors import InputError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.sources import open_source
 
 ROWS = np.arange(7 * 3 * 2, dtype=np.float32).reshape(7, 3, 2)

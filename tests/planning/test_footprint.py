@@ -15,10 +15,10 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
 
 import dask_onnx as dx
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.cutting import chains_of
 from dask_onnx.planning.footprint import bytes_of, reach_within
 from dask_onnx.planning.recipe import Recipe
-from dask_onnx.specs import SessionSpec
 
 
 def cut_of(model, **shapes):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
-from dask_onnx.planning.cluster import Cluster, Pace
-from dask_onnx.planning.explain import timetable
+from dask_onnx.diagnostics.stage_text import timetable
+from dask_onnx.planning.resources import Cluster, Pace
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 from dask_onnx.planning.timeline import Course, predicted_seconds, timeline

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import dask_onnx as dx
-from dask_onnx.planning.check import check_stages
+from dask_onnx.planning.stage_checks import check_stages
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 MODELS = sorted(path.stem for path in FOLDER.glob("light_*.onnx"))

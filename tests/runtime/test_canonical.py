@@ -7,7 +7,7 @@ import pytest
 from builders import make_model, node, value, weights
 
 import dask_onnx as dx
-from dask_onnx.lower import stage_ref
+from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime.canonical import canonical
 from dask_onnx.runtime.kernel import stage_session
 from dask_onnx.runtime.session import CACHE, run_session

@@ -10,8 +10,10 @@ from builders import dense_model, make_model, node, value
 from onnx import TensorProto
 
 import dask_onnx as dx
-from dask_onnx.errors import DaskOnnxError
-from dask_onnx.lower import stage_ref
+from dask_onnx.core.errors import DaskOnnxError
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.lowering.lower import stage_ref
+from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import (
     StageCall,
     Versions,
@@ -20,8 +22,6 @@ from dask_onnx.runtime.kernel import (
     own_versions,
     run_stage,
 )
-from dask_onnx.runtime.runs import Batching
-from dask_onnx.specs import SessionSpec
 
 X = np.ones((3, 8), np.float32)
 

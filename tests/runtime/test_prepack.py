@@ -9,10 +9,11 @@ import pytest
 from builders import dense_model, make_model, node, run_onnx, value, weights
 
 import dask_onnx as dx
-from dask_onnx.runtime import elsewhere, prepack
+from dask_onnx.core import subprocesses as elsewhere
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.runtime import prepack
 from dask_onnx.runtime.session import CACHE
-from dask_onnx.runtime.store import Store
-from dask_onnx.specs import SessionSpec
+from dask_onnx.store.weight_store import Store
 
 X = np.random.default_rng(1).standard_normal((4, 512)).astype(np.float32)
 

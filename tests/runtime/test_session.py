@@ -10,8 +10,8 @@ import pytest
 from builders import dense_model, make_model, node, value
 
 import dask_onnx as dx
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.session import CACHE, Session, SessionCache, build_session
-from dask_onnx.specs import SessionSpec
 
 
 def made(size: int = 1) -> Session:

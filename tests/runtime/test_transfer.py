@@ -10,7 +10,7 @@ from distributed.protocol import deserialize, serialize
 from distributed.protocol.compression import maybe_compress
 
 from dask_onnx.runtime import transfer
-from dask_onnx.runtime.runs import Runs
+from dask_onnx.runtime.batching import Runs
 from dask_onnx.runtime.transfer import Travelling
 
 RELU = np.maximum(np.random.default_rng(0).standard_normal((4, 64, 32, 32)), 0).astype("f4")

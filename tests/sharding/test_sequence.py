@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import dask_onnx as dx
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.planning.cluster import LOADED, Cluster
+from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.planning.resources import LOADED, Cluster
 from dask_onnx.sharding import candidates
 from dask_onnx.sharding.strategy import Sharded
 

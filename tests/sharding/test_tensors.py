@@ -25,8 +25,8 @@ from transformer_models import (
 )
 
 import dask_onnx as dx
+from dask_onnx.modelio.weights import BlobPlace
 from dask_onnx.sharding.tensors import TensorPlan
-from dask_onnx.weights import BlobPlace
 
 
 def rows(*shape: int, seed: int = 0) -> np.ndarray:

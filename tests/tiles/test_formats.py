@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dask_onnx as dx
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.tiles.formats import Reader, find_reader
 
 SIZE = (640, 640)

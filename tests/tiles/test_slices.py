@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
-from dask_onnx.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.tiles.slices import (
     Cutter,
     Picture,

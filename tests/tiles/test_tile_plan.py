@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import dask_onnx as dx
 from dask_onnx.analysis.axes.dependence import window
 from dask_onnx.analysis.cost import CostTable, node_costs
-from dask_onnx.tiles import plan as plan_module
+from dask_onnx.tiles import tile_plan as plan_module
 from dask_onnx.tiles.budget import automatic_tile, projected_bytes
 from dask_onnx.tiles.passes import predicted_seconds, with_passes
 from dask_onnx.tiles.places import Layout, Mirrored, Place, factors_of, sliding
@@ -57,7 +57,7 @@ WIDE = {"w": weights(16, 16, 3, 3)}
 def test_the_planning_modules_import_neither_dask_nor_a_session():
     folder = Path(plan_module.__file__).parent
     for name in (
-        "plan",
+        "tile_plan",
         "flow",
         "steps",
         "places",

@@ -18,8 +18,8 @@ from tiles.tiled_models import (
 )
 
 import dask_onnx as dx
+from dask_onnx.modelio.weights import BlobPlace
 from dask_onnx.tiles.predict import predict_tiled
-from dask_onnx.weights import BlobPlace
 
 
 def squeeze_and_excite(x, out, channels, constants):

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dask_onnx.analysis.axes.dependence import (
-    FREE,
-    OWN_INDEX,
-    POSITIONS,
-    Dependence,
-    Index,
-    Kind,
-)
+from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, POSITIONS, Dependence, Index, Kind
 from dask_onnx.analysis.axes.layout_rules import same_axis
 from dask_onnx.analysis.axes.view import NodeView, join
 

@@ -17,8 +17,8 @@ from dask_onnx.analysis.axes.table import KEEPS_POSITIONS, NAMES_SHAPES, Entry, 
 from dask_onnx.analysis.axes.view import Known, NodeView, Shape, at_least
 from dask_onnx.analysis.bodies import body_graphs
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.specs import TensorSpec
-from dask_onnx.weights import is_external
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.weights import is_external
 
 Specs = Mapping[str, TensorSpec]
 

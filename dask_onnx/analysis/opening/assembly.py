@@ -10,10 +10,10 @@ from onnx import helper
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.opening.draft import Draft, content_token, opened_dims
-from dask_onnx.normalise import captured_names
-from dask_onnx.onnx_model import OnnxModel, blob_keys_of
-from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.value_types import spec_of, value_info
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.normalise import captured_names
+from dask_onnx.modelio.onnx_model import OnnxModel, blob_keys_of
+from dask_onnx.modelio.value_types import spec_of, value_info
 
 SYMBOL = "rows"
 """Name of the open dimension, unless the graph has another one of that name."""

@@ -15,8 +15,8 @@ from dask_onnx.analysis.axes import value_rules
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.table import rule_of
 from dask_onnx.analysis.opening.draft import Draft, Layout, NotOpenedError, Rows
-from dask_onnx.value_types import numpy_dtype
-from dask_onnx.weights import INLINE_BYTES, blob_of, is_external
+from dask_onnx.modelio.value_types import numpy_dtype
+from dask_onnx.modelio.weights import INLINE_BYTES, blob_of, is_external
 
 RANDOM = frozenset(
     """RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli

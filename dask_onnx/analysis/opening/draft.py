@@ -22,9 +22,9 @@ from dask_onnx.analysis.axes.table import NAMES_SHAPES, OwnAxes
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.shapes import is_standard
-from dask_onnx.specs import Dim, TensorSpec
-from dask_onnx.value_types import parse_type, spec_of, value_info
-from dask_onnx.weights import graphs_of, subgraphs_of
+from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.value_types import parse_type, spec_of, value_info
+from dask_onnx.modelio.weights import graphs_of, subgraphs_of
 
 PROBE = 37
 """Number of rows at which the new graph is followed: a prime that real dimensions seldom are."""

@@ -19,9 +19,9 @@ from dask_onnx.analysis.opening.constants import Constants
 from dask_onnx.analysis.opening.draft import Draft, NotOpenedError
 from dask_onnx.analysis.opening.search import Rewriting
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.onnx_model import OnnxModel
-from dask_onnx.specs import TensorSpec
-from dask_onnx.weights import is_external
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.weights import is_external
 
 _OPEN_SIZES = (64, 48, 224, 16)
 """What other open axes are while the rows are followed: the first that the graph can have."""

@@ -10,7 +10,7 @@ from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.opening.constants import counts_rows, first_row, row_numbers
 from dask_onnx.analysis.opening.draft import Rows
 from dask_onnx.analysis.opening.site import Alternative, Site, written
-from dask_onnx.weights import subgraphs_of, with_bodies
+from dask_onnx.modelio.weights import subgraphs_of, with_bodies
 
 _END = 2**63 - 1
 """A slice to the end."""

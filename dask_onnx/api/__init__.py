@@ -1,0 +1,1 @@
+"""What users hold: `load`, `Model`, `Plan`, `TextModel`. Thin verbs over the layers below."""

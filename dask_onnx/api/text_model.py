@@ -1,0 +1,289 @@
+"""Text in, vectors out: a text encoder with its tokenizer, on every kind of collection."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from dask.base import compute
+from dask.delayed import Delayed, delayed
+
+from dask_onnx.api.model import Model
+from dask_onnx.collections.bad_rows import Found, join_found
+from dask_onnx.collections.inline import here_graph, supply_collections
+from dask_onnx.collections.kinds import is_bag, is_table
+from dask_onnx.collections.partitions import row_request
+from dask_onnx.collections.run_options import BatchSize, OnError, RowOptions, RunOptions
+from dask_onnx.collections.text.text_encoder import (
+    BUCKETS,
+    Encoder,
+    Pooling,
+    TextOptions,
+    in_place,
+    vectors_of,
+)
+from dask_onnx.core.errors import InputError, ModelError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.stage_tasks import Hints, digest
+
+_KINDS = {
+    "ids": ("input_ids", "ids", "tokens", "input"),
+    "mask": ("attention_mask", "mask", "input_mask"),
+    "types": ("token_type_ids", "segment_ids", "type_ids"),
+}
+"""What the inputs of text encoders are called."""
+_TEXTS_OF_A_TASK = 256
+
+
+class TextModel:
+    """A text encoder with its tokenizer: sentences in, a vector for each out.
+
+    Parameters
+    ----------
+    model : Model, or what `dask_onnx.load` takes
+        Its inputs are token ids, and optionally a mask and token types, (N, T) integers; its first
+        output, or `output`, is (N, T, d), or (N, d) if the model pools itself.
+    tokenizer : path of a ``tokenizer.json``, its content as bytes, or tokenizers.Tokenizer
+        Its own padding and truncation are ignored.
+    pooling : {"mean", "max", "first"} or None
+        How the vectors of a text's tokens become one, padding left out; None for a model that
+        gives one itself. "first" is the vector of the first token, which BERT calls CLS.
+    normalize : bool
+        Divide each vector by its length (2-norm).
+    max_length : int
+        Tokens of a text, special ones included; what is beyond is cut off at the end.
+    window, stride : int, optional
+        Rather than cut long texts off, give each window of so many tokens a row of its own, with
+        `stride` tokens shared by two windows, as the tokenizers package means it.
+    merge : {"mean", "max", "first"} or None
+        How the vectors of a text's windows become one; None gives each window's back.
+    length_buckets : sequence of int
+        Rows whose lengths are between the same two of these run together, padded to the longest
+        of them.
+    output : str, optional
+    feeds : mapping of input to "ids", "mask" or "types", optional
+        Where the inputs do not have the usual names.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        *,
+        pooling: Pooling | None = "mean",
+        normalize: bool = False,
+        max_length: int = 512,
+        window: int | None = None,
+        stride: int = 0,
+        merge: Pooling | None = "mean",
+        length_buckets: Sequence[int] = BUCKETS,
+        output: str | None = None,
+        feeds: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.output = output or model.outputs[0].name
+        self._content = _tokenizer_content(tokenizer)
+        self._options = TextOptions(
+            pooling, normalize, max_length, window, stride, merge, tuple(length_buckets)
+        )
+        self._feeds = _text_feeds(model._facts.inputs_of((self.output,)), feeds or {})
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        column: Any = None,
+        name: str = "embedding",
+        batch_size: BatchSize = "auto",
+        on_error: OnError = "raise",
+    ) -> Any:
+        """A vector for each text.
+
+        Parameters
+        ----------
+        x : str, sequence of str, Series or DataFrame of pandas or dask, or dask.bag of str
+            bytes are taken for UTF-8.
+        column, name : for a DataFrame
+            The column of text; the one that is added to the caller's.
+        batch_size : as for `Model.predict`: rows of a run, of those of like length
+        on_error : {"raise", "null"}
+            What becomes of missing and undecodable texts: an error; or a missing value in a Series,
+            None in a bag, a row of NaN in an array.
+
+        Returns
+        -------
+        For a str an array (d,), for a sequence (texts, d), both float; for a Series a Series of
+        fixed-size lists with its index and name; for a bag a bag of arrays. Lazy for dask.
+        With ``merge=None`` a text has a row for each of its windows: a str and an item of a bag
+        (windows, d), a sequence a list of such arrays, a Series its label once for each window.
+
+        Raises
+        ------
+        InputError
+            Missing and undecodable texts, with their count; from a worker, when the result is
+            computed.
+        """
+        return self._predict(x, (column, name), batch_size, RowOptions(on_error))
+
+    def predict_checked(
+        self,
+        x: Any,
+        *,
+        column: Any = None,
+        name: str = "embedding",
+        batch_size: BatchSize = "auto",
+    ) -> tuple[Any, Any]:
+        """As `predict`, with the bad texts in a collection of their own.
+
+        Returns
+        -------
+        good, bad
+            The vectors of the good texts; the bad texts: for a Series a DataFrame of it and a
+            column ``error``, else dicts of ``row`` and ``error``.
+        """
+        if isinstance(x, str):
+            x = [x]
+        good, bad = self._predict(x, (column, name), batch_size, RowOptions("split"))
+        return good, bad
+
+    def _predict(
+        self, x: Any, place: tuple[Any, str], batch_size: BatchSize, rows: RowOptions
+    ) -> Any:
+        encode, supplies, content = self._encoder(batch_size, rows)
+        if isinstance(x, str):
+            return self._run(encode, supplies, content, [x])[0]
+        if is_bag(x):
+            lazy = x.map_partitions(_BagTexts(encode), content, *supplies)
+            if rows.on_error != "split":
+                return lazy
+            return lazy.map_partitions(_good_texts), lazy.map_partitions(_bad_texts)
+        if is_table(x):
+            series = importlib.import_module("dask_onnx.collections.text.text_series")
+            return series.predict_series(
+                x,
+                encode,
+                series.Place(*place),
+                self._width(),
+                lambda texts: self._compute(encode, supplies, content, texts),
+                [content, *supplies],
+            )
+        return self._run(encode, supplies, content, list(x))
+
+    def _width(self) -> int | None:
+        spec = self.model._facts.declared.get(self.output)
+        last = spec.shape[-1] if spec is not None and spec.shape else None
+        return last if isinstance(last, int) else None
+
+    def _encoder(
+        self, batch_size: BatchSize, rows: RowOptions
+    ) -> tuple[Encoder, list[Delayed], Delayed]:
+        request = row_request(self.model, RunOptions([self.output], batch_size))
+        graph = here_graph(request, list(self._feeds), [self.output])
+        name = hashlib.sha256(self._content).hexdigest()
+        encode = Encoder(
+            graph,
+            self.output,
+            self._feeds,
+            self._options,
+            rows,
+            name,
+            digest(sorted(map(str, graph.tasks))),
+        )
+        content = delayed(self._content, name=f"tokenizer-{name}", traverse=False)
+        return encode, supply_collections(request), content
+
+    def _run(
+        self, encode: Encoder, supplies: Sequence[Delayed], content: Delayed, texts: list[Any]
+    ) -> Any:
+        found = self._compute(encode, supplies, content, texts)
+        if encode.rows.on_error == "split":
+            vectors = (
+                np.empty((0, self._width() or 0)) if found.values is None else vectors_of(found)
+            )
+            return vectors, encode.bad_items(texts, found)
+        return encode.filled(found, len(texts), self._width())
+
+    def _compute(
+        self, encode: Encoder, supplies: Sequence[Delayed], content: Delayed, texts: list[Any]
+    ) -> Found:
+        """Now, on the scheduler that Dask would use: here, unless that is a cluster."""
+        starts = range(0, max(len(texts), 1), _TEXTS_OF_A_TASK)
+        parts = [texts[start : start + _TEXTS_OF_A_TASK] for start in starts]
+        # The tasks inside the encoder are its own, not Dask's to look into.
+        run = delayed(encode, pure=True, traverse=False)
+        lazy = [run(content, part, *supplies) for part in parts]
+        return join_found(list(zip(starts, compute(*lazy), strict=True)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _BagTexts:
+    encode: Encoder
+
+    @property
+    def __name__(self) -> str:
+        """What the dashboard calls the task."""
+        return self.encode.graph.label
+
+    @property
+    def hints(self) -> Hints:
+        return self.encode.graph.hints
+
+    def __call__(self, texts: Iterable[Any], content: bytes, *supplies: Any) -> list[Any]:
+        """Vectors, or for "split" one pair of vectors and bad texts."""
+        given = list(texts)
+        found = self.encode(content, given, *supplies)
+        self.encode.raise_first(
+            found,
+            len(given),
+            lambda place: f"text {place:,} of the {len(given):,} of its partition: ",
+        )
+        values = [] if found.values is None else vectors_of(found)
+        if self.encode.rows.on_error == "split":
+            return [(list(values), self.encode.bad_items(given, found))]
+        return in_place(found, values, None)
+
+    def __dask_tokenize__(self) -> Any:
+        return self.encode.__dask_tokenize__()
+
+
+def _good_texts(parts: Iterable[Any]) -> list[Any]:
+    return [vector for good, _ in parts for vector in good]
+
+
+def _bad_texts(parts: Iterable[Any]) -> list[Any]:
+    return [item for _, bad in parts for item in bad]
+
+
+def _tokenizer_content(tokenizer: Any) -> bytes:
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        return str(tokenizer.to_str()).encode()
+    if isinstance(tokenizer, bytes):
+        return tokenizer
+    path = Path(tokenizer)
+    if not path.is_file():
+        raise ModelError(
+            f"the tokenizer {path} does not exist", "name the tokenizer.json of the model"
+        )
+    return path.read_bytes()
+
+
+def _text_feeds(
+    inputs: Sequence[TensorSpec], given: Mapping[str, str]
+) -> dict[str, tuple[str, np.dtype[Any]]]:
+    usual = {name: kind for kind, names in _KINDS.items() for name in names}
+    feeds = {}
+    for spec in inputs:
+        kind = given.get(spec.name, usual.get(spec.name))
+        if kind not in _KINDS or spec.dtype is None or spec.dtype.kind not in "iuf":
+            raise InputError(
+                f"it cannot be told what of a text goes into input {spec}",
+                f"say it: feeds={{{spec.name!r}: 'ids' | 'mask' | 'types'}}",
+            )
+        feeds[spec.name] = (kind, spec.dtype)
+    return feeds

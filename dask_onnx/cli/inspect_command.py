@@ -1,0 +1,212 @@
+"""``dask-onnx inspect``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from dask_onnx.analysis.cuts import Cut
+from dask_onnx.analysis.report import Analysis
+from dask_onnx.api.loading import load
+from dask_onnx.api.model import Model
+from dask_onnx.api.verify import random_sample, verify_axes
+from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.parameters import parse_rows, parse_shapes, rows_option, shape_option
+from dask_onnx.cli.wording import in_options
+from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds, format_shapes
+from dask_onnx.core.specs import TensorSpec, dtype_name
+from dask_onnx.diagnostics.summary import speed_basis
+
+_NAMES_SHOWN = 6
+_REGIONS_SHOWN = 3
+_CUTS_SHOWN = 3
+_EDGE = 0.1
+"""Of the time, so much at least on both sides of a cut that is worth naming."""
+
+
+@click.command("inspect")
+@click.argument("model_path", metavar="MODEL")
+@shape_option
+@rows_option
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run MODEL on random inputs, whole and in pieces, and compare with what is claimed.",
+)
+@common_options
+@click.pass_obj
+def command(
+    options: Options, model_path: str, shapes: Sequence[str], rows: str | None, verify: bool
+) -> None:
+    """Show what MODEL takes, gives, is made of and costs. Runs nothing without --verify."""
+    model = load(model_path, rows=parse_rows(rows))
+    bound = parse_shapes(shapes)
+    analysis, axes = model.analyse(bound), model.axes(bound)
+    verified = verify_axes(model, random_sample(model, bound)) if verify else None
+    if options.as_json:
+        found = as_dict(model, analysis) | {"axes": [asdict(fact) for fact in axes]}
+        if verified is not None:
+            found["verified"] = [asdict(check) for check in verified.checks]
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print(model, analysis)
+        click.echo()
+        click.echo(str(axes))
+        if verified is not None:
+            click.echo()
+            click.echo(str(verified))
+    if verified is not None and not verified.is_right:
+        raise click.exceptions.Exit(1)
+
+
+def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
+    """All of it, for machines."""
+    return {
+        "name": model.name,
+        "token": model.token,
+        "opsets": {domain or "ai.onnx": version for domain, version in model.opsets.items()},
+        "inputs": [_spec_dict(spec) for spec in model.inputs],
+        "outputs": [_spec_dict(spec) for spec in model.outputs],
+        "nodes": sum(analysis.op_histogram.values()),
+        "op_histogram": dict(analysis.op_histogram),
+        "parameters": analysis.parameters,
+        "parameter_bytes": analysis.parameter_bytes,
+        "shapes": analysis.shapes,
+        "shapes_assumed": analysis.is_assumed,
+        "flops": analysis.flops,
+        "activation_bytes": analysis.activation_bytes,
+        "predicted_seconds": analysis.predicted_seconds,
+        "basis": _basis(model, analysis),
+        "parallel_branches": analysis.parallel_branches,
+        "parallelism": analysis.parallelism,
+        "longest_path": list(analysis.longest_path),
+        "critical_path": list(analysis.critical_path),
+        "critical_seconds": analysis.critical_seconds,
+        "regions": [{"seconds": list(region.seconds)} for region in analysis.regions],
+        "cuts": [asdict(cut) for cut in analysis.cuts],
+        "batch_axes": dict(analysis.batch.input_axes),
+        "fixed_batch": analysis.batch.fixed_rows,
+        "rows": analysis.rows,
+        "random_nodes": list(analysis.batch.random),
+        "batch_dependent_nodes": list(analysis.batch.dependent),
+    }
+
+
+def _spec_dict(spec: TensorSpec) -> dict[str, Any]:
+    dtype = spec.kind if spec.dtype is None else dtype_name(spec.dtype)
+    return {"name": spec.name, "dtype": dtype, "shape": spec.shape}
+
+
+def _print(model: Model, analysis: Analysis) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for title, value in _rows(model, analysis):
+        click.echo(
+            textwrap.fill(
+                value,
+                width=max(width, 60),
+                initial_indent=f"{title:<17}",
+                subsequent_indent=" " * 17,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+
+
+def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
+    opsets = ", ".join(
+        f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items()
+    )
+    ops = ", ".join(f"{op} {count}" for op, count in analysis.op_histogram.items())
+    assumed = "; open dimensions assumed, set them with --shape" if analysis.is_assumed else ""
+    path = analysis.longest_path
+    batch = analysis.batch
+    return [
+        ("model", f"{model.name}, {sum(analysis.op_histogram.values())} nodes"),
+        *(("input", f"{spec}{_batch_note(batch.input_axes[spec.name])}") for spec in model.inputs),
+        *(("output", str(spec)) for spec in model.outputs),
+        ("rows", analysis.rows),
+        ("opsets", opsets),
+        ("operators", ops),
+        ("parameters", f"{analysis.parameters:,} ({format_bytes(analysis.parameter_bytes)})"),
+        ("for", f"{format_shapes(analysis.shapes)}{assumed}"),
+        (
+            "compute",
+            f"{format_flops(analysis.flops)}, {format_bytes(analysis.activation_bytes)} moved, "
+            f"{format_seconds(analysis.predicted_seconds)} predicted on one core, "
+            f"{_basis(model, analysis)}",
+        ),
+        (
+            "branches",
+            f"{analysis.parallel_branches} at most side by side; all work over the critical path "
+            f"{analysis.parallelism:.1f}",
+        ),
+        ("regions", _regions(analysis)),
+        (
+            "critical path",
+            f"{format_seconds(analysis.critical_seconds)}, {len(analysis.critical_path)} nodes: "
+            f"{_shorten(analysis.critical_path)}",
+        ),
+        ("cheapest cuts", _cuts(analysis.cuts)),
+        ("longest path", f"{len(path)} nodes: {_shorten(path)}"),
+        ("random", _shorten(batch.random) or "none"),
+        ("batch-dependent", _shorten(batch.dependent) or "none"),
+    ]
+
+
+def _basis(model: Model, analysis: Analysis) -> str:
+    """What the predicted seconds rest on, and whether plans know better."""
+    basis, known = speed_basis(), model.basis(analysis.shapes)
+    if known != basis:
+        basis += f"; `dask-onnx plan` goes {known}"
+    return in_options(basis, "plan")
+
+
+def _regions(analysis: Analysis) -> str:
+    """The parallel regions that matter, dearest first."""
+    total = analysis.predicted_seconds or 1.0
+    found = sorted(
+        (region for region in analysis.regions if region.is_parallel),
+        key=lambda region: -sum(region.seconds),
+    )
+    if not found:
+        return "one after the other: no branches"
+    shown = [
+        f"{len(region.parts)} branches, {sum(region.seconds) / total:.0%} of the time, the longest "
+        f"{max(region.seconds) / total:.0%}"
+        for region in found[:_REGIONS_SHOWN]
+    ]
+    more = f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else ""
+    return "; ".join(shown) + more
+
+
+def _cuts(cuts: Sequence[Cut]) -> str:
+    """Where the fewest bytes cross, of those with work on both sides."""
+    inner = [cut for cut in cuts if _EDGE <= cut.share <= 1 - _EDGE]
+    if not inner:
+        return "none with work on both sides"
+    best = sorted(inner, key=lambda cut: (cut.bytes, cut.values))[:_CUTS_SHOWN]
+    shown = [
+        f"at {cut.share:.0%} of the time, after {cut.after}: {format_bytes(cut.bytes)} in "
+        + (", ".join(cut.names) if cut.names else f"{cut.values} values")
+        for cut in best
+    ]
+    return f"{'; '.join(shown)} (of {len(cuts)})"
+
+
+def _batch_note(axis: int | None) -> str:
+    return ", no batch axis: given once" if axis is None else f", batch axis {axis}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(names)
+    half = _NAMES_SHOWN // 2
+    left_out = len(names) - 2 * half
+    return f"{', '.join(names[:half])}, … {left_out} more …, {', '.join(names[-half:])}"

@@ -1,0 +1,80 @@
+"""A lowered request that runs inside another task: what a partition of a table or a bag needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.local
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import DataNode, Task, TaskRef
+
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.core.stage_tasks import Hints, Key, hints_of
+from dask_onnx.lowering.lower import Feeds, lower
+from dask_onnx.runtime.kernel import take_output
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HereGraph:
+    """The stages of a request, run one after the other in the thread that calls."""
+
+    tasks: Mapping[Key, Task]
+    """Their inputs are keys of the inputs' names."""
+    outputs: Mapping[str, tuple[Key, int | None, int | None]]
+    """Value to the key of the task that makes it, its position in that result, its batch axis."""
+    supplies: tuple[str, ...]
+    """Keys of what brings the model to workers that cannot get it themselves."""
+    label: str
+    """Of the stages, as the dashboard shows them."""
+
+    @property
+    def hints(self) -> Hints:
+        """For the task that runs all of it."""
+        return next(hints for task in self.tasks.values() for hints in hints_of(task))
+
+    def run(self, arrays: Mapping[str, Any], supplies: Sequence[Any]) -> dict[str, Any]:
+        """Values by name.
+
+        Parameters
+        ----------
+        arrays : inputs by name
+        supplies : what the tasks of `supply_collections` gave
+        """
+        given = {**arrays, **dict(zip(self.supplies, supplies, strict=True))}
+        dsk = {**self.tasks, **{key: DataNode(key, value) for key, value in given.items()}}
+        results = dask.local.get_sync(dsk, [key for key, _, _ in self.outputs.values()])
+        return {
+            name: take_output(result, position, axis)
+            for (name, (_, position, axis)), result in zip(
+                self.outputs.items(), results, strict=True
+            )
+        }
+
+
+def here_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -> HereGraph:
+    """A request as a graph that runs in one task."""
+    feeds = Feeds({name: (TaskRef(name),) for name in inputs}, request.batch.input_axes, "here", 1)
+    lowered = lower(
+        request.model, request.stages, feeds, request.options, supplies=request.supplies
+    )
+    outputs = {}
+    for value in values:
+        found = lowered.outputs[value]
+        key = found.layout.key(found.layer, 0)
+        outputs[value] = (key, found.position, request.batch.output_axes[value])
+    tasks = () if request.delivery is None else request.delivery.tasks
+    labels = [stage.label for stage in request.stages.stages]
+    label = labels[0] if len(labels) == 1 else f"{labels[0]}..{labels[-1]}"
+    return HereGraph(lowered.tasks, outputs, tuple(tasks), label)
+
+
+def supply_collections(request: Request) -> list[Delayed]:
+    """What to give `HereGraph.run` as supplies, for Dask to compute first."""
+    tasks = {} if request.delivery is None else request.delivery.tasks
+    return [
+        Delayed(key, HighLevelGraph.from_collections(key, {key: task}))
+        for key, task in tasks.items()
+    ]

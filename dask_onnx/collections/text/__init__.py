@@ -1,0 +1,4 @@
+"""Texts in and vectors out: tokenising, columns of texts, bad texts.
+
+Imports what `collections` may.
+"""

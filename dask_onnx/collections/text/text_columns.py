@@ -1,0 +1,136 @@
+"""Columns with text that is none: which rows, and what files can hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dask_onnx.collections.bad_rows import RowsError
+from dask_onnx.collections.text.texts import NO_TEXT, escaped, text_fault
+
+
+def texts_of(column: pd.Series) -> list[Any]:
+    """The values; bytes for those of an Arrow column that holds what is no UTF-8."""
+    try:
+        return list(column)
+    except UnicodeDecodeError:
+        return _as_bytes(column)
+
+
+_SAMPLE = 1000
+"""Rows that tell whether a column repeats itself."""
+
+
+def strings_of(column: pd.Series) -> np.ndarray:
+    """The values as objects; of an Arrow column that repeats itself each value is made once, which
+    takes half the time."""
+    if _is_arrow_text(column.dtype):
+        array = pa.chunked_array(column.array.__arrow_array__())
+        sample = array.slice(0, _SAMPLE)
+        if not array.null_count and pc.count_distinct(sample).as_py() * 2 < len(sample):
+            pieces = [
+                chunk.dictionary.to_numpy(zero_copy_only=False)[chunk.indices.to_numpy()]
+                for chunk in array.dictionary_encode().chunks
+            ]
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return np.asarray(column.to_numpy(dtype=object))
+
+
+def column_faults(column: Any, *, bytes_too: bool = False) -> dict[int, str]:
+    """Position of each value that is no UTF-8 text to where it is none.
+
+    Parameters
+    ----------
+    column : Series or Index
+    bytes_too : bytes among Python's objects are meant for text; else they are taken for data
+    """
+    dtype = column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        of_kind = column_faults(dtype.categories, bytes_too=bytes_too)
+        codes = column.cat.codes.to_numpy()
+        places = np.flatnonzero(np.isin(codes, list(of_kind)))
+        return {int(place): of_kind[int(codes[place])] for place in places}
+    if _is_arrow_text(dtype):
+        try:
+            pa.chunked_array(column.array.__arrow_array__()).validate(full=True)
+        except pa.ArrowInvalid:
+            return _faults(_as_bytes(column))
+        return {}
+    if not pd.api.types.is_object_dtype(dtype) and not isinstance(dtype, pd.StringDtype):
+        return {}
+    kinds = (str, bytes) if bytes_too else str
+    return _faults(value if isinstance(value, kinds) else None for value in column)
+
+
+def _faults(values: Iterable[Any]) -> dict[int, str]:
+    found = ((place, text_fault(value)) for place, value in enumerate(values))
+    return {place: fault for place, fault in found if fault is not None}
+
+
+def kept_faults(table: pd.DataFrame, fed: Iterable[Any]) -> dict[int, str]:
+    """Position of each row that holds such text to what is wrong with it.
+
+    Parameters
+    ----------
+    fed : columns that are looked at elsewhere
+    """
+    found: dict[int, str] = {}
+    elsewhere = set(fed)
+    for place, name in enumerate(table.columns):
+        if name not in elsewhere:
+            for row, fault in column_faults(table.iloc[:, place]).items():
+                found.setdefault(row, f"column {name!r}, which is kept, {NO_TEXT}: {fault}")
+    return found
+
+
+def check_kept(table: pd.DataFrame, fed: Iterable[Any]) -> None:
+    """Whether the columns that stay beside the result can be written to a file.
+
+    Raises
+    ------
+    RowsError
+        They hold text that is no UTF-8.
+    """
+    faults = kept_faults(table, fed)
+    if faults:
+        raise RowsError(
+            f"{len(faults):,} of {len(table):,} rows hold text that cannot be written, the first "
+            f"in {faults[min(faults)]}",
+            "decode it, or leave the column out",
+            np.isin(np.arange(len(table)), list(faults)),
+            of_rows=faults,
+        )
+
+
+def storable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with text that Arrow and files can hold: see `texts.escaped`."""
+    columns: dict[Any, Any] = {}
+    for name, column in table.items():
+        if isinstance(column.dtype, pd.StringDtype) and column.dtype.storage == "python":
+            is_faulty = bool(column_faults(column))
+            fit = column.map(escaped, na_action="ignore") if is_faulty else column
+            columns[name] = fit.astype("str")
+        elif column.dtype == object and column_faults(column):
+            columns[name] = pd.Series(
+                [escaped(value) for value in column], column.index, dtype=object
+            )
+    return table.assign(**columns) if columns else table
+
+
+def _is_arrow_text(dtype: Any) -> bool:
+    if isinstance(dtype, pd.ArrowDtype):
+        kind = dtype.pyarrow_dtype
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return isinstance(dtype, pd.StringDtype) and dtype.storage == "pyarrow"
+
+
+def _as_bytes(column: Any) -> list[Any]:
+    chunks = pa.chunked_array(column.array.__arrow_array__())
+    is_large = pa.types.is_large_string(chunks.type)
+    found: list[Any] = chunks.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
+    return found

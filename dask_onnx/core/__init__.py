@@ -1,0 +1,4 @@
+"""What every layer uses: errors, configuration, specs, files, number formatting.
+
+Imports nothing else of this package.
+"""

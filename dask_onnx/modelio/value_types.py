@@ -1,0 +1,142 @@
+"""ONNX's types and ours: a `TensorSpec` and the protos that say the same.
+
+Types that are no tensors are written in ONNX's own notation, such as ``seq(tensor(float))`` or
+``map(int64,tensor(float))``: the names of its operator schemas.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from dask_onnx.core.errors import ModelError
+from dask_onnx.core.specs import Dim, TensorSpec
+
+_WRAPPERS = {"seq": "sequence_type", "optional": "optional_type"}
+
+
+def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, type and shape of a ValueInfoProto."""
+    kind = value.type.WhichOneof("value")
+    if kind is None:
+        return TensorSpec(value.name, None, None)
+    if kind != "tensor_type":
+        return TensorSpec(value.name, None, None, type_text(value.type))
+    tensor = value.type.tensor_type
+    dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
+    if not tensor.HasField("shape"):
+        return TensorSpec(value.name, dtype, None)
+    return TensorSpec(value.name, dtype, tuple(map(_dim, tensor.shape.dim)))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    size: int = dim.dim_value
+    if size or dim.HasField("dim_value"):
+        return size if size >= 0 else None  # Paddle writes -1 for "any"
+    # "?" is what some exporters write where they know no name.
+    return None if dim.dim_param in ("", "?") else dim.dim_param
+
+
+def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    """The inverse of `spec_of`."""
+    if spec.dtype is not None:
+        elem_type = helper.np_dtype_to_tensor_dtype(spec.dtype)
+        return helper.make_tensor_value_info(spec.name, elem_type, spec.shape)
+    value = onnx.ValueInfoProto()
+    value.name = spec.name
+    if spec.kind is not None:
+        value.type.CopyFrom(parse_type(spec.kind))
+    return value
+
+
+@functools.cache  # asked for each value of a graph, several times
+def numpy_dtype(elem_type: int) -> np.dtype:
+    """numpy's dtype of an ONNX element type: of ml_dtypes where numpy has none."""
+    return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+@functools.cache
+def tensor_kind(dtype: np.dtype) -> str:
+    """ONNX's notation of a tensor type: ``tensor(float)``."""
+    return f"tensor({_element_name(helper.np_dtype_to_tensor_dtype(dtype))})"
+
+
+def kind_of(spec: TensorSpec) -> str | None:
+    """ONNX's notation of a value's type; None where it is not known."""
+    return spec.kind if spec.dtype is None else tensor_kind(spec.dtype)
+
+
+def kind_of_value(value: Any) -> str:
+    """ONNX's notation of the type of an array, a list or a dict; empty ones count as float."""
+    if isinstance(value, list):
+        return f"seq({kind_of_value(value[0]) if value else 'tensor(float)'})"
+    if isinstance(value, dict):
+        key, item = next(iter(value.items()), ("", 0.0))
+        name = "string" if isinstance(key, str) else "int64"
+        return f"map({name},{kind_of_value(np.asarray(item, None if value else np.float32))})"
+    array = np.asarray(value)
+    return "tensor(string)" if array.dtype.kind in "OUST" else tensor_kind(array.dtype)
+
+
+def type_text(proto: onnx.TypeProto) -> str:
+    """ONNX's notation of a type; shapes are left out."""
+    which = proto.WhichOneof("value")
+    if which == "tensor_type":
+        return f"tensor({_element_name(proto.tensor_type.elem_type)})"
+    if which == "sparse_tensor_type":
+        return f"sparse_tensor({_element_name(proto.sparse_tensor_type.elem_type)})"
+    if which == "map_type":
+        key = _element_name(proto.map_type.key_type)
+        return f"map({key},{type_text(proto.map_type.value_type)})"
+    for name, field in _WRAPPERS.items():
+        if which == field:
+            return f"{name}({type_text(getattr(proto, field).elem_type)})"
+    raise ModelError(f"type {which or 'nothing'!r} is not known", "upgrade onnx and dask_onnx")
+
+
+def parse_type(text: str) -> onnx.TypeProto:
+    """The inverse of `type_text`.
+
+    Raises
+    ------
+    ModelError
+        `text` is not a type in ONNX's notation.
+    """
+    head, bracket, rest = text.strip().partition("(")
+    inner = rest[:-1].strip()
+    if not bracket or not rest.endswith(")"):
+        raise _not_a_type(text)
+    proto = onnx.TypeProto()
+    if head == "tensor":
+        proto.tensor_type.elem_type = _element_type(inner, text)
+    elif head == "sparse_tensor":
+        proto.sparse_tensor_type.elem_type = _element_type(inner, text)
+    elif head == "map":
+        key, _, value = inner.partition(",")
+        proto.map_type.key_type = _element_type(key.strip(), text)
+        proto.map_type.value_type.CopyFrom(parse_type(value))
+    elif head in _WRAPPERS:
+        getattr(proto, _WRAPPERS[head]).elem_type.CopyFrom(parse_type(inner))
+    else:
+        raise _not_a_type(text)
+    return proto
+
+
+def _element_name(elem_type: int) -> str:
+    return str(TensorProto.DataType.Name(elem_type)).lower()
+
+
+def _element_type(name: str, text: str) -> int:
+    if name.upper() not in TensorProto.DataType.keys():  # noqa: SIM118 (a protobuf enum)
+        raise _not_a_type(text)
+    return int(TensorProto.DataType.Value(name.upper()))
+
+
+def _not_a_type(text: str) -> ModelError:
+    return ModelError(
+        f"{text!r} is not a type", "write it as ONNX does: 'tensor(float)', 'seq(tensor(int64))'"
+    )

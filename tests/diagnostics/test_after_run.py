@@ -1,0 +1,120 @@
+"""What a plan knows once it has run: seconds of its stages, the error of the prediction, memory."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+from builders import branching_model, layers_model, make_model, node, value
+
+import dask_onnx as dx
+from dask_onnx.core.stage_runs import StageRun, peak_bytes
+from dask_onnx.planning.measured_stages import measured
+from dask_onnx.planning.worker_memory import project
+
+ROWS = np.random.default_rng(0).standard_normal((64, 32)).astype("f4")
+
+
+@pytest.fixture
+def model():
+    # Weights of its own, so that no other test has run its stages.
+    return dx.load(layers_model([np.random.default_rng().integers(200, 400) for _ in range(4)], 32))
+
+
+def test_a_plan_that_has_not_run_knows_nothing(model):
+    plan = model.plan("pipeline", n_stages=2)
+    assert plan.measured() is None
+    assert "measured" not in plan.explain()
+
+
+def test_what_each_stage_took_is_told_beside_what_was_predicted(model):
+    plan = model.plan("pipeline", n_stages=2, shapes={"x": (16, 32)})
+    model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan, batch_size=8).compute()
+    found = plan.measured()
+    assert [times.runs for times in found.stages] == [8, 8]
+    assert found.rows == 8 and found.runs == 16
+    assert all(0 < times.seconds < 1 and times.workers == ("",) for times in found.stages)
+    assert found.peaks[""] == pytest.approx(peak_bytes(), rel=0.1)
+    text = plan.explain()
+    total, stage = found.error(plan.stage_graph)
+    assert "measured in this process, 16 runs of 8 rows" in text
+    assert f"off by {total:+.0%}, a stage by {stage:.0%} (median)" in text
+    assert "measured" in text.splitlines()[4]
+    assert "measured" in plan._repr_html_()
+
+
+def test_seconds_are_in_proportion_to_the_rows_that_the_plan_is_for():
+    runs = [StageRun("a", 0.0, seconds, 4, 32) for seconds in (0.4, 0.8, 40.0)]
+    found = measured(["a", "b"], {"w": runs, "v": []}, {"w": 7, "v": 8}, rows=16)
+    assert found.stages[0].seconds == pytest.approx(0.8 / 32 * 16)
+    assert found.stages[0].runs == 12 and found.stages[0].workers == ("w",)
+    assert found.stages[1] is None and found.peaks == {"w": 7} and found.rows == 8
+    # What comes in one piece from another stage has as many rows as the others.
+    unknown = StageRun("b", 0.0, 0.6, 1, None)
+    found = measured(["a", "b"], {"w": [*runs, unknown]}, {"w": 7}, rows=16)
+    assert found.stages[1].seconds == pytest.approx(0.6 / 8 * 16)
+    bare = measured(["a"], {"w": [StageRun("a", 0.0, 0.6, 2, None)]}, {"w": 7}, rows=16)
+    assert bare.stages[0].seconds == pytest.approx(0.3) and bare.rows is None
+    assert measured(["a"], {"w": []}, {"w": 7}, rows=None) is None
+
+
+def test_a_model_without_rows_is_measured_by_its_runs():
+    model = dx.load(
+        make_model([node("ReduceSum", "x", "y", "sum", keepdims=0)], [value("x", [3])],
+                   [value("y", [])])
+    )  # fmt: skip
+    model(np.ones(3, "f4"), batch_size=None)
+    assert "measured in this process, 1 run" in model.plan().explain()
+
+
+def test_memory_is_projected_for_each_worker(model):
+    plan = model.plan("pipeline", n_stages=3, shapes={"x": (16, 32)})
+    anywhere = list(project(plan.stage_graph, None, 6, 100.0))
+    assert len(anywhere) == 1 and anywhere[0].stages == (0, 1, 2)
+    assert anywhere[0].weights == sum(stage.cost.parameter_bytes for stage in plan.stages)
+    first, second = project(plan.stage_graph, (0, 1, 0), 6, 100.0)
+    assert first.stages == (0, 2) and second.stages == (1,)
+    assert first.weights + second.weights == anywhere[0].weights
+    sent = {edge.consumer: edge.bytes for edge in plan.stage_graph.edges}
+    assert second.waiting == 6 * max(sent[1], sent[2])
+    assert second.working >= 16 * 400 * 4 / 2
+    assert second.total == 100 + second.weights + second.working + second.waiting
+    placed = plan.with_placement(dx.Placement((0, 1, 0))).explain()
+    assert "worker 0  projected" in placed and "worker 1  projected" in placed
+    loosely = dx.Placement((0, 1, 0), allow_other_workers=True)
+    preferred = plan.with_placement(loosely).explain()
+    assert "any worker  projected" in preferred and "stages prefer these workers" in preferred
+
+
+def test_the_schedule_is_shown_with_its_bubble(model):
+    plan = model.plan("pipeline", n_stages=2, shapes={"x": (2**20, 32)})
+    plan = plan.with_placement(dx.Placement((0, 1)))
+    text = plan.with_schedule("sync", in_flight=4).explain(batches=8)
+    assert "schedule of 8 micro-batches on 2 workers: sync, a barrier after each stage of 4" in text
+    bubbles = {
+        mode: float(
+            plan.with_schedule(mode, in_flight=4)
+            .explain()
+            .partition("% of it bubble")[0]
+            .split()[-1]
+        )
+        for mode in ("async", "hybrid", "sync")
+    }
+    assert bubbles["async"] < bubbles["hybrid"] < bubbles["sync"]
+    assert "left to Dask" in model.plan("pipeline", n_stages=2).explain()
+    assert "schedule" not in model.plan().explain()
+
+
+def test_the_critical_path_is_told():
+    model = dx.load(branching_model())
+    plan = model.plan("per_node")
+    path = [plan.stages[i].label for i in plan.stage_graph.critical_path]
+    assert path[0] == "stem" and path[-1] == "join" and path[1:3] == ["left", "left_end"]
+    span = sum(plan.stages[i].cost.seconds for i in plan.stage_graph.critical_path)
+    assert max(plan.stage_graph.seconds_left) == pytest.approx(span)
+    text = plan.explain()
+    ratio = plan.stage_graph.seconds / span
+    assert "critical path of a micro-batch: 0 -> 1 -> 2 -> " in text
+    assert f"work over span {ratio:.2f}" in text and ratio > 1.2
+    # Of the model as one stage it is that of its nodes.
+    assert "critical path: 4 nodes of 6, " in model.plan().explain()

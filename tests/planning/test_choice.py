@@ -1,0 +1,281 @@
+"""`auto`: to cut or not to cut."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import layers_model, make_model, node, value, weights
+
+import dask_onnx as dx
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.planning.choice import Work, choose, in_proportion
+from dask_onnx.planning.recipe import Recipe
+from dask_onnx.planning.resources import Cluster, Pace
+
+ROOMY = Cluster(workers=2, threads=1, memory_limit=math.inf)
+LAYERS = [4000] * 8
+"""With 64 columns in and out 2 MB of weights each."""
+
+
+def decide(model, cluster, batches, shapes=None, rows_depend=(), rows=1):
+    recipe = Recipe("whole", shapes, SessionSpec())
+    cut = model._facts.cut_inputs(recipe, model.facts.outputs)
+    return choose(cut, cluster, Work(batches, rows, rows_depend))
+
+
+@pytest.fixture
+def model():
+    return dx.load(layers_model(LAYERS, width=64))
+
+
+def test_a_model_that_fits_is_not_cut(model):
+    stages, verdict = decide(model, ROOMY, 16, {"x": (2048, 64)})
+    assert len(stages.stages) == 1 and verdict.chosen == "whole"
+    assert verdict.sentence.startswith("do not cut: rows are independent")
+    assert "pipeline of 2" in verdict.sentence
+    names = [each.name for each in verdict.alternatives]
+    assert names == ["whole", "pipeline of 2"]
+
+
+def test_one_that_does_not_fit_is_cut(model):
+    tight = Cluster(workers=2, threads=1, memory_limit=22e6, resident=10e6)
+    stages, verdict = decide(model, tight, 16, {"x": (8, 64)})
+    assert len(stages.stages) == 2 and verdict.chosen == "pipeline of 2"
+    assert "does not fit a worker" in verdict.sentence
+    refused = verdict.alternatives[0].refused
+    assert "room for 11.4 MiB" in refused and "pauses at 21.0 MiB" in refused
+
+
+def test_one_that_fits_nowhere_is_refused_with_the_numbers(model):
+    tiny = Cluster(workers=2, threads=1, memory_limit=16e6, resident=10e6)
+    with pytest.raises(dx.PlanError, match=r"(?s)does not fit 2 workers.*room for 11.4 MiB.*add"):
+        decide(model, tiny, 16, {"x": (8, 64)})
+    nothing = Cluster(workers=2, threads=1, memory_limit=11e6, resident=10e6)
+    with pytest.raises(dx.PlanError, match="alone needs"):
+        decide(model, nothing, 16, {"x": (8, 64)})
+
+
+def test_a_split_wins_where_one_batch_keeps_a_worker_from_the_next(model):
+    # Two workers, three batches: whole takes two rounds, a pipeline hardly more than one and a half
+    _, verdict = decide(model, ROOMY, 3, {"x": (65536, 64)})
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert verdict.chosen == min(by_name, key=by_name.get)
+
+
+def test_rows_that_stay_together_are_named(model):
+    _, verdict = decide(model, ROOMY, 4, rows_depend=("mean",))
+    assert "(mean keeps its rows together)" in verdict.sentence
+
+
+def test_auto_is_a_plan_like_any_other(model):
+    plan = model.plan("auto", shapes={"x": (64, 64)})
+    assert plan.verdict.chosen == "whole" and plan.recipe.strategy == "whole"
+    assert "verdict: do not cut" in plan.explain()
+    x = np.ones((3, 64), np.float32)
+    np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
+    one = model.plan("auto", aim="latency")
+    assert "1 batch on " in one.verdict.sentence
+    with pytest.raises(dx.PlanError, match="batches is 0"):
+        model.plan("auto", batches=0)
+    with pytest.raises(dx.PlanError, match="'auto' takes no n_stages"):
+        model.plan("auto", n_stages=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("whole", {}),
+        ("per_node", {}),
+        ("fused", {"n_stages": 3}),
+        ("pipeline", {"n_stages": 3}),
+        ("branches", {}),
+    ],
+)
+def test_every_plan_stands_beside_what_else_there_is(model, strategy, options):
+    plan = model.plan(strategy, shapes={"x": (64, 64)}, **options)
+    verdict = plan.judge(batches=5)
+    assert verdict.sentence.startswith(f"as asked, {strategy}")
+    assert " for 5 batches on " in verdict.sentence
+    assert any(each.name == "whole" for each in verdict.alternatives)
+    assert f"verdict: as asked, {strategy}" in plan.explain(batches=5)
+    if len(plan.stages) > 1:
+        seconds = plan.timeline(batches=5).seconds
+        assert verdict.best.seconds == pytest.approx(seconds)
+
+
+def test_who_asks_for_what_is_slower_is_told(model):
+    verdict = model.plan("per_node", shapes={"x": (64, 64)}).judge()
+    whole = next(each for each in verdict.alternatives if each.name == "whole")
+    assert whole.seconds < verdict.best.seconds
+    assert "; whole would take" in verdict.sentence
+
+
+def test_stages_that_follow_one_another_have_all_cores_each(model, monkeypatch):
+    monkeypatch.setattr("dask_onnx.cluster.placement.available_cores", lambda: 4)
+    shapes = {"x": (4096, 64)}
+    one, all_cores = (
+        model.plan("per_node", shapes=shapes, aim=aim).judge(batches=1).best.seconds
+        for aim in (None, "latency")
+    )
+    assert all_cores == pytest.approx(one / 4**0.7, rel=0.1)
+
+
+def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
+    none = decide(model, ROOMY, 16, rows=None)[1].sentence
+    assert none.startswith("do not cut: requests are independent")
+    alone = Cluster(workers=1, threads=1, memory_limit=math.inf)
+    assert "one task runs at a time" in decide(model, alone, 16)[1].sentence
+    assert "one batch would gain less" in decide(model, ROOMY, 1)[1].sentence
+
+
+def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
+    shapes, pace = {"x": (2048, 64)}, Pace(2.0, 3.0, seconds_per_task=0.5, seconds_per_request=7.0)
+    usual, verdict = (
+        decide(model, each, 16, shapes)[1] for each in (ROOMY, replace(ROOMY, pace=pace))
+    )
+    costs = CostTable()
+    work = usual.best.seconds - costs.seconds_per_request - 8 * costs.seconds_per_task
+    assert verdict.best.seconds == pytest.approx(7 + 8 * 0.5 + 3 * work)
+    said = verdict.describe()[-1]
+    assert "a request takes 7.00 s besides its tasks, a task 500.0 ms besides its work" in said
+    assert "2.00 times as long as here" in said and "each takes 1.50 times as long" in said
+    assert "as measured" not in usual.describe()[-1]
+
+
+def test_a_split_is_not_worth_it_where_cores_share_what_they_compute_with():
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    crowded = replace(local, pace=Pace(crowded=2.0))
+    shapes = {"x": (4096, 64)}
+    found = [
+        decide(dx.load(wide()), each, 1, shapes, ("mean",), rows=4096)[1].chosen
+        for each in (local, crowded)
+    ]
+    assert found == ["branches of 2", "whole"]
+
+
+def test_threads_of_unequal_workers_are_added_up(model):
+    unequal = Cluster(workers=2, threads=8, memory_limit=math.inf, total_threads=9)
+    equal = Cluster(workers=9, threads=1, memory_limit=math.inf)
+    shapes = {"x": (65536, 64)}
+    found = [decide(model, each, 18, shapes)[1].best.seconds for each in (unequal, equal)]
+    assert found[0] == found[1]
+
+
+def test_what_is_alive_at_once_is_counted():
+    # a and b are both alive when c is made; behind it there is one value and the next.
+    proto = make_model(
+        [
+            node("Relu", "x", "a"),
+            node("Neg", "x", "b"),
+            node("Add", "a b", "c"),
+            node("Abs", "c", "y"),
+        ],
+        [value("x", [1000])],
+        [value("y", [1000])],
+    )
+    model = dx.load(proto)
+    cut = model._facts.cut_inputs(Recipe("whole", None, SessionSpec()), model.facts.outputs)
+    assert cut.working_bytes(cut.nodes, ["y"]) == 3 * 4000
+    assert cut.working_bytes([3], ["y"]) == 4000
+    # What another stage reads lives on until this one ends.
+    assert cut.working_bytes([0, 1, 2], ["a", "c"]) == 3 * 4000
+    assert cut.working_bytes([0, 2], []) == 2 * 4000
+
+
+def wide(branches=4, width=64):
+    nodes, constants = [], {}
+    for i in range(branches):
+        constants |= {f"a{i}": weights(width, 4096), f"b{i}": weights(4096, width)}
+        nodes.append(node("MatMul", f"x a{i}", f"u{i}"))
+        nodes.append(node("MatMul", f"u{i} b{i}", f"d{i}"))
+    nodes.append(node("Sum", " ".join(f"d{i}" for i in range(branches)), "y"))
+    return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
+
+
+def test_one_batch_is_shared_out_by_its_rows_where_they_are_independent(model):
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    stages, verdict = decide(model, local, 1, {"x": (65536, 64)}, rows=65536)
+    assert verdict.chosen == "whole, rows by 2" and len(stages.stages) == 1
+    assert verdict.sentence.startswith("do not cut: rows are independent, 2 tasks share each batch")
+    whole, halves = verdict.alternatives[:2]
+    assert halves.seconds == pytest.approx(whole.seconds / 2, rel=0.01)
+
+
+def test_one_batch_whose_rows_stay_together_goes_along_its_branches():
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    stages, verdict = decide(dx.load(wide()), local, 1, {"x": (4096, 64)}, ("mean",), rows=4096)
+    assert verdict.chosen == "branches of 2" and len(stages.stages) == 3
+    assert "whole, rows by 2" not in [each.name for each in verdict.alternatives]
+
+
+def test_branches_that_are_shorter_than_a_hop_are_not_cut():
+    _, verdict = decide(dx.load(wide()), ROOMY, 1, {"x": (4, 64)}, ("mean",), rows=4)
+    assert verdict.chosen == "whole"
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert by_name["branches of 2"] > by_name["whole"]
+
+
+def test_tasks_that_share_a_batch_share_the_cores_too(model, monkeypatch):
+    monkeypatch.setattr("dask_onnx.cluster.placement.available_cores", lambda: 2)
+    plan = model.plan("auto", aim="latency", shapes={"x": (65536, 64)})
+    assert plan.verdict.chosen == "whole, rows by 2"
+    assert plan.recipe.session.intra_op_num_threads is None
+    one_row = model.plan("auto", aim="latency")
+    assert one_row.verdict.chosen == "whole"
+    assert one_row.recipe.session.intra_op_num_threads == 0
+
+
+def test_workers_share_stages_in_proportion_to_their_room():
+    assert in_proportion([1.0] * 4, [3.0, 1.0]) == (0, 0, 0, 1)
+    assert in_proportion([1.0] * 2, [1.0, 1.0]) == (0, 1)
+    assert in_proportion([1.0] * 4, [1.0, 1.0]) == (0, 0, 1, 1)
+    assert in_proportion([1.0] * 4, [math.inf, math.inf]) == (0, 0, 1, 1)
+    assert in_proportion([0.0] * 2, [1.0, 1.0]) in ((0, 0), (0, 1))
+
+
+def test_a_worker_with_half_the_memory_gets_half_the_stages(model):
+    # 16 MB of weights: two of the small worker would not hold them.
+    uneven = Cluster(
+        workers=2, threads=1, memory_limit=17e6, resident=10e6, limits=(26e6, 17e6)
+    )  # fmt: skip
+    stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
+    held = [0, 0]
+    for stage, lane in zip(stages.stages, verdict.best.lanes, strict=True):
+        held[lane] += stage.cost.parameter_bytes
+    assert held[0] <= 16e6 and held[1] <= 7e6 and sum(held) > 16e6
+    with pytest.raises(dx.PlanError, match="does not fit 2 workers"):
+        decide(
+            model,
+            Cluster(workers=2, threads=1, memory_limit=17e6, resident=10e6),
+            16,
+            {"x": (8, 64)},
+        )
+
+
+def test_a_worker_that_has_room_for_nothing_is_left_out(model):
+    uneven = Cluster(
+        workers=3, threads=1, memory_limit=10e6, resident=10e6, limits=(22e6, 22e6, 10e6)
+    )
+    stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
+    assert verdict.best.lanes == (0, 1) and len(stages.stages) == 2
+
+
+def test_rows_that_do_not_divide_evenly_take_as_long_as_the_larger_share():
+    wide = dx.load(layers_model([4000] * 8, width=64))
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    _, verdict = decide(wide, local, 1, {"x": (65536, 64)}, rows=3)
+    by_name = {each.name: each.seconds for each in verdict.alternatives}
+    assert by_name["whole, rows by 2"] == pytest.approx(by_name["whole"] * 2 / 3, rel=0.01)
+
+
+def test_rows_of_a_short_batch_are_not_shared():
+    wide = dx.load(layers_model([4000] * 8, width=64))
+    local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
+    _, long = decide(wide, local, 1, {"x": (65536, 64)}, rows=65536)
+    assert "whole, rows by 2" in [each.name for each in long.alternatives]
+    _, short = decide(wide, local, 1, {"x": (16, 64)}, rows=16)
+    assert "whole, rows by 2" not in [each.name for each in short.alternatives]

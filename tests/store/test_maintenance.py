@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import dask.config
+import numpy as np
+import onnx
+import pytest
+from builders import dense_model
+
+import dask_onnx as dx
+from dask_onnx.modelio.onnx_model import load_onnx
+from dask_onnx.runtime.session import CACHE
+from dask_onnx.store.maintenance import entries, folder_bytes, keep_below_limit, prune, verify
+from dask_onnx.store.weight_store import TEMPORARY, Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def put(store, hidden, age):
+    """A model in the store that was last used `age` seconds ago."""
+    model = load_onnx(dense_model(hidden=hidden))
+    store.put(model)
+    store.lease(model.token).release()
+    when = time.time() - age
+    os.utime(store.root / "leases" / model.token, (when, when))
+    return model
+
+
+def test_entries_come_least_recently_used_first(store):
+    old, new = put(store, 2000, 900), put(store, 3000, 10)
+    found = entries(store)
+    assert [entry.token for entry in found] == [old.token, new.token]
+    assert [entry.name for entry in found] == ["dense", "dense"]
+    assert found[0].bytes > 2000 * 12 * 4
+    assert not found[0].in_use and found[0].lacking == 0
+
+
+def test_a_prune_takes_the_least_recently_used(store):
+    old, new = put(store, 2000, 900), put(store, 3000, 10)
+    pruned = prune(store, folder_bytes(store.root) - 1)
+    assert [entry.token for entry in pruned.models] == [old.token]
+    assert [entry.token for entry in entries(store)] == [new.token]
+    assert store.lacking(new.blob_keys) == []
+    assert store.lacking(old.blob_keys) == list(old.blob_keys)
+    assert pruned.freed_bytes > 0 and pruned.kept_bytes == folder_bytes(store.root)
+
+
+def test_blobs_that_another_model_uses_stay(store):
+    model = dense_model(hidden=2000)
+    first = load_onnx(model)
+    store.put(first)
+    model.graph.node[2].op_type = "Tanh"
+    second = load_onnx(model)
+    store.put(second)
+    assert first.token != second.token and first.blob_keys == second.blob_keys
+    prune(store, folder_bytes(store.root) - 1)
+    (left,) = entries(store)
+    assert left.lacking == 0 and store.lacking(second.blob_keys) == []
+
+
+def test_a_model_that_another_process_uses_is_never_taken(store):
+    model = put(store, 2000, 900)
+    code = "import sys; from dask_onnx.runtime.store import Store\n"
+    code += "lease = Store(sys.argv[1]).lease(sys.argv[2])\n"
+    code += "print('held', flush=True); sys.stdin.readline()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root), model.token],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"held\n"
+        pruned = prune(store, 0)
+        assert pruned.models == () and pruned.kept_in_use == 1
+        assert store.lacking(model.blob_keys) == []
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+    assert len(prune(store, 0).models) == 1
+
+
+def test_a_session_keeps_its_model(tmp_path):
+    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+        store = Store()
+        model = dx.load(dense_model(hidden=2000))
+        x = np.ones((2, 8), "f4")
+        expected = model(x)
+        assert prune(store, 0).kept_in_use == 1
+        np.testing.assert_array_equal(model(x), expected)
+        CACHE.clear()
+        assert len(prune(store, 0).models) == 1
+        np.testing.assert_array_equal(model(x), expected)  # brought in again
+
+
+def test_a_prune_waits_for_nobody_for_ever(store):
+    put(store, 2000, 900)
+    with store.using():
+        assert prune(store, 0, wait_seconds=0.05) is None
+    assert len(entries(store)) == 1
+
+
+def test_only_what_was_not_used_for_long_goes_if_asked(store):
+    old, new = put(store, 2000, 900), put(store, 3000, 10)
+    pruned = prune(store, 0, unused_seconds=100, now=time.time())
+    assert [entry.token for entry in pruned.models] == [old.token]
+    assert [entry.token for entry in entries(store)] == [new.token]
+
+
+def test_what_a_killed_process_left_is_swept_away(store):
+    model = put(store, 2000, 0)
+    (store.blobs / f"{TEMPORARY}abc").write_bytes(b"half")
+    (store.blobs / ("0" * 64)).write_bytes(b"of no model")
+    prune(store, 10**9)
+    assert sorted(path.name for path in store.blobs.iterdir()) == sorted(model.blob_keys)
+
+
+def test_the_limit_is_kept_when_something_is_brought_in(tmp_path):
+    settings = {"dask_onnx.store.directory": str(tmp_path / "own")}
+    with dask.config.set(settings):
+        for hidden in (20_000, 30_000):
+            path = tmp_path / f"{hidden}.onnx"
+            onnx.save(dense_model(hidden=hidden), path)
+            with dask.config.set({"dask_onnx.store.max-bytes": 2_000_000}):
+                dx.load(path)(np.ones((1, 8), "f4"))
+            CACHE.clear()
+        keep_below_limit(Store())
+        (left,) = entries(Store())
+        assert left.token == dx.load(path).token
+
+
+def test_verify_reads_everything_and_removes_what_is_damaged(store):
+    model = put(store, 40_000, 0)
+    assert verify(store).damaged == ()
+    damaged = store.blobs / model.blob_keys[0]
+    data = bytearray(damaged.read_bytes())
+    data[7] ^= 1
+    damaged.write_bytes(data)
+    found = verify(store)
+    assert found.damaged == (damaged.name,) and found.blobs == 2
+    assert not damaged.exists()
+    assert verify(store).blobs == 1
+
+
+def test_an_empty_store_needs_no_upkeep(store):
+    assert entries(store) == []
+    assert prune(store, 0).freed_bytes == 0
