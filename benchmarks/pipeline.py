@@ -7,10 +7,11 @@ alternating rounds:
 
 - whole on one: the whole model on one worker
 - whole on two: the whole model, its batches shared by two workers (data parallel)
-- pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a lane
+- pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a
+  worker group
   of its own, which the other never loads
-- the same, preferred: an idle worker may take what the other's lane has waiting
-- the same, anywhere: without lanes, as Dask places the stages
+- the same, preferred: an idle worker may take what the other's worker group has waiting
+- the same, anywhere: without worker groups, as Dask places the stages
 
 What is told beside the ratios: each stage's predicted and measured time, the share of the workers'
 time in which none of their stages is at work (the bubble), and the memory of the workers.
@@ -139,7 +140,7 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
 
 
 def pipeline_plan(model: dx.Model, stages: int, shape: tuple[int, ...], session: Any) -> Any:
-    """A pipeline whose stages go round two lanes."""
+    """A pipeline whose stages go round two worker groups."""
     plan = model.plan("pipeline", n_stages=stages, shapes={"x": shape}, session=session)
     return plan.with_placement(dx.Placement.one_each(stages, 2))
 

@@ -160,7 +160,7 @@ _ON_CLUSTER = ("det", "rec", "cls", "minilm", "magika", "deepcut", "oskut_deepcu
 _CLUSTER_PLANS: Mapping[str, tuple[str, Mapping[str, Any], bool]] = {
     "whole": ("whole", {}, False),
     "pipeline of 2": ("pipeline", {"n_stages": 2}, False),
-    "pipeline of 2, in lanes": ("pipeline", {"n_stages": 2}, True),
+    "pipeline of 2, in worker groups": ("pipeline", {"n_stages": 2}, True),
     "branches of 2": ("branches", {"n_workers": 2}, False),
     "fused of 4": ("fused", {"n_stages": 4}, False),
 }

@@ -183,11 +183,11 @@ def einsum(m: Maker, v: Value) -> None:
 
 @often(1)
 def recurrent(m: Maker, v: Value) -> None:
-    op, gates = m.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
+    op, barrier_tasks = m.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
     features = floating(v, 3).shape[2]
     size, outputs = 2, 3 if op == "LSTM" else 2
     way, n = m.choice((("forward", 1), ("reverse", 1), ("bidirectional", 2)))
-    weights = m.floats(n, gates * size, features), m.floats(n, gates * size, size)
+    weights = m.floats(n, barrier_tasks * size, features), m.floats(n, barrier_tasks * size, size)
     m.emit(op, v, *weights, outputs=outputs, hidden_size=size, direction=way)
 
 

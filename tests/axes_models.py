@@ -13,7 +13,7 @@ from onnx import TensorProto
 from dask_onnx.analysis.axes.axis_report import AxisFact, axis_facts
 from dask_onnx.analysis.axes.dependence import FREE, Dependence
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.modelio.onnx_model import load_onnx
@@ -64,7 +64,7 @@ def seeds_of(model: onnx.ModelProto, symbol: str = "N") -> dict[str, int]:
 
 
 def fact_of(
-    model: onnx.ModelProto, name: str = "y", own: OwnAxes | None = None, size: int = POSITIONS
+    model: onnx.ModelProto, name: str = "y", own: CustomAxes | None = None, size: int = POSITIONS
 ) -> AxisFact:
     """Return what one value depends on of the axis "N", where that has `size` positions."""
     facts, specs = _inferred(model, size)

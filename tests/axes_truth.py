@@ -158,11 +158,11 @@ def replaced(feeds: Feeds, seeds: Candidate, position: int, seed: int = 0) -> di
     made = dict(feeds)
     for name, axis in seeds.items():
         array = np.array(feeds[name])
-        lanes = np.moveaxis(array, axis, 0)  # a view
-        other = np.resize(rng.permutation(array.reshape(-1)), lanes.shape[1:])
+        worker_groups = np.moveaxis(array, axis, 0)  # a view
+        other = np.resize(rng.permutation(array.reshape(-1)), worker_groups.shape[1:])
         if array.dtype.kind == "f" and array.dtype.itemsize >= 4:
             other = other * array.dtype.type(1.75) + array.dtype.type(0.5)
-        lanes[position] = other
+        worker_groups[position] = other
         made[name] = array
     return made
 

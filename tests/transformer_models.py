@@ -79,7 +79,7 @@ def mlp_nodes(source: str, width: int, inner: int, constants: dict[str, Any]) ->
     """Two matrices with an activation between them, up to ``down``."""
     return [
         *_project(source, "up", width, inner, constants, 5),
-        node("Sigmoid", "up", "gate"),
+        node("Sigmoid", "up", "barrier_key"),
         node("Mul", "up gate", "activated"),
         *_project("activated", "down", inner, width, constants, 6),
     ]
@@ -120,7 +120,7 @@ def encoder_layer(
 def gated_mlp(width: int = 16, inner: int = 32) -> onnx.ModelProto:
     """x (N, width) -> y (N, width): gate and up are multiplied, then go through down."""
     constants = {
-        "gate": scaled(width, inner, seed=1),
+        "barrier_key": scaled(width, inner, seed=1),
         "up": scaled(width, inner, seed=2),
         "down": scaled(inner, width, seed=3),
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.table import OwnAxes, rule_of
+from dask_onnx.analysis.axes.table import CustomAxes, rule_of
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, open_batch
 from dask_onnx.analysis.randomness import random_nodes
@@ -231,7 +231,7 @@ def find_batch(
     outputs: tuple[str, ...],
     shapes: Mapping[str, tuple[Dim, ...]] | None = None,
     schemas: Schemas | None = None,
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
     *,
     first_axis_only: bool = False,
 ) -> BatchFacts:
@@ -256,20 +256,22 @@ def find_batch(
         open_axes = (
             [] if fixed is not None or model.rows == "none" else open_groups(model, first=False)
         )
-        found = _prove_best(facts, outputs, open_axes, shapes, schemas, own, proven_only=True)
+        found = _prove_best(facts, outputs, open_axes, shapes, schemas, custom, proven_only=True)
         facts_of_rows = found if found is not None and not first_axis_only else given_once
         return replace(facts_of_rows, random=random, unseeded=unseeded)
     declared = declared_rows(model)
     candidates: Iterator[Candidate] | list[Candidate]
     candidates = [declared] if declared else first_axis_candidates(model, shapes)
-    found = _prove_best(facts, outputs, list(candidates), shapes, schemas, own)
+    found = _prove_best(facts, outputs, list(candidates), shapes, schemas, custom)
     assert found is not None
     if found.blockers and not declared and not first_axis_only and model.rows is None:
         others = open_groups(model, first=False)
-        found = _prove_best(facts, outputs, others, shapes, schemas, own, proven_only=True) or found
+        found = (
+            _prove_best(facts, outputs, others, shapes, schemas, custom, proven_only=True) or found
+        )
     if shapes is not None and found.blockers and all(b.kind == Kind.OPAQUE for b in found.blockers):
         # A branch that does not fit these sizes, and is not taken, hides what holds at others.
-        general = find_batch(facts, outputs, None, schemas, own, first_axis_only=first_axis_only)
+        general = find_batch(facts, outputs, None, schemas, custom, first_axis_only=first_axis_only)
         if not general.blockers:
             found = general
     return replace(
@@ -323,7 +325,7 @@ def _prove_best(
     candidates: Sequence[Candidate],
     shapes: Mapping[str, tuple[Dim, ...]] | None,
     schemas: Schemas | None,
-    own: OwnAxes | None,
+    custom: CustomAxes | None,
     *,
     proven_only: bool = False,
 ) -> BatchFacts | None:
@@ -331,7 +333,7 @@ def _prove_best(
     nothing blocks; else of the first, or None with `proven_only`."""
     tried: list[BatchFacts] = []
     for candidate in candidates:
-        found = _prove(facts, outputs, candidate, shapes, schemas, own)
+        found = _prove(facts, outputs, candidate, shapes, schemas, custom)
         if not found.blockers and None not in found.output_axes.values():
             return found
         tried.append(found)
@@ -346,17 +348,17 @@ def _prove(
     seeds: Candidate,
     shapes: Mapping[str, tuple[Dim, ...]] | None,
     schemas: Schemas | None,
-    own: OwnAxes | None,
+    custom: CustomAxes | None,
 ) -> BatchFacts:
     """Ask at both sizes; what is opaque with sizes made up may be clear with symbols."""
     few, many = probe_specs(facts, seeds, shapes, schemas)
-    found = _ask(facts, outputs, seeds, (few, many), own)
+    found = _ask(facts, outputs, seeds, (few, many), custom)
     if any(b.kind == Kind.OPAQUE for b in found.blockers) and has_open(facts.model, seeds, shapes):
         few, many = (
             infer_shapes(facts, probe_shapes(facts.model, seeds, shapes, rows, ()), schemas)
             for rows in PROBES
         )
-        again = _ask(facts, outputs, seeds, (few, many), own)
+        again = _ask(facts, outputs, seeds, (few, many), custom)
         return again if not again.blockers else found
     return found
 
@@ -366,13 +368,13 @@ def _ask(
     outputs: tuple[str, ...],
     seeds: Candidate,
     specs: tuple[Specs, Specs],
-    own: OwnAxes | None,
+    custom: CustomAxes | None,
 ) -> BatchFacts:
-    few = propagate(facts, specs[0], seeds, own)
+    few = propagate(facts, specs[0], seeds, custom)
     first = [_result(few.get(name, FREE)) for name in outputs]
     blockers = [_blocker(facts, seeds, name, dep) for name, dep in zip(outputs, first, strict=True)]
     if not any(blockers) and _goes_by_sizes(facts):
-        many = propagate(facts, specs[1], seeds, own)
+        many = propagate(facts, specs[1], seeds, custom)
         again = [_result(many.get(name, FREE)) for name in outputs]
         blockers = [
             _blocker(facts, seeds, name, dep if dep.axis == before.axis else _unlike(dep))

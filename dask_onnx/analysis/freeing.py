@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dask_onnx.analysis.axes.dependence import Kind
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import BatchFacts, find_batch
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, Opened, open_batch
@@ -61,7 +61,7 @@ def free_batch(
     model: OnnxModel,
     axes: Mapping[str, int] | None = None,
     schemas: Schemas | None = None,
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
 ) -> Freed | Blocked:
     """Open the batch of a graph that was exported for a fixed number of rows, if it is proven that
     rows are then what they were.
@@ -75,15 +75,15 @@ def free_batch(
     Freed or Blocked
         Blocked also where nodes draw random numbers, or quantise by a statistic over all rows.
     """
-    found = open_batch(model, axes, schemas, own, read_weights=True)
+    found = open_batch(model, axes, schemas, custom, read_weights=True)
     if isinstance(found, Blocked):
         return found
     facts = GraphFacts(found.model)
-    batch = find_batch(facts, facts.outputs, None, schemas, own)
+    batch = find_batch(facts, facts.outputs, None, schemas, custom)
     if _carried(batch) != dict(found.input_axes):  # another axis looks likelier: say which it is
         found = replace(found, model=replace(found.model, rows=dict(found.input_axes)))
         facts = GraphFacts(found.model)
-        batch = find_batch(facts, facts.outputs, None, schemas, own)
+        batch = find_batch(facts, facts.outputs, None, schemas, custom)
     reason = _why_not(found, batch)
     if reason is None:
         return Freed(found, batch)

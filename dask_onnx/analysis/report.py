@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import BatchFacts, find_batch, input_axes
 from dask_onnx.analysis.branches import Region, find_regions, free_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
@@ -110,7 +110,7 @@ def analyse(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     schemas: Schemas | None = None,
     costs: CostTable | None = None,
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
 ) -> Analysis:
     """Work out all facts at `shapes` (see `assumed_shapes` for what may be left open)."""
     costs = costs or CostTable()
@@ -145,7 +145,7 @@ def analyse(
         critical_seconds=heaviest,
         regions=regions,
         cuts=legal_cuts(facts, specs, facts.outputs, seconds),
-        batch=find_batch(facts, facts.outputs, dims if shapes else None, schemas, own),
+        batch=find_batch(facts, facts.outputs, dims if shapes else None, schemas, custom),
         specs=specs,
         node_costs=tuple(each),
     )

@@ -14,7 +14,7 @@ from dask_onnx.api.model import Model
 from dask_onnx.modelio.forms import Context, InputTypes, Opsets
 from dask_onnx.modelio.onnx_model import RowsDeclaration, check_rows, load_onnx
 from dask_onnx.planning.stage_checks import check_operators
-from dask_onnx.runtime.custom_kernels import own_kernels
+from dask_onnx.runtime.custom_kernels import collect_custom_kernels
 
 
 def load(
@@ -73,17 +73,17 @@ def load(
         No such file; not ONNX; cut short; external data missing; an operator or an opset that
         nobody has; kernels that cannot be sent.
     """
-    own = own_kernels(custom_ops, replace or {})
+    custom = collect_custom_kernels(custom_ops, replace or {})
     onnx_model = load_onnx(
         source,
         context=Context(opsets, input_types, attributes, tuple(functions)),
-        kept_functions=[] if own is None else own.names,
+        kept_functions=[] if custom is None else custom.names,
     )
     if rows is not None:
         check_rows(rows, onnx_model)
         onnx_model = dataclasses.replace(onnx_model, rows=rows)
-    model = Model(onnx_model, own, tuple(os.fspath(path) for path in custom_op_libraries))
+    model = Model(onnx_model, custom, tuple(os.fspath(path) for path in custom_op_libraries))
     if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
-        names = () if own is None else own.names
+        names = () if custom is None else custom.names
         check_operators(model.facts, model._facts.schemas, names)
     return model.freed() if free_batch else model

@@ -64,7 +64,7 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.onnx_model import OnnxModel, extract_onnx
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.runtime.batching import Batching
-from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.sharding.candidates import shards_that_fit, weigh_shards
 from dask_onnx.sharding.on_shards import (
     ShardedPlan,
@@ -83,11 +83,11 @@ class Model:
     def __init__(
         self,
         onnx_model: OnnxModel,
-        own: OwnKernels | None = None,
+        custom: CustomKernels | None = None,
         libraries: tuple[str, ...] = (),
     ) -> None:
         self._onnx = onnx_model
-        self._facts = ModelFacts(onnx_model, own, libraries)
+        self._facts = ModelFacts(onnx_model, custom, libraries)
         self._whole_plans: dict[tuple[str, ...], Plan] = {}
         self._overriding: dict[tuple[str, ...], Model] = {}
 
@@ -125,7 +125,7 @@ class Model:
             [defaults.get(name) or self._facts.typed(name) for name in needed],
             [self._facts.typed(name) for name in wanted],
         )
-        return Model(part, self._facts.own, self._facts.libraries)
+        return Model(part, self._facts.custom, self._facts.libraries)
 
     @property
     def name(self) -> str:
@@ -172,7 +172,7 @@ class Model:
         """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
         facts = self._facts
         bound = facts.bound_shapes(shapes)
-        return analyse(self.facts, bound, facts.schemas, facts.costs, facts.own_axes)
+        return analyse(self.facts, bound, facts.schemas, facts.costs, facts.custom_axes)
 
     def axes(self, shapes: Shapes | None = None, *, outputs: Outputs = None) -> AxisTable:
         """Return how the outputs depend on every axis of the inputs. Runs nothing.
@@ -226,7 +226,7 @@ class Model:
             The batch cannot be opened: the message names the node and the reason.
         """
         facts = self._facts
-        found = free_batch(self._onnx, axes, facts.schemas, facts.own_axes)
+        found = free_batch(self._onnx, axes, facts.schemas, facts.custom_axes)
         if isinstance(found, Blocked):
             raise ModelError(
                 f"model {self.name!r} keeps the batch that it was exported with: {found}",
@@ -234,13 +234,13 @@ class Model:
             )
 
         def run(onnx_model: OnnxModel, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-            model = Model(onnx_model, facts.own, facts.libraries)
+            model = Model(onnx_model, facts.custom, facts.libraries)
             names = [spec.name for spec in onnx_model.outputs]
             results: Mapping[str, Any] = model(dict(feeds), outputs=names, batch_size=None)
             return results
 
         check_freed(self._onnx, found, run)
-        return Model(found.model, facts.own, facts.libraries)
+        return Model(found.model, facts.custom, facts.libraries)
 
     def basis(self, shapes: Shapes | None = None) -> str:
         """What the seconds rest on that a plan for these shapes predicts, in words. Those of
@@ -616,17 +616,17 @@ class Model:
         if is_table(x) and not is_dask_collection(x):
             table = TableOptions(columns, append, max_columns, length_buckets)
             rows = RowOptions(on_error, require_finite)
-            return of_table(self, x, run, table, rows, here=True)
-        request, feeds, kind = self._request(x, run, here=True)
+            return of_table(self, x, run, table, rows, inline=True)
+        request, feeds, kind = self._request(x, run, inline=True)
         if kind != "eager":
             raise InputError(
                 "a model called like a function takes arrays in memory, not lazy collections",
                 "use model.predict(...), which stays lazy",
             )
-        return request.wanted.shape_result(predict_eager(request, feeds, here=True))
+        return request.wanted.shape_result(predict_eager(request, feeds, inline=True))
 
     def _request(
-        self, x: Any, run: RunOptions, *, here: bool = False
+        self, x: Any, run: RunOptions, *, inline: bool = False
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked as far as it can be without looking at the arrays."""
         if not isinstance(run.plan, Plan | None):
@@ -636,7 +636,7 @@ class Model:
         model = self._fed_with(x)
         if model is not self:
             plan = None if run.plan is None else run.plan.on(model)
-            return model._request(x, dataclasses.replace(run, plan=plan), here=here)
+            return model._request(x, dataclasses.replace(run, plan=plan), inline=inline)
         batch_size = run.batch_size
         chosen: Plan = run.plan or self._whole_plan(self.facts.outputs)
         if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
@@ -660,14 +660,14 @@ class Model:
         batching = resolve_batching(batch, wanted.names, batch_size)
         if batching.is_auto and len(chosen.stages) > 1:
             batching = Batching(chosen.rows_per_run)
-        if not here:
+        if not inline:
             # At least one row is run, however few are best.
             rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
             scale = self._facts.row_scale(shapes_of(feeds, self.inputs), chosen.recipe.shapes)
             self._check_cluster(chosen, rows, wanted.names, scale)
         request = Request(
             model=self._published().ref,
-            delivery=None if here else plan_delivery(self._onnx, chosen.stage_graph),
+            delivery=None if inline else plan_delivery(self._onnx, chosen.stage_graph),
             stages=chosen.stage_graph,
             session=chosen.recipe.session,
             wanted=wanted,
@@ -680,7 +680,7 @@ class Model:
             expects=chosen.is_measured,
             is_batched=isinstance(batch_size, int),
             retries=effective_retries(run.retries),
-            own=self._facts.own,
+            custom=self._facts.custom,
             # What is drawn anew each time must not be taken for what was drawn before.
             salt=uuid.uuid4().hex if self._facts.draws_anew else "",
         )
@@ -703,11 +703,11 @@ class Model:
         published = dataclasses.replace(self._published(), blobs={})
         if len(published.proto) > _PICKLED_PROTO_BYTES:
             published = dataclasses.replace(published, proto=b"")
-        return _unpickle, (published, self._facts.own, self._facts.libraries)
+        return _unpickle, (published, self._facts.custom, self._facts.libraries)
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
-        own = self._facts.own
-        own_token = "" if own is None else own.token
+        custom = self._facts.custom
+        own_token = "" if custom is None else custom.token
         return (self.token, own_token, repr(self._onnx.rows), *self._facts.libraries)
 
     def __repr__(self) -> str:
@@ -745,13 +745,15 @@ _PICKLED_PROTO_BYTES = 256 * 1024
 """A larger proto (a forest is all attributes) is found where its weights are."""
 
 
-def _unpickle(onnx_model: OnnxModel, own: OwnKernels | None, libraries: tuple[str, ...]) -> Model:
+def _unpickle(
+    onnx_model: OnnxModel, custom: CustomKernels | None, libraries: tuple[str, ...]
+) -> Model:
     if not onnx_model.proto:
         store = Store()
         with store.using():
             proto = fetch_proto(store, onnx_model.ref, ())
         onnx_model = dataclasses.replace(onnx_model, proto=proto)
-    return Model(onnx_model, own, libraries)
+    return Model(onnx_model, custom, libraries)
 
 
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {

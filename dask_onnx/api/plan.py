@@ -16,7 +16,7 @@ from dask.task_spec import Alias
 
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.cluster.delivery import current_client
-from dask_onnx.cluster.overhead import with_pace
+from dask_onnx.cluster.overhead import with_overhead
 from dask_onnx.cluster.placement import Placement, any_cluster
 from dask_onnx.collections.delayed import as_delayed
 from dask_onnx.collections.eager import predict_eager
@@ -125,8 +125,8 @@ class Plan:
 
     def memory(self) -> list[WorkerMemory]:
         """What each worker's process is projected to hold at its peak, in bytes at the plan's
-        shapes, for each lane; one for any worker if stages run anywhere."""
-        return memory_of(self.stage_graph, self._outlook(is_paced=False))
+        shapes, for each worker group; one for any worker if stages run anywhere."""
+        return memory_of(self.stage_graph, self._outlook(has_overhead=False))
 
     def measured(self) -> Measured | None:
         """What this process, and the workers of the current client, have noted of the stages when
@@ -134,13 +134,13 @@ class Plan:
         client = current_client()
         return measured_stages(self.model._facts, self.stage_graph, self.recipe, client)
 
-    def _outlook(self, batches: int = 16, *, is_paced: bool = True) -> Outlook:
+    def _outlook(self, batches: int = 16, *, has_overhead: bool = True) -> Outlook:
         """On the current cluster; how fast that is takes a moment to measure."""
         whole_number("batches", batches)
         client = current_client()
         cluster = any_cluster(client)
-        if is_paced:
-            cluster = with_pace(cluster, client)
+        if has_overhead:
+            cluster = with_overhead(cluster, client)
         return Outlook(cluster, self.placement, self.bounds, batches)
 
     def _explain(self, measured: Measured | None, outlook: Outlook, verdict: Verdict) -> str:
@@ -191,7 +191,7 @@ class Plan:
             content = to_svg(
                 self.stage_graph,
                 self._title,
-                lanes=self._lanes,
+                worker_groups=self._worker_groups,
                 measured=None if measured is None else measured.seconds,
             )
         with open(path, "w", encoding="utf-8") as file:
@@ -222,7 +222,7 @@ class Plan:
             self._explain(measured, outlook, verdict),
             self._title,
             verdict=verdict,
-            lanes=self._lanes,
+            worker_groups=self._worker_groups,
             measured=None if measured is None else measured.seconds,
         )
 
@@ -231,8 +231,8 @@ class Plan:
         return f"{self.model.name}: {self.recipe.strategy}"
 
     @property
-    def _lanes(self) -> tuple[int, ...] | None:
-        return None if self.placement is None else self.placement.lanes
+    def _worker_groups(self) -> tuple[int, ...] | None:
+        return None if self.placement is None else self.placement.worker_groups
 
     def _compared(self) -> Compared:
         facts, recipe = self.model._facts, self.recipe
@@ -247,7 +247,7 @@ class Plan:
         asked |= {name: str(value) for name, value in dataclasses.asdict(recipe.session).items()}
         names = [node.name for node in facts.graph.nodes]
         return Compared(
-            self.model.name, facts.onnx.token, asked, self.stage_graph, names, self._lanes
+            self.model.name, facts.onnx.token, asked, self.stage_graph, names, self._worker_groups
         )
 
     def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
@@ -276,12 +276,12 @@ class Plan:
             raise PlanError("nothing travels in a plan of one stage", "cut it: n_stages=2 or more")
         names = [spec.name for spec in self.stage_graph.outputs]
         run = RunOptions(names, None, self)
-        request, feeds, kind = self.model._request(sample, run, here=True)
+        request, feeds, kind = self.model._request(sample, run, inline=True)
         if kind != "eager":
             raise InputError("the sample is lazy", "pass a few rows as numpy arrays")
-        exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, here=True)
+        exact = predict_eager(dataclasses.replace(request, lossy=None), feeds, inline=True)
         packed = predict_eager(
-            dataclasses.replace(request, lossy=way, always_lossy=True), feeds, here=True
+            dataclasses.replace(request, lossy=way, always_lossy=True), feeds, inline=True
         )
         drift = measure_drift(way, budget, exact, packed)
         if max(drift.relative.values(), default=0.0) > budget:
@@ -291,8 +291,8 @@ class Plan:
         return dataclasses.replace(self, drift=drift, _others={})
 
     def with_placement(self, placement: Placement | None) -> Plan:
-        """The same stages, kept on lanes of the cluster: ``Placement((0, 1, 0, 1))`` shares four
-        stages between two workers, neither of which loads what is the other's. With
+        """The same stages, kept on worker groups of the cluster: ``Placement((0, 1, 0, 1))``
+        shares four stages between two workers, neither of which loads what is the other's. With
         ``allow_other_workers=True`` an idle worker may all the same, so that none waits; weights
         then travel to few hosts rather than all, and late workers get work. None lets each run
         anywhere, which is the fastest where the weights fit every worker of one host. It needs
@@ -301,16 +301,16 @@ class Plan:
         Raises
         ------
         PlanError
-            Not one lane for each stage.
+            Not one worker group for each stage.
         """
         if not isinstance(placement, Placement | None):
             raise PlanError(
                 f"the placement is a {type(placement).__name__}", "give dx.Placement((0, 1, ...))"
             )
-        if placement is not None and len(placement.lanes) != len(self.stages):
+        if placement is not None and len(placement.worker_groups) != len(self.stages):
             raise PlanError(
-                f"{len(placement.lanes)} lanes for {len(self.stages)} stages",
-                "name a lane for each stage",
+                f"{len(placement.worker_groups)} worker groups for {len(self.stages)} stages",
+                "name a worker group for each stage",
             )
         return dataclasses.replace(self, placement=placement, _others={})
 
@@ -341,8 +341,9 @@ class Plan:
 
     def annotate(self, model: Any = None, *, configuration: str = "dask_onnx") -> onnx.ModelProto:
         """A model that says these stages itself, in ONNX's own annotations: each node its
-        `pipeline_stage` in a device configuration, which has as many devices as the plan has lanes,
-        or else stages. `dask_onnx.from_annotations` reads them; ONNX Runtime ignores them.
+        `pipeline_stage` in a device configuration, which has as many devices as the plan has
+        worker groups, or else stages. `dask_onnx.from_annotations` reads them; ONNX Runtime
+        ignores them.
 
         Parameters
         ----------
@@ -367,9 +368,15 @@ class Plan:
         """
         facts = self.model._facts
         written = with_weights(facts.onnx) if model is None else read_written(model)
-        lanes = range(len(self.stages)) if self.placement is None else self.placement.lanes
+        worker_groups = (
+            range(len(self.stages)) if self.placement is None else self.placement.worker_groups
+        )
         annotate(
-            written, facts.graph, self.stage_graph, name=configuration, devices=len(set(lanes))
+            written,
+            facts.graph,
+            self.stage_graph,
+            name=configuration,
+            devices=len(set(worker_groups)),
         )
         return written
 
@@ -389,10 +396,10 @@ class Plan:
 
     def _with_stages(self, model: PlannedModel, stages: StageGraph) -> Plan:
         placement = self.placement
-        if placement is not None and len(placement.lanes) != len(stages.stages):
+        if placement is not None and len(placement.worker_groups) != len(stages.stages):
             placement = Placement.one_each(
                 len(stages.stages),
-                len(set(placement.lanes)),
+                len(set(placement.worker_groups)),
                 allow_other_workers=placement.allow_other_workers,
             )
         return dataclasses.replace(

@@ -14,7 +14,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.api.plan import Plan
 from dask_onnx.cluster.delivery import current_client
 from dask_onnx.cluster.links import link_of
-from dask_onnx.cluster.overhead import with_pace
+from dask_onnx.cluster.overhead import with_overhead
 from dask_onnx.cluster.placement import Placement, cluster_facts
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.planned_model import PlannedModel
@@ -25,7 +25,7 @@ from dask_onnx.core.errors import PlanError, StoreError
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.node_times import measure_nodes, shapes_of
-from dask_onnx.planning.annotations import lanes_of
+from dask_onnx.planning.annotations import groups_of
 from dask_onnx.planning.plan_options import CHECKS, whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.stages import StageGraph
@@ -156,9 +156,9 @@ def _calibrate() -> None:
 def _annotated_placement(
     graph: GraphFacts, stages: StageGraph, configuration: str | None
 ) -> Placement | None:
-    """Return lanes by the devices that the model's annotations have."""
-    lanes = lanes_of(graph, stages, configuration)
-    return None if lanes is None else Placement(lanes)
+    """Return worker groups by the devices that the model's annotations have."""
+    worker_groups = groups_of(graph, stages, configuration)
+    return None if worker_groups is None else Placement(worker_groups)
 
 
 def _session(model: PlannedModel, request: PlanRequest) -> SessionSpec:
@@ -179,7 +179,7 @@ def _choose(
     outputs: tuple[str, ...],
 ) -> Plan:
     """What "auto" takes for the cluster."""
-    cluster = with_pace(cluster_facts(client), client)
+    cluster = with_overhead(cluster_facts(client), client)
     batches = request.batches
     if batches is None:
         batches = 1 if request.aim == "latency" else 8 * cluster.slots
@@ -196,7 +196,7 @@ def _choose(
     placement = None
     if verdict.alternatives[0].refused:
         # Only where weights must not be everywhere: a free worker is worth more than its cache.
-        placement = Placement(best.lanes) if best.lanes else None
+        placement = Placement(best.worker_groups) if best.worker_groups else None
     return Plan(model, recipe, stages, verdict=verdict, placement=placement)
 
 

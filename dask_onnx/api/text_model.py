@@ -16,7 +16,7 @@ from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
 from dask_onnx.collections.bad_rows import Found, join_found
-from dask_onnx.collections.inline import here_graph, supply_collections
+from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.partitions import row_request
 from dask_onnx.collections.run_options import BatchSize, OnError, RowOptions, RunOptions
@@ -184,7 +184,7 @@ class TextModel:
         self, batch_size: BatchSize, rows: RowOptions
     ) -> tuple[Encoder, list[Delayed], Delayed]:
         request = row_request(self.model, RunOptions([self.output], batch_size))
-        graph = here_graph(request, list(self._feeds), [self.output])
+        graph = inline_graph(request, list(self._feeds), [self.output])
         name = hashlib.sha256(self._content).hexdigest()
         encode = Encoder(
             graph,

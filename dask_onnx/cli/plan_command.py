@@ -101,9 +101,13 @@ _RUN = (
         type=click.IntRange(min=1),
         help="Micro-batches between their first and their last stage at most; two for each stage.",
     ),
-    click.option("--lanes", metavar="N,N,...", help="The worker that each stage stays on: 0,1,0."),
     click.option(
-        "--allow-other-workers", is_flag=True, help="Idle workers may take stages of --lanes."
+        "--worker-groups", metavar="N,N,...", help="The worker that each stage stays on: 0,1,0."
+    ),
+    click.option(
+        "--allow-other-workers",
+        is_flag=True,
+        help="Idle workers may take stages of --worker-groups.",
     ),
 )
 """How it would run."""

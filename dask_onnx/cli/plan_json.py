@@ -50,7 +50,7 @@ def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> 
         **dict(_measured(plan, measured)),
         "verdict": verdict.sentence,
         "alternatives": [asdict(each) for each in verdict.alternatives],
-        "pace": asdict(verdict.pace),
+        "overhead": asdict(verdict.overhead),
         **({} if difference is None else {"difference": difference.splitlines()}),
     }
 
@@ -93,7 +93,7 @@ def _memory(memory: WorkerMemory, measured: Measured | None) -> dict[str, Any]:
 
 def _placement(plan: Plan) -> Iterator[tuple[str, Any]]:
     if plan.placement is not None:
-        yield "lanes", plan.placement.lanes
+        yield "worker_groups", plan.placement.worker_groups
         yield "allow_other_workers", plan.placement.allow_other_workers
 
 

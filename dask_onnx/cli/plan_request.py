@@ -43,7 +43,7 @@ class Asked:
     batches: int | None
     schedule: Mode | None
     in_flight: int | None
-    lanes: str | None
+    worker_groups: str | None
     allow_other_workers: bool
     rival: str | None
     """The strategy to compare with."""
@@ -66,10 +66,10 @@ class Asked:
                 "--memory-limit and --stage-memory were both given",
                 "they are the same: leave out --stage-memory",
             )
-        if self.allow_other_workers and self.lanes is None:
+        if self.allow_other_workers and self.worker_groups is None:
             raise InputError(
-                "--allow-other-workers was given without --lanes",
-                "say which stages prefer which worker: --lanes 0,1",
+                "--allow-other-workers was given without --worker-groups",
+                "say which stages prefer which worker: --worker-groups 0,1",
             )
         if self.rival != FROM_ANNOTATIONS:
             named_strategy(self.name, self.configuration)
@@ -147,12 +147,15 @@ class Asked:
         return named_strategy(self.name, configuration)
 
     def _placement(self) -> Placement | None:
-        if self.lanes is None:
+        if self.worker_groups is None:
             return None
-        if not re.fullmatch(r"\d+(,\d+)*", self.lanes):
-            raise InputError(f"--lanes is {self.lanes!r}", "give a number for each stage: 0,1,0,1")
-        lanes = tuple(map(int, self.lanes.split(",")))
-        return Placement(lanes, self.allow_other_workers)
+        if not re.fullmatch(r"\d+(,\d+)*", self.worker_groups):
+            raise InputError(
+                f"--worker-groups is {self.worker_groups!r}",
+                "give a number for each stage: 0,1,0,1",
+            )
+        worker_groups = tuple(map(int, self.worker_groups.split(",")))
+        return Placement(worker_groups, self.allow_other_workers)
 
 
 def read_ends(text: str, facts: GraphFacts) -> list[tuple[str, ...]]:

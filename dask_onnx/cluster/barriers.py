@@ -18,7 +18,7 @@ from dask_onnx.planning.schedule import Barrier, Passage, Schedule, barriers
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
+class BarrierTasks:
     """A schedule, for the tasks of one request."""
 
     schedule: Schedule
@@ -39,32 +39,32 @@ class Gates:
             before = [each for each in task.dependencies if each in tasks]
             needs[self.places[key][0]][key] = before
         passages = [Passage.of(needs[chunk]) for chunk in sorted(needs)]
-        gates: dict[Key, Task] = {}
+        barrier_tasks: dict[Key, Task] = {}
         after: dict[Key, Key] = {}
         for barrier in barriers(self.schedule, self.stages, passages):
-            gate = self._gate(barrier, gates)
-            after.update(dict.fromkeys(barrier.before, gate))
+            barrier_key = self._barrier_task(barrier, barrier_tasks)
+            after.update(dict.fromkeys(barrier.before, barrier_key))
         return {
             **{key: _waiting(task, after.get(key)) for key, task in tasks.items()},
-            **gates,
+            **barrier_tasks,
         }
 
-    def _gate(self, barrier: Barrier[Key], gates: dict[Key, Task]) -> Key:
+    def _barrier_task(self, barrier: Barrier[Key], barrier_tasks: dict[Key, Task]) -> Key:
         """The key of a task that is done when all that must be done before is done."""
         opened = []
         for key in barrier.after:
-            gate = (f"passed-{self.token}", *self.places[key])
-            gates[gate] = StageTask(gate, passed, TaskRef(key))
-            opened.append(gate)
+            barrier_key = (f"passed-{self.token}", *self.places[key])
+            barrier_tasks[barrier_key] = StageTask(barrier_key, passed, TaskRef(key))
+            opened.append(barrier_key)
         if len(opened) == 1:
             return opened[0]
         joined = (f"barrier-{self.token}", digest(opened))
-        gates[joined] = StageTask(joined, passed, *map(TaskRef, opened))
+        barrier_tasks[joined] = StageTask(joined, passed, *map(TaskRef, opened))
         return joined
 
 
-def _waiting(task: Task, gate: Key | None) -> Task:
-    if gate is None:
+def _waiting(task: Task, barrier_key: Key | None) -> Task:
+    if barrier_key is None:
         return task
-    named = {**task.kwargs, AFTER: TaskRef(gate)}
+    named = {**task.kwargs, AFTER: TaskRef(barrier_key)}
     return StageTask(task.key, task.func, *task.args, **named)

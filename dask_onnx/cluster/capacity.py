@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_onnx.cluster.placement import Placement, cluster_facts
-from dask_onnx.cluster.worker_groups import Lanes
+from dask_onnx.cluster.worker_groups import WorkerGroups
 from dask_onnx.core import config
 from dask_onnx.core.errors import PlanError
 from dask_onnx.core.formatting import as_number, format_bytes
@@ -49,25 +49,25 @@ class Load:
         return self.scale * (self.rows / self.planned_rows if self.planned_rows else 1.0)
 
     @property
-    def lanes(self) -> tuple[int, ...]:
+    def worker_groups(self) -> tuple[int, ...]:
         """Stages that share a worker; each its own, where any worker may get any of them."""
-        return self.only_lanes or tuple(range(len(self.stages.stages)))
+        return self.only_worker_groups or tuple(range(len(self.stages.stages)))
 
     @property
-    def only_lanes(self) -> tuple[int, ...] | None:
-        return None if self.placement is None else self.placement.only_lanes
+    def only_worker_groups(self) -> tuple[int, ...] | None:
+        return None if self.placement is None else self.placement.only_worker_groups
 
 
 @dataclass(slots=True)
 class Need:
-    """Bytes of a lane."""
+    """Bytes of a worker group."""
 
     labels: list[str]
     weights: int = 0
     working: float = 0.0
     """Of the stage that needs most for one run."""
     passing: float = 0.0
-    """What arrives from other lanes, or goes there, for one run: whichever is more."""
+    """What arrives from other worker groups, or goes there, for one run: whichever is more."""
 
     @property
     def total(self) -> float:
@@ -76,12 +76,12 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that a lane's worker has for it."""
+    """Bytes that a worker group's worker has for it."""
 
     whole: float
     """Until Dask pauses the worker, less what its process has before it holds anything."""
     taken: float = 0.0
-    """By other lanes."""
+    """By other worker groups."""
 
     @property
     def left(self) -> float:
@@ -93,7 +93,7 @@ FewestStages = Callable[[int, float | None], int]
 
 
 def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
-    """Whether weights, activations and what passes between lanes fit the workers.
+    """Whether weights, activations and what passes between worker groups fit the workers.
 
     Of micro-batches that wait between stages one is counted; a warning says where more are allowed
     in flight than fit, since Dask spills them to disk.
@@ -113,11 +113,11 @@ def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
         return  # they may come, as in a cluster that scales: then each worker looks for itself
     cluster = cluster_facts(client)
     rooms = dict.fromkeys(needs, Room(cluster.room))
-    if load.only_lanes is not None:
+    if load.only_worker_groups is not None:
         rooms = _rooms_of(needs, cluster)
-    for lane, need in needs.items():
-        if need.total > rooms[lane].left:
-            error = _refusal(load, need, rooms[lane], cluster, fewest_stages)
+    for worker_group, need in needs.items():
+        if need.total > rooms[worker_group].left:
+            error = _refusal(load, need, rooms[worker_group], cluster, fewest_stages)
             if config.get("plan.memory-check") != "warn":
                 raise error
             warnings.warn(str(error), stacklevel=5)
@@ -129,62 +129,72 @@ def _check_in_flight(load: Load, needs: Mapping[int, Need], rooms: Mapping[int, 
     if load.schedule is None:
         return
     limit = load.schedule.limit(len(load.stages.stages))
-    left = {lane: rooms[lane].left - need.weights - need.working for lane, need in needs.items()}
-    most = {lane: left[lane] / need.passing for lane, need in needs.items() if need.passing}
-    lane = min(most, key=most.__getitem__, default=None)
-    if lane is None or not 1 <= most[lane] < limit:
+    left = {
+        worker_group: rooms[worker_group].left - need.weights - need.working
+        for worker_group, need in needs.items()
+    }
+    most = {
+        worker_group: left[worker_group] / need.passing
+        for worker_group, need in needs.items()
+        if need.passing
+    }
+    worker_group = min(most, key=most.__getitem__, default=None)
+    if worker_group is None or not 1 <= most[worker_group] < limit:
         return
     warnings.warn(
-        f"{' and '.join(needs[lane].labels)}: {limit} micro-batches in flight are up to "
-        f"{format_bytes(limit * needs[lane].passing)} on its worker, which has "
-        f"{format_bytes(left[lane])} left: Dask would spill to disk\n"
-        f"plan.with_schedule({load.schedule.mode!r}, in_flight={int(most[lane])}) keeps within it",
+        f"{' and '.join(needs[worker_group].labels)}: {limit} micro-batches in flight are up to "
+        f"{format_bytes(limit * needs[worker_group].passing)} on its worker, which has "
+        f"{format_bytes(left[worker_group])} left: Dask would spill to disk\n"
+        f"plan.with_schedule({load.schedule.mode!r}, in_flight={int(most[worker_group])}) "
+        "keeps within it",
         stacklevel=6,
     )
 
 
 def _needs(load: Load) -> dict[int, Need]:
     needs: defaultdict[int, Need] = defaultdict(lambda: Need([]))
-    for lane, stage in zip(load.lanes, load.stages.stages, strict=True):
-        needs[lane].labels.append(stage.label)
-        needs[lane].weights += stage.cost.parameter_bytes
+    for worker_group, stage in zip(load.worker_groups, load.stages.stages, strict=True):
+        needs[worker_group].labels.append(stage.label)
+        needs[worker_group].weights += stage.cost.parameter_bytes
         working = stage.cost.working_bytes * load.growth
-        needs[lane].working = max(needs[lane].working, working)
-    if load.only_lanes is not None:
-        for lane, size in _passing(load.stages, load.only_lanes).items():
-            needs[lane].passing = size * load.growth
+        needs[worker_group].working = max(needs[worker_group].working, working)
+    if load.only_worker_groups is not None:
+        for worker_group, size in _passing(load.stages, load.only_worker_groups).items():
+            needs[worker_group].passing = size * load.growth
     return dict(needs)
 
 
-def _passing(stages: StageGraph, lanes: Sequence[int]) -> dict[int, int]:
-    """Of each lane the bytes that arrive, or those that leave, whichever are more; each value once
-    on each side."""
+def _passing(stages: StageGraph, worker_groups: Sequence[int]) -> dict[int, int]:
+    """Of each worker group the bytes that arrive, or those that leave, whichever are more; each
+    value once on each side."""
     arriving: defaultdict[int, dict[str, int]] = defaultdict(dict)
     leaving: defaultdict[int, dict[str, int]] = defaultdict(dict)
     for edge in stages.edges:
-        source, target = lanes[edge.producer], lanes[edge.consumer]
+        source, target = worker_groups[edge.producer], worker_groups[edge.consumer]
         if source != target:
             leaving[source][edge.value] = arriving[target][edge.value] = edge.bytes
     return {
-        lane: max(sum(arriving[lane].values()), sum(leaving[lane].values()))
-        for lane in {*arriving, *leaving}
+        worker_group: max(sum(arriving[worker_group].values()), sum(leaving[worker_group].values()))
+        for worker_group in {*arriving, *leaving}
     }
 
 
 def _rooms_of(needs: Mapping[int, Need], cluster: Cluster) -> dict[int, Room]:
-    """What each lane has where the scheduler will put it."""
+    """What each worker group has where the scheduler will put it."""
     rooms = {str(i): room for i, room in enumerate(cluster.rooms)}
     limits = {
         name: None if math.isinf(room) else room + cluster.resident for name, room in rooms.items()
     }
-    lanes = Lanes()
-    lanes.add({("", lane): need.weights for lane, need in needs.items()}, limits, now=0.0)
+    worker_groups = WorkerGroups()
+    worker_groups.add(
+        {("", worker_group): need.weights for worker_group, need in needs.items()}, limits, now=0.0
+    )
     held = Counter[str]()
-    for (_, lane), place in lanes.places.items():
-        held[place] += needs[lane].weights
+    for (_, worker_group), place in worker_groups.places.items():
+        held[place] += needs[worker_group].weights
     return {
-        lane: Room(rooms[place], held[place] - needs[lane].weights)
-        for (_, lane), place in lanes.places.items()
+        worker_group: Room(rooms[place], held[place] - needs[worker_group].weights)
+        for (_, worker_group), place in worker_groups.places.items()
     }
 
 

@@ -16,7 +16,7 @@ from dask.task_spec import List, Task, TaskRef
 from dask_onnx.cluster.links import PRIORITY, TIMEOUT, is_busy, new_key, submit, workers_of
 from dask_onnx.core import config
 from dask_onnx.core.errors import StoreError
-from dask_onnx.planning.resources import Cluster, Pace
+from dask_onnx.planning.resources import Cluster, Overhead
 from dask_onnx.runtime.cores import available_cores, cpu_identity, host_digest
 from dask_onnx.runtime.reference_workload import Laps, run_laps
 from dask_onnx.runtime.session import has_onnxruntime
@@ -28,7 +28,7 @@ _ROUNDS_HERE, _LAPS_HERE = 5, 2
 _TASKS_PER_SLOT = 3
 
 
-def with_pace(cluster: Cluster, client: Any) -> Cluster:
+def with_overhead(cluster: Cluster, client: Any) -> Cluster:
     """The same, with how fast tasks are done there, if ``dask_onnx.plan.calibrate`` allows to find
     out. Of a client's cluster that is measured when it is first asked for, and anew once it has
     other workers, while it has nothing else to do: about a second. Of this process it is measured
@@ -36,14 +36,16 @@ def with_pace(cluster: Cluster, client: Any) -> Cluster:
     """
     if not config.get("plan.calibrate") or not has_onnxruntime():
         return cluster
-    pace = _pace_here() if cluster.is_local else _pace_of(client)
-    return cluster if pace is None else replace(cluster, pace=pace)
+    overhead = _local_overhead() if cluster.is_local else _overhead_of(client)
+    return cluster if overhead is None else replace(cluster, overhead=overhead)
 
 
-_known: weakref.WeakKeyDictionary[Any, tuple[Mapping[str, int], Pace]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, tuple[Mapping[str, int], Overhead]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _pace_of(client: Any) -> Pace | None:
+def _overhead_of(client: Any) -> Overhead | None:
     workers = workers_of(client)
     threads = {address: worker["nthreads"] for address, worker in workers.items()}
     known = _known.get(client)
@@ -54,7 +56,7 @@ def _pace_of(client: Any) -> Pace | None:
     return known[1]
 
 
-def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Pace:
+def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Overhead:
     """On the host with the most threads: what tasks share with their neighbours is a host."""
     hosts: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for address, worker in workers.items():
@@ -68,7 +70,7 @@ def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Pace:
             for _ in range(_ROUNDS)
         ]
     except Exception:  # whatever it is: where nobody can be asked, plans go by what is usual
-        return Pace()
+        return Overhead()
     alone = median(one.lap for one, _ in rounds)
     cpu = rounds[0][0].laps[0].cpu
     elsewhere = 1.0 if cpu == cpu_identity() else alone / _lap([run_laps(_LAPS_HERE)])
@@ -77,7 +79,7 @@ def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Pace:
     task = median(
         (many.seconds - request - many.work / slots) / _TASKS_PER_SLOT for _, many in rounds
     )
-    return Pace(elsewhere, elsewhere * crowded, max(task, 0.0), max(request, 0.0))
+    return Overhead(elsewhere, elsewhere * crowded, max(task, 0.0), max(request, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _request(client: Any, workers: Sequence[str], tasks: int) -> _Request:
     return _Request(time.perf_counter() - began, found)
 
 
-def _pace_here() -> Pace | None:
+def _local_overhead() -> Overhead | None:
     """Of threads of this process."""
     cores = available_cores()
     name = f"crowding-{host_digest()}-{cores}"
@@ -135,7 +137,7 @@ def _pace_here() -> Pace | None:
             Store().note_measured(name, noted)
     except StoreError:
         return None
-    return Pace(crowded=noted["crowded"])
+    return Overhead(crowded=noted["crowded"])
 
 
 def _laps_here(cores: int) -> tuple[float, float]:

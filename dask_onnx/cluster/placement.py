@@ -28,34 +28,40 @@ if TYPE_CHECKING:
 class Placement:
     """Which stages share a worker. Apart from the stage graph: it changes no result."""
 
-    lanes: tuple[int, ...]
-    """Lane of each stage. A lane is a worker's share; which worker, the scheduler says."""
+    worker_groups: tuple[int, ...]
+    """WorkerGroup of each stage. A worker group is a worker's share; which worker, the scheduler
+    says."""
     allow_other_workers: bool = False
-    """An idle worker may take what another lane has waiting, and load the stage for it: as many
-    tasks as can be run where the stage's weights already are, none kept from a free worker."""
+    """An idle worker may take what another worker group has waiting, and load the stage for it: as
+    many tasks as can be run where the stage's weights already are, none kept from a free worker."""
 
     def __post_init__(self) -> None:
         try:
-            lanes = tuple(whole_number("a lane", lane, least=0) for lane in self.lanes)
+            worker_groups = tuple(
+                whole_number("a worker group", worker_group, least=0)
+                for worker_group in self.worker_groups
+            )
         except TypeError:
             raise PlanError(
-                f"the lanes are {self.lanes!r}", "give one for each stage, as dx.Placement((0, 1))"
+                f"the worker groups are {self.worker_groups!r}",
+                "give one for each stage, as dx.Placement((0, 1))",
             ) from None
-        object.__setattr__(self, "lanes", lanes)
+        object.__setattr__(self, "worker_groups", worker_groups)
 
     @classmethod
     def one_each(
         cls, stages: int, workers: int | None = None, *, allow_other_workers: bool = False
     ) -> Placement:
-        """A lane for each stage, or as many as there are workers, in turns."""
-        lanes_at_most = whole_number("workers", stages if workers is None else workers)
-        lanes = tuple(i % lanes_at_most for i in range(whole_number("stages", stages)))
-        return cls(lanes, allow_other_workers)
+        """A worker group for each stage, or as many as there are workers, in turns."""
+        groups_at_most = whole_number("workers", stages if workers is None else workers)
+        worker_groups = tuple(i % groups_at_most for i in range(whole_number("stages", stages)))
+        return cls(worker_groups, allow_other_workers)
 
     @property
-    def only_lanes(self) -> tuple[int, ...] | None:
-        """The lanes, if stages run nowhere else; None where any worker may get any stage."""
-        return None if self.allow_other_workers else self.lanes
+    def only_worker_groups(self) -> tuple[int, ...] | None:
+        """The worker groups, if stages run nowhere else; None where any worker may get any
+        stage."""
+        return None if self.allow_other_workers else self.worker_groups
 
 
 def effective_retries(retries: int | None) -> int:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, Lanes
-from dask_onnx.core.stage_tasks import Hints, Lane, gate_key, hints_of, passed
+from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, WorkerGroups
+from dask_onnx.core.stage_tasks import Hints, WorkerGroup, barrier_key_of, hints_of, passed
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -33,26 +33,27 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     """Tells the scheduler what it cannot know of our tasks.
 
     Retries; how long a stage is expected to take, until it has run; which of a micro-batch's stages
-    has the longest way still to go, and so comes first. It keeps lanes of stages on workers, as
-    `Lanes` says: tasks are restricted to a lane's worker, so that no other one loads what does not
-    fit it, or loosely, so that an idle one may steal them; they are restricted anew when a lane
-    moves. And what loads a micro-batch waits for the gate that the micro-batch itself waits for.
+    has the longest way still to go, and so comes first. It keeps worker groups of stages on
+    workers, as `WorkerGroups` says: tasks are restricted to a worker group's worker, so that no
+    other one loads what does not fit it, or loosely, so that an idle one may steal them; they are
+    restricted anew when a worker group moves. And what loads a micro-batch waits for the gate that
+    the micro-batch itself waits for.
     """
 
     name = PLUGIN_NAME
     idempotent = True
 
     def __init__(self) -> None:
-        self.lanes = Lanes()
+        self.worker_groups = WorkerGroups()
         self.restricted: set[Any] = set()
         """Keys of the tasks that are restricted by us, not by the caller."""
         self.held: dict[Any, tuple[Any, Any]] = {}
         """Key of a task that waits for a gate because of us: its state, and the gate's."""
 
     @property
-    def places(self) -> dict[Lane, str]:
-        """Lane to the address of its worker."""
-        return self.lanes.places
+    def places(self) -> dict[WorkerGroup, str]:
+        """WorkerGroup to the address of its worker."""
+        return self.worker_groups.places
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
         found: list[tuple[Any, list[Hints]]] = []
@@ -60,7 +61,7 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             state = scheduler.tasks.get(key)
             if state is None:
                 continue
-            if is_gate(state.run_spec):
+            if is_barrier(state.run_spec):
                 # Its work is nothing, and others wait for it.
                 state.priority = (*state.priority[:-1], -1)
             elif hints := list(hints_of(state.run_spec)):
@@ -68,54 +69,61 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 _expect(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
         _rank(found)
-        self._keep_lanes(scheduler, found)
+        self._keep_groups(scheduler, found)
         for state, _hints in found:
-            for load, gate in hold_inputs(scheduler, state):
-                self.held[load.key] = load, gate
+            for load, barrier_key in hold_inputs(scheduler, state):
+                self.held[load.key] = load, barrier_key
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if key in self.held and finish in ("memory", "erred", "forgotten"):
             # Who asks for the same again is to find the task as it is in the graph.
-            load, gate = self.held.pop(key)
-            load.dependencies.discard(gate)
-            gate.dependents.discard(load)
+            load, barrier_key = self.held.pop(key)
+            load.dependencies.discard(barrier_key)
+            barrier_key.dependents.discard(load)
 
-    def _keep_lanes(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
-        placed = [(state, hint) for state, hints in found for hint in hints if hint.lane]
+    def _keep_groups(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
+        placed = [(state, hint) for state, hints in found for hint in hints if hint.worker_group]
         if not placed:
             return
-        sizes = {hint.lane: hint.lane_bytes for _, hint in placed if hint.lane is not None}
+        sizes = {
+            hint.worker_group: hint.group_bytes
+            for _, hint in placed
+            if hint.worker_group is not None
+        }
         self.restricted.intersection_update(scheduler.tasks)
-        if self.lanes.sizes.keys() - sizes.keys():
-            self.lanes.forget(_plans_with_tasks(scheduler))
+        if self.worker_groups.sizes.keys() - sizes.keys():
+            self.worker_groups.forget(_plans_with_tasks(scheduler))
         self._note_demands(scheduler, placed)
-        new = self.lanes.add(sizes, limits_of(scheduler), time.monotonic())
-        if new & self.lanes.waiting.keys():
+        new = self.worker_groups.add(sizes, limits_of(scheduler), time.monotonic())
+        if new & self.worker_groups.waiting.keys():
             self._look_again(scheduler)
         for state, hint in placed:
             self._restrict(scheduler, state, hint)
 
     def _note_demands(self, scheduler: Scheduler, placed: list[tuple[Any, Hints]]) -> None:
-        """Which workers the caller lets lanes have, as by workers=... or resources=..."""
+        """Which workers the caller lets worker groups have, as by workers=... or resources=..."""
         for state, hint in placed:
-            if hint.lane is None or hint.is_loose or not self._is_demanded(state):
+            if hint.worker_group is None or hint.is_loose or not self._is_demanded(state):
                 continue
             workers = frozenset(each.address for each in scheduler.valid_workers(state) or ())
-            both = workers & self.lanes.allowed.get(hint.lane, workers)
+            both = workers & self.worker_groups.allowed.get(hint.worker_group, workers)
             if both:
-                self.lanes.allowed[hint.lane] = both
+                self.worker_groups.allowed[hint.worker_group] = both
             else:
-                log.warning("no worker may run all tasks of lane %s; they run apart", hint.lane)
+                log.warning(
+                    "no worker may run all tasks of worker group %s; they run apart",
+                    hint.worker_group,
+                )
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        if self.lanes.lost(worker, time.monotonic()):
+        if self.worker_groups.lost(worker, time.monotonic()):
             self._look_again(scheduler)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         # It may not be running yet, but is about to.
         limits = limits_of(scheduler) | {worker: scheduler.workers[worker].memory_limit}
-        self._restrict_anew(scheduler, self.lanes.joined(worker, limits))
-        if self.lanes.waiting:
+        self._restrict_anew(scheduler, self.worker_groups.joined(worker, limits))
+        if self.worker_groups.waiting:
             # The others that are to come have not been there yet.
             self._look_again(scheduler)
 
@@ -124,7 +132,7 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         scheduler.loop.call_later(TAKEOVER_SECONDS + 0.1, self._take_over, scheduler)
 
     def _take_over(self, scheduler: Scheduler) -> None:
-        moved = self.lanes.overdue(limits_of(scheduler), time.monotonic())
+        moved = self.worker_groups.overdue(limits_of(scheduler), time.monotonic())
         self._restrict_anew(scheduler, moved)
 
     def _is_demanded(self, state: Any) -> bool:
@@ -139,22 +147,22 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         )
 
     def _restrict(self, scheduler: Scheduler, state: Any, hint: Hints) -> None:
-        # Of a lane without a worker the tasks wait for one, if they may not run elsewhere.
-        place = None if hint.lane is None else self.places.get(hint.lane)
+        # Of a worker group without a worker the tasks wait for one, if they may not run elsewhere.
+        place = None if hint.worker_group is None else self.places.get(hint.worker_group)
         if self._is_demanded(state):
             allowed = {each.address for each in scheduler.valid_workers(state) or ()}
             if hint.is_loose or place not in allowed:
-                return  # what the caller demands comes before a wish, and before a lane
+                return  # what the caller demands comes before a wish, and before a worker group
         state.worker_restrictions = {place or "waiting for a worker"}
         state.loose_restrictions = hint.is_loose
         self.restricted.add(state.key)
 
-    def _restrict_anew(self, scheduler: Scheduler, moved: set[Lane]) -> None:
+    def _restrict_anew(self, scheduler: Scheduler, moved: set[WorkerGroup]) -> None:
         if not moved:
             return
         for state in scheduler.tasks.values():
             hint = placed_hint(state.run_spec)
-            if hint and hint.lane in moved and state.state not in _UNDER_WAY:
+            if hint and hint.worker_group in moved and state.state not in _UNDER_WAY:
                 self._restrict(scheduler, state, hint)
         for worker in list(scheduler.workers.values()):
             runnable = scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
@@ -169,7 +177,9 @@ def limits_of(scheduler: Scheduler) -> dict[str, float | None]:
 
 def _plans_with_tasks(scheduler: Scheduler) -> set[str]:
     hints = (placed_hint(state.run_spec) for state in scheduler.tasks.values())
-    return {hint.lane[0] for hint in hints if hint is not None and hint.lane is not None}
+    return {
+        hint.worker_group[0] for hint in hints if hint is not None and hint.worker_group is not None
+    }
 
 
 def is_configured(dask_scheduler: Any) -> bool:
@@ -188,15 +198,15 @@ def hold_inputs(scheduler: Scheduler, state: Any) -> Iterator[tuple[Any, Any]]:
     ------
     each task that now waits, and the gate
     """
-    gate = scheduler.tasks.get(gate_key(state.run_spec))
-    if gate is None:
+    barrier_key = scheduler.tasks.get(barrier_key_of(state.run_spec))
+    if barrier_key is None:
         return
     micro_batch = _micro_batch(state)
     seen: set[Any] = set()
-    pending = [each for each in state.dependencies if each is not gate]
+    pending = [each for each in state.dependencies if each is not barrier_key]
     while pending:
         load = pending.pop()
-        if load in seen or load.state != "released" or is_gate(load.run_spec):
+        if load in seen or load.state != "released" or is_barrier(load.run_spec):
             continue
         if _micro_batch(load) is not None:
             continue  # a stage
@@ -206,8 +216,8 @@ def hold_inputs(scheduler: Scheduler, state: Any) -> Iterator[tuple[Any, Any]]:
         if load.dependencies:
             pending += load.dependencies
         else:
-            load.add_dependency(gate)
-            yield load, gate
+            load.add_dependency(barrier_key)
+            yield load, barrier_key
         if state.worker_restrictions and not load.worker_restrictions:
             load.worker_restrictions = set(state.worker_restrictions)
             load.loose_restrictions = True
@@ -250,10 +260,10 @@ def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
                 state.priority = place
 
 
-def is_gate(spec: Any) -> bool:
+def is_barrier(spec: Any) -> bool:
     return isinstance(spec, Task) and spec.func is passed
 
 
 def placed_hint(spec: Any) -> Hints | None:
-    """What a task says of itself that is for a lane."""
-    return next((each for each in hints_of(spec) if each.lane is not None), None)
+    """What a task says of itself that is for a worker group."""
+    return next((each for each in hints_of(spec) if each.worker_group is not None), None)

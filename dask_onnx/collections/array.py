@@ -14,7 +14,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, Task, TaskRef
 
-from dask_onnx.cluster.barriers import Gates
+from dask_onnx.cluster.barriers import BarrierTasks
 from dask_onnx.collections.kinds import as_array, most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays, check_joins
@@ -339,8 +339,8 @@ def layered_graph(
     for name, inputs in extra.items():
         layers[name], dependencies[name] = MaterializedLayer(inputs), set()
     annotations = {"retries": retries}
-    if lowered.gates is not None:
-        layers[lowered.name] = GatedLayer(lowered.stage_tasks, lowered.gates, annotations)
+    if lowered.barrier_tasks is not None:
+        layers[lowered.name] = GatedLayer(lowered.stage_tasks, lowered.barrier_tasks, annotations)
         dependencies[lowered.name] = roots
         return HighLevelGraph(layers, dependencies)
     for name, tasks in lowered.layers.items():
@@ -356,10 +356,13 @@ class GatedLayer(MaterializedLayer):
     """
 
     def __init__(
-        self, tasks: Mapping[Key, Task], gates: Gates, annotations: Mapping[str, Any] | None
+        self,
+        tasks: Mapping[Key, Task],
+        barrier_tasks: BarrierTasks,
+        annotations: Mapping[str, Any] | None,
     ) -> None:
-        super().__init__(gates.apply(tasks), annotations=annotations)
-        self._tasks, self._gates = tasks, gates
+        super().__init__(barrier_tasks.apply(tasks), annotations=annotations)
+        self._tasks, self._barrier_tasks = tasks, barrier_tasks
 
     def cull(
         self, keys: set[Key], all_hlg_keys: Collection[Key]
@@ -372,7 +375,7 @@ class GatedLayer(MaterializedLayer):
                 wanted.add(key)
                 left += [each for each in self._tasks[key].dependencies if each in self._tasks]
         tasks = {key: task for key, task in self._tasks.items() if key in wanted}
-        layer = GatedLayer(tasks, self._gates, self.annotations)
+        layer = GatedLayer(tasks, self._barrier_tasks, self.annotations)
         return layer, {key: set(task.dependencies) for key, task in layer.mapping.items()}
 
 

@@ -10,7 +10,7 @@ import dask.bag as db
 import numpy as np
 
 from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
-from dask_onnx.collections.inline import HereGraph, here_graph, supply_collections
+from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import Wanted, check_dtype, check_joins
@@ -25,7 +25,7 @@ from dask_onnx.core.stage_tasks import Hints, digest
 class BagPredictor:
     """The model on the rows of one partition; what `Bag.map_partitions` calls."""
 
-    graph: HereGraph
+    graph: InlineGraph
     inputs: tuple[TensorSpec, ...]
     wanted: Wanted
     rows: RowOptions
@@ -194,7 +194,7 @@ def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
         rows_per_run=request.batching.rows_per_run,
     )
     inputs = tuple(request.stages.inputs)
-    graph = here_graph(request, [spec.name for spec in inputs], values)
+    graph = inline_graph(request, [spec.name for spec in inputs], values)
     keys = sorted(map(str, graph.tasks))
     token = digest(keys, values, request.wanted.is_bare, repr(rows), request.salt)
     predictor = BagPredictor(graph, inputs, request.wanted, rows, token)

@@ -29,7 +29,7 @@ from dask_onnx.collections.frames import (
     spread,
     to_frame,
 )
-from dask_onnx.collections.inline import HereGraph, here_graph, supply_collections
+from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
 from dask_onnx.collections.kinds import Placeholder
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.ragged import check_lengths, run_by_length
@@ -154,7 +154,7 @@ class FramePredictor:
     """The model on one partition; what `map_partitions` calls."""
 
     layout: FrameLayout
-    graph: HereGraph
+    graph: InlineGraph
     token: str
 
     @property
@@ -188,7 +188,7 @@ def predict_dask_frame(request: Request, table: dd.DataFrame, layout: FrameLayou
         rows_per_run=request.batching.rows_per_run,
     )
     names = [target.spec.name for target in layout.inputs]
-    graph = here_graph(request, names, _values(layout))
+    graph = inline_graph(request, names, _values(layout))
     predictor = FramePredictor(
         layout, graph, digest(sorted(map(str, graph.tasks)), repr(layout), request.salt)
     )

@@ -37,25 +37,25 @@ def _is_main_thread() -> bool:
 
 
 def predict_eager(
-    request: Request, feeds: Mapping[str, Any], *, here: bool = False
+    request: Request, feeds: Mapping[str, Any], *, inline: bool = False
 ) -> dict[str, Any]:
     """Run now; arrays by output name.
 
     With a `batch_size` the rows are spread over tasks that each run so many rows at a time; with
     "auto" too, if there is enough to do; with None all rows are one task and one run, as ORT would
-    do it. `here` keeps it in this thread.
+    do it. `inline` keeps it in this thread.
     """
     specs = {spec.name: spec for spec in request.stages.inputs}
     arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
-    get, client = (dask.local.get_sync, None) if here else chosen_scheduler(request.retries)
+    get, client = (dask.local.get_sync, None) if inline else chosen_scheduler(request.retries)
     is_local = client is None
-    pieces = _cut(request, arrays, client, here=here or is_inside_task())
+    pieces = _cut(request, arrays, client, inline=inline or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
     cuts_rows = request.batching.rows_per_run or request.batching.is_auto
     cuts_rows = cuts_rows or _stands_in(request, arrays)
     axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
     # Keys matter only where others may ask for the same: hashing costs more than a small model.
-    token = "here" if is_local else str(tokenize(arrays))
+    token = "inline" if is_local else str(tokenize(arrays))
     session = request.session
     is_alone = is_local and chunks == len(request.stages.stages) == 1
     if is_alone and session.intra_op_num_threads is None and _is_main_thread():
@@ -99,7 +99,7 @@ def _supplies(request: Request, client: Any) -> Mapping[str, Any]:
 
 
 def _cut(
-    request: Request, arrays: Mapping[str, Any], client: Any, *, here: bool
+    request: Request, arrays: Mapping[str, Any], client: Any, *, inline: bool
 ) -> dict[str, list[Any]]:
     """For each input the pieces that the tasks get; one that has no rows is given to all."""
     axes = request.batch.input_axes
@@ -110,7 +110,7 @@ def _cut(
     check_arrays(arrays, request.stages.inputs, axes)
     rows = max((arrays[n].shape[axis] for n in arrays if (axis := axes[n]) is not None), default=0)
     if per_run is None:
-        step = max(1, rows if here else _rows_of_task(request, arrays, rows, client))
+        step = max(1, rows if inline else _rows_of_task(request, arrays, rows, client))
     else:
         runs = -(-rows // per_run)
         # Through several stages the caller's batches are micro-batches; else tasks do several.
@@ -141,7 +141,7 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int, client
     (stage,) = request.stages.stages
     axes = [request.batch.input_axes[spec.name] for spec in stage.inputs]
     shapes = row_shapes([arrays[spec.name] for spec in stage.inputs], axes)
-    token = stage_ref(request.model, stage, request.own).token
+    token = stage_ref(request.model, stage, request.custom).token
     tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
     if tuned is None:
         return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * _slots(client)))

@@ -18,7 +18,7 @@ from dask_onnx.runtime.kernel import take_output
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HereGraph:
+class InlineGraph:
     """The stages of a request, run one after the other in the thread that calls."""
 
     tasks: Mapping[Key, Task]
@@ -54,9 +54,11 @@ class HereGraph:
         }
 
 
-def here_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -> HereGraph:
+def inline_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -> InlineGraph:
     """A request as a graph that runs in one task."""
-    feeds = Feeds({name: (TaskRef(name),) for name in inputs}, request.batch.input_axes, "here", 1)
+    feeds = Feeds(
+        {name: (TaskRef(name),) for name in inputs}, request.batch.input_axes, "inline", 1
+    )
     lowered = lower(
         request.model, request.stages, feeds, request.options, supplies=request.supplies
     )
@@ -68,11 +70,11 @@ def here_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -
     tasks = () if request.delivery is None else request.delivery.tasks
     labels = [stage.label for stage in request.stages.stages]
     label = labels[0] if len(labels) == 1 else f"{labels[0]}..{labels[-1]}"
-    return HereGraph(lowered.tasks, outputs, tuple(tasks), label)
+    return InlineGraph(lowered.tasks, outputs, tuple(tasks), label)
 
 
 def supply_collections(request: Request) -> list[Delayed]:
-    """What to give `HereGraph.run` as supplies, for Dask to compute first."""
+    """What to give `InlineGraph.run` as supplies, for Dask to compute first."""
     tasks = {} if request.delivery is None else request.delivery.tasks
     return [
         Delayed(key, HighLevelGraph.from_collections(key, {key: task}))

@@ -33,7 +33,7 @@ class RowModel(Protocol):
     def _facts(self) -> ModelFacts: ...
 
     def _request(
-        self, x: Any, run: RunOptions, *, here: bool = False
+        self, x: Any, run: RunOptions, *, inline: bool = False
     ) -> tuple[Request, dict[str, Any], str]: ...
 
     @property
@@ -50,7 +50,7 @@ def of_table(
     table: TableOptions,
     rows: RowOptions,
     *,
-    here: bool = False,
+    inline: bool = False,
 ) -> Any:
     """A table for a table; two of them where `rows` sets the bad ones apart.
 
@@ -66,7 +66,7 @@ def of_table(
         return model._request(feeds, dataclasses.replace(run, outputs=names))[0]
 
     def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Any:
-        if here:
+        if inline:
             return model(arrays, outputs=names, batch_size=run.batch_size)
         return model.predict(arrays, **run.keywords(names))
 

@@ -32,7 +32,7 @@ class PlannedModel(Protocol):
         ...
 
     def _request(
-        self, x: Any, run: RunOptions, *, here: bool = False
+        self, x: Any, run: RunOptions, *, inline: bool = False
     ) -> tuple[Request, dict[str, Any], str]:
         """What is asked for, checked; the feeds; their kind."""
         ...

@@ -18,7 +18,7 @@ from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.codec import Lossy
-from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.custom_kernels import CustomKernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Request:
     lossy: Lossy | None = None
     """What may be lost of values between stages, on slow links."""
     always_lossy: bool = False
-    own: OwnKernels | None = None
+    custom: CustomKernels | None = None
     """The caller's kernels."""
     salt: str = ""
     """Part of all keys, and empty where the same request has the same result."""
@@ -71,7 +71,7 @@ class Request:
             self.retries,
             self.lossy,
             self.always_lossy,
-            self.own,
+            self.custom,
             self.salt,
             self.placement,
             self.schedule,

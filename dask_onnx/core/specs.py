@@ -15,7 +15,7 @@ Dim = int | str | None
 
 OptimizationLevel = Literal["disable", "basic", "extended", "all"]
 
-Kernel = Literal["onnxruntime", "reference", "own"]
+Kernel = Literal["onnxruntime", "reference", "custom"]
 """What runs a node: ONNX Runtime, ONNX's reference evaluator, or the caller's own kernel."""
 
 

@@ -13,7 +13,7 @@ Key = Any
 """Dask's own key type: a string, or a tuple of a string and numbers."""
 
 
-Lane = tuple[str, int]
+WorkerGroup = tuple[str, int]
 """A plan, and the number of a share of the cluster in it."""
 
 
@@ -30,12 +30,12 @@ class Hints:
     left: float = 0.0
     """Seconds from its start to the end of the request, over the longest way; what they are told
     apart by, whatever the rows."""
-    lane: Lane | None = None
+    worker_group: WorkerGroup | None = None
     """The share of the cluster that it is for."""
     is_loose: bool = False
     """Other workers may take it too, in Dask's sense of loose restrictions."""
-    lane_bytes: int = 0
-    """Weights of all stages of the lane."""
+    group_bytes: int = 0
+    """Weights of all stages of the worker group."""
 
 
 class StageTask(Task):
@@ -67,7 +67,7 @@ AFTER = "after"
 """The argument of a stage's task that says what it waits for, and that is not used."""
 
 
-def gate_key(spec: Any) -> Key | None:
+def barrier_key_of(spec: Any) -> Key | None:
     """What a stage's task waits for besides its inputs; None if for nothing."""
     waited = spec.kwargs.get(AFTER) if isinstance(spec, StageTask) else None
     return waited.key if isinstance(waited, TaskRef) else None

@@ -17,7 +17,9 @@ Result = TypeVar("Result")
 _PROGRAM = "from dask_onnx.runtime.elsewhere import answer; answer()"
 
 
-def run_elsewhere(function: Callable[..., Result], *arguments: Any, seconds: float = 900) -> Result:
+def run_in_subprocess(
+    function: Callable[..., Result], *arguments: Any, seconds: float = 900
+) -> Result:
     """What `function(*arguments)` returns or raises, run by a process that then ends.
 
     Parameters

@@ -26,21 +26,21 @@ class Compared:
     stages: StageGraph
     nodes: Sequence[str]
     """Name of each node, by its position in the weightless proto."""
-    lanes: Sequence[int] | None = None
-    """Lane of each stage, a worker's share; None if each runs anywhere."""
+    worker_groups: Sequence[int] | None = None
+    """WorkerGroup of each stage, a worker's share; None if each runs anywhere."""
 
 
 def compare(this: Compared, other: Compared) -> str:
     """What differs; "no difference" if nothing does.
 
     Numbers come first, then stages that both have, stages that the other one cuts differently and
-    where their nodes went, values that only one of them sends between stages, and lanes.
+    where their nodes went, values that only one of them sends between stages, and worker groups.
     """
     same_model = this.token == other.token
     parts = [list(_numbers(this, other))]
     if same_model:
         parts += [list(_stages(this, other)), list(_cuts(this, other))]
-    parts.append(list(_lanes(this, other)))
+    parts.append(list(_worker_groups(this, other)))
     lines = [line for part in parts for line in part]
     if not same_model:
         lines.insert(0, f"different models, whose stages do not compare: {_models(this, other)}")
@@ -163,14 +163,18 @@ def _cuts(this: Compared, other: Compared) -> Iterator[str]:
             yield f"    and {len(alone) - _MOST_LINES} more"
 
 
-def _lanes(this: Compared, other: Compared) -> Iterator[str]:
-    ours, theirs = (None if side.lanes is None else tuple(side.lanes) for side in (this, other))
+def _worker_groups(this: Compared, other: Compared) -> Iterator[str]:
+    ours, theirs = (
+        None if side.worker_groups is None else tuple(side.worker_groups) for side in (this, other)
+    )
     if ours == theirs:
         return
     yield f"workers of the stages: this {_told(ours)}; the other {_told(theirs)}"
 
 
-def _told(lanes: Sequence[int] | None) -> str:
-    if lanes is None:
+def _told(worker_groups: Sequence[int] | None) -> str:
+    if worker_groups is None:
         return "any"
-    return " ".join(map(str, lanes[:_MOST_LINES])) + _more(len(lanes) - _MOST_LINES, "")
+    return " ".join(map(str, worker_groups[:_MOST_LINES])) + _more(
+        len(worker_groups) - _MOST_LINES, ""
+    )

@@ -42,7 +42,7 @@ def explain_html(
     title: str,
     *,
     verdict: Verdict | None = None,
-    lanes: Sequence[int] | None = None,
+    worker_groups: Sequence[int] | None = None,
     measured: Sequence[float | None] | None = None,
 ) -> str:
     """A stage graph as a piece of HTML that fits light pages and dark ones.
@@ -53,7 +53,7 @@ def explain_html(
     ----------
     text : what `Plan.explain` says
         Its tables, and the verdict with the alternatives, stand here as tables; all else as it is.
-    lanes : lane of each stage, a worker's share
+    worker groups : worker group of each stage, a worker's share
     measured : seconds that each stage took, None where that is not known
     """
     head, *rest = _prose(text, [] if verdict is None else verdict.describe())
@@ -63,14 +63,14 @@ def explain_html(
     parts.append(f"<p>{'<br>'.join(map(escape, head.splitlines()))}</p>")
     count = len(stages.stages)
     if count <= _MOST_DRAWN:
-        picture = to_svg(stages, title, lanes=lanes, measured=measured)
+        picture = to_svg(stages, title, worker_groups=worker_groups, measured=measured)
         parts.append(f'<div class="picture">{picture}</div>')
     else:
         parts.append(
             f"<p>No picture of {count} stages here: plan.visualize(&quot;plan.svg&quot;) draws it."
             "</p>"
         )
-    parts.append(_stage_table(stages, lanes, measured))
+    parts.append(_stage_table(stages, worker_groups, measured))
     if stages.edges:
         parts.append(_edge_table(stages))
     if verdict is not None:
@@ -112,7 +112,7 @@ def _pre(paragraph: str) -> str:
 
 def _stage_table(
     stages: StageGraph,
-    lanes: Sequence[int] | None,
+    worker_groups: Sequence[int] | None,
     measured: Sequence[float | None] | None,
 ) -> str:
     kernels = {stage.kernel for stage in stages.stages}
@@ -127,8 +127,8 @@ def _stage_table(
         columns["measured"] = ["" if each is None else format_seconds(each) for each in measured]
     columns["weights"] = [format_bytes(stage.cost.parameter_bytes) for stage in stages.stages]
     columns["gives"] = [format_bytes(stage.cost.activation_bytes) for stage in stages.stages]
-    if lanes is not None:
-        columns["worker"] = [str(lane) for lane in lanes]
+    if worker_groups is not None:
+        columns["worker"] = [str(worker_group) for worker_group in worker_groups]
     if kernels != {"onnxruntime"}:
         columns["runs on"] = [stage.kernel for stage in stages.stages]
     return _table("stages", columns, {"stage"})

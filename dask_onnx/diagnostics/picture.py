@@ -70,20 +70,20 @@ def to_svg(
     stages: StageGraph,
     title: str,
     *,
-    lanes: Sequence[int] | None = None,
+    worker_groups: Sequence[int] | None = None,
     measured: Sequence[float | None] | None = None,
 ) -> str:
     """The stage graph as an SVG document.
 
     Parameters
     ----------
-    lanes : lane of each stage, a worker's share: the boxes' colours
-        Without lanes a box is the warmer, the longer it takes.
+    worker groups : worker group of each stage, a worker's share: the boxes' colours
+        Without worker groups a box is the warmer, the longer it takes.
     measured : seconds that each stage took, None where that is not known
     """
     between = links(stages)
     lines = 3 if measured is None else 4
-    legend = [] if lanes is None else sorted(set(lanes))
+    legend = [] if worker_groups is None else sorted(set(worker_groups))
     width, drawing = _arrange(stages, between, 6 + lines * _LINE_HEIGHT + 6, legend)
     svg = _canvas(width, drawing.height, title)
     _draw_head(svg, width, title, stages, legend, bool(drawing.layers.beside))
@@ -93,10 +93,10 @@ def to_svg(
     for i, stage in enumerate(stages.stages):
         heat = stage.cost.seconds / slowest if slowest else 0.0
         fill, stroke = _mix(_LIGHT, _HEAVY, heat * 0.55), _BROWN
-        if lanes is not None:
-            fill, stroke = _tint(lanes[i]), _colour(lanes[i])
+        if worker_groups is not None:
+            fill, stroke = _tint(worker_groups[i]), _colour(worker_groups[i])
         took = None if measured is None else measured[i]
-        worker = "" if lanes is None else f", worker {lanes[i]}"
+        worker = "" if worker_groups is None else f", worker {worker_groups[i]}"
         _draw_stage(svg, drawing, i, stage, (fill, stroke), took, worker)
     _label_links(svg, drawing, between)
     ElementTree.indent(svg)
@@ -187,21 +187,21 @@ def _draw_head(
     meaning += "; too many lines to order: long ones run at the right" * is_crowded
     _text(svg, _MARGIN, 73, shorten(meaning, room, 11), size=11, fill="#555555")
     a_row = _legends_a_row(width)
-    for i, (text, lane) in enumerate(_legend_entries(legend)):
+    for i, (text, worker_group) in enumerate(_legend_entries(legend)):
         x, y = _MARGIN + (i % a_row) * 96, 84 + (i // a_row) * 22
         group = ElementTree.SubElement(svg, "g")
         group.set("class", "legend")
-        if lane is not None:
+        if worker_group is not None:
             swatch = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": "14", "height": "14", "rx": "3"}
-            swatch |= {"fill": _tint(lane), "stroke": _colour(lane)}
+            swatch |= {"fill": _tint(worker_group), "stroke": _colour(worker_group)}
             ElementTree.SubElement(group, "rect", swatch)
         _text(group, x + 20, y + 11, text, size=11, fill="#333333")
 
 
 def _legend_entries(legend: Sequence[int]) -> list[tuple[str, int | None]]:
-    """Text and lane of each entry."""
+    """Text and worker group of each entry."""
     entries: list[tuple[str, int | None]] = [
-        (f"worker {lane}", lane) for lane in legend[:_MOST_LEGENDS]
+        (f"worker {worker_group}", worker_group) for worker_group in legend[:_MOST_LEGENDS]
     ]
     more = len(legend) - _MOST_LEGENDS
     return [*entries, (f"and {more} more", None)] if more > 0 else entries
@@ -348,13 +348,13 @@ def _draw_stage(
         _text(group, middle, y, shown, size=size, fill="#333333", anchor="middle")
 
 
-def _colour(lane: int) -> str:
-    return _COLOURS[lane % len(_COLOURS)]
+def _colour(worker_group: int) -> str:
+    return _COLOURS[worker_group % len(_COLOURS)]
 
 
-def _tint(lane: int) -> str:
+def _tint(worker_group: int) -> str:
     """Light enough for black text."""
-    return _mix("#ffffff", _colour(lane), 0.45)
+    return _mix("#ffffff", _colour(worker_group), 0.45)
 
 
 def _mix(light: str, heavy: str, share: float) -> str:

@@ -48,14 +48,14 @@ class Outlook:
     """Micro-batches that the timetable is for."""
 
     @property
-    def lanes(self) -> tuple[int, ...] | None:
+    def worker_groups(self) -> tuple[int, ...] | None:
         """The worker's share that each stage is for."""
-        return None if self.placement is None else self.placement.lanes
+        return None if self.placement is None else self.placement.worker_groups
 
     @property
-    def only_lanes(self) -> tuple[int, ...] | None:
+    def only_worker_groups(self) -> tuple[int, ...] | None:
         """The same where no other worker may run it."""
-        return None if self.placement is None else self.placement.only_lanes
+        return None if self.placement is None else self.placement.only_worker_groups
 
 
 def explain_plan(
@@ -93,18 +93,26 @@ def measured_stages(
 ) -> Measured | None:
     """What this process and a client's workers have noted of the stages."""
     shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
-    tokens = [stage_ref(facts.onnx.ref, stage, facts.own).token for stage in stages.stages]
+    tokens = [stage_ref(facts.onnx.ref, stage, facts.custom).token for stage in stages.stages]
     return collect(client, tokens, rows_of(facts, shapes))
 
 
 def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Course:
     """How the outlook's micro-batches would go through the stages."""
-    cluster, lanes = outlook.cluster, outlook.lanes
-    if lanes is None:
+    cluster, worker_groups = outlook.cluster, outlook.worker_groups
+    if worker_groups is None:
         workers = cluster.slots
     else:
-        workers = len(set(lanes)) if cluster.is_local else min(cluster.workers, len(set(lanes)))
-    places = None if lanes is None else tuple(map(sorted(set(lanes)).index, lanes))
+        workers = (
+            len(set(worker_groups))
+            if cluster.is_local
+            else min(cluster.workers, len(set(worker_groups)))
+        )
+    places = (
+        None
+        if worker_groups is None
+        else tuple(map(sorted(set(worker_groups)).index, worker_groups))
+    )
     costs = cluster.costs(facts.costs_for(recipe))
     slowdowns = cluster.slowdowns(workers, cluster.threads_of_task(recipe.session))
     return Course(outlook.batches, workers, costs, places, outlook.schedule, slowdowns)
@@ -131,13 +139,15 @@ def _course(
     found = timeline(stages, course_of(facts, recipe, replace(outlook, batches=chunks)))
     schedule = outlook.schedule
     how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
-    kind = "worker" if outlook.lanes is not None or outlook.cluster.threads == 1 else "thread"
+    kind = (
+        "worker" if outlook.worker_groups is not None or outlook.cluster.threads == 1 else "thread"
+    )
     yield (
         f"schedule of {as_number(chunks, 'micro-batch', 'es')} on "
         f"{as_number(found.workers, kind)}: {how}; "
         f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
     )
-    if outlook.lanes != outlook.only_lanes:
+    if outlook.worker_groups != outlook.only_worker_groups:
         yield "    stages prefer these workers; an idle one takes tasks of the others"
     yield from timetable(found)[:_MOST_WORKERS]
     if recipe.link is not None:
@@ -152,7 +162,7 @@ def memory_of(stages: StageGraph, outlook: Outlook) -> list[WorkerMemory]:
     """What each worker would hold."""
     process = LOADED if outlook.cluster.is_local else outlook.cluster.resident
     in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
-    return list(project(stages, outlook.only_lanes, in_flight, process))
+    return list(project(stages, outlook.only_worker_groups, in_flight, process))
 
 
 def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Iterator[str]:
@@ -163,7 +173,7 @@ def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> 
         limit = f"; Dask pauses it at {format_bytes(cluster.memory_limit)}"
     yield f"memory of a worker's process{limit}"
     for number, each in enumerate(memory_of(stages, outlook)[:_MOST_WORKERS]):
-        name = "any worker" if outlook.only_lanes is None else f"worker {number}"
+        name = "any worker" if outlook.only_worker_groups is None else f"worker {number}"
         yield f"    {name}  {each.describe()}{_peaks(each.stages, measured)}"
 
 
@@ -187,7 +197,7 @@ def _critical_path(path: CriticalPath, stages: StageGraph) -> str:
 
 def _kernels(elsewhere: Sequence[Elsewhere], stages: StageGraph) -> Iterator[str]:
     """What does not run on ONNX Runtime, why, and how much of the time is predicted to go there."""
-    for kernel, title in (("reference", "onnx.reference"), ("own", "kernels of your own")):
+    for kernel, title in (("reference", "onnx.reference"), ("custom", "kernels of your own")):
         found = [each for each in elsewhere if each.kernel == kernel]
         if not found:
             continue

@@ -168,7 +168,7 @@ def _critical_path(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Cri
 
 
 def _elsewhere(facts: ModelFacts, stages: StageGraph) -> Iterator[Elsewhere]:
-    for kernel in ("reference", "own"):
+    for kernel in ("reference", "custom"):
         reasons: dict[str, list[str]] = {}
         for stage in stages.stages:
             for index in stage.nodes if stage.kernel == kernel else ():
@@ -198,7 +198,7 @@ def _run_rows(
     if len(stages.stages) > 1:
         rows = predicted_rows(facts, stages, recipe)
         return RunRows(rows, f"{rows}, by the work that a row is predicted to be")
-    found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0], facts.own).token))
+    found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0], facts.custom).token))
     if not found:
         return RunRows(None, "not measured on this host yet")
     measured = tuple(_beside_prediction(facts, stages, shapes, tuned) for tuned in found)

@@ -17,7 +17,7 @@ from dask_onnx.analysis.axes.axis_report import (
     axis_groups,
     axis_table,
 )
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import BatchFacts, find_batch, input_axes, whole_sizes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
@@ -39,7 +39,7 @@ from dask_onnx.planning.resources import Cluster
 from dask_onnx.planning.stage_checks import check_stages
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibration import noted_calibration
-from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.profile import NodeTimes, note_speed, noted_speed, noted_times
 from dask_onnx.runtime.session import foreign_schemas
@@ -69,11 +69,11 @@ class ModelFacts:
     def __init__(
         self,
         onnx_model: OnnxModel,
-        own: OwnKernels | None = None,
+        custom: CustomKernels | None = None,
         libraries: tuple[str, ...] = (),
     ) -> None:
         self.onnx = onnx_model
-        self.own = own
+        self.custom = custom
         self.libraries = libraries
         self._batches: dict[tuple[object, ...], BatchFacts] = {}
 
@@ -97,7 +97,7 @@ class ModelFacts:
     @cached_property
     def kernels(self) -> tuple[NodeKernel, ...]:
         """What runs each node."""
-        return find_kernels(Probe(self.graph, self.declared, self.own, self.libraries))
+        return find_kernels(Probe(self.graph, self.declared, self.custom, self.libraries))
 
     @cached_property
     def draws_anew(self) -> bool:
@@ -109,9 +109,9 @@ class ModelFacts:
         return frozenset([*self.graph.producer, *self.graph.inputs, *self.graph.outputs])
 
     @cached_property
-    def own_axes(self) -> OwnAxes:
+    def custom_axes(self) -> CustomAxes:
         """What the caller's own operators declare of their axes."""
-        return {} if self.own is None else dict(self.own.axes)
+        return {} if self.custom is None else dict(self.custom.axes)
 
     def batch_at(
         self,
@@ -139,7 +139,7 @@ class ModelFacts:
                 outputs,
                 shapes,
                 self.schemas,
-                self.own_axes,
+                self.custom_axes,
                 first_axis_only=first_axis_only,
             )
         return self._batches[key]
@@ -187,7 +187,7 @@ class ModelFacts:
                 known[key] = infer_shapes(self.graph, bound, self.schemas)
             return known[key]
 
-        return axis_table(self.graph, groups, specs_for, values, self.own_axes)
+        return axis_table(self.graph, groups, specs_for, values, self.custom_axes)
 
     def claims(
         self,
@@ -197,7 +197,7 @@ class ModelFacts:
     ) -> dict[str, AxisFact]:
         """Return how values depend on one axis of the inputs, at these shapes."""
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
-        return axis_facts(self.graph, specs, seeds, values, self.own_axes)
+        return axis_facts(self.graph, specs, seeds, values, self.custom_axes)
 
     def row_scale(
         self,
@@ -268,10 +268,10 @@ class ModelFacts:
         """What its nodes' times are noted under: the model, and what runs its nodes if that is not
         ORT alone."""
         kernels = tuple(each.kernel for each in self.kernels)
-        if self.own is None and not self.libraries and set(kernels) <= {"onnxruntime"}:
+        if self.custom is None and not self.libraries and set(kernels) <= {"onnxruntime"}:
             return self.onnx.token
-        own = None if self.own is None else self.own.token
-        return digest(self.onnx.token, own, self.libraries, kernels)
+        custom = None if self.custom is None else self.custom.token
+        return digest(self.onnx.token, custom, self.libraries, kernels)
 
     def noted_times(self) -> Iterator[NodeTimes]:
         """What its nodes took on this host, at whatever shapes."""

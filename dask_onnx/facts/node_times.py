@@ -167,8 +167,8 @@ class _Runner:
             return profile_stage(
                 proto, self.blobs, self.spec, feeds, label=stage.label, enough=enough
             )
-        own = self.facts.own if stage.kernel == "own" else None
-        operators = () if own is None else own.operators()
+        custom = self.facts.custom if stage.kernel == "custom" else None
+        operators = () if custom is None else custom.operators()
         shares = [{node: each.predicted[node] for node in stage.nodes} for each in requests]
         return time_stage(
             proto, self.blobs, operators, feeds, shares, label=stage.label, enough=enough

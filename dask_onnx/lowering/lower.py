@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dask.task_spec import Task, TaskRef
 
-from dask_onnx.cluster.barriers import Gates
+from dask_onnx.cluster.barriers import BarrierTasks
 from dask_onnx.cluster.placement import Placement
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
@@ -20,7 +20,7 @@ from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.codec import Lossy
-from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
 
 _NAME_LENGTH = 24
@@ -69,7 +69,7 @@ class Options:
     lossy: Lossy | None = None
     """What may be lost of values between stages, on slow links."""
     always_lossy: bool = False
-    own: OwnKernels | None = None
+    custom: CustomKernels | None = None
     """The caller's kernels."""
     salt: str = ""
     """Tells apart requests whose results differ though they ask for the same."""
@@ -114,7 +114,7 @@ class Lowered:
     dependencies: Mapping[str, frozenset[str]]
     """Layer to the layers that it needs."""
     outputs: Mapping[str, Output]
-    gates: Gates | None = None
+    barrier_tasks: BarrierTasks | None = None
     """What the schedule adds to the tasks, through which layers need each other in circles."""
 
     @property
@@ -124,7 +124,7 @@ class Lowered:
 
     def layer_of(self, output: Output) -> str:
         """The layer that an output's tasks are in."""
-        return output.layer if self.gates is None else self.name
+        return output.layer if self.barrier_tasks is None else self.name
 
     @property
     def stage_tasks(self) -> dict[Key, Task]:
@@ -133,12 +133,16 @@ class Lowered:
 
     @property
     def tasks(self) -> dict[Key, Task]:
-        return self.stage_tasks if self.gates is None else self.gates.apply(self.stage_tasks)
+        return (
+            self.stage_tasks
+            if self.barrier_tasks is None
+            else self.barrier_tasks.apply(self.stage_tasks)
+        )
 
 
-def stage_ref(model: ModelRef, stage: Stage, own: OwnKernels | None = None) -> StageRef:
-    """What a task carries of a stage; `own` are the caller's kernels."""
-    own = own if stage.kernel == "own" else None
+def stage_ref(model: ModelRef, stage: Stage, custom: CustomKernels | None = None) -> StageRef:
+    """What a task carries of a stage; `custom` are the caller's kernels."""
+    custom = custom if stage.kernel == "custom" else None
     nodes = as_ranges(stage.nodes)
     specs = [
         [(spec.name, str(spec.dtype), spec.shape, spec.kind) for spec in side]
@@ -150,10 +154,10 @@ def stage_ref(model: ModelRef, stage: Stage, own: OwnKernels | None = None) -> S
         nodes=nodes,
         inputs=stage.inputs,
         outputs=stage.outputs,
-        token=digest(model.token, nodes, specs, stage.kernel, own and own.token),
+        token=digest(model.token, nodes, specs, stage.kernel, custom and custom.token),
         versions=own_versions(),
         kernel=stage.kernel,
-        own=own,
+        custom=custom,
     )
 
 
@@ -212,9 +216,9 @@ class _Lowering:
             layers[name] = {task.key: task for task in tasks}
             dependencies[name] = frozenset(self.names[s] for s in sources if isinstance(s, int))
         outputs = {name: self._output(name) for name in self.final}
-        return Lowered(layers, dependencies, outputs, self._gates(layers))
+        return Lowered(layers, dependencies, outputs, self._barrier_tasks(layers))
 
-    def _gates(self, layers: Mapping[str, Mapping[Key, Task]]) -> Gates | None:
+    def _barrier_tasks(self, layers: Mapping[str, Mapping[Key, Task]]) -> BarrierTasks | None:
         schedule, count = self.options.schedule, len(self.names)
         if schedule is None or count < 2 or not schedule.binds(count, self.feeds.chunks):
             return None
@@ -223,7 +227,7 @@ class _Lowering:
             for number, name in enumerate(self.names)
             for chunk, key in enumerate(layers[name])
         }
-        return Gates(schedule, count, places, digest(self.names, schedule))
+        return BarrierTasks(schedule, count, places, digest(self.names, schedule))
 
     def _token(self, call: StageCall, sources: Sequence[int | str]) -> str:
         # Where its inputs come from is part of a key: another cut before the stage is other tasks,
@@ -264,7 +268,7 @@ class _Lowering:
                 source, position = self.made[spec.name]
             picks.append((arguments.setdefault(source, len(arguments)), position))
         call = StageCall(
-            stage=stage_ref(self.model, stage, self.options.own),
+            stage=stage_ref(self.model, stage, self.options.custom),
             session=self.options.session,
             picks=tuple(picks),
             row_axes=tuple(
@@ -289,26 +293,28 @@ class _Lowering:
         )
         if self.options.placement is None:
             return hints
-        lane = self.options.placement.lanes[number]
+        worker_group = self.options.placement.worker_groups[number]
         return replace(
             hints,
-            lane=(self.plan, lane),
+            worker_group=(self.plan, worker_group),
             is_loose=self.options.placement.allow_other_workers,
-            lane_bytes=self.lane_bytes[lane],
+            group_bytes=self.group_bytes[worker_group],
         )
 
     @cached_property
-    def lane_bytes(self) -> Mapping[int, int]:
-        """Lane to the weights of all its stages."""
+    def group_bytes(self) -> Mapping[int, int]:
+        """WorkerGroup to the weights of all its stages."""
         held: defaultdict[int, int] = defaultdict(int)
-        lanes = () if self.options.placement is None else self.options.placement.lanes
-        for stage, lane in zip(self.stages.stages, lanes, strict=True):
-            held[lane] += stage.cost.parameter_bytes
+        worker_groups = (
+            () if self.options.placement is None else self.options.placement.worker_groups
+        )
+        for stage, worker_group in zip(self.stages.stages, worker_groups, strict=True):
+            held[worker_group] += stage.cost.parameter_bytes
         return held
 
     @cached_property
     def plan(self) -> str:
-        """The same for every request of a plan: a worker keeps the lanes that it has."""
+        """The same for every request of a plan: a worker keeps the worker groups that it has."""
         labels = [stage.label for stage in self.stages.stages]
         return digest(self.model.token, labels, self.options.placement)
 

@@ -134,11 +134,11 @@ def _check_flow(facts: GraphFacts, found: DeviceConfiguration, numbers: Mapping[
         )
 
 
-def lanes_of(facts: GraphFacts, stages: StageGraph, name: str | None) -> tuple[int, ...] | None:
-    """A lane for each stage, in turns over the devices that the configuration has.
+def groups_of(facts: GraphFacts, stages: StageGraph, name: str | None) -> tuple[int, ...] | None:
+    """A worker group for each stage, in turns over the devices that the configuration has.
 
-    What is split further, since no one kernel runs it, stays on one lane. None, which is any worker
-    for any stage, where the configuration has one device, or does not say how many.
+    What is split further, since no one kernel runs it, stays on one worker group. None, which is
+    any worker for any stage, where the configuration has one device, or does not say how many.
     """
     found = chosen_configuration(facts, name)
     numbers = _numbers_in(facts, stages, found)

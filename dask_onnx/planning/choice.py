@@ -15,7 +15,7 @@ from dask_onnx.planning.branch_stages import branches
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.partition import whole
 from dask_onnx.planning.pipeline import Pieces
-from dask_onnx.planning.resources import Cluster, Pace
+from dask_onnx.planning.resources import Cluster, Overhead
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Course, predicted_seconds
@@ -46,7 +46,7 @@ class Alternative:
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: int = 1
     """Tasks that share the rows of a batch."""
-    lanes: tuple[int, ...] = ()
+    worker_groups: tuple[int, ...] = ()
     """The worker of each stage, where stages must not be everywhere."""
 
 
@@ -59,7 +59,7 @@ class Verdict:
     alternatives: tuple[Alternative, ...]
     word: Literal["chosen", "as asked"] = "chosen"
     """By whom `best` was taken: by us, or by the caller."""
-    pace: Pace = field(default_factory=Pace)
+    overhead: Overhead = field(default_factory=Overhead)
     """What the seconds count besides the work itself."""
 
     @property
@@ -72,8 +72,8 @@ class Verdict:
         for found in self.alternatives:
             needs = f"{format_bytes(found.worker_bytes)} a worker"
             lines.append(f"    {found.name:<22} {needs:>22}  {_state(found)}")
-        if self.pace != Pace():
-            lines.append(f"    as measured there: {_besides(self.pace)}")
+        if self.overhead != Overhead():
+            lines.append(f"    as measured there: {_besides(self.overhead)}")
         return lines
 
 
@@ -124,7 +124,7 @@ def choose(cut: CutInputs, cluster: Cluster, work: Work) -> tuple[StageGraph, Ve
     best, graph = min(fitting, key=lambda way: way[0].seconds)
     found = tuple(way[0] for way in ways)
     sentence = _sentence(best, found, cluster, work)
-    return graph, Verdict(best, sentence, found, pace=cluster.pace)
+    return graph, Verdict(best, sentence, found, overhead=cluster.overhead)
 
 
 def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> Verdict:
@@ -141,7 +141,7 @@ def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> V
     else:
         sentence += "no other way is predicted to be faster"
     others = [each for each in found if each.name != asked.name]
-    return Verdict(asked, sentence, (asked, *others), "as asked", cluster.pace)
+    return Verdict(asked, sentence, (asked, *others), "as asked", cluster.overhead)
 
 
 def as_asked(
@@ -151,7 +151,7 @@ def as_asked(
     if len(graph.stages) == 1:
         uncut = _whole(cut, graph, cluster, work)
         return uncut if name == "whole" else replace(uncut, name=f"{name} (of one stage)")
-    held = max(_held(graph, course.lanes or (0,) * len(graph.stages)).values())
+    held = max(_held(graph, course.worker_groups or (0,) * len(graph.stages)).values())
     return Alternative(
         f"{name} of {len(graph.stages)}",
         predicted_seconds(graph, course),
@@ -159,7 +159,7 @@ def as_asked(
         len(graph.stages),
         _too_large(held, cluster),
         strategy=name,
-        lanes=course.lanes or (),
+        worker_groups=course.worker_groups or (),
     )
 
 
@@ -300,11 +300,11 @@ def _pipeline(
     cut: CutInputs, graph: StageGraph, cluster: Cluster, batches: int, rooms: Sequence[float]
 ) -> Alternative:
     """Workers share the stages in proportion to their rooms; a worker's stages take turns."""
-    lanes = in_proportion([stage.cost.held_bytes for stage in graph.stages], rooms)
-    held = _held(graph, lanes)
+    worker_groups = in_proportion([stage.cost.held_bytes for stage in graph.stages], rooms)
+    held = _held(graph, worker_groups)
     over = max(range(len(rooms)), key=lambda i: held[i] - rooms[i])
     costs, slowdowns = cluster.costs(cut.costs), cluster.slowdowns(len(rooms))
-    course = Course(batches, len(rooms), costs, lanes, Schedule(), slowdowns)
+    course = Course(batches, len(rooms), costs, worker_groups, Schedule(), slowdowns)
     return Alternative(
         f"pipeline of {len(graph.stages)}",
         predicted_seconds(graph, course),
@@ -316,15 +316,15 @@ def _pipeline(
             "n_stages": len(graph.stages),
             "memory_limit": None if math.isinf(rooms[-1]) else max(int(rooms[-1]), 0),
         },
-        lanes=lanes,
+        worker_groups=worker_groups,
     )
 
 
-def _held(graph: StageGraph, lanes: Sequence[int]) -> Counter[int]:
-    """Bytes of the stages of each lane."""
+def _held(graph: StageGraph, worker_groups: Sequence[int]) -> Counter[int]:
+    """Bytes of the stages of each worker group."""
     held = Counter[int]()
-    for stage, lane in zip(graph.stages, lanes, strict=True):
-        held[lane] += stage.cost.held_bytes
+    for stage, worker_group in zip(graph.stages, worker_groups, strict=True):
+        held[worker_group] += stage.cost.held_bytes
     return held
 
 
@@ -350,18 +350,18 @@ def _state(found: Alternative) -> str:
     return f"refused: {found.refused}" if found.refused else format_seconds(found.seconds)
 
 
-def _besides(pace: Pace) -> str:
+def _besides(overhead: Overhead) -> str:
     """What tasks cost besides their work."""
     found = []
-    if pace.seconds_per_request is not None:
+    if overhead.seconds_per_request is not None:
         found.append(
-            f"a request takes {format_seconds(pace.seconds_per_request)} besides its tasks"
+            f"a request takes {format_seconds(overhead.seconds_per_request)} besides its tasks"
         )
-    if pace.seconds_per_task is not None:
-        found.append(f"a task {format_seconds(pace.seconds_per_task)} besides its work")
-    if pace.alone != 1.0:
-        found.append(f"work {pace.alone:.2f} times as long as here")
-    crowded = pace.crowded / pace.alone
+    if overhead.seconds_per_task is not None:
+        found.append(f"a task {format_seconds(overhead.seconds_per_task)} besides its work")
+    if overhead.alone != 1.0:
+        found.append(f"work {overhead.alone:.2f} times as long as here")
+    crowded = overhead.crowded / overhead.alone
     found.append(f"where all threads are at work each takes {crowded:.2f} times as long")
     return ", ".join(found)
 

@@ -58,8 +58,8 @@ def from_annotations(configuration: str | None = None) -> Strategy:
     Nodes of one number are a stage, in ascending order. A node without a number is in the latest
     stage that a node before it says, or, where none does, in the earliest of those that read it;
     there too is what follows from weights alone. Where the configuration has more than one device,
-    stages keep to so many lanes of the cluster, in turns; ``plan.with_placement(None)`` lets each
-    run anywhere. Where nodes
+    stages keep to so many worker groups of the cluster, in turns; ``plan.with_placement(None)``
+    lets each run anywhere. Where nodes
     say how their tensors are sharded (`sharding_spec`), each shard is a task.
 
     Parameters

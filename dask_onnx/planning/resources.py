@@ -20,7 +20,7 @@ LOADED = 200e6
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Overhead:
     """How fast tasks are done where they run, beside one task alone in this process."""
 
     alone: float = 1.0
@@ -60,7 +60,7 @@ class Cluster:
     """`memory_limit` of each worker, where they differ."""
     total_threads: int | None = None
     """Of all workers, where they differ."""
-    pace: Pace = field(default_factory=Pace)
+    overhead: Overhead = field(default_factory=Overhead)
 
     @property
     def slots(self) -> int:
@@ -77,7 +77,7 @@ class Cluster:
                 seconds_per_hop=_LOCAL_TASK,
                 link_bytes_per_second=math.inf,
             )
-        task, request = self.pace.seconds_per_task, self.pace.seconds_per_request
+        task, request = self.overhead.seconds_per_task, self.overhead.seconds_per_request
         return replace(
             costs,
             seconds_per_task=costs.seconds_per_task if task is None else task,
@@ -97,9 +97,9 @@ class Cluster:
     def _slowdown(self, busy: int, threads_of_task: int) -> float:
         threads = max(threads_of_task / math.ceil(busy / self.workers), 1.0)
         if threads > 1.0:
-            return self.pace.alone / float(threads**_THREADS_GAIN)
+            return self.overhead.alone / float(threads**_THREADS_GAIN)
         share = min(busy - 1, self.slots - 1) / max(self.slots - 1, 1)
-        return self.pace.alone + share * (self.pace.crowded - self.pace.alone)
+        return self.overhead.alone + share * (self.overhead.crowded - self.overhead.alone)
 
     @property
     def room(self) -> float:

@@ -61,7 +61,7 @@ class Course:
     workers: int
     """Stages that run at a time."""
     costs: CostTable
-    lanes: tuple[int, ...] | None = None
+    worker_groups: tuple[int, ...] | None = None
     """The worker of each stage, modulo `workers`; None lets each run anywhere."""
     schedule: Schedule | None = None
     """None bounds nothing."""
@@ -94,8 +94,8 @@ def predicted_seconds(graph: StageGraph, course: Course) -> float:
     half, all_of_them = (
         timeline(graph, replace(course, chunks=chunks)).seconds for chunks in (some // 2, some)
     )
-    pace = (all_of_them - half) / (some - some // 2)
-    return all_of_them + pace * (course.chunks - some)
+    overhead = (all_of_them - half) / (some - some // 2)
+    return all_of_them + overhead * (course.chunks - some)
 
 
 _MOST_SPANS = 1000
@@ -222,8 +222,8 @@ class _Simulation:
 
     def _worker(self, work: _Work) -> int | None:
         """A free worker that may run it: where most of its input is, if that is possible."""
-        if self.course.lanes is not None:
-            own = self.course.lanes[work[0]] % self.course.workers
+        if self.course.worker_groups is not None:
+            own = self.course.worker_groups[work[0]] % self.course.workers
             return own if self.free[own] <= self.now else None
         idle = [worker for worker, free in enumerate(self.free) if free <= self.now]
         held: Counter[int] = Counter()

@@ -38,18 +38,18 @@ class WorkerMemory:
 
 
 def project(
-    graph: StageGraph, lanes: Sequence[int] | None, in_flight: int, process: float
+    graph: StageGraph, worker_groups: Sequence[int] | None, in_flight: int, process: float
 ) -> Iterator[WorkerMemory]:
-    """The memory of each lane's worker; of any worker where stages run anywhere.
+    """The memory of each worker group's worker; of any worker where stages run anywhere.
 
     Parameters
     ----------
     in_flight : micro-batches between their first and their last stage at most
     process : bytes of a process that holds nothing of the model
     """
-    lanes = lanes or (0,) * len(graph.stages)
-    for lane in sorted(set(lanes)):
-        members = {i for i, own in enumerate(lanes) if own == lane}
+    worker_groups = worker_groups or (0,) * len(graph.stages)
+    for worker_group in sorted(set(worker_groups)):
+        members = {i for i, own in enumerate(worker_groups) if own == worker_group}
         costs = [graph.stages[i].cost for i in members]
         arriving = {e.value: e.bytes for e in graph.edges if e.consumer in members}
         leaving = {e.value: e.bytes for e in graph.edges if e.producer in members}

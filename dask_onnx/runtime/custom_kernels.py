@@ -24,7 +24,7 @@ _MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class OwnKernels:
+class CustomKernels:
     """Operators in Python, ready to travel: functions of importable modules by name, those of
     ``__main__`` and notebooks by value."""
 
@@ -70,9 +70,9 @@ def _as_operator(domain: str, op_type: str, function: Callable[..., Any]) -> typ
     return type(op_type, (OpRun,), {"op_domain": domain, "_run": run})
 
 
-def own_kernels(
+def collect_custom_kernels(
     custom_ops: Sequence[type[OpRun]], replace: Mapping[str, Callable[..., Any]]
-) -> OwnKernels | None:
+) -> CustomKernels | None:
     """Pack the caller's kernels; None if there are none.
 
     Parameters
@@ -137,7 +137,7 @@ def own_kernels(
         )
     code = [_source(entry if isinstance(entry, type) else entry[2]) for entry in entries]
     token = hashlib.sha256(payload + repr((names, code)).encode()).hexdigest()[:32]
-    return OwnKernels(tuple(names), payload, token, tuple(zip(names, axes, strict=True)))
+    return CustomKernels(tuple(names), payload, token, tuple(zip(names, axes, strict=True)))
 
 
 def _declared_axes(operator: Any, name: str) -> object:

@@ -40,7 +40,7 @@ from dask_onnx.runtime.batching import (
 from dask_onnx.runtime.canonical import canonical
 from dask_onnx.runtime.codec import Lossy, degraded
 from dask_onnx.runtime.cores import task_threads
-from dask_onnx.runtime.custom_kernels import OwnKernels
+from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.memory_check import check_memory
 from dask_onnx.runtime.prepack import MODEL, prepacked
 from dask_onnx.runtime.reference import build_reference
@@ -93,7 +93,7 @@ class StageRef:
     """Content digest of all of the above but the label."""
     versions: Versions
     kernel: Kernel = "onnxruntime"
-    own: OwnKernels | None = None
+    custom: CustomKernels | None = None
     """The caller's kernels, where the stage runs on them."""
 
     @property
@@ -348,7 +348,7 @@ def _make(
 ) -> Runnable:
     """The session that the plan says: nothing else is tried where that one cannot be built."""
     if stage.kernel != "onnxruntime":
-        operators = () if stage.own is None else stage.own.operators()
+        operators = () if stage.custom is None else stage.custom.operators()
         return build_reference(proto, store.blobs, operators, stage.label)
     data = proto.SerializeToString()
     folder = prepacked(store, stage.model.token, stage.token, data, spec, size)
@@ -381,12 +381,12 @@ def check_versions(planned: Versions) -> None:
     """
     own = own_versions()
     differences = [
-        f"{name} {here} here, {there} where the plan was made"
-        for name, here, there in (
+        f"{name} {inline} here, {there} where the plan was made"
+        for name, inline, there in (
             ("dask_onnx", own.dask_onnx, planned.dask_onnx),
             ("onnxruntime", own.onnxruntime, planned.onnxruntime),
         )
-        if there is not None and here != there
+        if there is not None and inline != there
     ]
     if not differences:
         return

@@ -44,7 +44,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class WrongKernel:
+class KnownBadKernel:
     """A kernel of ORT that is not to be used."""
 
     operator: str
@@ -106,53 +106,53 @@ def _is_seeded(use: Use) -> bool:
     return use.attributes.get("seed") is not None
 
 
-WRONG_KERNELS = (
+KNOWN_BAD_KERNELS = (
     *(
-        WrongKernel(
+        KnownBadKernel(
             operator, "draws on from its last run, so that a seed does not repeat it", _is_seeded
         )
         for operator in _RANDOM
     ),
-    WrongKernel(
+    KnownBadKernel(
         "Attention",
         "wants a mask as long as the keys beside nonpad_kv_seqlen "
         "(attention_4d_diff_heads_mask4d_padded_kv)",
         _has_short_mask,
     ),
-    WrongKernel(
+    KnownBadKernel(
         "Attention",
         "gives the lowest float instead of -inf among masked products "
         "(attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal)",
         _shows_masked_products,
     ),
-    WrongKernel(
+    KnownBadKernel(
         "ConvInteger",
         "refuses a zero point for each channel (convinteger_with_padding)",
         _has_many_zero_points,
     ),
-    WrongKernel(
+    KnownBadKernel(
         "DFT",
         "is up to 3e-4 away, more than the suite allows, and takes longer than numpy's (dft)",
     ),
-    WrongKernel(
+    KnownBadKernel(
         "STFT",
         "is up to 1e-3 away for frames that are no power of two, and takes longer than numpy's "
         "(stft)",
     ),
-    WrongKernel(
+    KnownBadKernel(
         "Dropout",
         "in training mode draws other numbers from a seed (training_dropout)",
         _trains,
     ),
-    WrongKernel(
+    KnownBadKernel(
         "MaxUnpool",
         "ignores output_shape (maxunpool_export_with_output_shape)",
         lambda use: use.has_input(2),
     ),
-    WrongKernel(
+    KnownBadKernel(
         "ReduceMax", "does not reduce empty sets of bool (reduce_max_empty_set_bool)", _is_bool
     ),
-    WrongKernel(
+    KnownBadKernel(
         "Resize",
         "aligns the corners of a rounded size (resize_downsample_scales_linear_align_corners)",
         _cuts_a_corner,
@@ -160,7 +160,7 @@ WRONG_KERNELS = (
 )
 
 
-def wrong_kernel(
+def known_bad_kernel(
     node: onnx.NodeProto,
     specs: Mapping[str, TensorSpec],
     initializers: Mapping[str, onnx.TensorProto],
@@ -168,7 +168,7 @@ def wrong_kernel(
     """Why ORT is not to run a node; None if nothing speaks against it."""
     if node.domain:
         return None
-    known = [wrong for wrong in WRONG_KERNELS if wrong.operator == node.op_type]
+    known = [wrong for wrong in KNOWN_BAD_KERNELS if wrong.operator == node.op_type]
     if not known:
         return None
     small = {

@@ -25,7 +25,7 @@ from typing import Any
 from dask_onnx.core import config
 from dask_onnx.core.errors import StageError
 from dask_onnx.core.specs import SessionSpec
-from dask_onnx.core.subprocesses import run_elsewhere
+from dask_onnx.core.subprocesses import run_in_subprocess
 from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.session import build_session, save_session
 from dask_onnx.store.integrity import digest_of, identity_of
@@ -126,7 +126,7 @@ def _make(store: Store, folder: Path, proto: bytes, spec: SessionSpec, bytes_: i
 def _pack_elsewhere(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) -> dict[str, Any]:
     """Have another process pack; what it measured, or {"reason": why not}."""
     try:
-        return dict(run_elsewhere(pack, folder, blobs, proto, spec))
+        return dict(run_in_subprocess(pack, folder, blobs, proto, spec))
     except (RuntimeError, StageError) as error:
         return {"reason": f"packing failed: {error}", "failed_at": time.time()}
 

@@ -21,8 +21,8 @@ from dask_onnx.core.specs import NodeKernel, TensorSpec
 from dask_onnx.modelio.normalise import OLDEST_OPSET
 from dask_onnx.modelio.value_types import kind_of, parse_type, value_info
 from dask_onnx.modelio.weights import graphs_of, is_external, subgraphs_of, with_bodies
-from dask_onnx.runtime.custom_kernels import OwnKernels
-from dask_onnx.runtime.known_bad_kernels import wrong_kernel
+from dask_onnx.runtime.custom_kernels import CustomKernels
+from dask_onnx.runtime.known_bad_kernels import known_bad_kernel
 from dask_onnx.runtime.reference import make_evaluator
 from dask_onnx.runtime.session import has_kernel, has_onnxruntime, why_not_built
 
@@ -56,7 +56,7 @@ class Probe:
     facts: GraphFacts
     specs: Specs
     """Every value, as far as its type is known."""
-    own: OwnKernels | None = None
+    custom: CustomKernels | None = None
     libraries: tuple[str, ...] = ()
     """Paths of ORT custom-operator libraries."""
 
@@ -86,7 +86,7 @@ class Probe:
         """What decides for all nodes alike whether there is a kernel."""
         opsets = tuple(sorted(self.facts.model.opsets.items()))
         functions = tuple(each.SerializeToString() for each in self.facts.proto.functions)
-        return opsets, functions, None if self.own is None else self.own.token, self.libraries
+        return opsets, functions, None if self.custom is None else self.custom.token, self.libraries
 
 
 def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
@@ -103,10 +103,10 @@ def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
 
 def _kernel_of(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> NodeKernel:
     inner = list(with_bodies(proto))
-    own = set() if probe.own is None else set(probe.own.names)
+    custom = set() if probe.custom is None else set(probe.custom.names)
     for each in inner:
-        if (each.domain, each.op_type) in own:
-            return NodeKernel("own", f"your own kernel for {each.op_type}")
+        if (each.domain, each.op_type) in custom:
+            return NodeKernel("custom", f"your own kernel for {each.op_type}")
     reason = _not_on_ort(probe, node, proto, inner)
     if reason is None:
         return NodeKernel("onnxruntime", "")
@@ -136,7 +136,7 @@ def _not_on_ort(
             if name in probe.kept_back:
                 return f"onnxruntime cannot be given {probe.kinds[name]}"
     for each in inner:
-        wrong = wrong_kernel(each, probe.specs, probe.initializers)
+        wrong = known_bad_kernel(each, probe.specs, probe.initializers)
         if wrong is not None:
             return wrong
     if not all(map(probe.kinds.__contains__, node.reads)):
@@ -247,7 +247,7 @@ def _why_not_reference(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> 
         )
         if now != then:
             return f"onnx.reference knows {proto.op_type} from opset {now} on, not as of {version}"
-    operators = () if probe.own is None else probe.own.operators()
+    operators = () if probe.custom is None else probe.custom.operators()
     try:
         make_evaluator(_single(probe, node, proto, {}), operators, node.name)
     except StageError as error:

@@ -105,7 +105,7 @@ def graph_of(
     }
     specs = infer_shapes(facts.graph, dict(sizes), facts.schemas)
     declared = _typed(facts, specs)
-    return tensor_graph(facts.graph, specs, shards, facts.own_axes, outputs, declared)
+    return tensor_graph(facts.graph, specs, shards, facts.custom_axes, outputs, declared)
 
 
 def maker_of(

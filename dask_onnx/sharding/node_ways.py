@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dask_onnx.analysis.axes.control_rules import CONTROL
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import Walk
-from dask_onnx.analysis.axes.table import OwnAxes, classified
+from dask_onnx.analysis.axes.table import CustomAxes, classified
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
@@ -50,12 +50,12 @@ class Ways:
         specs: Mapping[str, TensorSpec],
         seeds: Mapping[str, int],
         positions: int,
-        own: OwnAxes,
+        custom: CustomAxes,
     ) -> None:
-        self.facts, self.specs, self.positions, self.own = facts, specs, positions, own
+        self.facts, self.specs, self.positions, self.custom = facts, specs, positions, custom
         self.seeds = dict(seeds)
         given = {name: Dependence(Kind.INDEPENDENT, axis) for name, axis in seeds.items()}
-        self.walk = Walk(facts, specs, given, positions, {}, own)
+        self.walk = Walk(facts, specs, given, positions, {}, custom)
         self.walk.run()
         self.opset = facts.model.opsets.get("", 1)
         """Version of ai.onnx that the model imports."""

@@ -25,7 +25,7 @@ def seeing(v: NodeView, ins: Sequence[Dependence]) -> NodeView:
 
 def ask_rule(walk: Walk, v: NodeView) -> list[Dependence]:
     """Return what the outputs of a node depend on, by its operator's rule."""
-    entry = rule_of(v.proto.domain, v.op, walk.own)
+    entry = rule_of(v.proto.domain, v.op, walk.custom)
     return [walk._finished(v, dep, place, entry) for place, dep in enumerate(entry.rule(v))]
 
 

@@ -72,7 +72,7 @@ def _is_paired(facts: ModelFacts, specs: Mapping[str, TensorSpec], seeds: Seeds)
         sizes.add(None if shape is None else shape[axis])
     if len(sizes) != 1:
         return False
-    deps = propagate(facts.graph, specs, seeds, facts.own_axes)
+    deps = propagate(facts.graph, specs, seeds, facts.custom_axes)
     return any(dep.kind == Kind.PAIRED for dep in deps.values())
 
 

@@ -68,7 +68,7 @@ class SequencePlan:
         """What follows from the model, once packed attentions in it are written out."""
         own = self.model._facts
         written = unpacked(own.onnx, own.declared)
-        return own if written is own.onnx else ModelFacts(written, own.own, own.libraries)
+        return own if written is own.onnx else ModelFacts(written, own.custom, own.libraries)
 
     def at(self, shapes: Shapes | None = None, outputs: tuple[str, ...] = ()) -> SequenceParts:
         """Return the segments for inputs of these shapes; remembered.
@@ -194,7 +194,7 @@ def plan_sequence(plan: SequencePlan, shapes: Shapes, outputs: tuple[str, ...]) 
     positions = _positions(seeds, specs)
     bounds = even_bounds(positions, plan.strategy.n)
     cut = seeds if len(bounds.shards) > 1 else {}
-    ways = Ways(facts.graph, specs, cut, positions, facts.own_axes)
+    ways = Ways(facts.graph, specs, cut, positions, facts.custom_axes)
     each = node_costs(facts.graph, specs)
     chosen = find_ways(ways, outputs, len(bounds.shards), facts.costs, each)
     segments = plan_segments(ways, chosen, bounds, outputs, plan.strategy.key_blocks or 1)

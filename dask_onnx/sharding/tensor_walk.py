@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dask_onnx.analysis.axes.control_rules import CONTROL
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.propagate import Specs, Walk
-from dask_onnx.analysis.axes.table import OwnAxes, classified
+from dask_onnx.analysis.axes.table import CustomAxes, classified
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.sharding.attention_cuts import packed_start
@@ -31,7 +31,7 @@ class TensorGraph:
     specs: Specs
     """Every value, at sizes that `shards` may divide."""
     shards: int
-    own: OwnAxes
+    custom: CustomAxes
     declared: Specs
     """Every value as the model declares it, sizes of open axes by name."""
     live: frozenset[int]
@@ -46,7 +46,7 @@ class TensorGraph:
 
     def walk(self) -> Walk:
         """Return the algebra's view of the graph, nothing cut yet."""
-        return Walk(self.facts, self.specs, {}, self.shards, self.known, self.own)
+        return Walk(self.facts, self.specs, {}, self.shards, self.known, self.custom)
 
     def is_movable(self, name: str, layout: Layout) -> bool:
         """Whether shards of a value can be sliced and joined at any size of the inputs."""
@@ -57,26 +57,37 @@ class TensorGraph:
 
     def with_shards(self, shards: int) -> TensorGraph:
         """Return the same graph for another number of shards."""
-        return tensor_graph(self.facts, self.specs, shards, self.own, self.outputs, self.declared)
+        return tensor_graph(
+            self.facts, self.specs, shards, self.custom, self.outputs, self.declared
+        )
 
 
 def tensor_graph(
     facts: GraphFacts,
     specs: Specs,
     shards: int,
-    own: OwnAxes,
+    custom: CustomAxes,
     outputs: Collection[str],
     declared: Specs,
 ) -> TensorGraph:
     """Return a graph with what all walks over it share."""
-    walk = Walk(facts, specs, {}, shards, {}, own)
+    walk = Walk(facts, specs, {}, shards, {}, custom)
     walk.run()
     made = {name for i in facts.constant_nodes for name in facts.nodes[i].outputs}
     live = frozenset(facts.ancestors(outputs)) - facts.constant_nodes
     constants = frozenset(made | facts.initializers)
     cuts = ConstantCuts(facts, walk)
     return TensorGraph(
-        facts, specs, shards, own, declared, live, frozenset(outputs), constants, walk.known, cuts
+        facts,
+        specs,
+        shards,
+        custom,
+        declared,
+        live,
+        frozenset(outputs),
+        constants,
+        walk.known,
+        cuts,
     )
 
 

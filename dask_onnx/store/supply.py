@@ -22,7 +22,7 @@ from distributed.utils import offload
 from dask_onnx.core.errors import DaskOnnxError, ModelError, StoreError
 from dask_onnx.core.files import FileSource, check_unchanged
 from dask_onnx.core.peers import ask_scheduler, ask_worker, own_worker
-from dask_onnx.core.subprocesses import run_elsewhere
+from dask_onnx.core.subprocesses import run_in_subprocess
 from dask_onnx.modelio.onnx_model import ModelRef, OnnxModel, load_onnx
 from dask_onnx.modelio.weights import BlobPlace
 from dask_onnx.store.weight_store import Store, StoreWriteError
@@ -234,7 +234,7 @@ def _load_into(store: Store, model: ModelRef, keys: Sequence[str] | None) -> Non
         )
     if model.source.size > _ELSEWHERE_BYTES and own_worker() is not None:
         try:
-            run_elsewhere(load_into, store.root, model, keys)
+            run_in_subprocess(load_into, store.root, model, keys)
             return
         except RuntimeError as error:
             log.warning("the model is loaded by this process, since another failed: %s", error)

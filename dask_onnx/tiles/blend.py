@@ -101,7 +101,7 @@ def blend(
     picture = as_picture(image, free)
     facts = model._facts
     if axes is None:
-        cut = window_axes(facts.graph, facts.schemas, facts.own_axes, spec, picture.shape)
+        cut = window_axes(facts.graph, facts.schemas, facts.custom_axes, spec, picture.shape)
     else:
         cut = tuple(sorted(axis % len(picture.shape) for axis in axes))
     lengths = _lengths(tile, cut, spec, picture)
@@ -282,17 +282,17 @@ class _Blender:
             )
             image = da.from_array(image, chunks=chunks, name=f"image-{uuid.uuid4().hex}")
         part = self.model.extract(outputs=list(self.outputs))
-        here, supplies, layers = part_here(part, self.outputs)
+        inline, supplies, layers = part_here(part, self.outputs)
         token = digest(
             self.model.__dask_tokenize__(), image.name, dict(self.rows), self.outputs, "blend"
         )
-        call = OnceCall(here, (self.spec.name,), self.outputs)
+        call = OnceCall(inline, (self.spec.name,), self.outputs)
         crops: dict[str, da.Array] = {}
         for tile in itertools.product(*(range(len(self.rows[k].starts)) for k in self.axes)):
             crop = image[self._crop(tile, image.ndim)].rechunk(-1)
             crops[crop.name] = crop
             source = TaskRef((crop.name, *(0,) * crop.ndim))
-            key = (f"blend_{here.label}-{token}", *tile)
+            key = (f"blend_{inline.label}-{token}", *tile)
             self.tasks[key] = StageTask(key, run_once, call, source, *supplies)
         inputs: Any = list(crops.values())
         graph = HighLevelGraph.from_collections("crops", {}, inputs)
@@ -304,7 +304,7 @@ class _Blender:
             self.tasks, annotations={"retries": effective_retries(None)}
         )
         dependencies[base] = {*crops, *layers}
-        tiles = f"blend_{here.label}-{token}"
+        tiles = f"blend_{inline.label}-{token}"
         return {
             name: self._output(name, tiles, base, all_layers, dependencies, token)
             for name in self.outputs

@@ -10,7 +10,7 @@ import numpy as np
 from dask.base import compute, is_dask_collection
 
 from dask_onnx.api.model import Model
-from dask_onnx.collections.inline import here_graph, supply_collections
+from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.partitions import row_request
 from dask_onnx.collections.prediction_request import Request
@@ -158,7 +158,7 @@ def detect_sliced(
     axes = request.batch.input_axes
     given = _feeds(model, request, feeds or {}, layout, input_size)
     detector = SliceDetector(
-        graph=here_graph(request, [spec.name for spec in request.stages.inputs], reader.outputs),
+        graph=inline_graph(request, [spec.name for spec in request.stages.inputs], reader.outputs),
         layout=layout,
         reader=reader,
         output_axes=_output_axes(model, request, layout),

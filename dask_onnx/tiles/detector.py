@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 
-from dask_onnx.collections.inline import HereGraph
+from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import format_shape
 from dask_onnx.core.stage_tasks import Hints, digest
@@ -44,7 +44,7 @@ class Work:
 class SliceDetector:
     """A detector on the slices of a strip; what each task calls."""
 
-    graph: HereGraph
+    graph: InlineGraph
     layout: InputLayout
     reader: Reader
     output_axes: Mapping[str, int | None]

@@ -131,8 +131,8 @@ def _groups(flow: Flow, outputs: Sequence[str]) -> Iterable[Group]:
         for ends in _apart(flow, [*wanted, *(flow.steps[n].edges[0].value for n in nodes)], level):
             made, feeds = _made(flow, ends, level)
             own = tuple(n for n in nodes if flow.steps[n].edges[0].value in ends)
-            here = tuple(value for value in wanted if value in ends)
-            found.append(Component(count, made, feeds, here, own, ends))
+            inline = tuple(value for value in wanted if value in ends)
+            found.append(Component(count, made, feeds, inline, own, ends))
             count += 1
         yield Group(level, axes, tuple(found))
 

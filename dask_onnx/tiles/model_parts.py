@@ -79,7 +79,7 @@ class Parts:
         outputs = [self._spec(name, None) for name in wanted]
         part = extract_onnx(self.onnx, nodes, kept, outputs)
         facts = self.model._facts
-        return Model(part, facts.own, facts.libraries)
+        return Model(part, facts.custom, facts.libraries)
 
     def _spec(self, name: str, feed: Feed | None) -> TensorSpec:
         """Type and shape of what goes in or out; open along tiled axes, and along the batch."""

@@ -11,7 +11,7 @@ from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.api.model import Model
 from dask_onnx.cluster.delivery import plan_delivery
 from dask_onnx.cluster.placement import effective_retries
-from dask_onnx.collections.inline import HereGraph, here_graph
+from dask_onnx.collections.inline import InlineGraph, inline_graph
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import Wanted
 from dask_onnx.runtime.batching import Batching
@@ -20,7 +20,7 @@ from dask_onnx.store.weight_store import Store
 
 def part_here(
     part: Model, wanted: Sequence[str]
-) -> tuple[HereGraph, list[TaskRef], dict[str, dict[Any, Any]]]:
+) -> tuple[InlineGraph, list[TaskRef], dict[str, dict[Any, Any]]]:
     """Return what a task runs, the arguments that bring the part to its worker, and the layers of
     tasks that these refer to."""
     if not part._onnx.blobs:
@@ -38,9 +38,9 @@ def part_here(
         batch=BatchFacts(dict.fromkeys(names), None, dict.fromkeys(wanted), {}),
         batching=Batching(),
         retries=effective_retries(None),
-        own=part._facts.own,
+        custom=part._facts.custom,
         delivery=plan_delivery(part._onnx, plan.stage_graph),
     )
-    graph = here_graph(request, names, list(wanted))
+    graph = inline_graph(request, names, list(wanted))
     layers = {key: dict(layer) for key, layer in request.supply_layers.items()}
     return graph, [TaskRef(key) for key in graph.supplies], layers

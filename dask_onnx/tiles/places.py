@@ -111,9 +111,9 @@ def factors_of(shape: Sequence[int], places: Places) -> tuple[tuple[Factor, ...]
     """
     found: list[tuple[Factor, ...]] = []
     for axis, size in enumerate(shape):
-        here = [(place, k) for k, place in places.items() if place.axis == axis]
+        inline = [(place, k) for k, place in places.items() if place.axis == axis]
         left, parts = size, list[Factor]()
-        for place, k in sorted(here, key=lambda pair: (-pair[0].inner, pair[1])):
+        for place, k in sorted(inline, key=lambda pair: (-pair[0].inner, pair[1])):
             static, rest = divmod(left, place.size * place.inner)
             if rest or static < 1:
                 raise ValueError(f"axis {axis} of {size} is not made of {place.size} positions")

@@ -163,7 +163,7 @@ def _survey(
             f"output {spec.name!r} is the picture itself", "name outputs that the model makes"
         )
     if axes is None:
-        cut = window_axes(facts.graph, facts.schemas, facts.own_axes, spec, picture.shape)
+        cut = window_axes(facts.graph, facts.schemas, facts.custom_axes, spec, picture.shape)
     else:
         cut = tuple(axis % rank for axis in axes if -rank <= axis < rank)
         if not cut or len(set(cut)) != len(axes):
@@ -174,7 +174,7 @@ def _survey(
     question = Question(
         facts.graph,
         facts.schemas,
-        facts.own_axes,
+        facts.custom_axes,
         spec.name,
         picture.shape,
         tuple(sorted(cut)),

@@ -17,7 +17,7 @@ import onnx
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, window
 from dask_onnx.analysis.axes.layout_rules import reshaped
-from dask_onnx.analysis.axes.table import OwnAxes, rule_of
+from dask_onnx.analysis.axes.table import CustomAxes, rule_of
 from dask_onnx.analysis.axes.view import Known, NodeView, Shape
 from dask_onnx.tiles.places import UNCHANGED, Mirrored, Place, Reach, sliding
 
@@ -45,7 +45,7 @@ class Asker:
         constant: Callable[[str], Known | None],
         sized: Collection[str],
         opset: int,
-        own: OwnAxes,
+        own: CustomAxes,
     ) -> None:
         self.proto, self.shape_of, self.constant, self.sized = proto, shape_of, constant, sized
         self.opset, self.entry = opset, rule_of(proto.domain, proto.op_type, own)

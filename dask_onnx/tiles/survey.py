@@ -9,7 +9,7 @@ from onnx.shape_inference import InferenceError
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.errors import InputError
@@ -38,7 +38,7 @@ class Question:
 
     facts: GraphFacts
     schemas: Schemas
-    own: OwnAxes
+    own: CustomAxes
     source: str
     shape: tuple[int, ...]
     """Of the picture, as the model takes it."""
@@ -224,7 +224,7 @@ def _rounded(size: int, align: int) -> int:
 def window_axes(
     facts: GraphFacts,
     schemas: Schemas,
-    own: OwnAxes,
+    own: CustomAxes,
     spec: TensorSpec,
     shape: Sequence[int],
 ) -> tuple[int, ...]:

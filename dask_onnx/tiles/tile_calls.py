@@ -68,15 +68,15 @@ def length(interval: Interval) -> int:
 
 def _keep(plan: TilePlan, value: str, spans: Spans, tile: Tile) -> KeepSpec:
     layout = plan.layout(value)
-    here = {k: plan.local(value, k, spans[k]) for k in plan.places(value)}
-    sizes = {k: length(interval) for k, interval in here.items()}
+    inline = {k: plan.local(value, k, spans[k]) for k in plan.places(value)}
+    sizes = {k: length(interval) for k, interval in inline.items()}
     slices = []
     for _, k in layout.flat:
         if k is None:
             slices.append(slice(None))
             continue
         start, stop = plan.tile(value, k, tile[k])
-        slices.append(slice(start - here[k][0], stop - here[k][0]))
+        slices.append(slice(start - inline[k][0], stop - inline[k][0]))
     return KeepSpec(value, layout.joined(sizes), layout.apart(sizes), tuple(slices))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import dask.array as da
 from dask.task_spec import DataNode, Task, TaskRef
 
-from dask_onnx.collections.inline import HereGraph
+from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.core.stage_tasks import StageTask, digest
 from dask_onnx.tiles.groups import Component, Feed, Group, Once
 from dask_onnx.tiles.model_parts import Parts
@@ -57,7 +57,7 @@ class _Runnable:
     """A component as tasks run it."""
 
     component: Component
-    here: HereGraph | None
+    inline: InlineGraph | None
     inputs: frozenset[str]
     feeds: tuple[Feed, ...]
     supplies: tuple[TaskRef, ...]
@@ -100,13 +100,13 @@ class TileGraph:
 
     def _add_once(self, once: Once) -> None:
         part = self.parts.of_once(once)
-        here, supplies, layers = part_here(part, once.wanted)
+        inline, supplies, layers = part_here(part, once.wanted)
         self.supplies |= layers
         inputs = {spec.name for spec in part.inputs}
         feeds = [feed for feed in once.feeds if feed.name in inputs]
-        call = OnceCall(here, tuple(feed.name for feed in feeds), once.wanted)
+        call = OnceCall(inline, tuple(feed.name for feed in feeds), once.wanted)
         arguments = [TaskRef(self._whole(feed.value)) for feed in feeds]
-        key = self.name(f"once{once.level}_{here.label}")
+        key = self.name(f"once{once.level}_{inline.label}")
         self.tasks[key] = StageTask(key, run_once, call, *arguments, *supplies)
         for position, value in enumerate(once.wanted):
             self._take(value, key, position if len(once.wanted) > 1 else None)
@@ -162,7 +162,7 @@ class TileGraph:
                 spans = spans_of(self.plan, each.component, at)
                 told = told_of(self.plan, self.parts, each.component, spans, each.inputs)
                 keeps = keeps_of(self.plan, each.component, spans, at)
-                calls.append(PartCall(each.here, gathers, told, keeps))
+                calls.append(PartCall(each.inline, gathers, told, keeps))
             key: Any = (name, *tile)
             self.tasks[key] = StageTask(
                 key, run_tile, TileCall(tuple(calls)), *arguments.references, *supplies
@@ -175,11 +175,11 @@ class TileGraph:
         part = self.parts.of_tiles(component)
         if part is None:
             return _Runnable(component, None, frozenset(), component.feeds, ())
-        here, supplies, layers = part_here(part, [spec.name for spec in part.outputs])
+        inline, supplies, layers = part_here(part, [spec.name for spec in part.outputs])
         self.supplies |= layers
         inputs = frozenset(spec.name for spec in part.inputs)
         feeds = [f for f in component.feeds if f.name in inputs or f.name in component.ends]
-        return _Runnable(component, here, inputs, tuple(feeds), tuple(supplies))
+        return _Runnable(component, inline, inputs, tuple(feeds), tuple(supplies))
 
     def _regions(
         self, group: Group, runnables: Sequence[_Runnable], tile: Index

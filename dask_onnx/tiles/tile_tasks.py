@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.collections.inline import HereGraph
+from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.core.errors import StageError
 from dask_onnx.core.stage_tasks import Hints
 from dask_onnx.tiles.reduce import Partial, finish, merge, partial
@@ -77,7 +77,7 @@ class KeepSpec:
 class PartCall:
     """A part of the model on a crop of the picture."""
 
-    part: HereGraph | None
+    part: InlineGraph | None
     """None where what is kept is given."""
     gathers: tuple[GatherSpec, ...]
     told: tuple[tuple[str, tuple[int, ...]], ...]
@@ -182,7 +182,7 @@ def finish_statistic(
 class OnceCall:
     """A part of the model that runs on whole values."""
 
-    part: HereGraph
+    part: InlineGraph
     names: tuple[str, ...]
     """The inputs, in the order of the arguments."""
     wanted: tuple[str, ...]

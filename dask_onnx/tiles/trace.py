@@ -11,7 +11,7 @@ import onnx
 from dask_onnx.analysis.axes.control_rules import CONTROL
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.shape_values import folded
-from dask_onnx.analysis.axes.table import NAMES_SHAPES, OwnAxes
+from dask_onnx.analysis.axes.table import NAMES_SHAPES, CustomAxes
 from dask_onnx.analysis.axes.value_rules import elementwise
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.cost import value_bytes
@@ -41,7 +41,7 @@ def trace(
     source: str,
     axes: Sequence[int],
     outputs: Sequence[str],
-    own: OwnAxes,
+    own: CustomAxes,
     *,
     whole_bytes: int,
     variances: Mapping[str, str] | None = None,
@@ -75,7 +75,7 @@ class _Tracer:
         self,
         flow: Flow,
         outputs: Sequence[str],
-        own: OwnAxes,
+        own: CustomAxes,
         whole_bytes: int,
         decided: Flow | None,
     ) -> None:

@@ -108,12 +108,12 @@ def test_the_other_plan_gets_the_options_that_it_takes(run, model):
 def test_plan_speaks_json(run, model):
     facts = run("plan", model, "--strategy", "fused", "--n-stages", "2", "--json").json()
     assert len(facts["stages"]) == 2 and facts["edges"][0]["producer"] == 0
-    assert not {"lanes", "measured", "difference"} & set(facts)
+    assert not {"worker_groups", "measured", "difference"} & set(facts)
     chosen = run("plan", model, "--strategy", "auto", "--json").json()
     assert chosen["verdict"].startswith("do not cut")
     assert chosen["alternatives"][0]["name"] == "whole"
     placed = run("plan", model, "--strategy", "pipeline", "--memory-limit", "1MB", "--json").json()
-    assert placed["lanes"] == list(range(len(placed["stages"])))
+    assert placed["worker_groups"] == list(range(len(placed["stages"])))
 
 
 def test_plan_shows_the_schedule_and_the_memory(run, model):

@@ -102,15 +102,15 @@ def test_what_cannot_be_measured_is_bad_input(run, model, tmp_path, name, conten
 
 
 def test_stages_stay_on_lanes(run, model):
-    arguments = ("plan", model, "--strategy", "per_node", "--lanes", "0,1,0")
+    arguments = ("plan", model, "--strategy", "per_node", "--worker-groups", "0,1,0")
     assert "worker 0" in run(*arguments).out
     facts = run(*arguments, "--json").json()
-    assert facts["lanes"] == [0, 1, 0] and facts["allow_other_workers"] is False
+    assert facts["worker_groups"] == [0, 1, 0] and facts["allow_other_workers"] is False
     assert len(facts["memory"]) == 2
     loose = run(*arguments, "--allow-other-workers")
     assert "stages prefer these workers" in loose.out
-    few = run("plan", model, "--lanes", "0,1")
-    assert few.code == 2 and "2 lanes for 1 stages" in few.err
+    few = run("plan", model, "--worker-groups", "0,1")
+    assert few.code == 2 and "2 worker groups for 1 stages" in few.err
 
 
 @pytest.mark.cluster
@@ -132,7 +132,7 @@ def test_a_plan_is_for_the_cluster_and_shows_what_that_has_measured(
 @pytest.mark.parametrize("option", ["--memory-limit", "--stage-memory"])
 def test_a_stage_has_so_much_memory(run, model, option):
     facts = run("plan", model, "--strategy", "pipeline", option, "1MB", "--json").json()
-    assert facts["lanes"] == [0]
+    assert facts["worker_groups"] == [0]
     refused = run("plan", model, "--strategy", "pipeline", option, "1 parsec")
     assert refused.code == 2
     assert "--memory-limit is '1 parsec'\n       give bytes, as --memory-limit 1.5" in refused.err
@@ -193,8 +193,8 @@ def test_auto_plans_for_the_batches_that_are_given(run, model):
         (["--strategy", "whole", "--cut-at", "m"], "whole and --cut-at were both given"),
         (["--configuration", "c"], "--configuration is for --strategy from_annotations"),
         (["--cut-at", "m", "--configuration", "c"], "--configuration is for"),
-        (["--allow-other-workers"], "without --lanes"),
-        (["--lanes", "0,x"], "--lanes is '0,x'"),
+        (["--allow-other-workers"], "without --worker-groups"),
+        (["--worker-groups", "0,x"], "--worker-groups is '0,x'"),
         (["--memory-limit", "1MB", "--stage-memory", "1MB"], "both given"),
         (["--shape", "x"], "is not NAME=N"),
     ],

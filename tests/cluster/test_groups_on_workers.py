@@ -61,7 +61,7 @@ def sessions():
 
 def test_each_stage_stays_on_its_worker_and_the_other_never_loads_it(cluster, model):
     plan = model.plan("pipeline", memory_limit=5_000_000)
-    assert len(plan.stages) == 2 and plan.placement.lanes == (0, 1)
+    assert len(plan.stages) == 2 and plan.placement.worker_groups == (0, 1)
     x = da.from_array(ROWS, chunks=(256, -1))
     found = model.predict(x, plan=plan).compute()
     np.testing.assert_array_equal(found, model(ROWS, batch_size=None))
@@ -102,13 +102,13 @@ def test_lanes_without_a_new_worker_are_taken_over(monkeypatch, model):
         client.retire_workers(next(iter(client.scheduler_info()["workers"])))
         found = future.result(timeout=120)
         np.testing.assert_allclose(found, model(ROWS, batch_size=None), rtol=1e-5, atol=1e-4)
-        # A worker that joins late gets one of the two lanes.
+        # A worker that joins late gets one of the two worker groups.
         cluster.scale(2)
         client.wait_for_workers(2)
-        lanes = client.run_on_scheduler(
+        worker_groups = client.run_on_scheduler(
             lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
         )
-        assert len(lanes) == 2 and len(set(lanes.values())) == 2
+        assert len(worker_groups) == 2 and len(set(worker_groups.values())) == 2
 
 
 def test_lanes_of_plans_that_are_gone_are_forgotten(cluster, model):
@@ -116,10 +116,10 @@ def test_lanes_of_plans_that_are_gone_are_forgotten(cluster, model):
     for limit in (5_000_000, 3_500_000):
         model.predict(x, plan=model.plan("pipeline", memory_limit=limit)).compute()
         time.sleep(0.2)
-    lanes = cluster.run_on_scheduler(
+    worker_groups = cluster.run_on_scheduler(
         lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
     )
-    assert len({plan for plan, _ in lanes}) == 1
+    assert len({plan for plan, _ in worker_groups}) == 1
 
 
 def test_tasks_wait_where_there_is_no_worker():
@@ -130,7 +130,7 @@ def test_tasks_wait_where_there_is_no_worker():
         resource_restrictions=None,
         loose_restrictions=True,
     )
-    StagePlugin()._restrict(None, state, Hints(lane=("plan", 0)))
+    StagePlugin()._restrict(None, state, Hints(worker_group=("plan", 0)))
     assert state.worker_restrictions == {"waiting for a worker"} and not state.loose_restrictions
 
 
@@ -177,17 +177,17 @@ def loosely(plan):
 
 
 def homes(client):
-    """Worker of each lane."""
+    """Worker of each worker group."""
     places = client.run_on_scheduler(
         lambda dask_scheduler: dict(dask_scheduler.plugins["dask_onnx-stages"].places)
     )
-    return {lane: place for (_, lane), place in places.items()}
+    return {worker_group: place for (_, worker_group), place in places.items()}
 
 
 def ran(client, plan):
     """Worker to how often it has run each stage."""
     found = plan.model._onnx.ref
-    tokens = [stage_ref(found, stage, plan.model._facts.own).token for stage in plan.stages]
+    tokens = [stage_ref(found, stage, plan.model._facts.custom).token for stage in plan.stages]
     counts = {}
     for worker, (runs, _) in client.run(report, tokens).items():
         noted = [run.token for run in runs]
@@ -215,7 +215,7 @@ def test_stages_may_prefer_their_workers(cluster, model):
     np.testing.assert_array_equal(found, model(ROWS, batch_size=None))
     counts, places = ran(cluster, plan), homes(cluster)
     assert len(set(places.values())) == 2
-    at_home = sum(counts[place][lane] for lane, place in places.items())
+    at_home = sum(counts[place][worker_group] for worker_group, place in places.items())
     # Dask may steal one or the other.
     assert sum(map(sum, counts.values())) == 64 and at_home >= 56
 

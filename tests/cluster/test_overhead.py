@@ -9,10 +9,10 @@ import pytest
 from builders import layers_model
 
 import dask_onnx as dx
-from dask_onnx.cluster import overhead as pace
-from dask_onnx.cluster.overhead import with_pace
+from dask_onnx.cluster import overhead as overhead
+from dask_onnx.cluster.overhead import with_overhead
 from dask_onnx.cluster.placement import cluster_facts
-from dask_onnx.planning.resources import Pace
+from dask_onnx.planning.resources import Overhead
 from dask_onnx.runtime.reference_workload import Laps
 
 pytestmark = pytest.mark.cluster
@@ -28,22 +28,22 @@ def measures(tmp_path):
 
 
 def paced(client):
-    return with_pace(cluster_facts(client), client).pace
+    return with_overhead(cluster_facts(client), client).overhead
 
 
 def test_a_cluster_is_measured_once_and_predictions_go_by_it(own_client, monkeypatch):
     plan = dx.load(layers_model([100] * 4, 64)).plan("per_node", shapes={"x": (64, 64)})
     verdict = plan.judge(batches=4)
-    found = verdict.pace
+    found = verdict.overhead
     assert found.alone == 1.0 and 1.0 <= found.crowded <= 2.0
     assert 0 <= found.seconds_per_task < 1 and 0 < found.seconds_per_request < 1
     assert verdict.best.seconds > found.seconds_per_request + 2 * found.seconds_per_task
-    monkeypatch.setattr(pace, "_measure", None)
+    monkeypatch.setattr(overhead, "_measure", None)
     assert paced(own_client) is found
     assert "besides its tasks" in plan.explain()
-    assert plan.model.plan("auto").verdict.pace is found
+    assert plan.model.plan("auto").verdict.overhead is found
     with dask.config.set({"dask_onnx.plan.calibrate": False}):
-        assert paced(own_client) == Pace()
+        assert paced(own_client) == Overhead()
 
 
 def test_other_workers_are_measured_anew(own_client, monkeypatch):
@@ -59,22 +59,22 @@ def test_a_busy_cluster_is_not_asked(own_client):
     future = own_client.submit(time.sleep, 2)
     while not any(own_client.processing().values()):
         time.sleep(0.01)
-    assert paced(own_client) == Pace()
+    assert paced(own_client) == Overhead()
     future.result()
     assert paced(own_client).seconds_per_task is not None
 
 
 def test_workers_of_another_cpu_are_compared_with_this_one(own_client, monkeypatch):
-    monkeypatch.setattr(pace, "cpu_identity", lambda: "another")
-    real, there = pace._request, pace.run_laps
+    monkeypatch.setattr(overhead, "cpu_identity", lambda: "another")
+    real, there = overhead._request, overhead.run_laps
 
     def requested(*arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(pace, "run_laps", there)
+            patch.setattr(overhead, "run_laps", there)
             return real(*arguments)
 
-    monkeypatch.setattr(pace, "_request", requested)
-    monkeypatch.setattr(pace, "run_laps", lambda count: Laps("another", (10.0,) * count))
+    monkeypatch.setattr(overhead, "_request", requested)
+    monkeypatch.setattr(overhead, "run_laps", lambda count: Laps("another", (10.0,) * count))
     found = paced(own_client)
     assert found.alone < 0.5  # what takes ten seconds here
     assert found.alone <= found.crowded <= 2 * found.alone
@@ -84,14 +84,14 @@ def test_where_nobody_can_answer_plans_go_by_what_is_usual(own_client, monkeypat
     def failing(*_):
         raise ModuleNotFoundError("No module named 'onnxruntime'")
 
-    monkeypatch.setattr(pace, "_request", failing)
-    assert paced(own_client) == Pace()
+    monkeypatch.setattr(overhead, "_request", failing)
+    assert paced(own_client) == Overhead()
     plan = dx.load(layers_model([100])).plan()
     assert plan.judge(batches=4).best.seconds < 1
 
 
 def test_this_process_is_measured_once_for_its_host(monkeypatch):
-    found = with_pace(cluster_facts(None), None).pace
+    found = with_overhead(cluster_facts(None), None).overhead
     assert found.crowded >= 1.0 and found.seconds_per_task is None
-    monkeypatch.setattr(pace, "_laps_here", None)
-    assert with_pace(cluster_facts(None), None).pace == found
+    monkeypatch.setattr(overhead, "_laps_here", None)
+    assert with_overhead(cluster_facts(None), None).overhead == found

@@ -79,8 +79,8 @@ def test_auto_cuts_for_unequal_memory_in_proportion(monkeypatch):
         # Rooms of 20.0 and 10.4 MB.
         plan = model.plan("auto", shapes={"x": (8, 64)})
         held = Counter()
-        for stage, lane in zip(plan.stages, plan.placement.lanes, strict=True):
-            held[lane] += stage.cost.parameter_bytes
+        for stage, worker_group in zip(plan.stages, plan.placement.worker_groups, strict=True):
+            held[worker_group] += stage.cost.parameter_bytes
         assert held[0] <= 20e6 and held[1] <= 10.4e6
         model.predict(da.from_array(ROWS, chunks=(64, -1)), plan=plan)  # not refused
         together = plan.with_placement(dx.Placement((0,) * len(plan.stages)))

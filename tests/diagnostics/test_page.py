@@ -111,7 +111,7 @@ def test_a_verdict_stands_on_top_and_its_alternatives_in_a_table(plan):
 
 def test_workers_and_measured_seconds_are_columns_if_they_are_known(plan):
     html = explain_html(
-        plan.stage_graph, plan.explain(), "t", lanes=(0, 1, 0), measured=(0.25, None, 1.5)
+        plan.stage_graph, plan.explain(), "t", worker_groups=(0, 1, 0), measured=(0.25, None, 1.5)
     )
     head, *rows = Page(html).tables["stages"]
     assert [row[head.index("worker")] for row in rows] == ["0", "1", "0"]

@@ -107,7 +107,7 @@ def test_a_stage_that_takes_longer_has_a_larger_box():
 
 
 def test_lanes_are_colours_that_a_legend_names():
-    picture = Picture(to_svg(made([1, 1, 1]), "t", lanes=(0, 1, 0)))
+    picture = Picture(to_svg(made([1, 1, 1]), "t", worker_groups=(0, 1, 0)))
     first, second, third = (box.fill for box in picture.boxes)
     assert first == third != second
     assert [entry.fill for entry in picture.legend] == [first, second]
@@ -130,7 +130,7 @@ def test_a_stage_without_lanes_is_the_warmer_the_longer_it_takes():
 
 
 def test_many_lanes_do_not_make_the_legend_endless():
-    picture = Picture(to_svg(made([1] * 40), "t", lanes=range(40)))
+    picture = Picture(to_svg(made([1] * 40), "t", worker_groups=range(40)))
     assert "and 24 more" in picture.text
     lowest = max(entry.y + entry.height for entry in picture.legend)
     assert lowest < min(box.y for box in picture.boxes)
@@ -230,9 +230,12 @@ def test_a_picture_says_where_it_puts_lines_that_are_too_many_to_order():
     edges = [(i, i + 1, 1000) for i in range(9)] + [(0, i, 1000) for i in range(3, 10)]
     told = "too many lines to order: long ones run at the right"
     assert told not in Picture(to_svg(made([1] * 10, edges), "t")).text
-    for lanes in (None, range(10)):
+    for worker_groups in (None, range(10)):
         with mock.patch.object(layout, "_MOST_PASSES", 0):
-            assert told in Picture(to_svg(made([1] * 10, edges), "t", lanes=lanes)).text
+            assert (
+                told
+                in Picture(to_svg(made([1] * 10, edges), "t", worker_groups=worker_groups)).text
+            )
 
 
 def test_a_label_is_compared_with_those_near_it_alone():

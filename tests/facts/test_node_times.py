@@ -134,9 +134,9 @@ def test_the_time_of_a_stage_in_python_is_told_by_predicted_cost():
         replace={"MatMul": np.matmul},
     )
     plan = model.plan(measure=rows(64))
-    assert [stage.kernel for stage in plan.stages] == ["own"]
+    assert [stage.kernel for stage in plan.stages] == ["custom"]
     seconds, costs = times_of(model, (64, 8)).seconds, model._facts._costs_at({"x": (64, 8)})
-    predicted = [CostTable().seconds(cost, "own") for cost in costs]
+    predicted = [CostTable().seconds(cost, "custom") for cost in costs]
     assert seconds[0] / seconds[1] == pytest.approx(predicted[0] / predicted[1])
     assert noted_speed() is None  # nothing ran on ONNX Runtime
 
@@ -211,7 +211,7 @@ def test_bodies_sequences_and_several_outputs_are_measured():
     model = dx.load(NESTED, replace={"Gelu": lambda x, approximate: x})
     feeds = {"x": rows(16, 4), "yes": np.array(True)}
     plan = model.plan(measure=feeds)
-    assert [stage.kernel for stage in plan.stages] == ["onnxruntime", "own", "onnxruntime"]
+    assert [stage.kernel for stage in plan.stages] == ["onnxruntime", "custom", "onnxruntime"]
     times = times_of(model, (16, 4))
     assert sorted(times.seconds) == [0, 1, 2, 3]
     assert plan.stage_graph.seconds == pytest.approx(times.whole)
@@ -231,7 +231,7 @@ def test_text_and_types_that_only_the_run_tells_are_measured(dtype):
     model = dx.load(TEXTS, custom_ops=[Upper])
     words = np.array(["ab", "c"], dtype)
     plan = model.plan(measure=words)
-    assert {stage.kernel for stage in plan.stages} >= {"onnxruntime", "own"}
+    assert {stage.kernel for stage in plan.stages} >= {"onnxruntime", "custom"}
     assert sorted(times_of(model, (2,)).seconds) == [0, 1, 2]
     assert "on this host at these shapes" in plan.explain()
 

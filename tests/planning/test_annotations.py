@@ -186,20 +186,24 @@ def test_of_several_configurations_one_must_be_named():
 
 
 @pytest.mark.parametrize(
-    ("devices", "lanes"), [(1, None), (2, (0, 1, 0)), (3, (0, 1, 2)), (8, (0, 1, 2))]
+    ("devices", "worker_groups"), [(1, None), (2, (0, 1, 0)), (3, (0, 1, 2)), (8, (0, 1, 2))]
 )
-def test_stages_keep_to_as_many_lanes_as_there_are_devices(devices, lanes):
+def test_stages_keep_to_as_many_lanes_as_there_are_devices(devices, worker_groups):
     made = chain(0, 1, 2)
     made.configuration[0].num_devices = devices
     placement = dx.load(made).plan(dx.from_annotations()).placement
-    assert (None if placement is None else placement.lanes) == lanes
+    assert (None if placement is None else placement.worker_groups) == worker_groups
 
 
 def test_a_stage_that_two_kernels_run_stays_on_its_lane():
     model = dx.load(chain(0, 0, 1, 2), replace={"Neg": np.negative})
     plan = model.plan(dx.from_annotations())
-    assert [stage.kernel for stage in plan.stages] == ["onnxruntime", "own", *["onnxruntime"] * 2]
-    assert plan.placement.lanes == (0, 0, 1, 0)
+    assert [stage.kernel for stage in plan.stages] == [
+        "onnxruntime",
+        "custom",
+        *["onnxruntime"] * 2,
+    ]
+    assert plan.placement.worker_groups == (0, 0, 1, 0)
 
 
 def test_a_configuration_that_only_nodes_name_has_stages_and_no_lanes():
@@ -343,7 +347,7 @@ def test_an_extracted_model_keeps_what_its_nodes_say():
     part = dx.load(chain(0, 1, 2)).extract(inputs=["v0"])
     plan = part.plan(dx.from_annotations())
     assert names_of(plan) == [["n1"], ["n2"]]
-    assert plan.placement.lanes == (0, 1)
+    assert plan.placement.worker_groups == (0, 1)
 
 
 # Writing
@@ -365,7 +369,7 @@ def test_an_annotated_model_runs_everywhere_and_is_cut_alike(layers, tmp_path):
     model = dx.load(path)
     again = model.plan(dx.from_annotations())
     assert names_of(again) == names_of(plan) and len(again.stages) == 3
-    assert again.placement.lanes == (0, 1, 2)
+    assert again.placement.worker_groups == (0, 1, 2)
     np.testing.assert_array_equal(
         model.predict(X, plan=again), dx.load(layers).predict(X, plan=plan)
     )

@@ -14,7 +14,7 @@ from dask_onnx.analysis.cost import CostTable
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.choice import Work, choose, in_proportion
 from dask_onnx.planning.recipe import Recipe
-from dask_onnx.planning.resources import Cluster, Pace
+from dask_onnx.planning.resources import Cluster, Overhead
 
 ROOMY = Cluster(workers=2, threads=1, memory_limit=math.inf)
 LAYERS = [4000] * 8
@@ -133,9 +133,12 @@ def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
 
 
 def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
-    shapes, pace = {"x": (2048, 64)}, Pace(2.0, 3.0, seconds_per_task=0.5, seconds_per_request=7.0)
+    shapes, overhead = (
+        {"x": (2048, 64)},
+        Overhead(2.0, 3.0, seconds_per_task=0.5, seconds_per_request=7.0),
+    )
     usual, verdict = (
-        decide(model, each, 16, shapes)[1] for each in (ROOMY, replace(ROOMY, pace=pace))
+        decide(model, each, 16, shapes)[1] for each in (ROOMY, replace(ROOMY, overhead=overhead))
     )
     costs = CostTable()
     work = usual.best.seconds - costs.seconds_per_request - 8 * costs.seconds_per_task
@@ -148,7 +151,7 @@ def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
 
 def test_a_split_is_not_worth_it_where_cores_share_what_they_compute_with():
     local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
-    crowded = replace(local, pace=Pace(crowded=2.0))
+    crowded = replace(local, overhead=Overhead(crowded=2.0))
     shapes = {"x": (4096, 64)}
     found = [
         decide(dx.load(wide()), each, 1, shapes, ("mean",), rows=4096)[1].chosen
@@ -244,8 +247,8 @@ def test_a_worker_with_half_the_memory_gets_half_the_stages(model):
     )  # fmt: skip
     stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
     held = [0, 0]
-    for stage, lane in zip(stages.stages, verdict.best.lanes, strict=True):
-        held[lane] += stage.cost.parameter_bytes
+    for stage, worker_group in zip(stages.stages, verdict.best.worker_groups, strict=True):
+        held[worker_group] += stage.cost.parameter_bytes
     assert held[0] <= 16e6 and held[1] <= 7e6 and sum(held) > 16e6
     with pytest.raises(dx.PlanError, match="does not fit 2 workers"):
         decide(
@@ -261,7 +264,7 @@ def test_a_worker_that_has_room_for_nothing_is_left_out(model):
         workers=3, threads=1, memory_limit=10e6, resident=10e6, limits=(22e6, 22e6, 10e6)
     )
     stages, verdict = decide(model, uneven, 16, {"x": (8, 64)})
-    assert verdict.best.lanes == (0, 1) and len(stages.stages) == 2
+    assert verdict.best.worker_groups == (0, 1) and len(stages.stages) == 2
 
 
 def test_rows_that_do_not_divide_evenly_take_as_long_as_the_larger_share():

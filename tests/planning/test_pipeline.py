@@ -68,8 +68,8 @@ def test_lanes_that_were_given_stay_where_the_stages_are_as_many():
 
 def test_lanes_of_other_stages_are_as_loose():
     plan = dx.load(layers_model([64] * 6)).plan("pipeline", memory_limit=9000)
-    lanes = tuple(i % 2 for i in range(len(plan.stages)))
-    plan = plan.with_placement(dx.Placement(lanes, allow_other_workers=True))
+    worker_groups = tuple(i % 2 for i in range(len(plan.stages)))
+    plan = plan.with_placement(dx.Placement(worker_groups, allow_other_workers=True))
     fewer = plan.for_outputs(("y3",))
     assert 1 < len(fewer.stages) < len(plan.stages)
     assert fewer.placement == dx.Placement.one_each(len(fewer.stages), 2, allow_other_workers=True)

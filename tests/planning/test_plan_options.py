@@ -113,10 +113,10 @@ def test_one_value_may_stand_alone(model):
     assert len(model.plan(dx.at_values("y1")).stages) == 2
 
 
-@pytest.mark.parametrize("lanes", [(0, -1), (0, 1.5), (0, "a"), 3])
-def test_lanes_are_numbers(lanes):
-    with pytest.raises(dx.PlanError, match="lane"):
-        dx.Placement(lanes)
+@pytest.mark.parametrize("worker_groups", [(0, -1), (0, 1.5), (0, "a"), 3])
+def test_lanes_are_numbers(worker_groups):
+    with pytest.raises(dx.PlanError, match="worker_group"):
+        dx.Placement(worker_groups)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.diagnostics.stage_text import timetable
-from dask_onnx.planning.resources import Cluster, Pace
+from dask_onnx.planning.resources import Cluster, Overhead
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 from dask_onnx.planning.timeline import Course, predicted_seconds, timeline
@@ -45,11 +45,11 @@ def courses(draw):
     edges = draw(st.lists(st.sampled_from(pairs), unique=True))
     graph = graph_of(draw(st.lists(st.floats(0.001, 1), min_size=count, max_size=count)), edges)
     workers = draw(st.integers(1, 3))
-    lanes = tuple(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
+    worker_groups = tuple(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)))
     schedule = Schedule(draw(st.sampled_from(MODES)), draw(st.integers(1, 5)))
     chunks = draw(st.integers(1, 12))
     return graph, Course(
-        chunks, workers, CostTable(), lanes if draw(st.booleans()) else None, schedule
+        chunks, workers, CostTable(), worker_groups if draw(st.booleans()) else None, schedule
     )
 
 
@@ -105,13 +105,19 @@ def test_stages_take_longer_the_more_are_at_work():
     by_stage = [[spans[stage, chunk] for chunk in range(3)] for stage in range(2)]
     assert by_stage[0] == pytest.approx([1.0, 1.5, 1.5], abs=0.02)  # one fills the pipeline,
     assert by_stage[1] == pytest.approx([1.5, 1.5, 1.0], abs=0.02)  # and one drains it
-    assert Cluster(2, 1, math.inf, pace=Pace(1.0, 1.5)).slowdowns(2) == (1.0, 1.5)
-    assert Cluster(1, 4, math.inf, pace=Pace(2.0, 5.0)).slowdowns(5) == (2.0, 3.0, 4.0, 5.0, 5.0)
-    assert Cluster(1, 1, math.inf, pace=Pace(2.0, 2.0)).slowdowns(1) == (2.0,)
+    assert Cluster(2, 1, math.inf, overhead=Overhead(1.0, 1.5)).slowdowns(2) == (1.0, 1.5)
+    assert Cluster(1, 4, math.inf, overhead=Overhead(2.0, 5.0)).slowdowns(5) == (
+        2.0,
+        3.0,
+        4.0,
+        5.0,
+        5.0,
+    )
+    assert Cluster(1, 1, math.inf, overhead=Overhead(2.0, 2.0)).slowdowns(1) == (2.0,)
 
 
 def test_threads_of_one_run_are_what_those_beside_it_leave():
-    found = Cluster(1, 4, math.inf, pace=Pace(1.0, 1.5)).slowdowns(4, threads_of_task=4)
+    found = Cluster(1, 4, math.inf, overhead=Overhead(1.0, 1.5)).slowdowns(4, threads_of_task=4)
     assert found == pytest.approx((4**-0.7, 2**-0.7, (4 / 3) ** -0.7, 1.5))
     apart = Cluster(2, 2, math.inf).slowdowns(4, threads_of_task=2)
     assert apart == pytest.approx((2**-0.7, 2**-0.7, 1.0, 1.0))

@@ -13,7 +13,7 @@ from onnx.reference.op_run import OpRun
 from onnxruntime_extensions import get_library_path
 
 import dask_onnx as dx
-from dask_onnx.runtime.custom_kernels import OwnKernels, own_kernels
+from dask_onnx.runtime.custom_kernels import CustomKernels, collect_custom_kernels
 
 X = np.linspace(-2, 2, 12, dtype=np.float32).reshape(3, 4)
 TEXT = """<ir_version: 10, opset_import: ["" : 20, "mine" : 1]>
@@ -34,7 +34,7 @@ def twice(x, approximate):
 def test_custom_operators_and_replaced_kernels_run():
     model = dx.load(TEXT, custom_ops=[Shift], replace={"Gelu": twice})
     plan = model.plan()
-    assert [stage.kernel for stage in plan.stages] == ["own"]
+    assert [stage.kernel for stage in plan.stages] == ["custom"]
     np.testing.assert_array_equal(model.predict(X), 2 * X + 3)
     assert "Gelu_0: your own kernel for Gelu" in plan.explain()
 
@@ -83,7 +83,7 @@ def test_a_kernel_inside_a_body_takes_the_whole_node_along():
       >
     }"""
     model = dx.load(text, custom_ops=[Shift])
-    assert [k.kernel for k in model._facts.kernels] == ["own"]
+    assert [k.kernel for k in model._facts.kernels] == ["custom"]
     for yes, expected in ((True, X + 1), (False, -X)):
         found = model.predict({"x": X, "yes": np.array(yes)}, batch_size=None)
         np.testing.assert_array_equal(found, expected)
@@ -102,11 +102,11 @@ def test_a_kernel_inside_a_body_takes_the_whole_node_along():
 )
 def test_what_is_no_kernel_is_refused(custom_ops, replace, message):
     with pytest.raises(dx.ModelError, match=message):
-        own_kernels(custom_ops, replace)
+        collect_custom_kernels(custom_ops, replace)
 
 
 def test_a_module_that_a_worker_lacks_is_named():
-    kernels = OwnKernels((("", "Gelu"),), b"cnot_a_module\nkernel\n.", "token")
+    kernels = CustomKernels((("", "Gelu"),), b"cnot_a_module\nkernel\n.", "token")
     with pytest.raises(dx.StageError, match=r"(?s)cannot be imported on this .*upload_file"):
         kernels.operators()
 

@@ -268,7 +268,7 @@ def small_graphs(draw):
         name, (source, (channels, depth)) = f"v{i}", draw(st.sampled_from(sorted(values.items())))
         kind = draw(
             st.sampled_from(
-                ["conv", "strided", "pool", "up", "transposed", "pad", "norm", "gate", "add"]
+                ["conv", "strided", "pool", "up", "transposed", "pad", "norm", "barrier_key", "add"]
             )
         )
         if kind in ("conv", "strided"):
@@ -307,7 +307,7 @@ def small_graphs(draw):
             constants |= {f"s{i}": kernel(channels), f"b{i}": kernel(channels)}
             nodes.append(node("InstanceNormalization", f"{source} s{i} b{i}", name))
             values[name] = (channels, depth)
-        elif kind == "gate":
+        elif kind == "barrier_key":
             nodes.append(node("GlobalAveragePool", source, f"{name}g"))
             nodes.append(node("Sigmoid", f"{name}g", f"{name}s"))
             nodes.append(node("Mul", f"{source} {name}s", name))

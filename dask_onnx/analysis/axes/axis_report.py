@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import Dim, TensorSpec
 
@@ -140,7 +140,7 @@ def axis_table(
     groups: Sequence[tuple[Dim, Mapping[str, int]]],
     specs_for: Callable[[Mapping[str, int]], Specs],
     values: Sequence[str],
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
 ) -> AxisTable:
     """Return the facts of groups of input axes at `values`.
 
@@ -152,7 +152,7 @@ def axis_table(
     """
     rows = []
     for symbol, seeds in groups:
-        deps = propagate(facts, specs_for(seeds), seeds, own)
+        deps = propagate(facts, specs_for(seeds), seeds, custom)
         rows += [_fact(symbol, seeds, value, deps.get(value, FREE)) for value in values]
     return AxisTable(tuple(rows))
 
@@ -162,10 +162,10 @@ def axis_facts(
     specs: Specs,
     seeds: Mapping[str, int],
     values: Sequence[str],
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
 ) -> dict[str, AxisFact]:
     """Return the facts of one axis, which several inputs may share, by value."""
-    deps = propagate(facts, specs, seeds, own)
+    deps = propagate(facts, specs, seeds, custom)
     return {value: _fact(None, seeds, value, deps.get(value, FREE)) for value in values}
 
 

@@ -13,7 +13,7 @@ from dask_onnx.analysis.axes.control_rules import CONTROL, body_outputs
 from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, Dependence, Kind
 from dask_onnx.analysis.axes.index_rules import index_of
 from dask_onnx.analysis.axes.shape_values import MOST_ELEMENTS, folded, length_of, shape_value
-from dask_onnx.analysis.axes.table import KEEPS_POSITIONS, NAMES_SHAPES, Entry, OwnAxes, rule_of
+from dask_onnx.analysis.axes.table import KEEPS_POSITIONS, NAMES_SHAPES, CustomAxes, Entry, rule_of
 from dask_onnx.analysis.axes.view import Known, NodeView, Shape, at_least
 from dask_onnx.analysis.bodies import body_graphs
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
@@ -27,7 +27,7 @@ def propagate(
     facts: GraphFacts,
     specs: Specs,
     seeds: Mapping[str, int],
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
 ) -> dict[str, Dependence]:
     """Return how each value depends on the source axis; values that do not are left out.
 
@@ -51,7 +51,7 @@ def propagate(
     }
     positions = next((size for size in sizes if isinstance(size, int)), 1) if len(sizes) == 1 else 1
     given = {name: Dependence(Kind.INDEPENDENT, axis) for name, axis in seeds.items()}
-    walk = Walk(facts, specs, given, positions, {}, own or {})
+    walk = Walk(facts, specs, given, positions, {}, custom or {})
     walk.run()
     return walk.deps
 
@@ -66,9 +66,9 @@ class Walk:
         given: Mapping[str, Dependence],
         positions: int,
         known: Mapping[str, Known],
-        own: OwnAxes,
+        custom: CustomAxes,
     ) -> None:
-        self.facts, self.specs, self.positions, self.own = facts, specs, positions, own
+        self.facts, self.specs, self.positions, self.custom = facts, specs, positions, custom
         self.deps: dict[str, Dependence] = dict(given)
         self.known: dict[str, Known] = dict(known)
         self._initializers: dict[str, TensorProto] = {
@@ -161,7 +161,7 @@ class Walk:
         if node.op_type in CONTROL and not node.domain:
             self._note(proto, self._control(node, view))
             return
-        entry = rule_of(node.domain, node.op_type, self.own)
+        entry = rule_of(node.domain, node.op_type, self.custom)
         outputs = entry.rule(view)
         self._note(
             proto,
@@ -209,7 +209,7 @@ class Walk:
 
         def run(index: int, given: Mapping[str, Dependence]) -> list[Dependence]:
             facts, specs, captured, known = bodies[index]
-            walk = Walk(facts, specs, {**captured, **given}, self.positions, known, self.own)
+            walk = Walk(facts, specs, {**captured, **given}, self.positions, known, self.custom)
             walk.run()
             return [walk.deps.get(name, FREE) for name in facts.outputs]
 

@@ -31,7 +31,7 @@ ML = "ai.onnx.ml"
 ORT = "com.microsoft"
 
 OperatorName = tuple[str, str]
-OwnAxes = Mapping[OperatorName, object]
+CustomAxes = Mapping[OperatorName, object]
 """What the caller's operators declare: "independent" for all axes, or the axes that go through."""
 
 
@@ -330,10 +330,10 @@ KEEPS_POSITIONS = frozenset(
 """Operators that hand on the positions 0, 1, 2 ... as they are."""
 
 
-def rule_of(domain: str, op_type: str, own: OwnAxes) -> Entry:
+def rule_of(domain: str, op_type: str, custom: CustomAxes) -> Entry:
     """Return how an operator treats axes; opaque where nobody has said."""
-    if (domain, op_type) in own:
-        return Entry("own", _own_rule(own[domain, op_type]))
+    if (domain, op_type) in custom:
+        return Entry("custom", _custom_rule(custom[domain, op_type]))
     return _TABLE.get((domain, op_type), _UNKNOWN)
 
 
@@ -348,7 +348,7 @@ def families() -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _own_rule(declared: object) -> Rule:
+def _custom_rule(declared: object) -> Rule:
     """What a caller's operator says of its axes."""
     if declared == "independent":
         return values.elementwise

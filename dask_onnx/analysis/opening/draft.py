@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper, shape_inference
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import Walk
-from dask_onnx.analysis.axes.table import NAMES_SHAPES, OwnAxes
+from dask_onnx.analysis.axes.table import NAMES_SHAPES, CustomAxes
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.shapes import is_standard
@@ -66,7 +66,7 @@ class Draft:
         specs: Mapping[str, TensorSpec],
         axes: Mapping[str, int],
         rows: int,
-        own: OwnAxes,
+        custom: CustomAxes,
         *,
         is_definite: bool,
     ) -> None:
@@ -86,7 +86,7 @@ class Draft:
         for name, axis in axes.items():
             self._specs[name] = self._grown(specs[name], axis)
         given = {name: Dependence(Kind.INDEPENDENT, axis) for name, axis in axes.items()}
-        self._walk = Walk(facts, self._specs, given, PROBE, {}, own)
+        self._walk = Walk(facts, self._specs, given, PROBE, {}, custom)
         self._names = {*specs, *facts.inputs, *facts.initializers}
         for graph in graphs_of(facts.proto):
             self._names |= {value.name for value in graph.input}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from onnx.numpy_helper import to_array
 
 from dask_onnx.analysis.axes.dependence import Kind
-from dask_onnx.analysis.axes.table import OwnAxes
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.assembly import assembled
 from dask_onnx.analysis.opening.constants import Constants
@@ -72,7 +72,7 @@ def open_batch(
     model: OnnxModel,
     axes: Mapping[str, int] | None = None,
     schemas: Schemas | None = None,
-    own: OwnAxes | None = None,
+    custom: CustomAxes | None = None,
     *,
     read_weights: bool = False,
 ) -> Opened | Blocked:
@@ -100,7 +100,7 @@ def open_batch(
     first: Blocked | None = None
     for rows, batch in _candidates(facts, axes):
         specs, is_definite = _specs_at(facts, rows, batch, schemas)
-        draft = Draft(facts, specs, batch, rows, own or {}, is_definite=is_definite)
+        draft = Draft(facts, specs, batch, rows, custom or {}, is_definite=is_definite)
         found = _written(draft, Constants(draft, read_weights=read_weights))
         if isinstance(found, Opened):
             return found

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from dask_onnx.collections.bad_rows import ERROR, Found, RowsError, located, run_rows
-from dask_onnx.collections.inline import HereGraph
+from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.collections.text.texts import NO_TEXT, Unfit, text_fault
 from dask_onnx.core.errors import InputError, ModelError
@@ -67,7 +67,7 @@ class TextOptions:
 class Encoder:
     """All that happens to the texts of one partition."""
 
-    graph: HereGraph
+    graph: InlineGraph
     output: str
     feeds: Mapping[str, tuple[str, np.dtype[Any]]]
     """Input to what it takes ("ids", "mask", "types"), and its dtype."""
