@@ -28,7 +28,7 @@ def child(way: str, assets: Path, folder: str) -> None:
 
     import dask_onnx as dx
 
-    with dask.config.set({"dask_onnx.store.directory": folder, "scheduler": "sync"}):
+    with dask.config.set({"onnx.store.directory": folder, "scheduler": "sync"}):
         model = dx.load(assets / "det.onnx")
         spec = dx.SessionSpec(intra_op_num_threads=1, config=WAYS[way])
         plan = model.plan("fused", n_stages=STAGES, session=spec)

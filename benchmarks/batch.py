@@ -95,7 +95,7 @@ def main() -> None:
     results = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
     ):
         for name, (path, feeds) in workloads(arguments.assets, Path(folder)).items():
             found = results[name] = measure(path, feeds, arguments.rounds)

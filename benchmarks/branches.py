@@ -141,7 +141,7 @@ def main() -> None:
     for name in _MODELS:
         with (
             tempfile.TemporaryDirectory() as folder,
-            dask.config.set({"dask_onnx.store.directory": folder}),
+            dask.config.set({"onnx.store.directory": folder}),
         ):
             found = measure(arguments.assets / f"{name}.onnx", arguments.rows, arguments.rounds)
         results[name] = found

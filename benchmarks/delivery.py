@@ -53,7 +53,7 @@ def measure(vanish: bool) -> dict[str, Any]:
         folder = Path(work)
         path = make_transformer(folder / "client" / "model.onnx", layers=4)
         own = {**os.environ, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"}
-        own["DASK_DASK_ONNX__STORE__DIRECTORY"] = str(folder / "client" / "store")
+        own["DASK_ONNX__STORE__DIRECTORY"] = str(folder / "client" / "store")
         dask = f"{sys.executable} -m dask"
         scheduler = f"scheduler --host {ADDRESSES[0]} --port {SCHEDULER_PORT} --no-dashboard"
         worker = f"worker tcp://{ADDRESSES[0]}:{SCHEDULER_PORT} --host {ADDRESSES[1]}"

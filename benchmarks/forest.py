@@ -183,7 +183,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as name,
-        dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
+        dask.config.set({"onnx.store.directory": f"{name}/store"}),
     ):
         folder = Path(name)
         fitted, proto = forest(arguments.megabytes)

@@ -188,7 +188,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
     ):
         found = {
             name: measure(path, feeds, options)

@@ -222,7 +222,7 @@ def main(output: Path, quick: bool) -> None:
     cut = slice(None, 2) if quick else slice(None)
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": folder}),
+        dask.config.set({"onnx.store.directory": folder}),
     ):
         results = {
             "by nodes": by_nodes((100, 300, 1000) if quick else _NODES),

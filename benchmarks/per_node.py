@@ -33,7 +33,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": folder, "scheduler": "threads"}),
+        dask.config.set({"onnx.store.directory": folder, "scheduler": "threads"}),
     ):
         model = dx.load(path)
         plans = []

@@ -159,7 +159,7 @@ def main() -> None:
     for layers in arguments.layers:
         with (
             tempfile.TemporaryDirectory() as name,
-            dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
+            dask.config.set({"onnx.store.directory": f"{name}/store"}),
         ):
             path = Path(name) / "model.onnx"
             make_transformer(path, layers, arguments.width)

@@ -245,7 +245,7 @@ def cluster_results(assets: Path, rounds: int) -> dict[str, dict[str, tuple[floa
     for name in _ON_CLUSTER:
         with (
             tempfile.TemporaryDirectory() as folder,
-            dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+            dask.config.set({"onnx.store.directory": f"{folder}/store"}),
         ):
             model = dx.load(source_of(name, assets))
             model.plan(measure=feeds_of(_ROWS[name][0], name), session=_ONE_THREAD)
@@ -273,7 +273,7 @@ def in_process(assets: Path, rounds: int) -> dict[str, Any]:
     for name, (known, asked) in _ROWS.items():
         with (
             tempfile.TemporaryDirectory() as folder,
-            dask.config.set({"dask_onnx.store.directory": folder}),
+            dask.config.set({"onnx.store.directory": folder}),
         ):
             model = dx.load(source_of(name, assets))
             model.plan(measure=feeds_of(known, name), session=_ONE_THREAD)

@@ -117,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
     ):
         path = make_transformer(Path(folder) / "encoder.onnx", options.layers, WIDTH)
         found = {str(tokens): measure(path, tokens, options) for tokens in options.tokens}

@@ -41,7 +41,7 @@ def main(assets: Path, output: Path | None, batches: int, strategy: str) -> None
     memory: dict[int, dict[str, float]] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):

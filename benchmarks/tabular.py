@@ -242,7 +242,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,
-        dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
+        dask.config.set({"onnx.store.directory": f"{name}/store"}),
     ):
         results = measure(Path(name), arguments.rows, arguments.partitions, arguments.rounds)
     print_against_limit(

@@ -168,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,
-        dask.config.set({"dask_onnx.store.directory": f"{name}/store"}),
+        dask.config.set({"onnx.store.directory": f"{name}/store"}),
     ):
         results = measure(
             arguments.assets,

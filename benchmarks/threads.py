@@ -87,7 +87,7 @@ def main(assets: Path, output: Path | None, rounds: int, seconds: float, names: 
     results: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
     ):
         for name in names:
             work = prepare(name, assets, Path(folder), seconds, is_open=True)

@@ -282,7 +282,7 @@ def prepare(
 def main(assets: Path, output: Path, rounds: int, seconds: float, names: list[str]) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
-        dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+        dask.config.set({"onnx.store.directory": f"{folder}/store"}),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):

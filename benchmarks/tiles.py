@@ -249,7 +249,7 @@ def main(assets: Path, output: Path, sizes: list[int], tiles: list[int]) -> None
     for size in sizes:
         with (
             tempfile.TemporaryDirectory() as folder,
-            dask.config.set({"dask_onnx.store.directory": f"{folder}/store"}),
+            dask.config.set({"onnx.store.directory": f"{folder}/store"}),
         ):
             results[str(size)] = measure(assets.absolute(), Path(folder), size, tiles)
         show(size, results[str(size)])

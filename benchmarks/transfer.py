@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 CONTESTANTS = {
-    "none": {"distributed.comm.compression": False, "dask_onnx.transfer.pack": False},
-    "dask lz4": {"distributed.comm.compression": "lz4", "dask_onnx.transfer.pack": False},
-    "ours": {"distributed.comm.compression": "lz4", "dask_onnx.transfer.pack": True},
+    "none": {"distributed.comm.compression": False, "onnx.transfer.pack": False},
+    "dask lz4": {"distributed.comm.compression": "lz4", "onnx.transfer.pack": False},
+    "ours": {"distributed.comm.compression": "lz4", "onnx.transfer.pack": True},
 }
 CUT = "batch_norm_1.tmp_4"
 """What the last ReLU but none gives: (N, 24, H / 2, W / 2)."""
@@ -188,7 +188,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work, Link() as link:
-        os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = str(Path(work) / "store")
+        os.environ["DASK_ONNX__STORE__DIRECTORY"] = str(Path(work) / "store")
         processes = start(link, Path(work))
         client = subprocess.Popen(
             [*link.inside(0), sys.executable, __file__, "--client", json.dumps(settings)],

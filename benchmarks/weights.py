@@ -241,7 +241,7 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = str(folder / "store")
+        os.environ["DASK_ONNX__STORE__DIRECTORY"] = str(folder / "store")
         models = {
             "transformer": (
                 make_transformer(folder / "transformer.onnx"),

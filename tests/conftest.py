@@ -23,13 +23,13 @@ ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".c
 def store_directory(tmp_path_factory):
     """No test touches the user's own store; worker processes learn it from the environment."""
     folder = str(tmp_path_factory.mktemp("store"))
-    os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"] = folder
-    os.environ["DASK_DASK_ONNX__PLAN__CALIBRATE"] = "False"
+    os.environ["DASK_ONNX__STORE__DIRECTORY"] = folder
+    os.environ["DASK_ONNX__PLAN__CALIBRATE"] = "False"
     # Plans must not depend on the machine that tests run on, nor on the test that ran before.
-    with dask.config.set({"dask_onnx.store.directory": folder, "dask_onnx.plan.calibrate": False}):
+    with dask.config.set({"onnx.store.directory": folder, "onnx.plan.calibrate": False}):
         yield folder
-    del os.environ["DASK_DASK_ONNX__STORE__DIRECTORY"]
-    del os.environ["DASK_DASK_ONNX__PLAN__CALIBRATE"]
+    del os.environ["DASK_ONNX__STORE__DIRECTORY"]
+    del os.environ["DASK_ONNX__PLAN__CALIBRATE"]
 
 
 @pytest.fixture(autouse=True)

@@ -312,7 +312,7 @@ class Model:
             "1.5GiB"; without `n_stages` the fewest stages that keep within it.
         min_seconds : float, optional
             For "fused" without `n_stages`: what a stage should compute at least, in predicted
-            seconds. Default ``dask_onnx.plan.min-seconds``.
+            seconds. Default ``onnx.plan.min-seconds``.
         outputs : str or sequence of str, optional
             Graph outputs or intermediate values; the graph's outputs by default.
         shapes : mapping of input name to shape, optional
@@ -424,7 +424,7 @@ class Model:
         plan : Plan, optional
             How the model is cut; whole by default.
         retries : int, optional
-            How often Dask repeats a task that raised; ``dask_onnx.retries`` (3) by default. Lazy
+            How often Dask repeats a task that raised; ``onnx.retries`` (3) by default. Lazy
             arrays need ``dx.configure(client)`` on a cluster that you started yourself.
         columns : str, sequence of str, or mapping of input to these; for tables
             What feeds what. By default several inputs take the columns of their names; one input

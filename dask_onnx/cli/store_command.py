@@ -23,7 +23,7 @@ from dask_onnx.store.weight_store import Store
 def command() -> None:
     """What this host keeps of models: weightless protos, and weights by content.
 
-    The folder is dask_onnx.store.directory, the user's cache folder by default.
+    The folder is onnx.store.directory, the user's cache folder by default.
     """
 
 
@@ -117,7 +117,7 @@ def forget_command(options: Options) -> None:
 
 
 @command.command("prune")
-@click.option("--max-bytes", help="What may stay, such as 5GiB; dask_onnx.store.max-bytes if left.")
+@click.option("--max-bytes", help="What may stay, such as 5GiB; onnx.store.max-bytes if left.")
 @click.option("--unused", help="Only models that were not used for so long, such as 7d or 12h.")
 @click.option("--all", "everything", is_flag=True, help="Every model that nobody uses now.")
 @common_options

@@ -102,7 +102,7 @@ def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
     ------
     PlanError
         Naming the stage, the need, the limit and a way out; a warning where
-        ``dask_onnx.plan.memory-check`` is "warn".
+        ``onnx.plan.memory-check`` is "warn".
     """
     needs = _needs(load)
     if client is None or client.asynchronous:

@@ -29,7 +29,7 @@ _TASKS_PER_SLOT = 3
 
 
 def with_overhead(cluster: Cluster, client: Any) -> Cluster:
-    """The same, with how fast tasks are done there, if ``dask_onnx.plan.calibrate`` allows to find
+    """The same, with how fast tasks are done there, if ``onnx.plan.calibrate`` allows to find
     out. Of a client's cluster that is measured when it is first asked for, and anew once it has
     other workers, while it has nothing else to do: about a second. Of this process it is measured
     once for the host.

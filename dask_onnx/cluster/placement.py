@@ -65,7 +65,7 @@ class Placement:
 
 
 def effective_retries(retries: int | None) -> int:
-    """The caller's number, or ``dask_onnx.retries``."""
+    """The caller's number, or ``onnx.retries``."""
     return int(config.get("retries")) if retries is None else retries
 
 

@@ -377,7 +377,7 @@ def check_versions(planned: Versions) -> None:
     Raises
     ------
     StageError
-        They differ, and ``dask_onnx.version-mismatch`` is "error"; a warning otherwise.
+        They differ, and ``onnx.version-mismatch`` is "error"; a warning otherwise.
     """
     own = own_versions()
     differences = [
@@ -397,6 +397,6 @@ def check_versions(planned: Versions) -> None:
         return
     raise StageError(
         cause,
-        "install the same versions everywhere, or set dask_onnx.version-mismatch to 'warn' "
+        "install the same versions everywhere, or set onnx.version-mismatch to 'warn' "
         "on the workers",
     )

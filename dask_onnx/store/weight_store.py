@@ -65,7 +65,7 @@ class Lease:
 
 
 class Store:
-    """The host's store, at ``dask_onnx.store.directory``."""
+    """The host's store, at ``onnx.store.directory``."""
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         configured = directory or config.get("store.directory")
@@ -335,7 +335,7 @@ class Store:
         except OSError as error:
             raise StoreError(
                 f"the store's folder {folder} cannot be made: {error.strerror}",
-                "set dask_onnx.store.directory to a folder that you may write to",
+                "set onnx.store.directory to a folder that you may write to",
             ) from error
 
     @contextlib.contextmanager
@@ -349,9 +349,9 @@ class Store:
                 f"{size:,} bytes cannot be written to {folder}: {error.strerror} "
                 f"({free:,} bytes are free)",
                 "run `dask-onnx store prune`, free some space there, or set "
-                "dask_onnx.store.directory to another disk"
+                "onnx.store.directory to another disk"
                 if full
-                else "set dask_onnx.store.directory to a folder that you may write to",
+                else "set onnx.store.directory to a folder that you may write to",
             ) from error
 
     def _write(self, path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -381,7 +381,7 @@ def _check_owner(root: Path) -> None:
     if status.st_uid != os.geteuid():
         raise StoreError(
             f"the store {root} belongs to user {status.st_uid}, and this is user {os.geteuid()}",
-            "each user has a store of their own: set dask_onnx.store.directory to your own folder",
+            "each user has a store of their own: set onnx.store.directory to your own folder",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StoreError(

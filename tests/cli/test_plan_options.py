@@ -21,7 +21,7 @@ def branching(tmp_path):
 @pytest.fixture
 def own_store(tmp_path):
     """For tests that measure: what they find must not be what other plans go by."""
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "store")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "store")}):
         yield
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_bad_input(run, model, tmp_path, name, conten
     assert result.code == 2 and reason in result.err
 
 
-def test_stages_stay_on_lanes(run, model):
+def test_stages_stay_on_worker_groups(run, model):
     arguments = ("plan", model, "--strategy", "per_node", "--worker-groups", "0,1,0")
     assert "worker 0" in run(*arguments).out
     facts = run(*arguments, "--json").json()

@@ -11,7 +11,7 @@ from dask_onnx.store.weight_store import Store
 @pytest.fixture
 def store(tmp_path):
     """A store with one model, which the commands see."""
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own store")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "own store")}):
         store = Store()
         store.put(load_onnx(dense_model(hidden=40_000)))
         yield store
@@ -82,7 +82,7 @@ def test_sizes_and_times_that_are_none_are_bad_input(run, store, option):
 
 
 def test_an_empty_store_is_listed(run, tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "none")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "none")}):
         assert "0 models" in run("store", "list").out
         assert run("store", "verify").code == 0
         assert run("store", "prune").code == 0

@@ -79,7 +79,7 @@ def test_activations_that_cannot_fit_are_refused_with_the_rows_that_would():
         model.predict(x)  # finds its own rows, and watches the memory
         model.predict(x.rechunk((rows, -1)), batch_size=None)
         with (
-            dask.config.set({"dask_onnx.plan.memory-check": "warn"}),
+            dask.config.set({"onnx.plan.memory-check": "warn"}),
             pytest.warns(UserWarning, match="of activations"),
         ):
             model.predict(x, batch_size=None)

@@ -32,7 +32,7 @@ HIDDEN = 300_000  # 14 MB of weights: W1 and W2 are a blob each, b1 too
 
 
 def worker(store: Path) -> dict:
-    config = {"dask_onnx.store.directory": str(store)}
+    config = {"onnx.store.directory": str(store)}
     return {"cls": Nanny, "options": {"nthreads": 1, "config": config}}
 
 

@@ -88,7 +88,7 @@ def test_a_worker_that_dies_is_replaced(cluster, model):
     assert first not in cluster.run(os.getpid).values()
 
 
-def test_lanes_without_a_new_worker_are_taken_over(monkeypatch, model):
+def test_worker_groups_without_a_new_worker_are_taken_over(monkeypatch, model):
     monkeypatch.setattr("dask_onnx.cluster.worker_groups.TAKEOVER_SECONDS", 0.5)
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -111,7 +111,7 @@ def test_lanes_without_a_new_worker_are_taken_over(monkeypatch, model):
         assert len(worker_groups) == 2 and len(set(worker_groups.values())) == 2
 
 
-def test_lanes_of_plans_that_are_gone_are_forgotten(cluster, model):
+def test_worker_groups_of_plans_that_are_gone_are_forgotten(cluster, model):
     x = da.from_array(ROWS[:64], chunks=(16, -1))
     for limit in (5_000_000, 3_500_000):
         model.predict(x, plan=model.plan("pipeline", memory_limit=limit)).compute()

@@ -80,7 +80,7 @@ def test_the_longest_way_comes_first_and_older_chunks_before_it(own_client, note
 @pytest.fixture
 def own_store(tmp_path):
     """What is measured here must not be known to other tests."""
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path)}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path)}):
         yield
 
 

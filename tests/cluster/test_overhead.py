@@ -21,9 +21,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture(autouse=True)
 def measures(tmp_path):
     """What is found out here is not for other tests."""
-    with dask.config.set(
-        {"dask_onnx.plan.calibrate": True, "dask_onnx.store.directory": str(tmp_path)}
-    ):
+    with dask.config.set({"onnx.plan.calibrate": True, "onnx.store.directory": str(tmp_path)}):
         yield
 
 
@@ -42,7 +40,7 @@ def test_a_cluster_is_measured_once_and_predictions_go_by_it(own_client, monkeyp
     assert paced(own_client) is found
     assert "besides its tasks" in plan.explain()
     assert plan.model.plan("auto").verdict.overhead is found
-    with dask.config.set({"dask_onnx.plan.calibrate": False}):
+    with dask.config.set({"onnx.plan.calibrate": False}):
         assert paced(own_client) == Overhead()
 
 

@@ -58,7 +58,7 @@ def model_result(model):
     return plain(ROWS, batch_size=None)
 
 
-def test_lanes_go_by_the_memory_that_workers_have():
+def test_worker_groups_go_by_the_memory_that_workers_have():
     model = dx.load(layers_model([3000] * 6, width=64))
     plan = model.plan("pipeline", n_stages=3).with_placement(dx.Placement((0, 1, 2)))
     with workers({"memory_limit": 1_100_000_000}, {"memory_limit": 500_000_000}) as client:

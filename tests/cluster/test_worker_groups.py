@@ -26,7 +26,7 @@ def by_worker(worker_groups):
     return found
 
 
-def test_lanes_are_spread():
+def test_worker_groups_are_spread():
     assert by_worker(groups_of(10, 10)) in ({A: {0}, B: {1}}, {A: {1}, B: {0}})
 
 
@@ -81,7 +81,7 @@ def test_what_was_lost_later_waits_longer():
     assert len(worker_groups.waiting) == 1
 
 
-def test_lanes_of_a_cluster_without_workers_wait_one_by_one():
+def test_worker_groups_of_a_cluster_without_workers_wait_one_by_one():
     worker_groups = WorkerGroups()
     worker_groups.add({("p", 0): 10, ("p", 1): 10}, {}, 0.0)
     assert len(worker_groups.waiting) == 2

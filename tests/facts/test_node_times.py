@@ -23,7 +23,7 @@ SLOW_SECONDS = 0.02
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "own")}):
         yield
 
 

@@ -188,14 +188,14 @@ def test_of_several_configurations_one_must_be_named():
 @pytest.mark.parametrize(
     ("devices", "worker_groups"), [(1, None), (2, (0, 1, 0)), (3, (0, 1, 2)), (8, (0, 1, 2))]
 )
-def test_stages_keep_to_as_many_lanes_as_there_are_devices(devices, worker_groups):
+def test_stages_keep_to_as_many_worker_groups_as_there_are_devices(devices, worker_groups):
     made = chain(0, 1, 2)
     made.configuration[0].num_devices = devices
     placement = dx.load(made).plan(dx.from_annotations()).placement
     assert (None if placement is None else placement.worker_groups) == worker_groups
 
 
-def test_a_stage_that_two_kernels_run_stays_on_its_lane():
+def test_a_stage_that_two_kernels_run_stays_on_its_worker_group():
     model = dx.load(chain(0, 0, 1, 2), replace={"Neg": np.negative})
     plan = model.plan(dx.from_annotations())
     assert [stage.kernel for stage in plan.stages] == [
@@ -206,7 +206,7 @@ def test_a_stage_that_two_kernels_run_stays_on_its_lane():
     assert plan.placement.worker_groups == (0, 0, 1, 0)
 
 
-def test_a_configuration_that_only_nodes_name_has_stages_and_no_lanes():
+def test_a_configuration_that_only_nodes_name_has_stages_and_no_worker_groups():
     made = chain(0, 1)
     del made.configuration[:]
     plan = dx.load(made).plan(dx.from_annotations())
@@ -398,7 +398,7 @@ def test_a_newer_ir_version_stays():
     assert dx.load(made).plan("per_node").annotate(made).ir_version == 12
 
 
-def test_lanes_are_devices(layers):
+def test_worker_groups_are_devices(layers):
     plan = dx.load(layers).plan("fused", n_stages=4).with_placement(dx.Placement((0, 1, 0, 1)))
     written = plan.annotate()
     assert written.configuration[0].num_devices == 2

@@ -17,7 +17,7 @@ from dask_onnx.runtime.profile import noted_speed, noted_times
 
 @pytest.fixture(autouse=True)
 def own_store(tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "own")}):
         yield
 
 
@@ -181,7 +181,7 @@ def test_weights_that_are_cast_stand_where_they_are_read():
 
 
 def test_a_cpu_is_calibrated_once_when_a_plan_first_weighs_nodes(monkeypatch):
-    with dask.config.set({"dask_onnx.plan.calibrate": True}):
+    with dask.config.set({"onnx.plan.calibrate": True}):
         model = dx.load(layers_model([500, 500], width=64))
         model.plan(shapes={"x": (64, 64)})
         assert noted_calibration() is None  # nothing is weighed

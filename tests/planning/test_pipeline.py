@@ -58,7 +58,7 @@ def test_the_callers_own_cuts():
             model.plan(dx.at_values(values))
 
 
-def test_lanes_that_were_given_stay_where_the_stages_are_as_many():
+def test_worker_groups_that_were_given_stay_where_the_stages_are_as_many():
     source = layers_model([64] * 6)
     model = dx.load(source)
     plan = model.plan("pipeline", n_stages=3).with_placement(dx.Placement((0, 0, 1)))
@@ -66,7 +66,7 @@ def test_lanes_that_were_given_stay_where_the_stages_are_as_many():
     assert plan.for_outputs(("y3",)).placement == dx.Placement((0, 0, 1))
 
 
-def test_lanes_of_other_stages_are_as_loose():
+def test_worker_groups_of_other_stages_are_as_loose():
     plan = dx.load(layers_model([64] * 6)).plan("pipeline", memory_limit=9000)
     worker_groups = tuple(i % 2 for i in range(len(plan.stages)))
     plan = plan.with_placement(dx.Placement(worker_groups, allow_other_workers=True))

@@ -114,13 +114,13 @@ def test_one_value_may_stand_alone(model):
 
 
 @pytest.mark.parametrize("worker_groups", [(0, -1), (0, 1.5), (0, "a"), 3])
-def test_lanes_are_numbers(worker_groups):
+def test_worker_groups_are_numbers(worker_groups):
     with pytest.raises(dx.PlanError, match="worker_group"):
         dx.Placement(worker_groups)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5])
-def test_lanes_in_turns_need_a_worker(workers):
+def test_worker_groups_in_turns_need_a_worker(workers):
     with pytest.raises(dx.PlanError, match="workers is"):
         dx.Placement.one_each(3, workers)
 

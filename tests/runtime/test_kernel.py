@@ -98,7 +98,7 @@ def test_other_versions_are_an_error_that_says_which():
 
 def test_other_versions_may_be_a_warning():
     with (
-        dask.config.set({"dask_onnx.version-mismatch": "warn"}),
+        dask.config.set({"onnx.version-mismatch": "warn"}),
         pytest.warns(UserWarning, match="other versions"),
     ):
         check_versions(OTHER)

@@ -31,8 +31,8 @@ def wide_model(seed: int = 0):
 @pytest.fixture
 def store(tmp_path):
     settings = {
-        "dask_onnx.store.directory": str(tmp_path / "own"),
-        "dask_onnx.session.prepack-min-bytes": 2**20,
+        "onnx.store.directory": str(tmp_path / "own"),
+        "onnx.session.prepack-min-bytes": 2**20,
     }
     with dask.config.set(settings):
         yield Store()
@@ -52,7 +52,7 @@ def never_slower(monkeypatch):
 def test_packed_weights_give_the_same_numbers(store, never_slower):
     source = wide_model()
     model = dx.load(source)
-    with dask.config.set({"dask_onnx.session.prepack-min-bytes": None}):
+    with dask.config.set({"onnx.session.prepack-min-bytes": None}):
         plain = model(X)
     assert notes(store) == []
     CACHE.clear()

@@ -57,7 +57,7 @@ def test_a_build_that_failed_is_tried_again():
 
 def test_the_least_recently_used_session_goes_first():
     cache = SessionCache()
-    with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
+    with dask.config.set({"onnx.session.cache-bytes": 25}):
         for name in "ab":
             keep(cache, name, 10)
         keep(cache, "a", 1)
@@ -67,7 +67,7 @@ def test_the_least_recently_used_session_goes_first():
 
 def test_a_session_larger_than_the_limit_is_kept_while_it_is_the_newest():
     cache = SessionCache()
-    with dask.config.set({"dask_onnx.session.cache-bytes": 25}):
+    with dask.config.set({"onnx.session.cache-bytes": 25}):
         keep(cache, "a", 100)
         assert [name for name, _ in cache.sessions] == ["a"]
         keep(cache, "b", 10)

@@ -30,7 +30,7 @@ def ways(value, context):
 
 @pytest.fixture
 def slow_link():
-    with dask.config.set({"dask_onnx.transfer.bandwidth": "5MB"}):
+    with dask.config.set({"onnx.transfer.bandwidth": "5MB"}):
         yield
 
 
@@ -42,7 +42,7 @@ def test_between_hosts_it_is_packed(slow_link):
 
 
 def test_dask_is_kept_from_compressing_what_a_fast_link_takes_sooner():
-    with dask.config.set({"dask_onnx.transfer.bandwidth": "20GB"}):
+    with dask.config.set({"onnx.transfer.bandwidth": "20GB"}):
         assert ways(RELU, APART)[0] == ["raw"]
         found, back, _, frames = ways(RELU, {**APART, "compression": "lz4"})
     assert found == ["hidden"]
@@ -60,7 +60,7 @@ def test_elsewhere_it_is_not(slow_link, context):
 
 
 def test_it_can_be_switched_off(slow_link):
-    with dask.config.set({"dask_onnx.transfer.pack": False}):
+    with dask.config.set({"onnx.transfer.pack": False}):
         assert ways(RELU, APART)[0] == ["raw"]
 
 

@@ -74,7 +74,7 @@ def test_memory_sets_a_ceiling():
 
 @pytest.fixture
 def own_store(tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "own")}):
         yield Store()
 
 

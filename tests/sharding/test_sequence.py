@@ -399,7 +399,7 @@ def blind_client(tmp_path):
             "cls": Nanny,
             "options": {
                 "nthreads": 1,
-                "config": {"dask_onnx.store.directory": str(tmp_path / name)},
+                "config": {"onnx.store.directory": str(tmp_path / name)},
             },
         }
         for name in "ab"

@@ -27,7 +27,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, store_directory: str) -> Ite
     root = tmp_path_factory.mktemp("hosts")
 
     def worker(store: Path) -> dict[str, Any]:
-        config = {"dask_onnx.store.directory": str(store)}
+        config = {"onnx.store.directory": str(store)}
         return {"cls": Nanny, "options": {"nthreads": 1, "config": config}}
 
     spec = {name: worker(root / name) for name in ("a", "b")}

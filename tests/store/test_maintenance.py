@@ -89,7 +89,7 @@ def test_a_model_that_another_process_uses_is_never_taken(store):
 
 
 def test_a_session_keeps_its_model(tmp_path):
-    with dask.config.set({"dask_onnx.store.directory": str(tmp_path / "own")}):
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "own")}):
         store = Store()
         model = dx.load(dense_model(hidden=2000))
         x = np.ones((2, 8), "f4")
@@ -124,12 +124,12 @@ def test_what_a_killed_process_left_is_swept_away(store):
 
 
 def test_the_limit_is_kept_when_something_is_brought_in(tmp_path):
-    settings = {"dask_onnx.store.directory": str(tmp_path / "own")}
+    settings = {"onnx.store.directory": str(tmp_path / "own")}
     with dask.config.set(settings):
         for hidden in (20_000, 30_000):
             path = tmp_path / f"{hidden}.onnx"
             onnx.save(dense_model(hidden=hidden), path)
-            with dask.config.set({"dask_onnx.store.max-bytes": 2_000_000}):
+            with dask.config.set({"onnx.store.max-bytes": 2_000_000}):
                 dx.load(path)(np.ones((1, 8), "f4"))
             CACHE.clear()
         keep_below_limit(Store())

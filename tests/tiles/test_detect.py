@@ -217,7 +217,7 @@ def test_a_task_reads_its_part_of_the_picture_only(model):
 
 
 def test_tasks_are_repeated_as_the_configuration_says(model):
-    with dask.config.set({"dask_onnx.retries": 7}):
+    with dask.config.set({"onnx.retries": 7}):
         lazy = detect_sliced(model, da.from_array(PICTURE))
     annotations = [layer.annotations for layer in lazy.__dask_graph__().layers.values()]
     assert {"retries": 7} in annotations
