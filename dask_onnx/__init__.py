@@ -26,8 +26,10 @@ if TYPE_CHECKING:
         InputError,
         ModelError,
         PlanError,
+        RunError,
         StageError,
         StoreError,
+        Suggestion,
     )
     from dask_onnx.core.specs import SessionSpec, TensorSpec
     from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
@@ -56,8 +58,10 @@ _HOMES = {
     "InputError": "core.errors",
     "ModelError": "core.errors",
     "PlanError": "core.errors",
+    "RunError": "core.errors",
     "StageError": "core.errors",
     "StoreError": "core.errors",
+    "Suggestion": "core.errors",
     "Sharded": "sharding.strategy",
     "Boxes": "tiles.boxes",
     "detect_sliced": "tiles.detect",
@@ -78,6 +82,7 @@ __all__ = [
     "Placement",
     "Plan",
     "PlanError",
+    "RunError",
     "SessionSpec",
     "Sharded",
     "Stage",
@@ -85,6 +90,7 @@ __all__ = [
     "StageGraph",
     "StoreError",
     "Strategy",
+    "Suggestion",
     "TensorSpec",
     "TextModel",
     "at_values",

@@ -26,8 +26,9 @@ class RowsError(InputError):
         mask: np.ndarray | None = None,
         of_row: str = "",
         of_rows: Mapping[int, str] | None = None,
+        **fields: Any,
     ) -> None:
-        super().__init__(cause, next_step)
+        super().__init__(cause, next_step, **fields)
         self.mask = np.zeros(0, bool) if mask is None else mask
         self.of_row = of_row or cause
         """What is wrong, said of one row."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-_PROGRAM = "from dask_onnx.runtime.elsewhere import answer; answer()"
+_PROGRAM = "from dask_onnx.core.subprocesses import answer; answer()"
 
 
 def run_in_subprocess(

@@ -67,7 +67,7 @@ def test_blobs_that_another_model_uses_stay(store):
 
 def test_a_model_that_another_process_uses_is_never_taken(store):
     model = put(store, 2000, 900)
-    code = "import sys; from dask_onnx.runtime.store import Store\n"
+    code = "import sys; from dask_onnx.store.weight_store import Store\n"
     code += "lease = Store(sys.argv[1]).lease(sys.argv[2])\n"
     code += "print('held', flush=True); sys.stdin.readline()"
     process = subprocess.Popen(

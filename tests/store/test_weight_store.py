@@ -195,7 +195,7 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_nothing_under_a_final_
 
 
 def test_a_lock_whose_holder_was_killed_is_free(store):
-    code = "import sys, time; from dask_onnx.runtime.store import Store\n"
+    code = "import sys, time; from dask_onnx.store.weight_store import Store\n"
     code += "with Store(sys.argv[1]).lock('m'):\n print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(store.root)], stdout=subprocess.PIPE
