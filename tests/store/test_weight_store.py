@@ -164,7 +164,7 @@ def test_ten_processes_that_arrive_at_once_leave_one_whole_copy(store, model):
 
 _WRITE_FOR_EVER = """
 import os, sys
-from dask_onnx.runtime import store as module
+from dask_onnx.store import weight_store as module
 real, pause = os.fsync, iter(range(10**6))
 def fsync(descriptor):
     real(descriptor)
