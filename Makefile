@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test test-slow lint demo conformance bench bench-network assets clean
+.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance bench bench-network assets clean
 
 test: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -14,6 +14,25 @@ test: $(STAMP) assets
 # What takes minutes each: thousands of random graphs, all of ONNX's cases.
 test-slow: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+
+# Which lines the quick tests reach; the page is htmlcov/index.html.
+coverage: $(STAMP) assets
+	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m "not slow" --cov --cov-report=html $(PYTEST_ARGS)
+
+# The oldest versions that pyproject.toml allows of the packages at the heart.
+test-minimum: assets
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet --editable '.[test]' -c tests/minimum.txt
+	DASK_ONNX_ASSETS=$(ASSETS) .venv-minimum/bin/python -m pytest -m "not slow and not real" \
+		--ignore tests/conformance $(PYTEST_ARGS)
+
+# Dask as it is in its repositories.
+test-upstream: assets
+	$(PYTHON) -m venv .venv-upstream
+	.venv-upstream/bin/python -m pip install --quiet --editable '.[test]'
+	.venv-upstream/bin/python -m pip install --quiet --upgrade \
+		git+https://github.com/dask/dask git+https://github.com/dask/distributed
+	DASK_ONNX_ASSETS=$(ASSETS) .venv-upstream/bin/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -62,4 +81,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .cache demo-output
+	rm -rf $(VENV) .venv-minimum .venv-upstream .cache demo-output htmlcov

@@ -1,4 +1,4 @@
-"""What the stages of a model take of memory: one arena for all sessions of a process, or one each.
+"""Memory of a model's stages: one arena for all sessions of a process against one arena each.
 
     python benchmarks/arena.py --assets .cache/assets --output benchmarks/results
 
@@ -71,7 +71,7 @@ def main() -> None:
         [a / b for a, b in zip(runs["one each"], runs["one arena"], strict=True)]
     )
     print_table(
-        f"{STAGES} stages, {ROWS} rows of {SIZE} x {SIZE}: what a process grows by",
+        f"{STAGES} stages, {ROWS} rows of {SIZE} x {SIZE}: growth of the process",
         ["", "MiB", "seconds a request"],
         [[way, f"{mib[way]:.0f}", f"{np.median(runs[way]):.3f}"] for way in WAYS],
     )

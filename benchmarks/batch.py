@@ -1,9 +1,10 @@
-"""Whether `batch_size="auto"` finds the best number of rows for a run.
+"""Throughput of `batch_size="auto"` against fixed numbers of rows a run.
 
     python benchmarks/batch.py --assets .cache/assets --output benchmarks/results
 
-For each model a block of rows on one thread: with "auto", once it has been measured, and with fixed
-sizes, in alternating rounds. What counts is the best fixed size over auto, within a round.
+Each model predicts a block of rows on one thread, with "auto" after its measurements are complete
+and with fixed sizes, in alternating rounds. The result is the time of the best fixed size over the
+time of "auto" within a round.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def workloads(assets: Path, folder: Path) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
-    """Model and inputs, about a second or two of work each."""
+    """Return models and their inputs, one or two seconds of work each."""
     rng = np.random.default_rng(0)
 
     def image(rows: int, *shape: int) -> np.ndarray:

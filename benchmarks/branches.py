@@ -1,20 +1,20 @@
-"""Branches: one request of a wide graph, its branches side by side, against ONNX Runtime alone.
+"""Branches: one request of a wide graph, its branches in parallel, against ONNX Runtime alone.
 
     python benchmarks/branches.py --assets .cache/assets --output benchmarks/results
 
 deepcut and oskut-deepcut with 2048 rows as one request. Contestants, in alternating rounds:
 
 - ort 1, ort 2: a bare session with one and with two intra-op threads
-- ort parallel: a bare session that runs nodes side by side, with two inter-op threads
+- ort parallel: a bare session that runs nodes in parallel, with two inter-op threads
 - branches, threads: `plan("branches")` of two groups on Dask's threaded scheduler, one process
 - branches, processes: the same on two workers of one thread each
-- auto: what `plan("auto", aim="latency")` takes for the same request on two threads
+- auto: the plan that `plan("auto", aim="latency")` chooses for the same request on two threads
 
-The processes have rounds of their own, with the bare sessions again: an idle cluster takes an
-eighth of a core, and who runs threads has none.
+The processes have separate rounds, which repeat the bare sessions: an idle cluster takes an eighth
+of a core, and the contestants on threads run without a cluster.
 
-What two cores are worth here is told beside it: two such requests at once, on two bare threads,
-against one after the other. No cut in two can be faster than that.
+The upper bound for two cores is measured too: two such requests in parallel on two bare threads,
+against the two in sequence. No plan that uses two cores can be faster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PROCESSES = "branches, processes"
 
 
 def bare(path: Path, **options: Any) -> onnxruntime.InferenceSession:
-    """A session as anybody would make it."""
+    """Return a session with these options and no others."""
     made = onnxruntime.SessionOptions()
     for name, setting in options.items():
         setattr(made, name, setting)
@@ -103,7 +103,7 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
         "sent_bytes": sum(edge.bytes for edge in plan.stage_graph.edges),
         "best_of_ort": best,
         "two_cores": float(np.median(capacity)),
-        "verdict": auto.verdict.describe(),
+        "verdict": [auto.verdict.sentence],
         "contestants": {
             name: {**numbers, "difference": differences[name]} for name, numbers in found.items()
         },
@@ -113,7 +113,7 @@ def measure(path: Path, rows: int, rounds: int) -> dict[str, Any]:
 def compared(
     runners: dict[str, Callable[[], Any]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each, round by round, and by how much each differs from one thread of ORT."""
+    """Return each contestant's seconds by round, and its difference from ORT on one thread."""
     expected = runners["ort 1"]()
     differences = {name: float(np.abs(run() - expected).max()) for name, run in runners.items()}
     for run in runners.values():
@@ -122,7 +122,7 @@ def compared(
 
 
 def speeds(seconds: dict[str, list[float]], best: str) -> dict[str, dict[str, Any]]:
-    """Of each contestant its seconds, and its speed as a share of one thread's and of the best."""
+    """Return each contestant's seconds, and its speed relative to one thread and to the best."""
     beside_best = against(seconds, best)
     return {
         name: {**found, "of_best_of_ort": beside_best[name][f"of_{best.replace(' ', '_')}"]}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: machine facts, data sets read by path, statistics, tables."""
+"""Shared parts of the benchmarks: machine facts, data sets read by path, statistics, tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RESAMPLES = 5000
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the numbers depend on, without what names the machine."""
+    """Return the hardware and versions that results depend on, without identifying the machine."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -60,21 +60,21 @@ def write_json(folder: Path, name: str, results: Mapping[str, Any]) -> Path:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that one call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, extremes and quartiles."""
+    """Return the median, extremes and quartiles of some values."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     numbers = {"median": middle, "min": min(values), "max": max(values), "q1": low, "q3": high}
     return {name: round(float(number), 5) for name, number in numbers.items()}
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """The median, and its 95 % interval by the percentile bootstrap (Efron, 1979)."""
+    """Return the median and its 95 % interval by the percentile bootstrap (Efron, 1979)."""
     rng = np.random.default_rng(seed)
     samples = rng.choice(np.asarray(values), size=(_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
@@ -82,7 +82,7 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
 
 
 def alternate(runners: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; the order changes from round to round."""
+    """Return the seconds of each contestant in each round; each round shuffles their order."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     order = list(runners)
     for number in range(rounds):
@@ -94,7 +94,7 @@ def alternate(runners: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def against(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Of each contestant its seconds, and its speed as a share of `base`'s, round by round."""
+    """Return each contestant's seconds, and its speed as a share of `base`'s in the same round."""
     return {
         name: {
             "seconds": spread(values),
@@ -107,7 +107,7 @@ def against(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict
 
 
 def print_against_limit(title: str, unit: str, count: int, found: Mapping[str, Any]) -> None:
-    """A line for each contestant of `against(..., "limit")`."""
+    """Print a line for each contestant of `against(..., "limit")`."""
     print_table(
         title,
         ["", "seconds", f"{unit}/s", "of the limit (95 %)"],
@@ -129,13 +129,13 @@ def read_rows(path: str, start: int, stop: int) -> Array:
 
 
 def read_block(path: str, block_info: Any = None) -> Array:
-    """One block of an .npy file, in the task: what `map_blocks` calls."""
+    """Read one block of an .npy file inside a task of `map_blocks`."""
     start, stop = block_info[None]["array-location"][0]
     return read_rows(path, start, stop)
 
 
 def file_array(path: str, chunk: int) -> da.Array:
-    """A lazy array over an .npy file that is read by path inside the tasks."""
+    """Return a lazy array over an .npy file that is read by path inside the tasks."""
     mapped = np.load(path, mmap_mode="r")
     rows = mapped.shape[0]
     sizes = tuple(min(chunk, rows - start) for start in range(0, rows, chunk))
@@ -146,12 +146,12 @@ def file_array(path: str, chunk: int) -> da.Array:
 
 
 def row_maximum(block: Array) -> Array:
-    """Float32, shape (rows,): small, so that what the results weigh does not count."""
+    """Return float32, shape (rows,): small, so that transferring results takes no time."""
     return block.reshape(len(block), -1).max(axis=1)
 
 
 def reduced(array: da.Array) -> da.Array:
-    """The maximum of each row, in the task that made the row."""
+    """Return the maximum of each row, computed by a task that fuses with the one before."""
     axes = tuple(range(1, array.ndim))
     result: da.Array = array.map_blocks(
         row_maximum, drop_axis=axes, dtype=np.float32, meta=np.empty((0,), np.float32)

@@ -1,10 +1,10 @@
-"""Bytes that a host is sent of a model whose file and store it cannot see.
+"""Bytes of a model that are sent to a host that can read neither its file nor the store.
 
     python benchmarks/delivery.py --output benchmarks/results
 
-Needs root. Each host is a network namespace and a mount namespace: what the client has under its
-working folder is hidden there by an empty file system. The first host has the scheduler and the
-client; the second two worker processes. What crosses the link is counted by the kernel.
+Needs root. Each host is a network namespace, the second also a mount namespace in which an empty
+file system hides the client's working folder. The first host has the scheduler and the client, the
+second two worker processes. The kernel counts the bytes that cross the link.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROCESSES = 2
 
 
 def client_side(model_path: str, vanish: bool) -> None:
-    """Runs on the first host: one lazy prediction over many chunks."""
+    """Compute one lazy prediction over many chunks; runs on the first host."""
     import dask.array as da
     from distributed import Client
 
@@ -97,7 +97,7 @@ def main() -> None:
     for name, facts in results.items():
         print(
             f"{name}: {facts['bytes'] / 2**20:.0f} MiB of weights, {PROCESSES} processes on a host "
-            f"that sees neither file nor store: {facts['sent'] / 2**20:.0f} MiB sent to it "
+            f"that can read neither file nor store: {facts['sent'] / 2**20:.0f} MiB sent to it "
             f"({facts['of_the_model']} of the model), {facts['seconds']:.1f} s, "
             f"difference {facts['difference']:.1e}"
         )

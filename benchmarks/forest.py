@@ -1,15 +1,15 @@
-"""What a big model costs the scheduler: a forest of 200 MB over 10 and over 1,000 partitions.
+"""Cost of a large model to the scheduler: a forest of 200 MB over 10 and 1,000 partitions.
 
     python benchmarks/forest.py --output benchmarks/results
 
-For each contestant a scheduler of its own (a process), two workers, a table of a few rows a
-partition: bytes of the graph that is sent, peak memory of the scheduler process above what it had
-before, seconds to the result. A contestant that is not done after `--limit` seconds is stopped, and
-how far it came is given.
+Each contestant has a new scheduler process, two workers, and a table with a few rows a partition.
+Measured are the bytes of the graph that is sent, the growth of the scheduler's memory at its peak,
+and the seconds to the result. A contestant that takes longer than `--limit` seconds is stopped, and
+the number of finished partitions is reported.
 
 - ours: `model.predict(ddf)`
 - argument: `map_partitions` with the model's bytes as an argument
-- dask-ml: `ParallelPostFit(forest).predict` (left out if dask-ml is not there)
+- dask-ml: `ParallelPostFit(forest).predict` (left out if dask-ml is not installed)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ META = pd.DataFrame({"y": np.empty(0, np.float32)})
 
 
 def forest(megabytes: int) -> tuple[RandomForestRegressor, bytes]:
-    """A forest, fitted on noise, whose ONNX form has about so many bytes."""
+    """Return a forest fitted on noise, and its ONNX form of about `megabytes`."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((20_000, len(COLUMNS))).astype("f4"), rng.standard_normal(20_000)
     fitted = RandomForestRegressor(10, random_state=0, n_jobs=2).fit(x, y)
@@ -73,7 +73,7 @@ def with_argument(part: pd.DataFrame, model: bytes) -> pd.DataFrame:
 
 @contextmanager
 def own_cluster(folder: Path) -> Iterator[tuple[Client, psutil.Process]]:
-    """A scheduler and two workers, each a process; and the scheduler's."""
+    """Start a scheduler and two workers; yield a client and the scheduler's process."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
     run = [sys.executable, "-m", "distributed.cli.dask_spec"]
@@ -118,8 +118,8 @@ def own_cluster(folder: Path) -> Iterator[tuple[Client, psutil.Process]]:
             process.wait()
 
 
-def import_what_is_unpickled() -> None:
-    """Modules that the scheduler loads with any such graph: they are no cost of the model."""
+def import_unpickled_modules() -> None:
+    """Import modules that the scheduler loads for any such graph: not a cost of the model."""
     for name in ("dask_onnx.collections.dataframe", "onnxruntime", "sklearn.ensemble"):
         importlib.import_module(name)
     if importlib.util.find_spec("dask_ml"):
@@ -127,7 +127,7 @@ def import_what_is_unpickled() -> None:
 
 
 class Peak:
-    """The most memory that a process had, sampled."""
+    """Sampler of the peak memory of a process."""
 
     def __init__(self, process: psutil.Process) -> None:
         self._process, self._stop = process, threading.Event()
@@ -150,7 +150,7 @@ def measure(
 ) -> dict[str, Any]:
     with own_cluster(folder) as (client, scheduler):
         dx.configure(client)
-        client.run_on_scheduler(import_what_is_unpickled)
+        client.run_on_scheduler(import_unpickled_modules)
         lazy = build()
         graph = dask.optimize(lazy)[0].__dask_graph__()
         size = len(cloudpickle.dumps(graph, protocol=pickle.HIGHEST_PROTOCOL))
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--limit", type=float, default=120, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for each contestant")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with (

@@ -1,11 +1,11 @@
-"""Models that were exported for one row: row by row against the same with an open batch.
+"""Models exported for one row: run row by row, and rewritten to take any number of rows.
 
     python benchmarks/freed.py --assets .cache/assets --output benchmarks/results
 
 Each model is fixed to one row as exporters do it: the sizes of its inputs are written into it, and
-ONNX Runtime folds what follows from them into constants. Contestants, in alternating rounds: the
-model as it is, which dask_onnx runs row by row, and what `free_batch` makes of it, with
-``batch_size="auto"``. What counts is rows a second; also how far the results are apart.
+ONNX Runtime folds the values that depend on them into constants. Contestants, in alternating
+rounds: the fixed model, which dask_onnx runs row by row, and the model that `free_batch` returns,
+with ``batch_size="auto"``. Reported are rows a second and the difference of the results.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ Array = np.ndarray[Any, Any]
 
 
 def resnet(width: int = 64, blocks: int = 4) -> onnx.ModelProto:
-    """Residual blocks of two 3 x 3 convolutions on a picture of 3 x 64 x 64, as torch exports them
-    for one picture: the head's Reshape names it."""
+    """Return residual blocks of two 3 x 3 convolutions on an image of 3 x 64 x 64.
+
+    As in torch's exports for one image, the Reshape of the head contains the number of rows.
+    """
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
 
@@ -70,7 +72,7 @@ def resnet(width: int = 64, blocks: int = 4) -> onnx.ModelProto:
 
 
 def tabular(width: int = 32) -> onnx.ModelProto:
-    """Two dense layers on a row of 16 numbers, with the softmax of its two classes."""
+    """Return two dense layers on rows of 16 numbers, and a softmax over two classes."""
     rng = np.random.default_rng(0)
     tensors = [
         numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
@@ -91,7 +93,7 @@ def tabular(width: int = 32) -> onnx.ModelProto:
 
 
 def fixed(path: Path, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
-    """A model with these input shapes written into it, and what follows from them folded."""
+    """Write a model with fixed input shapes and folded constants; return its path."""
     model = onnx.load(path)
     for value in model.graph.input:
         if value.name in shapes:
@@ -113,7 +115,7 @@ def fixed(path: Path, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Pa
 
 
 def workloads(assets: Path, folder: Path) -> dict[str, tuple[Path, dict[str, Array]]]:
-    """Model for one row, and many rows for it: about a second of work."""
+    """Return models for one row, and many rows for each: about a second of work."""
     rng = np.random.default_rng(0)
     onnx.save_model(resnet(), folder / "resnet.onnx")
     onnx.save_model(tabular(), folder / "tabular.onnx")
@@ -162,7 +164,7 @@ def measure(path: Path, feeds: dict[str, Array], options: argparse.Namespace) ->
         results[name] = next(iter(found.values())) if isinstance(found, dict) else found
 
     with dask.config.set(scheduler="sync"):
-        for _ in range(3):  # "auto" looks for the best number of rows
+        for _ in range(3):  # "auto" measures the best number of rows in these runs
             predict("freed")
         predict("row by row")
         seconds = alternate({name: lambda n=name: predict(n) for name in models}, options.rounds)

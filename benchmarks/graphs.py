@@ -1,4 +1,4 @@
-"""Graphs of many nodes that do next to nothing: what planning them takes is planning alone."""
+"""Graphs of many cheap nodes, for measuring the time of planning alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def graph_of(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Nodes that read x and a weight w; the last one's value is the output."""
+    """Return a model of nodes that read x and a weight w; the last node's value is the output."""
     last = nodes[-1].output[0]
     tensors = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8]) for name in ("x", last)
@@ -19,7 +19,7 @@ def graph_of(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
 
 
 def made_graph(nodes: int) -> onnx.ModelProto:
-    """MatMul, Relu, two branches and their sum, again and again."""
+    """Return a chain of blocks: MatMul, Relu, two branches and their sum."""
     made, last = [], "x"
     for i in range(nodes // 5):
         made += [
@@ -34,7 +34,7 @@ def made_graph(nodes: int) -> onnx.ModelProto:
 
 
 def unet(nodes: int) -> onnx.ModelProto:
-    """An encoder, and a decoder each of whose nodes reads its mirror in the encoder."""
+    """Return an encoder, and a decoder whose nodes each read their counterpart in the encoder."""
     half = nodes // 2
     made = [helper.make_node("Neg", [f"e{i - 1}" if i else "x"], [f"e{i}"]) for i in range(half)]
     for i in range(half):
@@ -44,7 +44,7 @@ def unet(nodes: int) -> onnx.ModelProto:
 
 
 def dense_blocks(nodes: int, block: int = 100) -> onnx.ModelProto:
-    """Blocks, each node of which reads all before it in the block."""
+    """Return a chain of blocks in which each node reads all earlier nodes of its block."""
     made, last = [], "x"
     for i in range(nodes // block):
         before = [last]
@@ -56,7 +56,7 @@ def dense_blocks(nodes: int, block: int = 100) -> onnx.ModelProto:
 
 
 def random_reads(nodes: int, reads: int = 20) -> onnx.ModelProto:
-    """Each node reads some nodes before it, whichever; the last one all that nobody reads."""
+    """Return nodes that read random earlier ones; the last node reads all unread values."""
     rng = np.random.default_rng(0)
     made, unread = [], dict.fromkeys(["x"])
     for i in range(nodes - 1):

@@ -1,4 +1,4 @@
-"""The hand-made way, in a module that the workers import: a session cached in a global."""
+"""Hand-made prediction with a session cached in a global of a module that workers import."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _default_session = None
 def predict_block_with_defaults(
     block: npt.NDArray[np.float32], model: str, per_run: int
 ) -> npt.NDArray[np.float32]:
-    """The same with as many threads as ORT takes when nobody says: all cores, for each process."""
+    """Run a block with ORT's default number of threads: all cores, in each process."""
     global _default_session
     if _default_session is None:
         _default_session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

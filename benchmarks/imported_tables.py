@@ -1,4 +1,4 @@
-"""The hand-made ways with tables, in a module that the workers import: what is made is kept."""
+"""Hand-made predictions on tables, in a module that workers import; sessions are cached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def estimator(path: str) -> Any:
 
 
 def feeds_of(part: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each column as skl2onnx's inputs have them: (rows, 1), float32 or strings."""
+    """Return each column as skl2onnx declares its input: shape (rows, 1), float32 or strings."""
     return {
         name: (
             column.to_numpy(np.float32)
@@ -41,7 +41,7 @@ def feeds_of(part: pd.DataFrame) -> dict[str, np.ndarray]:
 def probabilities(
     running: onnxruntime.InferenceSession, part: pd.DataFrame, per_run: int
 ) -> pd.DataFrame:
-    """The probabilities of the two classes, `per_run` rows a run."""
+    """Return the probabilities of the two classes, `per_run` rows a run."""
     feeds = feeds_of(part)
     found = [
         running.run(
@@ -57,7 +57,7 @@ def with_session(part: pd.DataFrame, path: str, per_run: int) -> pd.DataFrame:
 
 
 def with_model(part: pd.DataFrame, model: bytes, per_run: int) -> pd.DataFrame:
-    """The model is an argument, and a session is made for each partition."""
+    """Predict with a model passed as an argument: a new session for each partition."""
     return probabilities(one_thread_session(model), part, per_run)
 
 
@@ -75,7 +75,7 @@ def tokenizer(path: str, length: int) -> tokenizers.Tokenizer:
 
 
 def embed(texts: list[str], model: str, tokens: str, per_run: int, *, by_length: bool) -> Any:
-    """Mean vectors, `per_run` texts a run, each run padded to its longest text."""
+    """Return mean vectors, `per_run` texts a run, each run padded to its longest text."""
     encodings = tokenizer(tokens, 256).encode_batch(texts)
     order = np.arange(len(texts))
     if by_length:
@@ -105,7 +105,7 @@ def embed(texts: list[str], model: str, tokens: str, per_run: int, *, by_length:
 
 
 def embed_series(texts: pd.Series, model: str, tokens: str, per_run: int) -> pd.Series:
-    """What people write: batches in the order that they come in."""
+    """Embed texts in batches in their given order, as hand-written code usually does."""
     found = embed(list(texts), model, tokens, per_run, by_length=False)
     return pd.Series(list(found), index=texts.index, dtype=object)
 

@@ -1,11 +1,11 @@
-"""A model that no worker can hold: a transformer of 3 GB on two workers limited to 2.5 GB each.
+"""A model that no worker can hold: a transformer of 3 GB on two workers of 2.5 GB each.
 
     python benchmarks/large.py --output benchmarks/results
 
-`whole` is refused before anything is sent; `auto` cuts it into a pipeline that keeps each stage on
-its worker. Told are the refusal, the verdict, the seconds of a first and of a second run, the most
-that each worker's process had in memory as Dask counts it (mapped weights included), and how far
-the result is from ONNX Runtime on the whole model, in this process.
+`whole` is refused before anything is sent; `auto` cuts the model into a pipeline that keeps each
+stage on its worker. Reported are the refusal, the verdict, the seconds of a first and of a second
+run, the peak memory of each worker process as Dask counts it (mapped weights included), and the
+difference to ONNX Runtime on the whole model in the client's process.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import dask_onnx as dx
 
 
 def resident() -> int:
-    """Bytes of this process, mapped files included: what Dask's memory monitor goes by."""
+    """Return the resident bytes of this process, mapped files included, as Dask measures them."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak() -> int:
-    """The most that `resident` has been, in bytes."""
+    """Return the highest value of `resident` so far, in bytes."""
     text = Path("/proc/self/status").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
@@ -66,7 +66,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         assert "refused" in found, "the whole model was not refused"
         plan = model.plan("auto", shapes={"x": (1, *shape[1:])})
         assert plan.verdict is not None
-        found["verdict"] = plan.verdict.describe()
+        found["verdict"] = [plan.verdict.sentence]
         for run in ("first", "second"):
             began = time.perf_counter()
             result = model.predict(x, plan=plan).compute()
@@ -109,7 +109,7 @@ def main() -> None:
         + " and ".join(map(format_bytes, found["bare"]))
     )
     if "difference" in found:
-        print(f"relative difference to the whole model here: {found['difference']:.1e}")
+        print(f"relative difference to the whole model in this process: {found['difference']:.1e}")
     if arguments.output:
         write_json(arguments.output, "large", found)
 

@@ -1,6 +1,9 @@
-"""What dask_onnx adds: planning, lowering, the graph's weight, the latency of one request, imports.
+"""Costs that dask_onnx adds: planning, lowering, size of graphs, latency of one request, imports.
+
+Also many small chunks on a cluster, against `map_blocks` with a cached session.
 
 python benchmarks/overhead.py --output benchmarks/results
+python benchmarks/overhead.py --output benchmarks/results --only-chunks --chunks 1000 10000 50000
 """
 
 from __future__ import annotations
@@ -12,16 +15,19 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import dask.config
 import numpy as np
 import onnx
 import onnxruntime
-from common import median_interval, print_table, spread, timed, write_json
+from common import alternate, median_interval, print_table, spread, timed, write_json
+from distributed import Client, LocalCluster
+from imported_session import predict_block
 from onnx import TensorProto, helper, numpy_helper
 
 import dask_onnx as dx
@@ -32,10 +38,13 @@ _WEIGHTS = (10_000, 1_000_000, 25_000_000)
 _REPEATS = 3
 _REQUESTS = 400
 _IMPORTS = 10
+_SMALL_CHUNKS = (1000, 3000)
+_ROUNDS = 5
+_WORKERS = 2
 
 
 def chain(nodes: int) -> onnx.ModelProto:
-    """x (N, 4) through `nodes` cheap nodes, one in ten of which also reads a value further back."""
+    """Return x (N, 4) through `nodes` cheap nodes, one in ten of which reads an older value too."""
     made, last = [], "x"
     for i in range(nodes - 1):
         if i % 10 == 9:
@@ -48,7 +57,7 @@ def chain(nodes: int) -> onnx.ModelProto:
 
 
 def heavy(parameters: int) -> onnx.ModelProto:
-    """x (N, 4) times a matrix of `parameters` elements, and their mean."""
+    """Return the mean of x (N, 4) times a matrix of `parameters` elements."""
     matrix = np.random.default_rng(0).standard_normal((4, parameters // 4)).astype(np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"]),
@@ -70,13 +79,13 @@ def finished(nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> on
 
 
 def best(function: Callable[[], Any]) -> float:
-    """The shortest of a few runs: what it costs when nothing else runs."""
+    """Return the seconds of the shortest of a few runs, the one least disturbed by other work."""
     gc.collect()
     return min(timed(function) for _ in range(_REPEATS))
 
 
 def slope(sizes: tuple[int, ...], seconds: list[float]) -> float:
-    """Exponent of the power law through the points; 1 is linear, and fixed costs make it less."""
+    """Return the exponent of a power law through the points: 1 if linear, less with fixed costs."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
@@ -85,7 +94,7 @@ def lazy_input(chunks: int) -> da.Array:
 
 
 def task_bytes(lazy: da.Array) -> float:
-    """Bytes a task of the graph as the client would send it, whole."""
+    """Return bytes a task of the whole graph, pickled as the client sends it."""
     graph = dict(lazy.__dask_graph__())
     return len(pickle.dumps(graph)) / len(graph)
 
@@ -104,7 +113,7 @@ def by_nodes(sizes: tuple[int, ...]) -> dict[str, Any]:
             row[f"bytes {strategy}"] = task_bytes(model.predict(x, plan=plan))
         rows[str(nodes)] = row
     timings = [name for name in rows[str(sizes[0])] if not name.startswith("bytes")]
-    large = sizes[1:]  # below that, fixed costs rule
+    large = sizes[1:]  # fixed costs dominate the smallest size
     slopes = {name: slope(large, [rows[str(n)][name] for n in large]) for name in timings}
     return {"rows": rows, "slope": slopes}
 
@@ -144,7 +153,7 @@ def by_weights(sizes: tuple[int, ...]) -> dict[str, Any]:
 
 
 def latency(requests: int) -> dict[str, Any]:
-    """One small request, on as many threads as the machine has, against `session.run`."""
+    """Measure one small request against `session.run`, on as many threads as there are cores."""
     source = heavy(100_000)
     model, x = dx.load(source), {"x": np.ones((1, 4), np.float32)}
     session = onnxruntime.InferenceSession(
@@ -180,8 +189,60 @@ def latency(requests: int) -> dict[str, Any]:
     }
 
 
+_BY_HAND = "hand-made map_blocks with a cached session in a module"
+
+
+def small_chunks(sizes: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Measure the overhead of a chunk: a Relu over chunks of one row on two workers."""
+    rows = {}
+    for configured in (False, True):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            LocalCluster(n_workers=_WORKERS, threads_per_worker=1, dashboard_address=None) as own,
+            Client(own) as client,
+        ):
+            if configured:
+                dx.configure(client)
+            path = Path(folder) / "relu.onnx"
+            onnx.save(finished([helper.make_node("Relu", ["x"], ["y"])], []), path)
+            contestants = _on_small_chunks(str(path))
+            _ratios(contestants, 100, 1)  # builds sessions and imports modules
+            state = "configured" if configured else "not configured"
+            for chunks in sizes:
+                rows[f"{chunks} chunks, client {state}"] = _ratios(contestants, chunks, rounds)
+    return {"rows": rows}
+
+
+def _on_small_chunks(path: str) -> dict[str, Callable[[da.Array], da.Array]]:
+    model = dx.load(path)
+
+    def by_hand(x: da.Array) -> da.Array:
+        return x.map_blocks(predict_block, path, 1, dtype=x.dtype, meta=np.empty((0, 0), x.dtype))
+
+    return {"model.predict": model.predict, _BY_HAND: by_hand}
+
+
+def _ratios(
+    contestants: dict[str, Callable[[da.Array], da.Array]], chunks: int, rounds: int
+) -> dict[str, Any]:
+    x = da.full((chunks, 4), np.float32(-1), chunks=(1, 4), dtype=np.float32)
+    sums = {name: contestant(x).sum() for name, contestant in contestants.items()}
+    seconds = alternate({name: lazy.compute for name, lazy in sums.items()}, rounds)
+    pairs = zip(seconds["model.predict"], seconds[_BY_HAND], strict=True)
+    return {
+        "tasks": {
+            name: len(dask.optimize(lazy)[0].__dask_graph__()) for name, lazy in sums.items()
+        },
+        "ms_a_chunk": {
+            name: round(1e3 * spread(values)["median"] / chunks, 2)
+            for name, values in seconds.items()
+        },
+        "ratio": [round(value, 3) for value in median_interval([a / b for a, b in pairs])],
+    }
+
+
 def imports(times: int) -> dict[str, Any]:
-    """Fresh processes, alternating; each measures its own import."""
+    """Measure imports in fresh processes, in alternation."""
     seconds: dict[str, list[float]] = {"dask": [], "dask_onnx": []}
     for _ in range(times):
         for name, found in seconds.items():
@@ -214,25 +275,49 @@ def show(results: dict[str, Any]) -> None:
     )
 
 
+def show_small_chunks(results: dict[str, Any]) -> None:
+    print_table(
+        f"a Relu over chunks of one row on {_WORKERS} workers: {' / '.join(_contestants(results))}",
+        ["", "tasks", "ms a chunk", "ratio (95 %)"],
+        [
+            [
+                name,
+                " / ".join(map(str, row["tasks"].values())),
+                " / ".join(map(str, row["ms_a_chunk"].values())),
+                "{:.2f} ({:.2f}-{:.2f})".format(*row["ratio"]),
+            ]
+            for name, row in results["rows"].items()
+        ],
+    )
+
+
+def _contestants(results: dict[str, Any]) -> list[str]:
+    return list(next(iter(results["rows"].values()))["tasks"])
+
+
 def _cell(name: str, value: float) -> str:
     return f"{value:.0f} B" if name.startswith("bytes") else f"{value * 1e3:.1f} ms"
 
 
-def main(output: Path, quick: bool) -> None:
+def main(output: Path, quick: bool, chunks: Sequence[int], rounds: int, only_chunks: bool) -> None:
     cut = slice(None, 2) if quick else slice(None)
     with (
         tempfile.TemporaryDirectory() as folder,
         dask.config.set({"onnx.store.directory": folder}),
     ):
-        results = {
-            "by nodes": by_nodes((100, 300, 1000) if quick else _NODES),
-            "by chunks": by_chunks((10, 100, 1000) if quick else _CHUNKS),
-            "by weights": by_weights(_WEIGHTS[cut]),
-            "latency": latency(50 if quick else _REQUESTS),
-            "imports": imports(2 if quick else _IMPORTS),
-        }
-    show(results)
-    print(f"\n{write_json(output, 'overhead', results)}")
+        if not only_chunks:
+            results = {
+                "by nodes": by_nodes((100, 300, 1000) if quick else _NODES),
+                "by chunks": by_chunks((10, 100, 1000) if quick else _CHUNKS),
+                "by weights": by_weights(_WEIGHTS[cut]),
+                "latency": latency(50 if quick else _REQUESTS),
+                "imports": imports(2 if quick else _IMPORTS),
+            }
+            show(results)
+            print(f"\n{write_json(output, 'overhead', results)}")
+        found = small_chunks(chunks[:1] if quick else chunks, 2 if quick else rounds)
+        show_small_chunks(found)
+        print(f"\n{write_json(output, 'overhead_chunks', found)}")
 
 
 if __name__ == "__main__":
@@ -240,6 +325,19 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, to check that the script works"
+    )
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=_SMALL_CHUNKS, help="numbers of small chunks"
+    )
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="rounds of the small chunks")
+    parser.add_argument("--only-chunks", action="store_true", help="measure only the small chunks")
     arguments = parser.parse_args()
-    main(arguments.output, arguments.quick)
+    main(
+        arguments.output,
+        arguments.quick,
+        arguments.chunks,
+        arguments.rounds,
+        arguments.only_chunks,
+    )

@@ -1,4 +1,4 @@
-"""A plan of one stage for each node of a wide graph: how soon it stands, and how fast it runs.
+"""A plan of one stage for each node of a wide graph: time to plan and time to run.
 
     python benchmarks/per_node.py --assets .cache/assets --output benchmarks/results
 
@@ -18,7 +18,7 @@ from common import median_interval, print_table, spread, timed, write_json
 from onnx.reference import ReferenceEvaluator
 
 import dask_onnx as dx
-from dask_onnx.runtime.session import CACHE
+from dask_onnx.runtime.session_cache import SESSION_CACHE
 
 ROWS = (1, 256, 4096)
 
@@ -74,8 +74,11 @@ def main() -> None:
                     "{:.2f} ({:.2f}-{:.2f})".format(*ratio),
                 ]
             )
-        results["stages"], results["sessions"] = len(plan.stages), CACHE.built
-    print(f"{len(plan.stages)} stages in {results['plan_seconds']:.2f} s, {CACHE.built} sessions")
+        results["stages"], results["sessions"] = len(plan.stages), SESSION_CACHE.built
+    print(
+        f"{len(plan.stages)} stages planned in {results['plan_seconds']:.2f} s, "
+        f"{SESSION_CACHE.built} sessions"
+    )
     print_table(
         "oskut-deepcut, a stage for each node",
         ["rows", "first run", "ours", "onnx.reference", "reference / ours (95 %)"],

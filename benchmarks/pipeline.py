@@ -7,14 +7,13 @@ alternating rounds:
 
 - whole on one: the whole model on one worker
 - whole on two: the whole model, its batches shared by two workers (data parallel)
-- pipeline of 2, of 4: contiguous stages, planned with measured node times, each worker with a
-  worker group
-  of its own, which the other never loads
-- the same, preferred: an idle worker may take what the other's worker group has waiting
+- pipeline of 2, of 4: contiguous stages, planned with measured node times; each worker has its own
+  worker group, whose weights the other never loads
+- the same, preferred: an idle worker may take waiting tasks of the other's worker group
 - the same, anywhere: without worker groups, as Dask places the stages
 
-What is told beside the ratios: each stage's predicted and measured time, the share of the workers'
-time in which none of their stages is at work (the bubble), and the memory of the workers.
+Reported beside the ratios are each stage's predicted and measured time, the share of the workers'
+time in which none of their stages runs (the bubble), and the memory of the workers.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ import dask_onnx as dx
 
 
 def memory() -> int:
-    """Bytes of this process that are its own or its share of what is mapped by several."""
+    """Return the proportional set size of this process in bytes."""
     return int(psutil.Process().memory_full_info().pss)
 
 
@@ -81,7 +80,7 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
 
     expected = None
     for name, plan in {"whole on two": whole, **pipelines(plans)}.items():
-        # On a cluster of its own, a worker holds what this contestant has it hold.
+        # A fresh cluster, so that workers hold only the weights that this contestant loads.
         with two_workers() as client:
             found = run(client, model, chunked, plan)
             held[name] = sorted(client.run(memory).values())
@@ -140,7 +139,7 @@ def measure(path: Path, x: np.ndarray, rows: int, rounds: int) -> dict[str, Any]
 
 
 def pipeline_plan(model: dx.Model, stages: int, shape: tuple[int, ...], session: Any) -> Any:
-    """A pipeline whose stages go round two worker groups."""
+    """Return a pipeline whose stages alternate between two worker groups."""
     plan = model.plan("pipeline", n_stages=stages, shapes={"x": shape}, session=session)
     return plan.with_placement(dx.Placement.one_each(stages, 2))
 

@@ -1,13 +1,13 @@
-"""The planner: predicted beside measured seconds, what `auto` takes, planning time by nodes.
+"""The planner: predicted and measured seconds, the choice of `auto`, planning time by nodes.
 
     python benchmarks/planner.py --assets .cache/assets --output benchmarks/results
 
-Each model's nodes are measured once, at one number of rows and at one row; predicted are fewer
-and more of them and other cuts, whose tasks then run one after the other on one thread. Then one
-request on two threads of this process: every strategy in alternating rounds, and what
-`plan("auto", aim="latency")` takes. Then eight batches on two worker processes, with hops and all:
-what `plan.judge` says of every strategy, and what it takes. Last, plans of graphs that the script
-makes, by number of nodes and by kind of graph.
+The nodes of each model are measured once, at one number of rows and at one row. Other numbers of
+rows and other cuts are then predicted, and run task after task on one thread. Next comes one
+request on two threads of this process: every strategy in alternating rounds, and the plan that
+`plan("auto", aim="latency")` chooses. Then eight batches run on two worker processes, transfers
+included: the prediction of `plan.judge` for every strategy, and the time it takes. Last, the time
+to plan synthetic graphs, by number of nodes and by kind of graph.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _STRATEGIES: Mapping[str, Mapping[str, Any]] = {
 }
 _ROUNDS = 5
 _MOST_ROUNDS, _ENOUGH_SECONDS = 50, 0.5
-"""Short requests are repeated more often, up to so many times or for about so long each."""
+"""Limits of the rounds of short requests, which are repeated more often: rounds, and seconds."""
 _ONE_THREAD = dx.SessionSpec(intra_op_num_threads=1)
 
 Feeds = dict[str, Array]
 
 
 def feeds_of(rows: int, name: str) -> Feeds:
-    """Inputs of a model, of plausible values, the same for each call."""
+    """Return inputs of a model with plausible values, the same for each call."""
     rng = np.random.default_rng(0)
     if name in ("det", "rec", "cls"):
         shape = {"det": (3, 320, 320), "rec": (3, 48, 320), "cls": (3, 48, 192)}[name]
@@ -91,11 +91,11 @@ _ROWS = {
     "silero_vad_op15": (16, (4, 64)),
     "boosting": (1000, (200, 4000)),
 }
-"""Rows that are measured (with them one row alone), and those that are predicted and run."""
+"""Number of rows that is measured, besides one row, and the numbers that are predicted and run."""
 
 
 def source_of(name: str, assets: Path) -> Any:
-    """A file, or gradient boosting on scikit-learn's digits, made here."""
+    """Return the path of a model, or gradient boosting fitted to scikit-learn's digits."""
     if name != "boosting":
         return assets / f"{name}.onnx"
     x, y = load_digits(return_X_y=True)
@@ -104,7 +104,7 @@ def source_of(name: str, assets: Path) -> Any:
 
 
 def predictions(model: dx.Model, feeds: Feeds) -> Iterator[tuple[str, float, float]]:
-    """Strategy, predicted and measured seconds of one run, task after task on one thread."""
+    """Yield strategy, predicted and measured seconds of one run, task after task on one thread."""
     shapes = {name: array.shape for name, array in feeds.items()}
     for strategy, options in _STRATEGIES.items():
         try:
@@ -121,7 +121,7 @@ def predictions(model: dx.Model, feeds: Feeds) -> Iterator[tuple[str, float, flo
 
 
 def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
-    """One request on the threads of this process: each strategy, and what auto takes."""
+    """Measure one request on the threads of this process: each strategy, and auto's choice."""
     shapes = {name: array.shape for name, array in feeds.items()}
     runners: dict[str, Callable[[], Any]] = {}
     predicted: dict[str, float] = {}
@@ -140,7 +140,7 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
     for runner in runners.values():
         runner()
     slowest = max(map(timed, runners.values()))
-    # A few milliseconds are soon disturbed, and the best of several is then the luckiest.
+    # Times of a few milliseconds are noisy, and the fastest of several is then fast by chance.
     seconds = alternate(runners, max(rounds, min(_MOST_ROUNDS, int(_ENOUGH_SECONDS / slowest))))
     medians = {name: float(np.median(each)) for name, each in seconds.items()}
     best = min((name for name in medians if name != "auto"), key=medians.__getitem__)
@@ -156,7 +156,7 @@ def choices(model: dx.Model, feeds: Feeds, rounds: int) -> dict[str, Any]:
 
 _BATCHES = 8
 _ON_CLUSTER = ("det", "rec", "cls", "minilm", "magika", "deepcut", "oskut_deepcut", "boosting")
-"""Models whose rows can be told apart, all of them along the first axis."""
+"""Models whose rows are independent, along the first axis of every input."""
 _CLUSTER_PLANS: Mapping[str, tuple[str, Mapping[str, Any], bool]] = {
     "whole": ("whole", {}, False),
     "pipeline of 2": ("pipeline", {"n_stages": 2}, False),
@@ -170,7 +170,7 @@ _CLUSTER_PLANS: Mapping[str, tuple[str, Mapping[str, Any], bool]] = {
 def on_cluster(
     model: dx.Model, name: str, folder: Path, client: Client, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Plan to seconds of eight batches, predicted and measured, on the client's workers."""
+    """Return predicted and measured seconds of eight batches on the client's workers, by plan."""
     rows = _ROWS[name][0]
     lazy = {}
     for each, array in feeds_of(_BATCHES * rows, name).items():
@@ -180,12 +180,12 @@ def on_cluster(
     shapes = {each: (rows, *array.shape[1:]) for each, array in lazy.items()}
     predicted: dict[str, float] = {}
     runners: dict[str, Callable[[], Any]] = {}
-    for title, (strategy, options, in_lanes) in _CLUSTER_PLANS.items():
+    for title, (strategy, options, in_worker_groups) in _CLUSTER_PLANS.items():
         try:
             plan = model.plan(strategy, shapes=shapes, session=_ONE_THREAD, **options)
         except dx.PlanError:
             continue  # fewer pieces than stages
-        if in_lanes:
+        if in_worker_groups:
             plan = plan.with_placement(dx.Placement.one_each(len(plan.stages), 2))
         predicted[title] = plan.judge(batches=_BATCHES).best.seconds
         found = model.predict(lazy, plan=plan, batch_size=None)
@@ -212,7 +212,7 @@ _PLANNED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def planning_seconds(proto: onnx.ModelProto, planned: str) -> float:
-    """CPU seconds of a plan, the facts of the graph included."""
+    """Return the CPU seconds of planning, including the analysis of the graph."""
     strategy, options = _PLANNED[planned]
     model = dx.load(proto)
     began = time.process_time()
@@ -221,7 +221,7 @@ def planning_seconds(proto: onnx.ModelProto, planned: str) -> float:
 
 
 def planning_times(sizes: tuple[int, ...] = (1000, 3000, 10000)) -> dict[str, dict[str, float]]:
-    """Strategy to CPU seconds by number of nodes."""
+    """Return CPU seconds by strategy and number of nodes."""
     found: dict[str, dict[str, float]] = {name: {} for name in _PLANNED}
     for size in sizes:
         proto = made_graph(size)
@@ -231,7 +231,7 @@ def planning_times(sizes: tuple[int, ...] = (1000, 3000, 10000)) -> dict[str, di
 
 
 def planning_times_by_graph(nodes: int = 10_000) -> dict[str, dict[str, float]]:
-    """Graph to CPU seconds by strategy."""
+    """Return CPU seconds by kind of graph and strategy."""
     found = {}
     for name, make in _GRAPHS.items():
         proto = make(nodes)
@@ -240,7 +240,7 @@ def planning_times_by_graph(nodes: int = 10_000) -> dict[str, dict[str, float]]:
 
 
 def cluster_results(assets: Path, rounds: int) -> dict[str, dict[str, tuple[float, float]]]:
-    """Model to what `on_cluster` gives; nodes are measured before the cluster is there."""
+    """Return the results of `on_cluster` by model; nodes are measured before the cluster starts."""
     found = {}
     for name in _ON_CLUSTER:
         with (
@@ -259,7 +259,7 @@ def cluster_results(assets: Path, rounds: int) -> dict[str, dict[str, tuple[floa
 
 
 def errors_of(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
-    """Of predicted beside measured seconds; printed too."""
+    """Print and return the relative errors of pairs of predicted and measured seconds."""
     off = [abs(predicted / measured - 1) for predicted, measured in pairs]
     found = {"median_error": float(np.median(off)), "largest_error": float(np.max(off))}
     print(f"median error {found['median_error']:.0%}, largest {found['largest_error']:.0%}")
@@ -267,7 +267,7 @@ def errors_of(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
 
 
 def in_process(assets: Path, rounds: int) -> dict[str, Any]:
-    """One run on one thread as predicted; one request on the threads of this process."""
+    """Measure predictions of one run on one thread, and one request on this process's threads."""
     found: list[tuple[str, int, str, float, float]] = []
     chosen: dict[str, Any] = {}
     for name, (known, asked) in _ROWS.items():
@@ -289,7 +289,7 @@ def in_process(assets: Path, rounds: int) -> dict[str, Any]:
     errors = errors_of((predicted, measured) for *_, predicted, measured in found)
     print_table(
         "One request on the threads of one process",
-        ["model", "auto takes", "best single", "auto's time over the best's"],
+        ["model", "auto's choice", "best single", "auto / best"],
         [[n, c["auto"], c["best"], f"{c['auto_of_best']:.2f}"] for n, c in chosen.items()],
     )
     beside = [
@@ -312,7 +312,7 @@ def in_process(assets: Path, rounds: int) -> dict[str, Any]:
 
 
 def on_two_workers(assets: Path, rounds: int) -> dict[str, Any]:
-    """Eight batches as predicted and as they run."""
+    """Compare predicted and measured seconds of eight batches on two workers."""
     found = cluster_results(assets, rounds)
     print_table(
         f"{_BATCHES} batches on two workers of one thread",
@@ -330,7 +330,7 @@ def on_two_workers(assets: Path, rounds: int) -> dict[str, Any]:
 
 
 def planning(assets: Path, rounds: int) -> dict[str, Any]:
-    """What planning takes; of neither parameter."""
+    """Measure planning time; the parameters are unused."""
     by_nodes, by_graph = planning_times(), planning_times_by_graph()
     for title, first, found in (
         ("Planning, CPU seconds by nodes", "strategy", by_nodes),
@@ -354,7 +354,7 @@ _PARTS: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
     "planner_cluster": on_two_workers,
     "planner_times": planning,
 }
-"""By the file that each writes."""
+"""Parts of the benchmark, by the name of the results file."""
 
 
 def main() -> None:

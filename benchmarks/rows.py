@@ -1,4 +1,4 @@
-"""Which models of a folder have rows that are proven to be independent, and what decides.
+"""Report of the models in a folder: are their rows proven independent, and which node decides.
 
     python benchmarks/rows.py FOLDER [--output ROWS.md]
 
@@ -13,11 +13,11 @@ import warnings
 from pathlib import Path
 
 import dask_onnx as dx
-from dask_onnx.analysis.batch import BatchFacts
+from dask_onnx.analysis.batch_facts import BatchFacts
 
 
 def verdict(batch: BatchFacts) -> tuple[str, str]:
-    """Return what is done with the rows of a model, and why."""
+    """Return how the rows of a model are treated, and why."""
     if batch.fixed_rows is not None:
         return f"runs of {batch.fixed_rows}", "exported so"
     if batch.blockers:

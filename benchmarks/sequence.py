@@ -3,13 +3,12 @@
     python benchmarks/sequence.py --tokens 2048 4096 --shards 8 32 --output benchmarks/results
 
 An encoder of hidden size 384 and 12 heads (random weights) takes one sequence. Contestants, each on
-a fresh cluster of its own: the whole model as one task, and ``dx.Sharded(axis="sequence", n=...)``
+a new cluster: the whole model as one task, and ``dx.Sharded(axis="sequence", n=...)``
 with exact softmax over all keys, or with ``--key-blocks`` a partial softmax for each block of them.
 The attention matrix of one layer is ``12 * tokens**2 * 4`` bytes: 0.75 GiB at 4,096 tokens, 12 GiB
 at 16,384. A contestant that is killed or refused is reported as such.
 
-Memory is the largest ``VmHWM`` of the workers, which also counts the process itself and mapped
-weights.
+Memory is the largest ``VmHWM`` of the workers, which includes the interpreter and mapped weights.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ WIDTH, HEADS = 384, 12
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held (VmHWM)."""
+    """Return the peak resident bytes of this process (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -44,7 +43,7 @@ def peak_bytes() -> int:
 def run(
     path: Path, x: np.ndarray, strategy: Sharded | None, options: argparse.Namespace
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """One contestant on a cluster of its own: seconds of the first and second run, peak memory."""
+    """Run one contestant on a new cluster; return seconds of each run, peak memory, result."""
     limit = options.memory_limit
     with (
         LocalCluster(
@@ -112,7 +111,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory-limit", default="0", help='of a worker, such as "2GiB"; 0: none')
-    parser.add_argument("--no-whole", action="store_true", help="leave the whole model out")
+    parser.add_argument("--no-whole", action="store_true", help="omit the whole model")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     with (

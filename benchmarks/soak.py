@@ -1,4 +1,4 @@
-"""Whether memory stays: many batches through two workers, and what their processes weigh meanwhile.
+"""Memory over time: many batches through two workers, and the memory of their processes.
 
 python benchmarks/soak.py --assets .cache/assets --output benchmarks/results
 """
@@ -21,17 +21,17 @@ from distributed import Client, LocalCluster, as_completed, futures_of
 import dask_onnx as dx
 
 ROWS = 8
-"""Of a batch."""
+"""Rows of a batch."""
 
 
 def resident() -> int:
-    """Bytes, as Dask's memory monitor sees them."""
+    """Return the resident bytes of this process, as Dask's memory monitor counts them."""
     size: int = psutil.Process().memory_info().rss
     return size
 
 
 def block(offset: np.ndarray) -> np.ndarray:
-    """Characters of a batch, float32, shape (rows, 21): made in the task."""
+    """Return the characters of a batch inside a task: float32, shape (rows, 21)."""
     rng = np.random.default_rng(int(offset[0]))
     return rng.integers(0, 12, (len(offset), 21)).astype("f4")
 
@@ -57,7 +57,7 @@ def main(assets: Path, output: Path | None, batches: int, strategy: str) -> None
         began = time.perf_counter()
         arrivals = as_completed(futures_of(client.persist(lazy)))
         for done, future in enumerate(arrivals, start=1):
-            # A worker remembers some kilobytes of each task whose result somebody holds.
+            # A worker keeps some kilobytes for each task whose result a client holds.
             future.release()
             if done in marks:
                 sizes = list(client.run(resident).values())

@@ -1,6 +1,6 @@
 """Tables: a scikit-learn pipeline over rows of Parquet, in and out.
 
-    pip install dask-ml      # for that contestant; left out if it is not there
+    pip install dask-ml      # for that contestant; left out if not installed
     python benchmarks/tabular.py --output benchmarks/results
 
 Gradient boosting on eight numbers and three columns of categories (strings), exported with
@@ -8,9 +8,9 @@ skl2onnx. Contestants, in alternating rounds, on the same files, two processes o
 all write the two probabilities of each row:
 
 - limit: two bare processes, each with pyarrow and a one-thread ORT session, no Dask
-- ours: `model.predict(dd.read_parquet(...)).to_parquet(...)`, everything left to itself
+- ours: `model.predict(dd.read_parquet(...)).to_parquet(...)` with default settings
 - ours, fused: the same with `compute=False`, then `.optimize().compute()`, since Dask fuses tables
-  only when it is asked to: one task for each partition rather than four
+  only on request: one task for each partition instead of four
 - hand-made: `map_partitions` with a session cached in an imported module
 - hand-made, fused: the same in one task for each partition
 - scikit-learn: `map_partitions` with the fitted pipeline cached in an imported module
@@ -70,7 +70,7 @@ def table(rows: int, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def make_models(folder: Path) -> tuple[str, str]:
-    """The pipeline, fitted, as joblib and as ONNX."""
+    """Write the fitted pipeline as ONNX and with joblib; return both paths."""
     frame, target = table(20_000, 0)
     pipeline = make_pipeline(
         ColumnTransformer(
@@ -99,7 +99,7 @@ def make_data(folder: Path, rows: int, partitions: int) -> str:
 
 
 def bare_process(connection: Connection, files: list[Path], model: str, out: str) -> None:
-    """Its half of the files, as often as it is told to, with so many rows a run."""
+    """Process some files for each number of rows a run that arrives, until it is 0."""
     running = one_thread_session(model)
     connection.send("ready")
     while per_run := connection.recv():
@@ -111,7 +111,7 @@ def bare_process(connection: Connection, files: list[Path], model: str, out: str
 
 @contextmanager
 def bare_pair(data: str, model: str, out: str) -> Iterator[Callable[[int], None]]:
-    """Two processes, warm; a function of the rows a run that runs both."""
+    """Start two warm processes; yield a function of the rows a run that has both work once."""
     context = multiprocessing.get_context("spawn")
     started = []
     for files in halves(data):
@@ -137,7 +137,7 @@ def bare_pair(data: str, model: str, out: str) -> Iterator[Callable[[int], None]
 
 
 def best_size(data: str, model: str) -> int:
-    """Rows a run at which ORT is fastest, here alone."""
+    """Return the rows a run at which ORT is fastest in this process."""
     part = pq.read_table(min(Path(data).glob("*.parquet"))).to_pandas()
     running = one_thread_session(model)
     seconds = {
@@ -211,7 +211,7 @@ def measure(folder: Path, rows: int, partitions: int, rounds: int) -> dict[str, 
             emptied(out, run)()
             found = read_back(out)
             expected = found if expected is None else expected
-            # scikit-learn computes in float64, so that a row may fall on the other side of a split.
+            # scikit-learn computes in float64, which may put a row on the other side of a split.
             assert np.mean(np.abs(found - expected) > 1e-4) < 1e-3, name
         seconds = alternate({name: emptied(out, run) for name, run in runners.items()}, rounds)
     return {
@@ -223,7 +223,7 @@ def measure(folder: Path, rows: int, partitions: int, rounds: int) -> dict[str, 
 
 
 def emptied(folder: str, run: Callable[[], Any]) -> Callable[[], None]:
-    """The same into an empty folder."""
+    """Return a function that empties the output folder before each run."""
 
     def start() -> None:
         shutil.rmtree(folder, ignore_errors=True)

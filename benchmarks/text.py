@@ -3,16 +3,16 @@
     python benchmarks/text.py --assets .cache/assets --output benchmarks/results
     python benchmarks/text.py --assets .cache/assets --only limit ours     # without the slow ones
 
-Real English sentences (the documentation inside scikit-learn, numpy and pandas), repeated with
-other words in front up to the number that is asked for. Contestants, in alternating rounds, two
-processes of one thread each; all give the mean vector of each sentence:
+The texts are English sentences from the documentation of scikit-learn, numpy and pandas, repeated
+with another first word up to the requested number. Contestants, in alternating rounds, two
+processes of one thread each; all return the mean vector of each sentence:
 
 - limit: two bare processes with the tokenizer and a one-thread ORT session, no Dask; sentences
   sorted by length, at their best rows a run
-- ours: `TextModel.predict(ddf["text"])`, everything left to itself
+- ours: `TextModel.predict(ddf["text"])` with default settings
 - ours, no buckets: each partition padded to its longest sentence
-- hand-made: `map_partitions` with a session cached in an imported module, 32 sentences a run in the
-  order that they come in
+- hand-made: `map_partitions` with a session cached in an imported module, 32 sentences a run in
+  their given order
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _CONTESTANTS = ("limit", "ours", "ours, no buckets", "hand-made")
 
 
 def corpus(count: int) -> list[str]:
-    """Sentences in a random order; repeats begin with a word of their own."""
+    """Return sentences in random order; repeated ones get another first word."""
     known = sentences(count)
     rng = random.Random(0)
     texts = [
@@ -59,7 +59,7 @@ def corpus(count: int) -> list[str]:
 
 
 def checksum(values: Any) -> float:
-    """Small, so that what the results weigh does not count."""
+    """Return the sum of absolute values: small, so that transferring results takes no time."""
     return float(np.abs(np.asarray(values, np.float64)).sum())
 
 

@@ -1,12 +1,12 @@
-"""Whether threads fit: throughput of processes x threads of workers against the limit.
+"""Throughput by processes and threads of workers, against the limit.
 
     python benchmarks/threads.py --assets .cache/assets --output benchmarks/results
 
 Contestants, in alternating rounds, for 2 x 1, 1 x 2 and 2 x 2 (processes x Dask threads):
 
 - limit: two bare processes with a one-thread session each, no Dask, at their best rows a run
-- ours: `model.predict(dask_array)`, everything left to itself: threads, and rows of a run
-- ort default: `map_blocks` with a session cached in an imported module, threads left to ORT
+- ours: `model.predict(dask_array)` with default threads and rows a run
+- ort default: `map_blocks` with a session cached in an imported module, ORT's default threads
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (1, 2, 4)
 
 
 def best_size(work: Work) -> int:
-    """Rows a run at which the limit is fastest."""
+    """Return the rows a run at which the limit is fastest."""
     seconds = {}
     for size in SIZES:
         with bare_pair(replace(work, per_run=size)) as limit:
@@ -114,8 +114,9 @@ def main(assets: Path, output: Path | None, rounds: int, seconds: float, names: 
                     for cell, found in cells.items()
                 ],
             )
-            for line in dx.load(work.model).plan().explain().splitlines()[-2:]:
-                print(line)
+            for line in dx.load(work.model).plan().explain().splitlines():
+                if line.startswith(("threads of a task", "rows of a run")):
+                    print(line)
             if output:
                 write_json(output, "threads", results)
 
@@ -125,7 +126,9 @@ if __name__ == "__main__":
     parser.add_argument("--assets", type=Path, default=Path(".cache/assets"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20, help="what the limit takes, about")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="approximate seconds of the limit"
+    )
     parser.add_argument("--only", choices=["squeezenet", "det"])
     arguments = parser.parse_args()
     main(

@@ -1,4 +1,4 @@
-"""How much of the machine a prediction over a data set gets.
+"""Throughput of a prediction over a data set, as a share of what the machine can do.
 
     python benchmarks/throughput.py --assets .cache/assets --output benchmarks/results
 
@@ -6,10 +6,10 @@ Contestants, in alternating rounds, on the same rows, chunks and rows a run:
 
 1. limit: two bare processes with one-thread ORT sessions, no Dask; warm
 2. ours: `model.predict` on a dask.array, two worker processes of one thread; warm, and cold
-3. notebook: `map_blocks` with a function of `__main__` that caches a session in a global
+3. notebook: `map_blocks` with a function in `__main__` that caches a session in a global
 4. module: the same function in a module that the workers import
 
-All read the same file by path inside the tasks, and give the maximum of each row.
+All read the same file by path inside the tasks, and return the maximum of each row.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from PIL import Image
 import dask_onnx as dx
 
 _CHUNKS = 40
-"""Of a data set: twenty for each worker, so that the last ones end at about one time."""
+"""Chunks of a data set: twenty for each worker, so that both finish at about the same time."""
 _session = None
 
 
 def predict_in_main(block: Any, model: str, per_run: int) -> Any:
-    """What people write in a notebook. It travels by value, and its global with it."""
+    """Predict as code in a notebook does: the function and its global are pickled by value."""
     global _session
     if _session is None:
         options = onnxruntime.SessionOptions()
@@ -68,7 +68,7 @@ def predict_in_main(block: Any, model: str, per_run: int) -> Any:
 
 @dataclass(frozen=True)
 class Work:
-    """One workload."""
+    """Model with its data, and how they are divided."""
 
     name: str
     model: str
@@ -79,9 +79,9 @@ class Work:
 
 
 def squeezenet(folder: Path, *, is_open: bool = False) -> str:
-    """The structure that the onnx package holds, with weights that are not all alike.
+    """Write SqueezeNet as in the onnx package, with random weights; return its path.
 
-    It takes one row; `is_open` has it take any number.
+    The model takes one row, or any number of rows if `is_open`.
     """
     light = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
     model, rng = onnx.load(light), np.random.default_rng(0)
@@ -112,7 +112,7 @@ def images(rows: int) -> np.ndarray:
 
 
 def windows(assets: Path, rows: int) -> np.ndarray:
-    """320 x 320 windows at random places of two page pictures, as PP-OCR takes them."""
+    """Return windows of 320 x 320 pixels at random places of two page images, as PP-OCR input."""
     rng, pages = np.random.default_rng(2), []
     for name in ("page.png", "text.png"):
         with Image.open(assets / name) as image:
@@ -127,7 +127,7 @@ def windows(assets: Path, rows: int) -> np.ndarray:
 
 
 def bare_process(connection: Connection, work: Work, first: int) -> None:
-    """Half of the chunks, as often as it is told to."""
+    """Process half of the chunks each time that True arrives."""
     session = one_thread_session(work.model)
     run_rows(session, read_rows(work.data, 0, work.per_run), work.per_run)
     connection.send("ready")
@@ -141,7 +141,7 @@ def bare_process(connection: Connection, work: Work, first: int) -> None:
 
 @contextmanager
 def bare_pair(work: Work) -> Iterator[Callable[[], np.ndarray]]:
-    """Two processes; the result is a function that has them do the work once."""
+    """Start two processes; yield a function that has them do the work once."""
     context = multiprocessing.get_context("spawn")
     ends, processes = [], []
     for first in range(2):
@@ -167,7 +167,7 @@ def bare_pair(work: Work) -> Iterator[Callable[[], np.ndarray]]:
 def contestants(
     work: Work, client: Client, limit: Callable[[], np.ndarray]
 ) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Name to what is done before the clock starts, and what is timed."""
+    """Return by name a preparation, which is not timed, and the function that is timed."""
     model = dx.load(work.model)
     per_run = None if model.analysis.batch.fixed_rows else work.per_run
 
@@ -205,7 +205,10 @@ def _meta(model: dx.Model) -> np.ndarray:
 
 
 def _reduced_by_hand(lazy: da.Array) -> da.Array:
-    """`map_blocks` believes that shapes stay; only the rows matter to what follows."""
+    """Return the maximum of each row of a result whose declared shape may be wrong.
+
+    `map_blocks` declares the shape of its input; only the number of rows is used here.
+    """
     return lazy.map_blocks(
         row_maximum,
         drop_axis=tuple(range(1, lazy.ndim)),
@@ -215,9 +218,9 @@ def _reduced_by_hand(lazy: da.Array) -> da.Array:
 
 
 def _clear_sessions() -> None:
-    from dask_onnx.runtime.session import CACHE
+    from dask_onnx.runtime.session_cache import SESSION_CACHE
 
-    CACHE.clear()
+    SESSION_CACHE.clear()
 
 
 def measure(work: Work, client: Client, rounds: int) -> dict[str, Any]:
@@ -258,7 +261,7 @@ def summarise(name: str, seconds: dict[str, list[float]], rows: int) -> dict[str
 
 
 def calibrated_rows(model: str, sample: np.ndarray, per_run: int, seconds: float) -> int:
-    """Rows that two processes take about `seconds` for; a whole number of chunks."""
+    """Return how many rows two processes finish in about `seconds`; a whole number of chunks."""
     session = one_thread_session(model)
     run_rows(session, sample, per_run)
     each = timed(lambda: run_rows(session, sample, per_run)) / len(sample)
@@ -319,9 +322,13 @@ if __name__ == "__main__":
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=30, help="what the limit takes, about")
-    parser.add_argument("--only", choices=["squeezenet", "det"], help="one workload")
-    parser.add_argument("--quick", action="store_true", help="3 s, 3 rounds: to see that it works")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="approximate seconds of the limit"
+    )
+    parser.add_argument("--only", choices=["squeezenet", "det"], help="run a single workload")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 s and 3 rounds, to check that the script works"
+    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 3, 3

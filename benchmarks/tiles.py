@@ -1,18 +1,18 @@
-"""Text detection on pages of up to 16384 x 16384 pixels: by tiles, against the whole.
+"""Text detection on pages of up to 16384 x 16384 pixels: in tiles and as a whole.
 
     python benchmarks/tiles.py --assets .cache/assets --output benchmarks/results
 
 Contestants, on the same page, which tasks read by path:
 
-1. whole: one ORT session on all pixels, in a process of its own with the threads of all cores
+1. whole: one ORT session on all pixels, in a separate process with as many threads as cores
 2. tiles of 512, 1024 and 2048: `dx.predict_tiled` on two worker processes of one thread
-3. overlap by hand: tiles of 1024 that overlap by 128, each run by itself and cut in the middle of
-   what they share, as sliced inference usually does; on the same workers
+3. overlap by hand: tiles of 1024 that overlap by 128, each run independently and cut in the middle
+   of the overlap, as sliced inference usually does; on the same workers
 
-Told are seconds, those of CPU time (of workers together), the most memory that a process had (of
-workers the larger), also as a share of the whole's, and how far each result is from the whole: the
-largest and the mean difference of the text probability. The model looks at all pixels in ten places
-(squeeze-and-excite), which tiles by hand cannot.
+Reported are seconds, CPU seconds (of all workers), the peak memory of a process (of the larger
+worker), also as a share of the whole's, and the largest and the mean difference of the text
+probability from the whole's. The model reduces over all pixels in ten places (squeeze-and-excite),
+which independent tiles cannot reproduce.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ROWS_COMPARED = 512
 
 
 def make_page(assets: Path, path: Path, size: int) -> None:
-    """A page of text, repeated up to uint8 (1, 3, size, size)."""
+    """Write a page of text, repeated to fill uint8 (1, 3, size, size)."""
     with Image.open(assets / "page.png") as image:
         page = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     repeats = [-(-size // side) for side in page.shape[1:]]
@@ -58,7 +58,7 @@ def make_page(assets: Path, path: Path, size: int) -> None:
 
 
 def prepared(pixels: Array) -> Array:
-    """As PP-OCR takes them: float32 from -1 to 1."""
+    """Return pixels as PP-OCR input: float32 from -1 to 1."""
     out = pixels.astype(np.float32)
     out /= 127.5
     out -= 1
@@ -66,7 +66,7 @@ def prepared(pixels: Array) -> Array:
 
 
 def read_crop(path: str, block_info: Any = None) -> Array:
-    """One block of the page, in the task."""
+    """Read one block of the page inside a task."""
     where = tuple(slice(*bounds) for bounds in block_info[None]["array-location"])
     return prepared(np.load(path, mmap_mode="r")[where])
 
@@ -83,7 +83,7 @@ def page_array(path: str, size: int) -> da.Array:
 
 
 def write_crop(block: Array, path: str, block_info: Any = None) -> Array:
-    """Put one block of the result into a file; what Dask keeps is one number."""
+    """Write one block of the result to a file; return one number for Dask to keep."""
     where = tuple(slice(*bounds) for bounds in block_info[0]["array-location"])
     np.load(path, mmap_mode="r+")[where] = block
     return np.zeros((1,) * block.ndim, np.int8)
@@ -101,20 +101,20 @@ def written(result: da.Array, path: Path) -> da.Array:
 
 
 def peak_bytes() -> int:
-    """The most that this process has had in memory."""
+    """Return the peak resident bytes of this process."""
     text = Path("/proc/self/status").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 
 def cpu_seconds() -> float:
-    """What this process has computed so far."""
+    """Return the CPU seconds of this process so far."""
     times = psutil.Process().cpu_times()
     return float(times.user + times.system)
 
 
 def run_whole(connection: Connection, model: str, page: str, result: str, limit: int) -> None:
-    """One session on all pixels, in a process of its own that may not take more than `limit`."""
+    """Run one session on all pixels in this process, limited to `limit` bytes of address space."""
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         began = time.perf_counter()
@@ -124,7 +124,7 @@ def run_whole(connection: Connection, model: str, page: str, result: str, limit:
         np.save(result, out)
         seconds = time.perf_counter() - began
         connection.send({"seconds": seconds, "cpu": cpu_seconds(), "peak": peak_bytes()})
-    except Exception as error:  # ORT and numpy each have types of their own for want of memory
+    except Exception as error:  # ORT and numpy raise different types when memory is short
         connection.send({"refused": f"{type(error).__name__}: {error}"[:200]})
 
 
@@ -139,13 +139,13 @@ def measure_whole(model: str, page: Path, result: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = here.recv()
     except EOFError:
-        found = {"refused": "the process was ended from outside"}
+        found = {"refused": "the process was killed"}
     process.join()
     return found
 
 
 def on_workers(make: Callable[[], da.Array], result: Path) -> dict[str, Any]:
-    """Seconds and memory of a lazy result on two fresh workers of one thread."""
+    """Measure seconds and memory of a lazy result on two new workers of one thread."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -175,7 +175,7 @@ def tiled(model: str, page: Path, size: int, tile: int) -> da.Array:
 
 
 def by_hand(model: str, page: Path, size: int) -> da.Array:
-    """Tiles with half of the overlap on each side, which is cut off again."""
+    """Return independent tiles with half of the overlap on each side, which is cut off again."""
     half = _OVERLAP // 2
     depth = {0: 0, 1: 0, 2: half, 3: half}
     padded = da.overlap.overlap(page_array(str(page), size), depth, boundary="none")
@@ -187,7 +187,7 @@ def by_hand(model: str, page: Path, size: int) -> da.Array:
 
 
 def difference(whole: Path, other: Path) -> dict[str, float]:
-    """How far two results are apart, read in strips."""
+    """Return the largest and the mean difference of two results, read in strips."""
     a, b = (np.load(path, mmap_mode="r") for path in (whole, other))
     largest, total = 0.0, 0.0
     for start in range(0, a.shape[2], _ROWS_COMPARED):
@@ -212,7 +212,7 @@ def measure(assets: Path, folder: Path, size: int, tiles: list[int]) -> dict[str
         found[name] = on_workers(make, result)
         print(size, name, {key: round(value, 2) for key, value in found[name].items()}, flush=True)
         if reference is None:
-            # The whole does not fit here: the exact tiles that came first stand for it.
+            # The whole does not fit in memory: the first exact tiles are the reference.
             reference = result
         else:
             found[name] |= difference(reference, result)
@@ -262,7 +262,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--size", type=int, nargs="+", default=[8192, 16384], help="of a side")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[8192, 16384], help="pixels of a side of the page"
+    )
     parser.add_argument("--tile", type=int, nargs="+", default=[512, 1024, 2048])
     arguments = parser.parse_args()
     main(arguments.assets, arguments.output, arguments.size, arguments.tile)

@@ -1,11 +1,11 @@
-"""What packing is worth: a cut model on two hosts whose link has a given rate.
+"""Gain from packing: a cut model on two hosts whose link has a given rate.
 
     python benchmarks/transfer.py --assets .cache/assets --output benchmarks/results
 
 Needs root: the hosts are two network namespaces joined by a veth pair, whose rate `tc` limits in
 both directions. PP-OCR detection is cut at one value; the first stage runs on one host and the
-second on the other, for windows of a page picture. Contestants take turns on the same two workers:
-settings are changed and the connections between the workers closed, so that they agree anew.
+second on the other, for windows of a page image. Contestants take turns on the same two workers:
+settings are changed and the connections between the workers closed, so that they negotiate again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONTESTANTS = {
     "ours": {"distributed.comm.compression": "lz4", "onnx.transfer.pack": True},
 }
 CUT = "batch_norm_1.tmp_4"
-"""What the last ReLU but none gives: (N, 24, H / 2, W / 2)."""
+"""Value at which the model is cut: (N, 24, H / 2, W / 2)."""
 SCHEDULER_PORT = 8786
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 
@@ -60,7 +60,7 @@ class Link:
             subprocess.run(["ip", "netns", "delete", name])
 
     def limit(self, megabits: int) -> None:
-        """Bits a second in each direction; the queue holds 50 ms."""
+        """Limit the rate in each direction to megabits a second, with a queue of 50 ms."""
         for name, device in zip(self.names, self.devices, strict=True):
             burst = max(32_000, megabits * 1_000_000 // 8 // 250)
             run(
@@ -72,7 +72,7 @@ class Link:
         return ["ip", "netns", "exec", self.names[end]]
 
     def sent(self, end: int) -> int:
-        """Bytes that left a namespace over the link."""
+        """Return the bytes that left a namespace over the link."""
         path = f"/sys/class/net/{self.devices[end]}/statistics/tx_bytes"
         done = subprocess.run(
             [*self.inside(end), "cat", path], check=True, capture_output=True, text=True
@@ -81,7 +81,7 @@ class Link:
 
 
 def start(link: Link, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """A scheduler and a worker on the first host, a worker on the second."""
+    """Start a scheduler and a worker on the first host, and a worker on the second."""
     scheduler = f"tcp://{ADDRESSES[0]}:{SCHEDULER_PORT}"
     options = f"--host {ADDRESSES[0]} --port {SCHEDULER_PORT} --no-dashboard"
     commands = [(0, f"scheduler {options}")]
@@ -100,7 +100,7 @@ def start(link: Link, folder: Path) -> list[subprocess.Popen[bytes]]:
 
 
 def stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Workers first; one that does not end in time is ended."""
+    """Terminate processes, workers first; kill those that do not end within 10 s."""
     for process in reversed(processes):
         process.terminate()
         try:
@@ -111,7 +111,7 @@ def stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
-    """Windows of a page as PP-OCR takes them: float32, shape (rows, 3, size, size)."""
+    """Return windows of a page as PP-OCR input: float32, shape (rows, 3, size, size)."""
     from PIL import Image
 
     page = Image.open(assets / "page.png").convert("RGB")
@@ -125,7 +125,7 @@ def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
 
 
 def client_side(settings: dict[str, Any]) -> None:
-    """Runs on the first host: takes orders on stdin, a contestant a line, answers with seconds."""
+    """Read a contestant a line from stdin and answer with seconds; runs on the first host."""
     import dask
     from distributed import Client, wait
 
@@ -213,7 +213,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                         client.stdin.write(f"{name}\n")
                         client.stdin.flush()
                         took = json.loads(client.stdout.readline())["seconds"]
-                        if number:  # the first round builds the sessions and learns the link
+                        if number:  # the first round builds sessions and measures the link
                             seconds[str(name)].append(took)
                             wire[str(name)].append(link.sent(0) - before)
                 results[str(megabits)] = {

@@ -1,7 +1,7 @@
-"""An encoder of the usual size: 12 layers, width 768, 340 MB of float32 weights, made on the spot.
+"""A generated encoder of a common size: 12 layers, width 768, 340 MB of float32 weights.
 
-The weights are random, scaled as at the start of training, so that activations stay in range; what
-is timed here is how they are loaded and shared, which does not depend on their values.
+The weights are random, scaled as at the start of training, so that activations stay in range. The
+time to load and share weights does not depend on their values.
 """
 
 from __future__ import annotations

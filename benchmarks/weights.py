@@ -1,9 +1,9 @@
-"""What weights cost: seconds until a process can run a model, memory of 1, 2 and 4 processes.
+"""Cost of weights: seconds until a process can run a model, memory of 1, 2 and 4 processes.
 
     python benchmarks/weights.py --assets .cache/assets --output benchmarks/results
 
-Each measurement is a fresh process. Imports are done before the clock starts, and what a process
-weighs before it has a model is measured too, since an interpreter with onnxruntime is not small.
+Each measurement is a fresh process. Imports are finished before timing starts, and the memory of a
+process before it loads a model is measured too, since an interpreter with onnxruntime is not small.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 COUNTS = (1, 2, 4)
 MIB = 2**20
 CONTESTANTS = {
-    "ours": "the session that a task of ours gets on a worker",
+    "ours": "the session of a task of dask_onnx on a worker",
     "path": "InferenceSession(path)",
     "bytes": "InferenceSession(bytes)",
     "by hand": "map_partitions with the model's bytes as an argument, a session kept in a global",
@@ -36,7 +36,7 @@ CONTESTANTS = {
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process: its own share of what it shares (PSS), and what is its alone (USS)."""
+    """Return bytes of this process: proportional (PSS), unique (USS) and resident (RSS)."""
     import psutil
 
     info = psutil.Process().memory_full_info()
@@ -44,12 +44,13 @@ def memory() -> dict[str, int]:
 
 
 def child(contestant: str, folder: Path) -> None:
-    """Runs in the measured process: speaks JSON, a line when it is ready, a line for each wish."""
+    """Run in the measured process: write a line of JSON when ready, then one for each line read."""
     request = pickle.loads((folder / "request.pickle").read_bytes())
     x, path, call = request["x"], request["path"], request["call"]
     import onnxruntime
 
-    from dask_onnx.runtime.kernel import run_stage, stage_session
+    from dask_onnx.runtime.kernel import run_stage
+    from dask_onnx.runtime.stage_sessions import stage_session
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -59,10 +60,10 @@ def child(contestant: str, folder: Path) -> None:
     keep: list[Any] = []
     run: Callable[[], Any]
     if contestant == "by hand":
-        keep.append(Path(path).read_bytes())  # came with the task
+        keep.append(Path(path).read_bytes())  # arrives with the task
     began = time.perf_counter()
     if contestant == "ours":
-        stage_session(call.stage, call.session)
+        stage_session(call.stage, call.options.session)
         run = partial(run_stage, call, x)
     else:
         source: Any = path
@@ -91,7 +92,7 @@ def child(contestant: str, folder: Path) -> None:
 
 
 class Measured:
-    """A process of one contestant that is ready, and stays until it is closed."""
+    """Process of one contestant, which keeps its model until closed."""
 
     def __init__(self, contestant: str, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -131,20 +132,20 @@ def measured(contestant: str, folder: Path, count: int) -> Iterator[list[Measure
 
 
 def prepare(folder: Path, path: Path, x: np.ndarray, runs: int) -> int:
-    """Write what the children need; the bytes of the model's weights."""
+    """Write the request of the child processes; return the bytes of the model's weights."""
     import dask_onnx as dx
     from dask_onnx.lowering.lower import stage_ref
     from dask_onnx.runtime.batching import Batching
     from dask_onnx.runtime.kernel import StageCall
+    from dask_onnx.runtime.stage_options import StageOptions
 
     model = dx.load(path)
     (stage,) = model.plan("whole").stages
     call = StageCall(
         stage=stage_ref(model._published().ref, stage),
-        session=dx.SessionSpec(intra_op_num_threads=1),
+        options=StageOptions(dx.SessionSpec(intra_op_num_threads=1), Batching(None)),
         picks=((0, None),),
         row_axes=(None,),
-        batching=Batching(None),
         join_axes=(None,),
     )
     folder.mkdir(exist_ok=True)
@@ -154,12 +155,12 @@ def prepare(folder: Path, path: Path, x: np.ndarray, runs: int) -> int:
 
 
 def compare(name: str, folder: Path, weight_bytes: int, rounds: int) -> dict[str, Any]:
-    """Rounds in which each contestant is loaded by a fresh process, in shuffled order."""
+    """Run rounds in which a fresh process loads each contestant, in shuffled order."""
     from common import median_interval, print_table, spread
 
     rng = np.random.default_rng(0)
     with measured("ours", folder, 1) as (first,):
-        first_ready = first.facts()["ready"]  # fills the store, and packs if that pays
+        first_ready = first.facts()["ready"]  # fills the store, and packs weights where that pays
     found: dict[str, list[dict[str, Any]]] = {contestant: [] for contestant in CONTESTANTS}
     for _ in range(rounds):
         for contestant in rng.permutation(list(CONTESTANTS)):

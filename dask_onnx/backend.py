@@ -1,4 +1,4 @@
-"""dask_onnx behind ONNX's own backend interface, so that ONNX's test suite runs through it."""
+"""ONNX's own backend interface (``onnx.backend.base``), through which ONNX's test suite runs."""
 
 from __future__ import annotations
 
@@ -12,47 +12,73 @@ from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
 from dask_onnx.api.plan import Plan
-from dask_onnx.core.errors import DaskOnnxError, InputError
+from dask_onnx.core.errors import DaskOnnxError, InputError, Suggestion
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.modelio.value_types import kind_of_value
 
 
 class DaskOnnxBackendRep(BackendRep):
-    """A model, planned and ready to run."""
+    """A plan that is ready to run, with the scheduler to run it on.
+
+    Parameters
+    ----------
+    plan : Plan
+    scheduler : str, function or None
+        Scheduler of Dask, by name or as a function; None for the one that Dask would use.
+    """
 
     def __init__(self, plan: Plan, scheduler: str | Callable[..., Any] | None) -> None:
         self.plan = plan
+        """The plan."""
         self._scheduler = scheduler
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Run once, through Dask.
+        """Run the model once, through Dask.
 
         Parameters
         ----------
-        inputs : sequence, mapping by name, or the one input
-            In the order of the graph's inputs.
+        inputs : sequence, mapping of str to array, or array
+            Inputs in the order of the graph, by name, or the one input.
+        kwargs
+            Ignored; part of ONNX's interface.
 
         Returns
         -------
-        tuple of arrays, or lists, dicts and None for sequences, maps and optionals
+        tuple
+            Outputs in the order of the graph: arrays; lists, dicts and None for sequences, maps and
+            empty optionals.
+
+        Raises
+        ------
+        InputError
+            There are more inputs than the model has, or they do not fit it.
         """
-        model = self.plan.model
+        facts = self.plan.facts
         if not isinstance(inputs, Mapping):
             values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-            if len(values) > len(model.inputs):
+            if len(values) > len(facts.inputs):
                 raise InputError(
-                    f"{len(values)} inputs were given; the model takes {len(model.inputs)}",
+                    f"{len(values)} inputs were given; the model takes {len(facts.inputs)}",
                     "give one value for each graph input",
+                    option="inputs",
+                    numbers={"given": len(values), "inputs": len(facts.inputs)},
                 )
-            inputs = {spec.name: value for spec, value in zip(model.inputs, values, strict=False)}
-        names = [spec.name for spec in model.outputs]
+            inputs = {spec.name: value for spec, value in zip(facts.inputs, values, strict=False)}
+        names = [spec.name for spec in facts.onnx.outputs]
         with dask.config.set(scheduler=self._scheduler):
-            results = model.predict(inputs, outputs=names, plan=self.plan, batch_size=None)
+            results = self.plan.predict(inputs, outputs=names, batch_size=None)
         return tuple(results[name] for name in names)
 
 
 class DaskOnnxBackend(Backend):
-    """ONNX's backend interface; see ``onnx.backend.base.Backend``."""
+    """ONNX's backend interface; see ``onnx.backend.base.Backend``.
+
+    Examples
+    --------
+    >>> from dask_onnx import backend
+    >>> prepared = backend.prepare(model_proto, strategy="per_node")  # doctest: +SKIP
+    >>> (y,) = prepared.run([x])  # doctest: +SKIP
+    """
 
     @classmethod
     def prepare(
@@ -70,27 +96,32 @@ class DaskOnnxBackend(Backend):
 
         Parameters
         ----------
-        model : whatever `dask_onnx.load` takes
+        model : Model, or a source that `dask_onnx.load` takes
         device : str
-            "CPU"; others are a matter of `session`'s providers.
+            "CPU". Other devices are chosen by the providers of `session`.
         strategy, n_stages
             As for `Model.plan`.
-        scheduler : optional
-            Dask's, by name or as a function; what Dask would use by default, which is the cluster
-            of the current ``distributed.Client`` if there is one.
+        scheduler : str or function, optional
+            Scheduler of Dask, by name or as a function. By default the one that Dask would use,
+            such as the cluster of the current ``distributed.Client``.
         session : SessionSpec, optional
+            Options of the ONNX Runtime sessions.
         load_options
-            For `dask_onnx.load`: custom_ops, replace and so on.
+            Options of `dask_onnx.load`, such as `custom_ops`.
 
         Raises
         ------
+        InputError
+            There is no such device.
         DaskOnnxError
-            What `load` and `Model.plan` raise; InputError for a device that is not there.
+            As for `dask_onnx.load` and `Model.plan`.
         """
         if not cls.supports_device(device):
             raise InputError(
                 f"there is no device {device!r}",
                 "use 'CPU', or name a provider: session=SessionSpec(providers=...)",
+                option="device",
+                suggestions=[Suggestion("device", "CPU")],
             )
         loaded = model if isinstance(model, Model) else load(model, **load_options)
         plan = loaded.plan(strategy, n_stages=n_stages, session=session)
@@ -100,7 +131,7 @@ class DaskOnnxBackend(Backend):
     def run_model(
         cls, model: Any, inputs: Any, device: str = "CPU", **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Prepare and run a model once; options as for `prepare`."""
+        """Prepare a model and run it once; options as for `prepare`."""
         return cls.prepare(model, device, **kwargs).run(inputs)
 
     @classmethod
@@ -112,15 +143,20 @@ class DaskOnnxBackend(Backend):
         outputs_info: Any = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        """Run one node; its types are those of `inputs`.
+        """Run one node at the types of its inputs.
 
         Parameters
         ----------
-        inputs : sequence of arrays, in the order of the node's inputs that are not left out
+        node : NodeProto
+        inputs : sequence or mapping of str to array
+            Inputs in the order of the node, without omitted ones, or by name.
+        device : str
+            As for `prepare`.
         outputs_info
-            Is not needed, and ignored.
-        opset_version : int
-            Of ai.onnx; the newest by default. Other options as for `prepare`.
+            Ignored; part of ONNX's interface.
+        kwargs
+            ``opset_version``: version of ai.onnx, by default the newest. Other options as for
+            `prepare`.
         """
         opset = kwargs.pop("opset_version", onnx.defs.onnx_opset_version())
         names = list(dict.fromkeys(name for name in node.input if name))
@@ -136,7 +172,7 @@ class DaskOnnxBackend(Backend):
 
     @classmethod
     def is_compatible(cls, model: Any, device: str = "CPU", **kwargs: Any) -> bool:
-        """Whether every node has a kernel here."""
+        """Return True if the model can be prepared: every node has a kernel here."""
         if not cls.supports_device(device):
             return False
         try:
@@ -147,7 +183,7 @@ class DaskOnnxBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether there is such a device: ``"CPU"``, also with a number as in ``"CPU:0"``."""
+        """Return True for the device "CPU", also with a number as in "CPU:0"."""
         try:
             return bool(Device(device).type == DeviceType.CPU)
         except (AttributeError, ValueError):

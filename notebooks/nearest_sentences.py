@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Sentences that mean the same
 #
-# Takes three thousand sentences of English prose (scikit-learn's descriptions of its data sets, and
-# what it, numpy and pandas say of their functions), turns each into a vector with MiniLM on a local
+# Takes three thousand English sentences (scikit-learn's descriptions of its data sets, and
+# docstrings of scikit-learn, numpy and pandas), turns each into a vector with MiniLM on a local
 # cluster of two processes, writes them to Parquet, and prints the nearest neighbours of two
-# sentences. `make demo` runs this file as it is.
+# sentences. `make demo` runs this file.
 
 # %%
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUESTIONS = (
 )
 
 # %% [markdown]
-# ## Vectors, and what is near
+# ## Vectors and nearest neighbours
 
 
 # %%
@@ -50,7 +50,7 @@ def main(assets: Path, output: Path) -> None:
         encoder.predict(table, column="sentence", name="vector").to_parquet(written)
         seconds = time.perf_counter() - began
         asked = encoder.predict(QUESTIONS)
-    # Without the backend pandas trips over its own note of what a column of lists is.
+    # Without this backend pandas cannot read its own metadata of a column of lists.
     found = pd.read_parquet(written, dtype_backend="pyarrow")
     print(f"{len(found):,} sentences in {seconds:.1f} s: {written}")
     near = np.stack(found["vector"].to_numpy()) @ asked.T

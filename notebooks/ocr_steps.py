@@ -1,4 +1,4 @@
-"""What PP-OCR's text detector wants, as functions that a task imports by name."""
+"""Preprocessing for PP-OCR's text detector, as functions that a task imports by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def prepare(windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Pictures as the detector takes them.
+    """Return images as the input of the detector.
 
     Parameters
     ----------

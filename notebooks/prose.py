@@ -1,4 +1,4 @@
-"""Real English sentences that come with installed packages."""
+"""English sentences from the documentation of installed packages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _PACKAGES = (
     "sklearn.preprocessing sklearn.svm sklearn.datasets numpy numpy.linalg numpy.random "
     "pandas pandas.api.types"
 ).split()
-"""Those whose documentation is prose."""
+"""Packages whose docstrings contain prose."""
 
 
 def sentences(count: int) -> list[str]:
-    """Up to `count` sentences, each once: scikit-learn's descriptions of its data sets first, then
-    what it, numpy and pandas say of their functions."""
+    """Return up to `count` distinct sentences.
+
+    The first are scikit-learn's descriptions of its data sets; docstrings of scikit-learn, numpy
+    and pandas follow.
+    """
     found: dict[str, None] = {}
     for text in (*_descriptions(), *_docstrings()):
         found.update(dict.fromkeys(_sentences(text)))
@@ -43,7 +46,7 @@ def _docstrings() -> Iterator[str]:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Markup, examples and tables left out."""
+    """Return the sentences of a text without markup, examples and tables."""
     for paragraph in re.split(r"\n\s*\n", text):
         if re.search(r">>>|\n\s*[-=~]{3,}\s*\n|^\s*\.\. ", paragraph):
             continue

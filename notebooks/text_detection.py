@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Text detection on page pictures
+# # Text detection on page images
 #
 # Cuts windows out of scanned pages, runs PP-OCR's text detector over them with
-# `dask-onnx predict` on a local cluster of two processes, and draws what was found over the pages.
-# `make demo` runs this file as it is.
+# `dask-onnx predict` on a local cluster of two processes, and draws the detected text over the
+# pages. `make demo` runs this file.
 
 # %%
 from __future__ import annotations
@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFilter
 WINDOW = 320
 """Height and width of a window, in pixels."""
 STRIDE = 128
-"""Pixels from one window to the next; they overlap, so that no line of text is cut everywhere."""
+"""Pixels from one window to the next; windows overlap, so that no line is cut in all of them."""
 SCALE = 3
-"""The pages are small: their letters are brought to the size that the detector was trained on."""
+"""Enlargement of the pages, whose letters are smaller than those the detector was trained on."""
 THRESHOLD = 0.3
 """Probability from which a pixel counts as text; PP-OCR's own default."""
 
@@ -35,12 +35,12 @@ Array = npt.NDArray[np.float32]
 
 # %%
 def starts(length: int) -> list[int]:
-    """Where windows begin along an axis, so that they cover all of it."""
+    """Return the first pixels of windows along an axis that cover all of it."""
     return sorted({*range(0, length - WINDOW, STRIDE), length - WINDOW})
 
 
 def places(page: Image.Image) -> list[tuple[int, int]]:
-    """Upper left corners (x, y) of the windows of a page."""
+    """Return the upper left corners (x, y) of the windows of a page."""
     return [(x, y) for y in starts(page.height) for x in starts(page.width)]
 
 
@@ -51,7 +51,7 @@ def enlarge(path: Path) -> Image.Image:
 
 
 def write_windows(pages: list[Image.Image], folder: Path) -> int:
-    """One PNG a window, named in the order of the pages; how many there are."""
+    """Write one PNG for each window, named in the order of the pages; return their number."""
     folder.mkdir(parents=True)
     count = 0
     for page in pages:
@@ -67,7 +67,7 @@ def write_windows(pages: list[Image.Image], folder: Path) -> int:
 
 # %%
 def predict(model: Path, windows: Path, result: Path) -> None:
-    """The main job, as one would type it; run beside `ocr_steps.py`, which the tasks import."""
+    """Run `dask-onnx predict` in the folder of `ocr_steps.py`, which the tasks import."""
     command = [sys.executable, "-m", "dask_onnx", "predict", str(model), f"{windows}/*.png"]
     command += [str(result), "--pre", "ocr_steps:prepare", "--workers", "2", "--threads", "1"]
     print("$ dask-onnx", *command[3:], flush=True)
@@ -80,7 +80,7 @@ def predict(model: Path, windows: Path, result: Path) -> None:
 
 # %%
 def stitch(page: Image.Image, maps: Array) -> Array:
-    """The probabilities of a page, shape (height, width): where windows overlap, the highest."""
+    """Return the probabilities of a page, shape (height, width), the maximum of all windows."""
     whole = np.zeros((page.height, page.width), np.float32)
     for (x, y), window in zip(places(page), maps, strict=True):
         part = whole[y : y + WINDOW, x : x + WINDOW]
@@ -89,7 +89,7 @@ def stitch(page: Image.Image, maps: Array) -> Array:
 
 
 def draw(page: Image.Image, probability: Array) -> Image.Image:
-    """The page with the text that was found tinted and outlined."""
+    """Return the page with the detected text tinted and outlined."""
     mask = Image.fromarray(((probability > THRESHOLD) * 255).astype(np.uint8), "L")
     tint = Image.new("RGB", page.size, (255, 140, 0))
     drawn = Image.composite(Image.blend(page, tint, 0.35), page, mask)
@@ -99,7 +99,7 @@ def draw(page: Image.Image, probability: Array) -> Image.Image:
 
 
 def stack(pages: list[Image.Image], title: str) -> Image.Image:
-    """Pages one above the other, with a line of text on top."""
+    """Return the pages stacked vertically, below a line of text."""
     width = max(page.width for page in pages)
     height = sum(page.height + 16 for page in pages) + 40
     sheet = Image.new("RGB", (width, height), "white")

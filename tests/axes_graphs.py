@@ -1,4 +1,4 @@
-"""Random graphs of about 70 operators that run at two sizes of one open axis."""
+"""Generator of random graphs of about 70 operators that run at two sizes of one dynamic axis."""
 
 from __future__ import annotations
 
@@ -16,36 +16,43 @@ from onnx import helper
 from dask_onnx.analysis.row_probes import PROBES
 
 SIZES = (6, 4)
-"""Numbers of positions that every node of a graph can run with."""
-MOST_ELEMENTS = 4000
-_MOST_AT_PROBE = 2_000_000
-"""Elements for the larger number of rows that the analysis asks at: ONNX's inference takes
-hundreds of bytes for each of a vector."""
+"""Numbers of positions at which every node of a graph runs."""
+MAX_ELEMENTS = 4000
+"""Elements of the largest value of a graph."""
+_MAX_AT_PROBE = 2_000_000
+"""Elements of a value at the larger number of rows that the analysis probes; ONNX's shape inference
+takes hundreds of bytes for each element of a vector."""
 _OPSETS = (12, 17, 21)
-_TRIES = 60
+_MAX_TRIES = 60
+"""Operators tried for one graph."""
 
 
 class UnfitError(Exception):
-    """An operator that cannot follow the values that there are."""
+    """An operator does not fit the values of the graph."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value of a graph, with what it is at both sizes."""
+    """A value of a graph, with its elements at both sizes."""
 
     name: str
+    """Name of the value."""
     arrays: tuple[np.ndarray, np.ndarray]
+    """Elements at each of `SIZES`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape at the larger size."""
         return self.arrays[0].shape
 
     @property
     def rank(self) -> int:
+        """Number of axes."""
         return self.arrays[0].ndim
 
     @property
     def is_float(self) -> bool:
+        """True for float32."""
         return self.arrays[0].dtype == np.float32
 
     @property
@@ -56,18 +63,26 @@ class Value:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether an axis that shrinks like this has no elements left for one position."""
+        """True if extrapolation to one position leaves an axis without elements."""
         large, small = (np.array(array.shape) for array in self.arrays)
         at_one = small - (large - small) * (SIZES[1] - 1) / (SIZES[0] - SIZES[1])
         return bool((at_one < 1).any())
 
 
 Operand = Value | np.ndarray | None
+"""Input of a node: a value, a constant, or None if omitted."""
 Operator = Callable[["Maker", Value], None]
+"""Function that adds nodes behind a value to a graph."""
 
 
 class Maker:
-    """A graph that grows node by node; every node has run at both sizes."""
+    """Graph that grows node by node; each node has run at both sizes.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of all random choices.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -76,35 +91,42 @@ class Maker:
         self.constants: dict[str, np.ndarray] = {}
         self.values: list[Value] = []
         self.inputs: dict[str, int] = {}
-        """Input to its open axis."""
+        """Dynamic axis by input."""
         self._names = 0
 
-    # What operators are made with.
+    # Random arguments of operators.
 
     def integer(self, low: int, high: int) -> int:
-        """Return a whole number from low to high, both included."""
+        """Return an integer from low to high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def choice(self, options: Sequence[Any]) -> Any:
-        """Return one of some things."""
+        """Return one of the options.
+
+        Raises
+        ------
+        UnfitError
+            There are none.
+        """
         if not len(options):
             raise UnfitError
         return options[self.integer(0, len(options) - 1)]
 
     def chance(self, share: float) -> bool:
+        """Return True with probability `share`."""
         return bool(self.rng.random() < share)
 
     def floats(self, *shape: int) -> np.ndarray:
-        """Return multiples of 1/4, so that sums of them are exact."""
+        """Return float32 multiples of 1/4 from -2 to 2, whose sums are exact."""
         return (self.rng.integers(-8, 9, shape) / 4).astype(np.float32)
 
     def axis(self, value: Value, *, fixed: bool = False) -> int:
-        """Return an axis, with `fixed` one that has the same size at both sizes."""
+        """Return an axis; if `fixed`, one whose size does not depend on the positions."""
         axes = [i for i in range(value.rank) if not fixed or i not in value.open_axes]
         return int(self.choice(axes))
 
     def other(self, *, like: Value | None = None) -> Value:
-        """Return some float value, with `like` one of the same rank."""
+        """Return a float value; if `like` is given, one of the same rank."""
         fit = [v for v in self.values if v.is_float and v.rank]
         fit = [v for v in fit if like is None or v.rank == like.rank]
         found: Value = self.choice(fit)
@@ -124,14 +146,24 @@ class Maker:
 
         Parameters
         ----------
-        captured : values that its bodies read
+        op : str
+            Operator type.
+        *operands : Value, array or None
+            Inputs of the node.
+        outputs : int
+            Number of outputs.
+        domain : str
+        captured : sequence of Value
+            Values that bodies of the node read.
         keep : bool
-            Whether later nodes may read the outputs.
+            True if later nodes may read the outputs.
+        **attributes
+            Attributes of the node.
 
         Raises
         ------
         UnfitError
-            It cannot run at one of the sizes.
+            The node does not run at one of the sizes.
         """
         names, constants, read = [], {}, list(captured)
         for operand in operands:
@@ -153,24 +185,24 @@ class Maker:
         return values
 
     def one(self, op: str, *operands: Operand, **options: Any) -> Value:
-        """Add a node with one output and return that."""
+        """Add a node with one output and return the output."""
         return self.emit(op, *operands, **options)[0]
 
     def along(
         self, op: str, value: Operand, axes: Sequence[int], since: int, **options: Any
     ) -> Value:
-        """Add a node whose axes are an input from opset `since` on, before an attribute."""
+        """Add a node with axes, an input from opset `since` on and an attribute before."""
         if self.opset < since:
             return self.one(op, value, axes=list(axes), **options)
         return self.one(op, value, np.array(axes, np.int64), **options)
 
     def size_of(self, value: Value, axis: int) -> Value:
-        """Return the size of an axis as a vector of one int64."""
+        """Return the size of an axis as an int64 vector of one element."""
         shape = self.one("Shape", value, keep=False)
         return self.one("Gather", shape, np.array([axis]), axis=0, keep=False)
 
     def scalar(self, value: Value) -> Value:
-        """Return a vector of one as a scalar."""
+        """Return a vector of one element as a scalar."""
         return self.along("Squeeze", value, [0], 13, keep=False)
 
     def _name(self, letter: str) -> str:
@@ -196,10 +228,10 @@ class Maker:
             raise UnfitError from error
         return [_usable(name, [np.asarray(r[name]) for r in results]) for name in proto.output]
 
-    # The whole.
+    # The whole graph.
 
     def start(self) -> None:
-        """Add one or two inputs; the axis of the second has as many positions."""
+        """Add one or two inputs with the same number of positions on a dynamic axis."""
         axis = 0 if self.chance(0.75) else None
         for name in ("x", "z")[: 2 if self.chance(0.4) else 1]:
             rank = self.integer(2, 4)
@@ -210,8 +242,8 @@ class Maker:
             self.values.append(Value(name, (arrays[0], arrays[1])))
 
     def grow(self, operators: Sequence[Operator], count: int) -> None:
-        """Add so many operators, each behind one of the last values."""
-        for _ in range(_TRIES):
+        """Add `count` operators, each behind one of the last values."""
+        for _ in range(_MAX_TRIES):
             before = len(self.nodes), len(self.values)
             recent = self.values[-4:] if self.chance(0.8) else self.values
             try:
@@ -224,7 +256,7 @@ class Maker:
                 return
 
     def model(self, *, leaves_only: bool = False) -> onnx.ModelProto:
-        """Return the graph with every value as an output, or those that no node reads."""
+        """Return the graph with all values as outputs, or only those that no node reads."""
         by_name = {value.name: value for value in self.values}
         read = {name for node in self.nodes for name in names_read(node)}
         inputs = []
@@ -252,16 +284,22 @@ def _declared(name: str, dtype: np.dtype[Any], rank: int) -> onnx.ValueInfoProto
 
 
 def _usable(name: str, arrays: Sequence[np.ndarray]) -> Value:
-    """A value of what a node gave; unfit if it is empty, large or not finite."""
+    """Return a value of a node's outputs.
+
+    Raises
+    ------
+    UnfitError
+        An output is empty, large or not finite.
+    """
     for array in arrays:
-        if not 0 < array.size <= MOST_ELEMENTS or array.ndim > 6:
+        if not 0 < array.size <= MAX_ELEMENTS or array.ndim > 6:
             raise UnfitError
         if array.dtype.kind == "f" and not (np.abs(array) < 1e4).all():
             raise UnfitError
     large, small = (array.size for array in arrays)
     power = math.log(large / small) / math.log(SIZES[0] / SIZES[1])
     at_probe = small * (PROBES[1] / SIZES[1]) ** power
-    if arrays[0].ndim != arrays[1].ndim or at_probe > _MOST_AT_PROBE:
+    if arrays[0].ndim != arrays[1].ndim or at_probe > _MAX_AT_PROBE:
         raise UnfitError
     value = Value(name, (arrays[0], arrays[1]))
     if value.may_be_empty:

@@ -1,4 +1,4 @@
-"""Operators that compute along axes, over windows, by products or by bodies, for random graphs."""
+"""Generators of random reductions, windows, products, layers and control flow for random graphs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def normalise(m: Maker, v: Value) -> None:
 
 @often(3)
 def convolve(m: Maker, v: Value) -> None:
-    """Conv and ConvTranspose over the last one or two axes."""
+    """Add Conv or ConvTranspose over the last one or two axes."""
     pixels = floating(v, 3, 4).rank - 2
     group = m.choice([g for g in (1, 1, 2, v.shape[1]) if v.shape[1] % g == 0])
     kernel = [m.integer(1, 3) for _ in range(pixels)]
@@ -104,8 +104,8 @@ def pool(m: Maker, v: Value) -> None:
         "pads": [0, 1] * pixels if m.chance(0.3) else [0] * 2 * pixels,
     }
     op = m.choice(("MaxPool", "AveragePool", "LpPool"))
-    if op != "LpPool" and all(map(int.__ge__, options["kernel_shape"], options["strides"])):
-        options["ceil_mode"] = m.integer(0, 1)  # else ONNX infers one more than ORT gives
+    if op != "LpPool":
+        options["ceil_mode"] = m.integer(0, 1)
     if op == "AveragePool":
         options["count_include_pad"] = m.integer(0, 1)
     m.emit(op, v, **options)
@@ -183,17 +183,17 @@ def einsum(m: Maker, v: Value) -> None:
 
 @often(1)
 def recurrent(m: Maker, v: Value) -> None:
-    op, barrier_tasks = m.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
+    op, gates = m.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
     features = floating(v, 3).shape[2]
     size, outputs = 2, 3 if op == "LSTM" else 2
     way, n = m.choice((("forward", 1), ("reverse", 1), ("bidirectional", 2)))
-    weights = m.floats(n, barrier_tasks * size, features), m.floats(n, barrier_tasks * size, size)
+    weights = m.floats(n, gates * size, features), m.floats(n, gates * size, size)
     m.emit(op, v, *weights, outputs=outputs, hidden_size=size, direction=way)
 
 
 @often(1)
 def fused(m: Maker, v: Value) -> None:
-    """ONNX Runtime's own operators."""
+    """Add an operator of com.microsoft."""
     width = floating(v, 2, 3).shape[-1]
     kind = m.integer(0, 3)
     if kind == 0:
@@ -227,7 +227,7 @@ def _node(op: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
 
 @often(2)
 def condition(m: Maker, v: Value) -> None:
-    """If: by the number of positions, by a constant, or by values."""
+    """Add an If with a condition on the number of positions, a constant, or values."""
     kind = m.integer(0, 3)
     if kind == 0:
         test: Any = m.one("Greater", m.size_of(v, m.axis(v)), np.array([m.choice((3, 5, 1))]))
@@ -246,7 +246,7 @@ def condition(m: Maker, v: Value) -> None:
 
 @often(2)
 def loop(m: Maker, v: Value) -> None:
-    """Loop: a state that is scaled in each round, and what it was before."""
+    """Add a Loop that scales a state in each iteration, and stacks its absolute values."""
     name = f"l{m.integer(0, 10**9)}_"
     n = [name + part for part in ("i", "go", "state", "next", "kept", "more", "half", "mean")]
     step = [_node("Mul", f"{n[2]} {n[6]}", n[3])]
@@ -270,7 +270,7 @@ def loop(m: Maker, v: Value) -> None:
 
 @often(2)
 def scan(m: Maker, v: Value) -> None:
-    """Scan along some axis, with or without something handed on."""
+    """Add a Scan along some axis, with or without a state."""
     name = f"s{m.integer(0, 10**9)}_"
     n = [name + part for part in ("state", "x", "next", "y")]
     axis = m.axis(floating(v))

@@ -1,4 +1,4 @@
-"""Models of a few nodes, and what the algebra says of one axis of them."""
+"""Models of a few nodes, and the axis analysis of their axis "N"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.modelio.onnx_model import load_onnx
 
 POSITIONS = 6
-"""Size of the open axis, "N", where facts are asked for."""
+"""Size of the axis "N" at which models are analysed."""
 
 
 def model_of(
@@ -31,16 +31,21 @@ def model_of(
     types: Mapping[str, int] | None = None,
     **options: Any,
 ) -> onnx.ModelProto:
-    """Return a model with inputs of some shapes, one of them named x by default.
+    """Return a model of some nodes.
 
     Parameters
     ----------
-    inputs : shape of x, or a mapping of input to shape
-    constants : mapping of name to anything that is an array; whole numbers are int64
-    outputs : names, as words
-    types : mapping of input to element type; float32 by default
+    nodes : sequence of NodeProto
+    inputs : sequence, or mapping of str to sequence
+        Shape of the only input x, or shape by input; a size is a number or a symbol.
+    constants : mapping of str to array-like, optional
+        Initializers; integers become int64.
+    outputs : str
+        Names of the outputs, separated by spaces.
+    types : mapping of str to int, optional
+        Element type by input; float32 by default.
     **options
-        See `builders.make_model`; domain com.microsoft is imported.
+        Arguments of `builders.make_model`; com.microsoft and ai.onnx.ml are imported by default.
     """
     shapes = inputs if isinstance(inputs, Mapping) else {"x": inputs}
     arrays = {name: np.asarray(array) for name, array in (constants or {}).items()}
@@ -54,7 +59,7 @@ def model_of(
 
 
 def seeds_of(model: onnx.ModelProto, symbol: str = "N") -> dict[str, int]:
-    """Return the axis of each input that has a symbol."""
+    """Return the axis with a symbol for each input that has one."""
     found = {}
     for each in model.graph.input:
         names = [dim.dim_param for dim in each.type.tensor_type.shape.dim]
@@ -64,15 +69,15 @@ def seeds_of(model: onnx.ModelProto, symbol: str = "N") -> dict[str, int]:
 
 
 def fact_of(
-    model: onnx.ModelProto, name: str = "y", own: CustomAxes | None = None, size: int = POSITIONS
+    model: onnx.ModelProto, name: str = "y", custom: CustomAxes | None = None, size: int = POSITIONS
 ) -> AxisFact:
-    """Return what one value depends on of the axis "N", where that has `size` positions."""
+    """Return the fact of axis "N", of `size` positions, at one value."""
     facts, specs = _inferred(model, size)
-    return axis_facts(facts, specs, seeds_of(model), (name,), own)[name]
+    return axis_facts(facts, specs, seeds_of(model), (name,), custom)[name]
 
 
 def dependence_of(model: onnx.ModelProto, name: str = "y", size: int = POSITIONS) -> Dependence:
-    """Return the dependence of one value on the axis "N"."""
+    """Return the dependence of one value on axis "N", of `size` positions."""
     facts, specs = _inferred(model, size)
     return propagate(facts, specs, seeds_of(model)).get(name, FREE)
 
@@ -87,7 +92,7 @@ def _inferred(model: onnx.ModelProto, size: int) -> tuple[GraphFacts, Any]:
 
 
 def feeds_of(model: onnx.ModelProto, size: int = POSITIONS) -> dict[str, np.ndarray]:
-    """Return a sample of all inputs: quarters from -2 to 2, or whole numbers from 0 to 3."""
+    """Return a sample of all inputs: multiples of 1/4 from -2 to 2, or integers from 0 to 3."""
     rng = np.random.default_rng(0)
     feeds = {}
     for each in model.graph.input:

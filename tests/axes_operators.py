@@ -1,4 +1,4 @@
-"""Operators with random attributes and constants, each behind a value of a random graph."""
+"""Generators of random elementwise and layout operators for random graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from axes_graphs import Maker, Operator, UnfitError, Value
 from onnx import TensorProto, helper
 
 OPERATORS: list[Operator] = []
-"""All of them; those that come more often stand in it more often."""
+"""All generators; one listed several times is chosen more often."""
 
 _UNARY = (
     "Relu Abs Neg Sigmoid Tanh Identity Erf Softplus Sign Cos Sin LeakyRelu Elu HardSigmoid "
@@ -18,7 +18,7 @@ _UNARY = (
 
 
 def often(times: int) -> Any:
-    """Add an operator to the list so many times."""
+    """Return a decorator that adds a generator to `OPERATORS` that many times."""
 
     def add(function: Operator) -> Operator:
         OPERATORS.extend([function] * times)
@@ -28,18 +28,19 @@ def often(times: int) -> Any:
 
 
 def floating(value: Value, *ranks: int) -> Value:
-    """Return a value if it has floats, and one of these ranks.
+    """Return a value if it is float32, and has one of the ranks if any are given.
 
     Raises
     ------
     UnfitError
+        It is not.
     """
     if not value.is_float or (ranks and value.rank not in ranks):
         raise UnfitError
     return value
 
 
-# Element by element.
+# Elementwise.
 
 
 @often(3)
@@ -83,7 +84,7 @@ def by_length(m: Maker, v: Value) -> None:
         m.emit("Mod", divided, size, fmod=1)
 
 
-# Moving elements.
+# Layout.
 
 
 @often(3)
@@ -92,7 +93,7 @@ def transpose(m: Maker, v: Value) -> None:
 
 
 def _target(m: Maker, v: Value) -> list[int]:
-    """Sizes for a Reshape, -1 for one of them."""
+    """Return random target sizes of a Reshape, at most one of them -1."""
     dims: list[int] = list(v.shape)
     for axis in v.open_axes:
         dims[axis] = -1
@@ -182,7 +183,7 @@ def gather_elements(m: Maker, v: Value) -> None:
 
 @often(2)
 def gather_own(m: Maker, v: Value) -> None:
-    """The best column of each row, by GatherND or by an index into all elements."""
+    """Pick the best column of each row by GatherND, or by an index into the flattened value."""
     rows, columns = floating(v, 2).shape
     best = m.one("ArgMax", v, axis=1, keepdims=0)
     places = positions_of(m, v, 0)
@@ -251,7 +252,7 @@ def pad(m: Maker, v: Value) -> None:
 
 @often(1)
 def expand(m: Maker, v: Value) -> None:
-    """Something that no position owns, or v, to a shape made of sizes."""
+    """Expand a constant, or v, to a shape that is computed from sizes."""
     size = m.size_of(m.other(), 0)
     kind = m.integer(0, 3)
     dims = np.array(list(v.shape[1:]) or [2], np.int64)

@@ -1,4 +1,7 @@
-"""What runs say of an axis: a model run in pieces, on permuted positions, or with one replaced."""
+"""Comparison of claims about an axis with runs.
+
+A model is run in pieces, on permuted positions, or with the values of one position replaced.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,34 @@ from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.batch import _prove
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.row_candidates import Candidate
 from dask_onnx.analysis.row_probes import probe_specs
+from dask_onnx.analysis.row_proofs import prove
 
 RTOL, ATOL = 2e-3, 1e-5
-"""Differences below these are rounding; RTOL is relative to the largest value of an output."""
+"""Tolerances of rounding; RTOL is relative to the largest absolute value of an output."""
 
 Feeds = Mapping[str, Any]
 
 
 class CannotRunError(Exception):
-    """Neither ONNX Runtime nor the reference can run a model, or not on these feeds."""
+    """Neither ONNX Runtime nor ONNX's reference evaluator runs a model on given inputs."""
 
 
 class Runner:
-    """A model in ONNX Runtime without optimisation, or else in ONNX's reference.
+    """Model in ONNX Runtime without optimisation, or else in ONNX's reference evaluator.
 
     Parameters
     ----------
+    model : onnx.ModelProto
     any_kernel : bool
-        Whether the reference may run what ORT cannot.
+        True if the reference evaluator may run what ORT cannot.
 
     Raises
     ------
     CannotRunError
+        No evaluator accepts the model.
     """
 
     def __init__(self, model: onnx.ModelProto, *, any_kernel: bool = True) -> None:
@@ -52,7 +57,7 @@ class Runner:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             ).run
         except Exception as error:
-            # No kernel for the types, or an invalid graph: ORT has a class of error for each.
+            # ORT raises different classes for missing kernels and for invalid graphs.
             if not any_kernel:
                 raise CannotRunError(str(error)) from error
             self._run = _reference(model)
@@ -63,6 +68,7 @@ class Runner:
         Raises
         ------
         CannotRunError
+            The model rejects the inputs.
         """
         names = list(outputs or self.outputs)
         try:
@@ -72,7 +78,7 @@ class Runner:
         return dict(zip(names, found, strict=True))
 
     def only(self, output: str) -> Runner:
-        """Return a runner of the nodes that one output needs."""
+        """Return a runner of the subgraph of one output."""
         made = onnx.ModelProto()
         made.CopyFrom(self.model)
         needed, kept = {output}, []
@@ -89,7 +95,7 @@ class Runner:
 
 
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
-    """Return the names that a node reads, those in its bodies with them."""
+    """Return the names that a node reads, including those in its bodies."""
     yield from node.input
     for body in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
         for inner in body.node:
@@ -104,7 +110,7 @@ def _reference(model: onnx.ModelProto) -> Any:
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Whether two outputs have one shape, and equal elements up to rounding."""
+    """Return whether two outputs have equal shapes, and elements equal up to rounding."""
     if isinstance(found, list) or isinstance(expected, list):
         alike = isinstance(found, list) and isinstance(expected, list)
         return alike and len(found) == len(expected) and all(map(same, found, expected))
@@ -115,7 +121,7 @@ def same(found: Any, expected: Any) -> bool:
         return False
     if found.dtype.kind in "OUS" or found.dtype.kind not in "iufcb":
         return bool((found == expected).all())
-    if found.dtype in (np.int8, np.uint8):  # quantised values: one step is rounding
+    if found.dtype in (np.int8, np.uint8):  # quantised values may differ by one step
         return bool((abs(found.astype(int) - expected.astype(int)) <= 1).all())
     if found.dtype.kind in "iub":
         return bool((found == expected).all())
@@ -127,8 +133,8 @@ def _close(found: np.ndarray, expected: np.ndarray, coarser: float) -> bool:
     finite = np.isfinite(expected)
     if (finite != np.isfinite(found)).any():
         return False
-    odd = ~finite
-    if not (((found == expected) | (np.isnan(found) & np.isnan(expected)))[odd]).all():
+    special = ~finite
+    if not (((found == expected) | (np.isnan(found) & np.isnan(expected)))[special]).all():
         return False
     top = np.abs(expected[finite]).max(initial=0.0)
     gap = np.abs(found[finite] - expected[finite]).max(initial=0.0)
@@ -139,13 +145,13 @@ def _close(found: np.ndarray, expected: np.ndarray, coarser: float) -> bool:
 
 
 def count(feeds: Feeds, seeds: Candidate) -> int:
-    """Return the number of positions; the inputs have it in common."""
+    """Return the number of positions, which all inputs in `seeds` share."""
     (positions,) = {feeds[name].shape[axis] for name, axis in seeds.items()}
     return int(positions)
 
 
 def picked(feeds: Feeds, seeds: Candidate, positions: Sequence[int]) -> dict[str, Any]:
-    """Return feeds with some positions only."""
+    """Return the inputs restricted to some positions."""
     return {
         name: np.take(array, positions, axis=seeds[name]) if name in seeds else array
         for name, array in feeds.items()
@@ -153,50 +159,55 @@ def picked(feeds: Feeds, seeds: Candidate, positions: Sequence[int]) -> dict[str
 
 
 def replaced(feeds: Feeds, seeds: Candidate, position: int, seed: int = 0) -> dict[str, Any]:
-    """Return feeds with the values of one position replaced by others of the same range."""
+    """Return the inputs with the values of one position replaced by others of a similar range."""
     rng = np.random.default_rng(seed)
     made = dict(feeds)
     for name, axis in seeds.items():
         array = np.array(feeds[name])
-        worker_groups = np.moveaxis(array, axis, 0)  # a view
-        other = np.resize(rng.permutation(array.reshape(-1)), worker_groups.shape[1:])
+        by_position = np.moveaxis(array, axis, 0)  # a view
+        other = np.resize(rng.permutation(array.reshape(-1)), by_position.shape[1:])
         if array.dtype.kind == "f" and array.dtype.itemsize >= 4:
             other = other * array.dtype.type(1.75) + array.dtype.type(0.5)
-        worker_groups[position] = other
+        by_position[position] = other
         made[name] = array
     return made
 
 
 def splits(positions: int) -> list[list[list[int]]]:
-    """Return ways to cut positions in two: the first and the rest, halves, two and the rest."""
+    """Return partitions in two: the first and the rest, halves, the first two and the rest."""
     cuts = sorted({1, positions // 2, min(2, positions - 1)} - {0})
     whole = list(range(positions))
     return [[whole[:cut], whole[cut:]] for cut in cuts]
 
 
-# Faults of claims.
+# Claims that runs contradict.
 
 
 def faults_of_rows(
     runner: Runner, feeds: Feeds, seeds: Candidate, axes: Mapping[str, int | None]
 ) -> dict[str, str]:
-    """Hold against runs that pieces of the inputs give pieces of the outputs.
+    """Check by runs that pieces of the inputs yield pieces of the outputs.
 
     Parameters
     ----------
+    runner : Runner
+    feeds : mapping of str to array
+        Inputs.
+    seeds : mapping of input to axis
+        Source axis, along which the inputs are cut.
     axes : mapping of output to axis
-        Along which pieces are joined; None for an output that is the same for all pieces.
+        Axis along which pieces are concatenated; None for an output that is equal for all pieces.
 
     Returns
     -------
-    dict of output to text
-        What a run contradicts; outputs that hold are not in it.
+    dict of output to str
+        Description of each contradiction; outputs that agree are left out.
     """
     try:
         return _faults_of_rows(runner, feeds, seeds, axes)
     except CannotRunError:
         faults: dict[str, str] = {}
-        for name, axis in axes.items():  # each by itself: others may be what does not run
+        for name, axis in axes.items():  # separately, as another output may be the one that fails
             try:
                 faults |= _faults_of_rows(runner.only(name), feeds, seeds, {name: axis})
             except CannotRunError as error:
@@ -226,7 +237,7 @@ def _faults_of_rows(
 
 
 def _not_run(axes: Mapping[str, int | None], text: str) -> dict[str, str]:
-    """Return a fault of every output with rows; for others no axis need be one that can vary."""
+    """Return the fault of each output with rows; others do not imply that the axis may vary."""
     return {name: text for name, axis in axes.items() if axis is not None}
 
 
@@ -235,7 +246,7 @@ def _joined(parts: Sequence[Any], axis: int | None) -> Any:
         return parts[0] if all(same(part, parts[0]) for part in parts) else None
     try:
         return np.concatenate(parts, axis=axis)
-    except ValueError:  # shapes that do not fit each other
+    except ValueError:  # shapes that cannot be concatenated
         return None
 
 
@@ -248,9 +259,10 @@ def _picked_of(value: Any, axis: int, order: Sequence[int]) -> Any:
 def faults_of_dependence(
     runner: Runner, feeds: Feeds, seeds: Candidate, deps: Mapping[str, Dependence]
 ) -> dict[str, str]:
-    """Hold against runs that other elements stay as they are when one position is replaced.
+    """Check by runs that replacing one position changes only the elements that may read it.
 
-    Looks at outputs of kind FREE, INDEPENDENT and WINDOW, at the sizes of `feeds`.
+    Covers outputs of kind FREE, INDEPENDENT and WINDOW, at the sizes of `feeds`. Returns a
+    description of each contradiction by output.
     """
     if not deps:
         return {}
@@ -261,7 +273,7 @@ def faults_of_dependence(
         try:
             other = runner(replaced(feeds, seeds, position, position), names)
         except CannotRunError:
-            continue  # values that the model does not take
+            continue  # the model rejects the values
         for name, dep in deps.items():
             if dep.kind > Kind.WINDOW or name in faults or dep.coupled:
                 continue
@@ -305,7 +317,7 @@ def untouched(
 
 
 def forget_shapes(graph: onnx.GraphProto) -> None:
-    """Remove the shapes of all values but those of the main graph's inputs."""
+    """Remove the declared shapes of all values except the main graph's inputs."""
     del graph.value_info[:]
     for value in graph.output:
         if value.type.HasField("tensor_type"):
@@ -349,7 +361,7 @@ def with_open_axes(
 
 
 class Blocked(NamedTuple):
-    """Why an output is not claimed to be independent."""
+    """Reason why an output is not claimed to be independent."""
 
     node: str
     op_type: str
@@ -360,18 +372,20 @@ class Blocked(NamedTuple):
 def claims(
     facts: GraphFacts, outputs: Sequence[str], seeds: Candidate
 ) -> tuple[dict[str, int | None], dict[str, Blocked]]:
-    """Return the axis of rows of every output that is claimed to be independent (None if it does
-    not depend on the rows at all), and of the others what blocks them."""
-    found = _prove(facts, tuple(outputs), seeds, None, None, None)
+    """Return the axes of independent outputs, and the reasons for the others.
+
+    The axis is None for an output that does not depend on the rows at all.
+    """
+    found = prove(facts, tuple(outputs), seeds)
     blocked = {b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers}
     others = tuple(name for name in outputs if name not in blocked)
-    if blocked and others:  # another number of rows is asked of only if nothing is in the way
-        found = _prove(facts, others, seeds, None, None, None)
+    if blocked and others:  # the second number of rows is probed only if nothing blocks
+        found = prove(facts, others, seeds)
         blocked |= {
             b.output: Blocked(b.node, b.op_type, b.kind.label, b.how) for b in found.blockers
         }
     axes = {name: found.output_axes[name] for name in others if name not in blocked}
-    if None in axes.values():  # of unknown type, or the same for all rows
+    if None in axes.values():  # of unknown type, or equal for all rows
         deps = propagate(facts, probe_specs(facts, seeds, None, None)[0], seeds)
         axes = {n: axis for n, axis in axes.items() if axis is not None or n not in deps}
     return ({} if found.coupled else axes), blocked

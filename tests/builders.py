@@ -1,4 +1,4 @@
-"""Small models, made by hand."""
+"""Builders of small models and their parts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ OPSET = 17
 
 
 def value(name: str, shape: Sequence[Any] | None, elem_type: int = TensorProto.FLOAT):
+    """Return a ValueInfoProto."""
     return helper.make_tensor_value_info(name, elem_type, shape)
 
 
@@ -29,6 +30,7 @@ def make_model(
     functions: Sequence[onnx.FunctionProto] = (),
     name: str = "made",
 ) -> onnx.ModelProto:
+    """Return a model of nodes, inputs, outputs and weights by name."""
     initializers = [numpy_helper.from_array(a, n) for n, a in (weights or {}).items()]
     graph = helper.make_graph(list(nodes), name, list(inputs), list(outputs), initializers)
     imports = [helper.make_opsetid("", opset)]
@@ -39,17 +41,18 @@ def make_model(
 
 
 def node(op: str, inputs: str, outputs: str, name: str = "", **attributes: Any) -> onnx.NodeProto:
-    """Inputs and outputs as words; "-" stands for an input that is left out."""
+    """Return a node; `inputs` and `outputs` are words, with "-" for an omitted input."""
     names = ["" if word == "-" else word for word in inputs.split()]
     return helper.make_node(op, names, outputs.split(), name=name, **attributes)
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return standard normal float32 numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def dense_model(rows: Any = "N", hidden: int = 32) -> onnx.ModelProto:
-    """x (rows, 8) -> y (rows, 4): MatMul, Add, Relu, MatMul; 1 and more KiB of weights."""
+    """Return x (rows, 8) -> y (rows, 4): MatMul, Add, Relu, MatMul."""
     return make_model(
         [
             node("MatMul", "x W1", "h1", "first"),
@@ -65,7 +68,7 @@ def dense_model(rows: Any = "N", hidden: int = 32) -> onnx.ModelProto:
 
 
 def layers_model(sizes, width=8):
-    """Dense layers one after the other; layer i has a matrix of width x sizes[i] and back."""
+    """Return a chain of layers; layer i has weights (width, sizes[i]) and (sizes[i], width)."""
     nodes, constants, last = [], {}, "x"
     for i, size in enumerate(sizes):
         nodes += [
@@ -80,7 +83,7 @@ def layers_model(sizes, width=8):
 
 
 def branching_model() -> onnx.ModelProto:
-    """x (N, 4) -> three branches -> concat -> y (N, 12), and the middle branch as output m."""
+    """Return x (N, 4) -> three branches -> Concat -> y (N, 12), and the middle branch as m."""
     return make_model(
         [
             node("Relu", "x", "stem", "stem"),
@@ -97,7 +100,7 @@ def branching_model() -> onnx.ModelProto:
 
 
 def scaled_model() -> onnx.ModelProto:
-    """x (N, 3) and a scalar s -> y = x * s (N, 3)."""
+    """Return x (N, 3) and a scalar s -> y = x * s (N, 3)."""
     return make_model(
         [node("Mul", "x s", "y", "scale")],
         [value("x", ["N", 3]), value("s", [])],
@@ -107,7 +110,7 @@ def scaled_model() -> onnx.ModelProto:
 
 
 def single_row_model() -> onnx.ModelProto:
-    """x (1, 4) -> y (1, 2): a graph exported for one row."""
+    """Return x (1, 4) -> y (1, 2): a graph exported for one row."""
     return make_model(
         [node("MatMul", "x W", "y", "project")],
         [value("x", [1, 4])],
@@ -118,7 +121,7 @@ def single_row_model() -> onnx.ModelProto:
 
 
 def captured_model() -> onnx.ModelProto:
-    """x (N, 4), flag bool -> y: If bodies that read h and a weight of the outer graph."""
+    """Return x (N, 4), flag (bool) -> y: If bodies that read values of the outer graph."""
     then = helper.make_graph(
         [node("Add", "h W", "t", "then_add")], "then", [], [value("t", ["N", 4])]
     )
@@ -153,7 +156,7 @@ def captured_model() -> onnx.ModelProto:
 
 
 def _constant_body() -> onnx.GraphProto:
-    """A body with weights of its own, large enough to be taken out of the proto."""
+    """Return a body with weights that are large enough to be taken out of the proto."""
     return helper.make_graph(
         [
             helper.make_node(
@@ -169,7 +172,7 @@ def _constant_body() -> onnx.GraphProto:
 
 
 def run_onnx(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], outputs=None) -> list[Any]:
-    """ONNX Runtime on the whole model, as it comes."""
+    """Run a whole model in ONNX Runtime, and return its outputs."""
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )

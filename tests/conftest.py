@@ -1,4 +1,4 @@
-"""What every test stands on: a store of its own, and the fetched models."""
+"""Fixtures of all tests: a temporary store, empty caches, and the fetched models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import dask.config
 import pytest
 from hypothesis import settings
 
-from dask_onnx.runtime import tuning as tune
-from dask_onnx.runtime.session import CACHE
+from dask_onnx.runtime import tuning
+from dask_onnx.runtime.session_cache import SESSION_CACHE
 
-# How long an example takes says more of the machine than of the code.
+# The time of an example depends on the machine more than on the code.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
@@ -21,7 +21,7 @@ ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".c
 
 @pytest.fixture(scope="session", autouse=True)
 def store_directory(tmp_path_factory):
-    """No test touches the user's own store; worker processes learn it from the environment."""
+    """Replace the user's store by a temporary folder; workers read it from the environment."""
     folder = str(tmp_path_factory.mktemp("store"))
     os.environ["DASK_ONNX__STORE__DIRECTORY"] = folder
     os.environ["DASK_ONNX__PLAN__CALIBRATE"] = "False"
@@ -35,13 +35,13 @@ def store_directory(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_sessions_left():
     yield
-    CACHE.clear()
-    tune.forget()
+    SESSION_CACHE.clear()
+    tuning.clear_tunings()
 
 
 @pytest.fixture(scope="session")
 def asset():
-    """The path of a fetched model or picture; a missing one is a failure."""
+    """Return a function from the name of a fetched model or image to its path; fail if missing."""
 
     def asset(name: str) -> str:
         path = (ASSETS / name).absolute()

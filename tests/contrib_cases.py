@@ -1,4 +1,4 @@
-"""Nodes of ONNX Runtime's own operators, for tests."""
+"""Test cases: nodes of ONNX Runtime's contrib operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW = {"strides": [2, 1], "pads": [1, 1, 1, 1]}
 QUARTERS = {"K": 32, "bits": 4, "block_size": 32}
 ORDERS = {"order_X": 1, "order_Y": 1}
 LAYOUTS = ((0, "4,W,9"), (1, "W,9,4"))
-"""channels_last, and the sizes behind the batch."""
+"""Values of channels_last, and the sizes of the axes after the batch."""
 
 
 RUN = [
@@ -141,6 +141,20 @@ RUN = [
             channels_last=last,
             kernel_shape=[3, 3],
             strides=[2, 2],
+            ceil_mode=1,
+        )
+        for last, x in LAYOUTS
+    ),
+    # Stride longer than the kernel: with ceil_mode a window may start beyond the input.
+    *(
+        case(
+            "QLinearAveragePool",
+            f"x=u:B,{x} s z s z",
+            "y",
+            SCALE,
+            channels_last=last,
+            kernel_shape=[2, 2],
+            strides=[4, 4],
             ceil_mode=1,
         )
         for last, x in LAYOUTS
@@ -387,4 +401,4 @@ LOADED = [
     case("MemcpyFromHost", "x=f:B,T", domain=""),
     case("MemcpyToHost", "x=f:B,T", domain=""),
 ]
-"""Operators that a CPU does not run, or not so, whose shapes ONNX Runtime infers on loading."""
+"""Cases without a CPU kernel, whose shapes ONNX Runtime infers on loading."""

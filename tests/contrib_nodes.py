@@ -1,4 +1,4 @@
-"""Models of one node, written short, and an encoder as exporters write it."""
+"""Models of one node in a short notation, and an encoder as exporters write it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ Values = Callable[[Mapping[str, int]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A node, its inputs as words ``name=dtype:sizes``; a word without "=" is a constant, "-" an
-    input or output that is left out, and an output may have a dtype."""
+    """A node whose inputs are words ``name=dtype:sizes``.
+
+    A word without "=" is a constant, "-" an omitted input or output; an output may have a dtype.
+    """
 
     op: str
     inputs: str
@@ -39,7 +41,7 @@ class Case:
     constants: Mapping[str, Any]
     attributes: Mapping[str, Any]
     values: Values
-    """What inputs are given that cannot be any number."""
+    """Function from sizes to the values of inputs that must not be random."""
     domain: str
     version: int
 
@@ -70,7 +72,7 @@ class Case:
         return make_model([made], inputs, results, constants, opset=self.version, domains=domains)
 
     def feeds(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Random numbers for floats, ones for others."""
+        """Return random numbers for float inputs, and ones for others."""
         rng, given, feeds = np.random.default_rng(0), self.values(sizes), {}
         for name, kind in words(self.inputs):
             if kind:
@@ -85,7 +87,7 @@ class Case:
 
 
 def words(text: str) -> list[tuple[str, str]]:
-    """Names, "" for one that is left out, and what stands behind "="."""
+    """Return pairs of a name ("" if omitted) and the text behind "="."""
     pairs = [word.partition("=") for word in text.split()]
     return [("" if name == "-" else name, kind) for name, _, kind in pairs]
 
@@ -116,7 +118,7 @@ def ones(dtype: str, *shape: int) -> np.ndarray:
 
 
 def bert_model(layers: int = 2) -> onnx.ModelProto:
-    """ids, mask, kinds int64 (B, T) -> y float32 (B, T, 8), written as exporters do."""
+    """Return ids, mask, kinds int64 (B, T) -> y float32 (B, T, 8), as exporters write it."""
     nodes, constants = [], {
         "heads": np.array([0, 0, 2, 4]), "joined": np.array([0, 0, 8]), "first": np.array([1]),
         "second": np.array([2]), "one": np.float32(1), "low": np.float32(-1e4),

@@ -1,4 +1,4 @@
-"""Small models as exporters write them for a fixed number of rows."""
+"""Small models as exporters write them for a fixed number of rows `k`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dask_onnx.modelio.onnx_model import load_onnx, with_weights
 
 
 def run(model, feeds):
-    """Once, by ONNX Runtime alone."""
+    """Return the outputs by name of one run in ONNX Runtime, with one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
@@ -25,7 +25,10 @@ def run(model, feeds):
 
 
 def assert_freed(model, tolerance=0.0, **options):
-    """It opens, is proven, and gives at its own size and at another what the original gives."""
+    """Assert that a model is rewritten, proven, and equal to the original at two sizes.
+
+    `tolerance` is the largest relative difference. Returns the `Freed` model.
+    """
     original = load_onnx(model)
     freed = free_batch(original, **options)
     assert isinstance(freed, Freed), str(freed)
@@ -36,11 +39,12 @@ def assert_freed(model, tolerance=0.0, **options):
 
 
 def ints(*numbers):
+    """Return an int64 vector."""
     return np.array(numbers, np.int64)
 
 
 def heads(k):
-    """Attention of two heads, batch first."""
+    """Return attention of two heads, batch first."""
     nodes = [
         node("Reshape", "x apart", "a", "apart"),
         node("Transpose", "a", "q", perm=[0, 2, 1, 3]),
@@ -63,7 +67,7 @@ def heads(k):
 
 
 def sequence_first(k):
-    """Tokens in front: with one row, flattening may merge it with the tokens or the features."""
+    """Return a dense layer over tokens first; one row may merge with tokens or with features."""
     nodes = [
         node("Transpose", "x", "t", perm=[1, 0, 2]),
         node("Reshape", "t flat", "f", "flatten"),
@@ -77,19 +81,21 @@ def sequence_first(k):
 
 
 def class_token(k):
+    """Return a concatenation with a token that Expand repeats for each row."""
     nodes = [node("Expand", "token shape", "tokens"), node("Concat", "tokens x", "y", axis=1)]
     constants = {"token": weights(1, 1, 4), "shape": ints(k, 1, 4)}
     return make_model(nodes, [value("x", [k, 3, 4])], [value("y", [k, 4, 4])], constants)
 
 
 def folded_token(k):
-    """The same once the exporter has folded the Expand."""
+    """Return the same after the exporter folded the Expand."""
     constants = {"tokens": np.repeat(weights(1, 1, 4), k, 0)}
     nodes = [node("Concat", "tokens x", "y", axis=1)]
     return make_model(nodes, [value("x", [k, 3, 4])], [value("y", [k, 4, 4])], constants)
 
 
 def lstm(k, state=0.0):
+    """Return an LSTM with an initial state for each row."""
     nodes = [
         node("Transpose", "x", "t", perm=[1, 0, 2]),
         node("LSTM", "t W R B - h c", "all last", hidden_size=3),
@@ -102,7 +108,7 @@ def lstm(k, state=0.0):
 
 
 def mask(k):
-    """A mask written for all rows, added to scores, and one that a constant chain makes."""
+    """Return a sum of scores, a mask stored for all rows, and one computed from constants."""
     nodes = [
         node("Add", "x mask", "a"),
         node("Expand", "bias shape", "wide"),
@@ -116,7 +122,7 @@ def mask(k):
 
 
 def index_grid(k):
-    """Advanced indexing as dynamo exports it: each index names its row."""
+    """Return advanced indexing as torch.onnx with dynamo exports it: each index names its row."""
     grid = np.stack(np.meshgrid(np.arange(k), [2, 0], indexing="ij"), -1)
     constants = {"grid": grid.reshape(k, 1, 2, 2).astype(np.int64)}
     nodes = [node("GatherND", "x grid", "y")]
@@ -124,7 +130,7 @@ def index_grid(k):
 
 
 def written_in_place(k):
-    """``x[:, 1] = 7`` as ScatterND with an index for each row."""
+    """Return ``x[:, 1] = 7`` as ScatterND with an index for each row."""
     index = np.stack([np.arange(k), np.ones(k)], -1).astype(np.int64)
     constants = {"index": index, "seven": np.full(k, 7, np.float32)}
     nodes = [node("ScatterND", "x index seven", "y")]
@@ -132,7 +138,7 @@ def written_in_place(k):
 
 
 def as_strided(k):
-    """A flat tensor and the places of each row in it."""
+    """Return a Gather from a flattened tensor by the indices of each row."""
     places = np.arange(k)[:, None, None] * 6 + np.arange(6).reshape(1, 3, 2)[:, ::-1]
     constants = {"flat": ints(-1), "places": places}
     nodes = [node("Reshape", "x flat", "f"), node("Gather", "f places", "y")]
@@ -140,7 +146,7 @@ def as_strided(k):
 
 
 def best_place(k):
-    """``x[range(k), argmax]`` in a flat tensor: an addend says where each row begins."""
+    """Return ``x[range(k), argmax]`` on a flattened tensor: an addend holds each row's offset."""
     nodes = [
         node("ArgMax", "x", "best", axis=1, keepdims=0),
         node("Add", "best starts", "place"),
@@ -152,13 +158,14 @@ def best_place(k):
 
 
 def resized(k):
+    """Return a Resize whose sizes name the rows."""
     nodes = [node("Resize", "x - - sizes", "y", mode="nearest")]
     constants = {"sizes": ints(k, 2, 6, 6)}
     return make_model(nodes, [value("x", [k, 2, 3, 3])], [value("y", [k, 2, 6, 6])], constants)
 
 
 def guided(k):
-    """Two passes stacked on the batch axis, and taken apart again."""
+    """Return two batches stacked, processed and separated again, as for guided diffusion."""
     nodes = [
         node("Expand", "null shape", "nothing"),
         node("Concat", "nothing x", "both", axis=0),
@@ -174,13 +181,14 @@ def guided(k):
 
 
 def whole_slice(k):
+    """Return a Slice that names all rows."""
     nodes = [node("Slice", "x start end axes", "y")]
     constants = {"start": ints(0, 1), "end": ints(k, 3), "axes": ints(0, 1)}
     return make_model(nodes, [value("x", [k, 4])], [value("y", [k, 2])], constants)
 
 
 def tiled_table(k):
-    """A table of positions added where rows and tokens are one axis."""
+    """Return the sum with a table of positions where rows and tokens are merged."""
     nodes = [
         node("Reshape", "x flat", "f"),
         node("Add", "f table", "a"),
@@ -192,13 +200,14 @@ def tiled_table(k):
 
 
 def expanded_features(k):
+    """Return an Expand of features whose target names the rows."""
     nodes = [node("Expand", "x shape", "e"), node("ReduceSum", "e last", "y", keepdims=0)]
     constants = {"shape": ints(k, 3, 4), "last": ints(2)}
     return make_model(nodes, [value("x", [k, 3, 1])], [value("y", [k, 3])], constants)
 
 
 def scanned(k):
-    """A Scan whose body was written for so many rows."""
+    """Return a Scan whose body declares the number of rows."""
     body = helper.make_graph(
         [node("Add", "state step", "next"), node("Identity", "next", "out")],
         "body",
@@ -216,14 +225,14 @@ def scanned(k):
 
 
 def sampled(k):
-    """A sampling grid that is the same for each picture."""
+    """Return a GridSample with a constant grid that is equal for each image."""
     grid = np.repeat(np.clip(weights(1, 2, 2, 2), -1, 1), k, 0)
     nodes = [node("GridSample", "x grid", "y")]
     return make_model(nodes, [value("x", [k, 1, 4, 4])], [value("y", [k, 1, 2, 2])], {"grid": grid})
 
 
 def fused_product(k):
-    """FusedMatMul of com.microsoft over tokens that stand in front of the batch."""
+    """Return com.microsoft FusedMatMul over tokens before the batch."""
     nodes = [
         node("Transpose", "x", "t", perm=[1, 0, 2, 3]),
         node(
@@ -241,7 +250,7 @@ def fused_product(k):
 
 
 def masked_attention(k):
-    """MultiHeadAttention of com.microsoft with a mask of keys for each row."""
+    """Return com.microsoft MultiHeadAttention with a key mask for each row."""
     attention = node("MultiHeadAttention", "x x x - keys", "y", domain="com.microsoft", num_heads=2)
     keys = np.repeat(np.array([[1, 1, 1, 0]], np.int32), k, 0)
     return make_model(
@@ -254,7 +263,7 @@ def masked_attention(k):
 
 
 def open_tokens(k):
-    """Heads of as many tokens as there are: the shapes are computed but for the number of rows."""
+    """Return attention heads of any number of tokens: shapes are computed except for the rows."""
     nodes = [
         node("Shape", "x", "s"),
         node("Gather", "s one", "t"),
@@ -274,7 +283,7 @@ def open_tokens(k):
 
 
 def open_pixels(k):
-    """A picture of any size, twice as large; and a mask of that size, repeated for the channels."""
+    """Return an image of any size enlarged twice, plus its maximum repeated for the channels."""
     nodes = [
         node("Shape", "x", "s"),
         node("Slice", "s two four", "pixels"),
@@ -292,10 +301,10 @@ def open_pixels(k):
 
 @st.composite
 def moved_rows(draw):
-    """A chain of nodes that move axes about, as an exporter freezes it for `rows` rows."""
+    """Return a random chain of nodes that move axes, exported for 1 or 3 rows."""
     rows = draw(st.sampled_from([1, 3]))
     sizes = [2, 3, 2]
-    shape: list[int | None] = [None, *sizes]  # None stands for the rows
+    shape: list[int | None] = [None, *sizes]  # None for the number of rows
     nodes, constants, last = [], {}, "x"
 
     def frozen(dims):

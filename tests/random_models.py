@@ -1,4 +1,4 @@
-"""Random small graphs, for properties that hold for every graph."""
+"""Hypothesis strategy for random small models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ BINARY = ["Add", "Sub", "Mul", "Max"]
 
 @st.composite
 def models(draw) -> onnx.ModelProto:
-    """x and z (N, 6), then a random DAG of values (N, 6), some of them outputs."""
+    """Draw a model with inputs x and z (N, 6), and a random DAG of values (N, 6).
+
+    One to three of the values are outputs.
+    """
     values, nodes, constants = ["x", "z"], [], {}
     for i in range(draw(st.integers(1, 12))):
         one, other = draw(st.sampled_from(values)), draw(st.sampled_from(values))

@@ -1,4 +1,4 @@
-"""Small models with attention over a sequence, made by hand: x (N, T, 32) -> y."""
+"""Small models with attention over a sequence: x (N, T, 32) -> y."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Nodes = list[onnx.NodeProto]
 
 
 def projections(x: str, prefix: str = "") -> tuple[Nodes, Weights]:
-    """Queries, keys and values (N, T, 32)."""
+    """Return the projections to queries, keys and values (N, T, 32)."""
     nodes = [node("MatMul", f"{x} {prefix}w{p}", f"{prefix}{p}", f"{prefix}{p}") for p in "qkv"]
     made = {f"{prefix}w{p}": weights(WIDTH, WIDTH, seed=i) / 6 for i, p in enumerate("qkv")}
     return nodes, made
@@ -43,7 +43,7 @@ def projections(x: str, prefix: str = "") -> tuple[Nodes, Weights]:
 def attention_layer(
     x: str, prefix: str, mask: str = "", *, is_rotary: bool = False
 ) -> tuple[Nodes, Weights]:
-    """A residual layer of attention in plain operators, its shapes by Shape; gives {prefix}y."""
+    """Return a residual attention layer of plain operators and computed shapes, to {prefix}y."""
     nodes, made = projections(x, prefix)
 
     def add(op: str, inputs: str, output: str, **attributes: object) -> str:
@@ -70,7 +70,7 @@ def attention_layer(
 
 
 def _rotated(add, prefix: str, part: str) -> str:
-    """Positions turned into queries or keys: x * cos + rotate_half(x) * sin."""
+    """Apply rotary positions to queries or keys: x * cos + rotate_half(x) * sin."""
     x = f"{prefix}{part}t"
     low = add("Slice", f"{x} first half last", f"{part}low")
     high = add("Slice", f"{x} half end last", f"{part}high")
@@ -82,7 +82,7 @@ def _rotated(add, prefix: str, part: str) -> str:
 def in_layers(
     before: Sequence[onnx.NodeProto], made: Mapping[str, np.ndarray], mask: str = "", **options
 ) -> onnx.ModelProto:
-    """Two layers of attention behind some nodes that make masks or positions."""
+    """Return two attention layers after nodes that compute masks or positions."""
     nodes, x = list(before), "x"
     made = {**_CONSTANTS, "two": np.array([2]), **made}
     for layer in "ab":
@@ -115,7 +115,7 @@ _LENGTH = [node("Shape", "x", "xs"), node("Gather", "xs one", "T")]
 
 
 def decoder_by_range() -> onnx.ModelProto:
-    """A causal mask by comparing positions."""
+    """Return an encoder with a causal mask from a comparison of positions."""
     mask = [
         *_LENGTH,
         node("Range", "zero T one", "positions", "positions"),
@@ -129,7 +129,7 @@ def decoder_by_range() -> onnx.ModelProto:
 
 
 def decoder_by_triangle() -> onnx.ModelProto:
-    """A causal mask by Trilu of a constant."""
+    """Return an encoder with a causal mask from Trilu of a constant."""
     fill = numpy_helper.from_array(np.array([-1e9], np.float32))
     mask = [
         *_LENGTH,
@@ -143,7 +143,7 @@ def decoder_by_triangle() -> onnx.ModelProto:
 
 
 def rotary_encoder(most: int = 128) -> onnx.ModelProto:
-    """Positions by tables of cosines and sines that Range picks from."""
+    """Return an encoder with rotary positions from tables of cosines and sines, read by Range."""
     angles = np.arange(most)[:, None] / 10000 ** (np.arange(0, SIZE, 2) / SIZE)
     angles = np.concatenate([angles, angles], axis=-1)
     tables = {
@@ -173,7 +173,7 @@ def fused(
     output: Sequence[object] = ("N", "T", WIDTH),
     **attributes,
 ) -> onnx.ModelProto:
-    """com.microsoft.MultiHeadAttention; what it gives is `a`, and y if nothing is behind."""
+    """Return com.microsoft.MultiHeadAttention with output `a`, or y if no nodes follow."""
     nodes, own = projections("x")
     result = "a" if behind else "y"
     attention = node(
@@ -195,7 +195,7 @@ def fused(
 
 
 def standard(inputs: str = "q k v", more=(), **attributes) -> onnx.ModelProto:
-    """ONNX's own Attention of opset 23."""
+    """Return a model with Attention of opset 23."""
     nodes, own = projections("x")
     heads = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
     attention = node("Attention", inputs, "y", "attention", **heads, **attributes)

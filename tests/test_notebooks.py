@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, each in a kernel of its own."""
+"""Notebooks run from top to bottom without warnings, and show pictures."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_a_notebook_runs_and_shows_pictures(path, asset, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_what_a_notebook_shows_names_no_machine(path):
+def test_a_notebook_contains_no_local_paths(path):
     text = path.read_text()
     assert not any(place in text for place in ("/home/", "/root/", "/tmp/", "/work/", "/Users/"))

@@ -1,4 +1,4 @@
-"""Random small graphs: however a model is cut, and its rows with it, it gives what ORT gives."""
+"""Random small graphs: every plan, with rows cut in any way, equals ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import dask_onnx as dx
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(models(), st.data())
-def test_every_plan_gives_what_ort_gives(source, data):
+def test_every_plan_equals_onnxruntime(source, data):
     model = dx.load(source)
     rows = data.draw(st.integers(1, 9), "rows")
     batch_size = data.draw(st.one_of(st.none(), st.integers(1, 10)), "batch_size")
@@ -52,7 +52,7 @@ def test_every_plan_gives_what_ort_gives(source, data):
 
 
 def _fused(model, n_stages):
-    """`n_stages` as far as the graph has chains for them."""
+    """Return a fused plan of `n_stages`, or of one stage if the graph has too few chains."""
     try:
         return model.plan("fused", n_stages=n_stages)
     except dx.PlanError:

@@ -1,4 +1,4 @@
-"""The folders of the package: import contracts, unique module names, tests that mirror them."""
+"""Folders of the package: import contracts, unique module names, mirrored tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import dask_onnx
 PACKAGE = Path(dask_onnx.__file__).parent
 TESTS = Path(__file__).parent
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
-TESTS_OF_NO_FOLDER = {"assets", "conformance", "real"}
-"""What is fetched; ONNX's own suite; trained models, which go through all layers."""
+TESTS_WITHOUT_FOLDER = {"assets", "conformance", "real"}
+"""Fetched assets, ONNX's test suite, and trained models, which use all layers."""
 
 
 def test_the_import_contracts_of_pyproject_hold():
@@ -23,10 +23,10 @@ def test_the_import_contracts_of_pyproject_hold():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_folder_opens_with_what_it_owns(folder):
+def test_every_folder_has_a_docstring_and_no_code(folder):
     tree = ast.parse((folder / "__init__.py").read_text())
     assert ast.get_docstring(tree)
-    # The command line is the one folder whose __init__ is a program.
+    # Only the package of the command line has code in its __init__.
     assert len(tree.body) == 1 or folder.name == "cli"
 
 
@@ -37,4 +37,4 @@ def test_no_two_modules_share_a_name():
 
 def test_tests_mirror_the_folders():
     mirrored = {path.name for path in TESTS.iterdir() if list(path.glob("test_*.py"))}
-    assert mirrored - TESTS_OF_NO_FOLDER <= {path.name for path in PACKAGE.iterdir()}
+    assert mirrored - TESTS_WITHOUT_FOLDER <= {path.name for path in PACKAGE.iterdir()}

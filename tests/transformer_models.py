@@ -1,4 +1,4 @@
-"""Layers of transformers and small networks with weights that can be cut into shards."""
+"""Transformer layers and small networks whose weights can be cut into shards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from builders import make_model, node, value, weights
 
 
 def scaled(*shape: int, seed: int) -> np.ndarray:
-    """Random weights that keep activations near 1."""
+    """Return random weights that keep activations near 1."""
     return weights(*shape, seed=seed) / np.sqrt(np.float32(shape[0]))
 
 
 def _project(
     source: str, name: str, width: int, size: int, constants: dict[str, Any], seed: int
 ) -> list[onnx.NodeProto]:
-    """``source`` times a matrix, plus a bias: the value ``name``."""
+    """Return nodes of the value ``name``: ``source`` times a matrix, plus a bias."""
     constants |= {
         f"W_{name}": scaled(width, size, seed=seed),
         f"b_{name}": weights(size, seed=seed),
@@ -31,7 +31,7 @@ def _project(
 def _heads(
     name: str, heads: int, count: int, size: int, constants: dict[str, Any], order: list[int]
 ) -> list[onnx.NodeProto]:
-    """Features as heads: (rows, tokens, count * size) to (rows, heads, tokens, size) by `order`."""
+    """Return nodes that split (rows, tokens, count * size) into heads, transposed by `order`."""
     constants[f"shape_{name}"] = np.array([0, 0, count, size], np.int64)
     nodes = [node("Reshape", f"{name} shape_{name}", f"{name}_split", f"split_{name}")]
     if count == heads:
@@ -54,7 +54,7 @@ def _heads(
 def attention_nodes(
     heads: int, kv_heads: int, width: int, constants: dict[str, Any]
 ) -> list[onnx.NodeProto]:
-    """Attention of `x` as exporters write it, up to ``attended``, without the residual."""
+    """Return attention of `x` as exporters write it, up to ``attended``, without the residual."""
     size = width // heads
     constants["scale"] = np.float32(size**-0.5)
     constants["shape_joined"] = np.array([0, 0, width], np.int64)
@@ -76,17 +76,17 @@ def attention_nodes(
 
 
 def mlp_nodes(source: str, width: int, inner: int, constants: dict[str, Any]) -> list[Any]:
-    """Two matrices with an activation between them, up to ``down``."""
+    """Return two matrix products with an activation between them, up to ``down``."""
     return [
         *_project(source, "up", width, inner, constants, 5),
-        node("Sigmoid", "up", "barrier_key"),
+        node("Sigmoid", "up", "gate"),
         node("Mul", "up gate", "activated"),
         *_project("activated", "down", inner, width, constants, 6),
     ]
 
 
 def norm_node(source: str, result: str, width: int, constants: dict[str, Any]) -> Any:
-    """LayerNormalization over the features."""
+    """Return a LayerNormalization over the features."""
     constants |= {
         f"scale_{result}": 1 + 0.1 * weights(width, seed=7),
         f"shift_{result}": weights(width, seed=8),
@@ -103,7 +103,7 @@ def norm_node(source: str, result: str, width: int, constants: dict[str, Any]) -
 def encoder_layer(
     heads: int = 4, width: int = 32, inner: int = 64, kv_heads: int | None = None
 ) -> onnx.ModelProto:
-    """x (N, T, width) -> y of the same shape: attention and an MLP, with residuals and norms."""
+    """Return x (N, T, width) -> y: attention and an MLP, with residuals and norms."""
     constants: dict[str, Any] = {}
     nodes = [
         *attention_nodes(heads, kv_heads or heads, width, constants),
@@ -118,9 +118,9 @@ def encoder_layer(
 
 
 def gated_mlp(width: int = 16, inner: int = 32) -> onnx.ModelProto:
-    """x (N, width) -> y (N, width): gate and up are multiplied, then go through down."""
+    """Return x (N, width) -> y (N, width): the product of gate and up, times down."""
     constants = {
-        "barrier_key": scaled(width, inner, seed=1),
+        "gate": scaled(width, inner, seed=1),
         "up": scaled(width, inner, seed=2),
         "down": scaled(inner, width, seed=3),
     }
@@ -136,7 +136,7 @@ def gated_mlp(width: int = 16, inner: int = 32) -> onnx.ModelProto:
 
 
 def fused_projection(heads: int = 4, width: int = 32) -> onnx.ModelProto:
-    """Attention whose queries, keys and values one matrix makes, which a Split takes apart."""
+    """Return attention with one matrix for queries, keys and values, separated by Split."""
     constants: dict[str, Any] = {}
     nodes = [
         *_project("x", "qkv", width, 3 * width, constants, 1),
@@ -151,7 +151,7 @@ def fused_projection(heads: int = 4, width: int = 32) -> onnx.ModelProto:
 
 
 def conv_net() -> onnx.ModelProto:
-    """x (N, 3, H, W) -> y (N, 5, H, W): a convolution, a norm, one in groups, one that joins."""
+    """Return x (N, 3, H, W) -> y (N, 5, H, W): convolutions, one depthwise, one of 1 x 1."""
     constants = {
         "W1": weights(8, 3, 3, 3, seed=1),
         "b1": weights(8, seed=2),

@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan as graphs of their own, with the types of what they read."""
+"""Bodies of If, Loop and Scan as graphs of their own, with the types of the values they read."""
 
 from __future__ import annotations
 
@@ -8,29 +8,37 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, shape_inference
+from onnx import shape_inference
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.analysis.operands import Specs
+from dask_onnx.analysis.known_constants import scalar_constant
+from dask_onnx.analysis.operands import Specs, known_size
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.value_types import spec_of, value_info
-from dask_onnx.modelio.weights import is_external
 
 log = logging.getLogger(__name__)
 
 _NO_BOUND = 2**31 - 1
-"""What exporters write where a loop ends by its condition alone, or more."""
+"""Smallest trip count that exporters write for a loop that ends by its condition alone."""
 _GENERATORS = frozenset(("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch"))
-"""ONNX Runtime's operators whose bodies write the next token."""
+"""ONNX Runtime's operators whose bodies generate the next token."""
 
 
 def body_graphs(
     facts: GraphFacts, node: NodeFacts, specs: Specs
 ) -> Iterator[tuple[GraphFacts, dict[str, TensorSpec]]]:
-    """Each body of a node, and the specs of its values.
+    """Yield each body of a node as a graph, with the specs of its values.
 
-    A body is left out if the type of something that it reads is not known.
+    A body is left out if the type of a value that it reads is unknown.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+        The graph around the node.
+    node : NodeFacts
+    specs : mapping of value to TensorSpec
+        Values of the graph around the node.
     """
     proto = facts.proto.graph.node[node.index]
     for attribute in proto.attribute:
@@ -39,32 +47,34 @@ def body_graphs(
         given = _formal_inputs(proto, attribute.g, specs)
         if given is None:
             continue
-        made = _standing_alone(facts, node, attribute.g, specs, given)
-        if made is None:
+        body = _as_model(facts, node, attribute.g, specs, given)
+        if body is None:
             continue
         try:
-            yield made, infer_shapes(made)
+            yield body, infer_shapes(body)
         except shape_inference.InferenceError as error:
             # Costs are an aid: the model itself is checked where it is loaded.
             log.debug("body %s of %s has no shapes: %s", attribute.name, node.name, error)
 
 
 def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
-    """How often the body of a Loop or a Scan runs, at most; 1 where that is not known, and for
-    other nodes."""
+    """Return how often the body of a node runs at most.
+
+    1 where that is unknown, and for nodes other than Loop, Scan and ONNX Runtime's generators.
+    """
     proto = facts.proto.graph.node[node.index]
     if node.op_type == "Scan":
-        scanned, axes = _scanned(proto)
-        for name, axis in zip(proto.input[len(proto.input) - scanned :], axes, strict=True):
-            if (size := _size(specs, name, axis)) is not None:
+        count, axes = _scan_inputs(proto)
+        for name, axis in zip(proto.input[len(proto.input) - count :], axes, strict=True):
+            if (size := known_size(specs, name, axis)) is not None:
                 return size
     if node.op_type == "Loop":
         most = scalar_constant(facts, proto.input[0]) if proto.input[0] else None
         if most is not None and most < _NO_BOUND:
             return max(int(most), 0)
-        # What each iteration adds a row to, if anything.
+        # Scan outputs, to which each iteration adds a row.
         for name in proto.output[len(proto.input) - 2 :]:
-            if name and (size := _size(specs, name, 0)) is not None:
+            if name and (size := known_size(specs, name, 0)) is not None:
                 return size
     if node.op_type in _GENERATORS:
         return _generated_tokens(facts, proto, specs)
@@ -72,50 +82,29 @@ def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
 
 
 def _generated_tokens(facts: GraphFacts, proto: onnx.NodeProto, specs: Specs) -> int:
-    """Of all sequences together, at most: bodies are written for one token of one sequence each.
+    """Return the largest number of tokens of all sequences together.
 
-    Inputs are (batch, ...), the most tokens, and for beams the fewest tokens and how many beams.
+    A body computes one token of one sequence. Inputs 0, 1 and 3 are the prompts, shape (batch,
+    ...), the largest number of tokens, and the number of beams.
     """
-    rows = _size(specs, proto.input[0], 0) or 1
+    rows = known_size(specs, proto.input[0], 0) or 1
     tokens = scalar_constant(facts, proto.input[1]) or 1
     beams = scalar_constant(facts, proto.input[3]) if "Beam" in proto.op_type else 1
     return rows * int(tokens) * int(beams or 1)
 
 
-def _scanned(proto: onnx.NodeProto) -> tuple[int, list[int]]:
-    """Of a Scan the inputs that it goes through, and the axis of each."""
+def _scan_inputs(proto: onnx.NodeProto) -> tuple[int, list[int]]:
+    """Return the number of a Scan's last inputs that it iterates over, and the axis of each."""
     attributes = {a.name: a for a in proto.attribute}
     count = attributes["num_scan_inputs"].i
     axes = attributes.get("scan_input_axes")
     return count, [0] * count if axes is None else list(axes.ints)
 
 
-def _size(specs: Specs, name: str, axis: int) -> int | None:
-    spec = specs.get(name)
-    if spec is None or spec.shape is None or not -len(spec.shape) <= axis < len(spec.shape):
-        return None
-    size = spec.shape[axis]
-    return size if isinstance(size, int) else None
-
-
-def scalar_constant(facts: GraphFacts, name: str) -> float | None:
-    """The value of a scalar that the model has written in it."""
-    producer = facts.producer.get(name)
-    if producer is None:
-        tensors = [t for t in facts.proto.graph.initializer if t.name == name]
-    else:
-        node = facts.proto.graph.node[producer]
-        tensors = [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
-    if not tensors or is_external(tensors[0]):
-        return None
-    array = numpy_helper.to_array(tensors[0])
-    return float(array.reshape(-1)[0]) if array.size == 1 else None
-
-
 def _formal_inputs(
     proto: onnx.NodeProto, body: onnx.GraphProto, specs: Specs
 ) -> list[TensorSpec] | None:
-    """What a body's own inputs are given; None if that is not known."""
+    """Return the specs of a body's formal inputs; None if one of them is unknown."""
     names = [value.name for value in body.input]
     if proto.op_type == "Loop":
         outer = [
@@ -124,7 +113,7 @@ def _formal_inputs(
             *(specs.get(name) for name in proto.input[2:]),
         ]
     elif proto.op_type == "Scan":
-        count, axes = _scanned(proto)
+        count, axes = _scan_inputs(proto)
         states = len(proto.input) - count
         outer = [
             *(specs.get(name) for name in proto.input[:states]),
@@ -135,7 +124,7 @@ def _formal_inputs(
         ]
     elif proto.op_type == "FlexAttention":
         outer = [_scores(specs, proto)]
-    else:  # open sizes of generators count as 1
+    else:  # generators declare the inputs of their bodies; open sizes count as 1
         outer = [spec_of(value) for value in body.input]
     found = []
     for name, spec in zip(names, outer, strict=False):
@@ -146,7 +135,10 @@ def _formal_inputs(
 
 
 def _scores(specs: Specs, proto: onnx.NodeProto) -> TensorSpec | None:
-    """(batch, heads, queries, keys), of queries and keys (batch, heads, tokens, head size)."""
+    """Return the spec of attention scores, shape (batch, heads, queries, keys).
+
+    Inputs 0 and 1 are queries and keys, shape (batch, heads, tokens, head size).
+    """
     query, key = specs.get(proto.input[0]), specs.get(proto.input[1])
     if query is None or key is None or query.shape is None or key.shape is None:
         return None
@@ -154,20 +146,24 @@ def _scores(specs: Specs, proto: onnx.NodeProto) -> TensorSpec | None:
 
 
 def _without(spec: TensorSpec | None, axis: int) -> TensorSpec | None:
+    """Return the spec of one slice along an axis."""
     if spec is None or spec.shape is None:
         return spec
     axis %= max(len(spec.shape), 1)
     return replace(spec, shape=spec.shape[:axis] + spec.shape[axis + 1 :])
 
 
-def _standing_alone(
+def _as_model(
     facts: GraphFacts,
     node: NodeFacts,
     body: onnx.GraphProto,
     specs: Mapping[str, TensorSpec],
     given: list[TensorSpec],
 ) -> GraphFacts | None:
-    """A body as a model: what it reads of the graph around it are inputs and weights of its own."""
+    """Return a body as a graph of its own; None if the type of a captured value is unknown.
+
+    Captured values become inputs, captured initializers initializers.
+    """
     model = onnx.ModelProto(ir_version=facts.proto.ir_version)
     model.opset_import.extend(facts.proto.opset_import)
     model.graph.CopyFrom(body)

@@ -1,12 +1,12 @@
-"""Stand-ins of ONNX Runtime's attention operators: results and caches."""
+"""Stand-ins of ONNX Runtime's attention operators, their caches included."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from dask_onnx.analysis.contrib_parts import (
-    ENDLESS,
     SAME,
+    SLICE_END,
     Call,
     Rule,
     Table,
@@ -19,10 +19,16 @@ from dask_onnx.analysis.contrib_parts import (
 
 
 def _projected(past: int, like: str, parameters: str) -> Rule:
-    """Return the rule of attention that projects x (batch, tokens, in) by its own weights.
+    """Return the rule of attention that projects x (batch, tokens, in) with its own weights.
 
-    Weights are (in, queries + keys + values). The cache, at the position `past`, is (2, batch,
-    heads, tokens, size). Results have the dtype of `like`.
+    Parameters
+    ----------
+    past : int
+        Position of the cache, shape (2, batch, heads, tokens, size).
+    like : str
+        Parameter whose dtype the results have.
+    parameters : str
+        Parameters of the function; ``w`` has shape (in, queries + keys + values).
     """
 
     def rule(call: Call) -> str:
@@ -50,8 +56,13 @@ def _projected(past: int, like: str, parameters: str) -> Rule:
 def _multi_head(parameters: str, shared: Callable[[Call], bool]) -> Rule:
     """Return the rule of attention whose keys and values have as many heads as its queries.
 
-    Queries are (batch, tokens, heads * size), caches (batch, heads, tokens, size). A cache keeps
-    its length where past and present are `shared`.
+    Parameters
+    ----------
+    parameters : str
+        Parameters of the function; queries have shape (batch, tokens, heads * size), caches (batch,
+        heads, tokens, size).
+    shared : function of Call to bool
+        Whether past and present share a buffer: then the cache keeps its length.
     """
 
     def rule(call: Call) -> str:
@@ -76,15 +87,15 @@ def _multi_head(parameters: str, shared: Callable[[Call], bool]) -> Rule:
 
 
 def _product(result: str, keys: str) -> str:
-    """Return statements: `result` is each query with each key, (batch, heads, tokens, keys)."""
+    """Return statements: `result` is queries times keys, shape (batch, heads, tokens, keys)."""
     transposed = f"{result}_t = Transpose <perm = [0, 1, 3, 2]> ({keys})"
     return f"{transposed} {result} = MatMul (queries, {result}_t)"
 
 
 def _queries_keys_values(call: Call) -> str:
-    """Return statements for q, k and v, each (batch, tokens, heads * size)."""
+    """Return statements for q, k and v, each of shape (batch, tokens, heads * size)."""
     if call.has(2):
-        # Keys and values of cross attention may be (batch, heads, tokens, size).
+        # Keys and values of cross-attention may have shape (batch, heads, tokens, size).
         tokens = [
             f"{permuted(f'{name}_t', source, (0, 1), (-2, -1), (1, -2), (-1, None))} "
             + reshaped(name, f"{name}_t", 0, 0, -1)
@@ -93,7 +104,7 @@ def _queries_keys_values(call: Call) -> str:
         return f"q = Identity (query) {' '.join(tokens)}"
     if call.node.op_type == "DecoderMaskedMultiHeadAttention":
         return "q, k, v = Split <axis = 2> (query)"
-    # (batch, tokens, heads, 3 or 2, size): all in one, or keys with values.
+    # Packed, shape (batch, tokens, heads, 3 or 2, size): all three, or keys and values.
     packed, query = ("key", "query") if call.has(1) else ("query", "k")
     one = resized("one", packed, 3, 1)
     return f"{one} {reshaped('k', 'one', 0, 0, -1)} v = Identity (k) q = Identity ({query})"
@@ -124,8 +135,11 @@ def _grouped(call: Call) -> str:
 
 
 def _grouped_result(call: Call) -> str:
-    """Return statements for y, like the queries, and where one input holds queries, keys and values
-    for `split`, (batch, tokens, all heads, size)."""
+    """Return statements for y, of the shape of the queries.
+
+    Where one input packs queries, keys and values, they also define `split`, shape (batch, tokens,
+    all heads, size).
+    """
     if call.has(1):
         return "y = Identity (query)"
     heads = call.integer("num_heads", 1)
@@ -135,19 +149,19 @@ def _grouped_result(call: Call) -> str:
 
 
 def _grown(call: Call, name: str) -> str:
-    """Return statements for a present cache: of `total` tokens, or as long as the past if longer.
+    """Return statements for a present cache, of `total` tokens or as long as the past if longer.
 
-    Caches are (batch, heads, tokens, size).
+    Caches have shape (batch, heads, tokens, size).
     """
     cache = f"past_{name}" if call.has(3) else f"new_{name}"
-    numbers = {"zero": 0, "end": ENDLESS, "axis": 2}
+    numbers = {"zero": 0, "end": SLICE_END, "axis": 2}
     constants = [f"{name}_{k} = Constant <value = int32[1] {{{n}}}> ()" for k, n in numbers.items()]
     zero, end, axis = (f"{name}_{key}" for key in numbers)
     statements = [
         *constants,
-        resized(f"{name}_long", cache, 2, ENDLESS),
+        resized(f"{name}_long", cache, 2, SLICE_END),
         f"{name}_cut = Slice ({name}_long, {zero}, total, {axis})",
-        # Of a cut at an unknown number no size is known: a value without tokens has the others.
+        # Slicing at an unknown index loses all sizes; joined to an empty slice they are kept.
         f"{name}_none = Slice ({cache}, {zero}, {zero}, {axis})",
         f"{name}_total = Concat <axis = 2> ({name}_none, {name}_cut)",
     ]
@@ -162,7 +176,7 @@ def _grown(call: Call, name: str) -> str:
 
 
 def _sparse(call: Call) -> str:
-    """Write attention whose caches have room for all tokens from the start."""
+    """Write attention whose caches are allocated for all tokens from the start."""
     caches = "present_key = Identity (past_key) present_value = Identity (past_value)"
     parameters = "query, key, value, past_key, past_value"
     results = "y, present_key, present_value"
@@ -170,7 +184,7 @@ def _sparse(call: Call) -> str:
 
 
 def _linear(call: Call) -> str:
-    """Write attention with a state (batch, heads, key size, value size) in place of a cache."""
+    """Write attention with a state of shape (batch, heads, key size, value size) and no cache."""
     heads = call.integer("kv_num_heads", 1)
     window = call.integer("state_window")
     parts = [
@@ -212,3 +226,4 @@ ATTENTION: Table = {
     "QOrderedLongformerAttention": SAME,
     "DecoderAttention": SAME,
 }
+"""Stand-ins of attention operators."""

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from dask_onnx.analysis.contrib_parts import SAME, Call, Rule, Table, permuted, resized, unknown
+from dask_onnx.analysis.pool_sizes import floor_padding
 
 BLOCKED = "com.microsoft.nchwc"
-"""Operators on channels in blocks, which ONNX Runtime writes at its highest optimisation level."""
+"""Domain of operators on blocks of channels, which ONNX Runtime writes at its highest optimization
+level."""
 _WINDOW = (
     "auto_pad: string = @auto_pad, ceil_mode: int = @ceil_mode, dilations: ints = @dilations, "
     "group: int = @group, kernel_shape: ints = @kernel_shape, pads: ints = @pads, "
     "strides: ints = @strides, output_padding: ints = @output_padding"
 )
-"""Attributes of convolutions and pooling; those that the node has not are left out."""
+"""Attributes of convolutions and pooling, passed on from the call where it has them."""
 
 
 def _first(result: str, x: str) -> str:
-    """Return statements: `result` is `x` with its last axis, the channels, as the second."""
+    """Return statements: `result` is `x` with the channels moved from the last axis to axis 1."""
     return permuted(result, x, (0, 1), (-1, None), (1, -1))
 
 
 def _last(result: str, x: str) -> str:
-    """Return statements: `result` is `x` with its second axis, the channels, as the last."""
+    """Return statements: `result` is `x` with the channels moved from axis 1 to the last."""
     return permuted(result, x, (0, 1), (2, None), (1, 2))
 
 
 def _window(operator: str, parameters: str = "x", *, channels_last: bool = False) -> Rule:
-    """Return the rule of pooling, or of a convolution if `w` is among the parameters.
+    """Return the rule of pooling, or of a convolution.
 
-    The result has the dtype of the parameter `zero`, if there is one, else that of `x`.
+    Parameters
+    ----------
+    operator : str
+        The standard operator.
+    parameters : str
+        Parameters of the function. With ``w`` it is a convolution; the result has the dtype of
+        ``zero`` if that is among them, else of ``x``.
+    channels_last : bool
+        Whether channels are on the last axis whatever the attribute of that name says.
     """
     names = parameters.split(", ")
 
@@ -39,10 +49,25 @@ def _window(operator: str, parameters: str = "x", *, channels_last: bool = False
             before, after = _first("a", "x"), _last("c", "b")
         operands = f"{x}, w" if "w" in names else x
         result = "CastLike (c, zero)" if "zero" in names else "Identity (c)"
-        body = f"{before} {y} = {operator} <{_WINDOW}> ({operands}) {after}"
+        body = f"{before} {y} = {operator} <{_attributes(call)}> ({operands}) {after}"
         return f"({parameters}) => (y) {{ {body} y = {result} }}"
 
     return rule
+
+
+def _attributes(call: Call) -> str:
+    """Return the attributes of a window; with ``ceil_mode`` those of ONNX Runtime's sizes."""
+    kernel = call.integers("kernel_shape")
+    if not call.integer("ceil_mode") or not kernel or call.text("auto_pad").startswith("SAME"):
+        return _WINDOW
+    ones = [1] * len(kernel)
+    strides, dilations = call.integers("strides") or ones, call.integers("dilations") or ones
+    pads = call.integers("pads") if call.text("auto_pad") != "VALID" else []
+    pads = floor_padding(kernel, strides, dilations, pads or [0] * 2 * len(kernel))
+    return (
+        f"dilations: ints = @dilations, kernel_shape: ints = @kernel_shape, pads = {pads}, "
+        "strides: ints = @strides"
+    )
 
 
 def _transposed_convolution(call: Call) -> str | None:
@@ -65,7 +90,7 @@ def _crop(call: Call) -> str:
 
 
 def _convolved_with_state(call: Call) -> str | None:
-    # A state for each channel, of as many values as the kernel looks back.
+    # The state of a channel has as many values as the kernel looks back.
     weights = call.tensor(1)
     if call.integer("input_channels"):
         return None
@@ -85,8 +110,8 @@ def _upsampled(call: Call) -> str:
 
 
 def _to_blocks(call: Call) -> str:
-    # Channels are filled up to whole blocks, whose size depends on the processor: the weights of
-    # a convolution (out, in / group, ...) have it.
+    # Channels are padded to whole blocks, whose size depends on the processor: it is known from the
+    # weights of the convolution that reads them, shape (out, in / group, ...).
     first = _first("a", "x") if call.integer("channels_last") else "a = Identity (x)"
     reader = call.convolutions.get(call.node.output[0])
     weights = None if reader is None else call.constants.get(reader.input[1])
@@ -117,6 +142,7 @@ IMAGES: Table = {
     "CropAndResize": _crop,
     "GridSample": "(x, grid) => (y) { y = GridSample (x, grid) }",
 }
+"""Stand-ins of operators on images in ONNX Runtime's domain."""
 
 BLOCKS: Table = {
     "Conv": _window("Conv", "x, w"),
@@ -128,3 +154,4 @@ BLOCKS: Table = {
     "ReorderInput": _to_blocks,
     "ReorderOutput": _from_blocks,
 }
+"""Stand-ins of operators on blocks of channels."""

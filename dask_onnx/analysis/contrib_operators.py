@@ -1,10 +1,11 @@
-"""Stand-ins of ONNX Runtime's own operators: functions of standard operators, in ONNX's text form,
-whose results have the same shapes and dtypes, with other values.
+"""Stand-ins of ONNX Runtime's own operators, for shape inference.
 
-``_`` is an input that the body does not read. The operators are described in
-https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Sizes that follow from
-data or from another model have no stand-in: generators (BeamSearch, GreedySearch, Sampling),
-Tokenizer, EPContext and operators on packed tokens.
+Each is a function of standard operators in ONNX's text form, whose results have the same shapes and
+dtypes as the operator's, with other values. ``_`` is an input that the body does not read. The
+operators are described in
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Operators whose output
+sizes depend on data or on another model have no stand-in: generators (BeamSearch, GreedySearch,
+Sampling), Tokenizer, EPContext and operators on packed tokens.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import onnx
 from dask_onnx.analysis.contrib_attention import ATTENTION
 from dask_onnx.analysis.contrib_images import BLOCKED, BLOCKS, IMAGES
 from dask_onnx.analysis.contrib_parts import (
-    ENDLESS,
     SAME,
+    SLICE_END,
     Call,
     Rule,
     Table,
@@ -29,14 +30,16 @@ from dask_onnx.analysis.contrib_parts import (
 )
 
 CONTRIB = "com.microsoft"
+"""ONNX Runtime's domain."""
 _ATTRIBUTES = {
     "transposed": "transA: int = @transA, transB: int = @transB",
-    "normalised": "axis: int = @axis, stash_type: int = @stash_type",
+    "normalized": "axis: int = @axis, stash_type: int = @stash_type",
     "recurrent": "direction: string = @direction, hidden_size: int = @hidden_size",
 }
+"""Placeholders in the text of functions to the attributes that they pass on."""
 
 
-# Rules: stand-ins that depend on attributes, or on which inputs there are.
+# Rules: stand-ins that depend on attributes or on the given inputs.
 
 
 def _half_or_same(call: Call) -> str:
@@ -46,7 +49,7 @@ def _half_or_same(call: Call) -> str:
 def _product(call: Call) -> str:
     body, names = "", []
     for side in "AB":
-        # transBatch: the axis of the matrix stands before those of the batch.
+        # transBatch: the rows of the matrix come before the batch axes.
         by_batch = call.integer(f"transBatch{side}")
         rows, batch = ((0, 1), (1, -1)) if by_batch else ((-2, -1), (0, -2))
         columns = (-1, None)
@@ -59,9 +62,14 @@ def _product(call: Call) -> str:
 
 
 def _columns(*attributes: str, residual: bool = False) -> Rule:
-    """Return the rule of products (..., K) -> (..., N), one for each attribute N.
+    """Return the rule of products (..., K) -> (..., N).
 
-    With `residual` there is another result like the input.
+    Parameters
+    ----------
+    attributes : str
+        Attributes with the sizes N, one for each result.
+    residual : bool
+        Whether the last result is a sum of the input's shape.
     """
 
     def rule(call: Call) -> str:
@@ -79,7 +87,7 @@ def _columns(*attributes: str, residual: bool = False) -> Rule:
 
 
 def _gemm(call: Call) -> str:
-    # Without a zero point of the result that is not quantised.
+    # Without an output zero point the result is float.
     like = "zero" if call.has(8) else "scale"
     return (
         "(a, scale, _, b, _, _, _, _, zero) => (y) "
@@ -93,23 +101,23 @@ def _gemm_of_bytes(call: Call) -> str:
     return f"(a, b) => (y) {{ c = {product} y = Cast <to = {dtype}> (c) }}"
 
 
-def _quantised_concat(call: Call) -> str:
-    # Of each input its values, scale and zero point.
+def _quantized_concat(call: Call) -> str:
+    # Each input comes with its scale and zero point.
     names = [f"x{i}" for i in range(2, len(call.node.input))]
     joined = f"c = Concat <axis: int = @axis> ({', '.join(names[::3])})"
     return f"(_, zero, {', '.join(names)}) => (y) {{ {joined} y = CastLike (c, zero) }}"
 
 
-def _quantised(call: Call) -> str:
+def _quantized(call: Call) -> str:
     result = "CastLike (x, zero)" if call.has(2) else "Cast <to = 2> (x)"
     return f"(x, _, zero) => (y) {{ y = {result} }}"
 
 
-def _dequantised_rows(call: Call) -> str | None:
+def _dequantized_rows(call: Call) -> str | None:
     data = call.tensor(0)
     if data is None:
         return None
-    # A byte holds several numbers along the axis that has blocks.
+    # A byte packs several numbers along the quantized axis.
     count = 8 // call.integer("bits", 4) if data.data_type == onnx.TensorProto.UINT8 else 1
     whole = f"Concat <axis = {call.integer('quantize_axis', 1)}> ({', '.join(['x'] * count)})"
     return (
@@ -145,28 +153,27 @@ def _expanded(call: Call) -> str | None:
 
 
 def _unfolded(call: Call) -> str:
-    # Windows of `size` along `dim`, each `step` further, as a new last axis.
+    # Windows of `size` elements along `dim`, `step` apart, become a new last axis.
     size, last = call.integer("size"), 1 - call.integer("size")
-    first = sliced("a", "x", call.integer("dim", -1), 0, last or ENDLESS, call.integer("step", 1))
+    first = sliced("a", "x", call.integer("dim", -1), 0, last or SLICE_END, call.integer("step", 1))
     new = "m = Constant <value_ints = [-1]> () b = Unsqueeze (a, m)"
     return f"(x) => (y) {{ {first} {new} {resized('y', 'b', -1, size)} }}"
 
 
 def _spectrum(_: Call) -> str:
-    # n real numbers have n // 2 + 1 complex ones: every second of n + 1.
+    # n real numbers give n // 2 + 1 complex ones: as many as a slice of n + 1 with step 2.
     one = sliced("o", "x", -1, 0, 1)
-    half = sliced("h", "l", -1, 0, ENDLESS, 2)
+    half = sliced("h", "l", -1, 0, SLICE_END, 2)
     new = "m = Constant <value_ints = [-1]> () b = Unsqueeze (h, m)"
     longer = "l = Concat <axis = -1> (x, o)"
     return f"(x) => (y) {{ {one} {longer} {half} {new} {resized('y', 'b', -1, 2)} }}"
 
 
 def _signal(_: Call) -> str:
-    # k complex numbers have 2 * (k - 1) real ones.
+    # k complex numbers give 2 * (k - 1) real ones.
     real = "z = Constant <value_int = 0> () r = Gather <axis = -1> (x, z)"
-    return (
-        f"(x) => (y) {{ {real} {sliced('h', 'r', -1, 1, ENDLESS)} y = Concat <axis = -1> (h, h) }}"
-    )
+    rest = sliced("h", "r", -1, 1, SLICE_END)
+    return f"(x) => (y) {{ {real} {rest} y = Concat <axis = -1> (h, h) }}"
 
 
 def _hashed(call: Call) -> str:
@@ -174,17 +181,19 @@ def _hashed(call: Call) -> str:
     return f"(x) => (y) {{ y = Cast <to = {dtype}> (x) }}"
 
 
-# Tables, by family.
+# Tables, by family of operators.
 
 
 def _same(names: str) -> Table:
-    """Return entries of operators whose result is like their first input."""
+    """Return entries of operators whose result has the type and shape of their first input."""
     return dict.fromkeys(names.split(), SAME)
 
 
 def _functions(text: str) -> Table:
-    """Return entries from lines of operator, parameters, results and body; a word such as
-    ``<transposed>`` stands for the attributes of `_ATTRIBUTES`."""
+    """Return entries from text of operator, parameters, results and body.
+
+    A placeholder such as ``<transposed>`` is replaced by its entry in `_ATTRIBUTES`.
+    """
     for name, attributes in _ATTRIBUTES.items():
         text = text.replace(f"<{name}>", f"<{attributes}>")
     return dict(re.findall(r"^(\w+) (\(.*?\})$", text, re.DOTALL | re.MULTILINE))
@@ -202,7 +211,7 @@ BiasSplitGelu (x) => (y, z) { y, z = Split <axis = -1> (x) }
     "SwiGLU": _half_or_same,
 }
 
-NORMALISATION: Table = {
+NORMALIZATION: Table = {
     **_same("BranchwiseRMSNorm GatedRMSNorm GroupNorm QOrderedLayerNormalization"),
     **_functions("""
 SkipLayerNormalization (x, _, scale) => (y, mean, deviation, sum) {
@@ -250,7 +259,7 @@ GatedRelativePositionBias (queries, _, bias) => (y) {
     y = Gather (bias, b)
 }
 """),
-    "GatherBlockQuantized": _dequantised_rows,
+    "GatherBlockQuantized": _dequantized_rows,
     "GatherPacked": _unpacked_rows,
 }
 
@@ -287,7 +296,7 @@ MatMulBlockQuantizedFp8Weight (a, b) => (y) {
     "QGemm": _gemm,
 }
 
-QUANTISED: Table = {
+QUANTIZED: Table = {
     **_same("QLinearLeakyRelu QLinearSigmoid QLinearSoftmax"),
     **_functions("""
 QLinearAdd (a, _, _, b) => (y) { y = Add (a, b) }
@@ -301,8 +310,8 @@ DequantizeWithOrder (x) => (y) { y = Cast <to: int = @to> (x) }
 QuantizeWithOrder (x) => (y) { y = Cast <to = 3> (x) }
 DynamicQuantizeLSTM (x) => (y, h, c) { y, h, c = LSTM <recurrent> (x) }
 """),
-    "QLinearConcat": _quantised_concat,
-    "QuantizeLinear": _quantised,
+    "QLinearConcat": _quantized_concat,
+    "QuantizeLinear": _quantized,
 }
 
 OTHERS: Table = {
@@ -326,27 +335,27 @@ WITHOUT_DOMAIN: Table = {
     **_same("Affine ImageScaler MemcpyFromHost MemcpyToHost ParametricSoftplus Scale ScaledTanh"),
     **_functions("""
 LayerNormalization (x, scale) => (y, mean, deviation) {
-    n, mean, deviation = LayerNormalization <normalised> (x, scale)
+    n, mean, deviation = LayerNormalization <normalized> (x, scale)
     y = CastLike (n, scale)
 }
 SimplifiedLayerNormalization (x, scale) => (y, deviation) {
-    n, mean, deviation = LayerNormalization <normalised> (x, scale)
+    n, mean, deviation = LayerNormalization <normalized> (x, scale)
     y = CastLike (n, scale)
 }
 """),
 }
-"""Operators that ONNX Runtime has in ONNX's domain, where ONNX has none of that name at the model's
-opset."""
+"""Stand-ins of operators that ONNX Runtime has in ONNX's domain, where ONNX has none of that name
+at the model's opset."""
 
 TABLES: Mapping[str, Table] = {
     CONTRIB: {
         **ACTIVATIONS,
-        **NORMALISATION,
+        **NORMALIZATION,
         **EMBEDDING,
         **ATTENTION,
         **PRODUCTS,
         **IMAGES,
-        **QUANTISED,
+        **QUANTIZED,
         **OTHERS,
     },
     "": WITHOUT_DOMAIN,

@@ -1,8 +1,8 @@
-"""ONNX's shape inference behind ONNX Runtime's own operators, which ONNX has no schema of.
+"""Shape inference behind ONNX Runtime's own operators, for which ONNX has no schema.
 
-In a copy of the model that nothing but inference reads, calls of functions take their place:
-`contrib_operators` has one for each operator. Inference goes through functions in the same pass,
-also in bodies of If and Loop.
+In a copy of the model that only inference reads, they are replaced by calls of functions with the
+same types and shapes: `contrib_operators` has one for each operator. Inference enters functions in
+the same pass, also in bodies of If and Loop.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.modelio.weights import subgraphs_of
 
 _DOMAIN = "dask_onnx.stand_in"
+"""Domain of the functions."""
 _OPSET = 17
-"""Opset of the functions' bodies, whatever that of the model."""
+"""Opset of the functions' bodies, independent of the model's."""
 _WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+"""Operators whose bodies are inferred too."""
 
 
 def write_stand_ins(model: onnx.ModelProto, facts: GraphFacts) -> frozenset[str]:
     """Replace nodes that ONNX does not know by calls of functions with the same shapes and dtypes.
 
-    Domains that nodes have and the model does not import are imported, as ONNX Runtime does.
+    Domains that the model uses and does not import are imported, as ONNX Runtime does.
 
     Parameters
     ----------
     model : ModelProto
-        A copy of the proto of `facts`; only shape inference may read it afterwards.
+        A copy of the proto of `facts`; afterwards fit for shape inference only.
     facts : GraphFacts
 
     Returns
@@ -58,7 +60,7 @@ def write_stand_ins(model: onnx.ModelProto, facts: GraphFacts) -> frozenset[str]
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Yield the bodies of a node, and of the nodes in them."""
+    """Yield the bodies of a node, nested ones included."""
     for body in subgraphs_of(node):
         yield body
         for inner in body.node:
@@ -66,14 +68,14 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
-    # A node of a domain that is not imported ends inference with an error.
+    # Inference raises on a node of a domain that is not imported.
     for domain in sorted(domains - {opset.domain for opset in model.opset_import}):
         versions = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == domain]
         model.opset_import.append(helper.make_opsetid(domain, max(versions, default=1)))
 
 
 def _constants(graphs: Iterable[onnx.GraphProto]) -> Mapping[str, onnx.TensorProto]:
-    """Return initializers, and what Constant nodes return, by name."""
+    """Return initializers and values of Constant nodes, by name."""
     found: dict[str, onnx.TensorProto] = {}
     for graph in graphs:
         found.update((tensor.name, tensor) for tensor in graph.initializer)
@@ -88,6 +90,7 @@ def _replace(
     candidates: Sequence[onnx.NodeProto],
     constants: Mapping[str, onnx.TensorProto],
 ) -> None:
+    """Turn nodes into calls of their stand-ins, and add the functions to the model."""
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     kept = {(function.domain, function.name) for function in model.functions}
     blocked = [node for node in candidates if node.domain == BLOCKED and node.op_type == "Conv"]
@@ -112,7 +115,7 @@ def _replace(
 
 @functools.lru_cache(maxsize=256)
 def _function(name: str, text: str, n_outputs: int) -> onnx.FunctionProto:
-    """Return a stand-in with the first `n_outputs` of its results: a call must have as many."""
+    """Return a stand-in with its first `n_outputs` results: a call must take all of them."""
     header = f'<domain: "{_DOMAIN}", opset_import: ["" : {_OPSET}]> {name}'
     function = parser.parse_function(f"{header} {text}")
     for index, parameter in enumerate(function.input):

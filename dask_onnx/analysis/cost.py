@@ -1,4 +1,4 @@
-"""What nodes cost: floating-point operations, bytes of parameters and of activations, seconds."""
+"""Costs of nodes: operations, bytes of parameters and activations, and predicted seconds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import partial
 
 import onnx
 
-from dask_onnx.analysis.bodies import body_graphs, scalar_constant, trip_count
+from dask_onnx.analysis.bodies import body_graphs, trip_count
 from dask_onnx.analysis.flops import CONVOLUTIONS, TREES, WEIGHTY, flops_of
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.analysis.known_constants import scalar_constant
 from dask_onnx.analysis.operands import Specs, elements
 from dask_onnx.core.specs import Kernel, TensorSpec
 from dask_onnx.modelio.weights import subgraphs_of, with_bodies
@@ -22,20 +23,20 @@ class NodeCost:
     """Cost of one node for one run."""
 
     flops: int
-    """Floating-point (or integer) operations; a multiplication with addition counts as two."""
+    """Floating-point (or integer) operations; a multiply-add counts as two."""
     parameter_bytes: int
-    """Bytes of the initializers that the node reads, its subgraph bodies included."""
+    """Bytes of the initializers that the node reads, those in its bodies included."""
     activation_bytes: int
-    """Bytes of the values that it reads and writes, without initializers."""
+    """Bytes of the values that the node reads and writes, without initializers."""
     conv_flops: int = 0
-    """Of `flops`, those of convolutions, whose kernels reach another speed."""
+    """Operations of convolutions, part of `flops`: their kernels reach another speed."""
     tree_steps: int = 0
-    """Of `flops`, the comparisons on the way down trees, each of which waits for the one before."""
+    """Comparisons in decision trees, part of `flops`: each waits for the one before."""
     body_bytes: int = 0
-    """Bytes of the values that its bodies read and write, run by run; few are there at once."""
+    """Bytes that the node's bodies read and write, added up over all runs; not all live at once."""
     own_bytes: int = 0
-    """Bytes of weights that the node carries itself: in its bodies, and in the attributes of trees
-    and linear models, of which a run reads a part."""
+    """Bytes of weights inside the node itself: in its bodies, and in the attributes of trees
+    and linear models, of which one run reads only a part."""
 
     def __add__(self, other: NodeCost) -> NodeCost:
         return NodeCost(
@@ -50,11 +51,11 @@ class NodeCost:
 
     @property
     def moved_bytes(self) -> int:
-        """Everything that is read and written."""
+        """Bytes read and written, those of bodies included."""
         return self.parameter_bytes + self.activation_bytes + self.body_bytes
 
     def with_body(self, body: NodeCost, runs: int) -> NodeCost:
-        """Of a node whose body runs so often."""
+        """Return the cost of a node with a body that runs `runs` times."""
         return NodeCost(
             self.flops + body.flops * runs,
             self.parameter_bytes,
@@ -68,31 +69,37 @@ class NodeCost:
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """What turns a NodeCost into seconds. The defaults are one core of a common server CPU."""
+    """Speeds that turn a NodeCost into seconds.
+
+    The defaults are those of one core of a common server CPU.
+    """
 
     flops_per_second: float = 30e9
+    """Operations per second, convolutions and tree steps apart."""
     conv_flops_per_second: float = 30e9
+    """Operations per second of convolutions."""
     bytes_per_second: float = 8e9
+    """Memory bandwidth."""
     seconds_per_tree_step: float = 5e-9
+    """Seconds of one comparison on the way down a decision tree."""
     seconds_per_node: float = 4e-6
-    """Dispatch of one operator."""
-
+    """Overhead of ONNX Runtime for one operator."""
     python_slowdown: float = 20.0
-    """How much longer than ONNX Runtime kernels in Python take: numpy where it has the operation,
-    loops of Python where it has not."""
+    """Factor by which a kernel in Python is slower than ONNX Runtime's: numpy where it has the
+    operation, Python loops where it has not."""
     python_seconds_per_node: float = 30e-6
+    """Overhead of Python for one operator."""
     seconds_per_task: float = 3e-3
-    """What a worker spends on a task besides its work: messages, keys, bookkeeping."""
+    """Overhead of a worker for one task: messages, keys, bookkeeping."""
     seconds_per_request: float = 30e-3
-    """What a request to a cluster takes besides its tasks: the graph's way there, the result's way
-    back."""
+    """Overhead of one request to a cluster: sending the graph, fetching the result."""
     seconds_per_hop: float = 6e-3
-    """From the end of a task to the start of one that needs it, in another process."""
+    """Seconds from the end of a task to the start of a dependent task in another process."""
     link_bytes_per_second: float = 800e6
-    """Between processes of one host."""
+    """Bandwidth between processes of one host."""
 
     def faster(self, factor: float) -> CostTable:
-        """The same for a CPU that is so much faster."""
+        """Return the table of a CPU that is faster by `factor`; overheads stay."""
         return replace(
             self,
             flops_per_second=self.flops_per_second * factor,
@@ -102,11 +109,15 @@ class CostTable:
         )
 
     def hop_seconds(self, size: float) -> float:
-        """What a stage spends on receiving `size` bytes: time in which it computes nothing."""
+        """Return the seconds in which a stage receives `size` bytes and computes nothing."""
         return self.seconds_per_task + size / self.link_bytes_per_second
 
     def seconds(self, cost: NodeCost, kernel: Kernel = "onnxruntime") -> float:
-        """A roofline: a node is bound by arithmetic or by memory, whichever takes longer."""
+        """Return the predicted seconds of one node, by the roofline model.
+
+        A node takes as long as its arithmetic or its memory traffic, whichever is longer
+        (Williams, Waterman and Patterson, "Roofline", 2009).
+        """
         rest = cost.flops - cost.conv_flops - cost.tree_steps
         arithmetic = rest / self.flops_per_second
         arithmetic += cost.conv_flops / self.conv_flops_per_second
@@ -118,20 +129,20 @@ class CostTable:
 
 
 def value_bytes(spec: TensorSpec | None) -> int:
-    """Bytes of a value; an open dimension counts as 1, an unknown value as 0."""
+    """Return the bytes of a value; an open dimension counts as 1, an unknown value as 0."""
     if spec is None or spec.shape is None or spec.dtype is None:
         return 0
     return elements(spec) * (spec.dtype.itemsize or 1)
 
 
 def node_costs(facts: GraphFacts, specs: Specs) -> list[NodeCost]:
-    """The cost of every node, in the order of `facts.nodes`."""
+    """Return the cost of every node, in the order of `facts.nodes`."""
     parameters, sizes = initializer_bytes(facts), _Sizes(specs)
     return [_node_cost(facts, node, specs, parameters, sizes) for node in facts.nodes]
 
 
 class _Sizes(dict[str, int]):
-    """Bytes of values, each worked out once however many nodes read it."""
+    """Bytes of values by name, each computed once however many nodes read it."""
 
     def __init__(self, specs: Specs) -> None:
         self._specs = specs
@@ -142,7 +153,7 @@ class _Sizes(dict[str, int]):
 
 
 def initializer_bytes(facts: GraphFacts) -> dict[str, int]:
-    """Bytes of each weight of the main graph."""
+    """Return the bytes of each weight of the main graph, by name."""
     return _initializer_bytes(facts.proto.graph)
 
 
@@ -176,19 +187,19 @@ def _node_cost(
         own_bytes=in_bodies + (proto.ByteSize() if proto.domain == "ai.onnx.ml" else 0),
     )
     if not any(inner.op_type in WEIGHTY for inner in with_bodies(proto)):
-        return own  # a body of shapes and such is not worth the time to look
+        return own  # bodies without heavy operators cost too little to be worth inferring
     bodies = [
         sum(node_costs(body, inner), NodeCost(0, 0, 0))
         for body, inner in body_graphs(facts, node, specs)
     ]
-    # Any body of an If may run: the one with more work counts.
-    dearest = max(bodies, key=lambda cost: cost.flops, default=NodeCost(0, 0, 0))
-    return own.with_body(dearest, trip_count(facts, node, specs))
+    # Either branch of an If may run: the more expensive one counts.
+    most_expensive = max(bodies, key=lambda cost: cost.flops, default=NodeCost(0, 0, 0))
+    return own.with_body(most_expensive, trip_count(facts, node, specs))
 
 
 def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
     tensors = [(tensor.name, tensor) for tensor in graph.initializer]
-    # Weights may be written as nodes too; what reads them does not get them from another node.
+    # Exporters write weights as Constant nodes too; these are parameters, not activations.
     tensors += [
         (node.output[0], attribute.t)
         for node in graph.node

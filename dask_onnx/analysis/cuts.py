@@ -1,4 +1,4 @@
-"""Where a graph may be cut: borders between chains of nodes, and what crosses each."""
+"""Places where a graph may be cut: borders between chains of nodes, and what crosses them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,48 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
 
 _NAMES_KEPT = 4
+"""Largest number of crossing values whose names a cut lists."""
+
+
+_FUSED_INTO_PRODUCER = frozenset(
+    (
+        "Add BatchNormalization Clip Elu HardSigmoid HardSwish LeakyRelu Mul PRelu Relu "
+        "Sigmoid Softplus Sub Tanh DequantizeLinear QuantizeLinear Cast Gelu"
+    ).split()
+)
+"""Operators that ONNX Runtime can fuse into the node before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A border in the depth-first order of the nodes: what is before it needs nothing behind it."""
+    """A border in the depth-first order of the nodes: no node before it needs one behind it."""
 
     after: str
-    """The last node before it."""
+    """Name of the last node before the border."""
     values: int
-    """How many values cross it."""
+    """Number of values that cross the border."""
     names: tuple[str, ...]
-    """Which, if they are few; `dask_onnx.at_values` cuts there: ``at_values([cut.names])``."""
+    """Names of those values, empty if they are many; ``at_values([cut.names])`` cuts there."""
     bytes: int
-    """Of these values, at the shapes of the analysis."""
+    """Bytes of those values, at the shapes of the analysis."""
     share: float
-    """Of the predicted time so much comes before it."""
+    """Share of the predicted time that comes before the border, from 0 to 1."""
 
 
 def chains_of(facts: GraphFacts, nodes: Iterable[int], outputs: Collection[str]) -> list[list[int]]:
-    """Nodes in depth-first order, grouped where a cut would tear what ONNX Runtime runs as one
-    kernel, or what becomes of a weight from who reads it."""
+    """Return nodes in depth-first order, grouped into chains that no cut should divide.
+
+    A chain is what ONNX Runtime fuses into one kernel, or a node with the nodes that prepare its
+    weights.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    nodes : iterable of int
+        Node positions.
+    outputs : collection of str
+        Values that have to exist: no chain goes past them.
+    """
     chains: list[list[int]] = []
     for index in facts.depth_first_order(nodes):
         before = chains[-1][-1] if chains else -1
@@ -43,8 +64,11 @@ def chains_of(facts: GraphFacts, nodes: Iterable[int], outputs: Collection[str])
 
 
 def _continues(facts: GraphFacts, before: int, node: int, outputs: Collection[str]) -> bool:
-    """Whether `node` takes nothing computed but what `before` gives to it alone, and changes it
-    element by element."""
+    """Return whether ONNX Runtime may fuse `node` into `before`.
+
+    That is the case if `node` works element by element, `before` is its only producer, and it is
+    the only consumer of `before`.
+    """
     if facts.predecessors[node] != [before] or facts.successors[before] != [node]:
         return False
     if any(name in outputs for name in facts.nodes[before].outputs):
@@ -52,18 +76,10 @@ def _continues(facts: GraphFacts, before: int, node: int, outputs: Collection[st
     return facts.nodes[node].op_type in _FUSED_INTO_PRODUCER
 
 
-_FUSED_INTO_PRODUCER = frozenset(
-    (
-        "Add BatchNormalization Clip Elu HardSigmoid HardSwish LeakyRelu Mul PRelu Relu "
-        "Sigmoid Softplus Sub Tanh DequantizeLinear QuantizeLinear Cast Gelu"
-    ).split()
-)
-
-
 def crossing_bytes(
     facts: GraphFacts, specs: Mapping[str, TensorSpec], chains: Sequence[Sequence[int]]
 ) -> list[int]:
-    """For each border between chains i and i + 1 the bytes of the values that cross it."""
+    """Return the bytes that cross each border, the border between chains i and i + 1 at i."""
     change = [0] * (len(chains) + 1)
     for name, first, last in _spans(facts, chains):
         size = value_bytes(specs.get(name))
@@ -78,7 +94,17 @@ def legal_cuts(
     outputs: Sequence[str],
     seconds: Sequence[float],
 ) -> tuple[Cut, ...]:
-    """All borders, in order. Linear in the nodes, but for those that few values cross."""
+    """Return all borders, in order.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    specs : mapping of value to TensorSpec
+    outputs : sequence of str
+        Values whose ancestors are cut.
+    seconds : sequence of float
+        Predicted seconds of each node.
+    """
     chains = chains_of(facts, facts.ancestors(outputs), outputs)
     sizes = crossing_bytes(facts, specs, chains)
     begins: dict[int, list[str]] = {}
@@ -100,11 +126,11 @@ def legal_cuts(
 
 
 def _spans(facts: GraphFacts, chains: Sequence[Sequence[int]]) -> Iterable[tuple[str, int, int]]:
-    """Values that later chains read: with the chain that makes each and the last that reads it."""
+    """Yield each value that later chains read, with its producing chain and its last consumer."""
     place = {node: i for i, chain in enumerate(chains) for node in chain}
     for node, position in place.items():
         for name in facts.nodes[node].outputs:
-            readers = [place[i] for i in facts.consumers.get(name, ()) if i in place]
-            last = max(readers, default=position)
+            consumers = [place[i] for i in facts.consumers.get(name, ()) if i in place]
+            last = max(consumers, default=position)
             if last > position:
                 yield name, position, last

@@ -1,4 +1,4 @@
-"""Operations for each element, of operators that touch each a few times; see `flops` for others."""
+"""Operation counts of operators that touch each element a few times; `flops` has the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOVES_ONLY = frozenset(
         "Trilu UnfoldTensor Unsqueeze Where"
     ).split()
 )
-"""Operators that compute nothing."""
+"""Operators that move or create elements and compute nothing."""
 
 PER_INPUT_ELEMENT = {
     "Col2Im": 1,
@@ -40,10 +40,10 @@ PER_INPUT_ELEMENT = {
     "ReduceSumSquare": 2,
     "SoftmaxCrossEntropyLoss": 6,
 }
-"""Operations for one element of the first input."""
+"""Operations per element of the first input."""
 
 PER_OUTPUT_ELEMENT = {
-    # Normalisations: mean, variance, and what is done with them.
+    # Normalizations: mean, variance, and their use.
     "BatchNormalization": 2,
     "BranchwiseRMSNorm": 6,
     "EngramGate": 16,
@@ -61,11 +61,11 @@ PER_OUTPUT_ELEMENT = {
     "SkipGroupNorm": 10,
     "SkipLayerNormalization": 9,
     "SkipSimplifiedLayerNormalization": 7,
-    # Rotations of positions.
+    # Rotary position embeddings.
     "GemmaRotaryEmbedding": 6,
     "MRotaryEmbedding": 3,
     "RotaryEmbedding": 3,
-    # Exponentials and what is made of them.
+    # Exponentials and functions of them.
     "BiasGelu": 11,
     "BiasSoftmax": 6,
     "BiasSplitGelu": 12,
@@ -95,20 +95,20 @@ PER_OUTPUT_ELEMENT = {
     "SwiGLU": 6,
     "Swish": 6,
     "Tanh": 6,
-    # Angles.
+    # Trigonometric and hyperbolic functions.
     **dict.fromkeys(
         "Acos Acosh Asin Asinh Atan Atanh BlackmanWindow Cos Cosh HammingWindow HannWindow Sin "
         "Sinh Tan".split(),
         8,
     ),
-    # Complex numbers; samples of images; decoding of JPEG (Huffman, cosine transform, colours);
+    # Complex numbers; sampling of images; JPEG decoding (Huffman codes, cosine transform, colours);
     # random numbers.
     "ComplexMul": 3,
     "ComplexMulConj": 3,
     "CropAndResize": 11,
     "ImageDecoder": 40,
     **dict.fromkeys("Bernoulli Multinomial RandomNormal RandomNormalLike".split(), 10),
-    # Numbers of few bits.
+    # Quantization.
     "DequantizeBFP": 2,
     "DequantizeLinear": 2,
     "DequantizeWithOrder": 2,
@@ -121,8 +121,10 @@ PER_OUTPUT_ELEMENT = {
     "QLinearLeakyRelu": 5,
     "QLinearMul": 5,
     "QLinearWhere": 4,
-    # Hashes of words and of n-grams.
+    # Hashing of words and n-grams.
     **dict.fromkeys("MurmurHash3 NGramHashMapping VarlenNGramHashMapping".split(), 20),
 }
-"""Operations for one element of the first output: counts of adds, multiplies and one step of a
-polynomial each; what is not listed counts as one."""
+"""Operations per element of the first output; operators that are not listed count as one.
+
+Additions, multiplications and the steps of polynomial approximations count as one each.
+"""

@@ -1,4 +1,4 @@
-"""Operations of nodes, by the shapes of what they read and write."""
+"""Operation counts of nodes, from the shapes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ __all__ = ["CONVOLUTIONS", "COUNTED", "TREES", "WEIGHTY", "flops_of"]
 
 
 def flops_of(proto: onnx.NodeProto, specs: Specs, constants: Constants = lambda _: None) -> int:
-    """Floating-point (or integer) operations; a multiplication with addition counts as two. What
-    the bodies of a node compute is not in it.
+    """Return the floating-point (or integer) operations of a node, without those of its bodies.
+
+    A multiply-add counts as two.
 
     Parameters
     ----------
     proto : NodeProto
-    specs : mapping of value name to TensorSpec
+    specs : mapping of value to TensorSpec
         Open dimensions count as 1, unknown values as nothing.
     constants : callable, optional
-        The value of a scalar by its name, where the model has it written in it.
+        Lookup of the model's scalar constants by name; None for other values.
     """
     call = Operands(proto, specs, constants)
     op = proto.op_type
@@ -34,12 +35,12 @@ def flops_of(proto: onnx.NodeProto, specs: Specs, constants: Constants = lambda 
         return 0
     if op in PER_INPUT_ELEMENT:
         return PER_INPUT_ELEMENT[op] * call.size(0)
-    # ONNX cannot infer what operators of other domains give; of those here it is about their input.
+    # Outputs of operators in other domains may be unknown; they are about as large as the input.
     return PER_OUTPUT_ELEMENT.get(op, 1) * (call.result_size or call.size(0))
 
 
 def _window(per_element: int) -> Rule:
-    """So many operations for each element of the kernel, wherever it stands."""
+    """Return the count of pooling: `per_element` operations per kernel element and position."""
 
     def rule(call: Operands) -> int:
         kernel = call.integers("kernel_shape")
@@ -55,9 +56,12 @@ def _window(per_element: int) -> Rule:
 
 
 def _fourier(length: int) -> int:
-    """One complex transform: 5 n log2 n, as FFTW counts (fftw.org/speed/method.html), where n is a
-    power of two. Other lengths ONNX Runtime does by Bluestein's algorithm, as two transforms of the
-    next power above 2 n - 1. It saves nothing on real signals or for halves of the spectrum."""
+    """Return the operations of one complex Fourier transform of `length` points.
+
+    5 n log2 n where n is a power of two, as FFTW counts (fftw.org/speed/method.html). For other
+    lengths ONNX Runtime uses Bluestein's algorithm: two transforms of the next power of two from
+    2 n - 1. It saves nothing on real signals or for half a spectrum.
+    """
     if length <= 1:
         return 0
     if length & (length - 1) == 0:
@@ -66,8 +70,8 @@ def _fourier(length: int) -> int:
 
 
 def _dft(call: Operands) -> int:
-    # (..., signal, ..., 1 or 2); up to opset 19 the axis is an attribute. What an inverse makes of
-    # half a spectrum is longer than its input.
+    # Input (..., signal, ..., 1 or 2); up to opset 19 the axis is an attribute. The inverse of half
+    # a spectrum is longer than its input.
     axis = call.constant(2)
     if axis is None:
         axis = call.integer("axis", -2)
@@ -78,8 +82,8 @@ def _dft(call: Operands) -> int:
 
 
 def _stft(call: Operands) -> int:
-    # signal (batch, length, 1 or 2), result (batch, frames, bins, 2). Each frame is multiplied by
-    # the window, and transformed.
+    # Signal (batch, length, 1 or 2), result (batch, frames, bins, 2). Each frame is multiplied by
+    # the window and transformed.
     length = call.dim(2, 0) or call.constant(3) or call.dim(0, 1)
     step = call.constant(1) or length
     frames = call.result_dim(1) or max(call.dim(0, 1) - length, 0) // max(step, 1) + 1
@@ -87,7 +91,7 @@ def _stft(call: Operands) -> int:
 
 
 def _real_fourier(call: Operands) -> int:
-    # Rfft (..., n), Irfft (..., n // 2 + 1, 2): over the last signal_ndim axes, which are one
+    # Rfft (..., n), Irfft (..., n // 2 + 1, 2): the last signal_ndim axes together are one
     # transform of as many points.
     is_inverse = call.proto.op_type == "Irfft"
     shape = call.shape(0)[: -1 if is_inverse else None]
@@ -98,8 +102,8 @@ def _real_fourier(call: Operands) -> int:
 
 
 def _roi_align(call: Operands) -> int:
-    # Bilinear samples (four corners: 8 operations), sampling_ratio to each side of an output
-    # element; 0 is as many as the region has pixels there, for which 2 is usual.
+    # Bilinear samples of 8 operations (four corners), sampling_ratio squared for each output
+    # element; 0 takes as many as the region has pixels there, for which 2 is usual.
     side = call.integer("sampling_ratio") or 2
     channels = call.dim(0, 1)
     cells = call.integer("output_height", 1) * call.integer("output_width", 1)
@@ -107,40 +111,37 @@ def _roi_align(call: Operands) -> int:
 
 
 def _roi_pool(call: Operands) -> int:
-    # As if a region were half of the image each way.
+    # Assume regions of half the image's height and width.
     return call.dim(1, 0) * math.prod(call.shape(0)[1:]) // 4
 
 
 def _local_response(call: Operands) -> int:
-    # Squares, their sum over `size` channels, and a power of it, which is an exponential of a
-    # logarithm.
+    # Squares, their sum over `size` channels, and a power of it: the exponential of a logarithm.
     return (call.integer("size") + 12) * call.size(0)
 
 
 def _resize(call: Operands) -> int:
-    # Each output element is a sum over neighbours in the input, weighed; axes that keep their size
-    # need none.
+    # Each output element is a weighted sum of neighbours; axes that keep their size have none.
     result = call.result
     axes = sum(old != new for old, new in zip(call.shape(0), result, strict=False))
     return math.prod(result or [0]) * (2 * _taps(call, "nearest", axes) - 1)
 
 
 def _grid_sample(call: Operands) -> int:
-    # x (batch, channels, ...), and places (batch, ..., 2 or 3), whose neighbours are to be found
-    # too.
-    places = call.size(1) // max(call.dim(1, -1), 1)
-    return call.dim(0, 1) * places * (2 * _taps(call, "linear", call.dim(1, -1)) + 3)
+    # Input (batch, channels, ...), grid (batch, ..., 2 or 3); finding the neighbours counts as 3.
+    points = call.size(1) // max(call.dim(1, -1), 1)
+    return call.dim(0, 1) * points * (2 * _taps(call, "linear", call.dim(1, -1)) + 3)
 
 
 def _taps(call: Operands, default: str, axes: int) -> int:
-    """Neighbours that make an element; along an axis 1, 2 or 4 by the mode."""
+    """Return the neighbours of one element: 1, 2 or 4 along each axis, by the mode."""
     mode = call.text("mode", default)
     along = {"nearest": 1, "cubic": 4, "bicubic": 4}.get(mode, 2)
     return math.prod([along] * axes)
 
 
 def _top(call: Operands) -> int:
-    # All are looked at, the k best are kept in order.
+    # Every element is compared, and the k best are kept in order.
     axis = call.integer("axis", -1)
     length = call.dim(0, axis)
     kept = call.constant(1) or call.result_dim(axis) or 1
@@ -153,13 +154,13 @@ def _sort(call: Operands) -> int:
 
 
 _OVERLAP = 16
-"""Of two boxes: the corners of what they share, three areas, a division."""
+"""Operations of one overlap of two boxes: corners of the intersection, three areas, a division."""
 
 
 def _suppression(call: Operands) -> int:
-    # scores (batch, classes, boxes). Candidates, sorted by score, are each compared with those that
-    # are kept so far, half of them on average. Without a threshold every box is a candidate; with
-    # one, a box is of one class as a rule.
+    # Scores (batch, classes, boxes). Candidates, sorted by score, are each compared with the boxes
+    # kept so far, half of the final number on average. Without a score threshold every box is a
+    # candidate of every class; with one, usually of a single class.
     batch, classes, boxes = (call.dim(1, axis) for axis in range(3))
     candidates = boxes // max(classes, 1) if call.has(4) else boxes
     kept = min(candidates, call.constant(2) or candidates) if call.has(2) else 0
@@ -177,19 +178,19 @@ def _inverse(call: Operands) -> int:
 
 
 def _embedding(per_element: int) -> Rule:
-    """Sums of rows of tables (words, size), one for each id (batch, tokens), normalised."""
+    """Return the count of summed embeddings: ids (batch, tokens), tables (words, size)."""
     return lambda call: per_element * call.size(0) * call.dim(2, 1)
 
 
 def _affine_grid(call: Operands) -> int:
-    # theta (batch, axes, axes + 1) times the place of each output element, which is as long.
+    # theta (batch, axes, axes + 1) times the homogeneous coordinates of each output element.
     return 2 * call.result_size * call.dim(0, -1)
 
 
 def _trees(call: Operands) -> int:
-    """Comparisons on the way to a leaf of each tree, as if trees were balanced.
+    """Return the comparisons on the way to a leaf of each tree, as if trees were balanced.
 
-    Lengths of the lists alone are looked at: a forest has millions of nodes.
+    Only the lengths of the attributes are read: a forest may have millions of nodes.
     """
     lists = {a.name: a.ints for a in call.proto.attribute}
     if call.proto.op_type == "TreeEnsemble":
@@ -197,7 +198,7 @@ def _trees(call: Operands) -> int:
         leaves = len(lists.get("leaf_targetids", ()))
     else:
         ids = lists.get("nodes_treeids", ())
-        trees = ids[-1] + 1 if ids else 0  # as exporters write them, one tree after the other
+        trees = ids[-1] + 1 if ids else 0  # exporters write one tree after the other
         leaves = (len(ids) + trees) // 2  # of binary trees
     if trees <= 0 or leaves < trees:
         return 0
@@ -206,6 +207,8 @@ def _trees(call: Operands) -> int:
 
 
 def _linear(*vectors: str) -> Rule:
+    """Return the count of products of each row with the vectors in these attributes."""
+
     def rule(call: Operands) -> int:
         held = sum(len(a.floats) for a in call.proto.attribute if a.name in vectors)
         rows = call.shape(0)[:1] or [1]
@@ -215,6 +218,7 @@ def _linear(*vectors: str) -> Rule:
 
 
 TREES = frozenset(("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"))
+"""Operators that evaluate decision trees."""
 
 _RULES: dict[str, Rule] = {
     **PRODUCTS,
@@ -251,7 +255,7 @@ _RULES: dict[str, Rule] = {
     "QEmbedLayerNormalization": _embedding(16),
 }
 WEIGHTY = frozenset(_RULES)
-"""Operators that do more than touch each element a few times."""
+"""Operators that do more than a few operations per element."""
 
 COUNTED = WEIGHTY | MOVES_ONLY | set(PER_INPUT_ELEMENT) | set(PER_OUTPUT_ELEMENT)
-"""Operators with a count of their own: any other is one operation for each element."""
+"""Operators with a count of their own; any other counts as one operation per element."""

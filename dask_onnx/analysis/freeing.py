@@ -1,7 +1,7 @@
-"""Open batches that are proven, and held against the graph that they were made from.
+"""Opening of a fixed batch with proof: the rewritten graph is proven, and compared by running it.
 
-`open_batch` rewrites; here the result is put to `find_batch`, which must prove every output, and
-run beside the original.
+`open_batch` rewrites the graph. Here `find_batch` must prove every output of the result, and
+`check_freed` runs it beside the original.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.table import CustomAxes
-from dask_onnx.analysis.batch import BatchFacts, find_batch
+from dask_onnx.analysis.batch import find_batch
+from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, Opened, open_batch
 from dask_onnx.analysis.sample_inputs import sample_inputs
@@ -22,11 +23,11 @@ from dask_onnx.core.errors import ModelError
 from dask_onnx.modelio.onnx_model import OnnxModel
 
 Runner = Callable[[OnnxModel, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""Runs a model once on inputs by name; gives outputs by name."""
+"""Function that runs a model once: inputs by name to outputs by name."""
 
 LIMIT = 0.01
-"""Largest relative difference that may be rounding: of sums in another order, or of whole numbers
-that are one off behind a rounding."""
+"""Largest relative difference that counts as rounding: sums in another order, or integers that a
+rounding operator makes differ by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +35,29 @@ class Freed:
     """A model whose number of rows is proven to be open."""
 
     opened: Opened
+    """The rewritten model, with what was rewritten."""
     batch: BatchFacts
-    """What the algebra of axes proves of the new graph."""
+    """Batch facts of the rewritten graph."""
 
     @property
     def model(self) -> OnnxModel:
-        """The graph rewritten."""
+        """The rewritten model."""
         return self.opened.model
 
 
 @dataclass(frozen=True, slots=True)
 class OutputDifference:
-    """How far an output of the rewritten graph is from that of the original."""
+    """Difference between an output of the rewritten graph and that of the original."""
 
     output: str
+    """Name of the output."""
     rows: int
     """Number of rows of the run."""
     relative: float
-    """Largest difference over the largest magnitude of the output; of whole numbers, booleans and
-    text the share of elements that differ. Infinite for another shape."""
+    """Largest difference divided by the largest magnitude of the output; for integers, booleans and
+    strings the share of elements that differ. Infinite for another shape or dtype."""
     is_exact: bool
-    """Whether each element is the same, NaN included."""
+    """True if all elements are equal, NaN to NaN included."""
 
 
 def free_batch(
@@ -63,46 +66,48 @@ def free_batch(
     schemas: Schemas | None = None,
     custom: CustomAxes | None = None,
 ) -> Freed | Blocked:
-    """Open the batch of a graph that was exported for a fixed number of rows, if it is proven that
-    rows are then what they were.
+    """Open the batch of a graph that was exported for a fixed number of rows, if proven safe.
 
     Parameters
     ----------
-    model, axes, schemas, own : as for `open_batch`
+    model, axes, schemas, custom
+        As for `open_batch`.
 
     Returns
     -------
     Freed or Blocked
-        Blocked also where nodes draw random numbers, or quantise by a statistic over all rows.
+        Blocked also where nodes draw random numbers, or quantize by a statistic over all rows.
     """
     found = open_batch(model, axes, schemas, custom, read_weights=True)
     if isinstance(found, Blocked):
         return found
     facts = GraphFacts(found.model)
     batch = find_batch(facts, facts.outputs, None, schemas, custom)
-    if _carried(batch) != dict(found.input_axes):  # another axis looks likelier: say which it is
+    if _carried(batch) != dict(
+        found.input_axes
+    ):  # another axis looks likelier: declare the rewritten one
         found = replace(found, model=replace(found.model, rows=dict(found.input_axes)))
         facts = GraphFacts(found.model)
         batch = find_batch(facts, facts.outputs, None, schemas, custom)
-    reason = _why_not(found, batch)
-    if reason is None:
+    obstacle = _obstacle(found, batch)
+    if obstacle is None:
         return Freed(found, batch)
-    node, kind, how = reason
+    node, kind, how = obstacle
     op_type = next((each.op_type for each in facts.nodes if each.name == node), "")
     return Blocked(found.rows, node, op_type, kind, how)
 
 
 def _carried(batch: BatchFacts) -> dict[str, int]:
-    """Input to the axis that carries rows, without those that are given once."""
+    """Return the inputs with a batch axis, and the axis of each."""
     return {name: axis for name, axis in batch.input_axes.items() if axis is not None}
 
 
-def _why_not(found: Opened, batch: BatchFacts) -> tuple[str, Kind, str] | None:
-    """Node, kind and words for what keeps the batch of a rewritten graph from being proven."""
+def _obstacle(found: Opened, batch: BatchFacts) -> tuple[str, Kind, str] | None:
+    """Return node, kind and description of what prevents the proof; None if nothing does."""
     for blocker in batch.blockers:
         return blocker.node, blocker.kind, blocker.how
     if batch.coupled:
-        return batch.coupled[0], Kind.REDUCED, "quantises by a statistic over all rows of a run"
+        return batch.coupled[0], Kind.REDUCED, "quantizes by a statistic over all rows of a run"
     if batch.random:
         return batch.random[0], Kind.OPAQUE, "draws random numbers"
     if _carried(batch) != dict(found.input_axes):
@@ -116,24 +121,25 @@ def _why_not(found: Opened, batch: BatchFacts) -> tuple[str, Kind, str] | None:
 def check_freed(
     original: OnnxModel, freed: Freed, run: Runner, seeds: int = 3
 ) -> list[OutputDifference]:
-    """Compare a model with the one made of it, and refuse what is not the same but for rounding.
+    """Compare a model with its rewritten form, up to rounding.
 
     Parameters
     ----------
-    original, freed, run : as for `differences`
+    original, freed, run
+        As for `differences`.
     seeds : int
-        How many random inputs are tried until one is within `LIMIT`: on some a graph amplifies
-        rounding (a variance that nearly vanishes), while a wrong graph differs on all.
+        Number of random inputs that are tried until one is within `LIMIT`: a graph may amplify
+        rounding on some inputs (a variance close to zero), while a wrong graph differs on all.
 
     Returns
     -------
     list of OutputDifference
-        Those on the inputs with the smallest differences.
+        Differences on the inputs where they are smallest.
 
     Raises
     ------
     ModelError
-        An output is further off than `LIMIT` on all of them.
+        If an output differs by more than `LIMIT` on all of them.
     """
     best: list[OutputDifference] = []
     for seed in range(seeds):
@@ -146,7 +152,9 @@ def check_freed(
     raise ModelError(
         f"model {original.name!r} with an open batch gives other numbers: output {worst.output!r} "
         f"differs by {worst.relative:.2g} of its largest magnitude in a run of {worst.rows} rows",
-        "run the model as it was exported, and report it",
+        "run the model as it was exported, and report this as a bug",
+        input=worst.output,
+        numbers={"relative_difference": worst.relative, "limit": LIMIT, "rows": worst.rows},
     )
 
 
@@ -157,18 +165,20 @@ def _largest(found: list[OutputDifference]) -> OutputDifference:
 def differences(
     original: OnnxModel, freed: Freed, run: Runner, seed: int = 0
 ) -> list[OutputDifference]:
-    """Run a model and the one made of it on random inputs, and compare.
+    """Run a model and its rewritten form on random inputs, and compare the outputs.
 
-    Once with the exported number of rows; and once with one more than twice that, for which the
-    original runs three times, the last run filled up with rows that it has had.
+    Once with the exported number of rows, and once with twice that plus one, for which the original
+    runs three times, the last run filled up with earlier rows.
 
     Parameters
     ----------
-    run : function of a model and inputs by name to outputs by name
+    original : OnnxModel
+    freed : Freed
+        Made from `original`.
+    run : function of OnnxModel and inputs to outputs
         Such as a session of ONNX Runtime.
     seed : int
-        Of the random inputs, which have the declared dtypes; whole numbers that pick from a table
-        are within it.
+        Seed of the random inputs, see `sample_inputs`.
 
     Returns
     -------
@@ -197,13 +207,13 @@ def _in_runs(
     feeds: Mapping[str, np.ndarray],
     count: int,
 ) -> dict[str, np.ndarray]:
-    """Outputs of the original, which takes a fixed number of rows a run."""
+    """Return the outputs of the original, which takes a fixed number of rows per run."""
     rows, axes = freed.opened.rows, freed.opened.input_axes
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, count, rows):
-        which = np.arange(start, start + rows) % count
+        positions = np.arange(start, start + rows) % count
         given = {
-            name: np.take(array, which, axes[name]) if name in axes else array
+            name: np.take(array, positions, axes[name]) if name in axes else array
             for name, array in feeds.items()
         }
         for name, array in run(original, given).items():

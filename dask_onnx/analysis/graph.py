@@ -1,4 +1,4 @@
-"""Use-def edges, captures, order, depth: the graph of a model as plain data."""
+"""A model's graph as plain data: nodes with their captures, edges, orders and paths."""
 
 from __future__ import annotations
 
@@ -20,25 +20,48 @@ class NodeFacts:
     index: int
     """Position in the weightless proto, which is in topological order."""
     name: str
-    """The node's name, or op type and position in the file where it has none."""
+    """The node's name; op type and position in the file where it has none."""
     op_type: str
+    """Operator, such as "Conv"."""
     domain: str
-    """"" is ai.onnx."""
+    """Domain of the operator; "" is ai.onnx."""
     inputs: tuple[str, ...]
-    """As written; "" stands for an optional input that is left out."""
+    """Names of the inputs; "" stands for an optional input that is left out."""
     outputs: tuple[str, ...]
+    """Names of the outputs, without optional ones that are left out."""
     captures: tuple[str, ...]
-    """Values of this graph that the node's subgraph bodies read."""
+    """Values of this graph that the node's bodies (subgraphs) read."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Every value that has to be there before the node runs."""
+        """Names of all values that the node needs: given inputs and captures."""
         names = (*self.inputs, *self.captures)
         return names if all(names) else tuple(filter(None, names))
 
 
 class GraphFacts:
-    """Who produces and who reads each value of a model's main graph. Frozen once made."""
+    """Producers and consumers of the values of a model's main graph. Not changed after creation.
+
+    Parameters
+    ----------
+    model : OnnxModel
+
+    Attributes
+    ----------
+    model : OnnxModel
+    proto : ModelProto
+        The model without weights; others read it too, so it must not be changed.
+    nodes : tuple of NodeFacts
+        In topological order.
+    inputs, outputs : tuple of str
+        Names of the graph's inputs and outputs.
+    initializers : frozenset of str
+        Names of dense and sparse initializers.
+    producer : dict of str to int
+        Value to the node that computes it; inputs and initializers are missing.
+    consumers : dict of str to list of int
+        Value to the nodes that read it, ascending; values that no node reads are missing.
+    """
 
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
@@ -72,12 +95,13 @@ class GraphFacts:
 
     @cached_property
     def predecessors(self) -> list[list[int]]:
-        """For each node the nodes that it needs, each once."""
+        """For each node the nodes whose outputs it reads, each once."""
         found = [dict.fromkeys(map(self.producer.get, node.reads)) for node in self.nodes]
         return [[index for index in before if index is not None] for before in found]
 
     @cached_property
     def successors(self) -> list[list[int]]:
+        """For each node the nodes that read its outputs, ascending."""
         after: list[list[int]] = [[] for _ in self.nodes]
         for index, before in enumerate(self.predecessors):
             for other in before:
@@ -85,7 +109,7 @@ class GraphFacts:
         return after
 
     def ancestors(self, values: Iterable[str]) -> list[int]:
-        """Indices, ascending, of the nodes that `values` need."""
+        """Return the nodes that `values` depend on, ascending."""
         pending = [self.producer[name] for name in values if name in self.producer]
         seen = set(pending)
         while pending:
@@ -98,7 +122,22 @@ class GraphFacts:
     def between(
         self, given: Iterable[str], values: Iterable[str]
     ) -> tuple[list[int], frozenset[str]]:
-        """Nodes, ascending, that `values` need if `given` come from outside; all that they read."""
+        """Return the nodes that compute `values` from `given`, and all values that they read.
+
+        Parameters
+        ----------
+        given : iterable of str
+            Values that come from outside; nodes before them are left out.
+        values : iterable of str
+            Values to compute.
+
+        Returns
+        -------
+        nodes : list of int
+            Ascending.
+        read : frozenset of str
+            Values that the nodes read, and `values` themselves unless they are given.
+        """
         borders = set(given)
         pending = [name for name in values if name not in borders]
         nodes: set[int] = set()
@@ -114,15 +153,21 @@ class GraphFacts:
 
     @cached_property
     def live(self) -> frozenset[int]:
-        """Nodes that some graph output needs; the rest is dead."""
+        """Nodes that a graph output depends on; the others are dead."""
         return frozenset(self.ancestors(self.outputs))
 
     def is_known(self, value: str) -> bool:
-        """Whether the main graph has a value of that name."""
+        """Return whether the main graph has a value of that name."""
         return value in self.producer or value in self.inputs or value in self.initializers
 
     def longest_path(self, weights: Sequence[float] | None = None) -> list[int]:
-        """Node indices along the heaviest path, by `weights` a node (1 each by default)."""
+        """Return the nodes along the heaviest path.
+
+        Parameters
+        ----------
+        weights : sequence of float, optional
+            Weight of each node; 1 each by default.
+        """
         if not self.nodes:
             return []
         best: list[float] = []
@@ -139,10 +184,11 @@ class GraphFacts:
 
     @cached_property
     def parallel_branches(self) -> int:
-        """The most nodes that can stand side by side, chains counted once.
+        """Largest number of chains of nodes that can run in parallel.
 
-        Nodes with one predecessor that has one successor belong to its chain; what is counted is
-        the widest level of the graph of chains, by longest distance from the inputs.
+        A node with a single predecessor, which has no other successor, belongs to that one's chain.
+        The number is that of the widest level of the graph of chains, by longest distance from the
+        inputs.
         """
         live = sorted(self.live)
         after = {i: [j for j in self.successors[i] if j in self.live] for i in live}
@@ -160,23 +206,23 @@ class GraphFacts:
 
     @cached_property
     def constant_nodes(self) -> frozenset[int]:
-        """Nodes that follow from initializers alone."""
-        given = set(self.inputs)
-        bound: set[int] = set()
+        """Nodes that depend on initializers alone."""
+        inputs = set(self.inputs)
+        dependent: set[int] = set()
         for node, before in zip(self.nodes, self.predecessors, strict=True):
-            if not given.isdisjoint(node.reads) or not bound.isdisjoint(before):
-                bound.add(node.index)
-        return frozenset(range(len(self.nodes))) - bound
+            if not inputs.isdisjoint(node.reads) or not dependent.isdisjoint(before):
+                dependent.add(node.index)
+        return frozenset(range(len(self.nodes))) - dependent
 
     def depth_first_order(self, nodes: Iterable[int]) -> list[int]:
-        """A topological order of `nodes` that finishes a branch before it starts the next.
+        """Return a topological order of `nodes` that finishes a branch before it starts the next.
 
-        An interval of it is a chain or some whole branches, so that cutting the order cuts few
-        values. Any interval of any topological order is convex. A node where branches meet waits
-        until the branches beside them have run: were it placed between them, a stage of the later
-        ones would need it and wait for the earlier ones. What follows from weights alone (one that
-        is cast, say) stands right before the first node that reads it: were it made early, it would
-        have to cross every cut until then.
+        Every interval of a topological order is convex; here it is also a chain or a few whole
+        branches, so that cutting the order cuts few values. A node where branches meet comes after
+        the branches beside them: between them, it would make a stage of the later branches wait for
+        the earlier ones. Nodes that depend on initializers alone (a weight that is cast, for
+        instance) come right before their first consumer: computed earlier, their values would cross
+        every cut in between.
         """
         everything = set(nodes)
         constant = everything & self.constant_nodes
@@ -184,7 +230,7 @@ class GraphFacts:
         placed: set[int] = set()
 
         def constants_before(index: int) -> list[int]:
-            """Those that `index` needs and that are not placed yet, in the order of the file."""
+            """Return the constant nodes that `index` needs and are not placed, in file order."""
             if not constant:
                 return []
             found: set[int] = set()
@@ -199,7 +245,7 @@ class GraphFacts:
 
         waiting = {i: len(chosen.intersection(self.predecessors[i])) for i in chosen}
         meets = {i for i, count in waiting.items() if count > 1}
-        # Stacks, so that the node made ready last runs next; ties in the order of the file.
+        # Stacks: the node that became ready last comes next, ties in file order.
         ready = [i for i in sorted(chosen, reverse=True) if not waiting[i]]
         meeting: list[int] = []
         order = []

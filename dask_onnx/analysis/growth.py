@@ -1,4 +1,4 @@
-"""What nodes take at shapes that were not measured, by those that were."""
+"""Prediction of node times at shapes that were not measured, from shapes that were."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ from dataclasses import dataclass
 from dask_onnx.analysis.cost import CostTable, NodeCost
 
 _FAR_ENOUGH = 1.5
-"""Two measurements of a node whose work differs by less say nothing of its growth."""
+"""Smallest ratio of work at which two measurements show how a node's time grows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Nodes as they were measured at some shapes."""
+class MeasuredTimes:
+    """Times of nodes as they were measured at some shapes."""
 
     seconds: Mapping[int, float]
-    """Of each node, by its position."""
+    """Seconds of each node, by its position."""
     costs: Sequence[NodeCost]
-    """Of each node, at these shapes."""
+    """Cost of each node at these shapes, by its position."""
 
 
-def telling(sizes: Sequence[int], size: int) -> list[int]:
-    """Which measurements tell most of what nodes take: the nearest, then one far enough from it
-    to show the growth, rather on the other side.
+def nearest_measurements(sizes: Sequence[int], size: int) -> list[int]:
+    """Return the measurements from which to predict: the nearest, and one that shows the growth.
+
+    The second is far enough from the first, and on the other side of `size` if possible.
 
     Parameters
     ----------
-    sizes : of the inputs when they were measured, one or more, in elements
-    size : of the inputs, in elements
+    sizes : sequence of int
+        Elements of the inputs in each measurement, one or more.
+    size : int
+        Elements of the inputs to predict for.
 
     Returns
     -------
-    list of one or two positions in `sizes`
+    list of int
+        One or two positions in `sizes`.
     """
     near, *others = sorted(range(len(sizes)), key=lambda i: _ratio(sizes[i] + 1, size + 1))
     others = [i for i in others if _ratio(sizes[i] + 1, sizes[near] + 1) >= _FAR_ENOUGH]
@@ -42,23 +46,28 @@ def telling(sizes: Sequence[int], size: int) -> list[int]:
 
 def seconds_at(
     costs: Sequence[NodeCost],
-    seen: Sequence[Seen],
+    measured: Sequence[MeasuredTimes],
     table: CostTable,
     has_body: Callable[[int], bool],
 ) -> dict[int, float]:
-    """Seconds of each node at shapes that were not measured.
+    """Return the seconds of each measured node at shapes that were not measured.
 
-    A node takes what it took at the nearest shapes, in proportion to what is predicted; with two
-    measurements, on the straight line through both, whose start is what the node takes for no
-    rows at all: its dispatch, weights that are read, the steps of a loop.
+    With one measurement, its time in proportion to the predicted times. With two, on the straight
+    line through both, whose intercept is the time without any rows: overhead, reading of weights,
+    steps of a loop.
 
     Parameters
     ----------
-    costs : of each node, at the shapes
-    seen : one measurement or two, the nearest first
-    has_body : whether the node at a position runs graphs of its own
+    costs : sequence of NodeCost
+        Cost of each node at the shapes to predict for.
+    measured : sequence of MeasuredTimes
+        One measurement or two, the nearest first.
+    table : CostTable
+        Speeds for the predicted times.
+    has_body : function of int to bool
+        Whether the node at a position has bodies (If, Loop, Scan).
     """
-    near, far = seen[0], seen[1] if len(seen) > 1 else None
+    near, far = measured[0], measured[1] if len(measured) > 1 else None
 
     def at(index: int) -> float:
         growth = _growth(table, near.costs[index], costs[index], has_body(index))
@@ -72,22 +81,22 @@ def seconds_at(
         if slope < 0:
             return in_proportion
         on_line = near.seconds[index] + slope * (growth - 1)
-        # Where a node gets slower with its work, the line would come to nothing too early.
+        # Times that grow faster than the work would put the line below zero for little work.
         return max(on_line, min(in_proportion, near.seconds[index]))
 
     return {index: at(index) for index in near.seconds}
 
 
 def _growth(table: CostTable, before: NodeCost, now: NodeCost, has_body: bool) -> float:
-    """By how much more a node is predicted to take."""
+    """Return the ratio of a node's predicted times."""
     ratio = table.seconds(now) / table.seconds(before)
     if has_body and before.activation_bytes and now.activation_bytes:
-        # Values of a body whose shapes are not known seem to stay as they are.
+        # Values of a body whose shapes are unknown do not grow in the prediction.
         values = now.activation_bytes / before.activation_bytes
         return max(ratio, values, key=lambda one: _ratio(one, 1))
     return ratio
 
 
 def _ratio(one: float, other: float) -> float:
-    """How many times the larger is the smaller."""
+    """Return the larger of two numbers divided by the smaller."""
     return max(one / other, other / one)

@@ -1,7 +1,7 @@
-"""Branches of an If whose condition is known, written in its place: for shape inference only.
+"""Replacement of an If node of known condition by its branch, for shape inference only.
 
-Exporters ask with an If whether an axis has one element, to squeeze it or not. Of two branches of
-different rank inference says nothing; of the one that is taken it does.
+Exporters write an If that tests whether an axis has one element, to squeeze it or not. Inference
+finds no shape for two branches of different rank, but finds that of the one that runs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ def taken_branch(node: onnx.NodeProto, condition: bool) -> onnx.GraphProto:
 def write_branch(
     node: onnx.NodeProto, condition: bool, number: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return the nodes and initializers that stand for an If under a known condition.
+    """Return the nodes and initializers that replace an If under a known condition.
 
     Parameters
     ----------
+    node : NodeProto
+        The If.
+    condition : bool
     number : int
-        Sets the names inside apart from those of other branches, whose scopes may share them.
+        Prefix of the names inside: other branches may use the same ones.
     """
     body = onnx.GraphProto()
     body.CopyFrom(taken_branch(node, condition))
@@ -54,7 +57,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _graphs_in(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """Return a graph and all bodies in it."""
+    """Return a graph and the bodies of its nodes, nested ones included."""
     found = [graph]
     for node in graph.node:
         for attribute in node.attribute:

@@ -1,4 +1,4 @@
-"""What the classes of a classifier are called, where the graph knows."""
+"""Class labels of classifiers, where the graph contains them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _LABELS = (
     "classlabels_ints",
 )
 _KEEP_ORDER = frozenset("Cast Identity Normalizer Softmax Sigmoid Clip Div Mul ZipMap".split())
-"""Operators that leave each class in its place."""
+"""Operators that keep the order of the classes."""
 
 
 def class_labels(facts: GraphFacts, value: str) -> tuple[str | int, ...] | None:
-    """The class of each column of a value, in order; None where the graph does not say.
+    """Return the class of each column of a value, in order; None where the graph has no labels.
 
-    Looks back from the value, over operators that leave the columns in place, for the class labels
-    of ``ZipMap`` and of the classifiers of ``ai.onnx.ml``.
+    Labels are attributes of ``ZipMap`` and of the classifiers of ``ai.onnx.ml``. They are searched
+    backwards from the value, through operators that keep the order of the columns.
     """
     while value in facts.producer:
         node = facts.nodes[facts.producer[value]]
@@ -32,8 +32,8 @@ def class_labels(facts: GraphFacts, value: str) -> tuple[str | int, ...] | None:
     return None
 
 
-def unzipped(facts: GraphFacts, value: str) -> str:
-    """The tensor that a ``ZipMap`` makes a list of maps of; any other value itself."""
+def tensor_before_zipmap(facts: GraphFacts, value: str) -> str:
+    """Return the input of the ``ZipMap`` that makes a value (a list of maps), else the value."""
     if value in facts.producer:
         node = facts.nodes[facts.producer[value]]
         if node.domain == "ai.onnx.ml" and node.op_type == "ZipMap":

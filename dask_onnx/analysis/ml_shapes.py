@@ -1,7 +1,8 @@
-"""Types of what operators of ai.onnx.ml give, where ONNX's own inference leaves them open.
+"""Output types of operators of ai.onnx.ml, where ONNX's own inference leaves them open.
 
-Each rule takes a node and the specs of its inputs, and returns the spec of each output that it can
-tell. The shapes are those that the operators' descriptions in the ONNX specification name.
+Each rule takes a node and the specs of its inputs, and returns the specs of its outputs, None or
+nothing for those that it cannot infer. Shapes are those of the operators' descriptions in the ONNX
+specification.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from dask_onnx.core.specs import Dim, TensorSpec
 _Rule = Callable[[onnx.NodeProto, Sequence[TensorSpec | None]], Sequence[TensorSpec | None]]
 
 
-def told_by(node: onnx.NodeProto, specs: Mapping[str, TensorSpec]) -> list[TensorSpec]:
-    """Return the specs of a node's outputs, named; those that cannot be told are left out."""
+def inferred_outputs(node: onnx.NodeProto, specs: Mapping[str, TensorSpec]) -> list[TensorSpec]:
+    """Return the specs of a node's outputs; those that cannot be inferred are left out."""
     rule = _RULES.get(node.op_type)
     inputs = [specs.get(name) for name in node.input]
     if rule is None or not inputs or inputs[0] is None or inputs[0].shape is None:
@@ -32,7 +33,7 @@ def told_by(node: onnx.NodeProto, specs: Mapping[str, TensorSpec]) -> list[Tenso
 
 
 def _attribute(node: onnx.NodeProto, *names: str) -> onnx.AttributeProto | None:
-    """The first of some attributes that is there and not empty."""
+    """Return the first of these attributes that is present and not empty."""
     found: dict[str, onnx.AttributeProto] = {a.name: a for a in node.attribute}
     return next((found[name] for name in names if name in found and _length(found[name])), None)
 
@@ -47,7 +48,7 @@ def _spec(dtype: object, shape: Sequence[Dim] | None) -> TensorSpec:
 
 
 def _rows(spec: TensorSpec | None) -> tuple[Dim, ...]:
-    """The number of rows; a vector is one row."""
+    """Return the batch axis as a shape; a vector is one row."""
     shape = () if spec is None else spec.shape or ()
     return shape[:1] if len(shape) > 1 else (1,)
 
@@ -65,7 +66,7 @@ def _like_input(
 def _classifier(
     node: onnx.NodeProto, inputs: Sequence[TensorSpec | None]
 ) -> Sequence[TensorSpec | None]:
-    """A label for each row, and a score for each class."""
+    """Return a label for each row, and a score for each row and class."""
     labels = _attribute(node, "classlabels_strings", "classlabels_int64s", "classlabels_ints")
     if labels is None:
         return []
@@ -77,7 +78,7 @@ def _classifier(
 def _regressor(
     node: onnx.NodeProto, inputs: Sequence[TensorSpec | None]
 ) -> Sequence[TensorSpec | None]:
-    """A number for each row and target."""
+    """Return a number for each row and target."""
     targets = next((a.i for a in node.attribute if a.name in ("n_targets", "targets")), 1)
     dtype = inputs[0].dtype if inputs[0] and node.op_type == "TreeEnsemble" else np.float32
     return [_spec(dtype, (*_rows(inputs[0]), targets or 1))]
@@ -106,7 +107,7 @@ def _one_hot(
 def _extractor(
     node: onnx.NodeProto, inputs: Sequence[TensorSpec | None]
 ) -> Sequence[TensorSpec | None]:
-    """Elements of the last axis, of which the indices are one list; a vector becomes one row."""
+    """Return the chosen columns of the last axis; a vector becomes one row."""
     table, indices = inputs[0], inputs[1]
     if table is None or table.shape is None or indices is None or indices.shape is None:
         return []

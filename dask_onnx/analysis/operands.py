@@ -1,4 +1,4 @@
-"""A node with the shapes of what it reads and writes, as the rules that count operations see it."""
+"""One node with the shapes of its inputs and outputs, as the rules that count operations see it."""
 
 from __future__ import annotations
 
@@ -11,69 +11,84 @@ import onnx
 from dask_onnx.core.specs import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
+"""Specs of values by name."""
 
 Constants = Callable[[str], float | None]
-"""The value of a scalar that the model has written in it; None for any other name."""
+"""Lookup of a scalar constant of the model by name; None for any other value."""
 
 
 def elements(spec: TensorSpec | None) -> int:
-    """Of a value; an open dimension counts as 1, an unknown value as 0."""
+    """Return the number of elements; an open dimension counts as 1, an unknown shape as 0."""
     if spec is None or spec.shape is None:
         return 0
     return math.prod(dim if isinstance(dim, int) else 1 for dim in spec.shape)
 
 
+def known_size(specs: Specs, name: str, axis: int) -> int | None:
+    """Return the size of one axis of a value; None if it is unknown, open or out of range."""
+    spec = specs.get(name)
+    if spec is None or spec.shape is None or not -len(spec.shape) <= axis < len(spec.shape):
+        return None
+    size = spec.shape[axis]
+    return size if isinstance(size, int) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """One node and what is known of its values. Inputs are named by their position."""
+    """A node with its attributes, and shapes of its values. Inputs are named by their position."""
 
     proto: onnx.NodeProto
+    """The node."""
     specs: Specs
+    """Specs of the graph's values."""
     constants: Constants
+    """Scalar constants of the graph."""
 
     def has(self, index: int) -> bool:
-        """Whether the input is there, of whatever shape."""
+        """Return whether an input is given, of whatever shape."""
         return index < len(self.proto.input) and bool(self.proto.input[index])
 
     def shape(self, index: int) -> list[int]:
-        """Sizes of an input, open ones as 1; [] if it is missing or unknown."""
+        """Return the sizes of an input, open ones as 1; [] if it is missing or unknown."""
         return self._sizes(self.proto.input[index]) if self.has(index) else []
 
     def dim(self, index: int, axis: int) -> int:
-        """One size of an input; 0 if it is not there."""
+        """Return one size of an input, 1 if it is open; 0 if it is missing or unknown."""
         return _at(self.shape(index), axis)
 
     def size(self, index: int) -> int:
-        """Elements of an input, open sizes as 1; 0 if it is missing or unknown."""
+        """Return the elements of an input, open sizes as 1; 0 if it is missing or unknown."""
         return elements(self.specs.get(self.proto.input[index])) if self.has(index) else 0
 
     @property
     def result(self) -> list[int]:
-        """Sizes of the first output; [] if unknown, as behind operators that ONNX does not know."""
+        """Sizes of the first output, open ones as 1; [] where inference found none."""
         return self._sizes(self._first_output)
 
     def result_dim(self, axis: int) -> int:
-        """One size of the first output; 0 if unknown."""
+        """Return one size of the first output; 0 if unknown."""
         return _at(self.result, axis)
 
     @property
     def result_size(self) -> int:
-        """Elements of the first output; 0 if unknown."""
+        """Elements of the first output, open sizes as 1; 0 if unknown."""
         return elements(self.specs.get(self._first_output))
 
     def constant(self, index: int) -> int | None:
-        """The whole number that an input is, if the model has it written in it."""
+        """Return a constant scalar input as an integer; None for other inputs."""
         found = self.constants(self.proto.input[index]) if self.has(index) else None
         return None if found is None else int(found)
 
     def integer(self, name: str, default: int = 0) -> int:
-        """An attribute."""
+        """Return an integer attribute."""
         return next((a.i for a in self.proto.attribute if a.name == name), default)
 
     def integers(self, name: str) -> list[int]:
+        """Return an attribute of several integers; [] if it is missing."""
         return next((list(a.ints) for a in self.proto.attribute if a.name == name), [])
 
     def text(self, name: str, default: str = "") -> str:
+        """Return a string attribute."""
         return next((a.s.decode() for a in self.proto.attribute if a.name == name), default)
 
     @property
@@ -92,4 +107,4 @@ def _at(shape: list[int], axis: int) -> int:
 
 
 Rule = Callable[[Operands], int]
-"""Operations of a node; a multiplication with addition counts as two."""
+"""Count of a node's operations; a multiply-add counts as two."""

@@ -1,4 +1,7 @@
-"""Operations of what multiplies by weights: convolutions, matrix products, recurrent layers."""
+"""Operation counts of products with weights: convolutions, matrix products, recurrent layers.
+
+Shapes are those of the operators' schemas in ONNX and in ONNX Runtime (docs/ContribOperators.md).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections import Counter
 from itertools import zip_longest
 
 from dask_onnx.analysis.operands import Operands, Rule
+from dask_onnx.analysis.pool_sizes import floor_padding
 
 
 def window_positions(call: Operands, kernel: list[int]) -> int:
-    """Where a kernel of this shape stands on the first input, over all spatial axes.
+    """Return the number of positions of a kernel on the first input, over all spatial axes.
 
-    For what ONNX cannot infer, by the formulas of Conv's and MaxPool's schemas.
+    For outputs whose shape was not inferred: by the formulas of the schemas of Conv and MaxPool,
+    and of ONNX Runtime for ``ceil_mode``.
     """
     sizes = call.shape(0)[1:-1] if _has_channels_last(call) else call.shape(0)[2:]
     ones = [1] * len(sizes)
@@ -22,10 +27,11 @@ def window_positions(call: Operands, kernel: list[int]) -> int:
         return math.prod(-(-size // step) for size, step in zip(sizes, strides, strict=False))
     if padding == "VALID" or len(pads) != 2 * len(sizes):
         pads = [0] * 2 * len(sizes)
+    if call.integer("ceil_mode") and len(kernel) == len(strides) == len(dilations) == len(sizes):
+        pads = floor_padding(kernel, strides, dilations, pads)
     padded = [size + pads[i] + pads[i + len(sizes)] for i, size in enumerate(sizes)]
-    round_up = call.integer("ceil_mode")
     return math.prod(
-        max((size - gap * (width - 1) - 1 + round_up * (step - 1)) // step + 1, 1)
+        max((size - gap * (width - 1) - 1) // step + 1, 1)
         for size, width, step, gap in zip(padded, kernel, strides, dilations, strict=False)
     )
 
@@ -35,10 +41,13 @@ def _has_channels_last(call: Operands) -> bool:
 
 
 def _convolution(weight_index: int) -> Rule:
-    """One multiply-add for each output element and each weight of its output channel."""
+    """Return the count of a convolution whose weights are input `weight_index`.
+
+    One multiply-add for each output element and each weight of its output channel.
+    """
 
     def rule(call: Operands) -> int:
-        # (out channels, in channels of a group, kernel)
+        # Weights have shape (out channels, in channels of a group, kernel).
         weight = call.shape(weight_index)
         if not weight:
             return 0
@@ -50,21 +59,24 @@ def _convolution(weight_index: int) -> Rule:
 
 
 def _scattered(weight_index: int) -> Rule:
-    """One multiply-add for each input element and each weight of its input channel, which are
-    (in channels, out channels of a group, kernel)."""
+    """Return the count of a transposed convolution: one multiply-add for each input element and
+    each weight of its input channel.
+
+    Weights have shape (in channels, out channels of a group, kernel).
+    """
     return lambda call: 2 * call.size(0) * math.prod(call.shape(weight_index)[1:])
 
 
 def _deformable(call: Operands) -> int:
-    # What is multiplied by weights is interpolated first, for all output channels together: four
-    # corners, and the mask.
+    # Inputs are interpolated before they are multiplied, once for all output channels: from four
+    # corners, and times the mask.
     positions = call.result_size // max(call.dim(1, 0), 1)
     sampled = positions * call.dim(0, 1) * math.prod(call.shape(1)[2:])
     return _convolution(1)(call) + 8 * sampled
 
 
 def _matmul(right_index: int) -> Rule:
-    """numpy.matmul's shapes: (..., m, k) times (..., k, n), leading axes broadcast."""
+    """Return the count of a product (..., m, k) by (..., k, n) with broadcast leading axes."""
 
     def rule(call: Operands) -> int:
         if not call.shape(0):
@@ -80,56 +92,56 @@ def _matmul(right_index: int) -> Rule:
 
 
 def _matrix(call: Operands, index: int, side: str) -> tuple[list[int], int, int]:
-    """Leading axes, rows and columns of an operand, as they are multiplied."""
+    """Return the leading axes, rows and columns of operand A or B after transposition."""
     shape = call.shape(index)
     if len(shape) == 1:
         return [], *((1, shape[0]) if side == "A" else (shape[0], 1))
-    if call.integer(f"transBatch{side}"):  # ONNX Runtime's: the first axis is the rows
+    if call.integer(f"transBatch{side}"):  # of ONNX Runtime: axis 0 has the rows
         shape = [*shape[1:-1], shape[0], shape[-1]]
     *batch, rows, columns = shape
     return (batch, columns, rows) if call.integer(f"trans{side}") else (batch, rows, columns)
 
 
 def _sparse(call: Operands) -> int:
-    # How much of the left operand is there, its shape does not say: one in each of its columns.
+    # The shape of a sparse operand leaves open its non-zeros: assume one in each column.
     return _matmul(1)(call) or 2 * call.size(1)
 
 
 def _columns(*names: str) -> Rule:
-    """Of weights that are packed: attributes say how many columns they have together."""
+    """Return the count of a product with packed weights, whose columns are attributes."""
     return lambda call: 2 * call.size(0) * sum(call.integer(name) for name in names)
 
 
 def _rows_of_weight(call: Operands) -> int:
-    """Weights (columns, packed rows)."""
+    """Count a product with weights of shape (columns, packed rows)."""
     return 2 * call.size(0) * call.dim(1, 0)
 
 
 def _four_bits(call: Operands) -> int:
-    # MatMulBnb4: weights are (N, K); not transposed, x is (..., N) and the result (..., K).
+    # MatMulBnb4: weights are (N, K); without transB, x is (..., N) and the result (..., K).
     return _columns("N" if call.integer("transB", 1) else "K")(call)
 
 
 def _with_adapter(call: Operands) -> int:
-    # MatMulNBitsQLoRA: x to the rank of lora_A (rank, ...), and from there to N columns.
+    # MatMulNBitsQLoRA: x goes to the rank of lora_A (rank, ...), and from there to N columns.
     rows, columns = math.prod(call.shape(0)[:-1]), call.integer("N")
     rank = call.dim(3, 0) if call.dim(5, 0) else 0
     return 2 * call.size(0) * (columns + rank) + 2 * rows * rank * columns
 
 
 _BLOB_BLOCKS = {0: (32, 20), 1: (32, 21), 2: (64, 36)}
-"""Weights of a block, and its bytes with scale and zero point, by blk_quant_type (MLAS's q4)."""
+"""Weights per block, and bytes per block with scale and zero point, by blk_quant_type (MLAS q4)."""
 
 
 def _blob(call: Operands) -> int:
-    # MatMulFpQ4: the weights are a list of bytes, each column whole blocks.
+    # MatMulFpQ4: the weights are a vector of bytes; each column is a whole number of blocks.
     weights, size = _BLOB_BLOCKS.get(call.integer("blk_quant_type", 1), (32, 21))
     column = -(-call.dim(0, -1) // weights) * size
     return 2 * call.size(0) * (call.size(1) // max(column, 1))
 
 
 def _experts(weight_indices: tuple[int, ...]) -> Rule:
-    """Of all experts only the k best of each token work; weights are (experts, out, in)."""
+    """Return the count of the k experts of each token; weights have shape (experts, out, in)."""
 
     def rule(call: Operands) -> int:
         tokens = math.prod(call.shape(0)[:-1])
@@ -144,14 +156,14 @@ def _experts(weight_indices: tuple[int, ...]) -> Rule:
 
 
 def _expert_bits(call: Operands, layer: int) -> int:
-    """Of one weight in a byte; 8 where weights are no packed bytes."""
+    """Return the bits of one weight; 8 where weights are not packed into bytes."""
     if call.proto.op_type != "QMoE":
         return 8
     return call.integer(f"fc{layer}_expert_weight_bits", call.integer("expert_weight_bits", 4))
 
 
 def _experts_of_a_token(call: Operands) -> int:
-    # router_probs are (tokens, experts).
+    # router_probs have shape (tokens, experts).
     return min(call.integer("k", 1), call.dim(1, -1) or 1)
 
 
@@ -169,9 +181,9 @@ def _recurrent(call: Operands) -> int:
 
 
 def _attentive_recurrent(call: Operands) -> int:
-    # AttnLSTM: in each step a query (hidden, attention) is scored with the keys of a memory (batch,
-    # items, depth), by a tanh of their sum, and what they weigh goes through AW. The keys, memory
-    # times MW (directions, depth, attention), are worked out once.
+    # AttnLSTM: each step scores a query (hidden, attention) with the keys of a memory (batch,
+    # items, depth) by a tanh of their sum, and projects the weighted memory by AW. The keys, memory
+    # times MW (directions, depth, attention), are computed once.
     steps, attention = math.prod(call.shape(0)[:2]), call.dim(8, -1)
     items, depth = (call.dim(11, axis) for axis in (1, 2))
     scored = steps * call.dim(8, 0) * items * (9 * attention + 2 * depth)
@@ -180,7 +192,10 @@ def _attentive_recurrent(call: Operands) -> int:
 
 
 def _einsum(call: Operands) -> int:
-    """Operands are multiplied from left to right, and summed over what nothing needs any more."""
+    """Count an Einsum that multiplies operands from left to right.
+
+    After each product it sums over the axes that neither later operands nor the result have.
+    """
     left, _, right = call.text("equation").replace(" ", "").partition("->")
     terms, sizes = left.split(","), dict[str, int]()
     shapes = [call.shape(index) for index in range(len(terms))]
@@ -190,39 +205,39 @@ def _einsum(call: Operands) -> int:
             sizes[name] = max(size, sizes.get(name, 1))
     if "->" in call.text("equation"):
         wanted = _letters(right, len(sizes))
-    else:  # what stands there once, as the schema of Einsum says
+    else:  # implicit output: the letters that occur once, as the schema of Einsum says
         counts = Counter(name for names in letters for name in names)
         wanted = [name for name, count in counts.items() if count == 1 or name.isdigit()]
-    held, flops = set(letters[0]), 0
+    remaining, flops = set(letters[0]), 0
     for index, names in enumerate(letters[1:], 1):
-        held |= set(names)
-        flops += 2 * math.prod(sizes.get(name, 1) for name in held)
-        held &= set(wanted).union(*letters[index + 1 :])
+        remaining |= set(names)
+        flops += 2 * math.prod(sizes.get(name, 1) for name in remaining)
+        remaining &= set(wanted).union(*letters[index + 1 :])
     return flops or (math.prod(sizes.values()) if sizes else 0)
 
 
 def _letters(term: str, rank: int) -> list[str]:
-    """Names of axes; those that "..." stands for are numbers, counted from the end."""
+    """Return the names of a term's axes; those of "..." are numbers, counted from the end."""
     before, dots, after = term.partition("...")
     hidden = max(rank - len(before) - len(after), 0) if dots else 0
     return [*before, *(str(i) for i in reversed(range(hidden))), *after]
 
 
 def _convolved_words(call: Operands) -> int:
-    # WordConvEmbedding: words of characters (..., words, characters), weights (filters, 1, window,
-    # size of a character).
+    # WordConvEmbedding: input (..., words, characters), weights (filters, 1, window, size of a
+    # character).
     places = max(call.dim(0, -1) - call.dim(1, -2) + 1, 1)
     return 2 * math.prod(call.shape(0)[:-1]) * places * call.size(1)
 
 
 def _low_rank_mix(call: Operands) -> int:
-    # HyperConnectionLowRankMix: each token (..., in) goes through three matrices.
+    # HyperConnectionLowRankMix: each token (..., in) is multiplied by three matrices.
     tokens = math.prod(call.shape(0)[:-1])
     return 2 * tokens * sum(call.size(index) for index in (2, 3, 4))
 
 
 def _stream_mix(call: Operands) -> int:
-    # HyperConnectionPostMix: each of the streams is a sum over all of them.
+    # HyperConnectionPostMix: each stream is a weighted sum of all streams.
     return 2 * call.size(0) * (call.integer("num_branches") or call.dim(0, -2))
 
 
@@ -240,10 +255,11 @@ _CONVOLUTIONS: dict[str, Rule] = {
     "QLinearConvTranspose": _scattered(3),
 }
 CONVOLUTIONS = frozenset(_CONVOLUTIONS)
+"""Operators that the kernels of convolutions run."""
 
 PRODUCTS: dict[str, Rule] = {
     **_CONVOLUTIONS,
-    # Depthwise, and as long as what it reads: no kernel of convolutions runs it.
+    # Depthwise along the sequence, as long as the input: not run by the kernels of convolutions.
     "CausalConvWithState": _scattered(1),
     "VarlenCausalConvWithState": _scattered(1),
     "MatMul": _matmul(1),
@@ -254,7 +270,7 @@ PRODUCTS: dict[str, Rule] = {
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
-    # ONNX Runtime's own, as its optimiser and its exporters write them.
+    # ONNX Runtime's own, written by its optimizer and its exporters.
     "FusedMatMul": _matmul(1),
     "FusedMatMulActivation": _matmul(1),
     "TransposeMatMul": _matmul(1),
@@ -277,7 +293,7 @@ PRODUCTS: dict[str, Rule] = {
     "MatMulFpQ4": _blob,
     "MatMulBlockQuantizedFp4Weight": _rows_of_weight,
     "MatMulBlockQuantizedFp8Weight": _rows_of_weight,
-    "CDist": _rows_of_weight,  # |a - b|^2 by way of the product of a with b
+    "CDist": _rows_of_weight,  # |a - b|^2 is computed from the product of a and b
     "MoE": _experts((2, 4, 6)),
     "QMoE": _experts((2, 5, 8)),
     "MoEPacked": _packed_experts,
@@ -287,3 +303,4 @@ PRODUCTS: dict[str, Rule] = {
     "HyperConnectionLowRankMix": _low_rank_mix,
     "HyperConnectionPostMix": _stream_mix,
 }
+"""Counts of products by operator."""

@@ -1,4 +1,4 @@
-"""Nodes that draw random numbers."""
+"""Detection of nodes that draw random numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,20 @@ _RANDOM = frozenset(
 def random_nodes(
     facts: GraphFacts, outputs: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the nodes that draw random numbers for some outputs, and of those without a seed."""
+    """Return the names of the nodes that draw random numbers, and of those that cannot repeat them.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    outputs : tuple of str
+        Values whose ancestors are searched, bodies of If, Loop and Scan included.
+
+    Returns
+    -------
+    random, unseeded : tuple of str
+        The second is part of the first: nodes without a seed, and those whose kernel continues its
+        sequence from run to run.
+    """
     needed = [facts.nodes[index] for index in facts.ancestors(outputs)]
     random = [node for node in needed if _is_random(facts, node)]
     return (
@@ -38,7 +51,7 @@ def _is_training_dropout(node: onnx.NodeProto) -> bool:
 
 
 def _is_seeded(node: onnx.NodeProto) -> bool:
-    # Of Multinomial there is only ONNX Runtime's kernel, which draws on from its last run.
+    # ONNX Runtime's Multinomial kernel continues its sequence from run to run, seed or not.
     return node.op_type != "Multinomial" and any(
         a.name == "seed" and helper.get_attribute_value(a) is not None for a in node.attribute
     )

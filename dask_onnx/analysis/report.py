@@ -1,4 +1,4 @@
-"""What `model.analysis` says: all facts of a model at one set of input shapes."""
+"""The report behind `model.analysis`: all facts of a model at one set of input shapes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes.table import CustomAxes
-from dask_onnx.analysis.batch import BatchFacts, find_batch, input_axes
+from dask_onnx.analysis.batch import find_batch, input_axes
+from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.analysis.branches import Region, find_regions, free_nodes
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.cuts import Cut, legal_cuts
@@ -18,63 +19,74 @@ from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
 _ASSUMED_SIZE = 64
-"""Stands in for an open dimension that is not the batch; a multiple of what networks stride by."""
-
-
+"""Size of open dimensions other than the batch: a multiple of the strides of common networks."""
 _FREE_SHARE = 0.01
-"""Of the predicted time so much may be repeated by branches rather than sent to them."""
+"""Share of the predicted time that branches may repeat rather than send values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Facts of a model, for one row a run unless the caller bound the batch axis."""
+    """Facts of a model, for one row per run unless the caller bound the batch axis."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Input shapes that the numbers below are for."""
+    """Input shapes to which the numbers below apply."""
     is_assumed: bool
-    """Some open dimension was given a size that the caller did not name."""
+    """True if an open dimension was given a size that the caller did not name."""
     op_histogram: Mapping[str, int]
-    """Op type (with its domain, unless that is ai.onnx) to how many nodes have it."""
+    """Op type (with its domain, unless that is ai.onnx) to the number of nodes."""
     parameters: int
+    """Elements of all initializers."""
     parameter_bytes: int
+    """Bytes of all initializers."""
     flops: int
+    """Floating-point (or integer) operations of one run; a multiply-add counts as two."""
     activation_bytes: int
-    """Bytes read and written by all nodes, one after the other."""
+    """Bytes that nodes read and write, added up; initializers are not counted."""
     predicted_seconds: float
-    """On one core, by the default CostTable."""
+    """Seconds of one run on one core, by the CostTable of the analysis."""
     parallel_branches: int
-    """The most chains of nodes that can run side by side."""
+    """Largest number of chains of nodes that can run in parallel."""
     longest_path: tuple[str, ...]
     """Names of the nodes along the path with the most nodes."""
     parallelism: float
-    """Work over span: predicted seconds of all nodes over those of the critical path."""
+    """Work over span: predicted seconds of all nodes divided by those of the critical path."""
     critical_path: tuple[str, ...]
     """Names of the nodes along the path that takes longest: no number of workers is faster."""
     critical_seconds: float
+    """Predicted seconds of the critical path."""
     regions: tuple[Region, ...]
-    """The graph as a series of serial pieces and of independent branches; cheap nodes that several
-    branches need, and that each may repeat, left out."""
+    """The graph as a series of serial regions and of independent branches, without the cheap nodes
+    that several branches need and each may repeat."""
     cuts: tuple[Cut, ...]
-    """Where it may be cut, in depth-first order, and what would have to travel."""
+    """Places where the graph may be cut, in depth-first order, with the values to send."""
     batch: BatchFacts
+    """Batch axes, and the nodes that make rows depend on each other."""
     specs: Mapping[str, TensorSpec]
-    """Every value at `shapes`."""
+    """Spec of every value at `shapes`."""
     node_costs: tuple[NodeCost, ...]
+    """Cost of each node, in topological order."""
 
     @property
     def rows(self) -> str:
-        """In words: how many rows go into a run, what becomes of more and of fewer, and because of
-        which nodes a row depends on others."""
+        """Text: the rows of one run, the treatment of other numbers of rows, and the nodes that
+        make rows depend on each other.
+        """
         return rows_in_words(self.batch)
 
 
 def assumed_shapes(
     model: OnnxModel, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[dict[str, tuple[int, ...]], bool]:
-    """A size for every axis of every input, and whether one of them was made up.
+    """Return a size for every axis of every input, and whether one of them was assumed.
 
-    The batch is what it is in `shapes`, of whichever input, or else 1; another open dimension takes
-    a size that its symbol has in `shapes`, else 64.
+    The batch axis has the size that any input has in `shapes`, else 1; another open dimension the
+    size that its symbol has in `shapes`, else 64.
+
+    Parameters
+    ----------
+    model : OnnxModel
+    shapes : mapping of input to shape, optional
+        Shapes of some inputs.
     """
     axes, _ = input_axes(model)
     given = [
@@ -112,7 +124,20 @@ def analyse(
     costs: CostTable | None = None,
     custom: CustomAxes | None = None,
 ) -> Analysis:
-    """Work out all facts at `shapes` (see `assumed_shapes` for what may be left open)."""
+    """Return all facts of a model at some input shapes.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    shapes : mapping of input to shape, optional
+        Shapes of some inputs; `assumed_shapes` completes them.
+    schemas : mapping of (domain, op type) to OperatorSchema, optional
+        Operators that ONNX does not know.
+    costs : CostTable, optional
+        Speeds for the predicted seconds; those of a common CPU by default.
+    custom : mapping of (domain, op type) to axes, optional
+        Axes that the caller's operators declare.
+    """
     costs = costs or CostTable()
     model = facts.model
     bound, is_assumed = assumed_shapes(model, shapes)

@@ -1,4 +1,4 @@
-"""Input axes that may carry the rows of a batch, before anything is proven."""
+"""Candidate batch axes of a model's inputs, before anything is proven."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
 Candidate = Mapping[str, int]
-"""Input to the axis that may carry rows; inputs that are left out are given once."""
+"""Input to the axis that may carry rows; every run gets the other inputs unchanged."""
 
 
 def declared_rows(model: OnnxModel) -> Candidate | None:
-    """The axes that the caller has named as rows; an empty mapping for none at all."""
+    """Return the declared batch axes, {} for no rows; None if the caller declared nothing."""
     if model.rows == "none":
         return {}
     return None if model.rows is None or isinstance(model.rows, str) else dict(model.rows)
 
 
 def open_first(model: OnnxModel) -> list[TensorSpec]:
-    """Inputs whose axis 0 is open."""
+    """Return the inputs whose axis 0 is open."""
     return [spec for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
 def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
-    """Input axes of one open symbol; with `first` those symbols that some axis 0 has, else the
-    others. Axes 0 without a name are taken for one symbol, other axes without one stand alone."""
+    """Return the open input axes, grouped by symbol.
+
+    Axes 0 without a name count as one symbol; any other axis without a name is its own group.
+
+    Parameters
+    ----------
+    model : OnnxModel
+    first : bool
+        Whether to return the symbols that some axis 0 has, or the others.
+
+    Returns
+    -------
+    list of dict of input to axis
+    """
     tensors = [spec for spec in model.inputs if spec.kind is None]
     leading = {
         (spec.shape[0] or "") if spec.shape else ""
@@ -46,7 +58,14 @@ def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
 def first_axis_candidates(
     model: OnnxModel, shapes: Mapping[str, tuple[Dim, ...]] | None
 ) -> Iterator[dict[str, int]]:
-    """All open first axes together, if they can be as long as each other; then each symbol."""
+    """Yield all open first axes together, if they can have the same size; then each symbol alone.
+
+    Parameters
+    ----------
+    model : OnnxModel
+    shapes : mapping of input to shape, optional
+        Sizes that the caller gave, by which axes may turn out to be of different lengths.
+    """
     groups = open_groups(model, first=True)
     union: dict[str, int] = {}
     for group in groups:
@@ -62,7 +81,7 @@ def first_axis_candidates(
         yield union
     if len(groups) > 1:
         yield from groups
-    # States without a name for their batch: (2, ?, 128) beside (?, 512).
+    # Recurrent states may have an unnamed batch axis: (2, ?, 128) beside (?, 512).
     unnamed = {
         spec.name: spec.shape.index(None)
         for spec in model.inputs

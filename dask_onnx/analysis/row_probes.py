@@ -1,28 +1,26 @@
-"""Two questions about a candidate for rows: all shapes for few rows, and for many."""
+"""Shapes of a graph at two batch sizes, at which a candidate batch axis is examined.
+
+Open axes that carry no rows get sizes that differ between the two, so that nothing depends on a
+coincidence of sizes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.operands import Specs
 from dask_onnx.analysis.row_candidates import Candidate, open_first
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
 PROBES = (7, 4099)
-"""Two numbers of rows: primes that real dimensions seldom are, the second above most bounds."""
-
-
+"""Two batch sizes: primes, which real dimensions seldom are, the second above most bounds."""
 _OPEN_SIZES = ((64,), (48,), (224,), (16,))
-"""What other open dimensions are in the first question: the first that a graph can have."""
-
-
+"""Sizes of other open dimensions at the first batch size: the first that the graph accepts."""
 _UNLIKE_SIZES = (96, 160, 224, 288)
-"""What they are in the second, in turns, so that no two sizes are equal by chance."""
-
-
-Specs = Mapping[str, TensorSpec]
+"""Sizes of other open dimensions at the second batch size, in turns: no two are equal."""
 
 
 def probe_specs(
@@ -31,36 +29,45 @@ def probe_specs(
     shapes: Mapping[str, tuple[Dim, ...]] | None,
     schemas: Schemas | None,
 ) -> tuple[Specs, Specs]:
-    """Return every value's spec for both numbers of rows.
+    """Return every value's spec at both batch sizes.
 
-    Other open dimensions get sizes that the graph can have, as far as some are found (a text
-    recogniser takes pictures that are 48 high, say), and the second time others.
+    Parameters
+    ----------
+    facts : GraphFacts
+    seeds : mapping of input to axis
+        The candidate batch axes.
+    shapes : mapping of input to shape, optional
+        Binds axes that carry no rows. Other open dimensions get sizes that the graph accepts, as
+        far as some are found (a text recogniser takes pictures that are 48 high, for instance), and
+        different ones at the second batch size.
+    schemas : mapping of (domain, op type) to OperatorSchema, optional
+        Operators that ONNX does not know.
     """
 
-    def ask(probe: int, sizes: Sequence[int]) -> tuple[int, Specs]:
+    def infer(probe: int, sizes: Sequence[int]) -> tuple[int, Specs]:
         bound = probe_shapes(facts.model, seeds, shapes, PROBES[probe], sizes)
         specs = infer_shapes(facts, bound, schemas)
-        return _unknown(facts, specs), specs
+        return _count_unknown(facts, specs), specs
 
     if not has_open(facts.model, seeds, shapes):
-        return ask(0, ())[1], ask(1, ())[1]
-    best = ask(0, _OPEN_SIZES[0])
+        return infer(0, ())[1], infer(1, ())[1]
+    best = infer(0, _OPEN_SIZES[0])
     sizes, number = _OPEN_SIZES[0], 1
     while best[0] and number < len(_OPEN_SIZES):
-        other = ask(0, _OPEN_SIZES[number])
+        other = infer(0, _OPEN_SIZES[number])
         if other[0] < best[0]:
             best, sizes = other, _OPEN_SIZES[number]
         number += 1
     for again in (_UNLIKE_SIZES, *_OPEN_SIZES[1:], sizes):
         if again == sizes or again != _OPEN_SIZES[0]:
-            second = ask(1, again)
+            second = infer(1, again)
             if second[0] <= best[0]:
                 break
     return best[1], second[1]
 
 
-def _unknown(facts: GraphFacts, specs: Specs) -> int:
-    """Number of values of which not even the rank is known."""
+def _count_unknown(facts: GraphFacts, specs: Specs) -> int:
+    """Count the values of which not even the rank is known."""
     return sum(
         (spec := specs.get(name)) is None or (spec.shape is None and spec.kind is None)
         for node in facts.nodes
@@ -72,7 +79,7 @@ def _unknown(facts: GraphFacts, specs: Specs) -> int:
 def has_open(
     model: OnnxModel, seeds: Candidate, shapes: Mapping[str, tuple[Dim, ...]] | None
 ) -> bool:
-    """Whether an axis that carries no rows is open."""
+    """Return whether an axis that carries no rows is open."""
     return any(
         not isinstance(dim, int) and seeds.get(spec.name) != axis
         for spec in model.inputs
@@ -83,6 +90,7 @@ def has_open(
 def shape_of(
     spec: TensorSpec, shapes: Mapping[str, tuple[Dim, ...]] | None
 ) -> tuple[Dim, ...] | None:
+    """Return the shape that is given for an input, else the declared one."""
     return shapes[spec.name] if shapes and spec.name in shapes else spec.shape
 
 
@@ -93,9 +101,19 @@ def probe_shapes(
     rows: int,
     sizes: Sequence[int],
 ) -> dict[str, tuple[Dim, ...]]:
-    """Return input shapes with so many rows, and other open dimensions of `sizes` in turns.
+    """Return input shapes for one batch size.
 
-    Without `sizes` these keep their symbols.
+    Parameters
+    ----------
+    model : OnnxModel
+    seeds : mapping of input to axis
+        The candidate batch axes.
+    shapes : mapping of input to shape, optional
+        Binds axes that carry no rows.
+    rows : int
+        Batch size.
+    sizes : sequence of int
+        Sizes of other open dimensions, in turns; symbols are kept if it is empty.
     """
     leading = {spec.shape[0] for spec in open_first(model) if spec.shape}
     carried = {
@@ -112,7 +130,7 @@ def probe_shapes(
         if isinstance(given, int):
             return given
         if declared in leading and axis == 0 and spec.name not in seeds and shapes is None:
-            return 1  # rows of another kind, given once
+            return 1  # rows of another kind, of which every run gets the same
         if not sizes:
             return given or declared
         return symbols.setdefault(declared or (spec.name, axis), sizes[len(symbols) % len(sizes)])

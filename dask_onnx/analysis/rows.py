@@ -1,35 +1,35 @@
-"""Describes in words what is done with the rows of a model."""
+"""Descriptions in words of how the rows of a model are run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dask_onnx.analysis.batch import BatchFacts, ExportedRows
+from dask_onnx.analysis.batch_facts import BatchFacts, ExportedRows
 
 _NAMES_SHOWN = 3
+"""Largest number of node names in a description."""
 
 
 def rows_in_words(batch: BatchFacts) -> str:
-    """Return how many rows go into a run, what becomes of more and of fewer, and whether they are
-    proven to be independent."""
+    """Return how many rows one run takes, how others are run, and whether rows are independent."""
     exported = batch.exported
     if exported is not None and exported.is_proven:
         return _fixed(exported.rows)
     if exported is not None:
         return (
             f"exactly {exported.rows} on axis 0, as the graph was exported: nothing is cut or "
-            "filled up, since it is not proven that these are rows which do not depend on each "
-            f"other: {_reason(exported)}"
+            "padded, since the graph does not prove that these are independent rows: "
+            f"{_reason(exported)}"
         )
     if all(axis is None for axis in batch.input_axes.values()):
-        return "none: inputs are given once, as they are"
+        return "none: every run gets the inputs unchanged"
     if batch.is_declared:
-        return "any number in a run, as was declared when the model was loaded"
+        return "any number in a run, as declared when the model was loaded"
     if batch.blockers:
         return f"all together in one run: {batch.blockers[0]}"
     if batch.coupled:
         return (
-            f"any number in a run; {_nodes(batch.coupled)} quantises by a statistic over all rows "
+            f"any number in a run; {_nodes(batch.coupled)} quantizes by a statistic over all rows "
             "of a run, so that results depend slightly on how rows are cut"
         )
     return "any number in a run; proven: no row depends on another"
@@ -39,9 +39,9 @@ def _fixed(rows: int) -> str:
     if rows == 1:
         return "runs of 1 row, as the graph was exported: more are run one after the other"
     return (
-        f"runs of {rows} rows, as the graph was exported: more are cut into such runs, the last "
-        "one is filled up with copies of its last row, which are cut off again; the graph proves "
-        "that no row depends on another"
+        f"runs of {rows} rows, as the graph was exported: more are cut into such runs, and the "
+        "last one is padded with copies of its last row, whose results are dropped; the graph "
+        "proves that no row depends on another"
     )
 
 
@@ -49,7 +49,7 @@ def _reason(exported: ExportedRows) -> str:
     if exported.mixing:
         return f"{_nodes(exported.mixing)} may mix them"
     if exported.opaque:
-        return f"it cannot be told where they are behind {_nodes(exported.opaque)}"
+        return f"their position is unknown behind {_nodes(exported.opaque)}"
     return f"output {', '.join(map(repr, exported.lost))} does not grow with them"
 
 

@@ -1,4 +1,4 @@
-"""Random inputs of a graph's dtypes, in the range that its tables have."""
+"""Random inputs for a graph: of its dtypes, with indices inside its lookup tables."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.known_constants import constant_array
+from dask_onnx.analysis.operands import Specs, known_size
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.specs import TensorSpec
-from dask_onnx.modelio.weights import is_external
 
 _SAME_NUMBERS = frozenset(
     """Cast Identity Reshape Squeeze Unsqueeze Flatten Transpose Expand Slice Tile Concat Split
     Abs Floor Round""".split()
 )
-"""Operators that hand on whole numbers as they are."""
+"""Operators that pass on integers unchanged."""
 _EMBEDDINGS = {("com.microsoft", "EmbedLayerNormalization"): {0: 2, 1: 4, 8: 3}}
-"""Operators with tables of their own: input with indices to input with the table."""
+"""Operators with several lookup tables: position of the indices to position of the table."""
 
 
 def sample_inputs(
     facts: GraphFacts, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Return random arrays for the tensors among the inputs of a graph.
+    """Return random arrays for the tensors among a graph's inputs.
 
     Parameters
     ----------
+    facts : GraphFacts
     shapes : mapping of input to shape
+    rng : numpy.random.Generator
 
     Returns
     -------
     dict of input to ndarray
-        Of the declared dtypes. Indices into a table are within it; other whole numbers and
-        booleans are 1 in front and 0 behind along the last axis, as in masks; ``uint8`` has all
-        values; floats are normally distributed; text is words.
+        Of the declared dtypes. Indices are inside their lookup table; other integers and booleans
+        are masks along the last axis, ones followed by zeros; ``uint8`` has all values; floats are
+        normally distributed; strings are words.
     """
     specs = infer_shapes(facts, shapes)
     return {
@@ -64,8 +67,8 @@ def _sample(
     return rng.standard_normal(shape).astype(dtype)
 
 
-def table_size(facts: GraphFacts, specs: Mapping[str, TensorSpec], name: str) -> int | None:
-    """Return how many entries the smallest table has that a value picks from; None for no table."""
+def table_size(facts: GraphFacts, specs: Specs, name: str) -> int | None:
+    """Return the size of the smallest lookup table that a value indexes; None without one."""
     found: list[int] = []
     pending, seen = [name], {name}
     while pending:
@@ -73,7 +76,7 @@ def table_size(facts: GraphFacts, specs: Mapping[str, TensorSpec], name: str) ->
         for index in facts.consumers.get(value, ()):
             node = facts.nodes[index]
             proto = facts.proto.graph.node[index]
-            size = _picked_from(facts, specs, proto, list(node.inputs).index(value))
+            size = _indexed_size(facts, specs, proto, list(node.inputs).index(value))
             if size:
                 found.append(size)
             elif node.op_type in _SAME_NUMBERS and node.inputs[0] == value:
@@ -83,35 +86,24 @@ def table_size(facts: GraphFacts, specs: Mapping[str, TensorSpec], name: str) ->
     return min(found, default=None)
 
 
-def _picked_from(
-    facts: GraphFacts, specs: Mapping[str, TensorSpec], proto: onnx.NodeProto, place: int
+def _indexed_size(
+    facts: GraphFacts, specs: Specs, proto: onnx.NodeProto, position: int
 ) -> int | None:
-    """Entries of the table in which an input of a node is an index."""
+    """Return the size of the table that a node's input indexes; None if it is no index."""
     attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-    if proto.op_type in ("Gather", "GatherElements") and place == 1:
-        return _size(specs, proto.input[0], attributes.get("axis", 0))
-    if proto.op_type == "OneHot" and place == 0:
-        depth = _numbers(facts, proto.input[1])
+    if proto.op_type in ("Gather", "GatherElements") and position == 1:
+        return known_size(specs, proto.input[0], attributes.get("axis", 0))
+    if proto.op_type == "OneHot" and position == 0:
+        depth = _integers(facts, proto.input[1])
         return None if depth is None else int(depth.reshape(-1)[0])
-    if proto.op_type == "Equal":  # one-hot as JAX writes it
-        classes = _numbers(facts, proto.input[1 - place])
+    if proto.op_type == "Equal":  # JAX exports one-hot encoding so
+        classes = _integers(facts, proto.input[1 - position])
         return None if classes is None or classes.size < 2 else int(classes.max()) + 1
     tables = _EMBEDDINGS.get((proto.domain, proto.op_type), {})
-    return _size(specs, proto.input[tables[place]], 0) if place in tables else None
+    return known_size(specs, proto.input[tables[position]], 0) if position in tables else None
 
 
-def _numbers(facts: GraphFacts, name: str) -> np.ndarray | None:
-    """The whole numbers of an initializer in the proto."""
-    found = next((t for t in facts.proto.graph.initializer if t.name == name), None)
-    if found is None or is_external(found):
-        return None
-    array = numpy_helper.to_array(found)
-    return array if array.dtype.kind in "iu" else None
-
-
-def _size(specs: Mapping[str, TensorSpec], name: str, axis: int) -> int | None:
-    spec = specs.get(name)
-    if spec is None or spec.shape is None or not -len(spec.shape) <= axis < len(spec.shape):
-        return None
-    size = spec.shape[axis]
-    return size if isinstance(size, int) else None
+def _integers(facts: GraphFacts, name: str) -> np.ndarray | None:
+    """Return a constant of integers; None for other values."""
+    array = constant_array(facts, name)
+    return array if array is not None and array.dtype.kind in "iu" else None

@@ -1,1 +1,1 @@
-"""What users hold: `load`, `Model`, `Plan`, `TextModel`. Thin verbs over the layers below."""
+"""Public objects: `load`, `Model`, `Plan`, `TextModel`, `verify_axes`; verbs over lower layers."""

@@ -1,10 +1,11 @@
-"""`load`: from a model in whatever form to what users hold."""
+"""`load`: a model in any form becomes a `Model`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import onnx
@@ -29,49 +30,74 @@ def load(
     custom_op_libraries: Sequence[str | os.PathLike[str]] = (),
     rows: RowsDeclaration = None,
     free_batch: bool = False,
+    name: str | None = None,
 ) -> Model:
-    """Load an ONNX model, in whatever form it comes.
+    """Load an ONNX model from a file, a URL, bytes, text, or an object in memory.
+
+    The model is parsed and checked. Calls of model-local functions are replaced by their bodies,
+    except those that `custom_ops` or `replace` implements.
 
     Parameters
     ----------
-    source : path, URL for fsspec, bytes, file object, text, proto or onnx_ir.Model
-        ``.onnx``, or a text format of ``onnx.serialization`` by its extension. External data is
-        found beside a path. The weights of a model given by path are not kept in memory: workers
-        read them from that path, once per host. Text is ONNX's textual syntax (``onnx.parser``);
-        a proto is a ModelProto, GraphProto, FunctionProto or NodeProto.
-    opsets : int or mapping of domain to version
-        For a GraphProto or NodeProto (and a FunctionProto, to add to its own); a number is the
-        version of ai.onnx.
-    input_types : mapping of input to type, or sequence of types in the order of the inputs
-        For a FunctionProto or NodeProto. A type is text as in ``"tensor(float)"``, a dtype,
-        ``(dtype, shape)`` or a TypeProto.
-    attributes : mapping, optional
+    source : path, URL, bytes, file object, str, proto or onnx_ir.Model
+        - A path, or a URL that fsspec opens, of an ``.onnx`` file or a text format of
+          ``onnx.serialization``. External data are expected beside it. Its weights are not kept in
+          memory: workers read them from there, once per host.
+        - ONNX's textual syntax (``onnx.parser``).
+        - A ModelProto; a GraphProto, with `opsets`; a FunctionProto or NodeProto, with
+          `input_types`.
+    opsets : int or mapping of str to int, optional
+        Opset versions by domain for a GraphProto or NodeProto, or in addition to a FunctionProto's
+        own; a number is the version of ai.onnx.
+    input_types : mapping of str to type, or sequence of types, optional
+        Types of the inputs of a FunctionProto or NodeProto, by name or in their order. A type is
+        text such as ``"tensor(float)"``, a dtype, ``(dtype, shape)`` or a TypeProto.
+    attributes : mapping of str to value, optional
         Values of a FunctionProto's attribute parameters.
     functions : sequence of FunctionProto
-        That a GraphProto or FunctionProto calls.
-    custom_ops : sequence of OpRun subclasses
-        Kernels in Python (``onnx.reference.op_run.OpRun``) of operators named by their class and
-        ``op_domain``: new ones, or in place of those that exist.
-    replace : mapping of op type to function
-        ``{"Gelu": f}`` or ``{"domain::Op": f}``: f takes the inputs in order (None for one that is
-        left out) and the attributes as keywords, and returns an array or a tuple of them. Kernels
-        of importable modules travel by name, others by value.
-    custom_op_libraries : sequence of paths
-        Shared libraries with operators for ONNX Runtime, at the same path on every worker. They
-        run native code: none is ever loaded but those named here.
-    rows : {"independent", "none"} or mapping of input to axis, optional
-        Which axes carry rows that may be cut apart. By default that is proven from the graph, and
-        what is not proven is not cut. "independent": the open first axes do, whatever the graph
-        proves; ``{"x": 1}``: axis 1 of ``x`` does, and nothing else; "none": no axis does, so that
-        every input is given once. What is declared here is believed.
-    free_batch : bool, default False
-        Open the number of rows that the graph was exported with; see `Model.freed`.
+        Functions that a GraphProto, FunctionProto or NodeProto calls.
+    custom_ops : sequence of subclasses of ``onnx.reference.op_run.OpRun``
+        Kernels in Python for operators that are named by their class and its ``op_domain``: new
+        operators, or existing ones. A class attribute ``axes = "independent"`` (element by element)
+        or ``axes = (0,)`` declares the axes along which the operator works independently.
+    replace : mapping of str to function, optional
+        Kernels in Python by operator: ``{"Gelu": f}`` or ``{"domain::Op": f}``. `f` takes the
+        inputs in order (None for an omitted one) and the attributes as keywords, and returns an
+        array or a tuple of arrays. Functions and classes of importable modules are sent to workers
+        by name, others by value.
+    custom_op_libraries : sequence of path
+        Shared libraries with operators for ONNX Runtime, at the same path on every worker. They run
+        native code; no other library is ever loaded.
+    rows : {"independent", "none"} or mapping of str to int, optional
+        Declaration of the axes that carry rows, which is not checked. "independent": the open first
+        axes. ``{"x": 1}``: axis 1 of input ``x``, and no other. "none": no axis, so every input is
+        passed whole. By default rows are proven from the graph, and without a proof not cut.
+    free_batch : bool
+        True to open the number of rows that the graph was exported with; see `Model.freed`.
+    name : str, optional
+        Name of the model in dashboards, plans and messages. By default the name of its file without
+        the extension, or else of its graph.
+
+    Returns
+    -------
+    Model
+        The model, with nothing analysed or run yet.
 
     Raises
     ------
     ModelError
-        No such file; not ONNX; cut short; external data missing; an operator or an opset that
-        nobody has; kernels that cannot be sent.
+        The file does not exist, is not ONNX, or is truncated; its external data are missing; an
+        operator or opset is unknown; a custom kernel cannot be sent to workers; or, with
+        `free_batch`, the number of rows cannot be opened.
+    InputError
+        `rows` does not fit the model's inputs.
+
+    Examples
+    --------
+    >>> import dask_onnx as dx
+    >>> model = dx.load("detector.onnx")  # doctest: +SKIP
+    >>> model = dx.load("s3://bucket/detector.onnx", rows="independent")  # doctest: +SKIP
+    >>> model.inputs  # doctest: +SKIP
     """
     custom = collect_custom_kernels(custom_ops, replace or {})
     onnx_model = load_onnx(
@@ -79,11 +105,16 @@ def load(
         context=Context(opsets, input_types, attributes, tuple(functions)),
         kept_functions=[] if custom is None else custom.names,
     )
+    if name is None and onnx_model.source is not None:
+        # Exporters give most graphs the same name, such as "main_graph".
+        name = PurePath(onnx_model.source.path).stem
+    if name:
+        onnx_model = dataclasses.replace(onnx_model, name=name)
     if rows is not None:
         check_rows(rows, onnx_model)
         onnx_model = dataclasses.replace(onnx_model, rows=rows)
     model = Model(onnx_model, custom, tuple(os.fspath(path) for path in custom_op_libraries))
-    if not custom_op_libraries:  # what is in those only ORT can tell, when it builds a session
+    if not custom_op_libraries:  # their operators are unknown until ORT builds a session
         names = () if custom is None else custom.names
         check_operators(model.facts, model._facts.schemas, names)
     return model.freed() if free_batch else model

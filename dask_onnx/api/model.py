@@ -1,51 +1,30 @@
-"""What users hold: a `Model` and its `Plan`s. Thin verbs over the layers below."""
+"""`Model`: an ONNX model, and the verbs that analyse, plan and run it."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, overload
-
-from dask.base import is_dask_collection
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from dask_onnx.analysis.axes.axis_report import AxisTable
-from dask_onnx.analysis.batch import BatchFacts, input_axes
-from dask_onnx.analysis.freeing import check_freed, free_batch
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.opening.opener import Blocked
 from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
 from dask_onnx.api.plan import Plan
 from dask_onnx.api.planner import Aim, PlanRequest, Shapes, make_plan
-from dask_onnx.cluster.capacity import Load, check_fits
-from dask_onnx.cluster.delivery import current_client, plan_delivery
-from dask_onnx.cluster.placement import check_configured, effective_retries
-from dask_onnx.collections.array import predict_arrays
-from dask_onnx.collections.delayed import as_delayed, predict_delayed
-from dask_onnx.collections.eager import predict_eager
-from dask_onnx.collections.kinds import (
-    as_array,
-    has_rows,
-    is_bag,
-    is_dataarray,
-    is_empty,
-    is_table,
-    kind_of,
-    most_rows,
-    shapes_of,
+from dask_onnx.api.types import ArrayOptions as ForArrays
+from dask_onnx.api.types import BagOptions as ForBags
+from dask_onnx.api.types import TableOptions as ForTables
+from dask_onnx.collections.extraction import extract
+from dask_onnx.collections.freed_rows import free_rows
+from dask_onnx.collections.partitions import meta_of_table
+from dask_onnx.collections.predictions import (
+    as_lazy_inputs,
+    check,
+    predict,
+    predict_checked,
+    predict_inline,
 )
-from dask_onnx.collections.partitions import meta_of_table, of_bag, of_dataarray, of_table
-from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import (
-    check_arrays,
-    check_uncut,
-    resolve_batching,
-    resolve_feeds,
-    resolve_outputs,
-)
+from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.run_options import (
     MAX_COLUMNS,
     BatchSize,
@@ -56,29 +35,61 @@ from dask_onnx.collections.run_options import (
     RunOptions,
     TableOptions,
 )
-from dask_onnx.core.errors import InputError, ModelError, PlanError, StoreError
-from dask_onnx.core.files import FileSource, check_unchanged, is_url
+from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import SessionSpec, TensorSpec
-from dask_onnx.diagnostics.summary import basis_of
+from dask_onnx.diagnostics.page import model_html
+from dask_onnx.diagnostics.summary import Basis, basis_of
 from dask_onnx.facts.model_facts import ModelFacts
-from dask_onnx.modelio.onnx_model import OnnxModel, extract_onnx
+from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.recipe import Strategy
-from dask_onnx.runtime.batching import Batching
+from dask_onnx.planning.strategies import StrategyObject
 from dask_onnx.runtime.custom_kernels import CustomKernels
-from dask_onnx.sharding.candidates import shards_that_fit, weigh_shards
-from dask_onnx.sharding.on_shards import (
-    ShardedPlan,
-    plan_as_annotated,
-    plan_on_shards,
-    predict_on_shards,
-)
+from dask_onnx.sharding.on_shards import ShardedPlan, predict_on_shards
 from dask_onnx.sharding.strategy import Sharded
-from dask_onnx.store.supply import fetch_proto
-from dask_onnx.store.weight_store import Store
+from dask_onnx.store.publishing import publish
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import dask.dataframe as dd
+    import numpy as np
+    import pandas as pd
+    from dask.bag import Bag
+    from dask.delayed import Delayed
+
+_MAX_SHOWN_CHARACTERS = 60
+"""Length up to which an error shows the caller's value itself rather than its type."""
 
 
 class Model:
-    """An ONNX model that runs on Dask. Made by `dask_onnx.load`; small, frozen, picklable."""
+    """An ONNX model that runs on Dask. Made by `dask_onnx.load`; immutable and picklable.
+
+    Collections go in and come out: `predict` runs the model on arrays, tables, bags and Delayed,
+    lazily where these are lazy. `plan` cuts the model into stages; `analysis` and `axes` describe
+    its graph.
+
+    A pickled Model has no weights: workers read them from the model's file, or from the store of
+    their host.
+
+    Parameters
+    ----------
+    onnx_model : OnnxModel
+        The parsed model. To load one from a file, call `dask_onnx.load`.
+    custom : CustomKernels, optional
+        The caller's kernels.
+    libraries : tuple of str
+        Paths on the workers of ONNX Runtime's custom operator libraries.
+
+    Raises
+    ------
+    ModelError
+        `onnx_model` is something else, such as a path.
+
+    Examples
+    --------
+    >>> import dask_onnx as dx
+    >>> model = dx.load("detector.onnx")  # doctest: +SKIP
+    >>> maps = model.predict(images)  # doctest: +SKIP
+    """
 
     def __init__(
         self,
@@ -86,90 +97,90 @@ class Model:
         custom: CustomKernels | None = None,
         libraries: tuple[str, ...] = (),
     ) -> None:
-        self._onnx = onnx_model
-        self._facts = ModelFacts(onnx_model, custom, libraries)
-        self._whole_plans: dict[tuple[str, ...], Plan] = {}
-        self._overriding: dict[tuple[str, ...], Model] = {}
-
-    def extract(
-        self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
-    ) -> Model:
-        """The part of the model between named values, as a model of its own.
-
-        Parameters
-        ----------
-        inputs : names of values that are given from outside; the graph's inputs by default
-        outputs : names of values that it gives; the graph's outputs by default
-
-        Raises
-        ------
-        InputError
-            No such value; a value without a known type; an input of the model that the outputs
-            need besides `inputs`.
-        """
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values).names
-        given = list(self.facts.inputs if inputs is None else inputs)
-        defaults = {spec.name: spec for spec in self.defaults}
-        resolve_outputs(given, given, self._facts.known_values | set(defaults))
-        nodes, read = self.facts.between(given, wanted)
-        missing = [n for n in self.facts.inputs if n in read and n not in given]
-        if missing:
-            raise InputError(
-                f"outputs {', '.join(wanted)} also need {', '.join(missing)}",
-                "name these among the inputs too, or cut nearer to the outputs",
+        if not isinstance(onnx_model, OnnxModel):
+            shown = _short_repr(onnx_model)
+            raise ModelError(
+                f"dx.Model does not load models; it was given {shown}",
+                f"use dx.load({shown})",
+                option="onnx_model",
             )
-        needed = given if inputs is not None else [name for name in given if name in read]
-        part = extract_onnx(
-            self._onnx,
-            nodes,
-            [defaults.get(name) or self._facts.typed(name) for name in needed],
-            [self._facts.typed(name) for name in wanted],
-        )
-        return Model(part, self._facts.custom, self._facts.libraries)
+        self._facts = ModelFacts(onnx_model, custom, libraries)
+
+    @classmethod
+    def _of(cls, facts: ModelFacts) -> Model:
+        model = cls(facts.onnx, facts.custom, facts.libraries)
+        model._facts = facts
+        return model
+
+    @property
+    def _onnx(self) -> OnnxModel:
+        return self._facts.onnx
 
     @property
     def name(self) -> str:
+        """Name that dashboards, plans and messages show."""
         return self._onnx.name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, dtype and symbolic shape of each graph input, in the order of the graph."""
+        """Name, dtype and symbolic shape of each input that must be fed, in the graph's order."""
         return self._onnx.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and symbolic shape of each graph output, in the graph's order."""
         return self._onnx.outputs
 
     @property
     def defaults(self) -> tuple[TensorSpec, ...]:
-        """Inputs that have an initializer: need not be fed, and may be."""
+        """Inputs with an initializer: they may be fed, and take the initializer otherwise."""
         return self._onnx.defaults
 
     @property
     def opsets(self) -> Mapping[str, int]:
-        """Domain ("" is ai.onnx) to the version that the model imports."""
+        """Opset version that the model imports, by domain ("" is ai.onnx)."""
         return self._onnx.opsets
 
     @property
     def token(self) -> str:
-        """Content digest: equal for equal models, wherever they came from."""
+        """Content digest: equal models have equal tokens, whatever they were loaded from."""
         return self._onnx.token
 
     @property
     def facts(self) -> GraphFacts:
-        """The graph: nodes, who makes and who reads each value."""
+        """Structure of the graph: nodes, and the producer and consumers of each value."""
         return self._facts.graph
 
     @cached_property
     def analysis(self) -> Analysis:
-        """Branches, longest path, costs, axes, random and batch-dependent nodes.
+        """Branches, longest path, costs, batch axes and random nodes of the model.
 
-        For one row; open dimensions other than the batch are taken as 64. `analyse` takes shapes.
+        The numbers are for one row, and 64 for every other open dimension; `analyse` takes shapes.
         """
         return self.analyse()
 
     def analyse(self, shapes: Shapes | None = None) -> Analysis:
-        """The same at given input shapes, such as ``{"x": (1, 3, 640, 640)}``."""
+        """Return the same facts as `analysis`, at given input shapes. Runs nothing.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int, optional
+            Shapes of inputs by name; one row and 64 for other open dimensions by default.
+
+        Returns
+        -------
+        Analysis
+            Predicted seconds in it follow from FLOPs and bytes, even if node times were measured.
+
+        Raises
+        ------
+        InputError
+            `shapes` do not fit the model.
+
+        Examples
+        --------
+        >>> model.analyse({"x": (1, 3, 640, 640)}).flops  # doctest: +SKIP
+        """
         facts = self._facts
         bound = facts.bound_shapes(shapes)
         return analyse(self.facts, bound, facts.schemas, facts.costs, facts.custom_axes)
@@ -179,74 +190,121 @@ class Model:
 
         Parameters
         ----------
-        shapes : mapping of input name to shape, optional
-            The sizes that the facts hold for; by default 64 of open dimensions, one row, and 7 rows
-            where these are asked about.
+        shapes : mapping of str to tuple of int, optional
+            Shapes of inputs by name for which the facts hold. By default one row, 64 for other open
+            dimensions, and 7 for the axis in question where it would be 1.
         outputs : str or sequence of str, optional
             Graph outputs or intermediate values; the graph's outputs by default.
 
         Returns
         -------
         AxisTable
-            For each input axis and value a kind (independent, window, reduced, contracted,
-            factored, gathered, scanned, paired, length, coupled, opaque), the axis it lies on, the
-            range that an element reads (offset, stride, extent), and the node that decides. It
-            prints as a table.
+            For each input axis and value: the kind of dependence (independent, window, reduced,
+            contracted, factored, gathered, scanned, paired, length, coupled, opaque), the axis of
+            the value on which the positions lie, the range of positions that an element reads
+            (offset, stride, extent), and the node that decides. It prints as a table.
 
         Raises
         ------
         InputError
             `shapes` do not fit the model, or there is no such output.
+
+        Examples
+        --------
+        >>> print(model.axes())  # doctest: +SKIP
         """
         facts = self._facts
         values = resolve_outputs(outputs, self.facts.outputs, facts.known_values).names
         return facts.axes(facts.bound_shapes(shapes), values)
 
-    def freed(self, axes: Mapping[str, int] | None = None) -> Model:
-        """Return the model with the number of rows open that it was exported with.
-
-        The number is rewritten wherever it stands in the graph (Reshape targets, Expand, initial
-        states, masks), the algebra of axes must prove that rows are then independent, and the
-        result is run beside the original at its own number of rows. Large weights stay where they
-        are.
+    def basis(self, shapes: Shapes | None = None) -> Basis:
+        """Return the source of the seconds that a plan for some input shapes predicts.
 
         Parameters
         ----------
-        axes : mapping of input name to axis, optional
-            Where the rows are; the first axes by default.
+        shapes : mapping of str to tuple of int, optional
+            Shapes of inputs by name; one row and 64 for other open dimensions by default.
+
+        Returns
+        -------
+        str
+            "node_times": the nodes were measured at these shapes. "node_times_at_other_shapes":
+            they were measured at others. "speed_of_other_models": FLOPs and bytes, at the speed
+            that other models had on this host. "calibration": at the calibrated speed of this
+            host's CPU. "defaults": at the speed of a common CPU.
+
+        Raises
+        ------
+        InputError
+            `shapes` do not fit the model.
+
+        Examples
+        --------
+        >>> model.basis()  # doctest: +SKIP
+        'calibration'
+        """
+        facts = self._facts
+        return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
+
+    def extract(
+        self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+    ) -> Model:
+        """Return the part of the model between named values, as a model of its own.
+
+        Parameters
+        ----------
+        inputs : sequence of str, optional
+            Values that become inputs; by default the graph's inputs that the outputs need.
+        outputs : sequence of str, optional
+            Values that become outputs; the graph's outputs by default.
 
         Returns
         -------
         Model
-            With a token of its own; its results differ from the original's by rounding at most.
+            With the weights that the part needs, and a token of its own.
+
+        Raises
+        ------
+        InputError
+            There is no such value, its type is unknown, or the outputs need an input of the model
+            that `inputs` leaves out.
+
+        Examples
+        --------
+        >>> backbone = model.extract(outputs=["features"])  # doctest: +SKIP
+        >>> head = model.extract(inputs=["features"])  # doctest: +SKIP
+        """
+        return Model._of(extract(self._facts, inputs, outputs))
+
+    def freed(self, axes: Mapping[str, int] | None = None) -> Model:
+        """Return the model with an open number of rows instead of the exported one.
+
+        The number is rewritten wherever it occurs in the graph (Reshape targets, Expand, initial
+        states, masks). The axis algebra must prove that rows of the result are independent, and the
+        result is compared with the original by running both at the exported number of rows. Large
+        weights are not copied.
+
+        Parameters
+        ----------
+        axes : mapping of str to int, optional
+            Axis of each input that carries rows, by name; the first axes by default.
+
+        Returns
+        -------
+        Model
+            With a token of its own. Its results equal those of the original up to rounding.
 
         Raises
         ------
         ModelError
-            The batch cannot be opened: the message names the node and the reason.
+            The number of rows cannot be opened. Field `node` has the node that is the reason.
+
+        Examples
+        --------
+        >>> model = dx.load("exported_for_one_row.onnx").freed()  # doctest: +SKIP
+        >>> model.predict(np.zeros((100, 3, 224, 224), "f4"))  # doctest: +SKIP
         """
-        facts = self._facts
-        found = free_batch(self._onnx, axes, facts.schemas, facts.custom_axes)
-        if isinstance(found, Blocked):
-            raise ModelError(
-                f"model {self.name!r} keeps the batch that it was exported with: {found}",
-                "export it with an open batch dimension, or let it run as it is",
-            )
-
-        def run(onnx_model: OnnxModel, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-            model = Model(onnx_model, facts.custom, facts.libraries)
-            names = [spec.name for spec in onnx_model.outputs]
-            results: Mapping[str, Any] = model(dict(feeds), outputs=names, batch_size=None)
-            return results
-
-        check_freed(self._onnx, found, run)
-        return Model(found.model, facts.custom, facts.libraries)
-
-    def basis(self, shapes: Shapes | None = None) -> str:
-        """What the seconds rest on that a plan for these shapes predicts, in words. Those of
-        `analyse` rest on FLOPs and bytes even where each node's time is known."""
-        facts = self._facts
-        return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
+        return Model._of(free_rows(self._facts, axes))
 
     @overload
     def plan(
@@ -261,7 +319,7 @@ class Model:
     @overload
     def plan(
         self,
-        strategy: str | Strategy = "whole",
+        strategy: str | Strategy | StrategyObject = "whole",
         *,
         n_stages: int | None = None,
         n_workers: int | None = None,
@@ -278,7 +336,7 @@ class Model:
 
     def plan(
         self,
-        strategy: str | Strategy | Sharded = "whole",
+        strategy: str | Strategy | StrategyObject | Sharded = "whole",
         *,
         n_stages: int | None = None,
         n_workers: int | None = None,
@@ -292,99 +350,145 @@ class Model:
         client: Any = None,
         batches: int | None = None,
     ) -> Plan | ShardedPlan:
-        """Cut the model into stages.
+        """Cut the model into stages, each of which runs as one Dask task.
+
+        Nothing runs, unless `measure` is given. All plans give the same results up to rounding.
 
         Parameters
         ----------
-        strategy : {"auto", "whole", "per_node", "fused", "branches", "pipeline"}, or a `Strategy`
-            The fastest, as predicted, of those that fit the cluster; one stage; one for each node;
-            convex regions of about equal predicted time; independent branches side by side;
-            contiguous stages, the slowest as fast as possible; the caller's own cuts (`at_values`);
-            those that the model says itself (`from_annotations`). A `Sharded` splits one request
-            along its tokens or its heads. For one request "auto" weighs shards of a sequence too,
-            and may return such a plan.
-        n_workers : int, optional
-            For "branches": so many stages side by side at most; 2 by default.
+        strategy : str, Strategy, Pipeline, Fused, Branches or Sharded
+            - "whole": one stage.
+            - "pipeline", `Pipeline`: contiguous stages, the slowest as fast as possible. Without
+              options the fewest stages that fit the workers, or one for each worker.
+            - "fused", `Fused`: convex regions of about equal predicted time.
+            - "branches", `Branches`: independent branches side by side.
+            - "per_node": one stage for each node.
+            - "auto": the fastest of these that fits the cluster, as predicted. For one request it
+              considers shards of a sequence too, and may return a sharded plan.
+            - `at_values`: the caller's own cuts.
+            - `from_annotations`: the stages or shards that the model's ONNX annotations give.
+            - `Sharded`: one request, split along its tokens or its heads.
         n_stages : int, optional
-            For "fused" and "pipeline": how many.
+            Number of stages, for "pipeline" and "fused".
+        n_workers : int, optional
+            Largest number of stages side by side, for "branches"; 2 by default.
         memory_limit : int or str, optional
-            For "pipeline": bytes of weights and activations that a stage may have, such as
-            "1.5GiB"; without `n_stages` the fewest stages that keep within it.
+            Bytes of weights and activations that a stage may need, such as "1.5GiB", for
+            "pipeline". Without `n_stages` it gives the fewest stages that keep within it.
         min_seconds : float, optional
-            For "fused" without `n_stages`: what a stage should compute at least, in predicted
-            seconds. Default ``onnx.plan.min-seconds``.
+            Predicted seconds that a stage computes at least, for "fused" without `n_stages`;
+            ``onnx.plan.min-seconds`` by default.
         outputs : str or sequence of str, optional
             Graph outputs or intermediate values; the graph's outputs by default.
-        shapes : mapping of input name to shape, optional
-            What the cost is predicted for; one row by default.
+        shapes : mapping of str to tuple of int, optional
+            Shapes of inputs by name for which costs are predicted. By default those of `measure`,
+            or else one row, and 64 for other open dimensions.
         aim : {"throughput", "latency"}, optional
-            Many tasks at a time, each with its share of the cores; or one, with all of them. By
-            default throughput on a cluster, and for numpy in this process latency where one task
-            is all there is.
+            "throughput": many tasks run at a time, each on its share of the cores. "latency": one
+            task runs at a time, on all cores. By default throughput on a cluster; for arrays in
+            memory without a cluster, latency if there is only one task.
         session : SessionSpec, optional
-            How ORT runs the stages; its `intra_op_num_threads`, if given, wins over `aim`.
-        measure : ndarray, or a dict of them by input name, optional
-            Run these rows here a few times, on one thread, and go by what each node took on the
-            kernel that it has, kernels in Python too; the first row alone too, where rows are
-            independent. It is kept in the host's store by model, kernels, CPU and shapes, so that
-            later plans know it too, and nothing runs again for shapes that are known
-            (``dask-onnx store forget`` takes it back); for other shapes each node is on the line
-            through two measurements, or scaled from one. Without `shapes` the plan is for the
-            shapes of these.
+            Options of the ONNX Runtime sessions. Its `intra_op_num_threads` takes precedence over
+            `aim`.
+        measure : ndarray or mapping of str to ndarray, optional
+            Rows to run here a few times on one thread, to predict with the measured seconds of each
+            node on its kernel. If rows are independent, the first row is measured alone too. The
+            measurements are saved in the host's store by model, kernels, CPU and shapes: later
+            plans use them, and shapes that are known do not run again (``dask-onnx store forget``
+            deletes them). At other shapes a node's seconds are interpolated from two measurements,
+            or scaled from one.
         client : distributed.Client, optional
-            For "auto": the cluster to plan for; by default the client that Dask would use, or else
-            this machine.
+            Cluster that "auto" plans for; by default the client that Dask would use, or without
+            one this machine.
         batches : int, optional
-            For "auto": how many runs of the plan's shapes there are to do; by default one for
-            ``aim="latency"``, else eight for each thread of the cluster.
+            Number of runs of the plan's shapes that "auto" plans for; by default 1 for
+            ``aim="latency"``, otherwise 8 for each thread of the cluster.
+
+        Returns
+        -------
+        Plan, SequencePlan or TensorPlan
+            A `Plan`, except for `Sharded`, for annotations with shards, and where "auto" chooses
+            shards.
 
         Raises
         ------
         PlanError
-            No such strategy, options that it does not take, or a cut that cannot be made. What can
-            be told without the model is told before anything is measured.
+            There is no such strategy, it does not take an option, or the cut is impossible. Field
+            `option` has the option at fault. Options are checked before anything is measured.
         InputError
-            `shapes`, or what is to be measured, does not fit the model.
+            `shapes`, `outputs` or `measure` do not fit the model.
         StageError
-            What is to be measured cannot be run here.
+            `measure` cannot be run here.
+
+        Examples
+        --------
+        >>> plan = model.plan(dx.Pipeline(n_stages=4))  # doctest: +SKIP
+        >>> print(plan.explain())  # doctest: +SKIP
+        >>> maps = model.predict(images, plan=plan)  # doctest: +SKIP
         """
-        numbers = {
+        options = {
             "n_stages": n_stages,
             "n_workers": n_workers,
             "memory_limit": memory_limit,
             "min_seconds": min_seconds,
         }
-        if isinstance(strategy, Sharded):
-            others = {**numbers, "aim": aim, "measure": measure, "client": client}
-            others["batches"] = batches
-            return plan_on_shards(
-                self, strategy, outputs=outputs, shapes=shapes, session=session, others=others
-            )
-        if isinstance(strategy, Strategy) and strategy.name == "from_annotations":
-            annotated = plan_as_annotated(
-                self, strategy, outputs=outputs, shapes=shapes, session=session
-            )
-            if annotated is not None:
-                return annotated
         request = PlanRequest(
-            strategy, numbers, outputs, shapes, aim, session, measure, client, batches
+            strategy=strategy,
+            options=options,
+            outputs=outputs,
+            shapes=shapes,
+            aim=aim,
+            session=session,
+            measure=measure,
+            client=client,
+            batches=batches,
         )
-        if strategy != "auto":
-            return make_plan(self, request)
-        on_shards = {"shapes": shapes, "session": session, "client": client}
-        try:
-            plan = make_plan(self, request)
-        except PlanError:
-            # One request may still fit in shards where no way of running whole batches does.
-            sharded = None if outputs is not None else shards_that_fit(self, **on_shards)
-            if sharded is None:
-                raise
-            return sharded
-        is_one_request = outputs is None and (aim == "latency" or batches == 1)
-        if not is_one_request or plan.verdict is None:
-            return plan
-        sharded, verdict = weigh_shards(self, plan.verdict, **on_shards)
-        return dataclasses.replace(plan, verdict=verdict) if sharded is None else sharded
+        return make_plan(self._facts, request)
+
+    @overload
+    def predict(
+        self, x: np.ndarray, *, outputs: str | None = None, **options: Unpack[ForArrays]
+    ) -> np.ndarray: ...
+
+    @overload
+    def predict(
+        self, x: np.ndarray, *, outputs: list[str] | tuple[str, ...], **options: Unpack[ForArrays]
+    ) -> dict[str, np.ndarray]: ...
+
+    @overload
+    def predict(
+        self, x: da.Array, *, outputs: str | None = None, **options: Unpack[ForArrays]
+    ) -> da.Array: ...
+
+    @overload
+    def predict(
+        self, x: da.Array, *, outputs: list[str] | tuple[str, ...], **options: Unpack[ForArrays]
+    ) -> dict[str, da.Array]: ...
+
+    @overload
+    def predict(
+        self, x: Delayed, *, outputs: str | None = None, **options: Unpack[ForArrays]
+    ) -> Delayed: ...
+
+    @overload
+    def predict(self, x: Bag, *, outputs: Outputs = None, **options: Unpack[ForBags]) -> Bag: ...
+
+    @overload
+    def predict(
+        self, x: dd.DataFrame | dd.Series, *, outputs: Outputs = None, **options: Unpack[ForTables]
+    ) -> dd.DataFrame: ...
+
+    @overload
+    def predict(
+        self, x: pd.DataFrame | pd.Series, *, outputs: Outputs = None, **options: Unpack[ForTables]
+    ) -> pd.DataFrame: ...
+
+    # Dicts by input name, DataArrays, and everything else that converts to an array. To a type
+    # checker without the types of pandas, the overload before this one accepts everything.
+    @overload
+    def predict(  # type: ignore[overload-cannot-match]
+        self, x: Any, *, outputs: Outputs = None, **options: Unpack[ForTables]
+    ) -> Any: ...
 
     def predict(
         self,
@@ -401,59 +505,95 @@ class Model:
         require_finite: bool = False,
         on_error: OnError = "raise",
     ) -> Any:
-        """Run the model; the collection that comes in is the kind that comes out.
+        """Run the model on a collection; the result is a collection of the same kind.
+
+        Lazy collections stay lazy: nothing runs and no weights are read, and dtype, shape, chunks
+        and columns of the result follow from the graph. Collections in memory are computed at once,
+        on the scheduler that Dask would use.
 
         Parameters
         ----------
-        x : ndarray, dask.array or Delayed; or a dict of them by input name
-            numpy is computed now, on the scheduler that Dask would use. dask.array and Delayed
-            stay lazy: nothing runs, and shape, dtype and chunks come from the graph. Arrays are
-            chunked along the batch axis; an input without one is given once. A DataFrame or Series
-            of pandas is computed now, one of dask stays lazy; the result is a DataFrame. A bag has
-            a row in each item, an array or a dict of them by input name without the batch axis; the
-            result is a bag. An xarray.DataArray, for a model of one input, gives a DataArray with
-            the dimension of the rows and its coordinates.
-        outputs : None, str or sequence of str
-            None: the one output bare, or several as a dict by name. A name: that value bare,
-            which may be an intermediate one. A sequence: a dict.
+        x : array, table, bag or Delayed; or mapping of str to these
+            For a model of several inputs, a mapping by input name. An input without a batch axis is
+            passed to every run.
+
+            - numpy array, or anything that numpy converts: computed now.
+            - ``dask.array``: lazy; chunked along the batch axis only.
+            - ``Delayed`` of an array: lazy.
+            - DataFrame or Series of pandas (computed now) or Dask (lazy): the result is a
+              DataFrame.
+            - bag of arrays, or of dicts by input name, one row each without the batch axis: lazy.
+            - ``xarray.DataArray``, for a model of one input: the result keeps the dimensions that
+              the model leaves as they are, with their coordinates; lazy if its data are.
+
+            Floating-point values are converted to the model's floating-point dtype. Arrays of any
+            other dtype than the input's are refused.
+        outputs : str or sequence of str, optional
+            A name: that value bare, which may be an intermediate one. A sequence: a dict in that
+            order. By default the one output bare, or a dict of all outputs.
         batch_size : int, "auto" or None
-            Rows for each run of the session, whatever the chunks are. "auto" finds the best number
-            while the first tasks run, and keeps it in the host's store (`Plan.explain` says what
-            was found); where rows depend on each other all rows of a chunk stay one run. None
-            makes all rows of a chunk (for numpy: all rows) one run.
-        plan : Plan, optional
-            How the model is cut; whole by default.
+            Rows of each run of a session, whatever the chunks are. "auto" finds the fastest number
+            while the first tasks do their work, and saves it in the host's store; rows that are not
+            proven to be independent stay in one run. None: all rows of a chunk (of an array in
+            memory: all rows) are one run.
+        plan : Plan, SequencePlan or TensorPlan, optional
+            A plan of this model; by default the whole model is one stage.
         retries : int, optional
-            How often Dask repeats a task that raised; ``onnx.retries`` (3) by default. Lazy
-            arrays need ``dx.configure(client)`` on a cluster that you started yourself.
-        columns : str, sequence of str, or mapping of input to these; for tables
-            What feeds what. By default several inputs take the columns of their names; one input
-            takes the column of its name, or all columns of numbers (of text, if that is what it
-            takes) in their order.
-        append : bool or sequence of str, default False; for tables
-            Keep the caller's columns, or those that are named, before those of the model. Text in
-            them that is not UTF-8, which no file can hold, makes its row a bad one.
-        max_columns : int, default 32; for tables
-            An output of up to so many numbers a row becomes so many columns, called by the classes
-            where the graph knows them; a longer one becomes a column of lists.
-        length_buckets : sequence of int, optional; for tables
-            Lists of unequal length are padded with zeros to the next of these lengths, and rows of
-            one length run together; the result has the caller's order. A list that is longer than
-            the longest of them is a bad row. Without, the lists of a partition must be equally
-            long.
-        require_finite : bool, default False; for tables and bags
-            A row with a NaN or an infinity in a float input is a bad one.
-        on_error : {"raise", "null"}; for tables and bags
-            What becomes of rows that do not fit the model or that its kernels refuse: an error that
-            says partition, rows and the first bad row; or a missing value in their place (bags:
-            None), with integers and booleans as pandas' nullable types. See `predict_checked`.
+            Times that Dask repeats a task that raised; ``onnx.retries`` (3) by default.
+        columns : str, sequence of str, or mapping of str to these, optional
+            Tables only: the columns of the one input, or of each input by name. By default several
+            inputs take the columns of their names. One input takes the column of its name if there
+            is one, or else all numeric columns (text columns, if the input takes text) in their
+            order.
+        append : bool or sequence of str
+            Tables only: True keeps the table's columns before those of the model, a sequence keeps
+            the named ones. A row whose text in them is not valid UTF-8, which no file can hold, is
+            a bad row.
+        max_columns : int
+            Tables only: an output of up to so many elements per row becomes as many columns, named
+            by their class if the graph has class labels. A longer one becomes a column of lists.
+        length_buckets : sequence of int, optional
+            Tables only: lengths to which lists of unequal length are padded with zeros. Rows of one
+            length run together, and the result has the order of the input. A list longer than all
+            of them makes a bad row. By default the lists of a partition must have equal length.
+        require_finite : bool
+            Tables and bags only: True if a NaN or an infinity in a floating-point input makes a
+            row bad.
+        on_error : {"raise", "null"}
+            Tables and bags only: the treatment of bad rows, which do not fit the model or are
+            rejected by a kernel. "raise": an error with the partition and the first bad row.
+            "null": a missing value (in bags None), for which integers and booleans become pandas'
+            nullable dtypes.
+
+        Returns
+        -------
+        collection, or dict of str to collection
+            Of the kind of `x`: one bare, or several by output name. A table or bag is always one
+            collection. Sizes that depend on data are NaN.
 
         Raises
         ------
         InputError
-            Before any work: names, dtypes, ranks, sizes, chunks that do not fit the model.
+            Names, dtypes, shapes, chunks, columns or options do not fit the model. Raised before
+            any work, with the fields `input`, `axis`, `column` and `option` where they apply.
+        PlanError
+            The plan is of another model, or the model does not fit the workers.
+        RunError
+            A kernel rejected the values, when the result is computed.
         StageError, StoreError
-            From a worker, when the result is computed.
+            A stage failed, or its weights are unavailable, when the result is computed.
+
+        See Also
+        --------
+        Model.predict_checked : Separate the bad rows from the good ones.
+        Model.__call__ : Run in the current thread, inside a Dask task.
+
+        Examples
+        --------
+        >>> images = da.from_zarr("images.zarr")  # doctest: +SKIP
+        >>> model.predict(images).to_zarr("maps.zarr")  # doctest: +SKIP
+        >>> model.predict({"ids": ids, "mask": mask}, outputs="pooled")  # doctest: +SKIP
+        >>> scores = model.predict(dd.read_parquet("rows.parquet"))  # doctest: +SKIP
         """
         run = RunOptions(outputs, batch_size, plan, retries)
         rows = RowOptions(on_error, require_finite)
@@ -461,17 +601,8 @@ class Model:
         if isinstance(plan, ShardedPlan):
             table.refuse(x)
             rows.refuse(x)
-            return predict_on_shards(self, x, plan, run)
-        if is_table(x):
-            return of_table(self, x, run, table, rows)
-        table.refuse(x)
-        if is_bag(x):
-            return of_bag(self, x, run, rows)
-        rows.refuse(x)
-        if is_dataarray(x):
-            return of_dataarray(self, x, run)
-        request, feeds, kind = self._request(x, run)
-        return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+            return predict_on_shards(self._facts, x, plan, run)
+        return predict(self._facts, x, run, table, rows)
 
     def predict_checked(
         self,
@@ -487,37 +618,45 @@ class Model:
         length_buckets: Sequence[int] | None = None,
         require_finite: bool = False,
     ) -> tuple[Any, Any]:
-        """As `predict`, with the bad rows in a collection of their own.
+        """Run the model on a table or bag, and separate the bad rows from the results.
 
-        A bad row is one that does not fit the model (missing or out of range where the input has
-        no place for that, a list of a wrong length, text that is not UTF-8, not finite where
-        `require_finite` forbids it), or that the model's kernels refuse; the latter are found by
-        halving.
+        A bad row does not fit the model (a missing or out-of-range value, a list of a wrong length,
+        text that is not valid UTF-8, a value that is not finite if `require_finite`), or is
+        rejected by a kernel. The latter are found by bisection.
 
         Parameters
         ----------
-        x : DataFrame or Series of pandas or dask, or dask.bag
+        x : DataFrame or Series of pandas or Dask, or dask.bag
+            The rows.
+        outputs, batch_size, plan, retries
+            As for `predict`.
+        columns, append, max_columns, length_buckets, require_finite
+            As for `predict`.
 
         Returns
         -------
-        good, bad
-            The results of the good rows, with their index; the caller's bad rows, with their index
-            and a column ``error``. Of a bag the results, and dicts of ``row`` and ``error``. Lazy
-            for dask: compute both in one call, which runs the model once.
+        good : DataFrame or bag
+            The results of the good rows; those of a table with its index.
+        bad : DataFrame or bag
+            The bad rows: of a table with its index and a column ``error``, of a bag dicts of
+            ``row`` and ``error``. Both are lazy for Dask; compute them in one call, which runs the
+            model once.
+
+        Raises
+        ------
+        InputError
+            `x` is neither a table nor a bag, or its columns or the options do not fit the model.
+        PlanError
+            The plan is of another model, or the model does not fit the workers.
+
+        Examples
+        --------
+        >>> good, bad = model.predict_checked(ddf)  # doctest: +SKIP
+        >>> good, bad = dask.compute(good, bad)  # doctest: +SKIP
         """
         run = RunOptions(outputs, batch_size, plan, retries)
-        rows = RowOptions("split", require_finite)
-        if is_table(x):
-            table = TableOptions(columns, append, max_columns, length_buckets)
-            good, bad = of_table(self, x, run, table, rows)
-            return good, bad
-        if not is_bag(x):
-            raise InputError(
-                f"rows of {type(x).__name__} are not checked one by one",
-                "pass a table or a bag",
-            )
-        good, bad = of_bag(self, x, run, rows)
-        return good, bad
+        table = TableOptions(columns, append, max_columns, length_buckets)
+        return predict_checked(self._facts, x, run, table, require_finite=require_finite)
 
     def meta_for(
         self,
@@ -530,15 +669,31 @@ class Model:
         length_buckets: Sequence[int] | None = None,
         on_error: OnError = "raise",
     ) -> Any:
-        """The result of `predict` without rows: what Dask's ``meta=`` takes. Runs nothing.
+        """Return the result of `predict` without rows, for ``meta=`` of Dask. Runs nothing.
 
         Parameters
         ----------
-        x : DataFrame or Series, of pandas or dask
-        columns, append, max_columns, length_buckets, on_error : as for `predict`
+        x : DataFrame or Series of pandas or Dask
+            The table; only its columns and dtypes are read.
+        outputs, columns, append, max_columns, length_buckets, on_error
+            As for `predict`.
+
+        Returns
+        -------
+        DataFrame
+            Without rows, with the columns and dtypes of the result.
+
+        Raises
+        ------
+        InputError
+            The columns or options do not fit the model.
+
+        Examples
+        --------
+        >>> ddf.map_partitions(model, meta=model.meta_for(ddf))  # doctest: +SKIP
         """
         table = TableOptions(columns, append, max_columns, length_buckets)
-        return meta_of_table(self, x, outputs, table, RowOptions(on_error))
+        return meta_of_table(self._facts, x, outputs, table, RowOptions(on_error))
 
     def delayed(
         self,
@@ -549,47 +704,75 @@ class Model:
         plan: Plan | ShardedPlan | None = None,
         retries: int | None = None,
     ) -> Any:
-        """As `predict`, but always lazy: a Delayed for each output, whatever `x` is.
+        """Return a Delayed for each output, whatever kind of array `x` is. Runs nothing.
 
-        For loops and comprehensions that build a graph:
-        ``[model.delayed(load(path)) for path in paths]``.
+        Parameters
+        ----------
+        x : array or Delayed; or mapping of str to these
+            The inputs, as for `predict`.
+        outputs, batch_size, plan, retries
+            As for `predict`.
+
+        Returns
+        -------
+        Delayed, or dict of str to Delayed
+            One bare, or several by output name.
+
+        Raises
+        ------
+        InputError, PlanError
+            As for `predict`.
+
+        Examples
+        --------
+        >>> results = [model.delayed(read(path)) for path in paths]  # doctest: +SKIP
+        >>> dask.compute(*results)  # doctest: +SKIP
         """
-        specs = {spec.name: spec for spec in (*self.inputs, *self.defaults)}
-
-        def wrap(name: str, value: Any) -> Any:
-            is_plain = name in specs and not is_dask_collection(value)
-            return as_delayed(name, as_array(value, specs[name]) if is_plain else value)
-
-        if isinstance(x, Mapping):
-            lazy: Any = {name: wrap(name, value) for name, value in x.items()}
-        else:
-            lazy = wrap(self.inputs[0].name, x)
+        lazy = as_lazy_inputs(self._facts, x)
         return self.predict(
             lazy, outputs=outputs, batch_size=batch_size, plan=plan, retries=retries
         )
 
-    def check(self, x: Any, *, outputs: Outputs = None) -> None:
-        """Compare inputs with the model, and do nothing else.
+    def check(
+        self,
+        x: Any,
+        *,
+        outputs: Outputs = None,
+        batch_size: BatchSize = "auto",
+        plan: Plan | None = None,
+        columns: Columns = None,
+        append: bool | Sequence[str] = False,
+        max_columns: int = MAX_COLUMNS,
+        length_buckets: Sequence[int] | None = None,
+        require_finite: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        """Compare a collection with the model, without running anything.
+
+        Columns and dtypes of a table are compared, and dtypes and shapes of arrays. Single rows are
+        not checked.
 
         Parameters
         ----------
-        x : anything with ``dtype`` and ``shape``, or a dict of them by input name
+        x : array, table, bag or Delayed; or mapping of str to these
+            As for `predict`.
+        outputs, batch_size, plan
+            As for `predict`.
+        columns, append, max_columns, length_buckets, require_finite, on_error
+            As for `predict`.
 
         Raises
         ------
         InputError
-            Names, dtypes, ranks or static sizes do not fit.
+            Names, dtypes, ranks, static sizes, columns or options do not fit.
+
+        Examples
+        --------
+        >>> model.check(images)  # doctest: +SKIP
         """
-        model = self._fed_with(x)
-        if model is not self:
-            model.check(x, outputs=outputs)
-            return
-        wanted = resolve_outputs(outputs, self.facts.outputs, self._facts.known_values)
-        needed = self._whole_plan(self.facts.outputs).for_outputs(wanted.names).stage_graph.inputs
-        arrays = resolve_feeds(x, self.inputs, [spec.name for spec in needed])
-        batch = self._facts.batch_at(wanted.names, shapes_of(arrays, self.inputs))
-        axes = batch.input_axes if batch.is_proven else dict.fromkeys(batch.input_axes)
-        check_arrays(arrays, self.inputs, axes)
+        run = RunOptions(outputs, batch_size, plan)
+        table = TableOptions(columns, append, max_columns, length_buckets)
+        check(self._facts, x, run, table, RowOptions(on_error, require_finite))
 
     def __call__(
         self,
@@ -604,171 +787,60 @@ class Model:
         require_finite: bool = False,
         on_error: OnError = "raise",
     ) -> Any:
-        """Run here and now, in this thread: for functions that Dask already runs in a task.
+        """Run the model at once in this thread, for functions that run inside a Dask task.
 
-        Parameters and result as for `predict` with numpy; never goes through a cluster's client.
+        No scheduler and no cluster is involved.
+
+        Parameters
+        ----------
+        x : ndarray, pandas DataFrame or Series; or mapping of str to ndarray
+            Inputs in memory.
+        outputs, batch_size, columns, append, max_columns, length_buckets, require_finite, on_error
+            As for `predict`.
+
+        Returns
+        -------
+        ndarray or DataFrame, or dict of str to ndarray
+            As for `predict`.
 
         Raises
         ------
-        InputError, StageError, StoreError
+        InputError
+            `x` is lazy or does not fit the model.
+        StageError, StoreError
+            A stage failed, or its weights are unavailable.
+
+        Examples
+        --------
+        >>> images.map_blocks(model, dtype="float32")  # doctest: +SKIP
         """
         run = RunOptions(outputs, batch_size)
-        if is_table(x) and not is_dask_collection(x):
-            table = TableOptions(columns, append, max_columns, length_buckets)
-            rows = RowOptions(on_error, require_finite)
-            return of_table(self, x, run, table, rows, inline=True)
-        request, feeds, kind = self._request(x, run, inline=True)
-        if kind != "eager":
-            raise InputError(
-                "a model called like a function takes arrays in memory, not lazy collections",
-                "use model.predict(...), which stays lazy",
-            )
-        return request.wanted.shape_result(predict_eager(request, feeds, inline=True))
-
-    def _request(
-        self, x: Any, run: RunOptions, *, inline: bool = False
-    ) -> tuple[Request, dict[str, Any], str]:
-        """What is asked for, checked as far as it can be without looking at the arrays."""
-        if not isinstance(run.plan, Plan | None):
-            raise PlanError(
-                f"plan is a {type(run.plan).__name__}", "give plan=model.plan('pipeline', ...)"
-            )
-        model = self._fed_with(x)
-        if model is not self:
-            plan = None if run.plan is None else run.plan.on(model)
-            return model._request(x, dataclasses.replace(run, plan=plan), inline=inline)
-        batch_size = run.batch_size
-        chosen: Plan = run.plan or self._whole_plan(self.facts.outputs)
-        if chosen.model.__dask_tokenize__() != self.__dask_tokenize__():
-            raise PlanError("the plan is of another model", "make it with this model's plan()")
-        wanted = resolve_outputs(run.outputs, self.facts.outputs, self._facts.known_values)
-        chosen = chosen.for_outputs(wanted.names)
-        feeds = resolve_feeds(x, self.inputs, [spec.name for spec in chosen.stage_graph.inputs])
-        kind = kind_of(feeds)
-        axes, fixed = input_axes(self._onnx)
-        is_cut = kind != "eager" or isinstance(batch_size, int) or fixed is not None
-        if is_cut or is_empty(feeds, axes) or (batch_size == "auto" and has_rows(feeds, axes)):
-            shapes = shapes_of(feeds, self.inputs)
-            is_table = kind == "table"
-            batch = self._facts.batch_at(wanted.names, shapes, first_axis_only=is_table)
-            if not batch.is_proven and not is_table:
-                check_uncut(batch, feeds, self.inputs, batch_size)
-                batch = self._facts.whole_batch(batch, wanted.names, shapes)
-        else:
-            # One run of everything: no row is told from another, so nothing need be found out.
-            batch = BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
-        batching = resolve_batching(batch, wanted.names, batch_size)
-        if batching.is_auto and len(chosen.stages) > 1:
-            batching = Batching(chosen.rows_per_run)
-        if not inline:
-            # At least one row is run, however few are best.
-            rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
-            scale = self._facts.row_scale(shapes_of(feeds, self.inputs), chosen.recipe.shapes)
-            self._check_cluster(chosen, rows, wanted.names, scale)
-        request = Request(
-            model=self._published().ref,
-            delivery=None if inline else plan_delivery(self._onnx, chosen.stage_graph),
-            stages=chosen.stage_graph,
-            session=chosen.recipe.session,
-            wanted=wanted,
-            batch=batch,
-            batching=batching,
-            lossy=None if chosen.drift is None else chosen.drift.way,
-            placement=chosen.placement,
-            schedule=chosen.bounds,
-            rows=chosen.rows,
-            expects=chosen.is_measured,
-            is_batched=isinstance(batch_size, int),
-            retries=effective_retries(run.retries),
-            custom=self._facts.custom,
-            # What is drawn anew each time must not be taken for what was drawn before.
-            salt=uuid.uuid4().hex if self._facts.draws_anew else "",
-        )
-        return request, feeds, kind
-
-    def _check_cluster(
-        self, plan: Plan, rows: float | None, outputs: tuple[str, ...], scale: float
-    ) -> None:
-        """Whether the cluster that Dask would use can run a plan so many rows at a time, each of
-        which is `scale` times as large as the one that was planned for."""
-        client = current_client()
-        check_configured(client, plan.placement)
-        load = Load(
-            self.name, plan.stage_graph, plan.placement, rows, plan.rows, plan.bounds, scale
-        )
-        check_fits(client, load, functools.partial(self._facts.fewest_stages, plan.recipe, outputs))
+        table = TableOptions(columns, append, max_columns, length_buckets)
+        rows = RowOptions(on_error, require_finite)
+        return predict_inline(self._facts, x, run, table, rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Weights held in memory do not travel: they go into the host's store, and a reference on.
-        published = dataclasses.replace(self._published(), blobs={})
-        if len(published.proto) > _PICKLED_PROTO_BYTES:
-            published = dataclasses.replace(published, proto=b"")
-        return _unpickle, (published, self._facts.custom, self._facts.libraries)
+        return Model._of, (self._facts,)
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
-        custom = self._facts.custom
-        own_token = "" if custom is None else custom.token
-        return (self.token, own_token, repr(self._onnx.rows), *self._facts.libraries)
+        return self._facts.__dask_tokenize__()
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs))
         outputs = ", ".join(map(str, self.outputs))
         return f"<dask_onnx.Model {self.name!r}: ({inputs}) -> ({outputs})>"
 
+    def _repr_html_(self) -> str:
+        """Return the HTML that a notebook shows. Runs nothing."""
+        return model_html(self._onnx)
+
     def _published(self) -> OnnxModel:
-        """The model, once processes of this host can find it."""
-        source = self._onnx.source
-        if source is None or not _is_there(source):
-            Store().put(self._onnx)
-        else:
-            # Workers can load the file themselves, which takes memory: save them that if we can.
-            with contextlib.suppress(StoreError):
-                Store().note_places(self._onnx)
+        """Write the weights to the host's store, for code that runs stages without `predict`."""
+        publish(self._onnx)
         return self._onnx
 
-    def _fed_with(self, x: Any) -> Model:
-        """The model that takes what `x` has: itself, or one where initializers are inputs."""
-        if not self.defaults or not isinstance(x, Mapping):
-            return self
-        fed = tuple(spec.name for spec in self.defaults if spec.name in x)
-        if fed and fed not in self._overriding:
-            self._overriding[fed] = self.extract([*self.facts.inputs, *fed], self.facts.outputs)
-        return self._overriding[fed] if fed else self
 
-    def _whole_plan(self, outputs: tuple[str, ...]) -> Plan:
-        if outputs not in self._whole_plans:
-            self._whole_plans[outputs] = self.plan("whole", outputs=list(outputs))
-        return self._whole_plans[outputs]
-
-
-_PICKLED_PROTO_BYTES = 256 * 1024
-"""A larger proto (a forest is all attributes) is found where its weights are."""
-
-
-def _unpickle(
-    onnx_model: OnnxModel, custom: CustomKernels | None, libraries: tuple[str, ...]
-) -> Model:
-    if not onnx_model.proto:
-        store = Store()
-        with store.using():
-            proto = fetch_proto(store, onnx_model.ref, ())
-        onnx_model = dataclasses.replace(onnx_model, proto=proto)
-    return Model(onnx_model, custom, libraries)
-
-
-_PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
-    "eager": predict_eager,
-    "array": predict_arrays,
-    "delayed": predict_delayed,
-}
-
-
-def _is_there(source: FileSource) -> bool:
-    """Whether the model's file is still the one that was loaded; of a URL that is assumed."""
-    if is_url(source.path):
-        return True
-    try:
-        check_unchanged(source)
-    except ModelError:
-        return False
-    return True
+def _short_repr(source: object) -> str:
+    """Return an argument as an error shows it: its repr, or its type if that is long."""
+    text = repr(source)
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"a {type(source).__name__}"

@@ -1,4 +1,4 @@
-"""Text in, vectors out: a text encoder with its tokenizer, on every kind of collection."""
+"""Text encoders with their tokenizers, on every kind of collection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dask_onnx.api.model import Model
 from dask_onnx.collections.bad_rows import Found, join_found
 from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.kinds import is_bag, is_table
-from dask_onnx.collections.partitions import row_request
+from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.run_options import BatchSize, OnError, RowOptions, RunOptions
 from dask_onnx.collections.text.text_encoder import (
     BUCKETS,
@@ -28,7 +28,7 @@ from dask_onnx.collections.text.text_encoder import (
     in_place,
     vectors_of,
 )
-from dask_onnx.core.errors import InputError, ModelError
+from dask_onnx.core.errors import InputError, ModelError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Hints, digest
 
@@ -37,38 +37,49 @@ _KINDS = {
     "mask": ("attention_mask", "mask", "input_mask"),
     "types": ("token_type_ids", "segment_ids", "type_ids"),
 }
-"""What the inputs of text encoders are called."""
+"""Outputs of a tokenizer to the usual names of the inputs that take them."""
 _TEXTS_OF_A_TASK = 256
+"""Texts of each task, where a sequence of texts is encoded."""
 
 
 class TextModel:
-    """A text encoder with its tokenizer: sentences in, a vector for each out.
+    """A text encoder with its tokenizer, which turns each text into a vector.
 
     Parameters
     ----------
-    model : Model, or what `dask_onnx.load` takes
-        Its inputs are token ids, and optionally a mask and token types, (N, T) integers; its first
-        output, or `output`, is (N, T, d), or (N, d) if the model pools itself.
+    model : Model
+        Inputs are token ids, and optionally a mask and token types: numbers, shape (N, T). The
+        output is of shape (N, T, d), or (N, d) if the model pools by itself.
     tokenizer : path of a ``tokenizer.json``, its content as bytes, or tokenizers.Tokenizer
         Its own padding and truncation are ignored.
     pooling : {"mean", "max", "first"} or None
-        How the vectors of a text's tokens become one, padding left out; None for a model that
-        gives one itself. "first" is the vector of the first token, which BERT calls CLS.
+        Reduction of the vectors of a text's tokens to one, without padding; None for a model that
+        returns one vector. "first" takes the vector of the first token, which BERT calls CLS.
     normalize : bool
         Divide each vector by its length (2-norm).
     max_length : int
-        Tokens of a text, special ones included; what is beyond is cut off at the end.
-    window, stride : int, optional
-        Rather than cut long texts off, give each window of so many tokens a row of its own, with
-        `stride` tokens shared by two windows, as the tokenizers package means it.
+        Largest number of tokens of a text, special tokens included; longer texts are truncated.
+    window : int, optional
+        Tokens of a window, special tokens included. Long texts are then not truncated but split
+        into windows, each of which is a row of the model.
+    stride : int, default 0
+        Tokens that two successive windows share, as in the tokenizers package.
     merge : {"mean", "max", "first"} or None
-        How the vectors of a text's windows become one; None gives each window's back.
+        Reduction of the vectors of a text's windows to one; None returns the vector of each window.
     length_buckets : sequence of int
-        Rows whose lengths are between the same two of these run together, padded to the longest
-        of them.
+        Lengths in tokens. Rows whose lengths are between the same two of these run together,
+        padded to the longest of them.
     output : str, optional
-    feeds : mapping of input to "ids", "mask" or "types", optional
-        Where the inputs do not have the usual names.
+        Name of the output; the model's first output by default.
+    feeds : mapping of str to {"ids", "mask", "types"}, optional
+        Output of the tokenizer that feeds each input, where inputs do not have the usual names.
+
+    Raises
+    ------
+    InputError
+        An option is out of range, or the tokenizer's output for an input is not known.
+    ModelError
+        The tokenizer does not exist.
     """
 
     def __init__(
@@ -103,25 +114,31 @@ class TextModel:
         batch_size: BatchSize = "auto",
         on_error: OnError = "raise",
     ) -> Any:
-        """A vector for each text.
+        """Return a vector for each text.
 
         Parameters
         ----------
-        x : str, sequence of str, Series or DataFrame of pandas or dask, or dask.bag of str
-            bytes are taken for UTF-8.
-        column, name : for a DataFrame
-            The column of text; the one that is added to the caller's.
-        batch_size : as for `Model.predict`: rows of a run, of those of like length
+        x : str, sequence of str, Series or DataFrame of pandas or Dask, or dask.bag of str
+            Texts; bytes are decoded as UTF-8.
+        column : hashable, optional; for a DataFrame
+            Label of the column of text.
+        name : str, default "embedding"; for a DataFrame
+            Label of the column of vectors, which is added to the caller's columns.
+        batch_size : int, "auto" or None
+            Rows of a run, among rows of similar length; see `Model.predict`.
         on_error : {"raise", "null"}
-            What becomes of missing and undecodable texts: an error; or a missing value in a Series,
+            Treatment of missing and undecodable texts: an error; or a missing value in a Series,
             None in a bag, a row of NaN in an array.
 
         Returns
         -------
-        For a str an array (d,), for a sequence (texts, d), both float; for a Series a Series of
-        fixed-size lists with its index and name; for a bag a bag of arrays. Lazy for dask.
-        With ``merge=None`` a text has a row for each of its windows: a str and an item of a bag
-        (windows, d), a sequence a list of such arrays, a Series its label once for each window.
+        ndarray, Series, DataFrame or Bag
+            For a str an array of shape (d,), for a sequence one of shape (texts, d), both floating
+            point. For a Series a Series of fixed-size lists with its index and name; for a
+            DataFrame the table with a further column; for a bag a bag of arrays. Lazy for Dask.
+            With ``merge=None`` a text has a row for each of its windows: an array of shape
+            (windows, d) for a str and an item of a bag, a list of such arrays for a sequence, a
+            row for each window for a Series or DataFrame.
 
         Raises
         ------
@@ -139,13 +156,25 @@ class TextModel:
         name: str = "embedding",
         batch_size: BatchSize = "auto",
     ) -> tuple[Any, Any]:
-        """As `predict`, with the bad texts in a collection of their own.
+        """Return the vectors of the good texts, and the bad texts in a collection of their own.
+
+        Parameters
+        ----------
+        x, column, name, batch_size
+            See `predict`.
 
         Returns
         -------
-        good, bad
-            The vectors of the good texts; the bad texts: for a Series a DataFrame of it and a
-            column ``error``, else dicts of ``row`` and ``error``.
+        good : ndarray, Series, DataFrame or Bag
+            Vectors of the good texts.
+        bad : DataFrame, list or Bag
+            Bad texts: for a Series or DataFrame their rows with a column ``error``, otherwise dicts
+            of ``row`` and ``error``.
+
+        Raises
+        ------
+        InputError
+            A column is missing, or its name is taken.
         """
         if isinstance(x, str):
             x = [x]
@@ -168,7 +197,7 @@ class TextModel:
             return series.predict_series(
                 x,
                 encode,
-                series.Place(*place),
+                series.TextPlace(*place),
                 self._width(),
                 lambda texts: self._compute(encode, supplies, content, texts),
                 [content, *supplies],
@@ -183,7 +212,7 @@ class TextModel:
     def _encoder(
         self, batch_size: BatchSize, rows: RowOptions
     ) -> tuple[Encoder, list[Delayed], Delayed]:
-        request = row_request(self.model, RunOptions([self.output], batch_size))
+        request = partition_request(self.model._facts, RunOptions([self.output], batch_size))
         graph = inline_graph(request, list(self._feeds), [self.output])
         name = hashlib.sha256(self._content).hexdigest()
         encode = Encoder(
@@ -204,7 +233,9 @@ class TextModel:
         found = self._compute(encode, supplies, content, texts)
         if encode.rows.on_error == "split":
             vectors = (
-                np.empty((0, self._width() or 0)) if found.values is None else vectors_of(found)
+                np.empty((0, self._width() or 0), np.float32)
+                if found.values is None
+                else vectors_of(found)
             )
             return vectors, encode.bad_items(texts, found)
         return encode.filled(found, len(texts), self._width())
@@ -212,10 +243,10 @@ class TextModel:
     def _compute(
         self, encode: Encoder, supplies: Sequence[Delayed], content: Delayed, texts: list[Any]
     ) -> Found:
-        """Now, on the scheduler that Dask would use: here, unless that is a cluster."""
+        """Encode texts at once, on the scheduler that Dask chooses."""
         starts = range(0, max(len(texts), 1), _TEXTS_OF_A_TASK)
         parts = [texts[start : start + _TEXTS_OF_A_TASK] for start in starts]
-        # The tasks inside the encoder are its own, not Dask's to look into.
+        # Without traverse=False, Dask would search the encoder for collections.
         run = delayed(encode, pure=True, traverse=False)
         lazy = [run(content, part, *supplies) for part in parts]
         return join_found(list(zip(starts, compute(*lazy), strict=True)))
@@ -223,19 +254,22 @@ class TextModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _BagTexts:
+    """Function that `Bag.map_partitions` calls: the encoder on the texts of one partition."""
+
     encode: Encoder
 
     @property
     def __name__(self) -> str:
-        """What the dashboard calls the task."""
+        """Name of the task on Dask's dashboard."""
         return self.encode.graph.label
 
     @property
     def hints(self) -> Hints:
+        """Facts for Dask's scheduler."""
         return self.encode.graph.hints
 
     def __call__(self, texts: Iterable[Any], content: bytes, *supplies: Any) -> list[Any]:
-        """Vectors, or for "split" one pair of vectors and bad texts."""
+        """Return the vectors, or for "split" one pair of vectors and bad texts."""
         given = list(texts)
         found = self.encode(content, given, *supplies)
         self.encode.raise_first(
@@ -261,6 +295,7 @@ def _bad_texts(parts: Iterable[Any]) -> list[Any]:
 
 
 def _tokenizer_content(tokenizer: Any) -> bytes:
+    """Return the content of a tokenizer's JSON file."""
     if isinstance(tokenizer, tokenizers.Tokenizer):
         return str(tokenizer.to_str()).encode()
     if isinstance(tokenizer, bytes):
@@ -268,7 +303,9 @@ def _tokenizer_content(tokenizer: Any) -> bytes:
     path = Path(tokenizer)
     if not path.is_file():
         raise ModelError(
-            f"the tokenizer {path} does not exist", "name the tokenizer.json of the model"
+            f"the tokenizer {path} does not exist",
+            "name the tokenizer.json of the model",
+            option="tokenizer",
         )
     return path.read_bytes()
 
@@ -276,14 +313,18 @@ def _tokenizer_content(tokenizer: Any) -> bytes:
 def _text_feeds(
     inputs: Sequence[TensorSpec], given: Mapping[str, str]
 ) -> dict[str, tuple[str, np.dtype[Any]]]:
+    """Return the tokenizer's output that feeds each input, and the input's dtype."""
     usual = {name: kind for kind, names in _KINDS.items() for name in names}
     feeds = {}
     for spec in inputs:
         kind = given.get(spec.name, usual.get(spec.name))
         if kind not in _KINDS or spec.dtype is None or spec.dtype.kind not in "iuf":
             raise InputError(
-                f"it cannot be told what of a text goes into input {spec}",
-                f"say it: feeds={{{spec.name!r}: 'ids' | 'mask' | 'types'}}",
+                f"cannot infer which tokenizer output feeds input {spec}",
+                f"name it: feeds={{{spec.name!r}: 'ids' | 'mask' | 'types'}}",
+                option="feeds",
+                input=spec.name,
+                suggestions=[Suggestion("feeds", {spec.name: each}) for each in _KINDS],
             )
         feeds[spec.name] = (kind, spec.dtype)
     return feeds

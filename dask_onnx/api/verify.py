@@ -1,4 +1,4 @@
-"""Claims about rows held against runs: the whole model beside its pieces."""
+"""`verify_axes`: claims of the axis algebra, compared with runs on pieces of a sample."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.api.model import Model
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request_checks import resolve_feeds
-from dask_onnx.core.errors import DaskOnnxError, InputError
+from dask_onnx.core.errors import DaskOnnxError, InputError, Suggestion
 
 _TOLERANCE = 1e-3
-"""Largest difference, as a share of the range of an output, that rounding may make."""
-
-
+"""Largest difference that counts as rounding, as a share of the range of an output."""
 _SAMPLE_ROWS = 4
-_SMALL = 2
-"""Whole numbers are drawn below this, so that they are within most vocabularies."""
+"""Rows of a random sample."""
+_INTEGER_BOUND = 2
+"""Random integers are below this, and so within most vocabularies."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisCheck:
-    """What was claimed of one axis of the inputs and one output, and what runs show."""
+    """Claim about one axis of the inputs and one output, and the result of running pieces."""
 
     inputs: tuple[tuple[str, int], ...]
-    """The axis: input and number, for all inputs that were cut along it."""
+    """Name and axis of each input that was cut."""
     output: str
+    """Name of the output."""
     claimed: str
-    """The kind that the algebra gives, such as "independent"."""
+    """Kind of dependence that the axis algebra claims, such as "independent"."""
     axis: int | None
-    """Axis of the output that the pieces were joined on; None if it was not run."""
+    """Axis of the output on which the pieces were joined; None if they were not compared."""
     pieces: tuple[int, ...]
-    """Sizes of the pieces, together the size of the axis."""
+    """Sizes of the pieces, whose sum is the size of the axis."""
     difference: float
-    """Largest difference of an element to the whole, as a share of the range of the output; inf
-    where the joined pieces have another shape, or a piece cannot be run; NaN where nothing was."""
+    """Largest difference from the whole, as a share of the range of the output. Infinite if the
+    joined pieces have another shape or a piece cannot be run; NaN if they were not compared."""
     node: str
     """Name of the node that decides the claim."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether pieces gave what the whole gives."""
+        """True if the joined pieces equal the whole up to rounding."""
         return self.difference <= _TOLERANCE
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the axis is claimed to be independent, and is not."""
+        """True if the axis is claimed to be independent, and the pieces show that it is not."""
         return self.claimed == "independent" and not self.is_equal
 
     def __str__(self) -> str:
@@ -66,18 +66,19 @@ class AxisCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """All checks of one model."""
+    """Result of `verify_axes`. Prints as a list of checks."""
 
     checks: tuple[AxisCheck, ...]
+    """A check for each axis, output and way of cutting."""
 
     @property
     def wrong(self) -> tuple[AxisCheck, ...]:
-        """Checks in which independence was claimed wrongly."""
+        """Checks in which an axis was wrongly claimed to be independent."""
         return tuple(check for check in self.checks if check.is_wrong)
 
     @property
     def is_right(self) -> bool:
-        """Whether no claim was wrong."""
+        """True if no claim was wrong."""
         return not self.wrong
 
     def __str__(self) -> str:
@@ -87,19 +88,21 @@ class Verification:
 def verify_axes(
     model: Model, sample: Any, *, pieces: Sequence[Sequence[int]] | None = None
 ) -> Verification:
-    """Run a model on pieces of a sample and on the whole, and compare with what `axes()` claims.
+    """Compare the claims of `Model.axes` with runs of the model on pieces of a sample.
 
-    Every open axis of the inputs is cut, whatever is claimed of it; random models differ from run
-    to run and cannot be checked.
+    Every open axis of the inputs is cut, whatever is claimed about it. The joined outputs of the
+    pieces are compared with those of the whole sample.
 
     Parameters
     ----------
     model : Model
-    sample : ndarray, or a dict of them by input name
-        Inputs as `model(sample)` takes them, with at least two elements on the axes to check. Their
-        values matter: zeros hide dependences.
+        A model that draws no random numbers.
+    sample : ndarray or mapping of str to ndarray
+        Inputs, with two or more elements on the axes to check. Values matter: zeros hide
+        dependences.
     pieces : sequence of sequences of int, optional
-        How each axis is cut, as sizes; by default one element and the rest, and two halves.
+        Sizes of the pieces, for each way of cutting. By default one element and the rest, and two
+        halves.
 
     Returns
     -------
@@ -109,15 +112,23 @@ def verify_axes(
     Raises
     ------
     InputError
-        The sample does not fit the model, or the model draws random numbers.
+        The sample does not fit the model, `pieces` do not add up to the size of an axis, or the
+        model draws random numbers.
     StageError
-        The whole cannot be run.
+        The model cannot be run on the whole sample.
+
+    Examples
+    --------
+    >>> checks = dx.verify_axes(model, np.random.rand(4, 3, 64, 64).astype("f4"))  # doctest: +SKIP
+    >>> checks.is_right  # doctest: +SKIP
+    True
     """
     random = model.analysis.batch.random
     if random:
         raise InputError(
-            f"node {random[0]!r} draws random numbers, so that no run is like another",
-            "check a model without it, such as model.extract(outputs=[...])",
+            f"node {random[0]!r} draws random numbers, so that runs cannot be compared",
+            "check a part without it: model.extract(outputs=[...])",
+            node=random[0],
         )
     model.check(sample)
     specs = {spec.name: spec for spec in model.inputs}
@@ -142,13 +153,21 @@ def random_sample(
 
     Parameters
     ----------
-    shapes : mapping of input name to shape, optional
-        By default 4 rows, and 64 for other open dimensions.
+    model : Model
+    shapes : mapping of str to tuple of int, optional
+        Shapes of inputs by name; by default 4 rows, and 64 for other open dimensions.
+    seed : int
+        Seed of the random numbers.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Standard normal numbers for floating-point inputs; 0 or 1 for integers and booleans.
 
     Raises
     ------
     InputError
-        An input of strings, sequences or maps: what makes sense there is not known.
+        An input takes strings, sequences or maps, for which there are no random values.
     """
     bound, _ = assumed_shapes(model._facts.onnx, shapes)
     axes, _ = input_axes(model._facts.onnx)
@@ -157,8 +176,9 @@ def random_sample(
     for spec in model.inputs:
         if spec.dtype is None or spec.dtype.kind not in "fiub":
             raise InputError(
-                f"input {spec.name!r} is {spec}, for which no values can be made up",
+                f"input {spec.name!r} is {spec}, for which there are no random values",
                 "call verify_axes(model, sample) with inputs of your own",
+                input=spec.name,
             )
         shape = tuple(
             _SAMPLE_ROWS if axis == axes[spec.name] and not shapes else size
@@ -167,7 +187,7 @@ def random_sample(
         values = (
             draw.standard_normal(shape)
             if spec.dtype.kind == "f"
-            else draw.integers(0, 2 if spec.dtype.kind == "b" else _SMALL, shape)
+            else draw.integers(0, _INTEGER_BOUND, shape)
         )
         sample[spec.name] = np.asarray(values).astype(spec.dtype)
     return sample
@@ -176,7 +196,7 @@ def random_sample(
 def _candidates(
     model: Model, feeds: Mapping[str, np.ndarray], rows: dict[str, int]
 ) -> Iterator[dict[str, int]]:
-    """Input axes that share a size: what the library takes for rows, and every open axis."""
+    """Yield the axes to check, by input: the batch axes, and every open axis."""
     seen: list[dict[str, int]] = []
     opened = [seeds for symbol, seeds in axis_groups(model.inputs) if not isinstance(symbol, int)]
     for seeds in (rows, *opened):
@@ -200,13 +220,20 @@ def _check_axis(
     size = next(feeds[name].shape[axis] for name, axis in seeds.items() if name in feeds)
     for sizes in pieces or _default_pieces(size):
         if sum(sizes) != size or min(sizes) < 1:
+            name, cut_axis = next(iter(seeds.items()))
             raise InputError(
-                f"pieces {tuple(sizes)} do not add up to {size}, the size of the axis",
-                "give sizes of 1 or more that do",
+                f"pieces {tuple(sizes)} of axis {cut_axis} of input {name!r} do not add up to its "
+                f"size, {size}",
+                f"give sizes of 1 or more whose sum is {size}",
+                option="pieces",
+                input=name,
+                axis=cut_axis,
+                numbers={"axis_size": size, "sum_of_pieces": sum(sizes)},
+                suggestions=[Suggestion("pieces", _default_pieces(size))],
             )
         parts = _run_pieces(model, feeds, list(whole), seeds, sizes)
         for name, fact in claims.items():
-            axis = fact.axis if fact.axis is not None else _growing(whole[name], size)
+            axis = fact.axis if fact.axis is not None else _axis_of_size(whole[name], size)
             yield AxisCheck(
                 inputs=tuple(seeds.items()),
                 output=name,
@@ -223,8 +250,8 @@ def _default_pieces(size: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys([(1, size - 1), halves]))
 
 
-def _growing(array: np.ndarray, size: int) -> int | None:
-    """The only axis of an output that is as long as the input's."""
+def _axis_of_size(array: np.ndarray, size: int) -> int | None:
+    """Return the only axis of an array that has a given size; None if there is not exactly one."""
     axes = [axis for axis, length in enumerate(array.shape) if length == size]
     return axes[0] if len(axes) == 1 else None
 
@@ -241,7 +268,7 @@ def _run_pieces(
     seeds: Mapping[str, int],
     sizes: Sequence[int],
 ) -> list[dict[str, np.ndarray]] | None:
-    """The results of all pieces; None if one cannot be run, which is a difference too."""
+    """Return the results of all pieces; None if a piece cannot be run."""
     results, start = [], 0
     for size in sizes:
         piece = {
@@ -264,6 +291,7 @@ def _difference(
     name: str,
     axis: int | None,
 ) -> float:
+    """Return the field `difference` of a check."""
     if axis is None:
         return float("nan")
     if parts is None:

@@ -1,4 +1,4 @@
-"""``dask-onnx``, also reachable as ``dask onnx``.
+"""The command ``dask-onnx``, which is also reachable as ``dask onnx``.
 
 Exit codes: 0 done; 1 failed while running; 2 bad input or usage; 130 interrupted.
 """
@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 failed while running; 2 bad input or usage; 130 interrupte
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
 import sys
@@ -16,25 +15,34 @@ from typing import Any
 
 import click
 
+from dask_onnx.cli.error_report import ErrorReport, report_of
 from dask_onnx.core.errors import DaskOnnxError, InputError, ModelError, PlanError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 _COMMANDS = {
-    "inspect": "What a model takes, gives, is made of and costs.",
-    "plan": "How a model would be cut into stages.",
-    "predict": "Run a model over a data set.",
-    "store": "What this host keeps of models: list, verify, prune.",
+    "inspect": "Show the inputs, outputs, operators and cost of a model.",
+    "plan": "Show how a model would be divided into stages.",
+    "predict": "Run a model over a data set in files.",
+    "store": "List, verify and clean up the models that this host keeps.",
 }
+_ASKED_JSON = "dask_onnx.cli.asked_json"
+_INTERRUPT_DELAY = 0.05
+"""Seconds after which a lost interrupt is sent again."""
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is used: `dask` loads this module whatever it is asked for."""
+    """Group that imports a command when it is used: `dask` loads this module for all its commands.
+
+    It also reports every error, and sets the exit code.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"dask_onnx.cli.{cmd_name}_command")
@@ -42,91 +50,78 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # Without this, listing the commands would import them all.
+        """Write the list of commands, without importing them as click would do."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON was asked for: errors of usage come before options are parsed."""
         ctx.meta[_ASKED_JSON] = "--json" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and report its error."""
         options = Options()
         ctx.obj = options
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            # What click cannot parse it says before it has looked at --json.
             if not (options.as_json or ctx.meta[_ASKED_JSON]):
                 raise
-            options.as_json = True
-            _report(options, error.format_message(), _help_of(error), type(error).__name__)
+            kind = type(error).__name__
+            ErrorReport(kind, error.format_message(), _help_of(error)).show(as_json=True)
             ctx.exit(error.exit_code)
-        except (click.exceptions.Exit, click.Abort):
+        except click.exceptions.Exit:
             raise
+        except click.Abort:
+            # A question was answered with "no", or with the end of the input.
+            ErrorReport("Aborted", "aborted, nothing was changed").show(as_json=options.as_json)
+            ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
-            _report(options, "interrupted", "")
+            ErrorReport("Interrupted", "interrupted").show(as_json=options.as_json)
             ctx.exit(EXIT_INTERRUPTED)
         except DaskOnnxError as error:
-            _fail(ctx, options, error.cause, error.next_step, _exit_code(error), error)
+            is_input = isinstance(error, InputError | ModelError | PlanError)
+            _fail(options, report_of(error, options.command), error)
+            ctx.exit(EXIT_BAD_INPUT if is_input else EXIT_FAILED)
         except Exception as error:
-            cause = f"unexpected {type(error).__name__}: {error}"
-            _fail(ctx, options, cause, "run again with --debug for the traceback", 1, error)
-
-
-_ASKED_JSON = "dask_onnx.cli.asked_json"
-
-
-def _help_of(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
-    return "" if context is None else f"`{context.command_path} --help` says what there is"
+            kind = type(error).__name__
+            cause = " ".join(f"unexpected {kind}: {error}".split())
+            _fail(options, ErrorReport(kind, cause, "add --debug to see the traceback"), error)
+            ctx.exit(EXIT_FAILED)
 
 
 class Options:
-    """What every command takes: how to speak, and how much."""
+    """Options that all commands share, and the command that was called."""
 
     as_json = False
     debug = False
+    command: click.Command | None = None
 
 
 def common_options(function: Any) -> Any:
-    """``--json`` and ``--debug``, kept in the context for whoever reports an error."""
+    """Add ``--json`` and ``--debug``, which are kept in the context for reports of errors."""
 
     def keep(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-        setattr(ctx.find_root().obj or ctx.obj, str(parameter.name), value)
+        options: Options = ctx.find_root().obj or ctx.obj
+        setattr(options, str(parameter.name), value)
+        options.command = ctx.command
         return value
 
     options: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": keep}
     function = click.option("--debug", "debug", help="Show tracebacks.", **options)(function)
-    return click.option("--json", "as_json", help="Speak JSON, for machines.", **options)(function)
+    return click.option("--json", "as_json", help="Print JSON, for programs.", **options)(function)
 
 
-def _exit_code(error: DaskOnnxError) -> int:
-    return EXIT_BAD_INPUT if isinstance(error, InputError | ModelError | PlanError) else EXIT_FAILED
+def _help_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return "" if context is None else f"see `{context.command_path} --help`"
 
 
-def _fail(
-    ctx: click.Context,
-    options: Options,
-    cause: str,
-    next_step: str,
-    code: int,
-    error: Exception,
-) -> None:
+def _fail(options: Options, report: ErrorReport, error: Exception) -> None:
     if options.debug:
         traceback.print_exception(error)
-    _report(options, cause, next_step, kind=type(error).__name__)
-    ctx.exit(code)
-
-
-def _report(options: Options, cause: str, next_step: str, kind: str = "Interrupted") -> None:
-    cause = " ".join(cause.split())
-    if options.as_json:
-        click.echo(json.dumps({"error": {"kind": kind, "cause": cause, "next_step": next_step}}))
-        return
-    click.echo(f"error: {cause}", err=True)
-    if next_step:
-        click.echo(f"       {next_step}", err=True)
+    report.show(as_json=options.as_json)
 
 
 @click.group(
@@ -137,25 +132,24 @@ def _report(options: Options, cause: str, next_step: str, kind: str = "Interrupt
 )
 @click.version_option(package_name="dask-onnx")
 def main() -> None:
-    """The group that `dask onnx` and `dask-onnx` share."""
+    """Group of all commands, which `dask onnx` and `dask-onnx` share."""
 
 
-def _press_again(unraisable: Any) -> None:
-    """Ctrl-C that came while a finalizer or the garbage collector ran: Python prints and drops what
-    these raise, so that it is sent once more, a moment later."""
+def _resend_interrupt(unraisable: Any) -> None:
+    """Send Ctrl-C again if it came while a finalizer or the garbage collector ran.
+
+    Python prints and drops exceptions that are raised there.
+    """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        threading.Timer(_MOMENT, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(_INTERRUPT_DELAY, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
 
 
-_MOMENT = 0.05
-"""Seconds."""
-
-
 def run() -> None:
-    """The entry point of ``dask-onnx``."""
-    sys.unraisablehook = _press_again
-    # Functions named by MODULE:FUNCTION are looked for where the user stands, as `python -m` does.
+    """Run the command line; the entry point of ``dask-onnx``."""
+    sys.unraisablehook = _resend_interrupt
+    # Functions that are named as MODULE:FUNCTION are found in the current folder, as with
+    # `python -m`.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # sys.path holds strings
     main(prog_name="dask-onnx")

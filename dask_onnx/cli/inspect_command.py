@@ -1,4 +1,4 @@
-"""``dask-onnx inspect``."""
+"""The command ``dask-onnx inspect``: show what a model consists of, and its cost."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
 from dask_onnx.api.verify import random_sample, verify_axes
 from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.error_report import in_options
 from dask_onnx.cli.parameters import parse_rows, parse_shapes, rows_option, shape_option
-from dask_onnx.cli.wording import in_options
+from dask_onnx.cli.plan_command import command as plan_command
 from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds, format_shapes
 from dask_onnx.core.specs import TensorSpec, dtype_name
-from dask_onnx.diagnostics.summary import speed_basis
+from dask_onnx.diagnostics.plan_text import BASIS_IN_WORDS, MEASURE
+from dask_onnx.diagnostics.summary import Basis, speed_basis
 
 _NAMES_SHOWN = 6
 _REGIONS_SHOWN = 3
 _CUTS_SHOWN = 3
-_EDGE = 0.1
-"""Of the time, so much at least on both sides of a cut that is worth naming."""
+_LEAST_SHARE = 0.1
+"""Share of the time that lies on both sides of a cut that is listed."""
 
 
 @click.command("inspect")
@@ -38,14 +40,14 @@ _EDGE = 0.1
 @click.option(
     "--verify",
     is_flag=True,
-    help="Run MODEL on random inputs, whole and in pieces, and compare with what is claimed.",
+    help="Run MODEL on random inputs, whole and in pieces, and compare with the facts shown.",
 )
 @common_options
 @click.pass_obj
 def command(
     options: Options, model_path: str, shapes: Sequence[str], rows: str | None, verify: bool
 ) -> None:
-    """Show what MODEL takes, gives, is made of and costs. Runs nothing without --verify."""
+    """Show the inputs, outputs, operators and cost of MODEL. Nothing is run without --verify."""
     model = load(model_path, rows=parse_rows(rows))
     bound = parse_shapes(shapes)
     analysis, axes = model.analyse(bound), model.axes(bound)
@@ -67,7 +69,7 @@ def command(
 
 
 def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
-    """All of it, for machines."""
+    """Return all facts about a model, for JSON."""
     return {
         "name": model.name,
         "token": model.token,
@@ -83,7 +85,9 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
         "flops": analysis.flops,
         "activation_bytes": analysis.activation_bytes,
         "predicted_seconds": analysis.predicted_seconds,
-        "basis": _basis(model, analysis),
+        "basis": BASIS_IN_WORDS[speed_basis()],
+        "basis_kind": speed_basis(),
+        "plan_basis_kind": _plan_basis(model, analysis),
         "parallel_branches": analysis.parallel_branches,
         "parallelism": analysis.parallelism,
         "longest_path": list(analysis.longest_path),
@@ -140,7 +144,7 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
             "compute",
             f"{format_flops(analysis.flops)}, {format_bytes(analysis.activation_bytes)} moved, "
             f"{format_seconds(analysis.predicted_seconds)} predicted on one core, "
-            f"{_basis(model, analysis)}",
+            f"{_basis_in_words(model, analysis)}",
         ),
         (
             "branches",
@@ -160,23 +164,30 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
     ]
 
 
-def _basis(model: Model, analysis: Analysis) -> str:
-    """What the predicted seconds rest on, and whether plans know better."""
-    basis, known = speed_basis(), model.basis(analysis.shapes)
-    if known != basis:
-        basis += f"; `dask-onnx plan` goes {known}"
-    return in_options(basis, "plan")
+def _plan_basis(model: Model, analysis: Analysis) -> Basis:
+    """Return the source of the seconds that plans predict; the analysis goes by FLOPs and bytes."""
+    return model.basis(analysis.shapes)
+
+
+def _basis_in_words(model: Model, analysis: Analysis) -> str:
+    basis, of_plans = speed_basis(), _plan_basis(model, analysis)
+    words = BASIS_IN_WORDS[basis]
+    if of_plans != basis:
+        return f"{words}; `dask-onnx plan` goes {BASIS_IN_WORDS[of_plans]}"
+    if basis == "defaults":
+        return f"{words}; dask-onnx plan {in_options(MEASURE, plan_command)} measures it"
+    return words
 
 
 def _regions(analysis: Analysis) -> str:
-    """The parallel regions that matter, dearest first."""
+    """Describe the parallel regions that take most of the time."""
     total = analysis.predicted_seconds or 1.0
     found = sorted(
         (region for region in analysis.regions if region.is_parallel),
         key=lambda region: -sum(region.seconds),
     )
     if not found:
-        return "one after the other: no branches"
+        return "none: nodes run one after the other"
     shown = [
         f"{len(region.parts)} branches, {sum(region.seconds) / total:.0%} of the time, the longest "
         f"{max(region.seconds) / total:.0%}"
@@ -187,8 +198,8 @@ def _regions(analysis: Analysis) -> str:
 
 
 def _cuts(cuts: Sequence[Cut]) -> str:
-    """Where the fewest bytes cross, of those with work on both sides."""
-    inner = [cut for cut in cuts if _EDGE <= cut.share <= 1 - _EDGE]
+    """Describe the cuts that the fewest bytes cross, of those with work on both sides."""
+    inner = [cut for cut in cuts if _LEAST_SHARE <= cut.share <= 1 - _LEAST_SHARE]
     if not inner:
         return "none with work on both sides"
     best = sorted(inner, key=lambda cut: (cut.bytes, cut.values))[:_CUTS_SHOWN]

@@ -1,4 +1,4 @@
-"""``dask-onnx plan``."""
+"""The command ``dask-onnx plan``: show how a model would be divided into stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from dask_onnx.api.loading import load
 from dask_onnx.api.plan import Plan, check_picture
 from dask_onnx.cli import Options, common_options
-from dask_onnx.cli.cluster_options import connect
+from dask_onnx.cli.error_report import in_options
 from dask_onnx.cli.parameters import (
     STRATEGY_NAMES,
     configuration_option,
@@ -26,14 +26,17 @@ from dask_onnx.cli.parameters import (
     strategy_option,
 )
 from dask_onnx.cli.plan_json import as_dict
-from dask_onnx.cli.plan_request import Asked
-from dask_onnx.cli.wording import in_options, worded_for
-from dask_onnx.core.errors import InputError
+from dask_onnx.cli.plan_request import PlanOptions
+from dask_onnx.cluster.configuration import calibrate
+from dask_onnx.core import config
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.diagnostics.sections import render_text
+from dask_onnx.jobs.job_cluster import JobCluster
 from dask_onnx.modelio.weights import graphs_of, is_external
 
 _BATCHES = 16
-"""Micro-batches that are shown where none are asked for."""
+"""Micro-batches of the schedule by default."""
 
 _CUT = (
     strategy_option,
@@ -42,93 +45,99 @@ _CUT = (
     click.option(
         "--n-workers",
         type=click.IntRange(min=1),
-        help="Stages side by side at most; for --strategy branches. 2 by default.",
+        metavar="N",
+        help="Most stages side by side; for --strategy branches. 2 by default.",
     ),
     click.option(
         "--min-seconds",
         type=click.FloatRange(min=0, min_open=True),
-        help="What a stage should compute at least, in predicted seconds; for --strategy fused.",
+        metavar="SECONDS",
+        help="Least predicted time of a stage; for --strategy fused.",
     ),
     click.option(
-        "--memory-limit", help="Weights and activations of a stage at most, 2GiB; for pipeline."
+        "--memory-limit",
+        metavar="SIZE",
+        help="Most weights and activations of a stage, as 2GiB; for --strategy pipeline.",
     ),
     click.option("--stage-memory", hidden=True),
     click.option(
         "--cut-at",
         multiple=True,
         metavar="VALUE,...",
-        help="Cut where these have been made; a+b end a stage together. May be repeated, as for a "
-        "value with a comma or a plus in its name.",
+        help="End a stage at each of these values; a+b end one together. May be repeated, which "
+        "values with a comma or a plus in their names need.",
     ),
     outputs_option,
     shape_option,
 )
-"""What is to be cut, and how."""
+"""Options of the cut."""
 _KNOW = (
     click.option(
         "--aim",
         type=click.Choice(["throughput", "latency"]),
-        help="Many tasks at a time, each with its share of the cores; or one, with all of them.",
+        help="Many tasks at a time, each with its share of the cores; or one with all of them.",
     ),
     click.option(
         "--measure",
         metavar="FILE",
-        help="Run these rows here a few times and go by what each node took: .npy, or .npz by "
-        "input name.",
+        help="Predict by the times of the nodes on these rows, which are run here a few times: "
+        ".npy, or .npz by input name.",
     ),
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Plan for this cluster, tcp://HOST:PORT, beside what its workers have measured.",
+        help="Plan for this cluster, tcp://HOST:PORT, and show what its workers have measured.",
     ),
     click.option(
         "--batches",
         type=click.IntRange(min=1),
-        help="Micro-batches that there are: of the schedule that is shown, 16 by default, and "
-        "that --strategy auto decides for, by default eight a thread.",
+        metavar="N",
+        help="Micro-batches of the schedule (16 by default), and that --strategy auto decides for "
+        "(eight for each thread).",
     ),
 )
-"""What it is for."""
+"""Options of the work and the cluster."""
 _RUN = (
     click.option(
         "--schedule",
         type=click.Choice(["async", "sync", "hybrid"]),
-        help="How micro-batches follow one another; async where stages stay on workers, else "
-        "Dask's.",
+        help="Order of micro-batches; async if stages stay on workers, otherwise left to Dask.",
     ),
     click.option(
         "--in-flight",
         type=click.IntRange(min=1),
-        help="Micro-batches between their first and their last stage at most; two for each stage.",
+        metavar="N",
+        help="Most micro-batches between their first and their last stage; two for each stage.",
     ),
     click.option(
-        "--worker-groups", metavar="N,N,...", help="The worker that each stage stays on: 0,1,0."
+        "--worker-groups", metavar="N,N,...", help="Worker that each stage stays on, as 0,1,0."
     ),
     click.option(
         "--allow-other-workers",
         is_flag=True,
-        help="Idle workers may take stages of --worker-groups.",
+        help="Let idle workers take stages of --worker-groups.",
     ),
 )
-"""How it would run."""
+"""Options of the schedule and the placement."""
 _SHOW = (
     click.option(
         "--output",
         type=click.Path(),
-        help="Write it there: the picture as .svg, all of it as a page as .html.",
+        help="Write the plan there: a picture as .svg, or a page as .html.",
     ),
     click.option(
         "--diff",
         "rival",
         type=click.Choice(STRATEGY_NAMES),
-        help="How the plan differs from what this strategy gives, with the options that it takes.",
+        help="Show the difference from the plan of this strategy, with the options that it takes.",
     ),
     click.option(
         "--annotate",
         metavar="FILE",
-        help="Write MODEL there, saying these stages itself, for --strategy from_annotations.",
+        help="Write MODEL there with these stages, for --strategy from_annotations.",
     ),
 )
+"""Options of what is shown and written."""
 
 
 def _plan_options(function: Callable[..., None]) -> Any:
@@ -141,7 +150,6 @@ def _plan_options(function: Callable[..., None]) -> Any:
 @_plan_options
 @common_options
 @click.pass_context
-@worded_for("plan")
 def command(
     context: click.Context,
     /,
@@ -152,14 +160,14 @@ def command(
     annotate: str | None,
     **options: Any,
 ) -> None:
-    """How MODEL would be cut into stages: their cost, the edges and their bytes.
+    """Show how MODEL would be divided into stages: their cost, the edges and their bytes.
 
-    MODEL is run for --measure only. The first plan of a host that weighs what nodes take finds out
-    how fast its CPU is, in a tenth of a second; with --scheduler, what workers take to send
-    something.
+    MODEL is run for --measure only. The first plan on a host that compares the times of nodes
+    measures the speed of its CPU, for a tenth of a second; with --scheduler, also the time that
+    workers take to send a value.
     """
-    is_said = context.get_parameter_source("strategy") is not ParameterSource.DEFAULT
-    asked = Asked(strategy=strategy if is_said else None, **options)
+    is_given = context.get_parameter_source("strategy") is not ParameterSource.DEFAULT
+    asked = PlanOptions(strategy=strategy if is_given else None, **options)
     asked.check()
     if output is not None:
         check_picture(output)
@@ -169,8 +177,12 @@ def command(
     with contextlib.ExitStack() as stack:
         model, client = load(model_path), None
         if scheduler is not None:
-            client = stack.enter_context(connect(scheduler, None, None, None, debug=common.debug))
+            client = stack.enter_context(JobCluster(scheduler).connect())
+            if config.get("plan.calibrate"):
+                calibrate(client)
         plan = asked.plan(model, client)
+        if client is not None:
+            plan.measured()  # asks the workers, which explaining a plan does not
         rival = asked.rival_plan(model, plan, client)
         difference = None if rival is None else plan.diff(rival)
         if output is not None:
@@ -181,7 +193,8 @@ def command(
         if common.as_json:
             click.echo(json.dumps(as_dict(plan, difference, batches=batches), indent=2))
             return
-        click.echo(_explained(plan, batches))
+        sections = plan.sections(batches=batches)
+        click.echo(render_text(sections, lambda each: _in_options(each, context)))
     if difference is not None:
         click.echo(f"\nthe other is {asked.rival}\n{difference}")
     if output is not None:
@@ -190,29 +203,30 @@ def command(
         click.echo(f"\nannotated model: {annotate}")
 
 
-def _explained(plan: Plan, batches: int) -> str:
-    hint = "plan(measure=rows)"
-    return plan.explain(batches=batches).replace(hint, in_options(hint, "plan"), 1)
+def _in_options(suggestion: Suggestion, context: click.Context) -> str:
+    return f"{context.command_path} {in_options(suggestion, context.command)}"
 
 
 def _check_annotate(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path} is a folder", "give --annotate the name of a file in it")
+        raise InputError(f"{path} is a folder", "name a file in it", option="annotate")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"the folder {folder} does not exist", "make it first")
+        raise InputError(f"the folder {folder} does not exist", "create it", option="annotate")
 
 
 def _write_annotated(plan: Plan, model_path: str, path: Path) -> None:
-    """The model as it is written, with the plan's stages; its external data stay where they are."""
+    """Write the model with the plan's stages; its external data stay where they are."""
     folder = path.absolute().parent
     model = plan.annotate(model_path)
     is_beside = not is_url(model_path) and Path(model_path).absolute().parent.samefile(folder)
     outside = [t.name for g in graphs_of(model) for t in g.initializer if is_external(t)]
     if outside and not is_beside:
         raise InputError(
-            f"{len(outside)} tensors of {model_path} lie in files beside it, such as "
-            f"{outside[0]!r}: a model in {folder} would not find them",
-            "give --annotate a name in the folder of MODEL",
+            f"{len(outside)} tensors of {model_path}, such as {outside[0]!r}, are in files beside "
+            f"it, where a model in {folder} does not find them",
+            "name a file in the folder of MODEL",
+            option="annotate",
+            numbers={"tensors": len(outside)},
         )
     onnx.save(model, path)

@@ -1,4 +1,4 @@
-"""A plan for machines: all that `Plan.explain` says."""
+"""Plans as JSON: everything that `Plan.explain` tells."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from dataclasses import asdict
 from typing import Any
 
 from dask_onnx.api.plan import Plan
-from dask_onnx.cli.wording import in_options
+from dask_onnx.diagnostics.plan_text import BASIS_IN_WORDS
 from dask_onnx.planning.measured_stages import Measured
 from dask_onnx.planning.stages import Stage
 from dask_onnx.planning.worker_memory import WorkerMemory
 
 
 def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> dict[str, Any]:
-    """Everything that can be said of a plan.
+    """Return all facts about a plan.
 
     Parameters
     ----------
-    difference : from another plan, as `Plan.diff` words it
-    batches : micro-batches of the schedule
+    plan : Plan
+    difference : str, optional
+        Difference from another plan, from `Plan.diff`.
+    batches : int
+        Micro-batches of the schedule.
     """
     summary, measured, verdict = plan.summary(), plan.measured(), plan.judge(batches=batches)
     path = asdict(summary.critical_path)
     return {
         "strategy": plan.recipe.strategy,
         "predicted_seconds": plan.stage_graph.seconds,
-        "basis": in_options(summary.basis, "plan"),
+        "basis": BASIS_IN_WORDS[summary.basis],
+        "basis_kind": summary.basis,
         "shapes": summary.shapes,
         "shapes_assumed": summary.is_assumed,
         "stages": [_stage(stage, i, measured) for i, stage in enumerate(plan.stages)],
@@ -45,7 +49,7 @@ def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> 
         **dict(_placement(plan)),
         "threads": summary.threads,
         "rows_of_run": asdict(summary.rows),
-        "not_on_onnxruntime": [asdict(each) for each in summary.elsewhere],
+        "not_on_onnxruntime": [asdict(each) for each in summary.other_kernels],
         "random_nodes": {"seeded": summary.random, "unseeded": summary.unseeded},
         **dict(_measured(plan, measured)),
         "verdict": verdict.sentence,
@@ -71,15 +75,17 @@ def _stage(stage: Stage, number: int, measured: Measured | None) -> dict[str, An
 def _schedule(plan: Plan, batches: int) -> Iterator[tuple[str, Any]]:
     if len(plan.stages) == 1:
         return
-    course, link = plan.timeline(batches=batches), plan.recipe.link
+    timeline, link = plan.timeline(batches=batches), plan.recipe.link
     yield (
         "schedule",
         {
-            "how": None if plan.bounds is None else plan.bounds.describe(len(plan.stages)),
+            "how": None
+            if plan.effective_schedule is None
+            else plan.effective_schedule.describe(len(plan.stages)),
             "batches": batches,
-            "workers": course.workers,
-            "predicted_seconds": course.seconds,
-            "bubble": course.bubble,
+            "workers": timeline.workers,
+            "predicted_seconds": timeline.seconds,
+            "bubble": timeline.bubble,
         },
     )
     if link is not None:

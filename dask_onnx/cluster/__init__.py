@@ -1,4 +1,4 @@
-"""What we tell Dask and ask of it: scheduler plugin, placement, barriers, links, delivery.
+"""Dask clusters: scheduler plugin, placement, barriers, capacity, links, overhead and delivery.
 
 Imports `planning`, `runtime` and what is below.
 """

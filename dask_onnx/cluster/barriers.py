@@ -1,8 +1,9 @@
-"""Bounds on what is in flight and barriers, as dependencies among the tasks of a plan.
+"""Barriers among the tasks of a plan, as dependencies, which bound the micro-batches in flight.
 
-Dask holds back tasks that need nothing until workers have room, but not those that are restricted
-to workers; so a plan says it with dependencies. A task that needs another one's result would be
-sent it: between them stands a *gate*, which runs where the result is and gives nothing.
+Dask holds back tasks without dependencies until workers have room, but not tasks that are
+restricted to workers; so a plan bounds them by dependencies. A task that depends on another one
+would be sent its result. Therefore a *barrier task* stands between them, which runs where the
+result is and returns None.
 """
 
 from __future__ import annotations
@@ -13,58 +14,62 @@ from dataclasses import dataclass
 
 from dask.task_spec import Task, TaskRef
 
-from dask_onnx.core.stage_tasks import AFTER, Key, StageTask, digest, passed
-from dask_onnx.planning.schedule import Barrier, Passage, Schedule, barriers
+from dask_onnx.core.stage_tasks import AFTER, Key, StageTask, digest, pass_barrier
+from dask_onnx.planning.schedule import Barrier, MicroBatch, Schedule, barriers
 
 
 @dataclass(frozen=True, slots=True)
 class BarrierTasks:
-    """A schedule, for the tasks of one request."""
+    """Schedule of one request, as barrier tasks."""
 
     schedule: Schedule
+    """Order in which micro-batches go through the stages."""
     stages: int
-    """Of the plan."""
+    """Number of stages of the plan."""
     places: Mapping[Key, tuple[int, int]]
-    """Task to its micro-batch and its stage."""
+    """Micro-batch and stage of each task, by its key."""
     token: str
+    """Token of the request, which is part of the barrier tasks' keys."""
 
     def apply(self, tasks: Mapping[Key, Task]) -> dict[Key, Task]:
-        """Some of the request's tasks, in an order in which they can run, and gates among them.
+        """Return tasks of the request with barrier tasks among them, in topological order.
 
-        Micro-batches that are not there are not waited for: who asks for the last one alone does
-        not get all others computed.
+        Micro-batches whose tasks are missing are not waited for: a caller who asks for the last one
+        alone does not get the others computed.
         """
-        needs: defaultdict[int, dict[Key, list[Key]]] = defaultdict(dict)
+        dependencies: defaultdict[int, dict[Key, list[Key]]] = defaultdict(dict)
         for key, task in tasks.items():
             before = [each for each in task.dependencies if each in tasks]
-            needs[self.places[key][0]][key] = before
-        passages = [Passage.of(needs[chunk]) for chunk in sorted(needs)]
+            dependencies[self.places[key][0]][key] = before
+        micro_batches = [
+            MicroBatch.from_dependencies(dependencies[chunk]) for chunk in sorted(dependencies)
+        ]
         barrier_tasks: dict[Key, Task] = {}
         after: dict[Key, Key] = {}
-        for barrier in barriers(self.schedule, self.stages, passages):
-            barrier_key = self._barrier_task(barrier, barrier_tasks)
+        for barrier in barriers(self.schedule, self.stages, micro_batches):
+            barrier_key = self._add_barrier(barrier, barrier_tasks)
             after.update(dict.fromkeys(barrier.before, barrier_key))
         return {
-            **{key: _waiting(task, after.get(key)) for key, task in tasks.items()},
+            **{key: _with_barrier(task, after.get(key)) for key, task in tasks.items()},
             **barrier_tasks,
         }
 
-    def _barrier_task(self, barrier: Barrier[Key], barrier_tasks: dict[Key, Task]) -> Key:
-        """The key of a task that is done when all that must be done before is done."""
-        opened = []
+    def _add_barrier(self, barrier: Barrier[Key], barrier_tasks: dict[Key, Task]) -> Key:
+        """Add the tasks of a barrier, and return the key of the one that is done last."""
+        passed = []
         for key in barrier.after:
             barrier_key = (f"passed-{self.token}", *self.places[key])
-            barrier_tasks[barrier_key] = StageTask(barrier_key, passed, TaskRef(key))
-            opened.append(barrier_key)
-        if len(opened) == 1:
-            return opened[0]
-        joined = (f"barrier-{self.token}", digest(opened))
-        barrier_tasks[joined] = StageTask(joined, passed, *map(TaskRef, opened))
+            barrier_tasks[barrier_key] = StageTask(barrier_key, pass_barrier, TaskRef(key))
+            passed.append(barrier_key)
+        if len(passed) == 1:
+            return passed[0]
+        joined = (f"barrier-{self.token}", digest(passed))
+        barrier_tasks[joined] = StageTask(joined, pass_barrier, *map(TaskRef, passed))
         return joined
 
 
-def _waiting(task: Task, barrier_key: Key | None) -> Task:
+def _with_barrier(task: Task, barrier_key: Key | None) -> Task:
     if barrier_key is None:
         return task
-    named = {**task.kwargs, AFTER: TaskRef(barrier_key)}
-    return StageTask(task.key, task.func, *task.args, **named)
+    arguments = {**task.kwargs, AFTER: TaskRef(barrier_key)}
+    return StageTask(task.key, task.func, *task.args, **arguments)

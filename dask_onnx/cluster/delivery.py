@@ -1,45 +1,82 @@
-"""What of a model must travel with the graph: decided, and made into tasks, where it is made."""
+"""Delivery of a model with a graph, to hosts that can read neither its file nor this store.
+
+It is decided where the graph is built, and consists of tasks, so that Dask can send weights again.
+"""
 
 from __future__ import annotations
 
-import time
+import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask.config
 from dask.task_spec import Task
 from distributed import Client
 
+from dask_onnx.cluster.links import workers_of
 from dask_onnx.core.peers import is_inside_task
+from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor, blob_keys_of
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.store.supply import Manifest, Piece, Segment, Sight, look, pass_on, store_piece
+from dask_onnx.store.supply import StoreView, view_store
+from dask_onnx.store.weight_parts import (
+    BlobRange,
+    Manifest,
+    WeightPart,
+    pass_manifest,
+    store_weight_part,
+)
 from dask_onnx.store.weight_store import Store
 
-PIECE_BYTES = 32 * 2**20
-"""A task of weights has about so many bytes: enough to be cheap, few enough to send again."""
+PART_BYTES = 32 * 2**20
+"""Bytes of weights in a task: enough to make it cheap, few enough to send it again."""
 SPLIT_BYTES = 256 * 2**20
-"""A tensor that is larger comes in parts."""
-_LOOK_SECONDS = 30
-"""How long an answer about what the workers see stays good."""
+"""Bytes above which a tensor is split over several tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Tasks that bring a model to hosts that cannot get it themselves."""
+    """Tasks that bring a model to hosts that cannot get it by themselves."""
 
     tasks: Mapping[str, Task]
+    """Tasks by their keys."""
     keys: tuple[tuple[str, ...], ...]
-    """For each stage, the tasks whose results it is given."""
+    """Keys of the tasks whose results each stage is given."""
     model: OnnxModel
+    """The model; weights are read from it when the tasks are sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Parts of a model that all workers of a cluster can read."""
+
+    share_store: bool
+    """True if all workers use this process's store."""
+    can_read: bool
+    """True if each worker uses this process's store or sees the model's file."""
+
+
+_views: BoundedCache[tuple[str, str, frozenset[str]], _View] = BoundedCache(
+    "views of workers on models", 256
+)
+"""Views by the client's id, the model's token and the addresses of the workers, which are asked
+with the first request of a model, and when other workers have come."""
 
 
 def current_client() -> Any:
-    """The client that Dask would use from here; None if there is none, or inside a task."""
+    """Return the client that Dask would use here.
+
+    None inside a task, if there is no client, or if Dask's option ``scheduler`` names another
+    scheduler than a client's.
+    """
     if is_inside_task():
         return None
+    scheduler = dask.config.get("scheduler", None)
+    if scheduler and str(scheduler).lower() not in ("distributed", "dask.distributed"):
+        return client_of(scheduler)
     try:
         client = Client.current(allow_global=True)
     except ValueError:
@@ -47,133 +84,158 @@ def current_client() -> Any:
     return client if client.status == "running" else None
 
 
-_seen: weakref.WeakKeyDictionary[Any, dict[str, tuple[float, bool, bool]]]
-_seen = weakref.WeakKeyDictionary()
+def client_of(scheduler: Any) -> Any:
+    """Return the client that a value of Dask's option ``scheduler`` stands for, or None.
 
-
-def _sight(client: Any, model: OnnxModel) -> tuple[bool, bool]:
-    """Whether all workers share this process's store; whether all have that or the model's file."""
-    known = _seen.setdefault(client, {})
-    found = known.get(model.token)
-    if found is not None and time.monotonic() < found[0]:
-        return found[1:]
-    own = Store().identity
-    found_there = client.run(look, model.source, on_error="return").values()
-    # A worker that cannot answer cannot run the tasks either; its own error will say why.
-    answers = [answer for answer in found_there if isinstance(answer, Sight)]
-    if not answers:  # nobody is there yet: a path is believed to be seen
-        return False, model.source is not None
-    share = all(answer.store == own for answer in answers)
-    reach = all(answer.store == own or answer.sees_file for answer in answers)
-    known[model.token] = (time.monotonic() + _LOOK_SECONDS, share, reach)
-    return share, reach
+    Parameters
+    ----------
+    scheduler : Client, callable or str
+        A client, its method ``get``, or anything else that Dask takes.
+    """
+    client = getattr(scheduler, "__self__", scheduler)
+    return client if isinstance(client, Client) else None
 
 
 def plan_delivery(model: OnnxModel, stages: StageGraph) -> Delivery | None:
-    """What must travel with the graph; None if every worker can get the model by itself.
+    """Return what must travel with the graph; None if every worker can get the model by itself.
 
-    Asks the workers of the current client what they see; reads no weights.
+    The workers of the current client are asked what they can read; no weights are read.
     """
     client = current_client()
     if client is None or client.asynchronous:
         return None
-    share, reach = _sight(client, model)
-    if share or (reach and _is_whole(model, stages)):
+    key = client.id, model.token, frozenset(workers_of(client))
+    view = _views.get_or_make(key, lambda: _ask_workers(client, model))
+    if view.share_store or (view.can_read and _is_whole(model, stages)):
         return None
-    return deliver(model, stages, with_weights=not reach)
+    return deliver(model, stages, with_weights=not view.can_read)
+
+
+def _ask_workers(client: Any, model: OnnxModel) -> _View:
+    own = Store().identity
+    answers = client.run(view_store, model.source, on_error="return").values()
+    # A worker that fails to answer cannot run the tasks either; its own error will say why.
+    views = [answer for answer in answers if isinstance(answer, StoreView)]
+    if not views:  # there are no workers yet: assume that they will see the model's path
+        return _View(share_store=False, can_read=model.source is not None)
+    return _View(
+        share_store=all(view.store == own for view in views),
+        can_read=all(view.store == own or view.sees_file for view in views),
+    )
 
 
 def _is_whole(model: OnnxModel, stages: StageGraph) -> bool:
-    """Whether one stage runs every node: then a host reads the model's file from end to end."""
+    """Return whether one stage runs every node, so that a host reads the whole file anyway."""
     return len(stages.stages) == 1 and len(stages.stages[0].nodes) == model.n_nodes
 
 
 def deliver(model: OnnxModel, stages: StageGraph, *, with_weights: bool) -> Delivery:
-    """The tasks: a manifest, and the weights too if the workers cannot read them from files.
+    """Return tasks for a manifest, and for the weights if workers cannot read them from files.
 
-    A piece has weights that the same stages want, so that no host is sent what it does not run.
+    The weights of a task are read by the same stages, so that no host is sent what it does not run.
+
+    Parameters
+    ----------
+    model : OnnxModel
+        The model to deliver.
+    stages : StageGraph
+        Stages of the plan.
+    with_weights : bool
+        Whether the weights travel too.
     """
     name = f"model-{model.token}"
     manifest = Manifest(model.token, model.proto, model.places)
-    tasks = {name: Task(name, pass_on, manifest)}
+    tasks = {name: Task(name, pass_manifest, manifest)}
     keys: list[list[str]] = [[name] for _ in stages.stages]
     if with_weights:
-        for users, blobs in _by_users(model, stages).items():
-            for segments in _pieces(blobs):
+        for readers, blobs in _blobs_by_readers(model, stages).items():
+            for ranges in _parts(blobs):
                 key = f"weights-{model.token}-{len(tasks)}"
-                tasks[key] = Task(key, store_piece, key, Piece(segments, model))
-                for stage in users:
+                tasks[key] = Task(key, store_weight_part, key, WeightPart(ranges, model))
+                for stage in readers:
                     keys[stage].append(key)
     return Delivery(tasks, tuple(map(tuple, keys)), model)
 
 
-_Users = dict[tuple[int, ...], list[tuple[str, int]]]
-_latest: weakref.WeakKeyDictionary[OnnxModel, tuple[StageGraph, _Users]]
+_Readers = dict[tuple[int, ...], list[tuple[str, int]]]
+"""Keys and bytes of blobs, by the positions of the stages that read them."""
+_latest: weakref.WeakKeyDictionary[OnnxModel, tuple[StageGraph, _Readers]]
 _latest = weakref.WeakKeyDictionary()
-"""By model: the stages that were asked for last, as they are again with the next request."""
+"""Last stages of each model and their blobs, since the next request usually has the same ones."""
+_latest_lock = threading.Lock()
 
 
-def _by_users(model: OnnxModel, stages: StageGraph) -> _Users:
-    """Blobs, with their bytes, by the stages that want them."""
-    latest = _latest.get(model)
+def _blobs_by_readers(model: OnnxModel, stages: StageGraph) -> _Readers:
+    with _latest_lock:
+        latest = _latest.get(model)
     if latest is None or latest[0] is not stages:
-        latest = _latest[model] = (stages, _find_users(model, stages))
+        latest = stages, _find_readers(model, stages)
+        with _latest_lock:
+            _latest[model] = latest
     return latest[1]
 
 
-def _find_users(model: OnnxModel, stages: StageGraph) -> _Users:
+def _find_readers(model: OnnxModel, stages: StageGraph) -> _Readers:
     extractor = StageExtractor(model.parse())
-    users: dict[str, list[int]] = {}
+    readers: dict[str, list[int]] = {}
     for number, stage in enumerate(stages.stages):
         part = extractor.extract(stage.nodes, stage.inputs, stage.outputs)
         for key in blob_keys_of(part):
-            users.setdefault(key, []).append(number)
-    grouped: dict[tuple[int, ...], list[tuple[str, int]]] = {}
-    for key, numbers in users.items():
+            readers.setdefault(key, []).append(number)
+    grouped: _Readers = {}
+    for key, numbers in readers.items():
         size = model.places[key].length if key in model.places else len(model.blobs[key])
         grouped.setdefault(tuple(numbers), []).append((key, size))
     return grouped
 
 
-def _pieces(blobs: Sequence[tuple[str, int]]) -> list[tuple[Segment, ...]]:
-    """Blobs in groups of about PIECE_BYTES; one that is larger in parts."""
-    pieces: list[tuple[Segment, ...]] = []
-    group: list[Segment] = []
-    room = PIECE_BYTES
+def _parts(blobs: Sequence[tuple[str, int]]) -> list[tuple[BlobRange, ...]]:
+    """Return blobs in groups of about `PART_BYTES`, those above `SPLIT_BYTES` in ranges."""
+    parts: list[tuple[BlobRange, ...]] = []
+    group: list[BlobRange] = []
+    room = PART_BYTES
     for key, size in blobs:
         for offset in range(0, size, SPLIT_BYTES):
             length = min(SPLIT_BYTES, size - offset)
             if group and length > room:
-                pieces.append(tuple(group))
-                group, room = [], PIECE_BYTES
-            group.append(Segment(key, offset, length, size))
+                parts.append(tuple(group))
+                group, room = [], PART_BYTES
+            group.append(BlobRange(key, offset, length, size))
             room -= length
-    return [*pieces, tuple(group)] if group else pieces
+    return [*parts, tuple(group)] if group else parts
 
 
 _held: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""Futures of delivered keys, by client. A model's finalizer removes its keys."""
+_held_lock = threading.RLock()  # a finalizer may run while the lock is held
 
 
 def hold(client: Any, delivery: Delivery) -> dict[str, Any]:
-    """The delivery's keys as futures, so that the next request sends no weights again; they stay
-    for as long as the model does."""
-    held = _held.setdefault(client, {})
-    lacking = {key: task for key, task in delivery.tasks.items() if not _is_alive(held.get(key))}
-    if lacking:
-        with warnings.catch_warnings():
-            # Weights are meant to be sent here, once.
-            warnings.filterwarnings("ignore", "Sending large graph")
-            futures = client.get(dict(lacking), list(lacking), sync=False)
-        held.update(zip(lacking, futures, strict=True))
-        weakref.finalize(delivery.model, _let_go, weakref.ref(client), tuple(lacking))
-    return {key: held[key] for key in delivery.tasks}
+    """Return the delivery's keys as futures, which exist as long as the model does.
+
+    Weights are sent with the first request only.
+    """
+    with _held_lock:
+        held = _held.setdefault(client, {})
+        lacking = {
+            key: task for key, task in delivery.tasks.items() if not _is_alive(held.get(key))
+        }
+        if lacking:
+            with warnings.catch_warnings():
+                # Weights are meant to be in this graph, once.
+                warnings.filterwarnings("ignore", "Sending large graph")
+                futures = client.get(dict(lacking), list(lacking), sync=False)
+            held.update(zip(lacking, futures, strict=True))
+            weakref.finalize(delivery.model, _release, weakref.ref(client), tuple(lacking))
+        return {key: held[key] for key in delivery.tasks}
 
 
-def _let_go(client: weakref.ref[Any], keys: tuple[str, ...]) -> None:
+def _release(client: weakref.ref[Any], keys: tuple[str, ...]) -> None:
     alive = client()
-    held = {} if alive is None else _held.get(alive, {})
-    for key in keys:
-        held.pop(key, None)
+    with _held_lock:
+        held = {} if alive is None else _held.get(alive, {})
+        for key in keys:
+            held.pop(key, None)
 
 
 def _is_alive(future: Any) -> bool:

@@ -1,30 +1,45 @@
-"""Asking the processes where a plan has run what they have noted of it."""
+"""Collection of the runs of stages that the processes of a cluster have recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from dask_onnx.core.stage_runs import NOTES_TOPIC, StageRun, from_message, noted, peak_bytes
+from dask_onnx.core.stage_runs import (
+    RUNS_TOPIC,
+    StageRun,
+    peak_bytes,
+    recorded_runs,
+    runs_from_message,
+)
 from dask_onnx.planning.measured_stages import Measured, measured
 
 
 def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | None:
-    """What was measured of the stages of some tokens, by this process and by a client's workers;
-    those that went in good order among them.
+    """Return the measured runs of stages, from this process and from a client's workers.
 
-    A worker that does not answer, or that has not dask_onnx, is left out.
+    Workers that have closed in good order are included; those that do not answer, or have no
+    dask_onnx, are left out.
 
     Parameters
     ----------
     client : distributed.Client or None
-    rows : of a run, that the plan is for
+        Client of the cluster; None for this process alone.
+    tokens : sequence of str
+        Tokens of the plan's stages, in their order.
+    rows : int or None
+        Rows of the run that the plan is for; None where no input has rows.
+
+    Returns
+    -------
+    Measured or None
+        None if none of the stages has run.
     """
     found = {"": report(tokens)}
     if client is not None and not client.asynchronous:
-        for _, message in client.get_events(NOTES_TOPIC):
-            worker, noted_there = from_message(message, set(tokens))
-            found[worker] = noted_there
+        for _, message in client.get_events(RUNS_TOPIC):
+            worker, recorded = runs_from_message(message, set(tokens))
+            found[worker] = recorded
         found |= client.run(report, tokens, on_error="ignore")
     runs = {worker: own for worker, (own, _) in found.items()}
     peaks = {worker: peak for worker, (_, peak) in found.items()}
@@ -32,5 +47,5 @@ def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | 
 
 
 def report(tokens: Sequence[str]) -> tuple[list[StageRun], int]:
-    """What this process has noted of some stages, and its peak."""
-    return noted(set(tokens)), peak_bytes()
+    """Return this process's recorded runs of some stages, and its peak resident bytes."""
+    return recorded_runs(set(tokens)), peak_bytes()

@@ -1,50 +1,61 @@
-"""Where stages run, as data; how a cluster is set up for it, and what it offers."""
+"""Placement of stages as data; plugins of workers, and facts about a cluster."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.config
 import psutil
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from dask_onnx.cluster.scheduler_plugin import StagePlugin, is_configured
 from dask_onnx.core import config
-from dask_onnx.core.errors import PlanError
-from dask_onnx.core.stage_runs import NOTES_TOPIC, as_message, noted, peak_bytes
-from dask_onnx.planning.plan_options import whole_number
-from dask_onnx.planning.resources import LOADED, Cluster
+from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.core.stage_runs import RUNS_TOPIC, peak_bytes, recorded_runs, runs_to_message
+from dask_onnx.planning.plan_options import parse_whole_number
+from dask_onnx.planning.resources import PROCESS_BYTES, Cluster
 from dask_onnx.runtime.cores import available_cores
 
-if TYPE_CHECKING:
-    from distributed import Client
+COMPRESSION = "distributed.comm.compression"
+"""Dask's compression setting.
+
+Off by default, negotiated for each connection, and never used within a host.
+"""
+_DEFAULT_PAUSE = 0.8
+"""Share of its memory limit at which Dask pauses a worker by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which stages share a worker. Apart from the stage graph: it changes no result."""
+    """Worker groups of a plan's stages. It changes no result, and is no part of the stage graph.
+
+    Raises
+    ------
+    PlanError
+        `worker_groups` is no sequence of whole numbers of 0 or more.
+    """
 
     worker_groups: tuple[int, ...]
-    """WorkerGroup of each stage. A worker group is a worker's share; which worker, the scheduler
-    says."""
+    """Worker group of each stage. The scheduler assigns a worker to each worker group."""
     allow_other_workers: bool = False
-    """An idle worker may take what another worker group has waiting, and load the stage for it: as
-    many tasks as can be run where the stage's weights already are, none kept from a free worker."""
+    """True if an idle worker may take tasks of another worker group, and load their stage.
+
+    As many tasks as possible then run where the stage's weights are, but no worker stays idle.
+    """
 
     def __post_init__(self) -> None:
         try:
             worker_groups = tuple(
-                whole_number("a worker group", worker_group, least=0)
+                parse_whole_number("worker_groups", worker_group, least=0)
                 for worker_group in self.worker_groups
             )
         except TypeError:
             raise PlanError(
-                f"the worker groups are {self.worker_groups!r}",
+                f"the worker groups are {self.worker_groups!r}, which is no sequence",
                 "give one for each stage, as dx.Placement((0, 1))",
+                option="worker_groups",
+                suggestions=[Suggestion("worker_groups", (0, 1))],
             ) from None
         object.__setattr__(self, "worker_groups", worker_groups)
 
@@ -52,30 +63,43 @@ class Placement:
     def one_each(
         cls, stages: int, workers: int | None = None, *, allow_other_workers: bool = False
     ) -> Placement:
-        """A worker group for each stage, or as many as there are workers, in turns."""
-        groups_at_most = whole_number("workers", stages if workers is None else workers)
-        worker_groups = tuple(i % groups_at_most for i in range(whole_number("stages", stages)))
-        return cls(worker_groups, allow_other_workers)
+        """Return a placement with a worker group for each stage, or `workers` of them in turns.
+
+        Parameters
+        ----------
+        stages : int
+            Number of stages.
+        workers : int, optional
+            Most worker groups; by default as many as stages.
+        allow_other_workers : bool
+            As the field of this name.
+
+        Raises
+        ------
+        PlanError
+            A number is below 1.
+        """
+        count = parse_whole_number("stages", stages)
+        most = parse_whole_number("workers", count if workers is None else workers)
+        return cls(tuple(i % most for i in range(count)), allow_other_workers)
 
     @property
     def only_worker_groups(self) -> tuple[int, ...] | None:
-        """The worker groups, if stages run nowhere else; None where any worker may get any
-        stage."""
+        """Worker groups if stages run nowhere else; None where any worker may get any stage."""
         return None if self.allow_other_workers else self.worker_groups
 
 
 def effective_retries(retries: int | None) -> int:
-    """The caller's number, or ``onnx.retries``."""
+    """Return the caller's number of retries, or ``onnx.retries`` where that is None."""
     return int(config.get("retries")) if retries is None else retries
 
 
-COMPRESSION = "distributed.comm.compression"
-"""Dask's setting: off by default, agreed upon by both ends of a connection, never used within a
-host."""
-
-
 def wants_compression() -> bool:
-    """Whether nobody has said how Dask should compress: no file, no variable, no code here."""
+    """Return whether Dask's compression may be switched on: nobody has set it.
+
+    It counts as set if a configuration file, an environment variable or code has set it, even to
+    its default.
+    """
     missing = object()
     if dask.config.get(COMPRESSION, missing, config=dask.config.collect()) is not missing:
         return False
@@ -89,127 +113,81 @@ class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publ
     idempotent = True
 
     def setup(self, worker: Any) -> None:
-        if wants_compression():
+        """Switch compression on, unless the worker's configuration says otherwise."""
+        # A worker in the caller's process has the caller's configuration, and uses no network.
+        if wants_compression() and not worker.address.startswith("inproc://"):
             dask.config.set({COMPRESSION: "lz4"})
 
 
+class RecordedRunsPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+    """Sends a worker's recorded runs of stages to the scheduler when the worker closes."""
+
+    name = "dask_onnx-recorded-runs"
+    idempotent = True
+
+    def teardown(self, worker: Any) -> None:
+        """Log the runs as an event, from which `collect` reads them."""
+        if runs := recorded_runs():
+            worker.log_event(RUNS_TOPIC, runs_to_message(worker.address, runs, peak_bytes()))
+
+
 def cluster_facts(client: Any) -> Cluster:
-    """What a cluster offers; without a client, this process alone.
+    """Return the workers, threads and memory of a cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+        Client of the cluster; None for this process alone.
 
     Raises
     ------
     PlanError
-        It has no workers, or cannot be asked.
+        The cluster has no workers, or the client is asynchronous.
     """
     if client is not None and client.asynchronous:
         raise PlanError(
             "an asynchronous client cannot be asked for its workers here",
             "plan with a synchronous one: Client(address)",
+            option="client",
+            suggestions=[Suggestion("client")],
         )
     if client is None:
         memory = psutil.virtual_memory()
         return Cluster(
             workers=1,
             threads=available_cores(),
-            memory_limit=memory.total * _PAUSE,
+            memory_limit=memory.total * _DEFAULT_PAUSE,
             resident=memory.total - memory.available,
             is_local=True,
         )
     workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     if not workers:
-        raise PlanError("the cluster has no workers", "wait for them: client.wait_for_workers(1)")
-    pause = dask.config.get("distributed.worker.memory.pause", _PAUSE) or math.inf
+        raise PlanError(
+            "the cluster has no workers",
+            "wait for them: client.wait_for_workers(1)",
+            option="client",
+            numbers={"workers": 0},
+        )
+    pause = dask.config.get("distributed.worker.memory.pause", _DEFAULT_PAUSE) or math.inf
     limits = [(worker["memory_limit"] or math.inf) * pause for worker in workers]
     return Cluster(
         len(workers),
         max(worker["nthreads"] for worker in workers),
         min(limits),
-        LOADED,
+        PROCESS_BYTES,
         limits=tuple(limits),
         total_threads=sum(worker["nthreads"] for worker in workers),
     )
 
 
 def any_cluster(client: Any) -> Cluster:
-    """The same; what this process offers where the client has no workers, or cannot be asked."""
+    """Return the facts of a client's cluster, or of this process if it has no workers.
+
+    The same holds for an asynchronous client, which cannot be asked.
+    """
     if client is None or client.asynchronous:
         return cluster_facts(None)
     try:
         return cluster_facts(client)
     except PlanError:
         return cluster_facts(None)
-
-
-_PAUSE = 0.8
-"""Share of its memory limit at which Dask pauses a worker, where nothing else is set."""
-
-
-class NotesPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
-    """Leaves what a worker has noted of stages with the scheduler when the worker goes."""
-
-    name = "dask_onnx-notes"
-    idempotent = True
-
-    def setup(self, worker: Any) -> None:
-        self.worker = worker
-
-    def teardown(self, worker: Any) -> None:
-        if runs := noted():
-            worker.log_event(NOTES_TOPIC, as_message(worker.address, runs, peak_bytes()))
-
-
-def configure(client: Client) -> Any:
-    """Set a cluster up for dask_onnx.
-
-    Retries reach the tasks of lazy collections too; the stages of a plan whose weights must not be
-    everywhere stay on their workers, and find others when these are lost; what loads micro-batches
-    waits as they do; what workers that go have measured of stages is kept; and what workers send to
-    other hosts is compressed with lz4 (``distributed.comm.compression``), on connections made from
-    then on, unless that setting has been given where they run.
-
-    Call it once for a cluster that you did not start through dask_onnx; calling it again does
-    nothing. The scheduler must be able to import dask_onnx.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Connected to the cluster.
-
-    Returns
-    -------
-    None; of an asynchronous client an awaitable
-    """
-    plugins = (StagePlugin(), CompressionPlugin(), NotesPlugin())
-    registered = [client.register_plugin(plugin, name=plugin.name) for plugin in plugins]
-    if client.asynchronous:
-        return asyncio.gather(*registered)
-    return None
-
-
-def check_configured(client: Any, placement: Placement | None) -> None:
-    """Whether the cluster keeps stages on their workers, where a placement wants that.
-
-    Raises
-    ------
-    PlanError
-        Its scheduler has not been told how.
-    """
-    if client is None or client.asynchronous or placement is None or placement.allow_other_workers:
-        return
-    if client in _configured:
-        return
-    try:
-        knows = client.run_on_scheduler(is_configured)
-    except Exception:  # whatever it says, dask_onnx is not there
-        knows = False
-    if not knows:
-        raise PlanError(
-            "the plan keeps stages on workers of their own, and the cluster's scheduler does not "
-            "know how: each worker would load every stage",
-            "call dx.configure(client) once, or let stages run anywhere: plan.with_placement(None)",
-        )
-    _configured.add(client)
-
-
-_configured: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Clients of clusters that have been asked, and are."""

@@ -1,12 +1,12 @@
-"""What runs on Dask's scheduler: it reads off our tasks what they ask for.
+"""Plugin of Dask's scheduler that applies the hints that tasks of this package carry.
 
-Annotations could say it for graphs that are ours alone. dask.array drops annotations when it
-optimises, and fuses our tasks into others; so the scheduler is taught to read the wish off the task
-itself.
+Annotations would do for graphs of this package alone. But `dask.array` drops annotations when it
+optimises, and fuses our tasks into others; so the plugin reads the hints off the tasks themselves.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import defaultdict
@@ -16,73 +16,147 @@ from typing import TYPE_CHECKING, Any
 from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from dask_onnx.cluster.task_restrictions import TaskRestrictions
 from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, WorkerGroups
-from dask_onnx.core.stage_tasks import Hints, WorkerGroup, barrier_key_of, hints_of, passed
+from dask_onnx.core.dask_internals import (
+    add_dependency,
+    expect_duration,
+    remove_dependency,
+    reschedule_unrunnable,
+    set_priority,
+    set_retries,
+)
+from dask_onnx.core.stage_tasks import (
+    Hints,
+    Key,
+    WorkerGroup,
+    barrier_key_of,
+    hints_of,
+    pass_barrier,
+)
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
 PLUGIN_NAME = "dask_onnx-stages"
-_UNDER_WAY = ("processing", "memory", "forgotten")
-"""States of tasks that no longer ask for a worker."""
 
 log = logging.getLogger(__name__)
 
 
 class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
-    """Tells the scheduler what it cannot know of our tasks.
+    """Applies hints to tasks: retries, expected durations, priorities and worker groups.
 
-    Retries; how long a stage is expected to take, until it has run; which of a micro-batch's stages
-    has the longest way still to go, and so comes first. It keeps worker groups of stages on
-    workers, as `WorkerGroups` says: tasks are restricted to a worker group's worker, so that no
-    other one loads what does not fit it, or loosely, so that an idle one may steal them; they are
-    restricted anew when a worker group moves. And what loads a micro-batch waits for the gate that
-    the micro-batch itself waits for.
+    Tasks of a worker group are restricted to its worker, so that no other worker loads weights for
+    which it has no room; or loosely, so that an idle worker may steal them. They are restricted
+    anew when the worker group moves (see `WorkerGroups`). The caller's own restrictions come first,
+    and are restored when ours end (see `TaskRestrictions`). Tasks that load a micro-batch's input
+    wait for the barrier that the micro-batch itself waits for.
     """
 
     name = PLUGIN_NAME
     idempotent = True
 
     def __init__(self) -> None:
+        self.scheduler: Scheduler | None = None
+        """The scheduler that the plugin is registered with."""
         self.worker_groups = WorkerGroups()
-        self.restricted: set[Any] = set()
-        """Keys of the tasks that are restricted by us, not by the caller."""
-        self.held: dict[Any, tuple[Any, Any]] = {}
-        """Key of a task that waits for a gate because of us: its state, and the gate's."""
+        """Worker of each worker group."""
+        self.restrictions = TaskRestrictions()
+        """Tasks that are restricted by this plugin."""
+        self.inputs: dict[Key, tuple[Any, Any]] = {}
+        """State of each input task that has not run, and of the barrier that was added to it.
+
+        The barrier is None for tasks that have dependencies of their own.
+        """
 
     @property
     def places(self) -> dict[WorkerGroup, str]:
-        """WorkerGroup to the address of its worker."""
+        """Address of each worker group's worker."""
         return self.worker_groups.places
 
-    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **_: Any) -> None:
+    async def start(self, scheduler: Scheduler) -> None:
+        """Keep a reference to the scheduler, which `transition` is not given."""
+        self.scheduler = scheduler
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all tasks and worker groups, as the scheduler does."""
+        self.worker_groups = WorkerGroups()
+        self.restrictions = TaskRestrictions()
+        self.inputs = {}
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Key], **_: Any) -> None:
+        """Apply the hints of a graph's tasks before any of them starts."""
         found: list[tuple[Any, list[Hints]]] = []
         for key in tasks:
             state = scheduler.tasks.get(key)
             if state is None:
                 continue
             if is_barrier(state.run_spec):
-                # Its work is nothing, and others wait for it.
-                state.priority = (*state.priority[:-1], -1)
+                # It takes no time, and other tasks wait for it.
+                set_priority(state, (*state.priority[:-1], -1))
             elif hints := list(hints_of(state.run_spec)):
-                state.retries = max(state.retries, *(each.retries for each in hints))
-                _expect(state, sum(each.seconds for each in hints))
+                set_retries(state, max(each.retries for each in hints))
+                expect_duration(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
         _rank(found)
-        self._keep_groups(scheduler, found)
+        self._place_worker_groups(scheduler, found)
         for state, _hints in found:
-            for load, barrier_key in hold_inputs(scheduler, state):
-                self.held[load.key] = load, barrier_key
+            self._hold_inputs(scheduler, state)
 
-    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        if key in self.held and finish in ("memory", "erred", "forgotten"):
-            # Who asks for the same again is to find the task as it is in the graph.
-            load, barrier_key = self.held.pop(key)
-            load.dependencies.discard(barrier_key)
-            barrier_key.dependents.discard(load)
+    def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        """Leave tasks as they are in their graph once they have run."""
+        if key in self.inputs and finish in ("memory", "erred", "forgotten"):
+            # Submitting the graph again must find the task with the graph's own dependencies.
+            state, barrier = self.inputs.pop(key)
+            if barrier is not None:
+                remove_dependency(state, barrier)
+            if self.scheduler is not None and finish != "forgotten":
+                self.restrictions.restore(self.scheduler, state)
+        if finish == "forgotten":
+            self.restrictions.forget(key)
 
-    def _keep_groups(self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]) -> None:
-        placed = [(state, hint) for state, hints in found for hint in hints if hint.worker_group]
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        """Let the worker groups of a lost worker wait for the one that replaces it."""
+        lost = self.worker_groups.lost(worker, time.monotonic())
+        if lost:
+            for state, _ in self.inputs.values():
+                if state.worker_restrictions == {worker}:
+                    self.restrictions.restore(scheduler, state)
+            self._restrict_tasks(scheduler, lost, "lost-worker")
+            self._schedule_takeover()
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Move worker groups to a new worker."""
+        # The new worker is not in state "running" yet, but is about to be.
+        limits = memory_limits(scheduler) | {worker: scheduler.workers[worker].memory_limit}
+        self._refresh_demands(scheduler)
+        moved = self.worker_groups.joined(worker, limits)
+        self._restrict_tasks(scheduler, moved, "new-worker")
+        if self.worker_groups.waiting:
+            # Other workers that are to join have not been counted yet.
+            self._schedule_takeover()
+
+    def _schedule_takeover(self) -> None:
+        # A moment later than what waits now is due.
+        asyncio.get_running_loop().call_later(TAKEOVER_SECONDS + 0.1, self._take_over)
+
+    def _take_over(self) -> None:
+        scheduler = self.scheduler
+        if scheduler is None:
+            return
+        self._refresh_demands(scheduler)
+        moved = self.worker_groups.overdue(memory_limits(scheduler), time.monotonic())
+        self._restrict_tasks(scheduler, moved, "takeover")
+
+    def _place_worker_groups(
+        self, scheduler: Scheduler, found: list[tuple[Any, list[Hints]]]
+    ) -> None:
+        placed = [
+            (state, hint)
+            for state, hints in found
+            for hint in hints
+            if hint.worker_group is not None
+        ]
         if not placed:
             return
         sizes = {
@@ -90,141 +164,150 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
             for _, hint in placed
             if hint.worker_group is not None
         }
-        self.restricted.intersection_update(scheduler.tasks)
         if self.worker_groups.sizes.keys() - sizes.keys():
-            self.worker_groups.forget(_plans_with_tasks(scheduler))
+            self.worker_groups.forget({plan for plan, _ in _groups_with_tasks(scheduler)})
         self._note_demands(scheduler, placed)
-        new = self.worker_groups.add(sizes, limits_of(scheduler), time.monotonic())
+        new = self.worker_groups.add(sizes, memory_limits(scheduler), time.monotonic())
         if new & self.worker_groups.waiting.keys():
-            self._look_again(scheduler)
+            self._schedule_takeover()
         for state, hint in placed:
             self._restrict(scheduler, state, hint)
 
-    def _note_demands(self, scheduler: Scheduler, placed: list[tuple[Any, Hints]]) -> None:
-        """Which workers the caller lets worker groups have, as by workers=... or resources=..."""
+    def _note_demands(self, scheduler: Scheduler, placed: Iterable[tuple[Any, Hints]]) -> None:
+        """Note the workers that callers require for worker groups, by ``workers=`` and the like."""
+        allowed = self.worker_groups.allowed
         for state, hint in placed:
-            if hint.worker_group is None or hint.is_loose or not self._is_demanded(state):
+            if hint.worker_group is None or hint.is_loose:
                 continue
-            workers = frozenset(each.address for each in scheduler.valid_workers(state) or ())
-            both = workers & self.worker_groups.allowed.get(hint.worker_group, workers)
-            if both:
-                self.worker_groups.allowed[hint.worker_group] = both
+            demanded = self.restrictions.demanded_workers(scheduler, state)
+            if demanded is None:
+                continue
+            common = demanded & allowed.get(hint.worker_group, demanded)
+            if common or not demanded:
+                allowed[hint.worker_group] = common
             else:
                 log.warning(
                     "no worker may run all tasks of worker group %s; they run apart",
                     hint.worker_group,
                 )
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        if self.worker_groups.lost(worker, time.monotonic()):
-            self._look_again(scheduler)
-
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        # It may not be running yet, but is about to.
-        limits = limits_of(scheduler) | {worker: scheduler.workers[worker].memory_limit}
-        self._restrict_anew(scheduler, self.worker_groups.joined(worker, limits))
-        if self.worker_groups.waiting:
-            # The others that are to come have not been there yet.
-            self._look_again(scheduler)
-
-    def _look_again(self, scheduler: Scheduler) -> None:
-        # A moment later than what waits now is due.
-        scheduler.loop.call_later(TAKEOVER_SECONDS + 0.1, self._take_over, scheduler)
-
-    def _take_over(self, scheduler: Scheduler) -> None:
-        moved = self.worker_groups.overdue(limits_of(scheduler), time.monotonic())
-        self._restrict_anew(scheduler, moved)
-
-    def _is_demanded(self, state: Any) -> bool:
-        """Whether the caller has said where a task must run."""
-        restrictions = (
-            state.worker_restrictions,
-            state.host_restrictions,
-            state.resource_restrictions,
-        )
-        return (
-            any(restrictions) and not state.loose_restrictions and state.key not in self.restricted
-        )
+    def _refresh_demands(self, scheduler: Scheduler) -> None:
+        """Note demands anew, since other workers may satisfy them now."""
+        if self.worker_groups.allowed:
+            self.worker_groups.allowed.clear()
+            self._note_demands(scheduler, _placed_tasks(scheduler))
 
     def _restrict(self, scheduler: Scheduler, state: Any, hint: Hints) -> None:
-        # Of a worker group without a worker the tasks wait for one, if they may not run elsewhere.
+        """Restrict a task as its worker group asks, unless the caller's demand forbids it."""
         place = None if hint.worker_group is None else self.places.get(hint.worker_group)
-        if self._is_demanded(state):
-            allowed = {each.address for each in scheduler.valid_workers(state) or ()}
-            if hint.is_loose or place not in allowed:
-                return  # what the caller demands comes before a wish, and before a worker group
-        state.worker_restrictions = {place or "waiting for a worker"}
-        state.loose_restrictions = hint.is_loose
-        self.restricted.add(state.key)
+        demanded = self.restrictions.demanded_workers(scheduler, state)
+        if demanded is not None and (
+            hint.is_loose or (place is not None and place not in demanded)
+        ):
+            self.restrictions.restore(scheduler, state)
+        elif place is not None:
+            self.restrictions.restrict(scheduler, state, place, is_loose=hint.is_loose)
+        elif hint.is_loose:
+            # Dask never looks again at loosely restricted tasks in state "no-worker".
+            self.restrictions.restore(scheduler, state)
+        else:
+            self.restrictions.hold(scheduler, state)
 
-    def _restrict_anew(self, scheduler: Scheduler, moved: set[WorkerGroup]) -> None:
-        if not moved:
+    def _restrict_tasks(
+        self, scheduler: Scheduler, worker_groups: set[WorkerGroup], reason: str
+    ) -> None:
+        """Restrict the tasks of worker groups that have moved, and start those that can run.
+
+        Tasks that run or have run are restricted too, since they may have to be repeated.
+        """
+        if not worker_groups:
             return
-        for state in scheduler.tasks.values():
-            hint = placed_hint(state.run_spec)
-            if hint and hint.worker_group in moved and state.state not in _UNDER_WAY:
+        for state, hint in list(_placed_tasks(scheduler)):
+            if hint.worker_group in worker_groups and state.state != "forgotten":
                 self._restrict(scheduler, state, hint)
-        for worker in list(scheduler.workers.values()):
-            runnable = scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
-            scheduler.transitions(runnable, stimulus_id=PLUGIN_NAME)
+        reschedule_unrunnable(scheduler, f"dask-onnx-{reason}-{time.time()}")
+
+    def _hold_inputs(self, scheduler: Scheduler, state: Any) -> None:
+        """Let the input of a stage's task wait for the task's barrier, and load where it runs."""
+        barrier = scheduler.tasks.get(barrier_key_of(state.run_spec))
+        if barrier is None:
+            return
+        for load in input_tasks(state, barrier):
+            is_first = not load.dependencies
+            if is_first:
+                add_dependency(load, barrier)
+            self.inputs.setdefault(load.key, (load, barrier if is_first else None))
+            if state.worker_restrictions:
+                self.restrictions.prefer(scheduler, load, state.worker_restrictions)
 
 
-def limits_of(scheduler: Scheduler) -> dict[str, float | None]:
-    """Memory of the workers that take tasks: none that is paused, or about to go."""
+def memory_limits(scheduler: Scheduler) -> dict[str, float | None]:
+    """Return the memory in bytes of the workers that accept tasks, by address.
+
+    Workers that are paused or about to go are left out, unless all are.
+    """
     workers = scheduler.running or scheduler.workers.values()
     return {worker.address: worker.memory_limit for worker in workers}
 
 
-def _plans_with_tasks(scheduler: Scheduler) -> set[str]:
-    hints = (placed_hint(state.run_spec) for state in scheduler.tasks.values())
-    return {
-        hint.worker_group[0] for hint in hints if hint is not None and hint.worker_group is not None
-    }
-
-
 def is_configured(dask_scheduler: Any) -> bool:
-    """Whether the plugin is there; what a client has the scheduler run."""
+    """Return whether a scheduler has the plugin; for `Client.run_on_scheduler`."""
     return PLUGIN_NAME in dask_scheduler.plugins
 
 
-def hold_inputs(scheduler: Scheduler, state: Any) -> Iterator[tuple[Any, Any]]:
-    """What loads a micro-batch waits for the gate that its first stages wait for.
+def is_barrier(spec: Any) -> bool:
+    """Return whether a task is a barrier."""
+    return isinstance(spec, Task) and spec.func is pass_barrier
 
-    Else idle threads would load all of the input: what loads it needs nothing, so that it can run
-    at any time. What others read too is left alone. It is loaded where it is wanted, if that is
-    said.
 
-    Yields
-    ------
-    each task that now waits, and the gate
+def placed_hint(spec: Any) -> Hints | None:
+    """Return a task's hint that names a worker group; None if there is none."""
+    return next((each for each in hints_of(spec) if each.worker_group is not None), None)
+
+
+def _placed_tasks(scheduler: Scheduler) -> Iterator[tuple[Any, Hints]]:
+    for state in scheduler.tasks.values():
+        hint = placed_hint(state.run_spec)
+        if hint is not None:
+            yield state, hint
+
+
+def _groups_with_tasks(scheduler: Scheduler) -> set[WorkerGroup]:
+    groups = (hint.worker_group for _, hint in _placed_tasks(scheduler))
+    return {group for group in groups if group is not None}
+
+
+def input_tasks(state: Any, barrier: Any) -> Iterator[Any]:
+    """Yield the tasks that load the input of a stage's task, and nothing else.
+
+    Without a barrier, idle threads would load all of the input at once: tasks without dependencies
+    can run at any time. Input that other tasks read too is left alone.
+
+    Parameters
+    ----------
+    state : TaskState
+        Task of a stage.
+    barrier : TaskState
+        Task that the stage's task waits for.
     """
-    barrier_key = scheduler.tasks.get(barrier_key_of(state.run_spec))
-    if barrier_key is None:
-        return
     micro_batch = _micro_batch(state)
     seen: set[Any] = set()
-    pending = [each for each in state.dependencies if each is not barrier_key]
+    pending = [each for each in state.dependencies if each is not barrier]
     while pending:
         load = pending.pop()
         if load in seen or load.state != "released" or is_barrier(load.run_spec):
             continue
         if _micro_batch(load) is not None:
-            continue  # a stage
+            continue  # another stage
         if any(d not in seen and _micro_batch(d) != micro_batch for d in load.dependents):
             continue
         seen.add(load)
-        if load.dependencies:
-            pending += load.dependencies
-        else:
-            load.add_dependency(barrier_key)
-            yield load, barrier_key
-        if state.worker_restrictions and not load.worker_restrictions:
-            load.worker_restrictions = set(state.worker_restrictions)
-            load.loose_restrictions = True
+        pending += load.dependencies
+        yield load
 
 
 def _micro_batch(state: Any) -> tuple[str, int] | None:
-    """Which request and which of its micro-batches a stage's task is for; None of other tasks."""
+    """Return the request and the micro-batch of a stage's task; None for other tasks."""
     hint = next(iter(hints_of(state.run_spec)), None)
     if hint is None or not isinstance(state.key, tuple):
         return None
@@ -232,38 +315,23 @@ def _micro_batch(state: Any) -> tuple[str, int] | None:
 
 
 def _chunk(key: tuple[Any, ...]) -> int:
-    """The number of a task's chunk; the axes beside that of the rows have one chunk, 0."""
+    """Return the number of a task's chunk along the rows; other axes have one chunk, 0."""
     return sum(place for place in key[1:] if isinstance(place, int))
 
 
-def _expect(state: Any, seconds: float) -> None:
-    """How long tasks of its kind take, as long as the scheduler has seen none."""
-    if seconds > 0 and state.prefix.duration_average < 0:
-        state.prefix.duration_average = seconds
-
-
 def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
-    """Among the stages of one micro-batch, the longest way to go first.
+    """Give the stages of each micro-batch priorities by their longest path to the end.
 
-    Dask's order, which knows no times, has them in places that follow one another; they change
-    places with each other only, so that older micro-batches stay ahead.
+    Dask's order knows no durations and puts these stages in consecutive places. They exchange only
+    these places among them, so that older micro-batches stay ahead of newer ones.
     """
     groups: defaultdict[tuple[str, int], list[tuple[float, Any]]] = defaultdict(list)
     for state, hints in found:
         if len(hints) == 1 and isinstance(state.key, tuple) and state.state == "released":
-            groups[hints[0].request, _chunk(state.key)].append((hints[0].left, state))
+            groups[hints[0].request, _chunk(state.key)].append((hints[0].seconds_left, state))
     for group in groups.values():
         if len(group) > 1:
-            places = sorted(state.priority for _, state in group)
+            priorities = sorted(state.priority for _, state in group)
             group.sort(key=lambda item: (-item[0], item[1].priority))
-            for (_, state), place in zip(group, places, strict=True):
-                state.priority = place
-
-
-def is_barrier(spec: Any) -> bool:
-    return isinstance(spec, Task) and spec.func is passed
-
-
-def placed_hint(spec: Any) -> Hints | None:
-    """What a task says of itself that is for a worker group."""
-    return next((each for each in hints_of(spec) if each.worker_group is not None), None)
+            for (_, state), priority in zip(group, priorities, strict=True):
+                set_priority(state, priority)

@@ -1,9 +1,9 @@
-"""Which worker has which worker group of stages: events in, moves out; Dask's scheduler asks.
+"""Assignment of worker groups to workers: events in, moves out, without I/O.
 
-A worker group has one worker at a time, since its weights must not be everywhere. WorkerGroups of
-a worker that is lost wait for the one that comes in its place, together: nannies start a worker
-again within seconds, and the others have no room to spare. Only when none has come are they shared
-out.
+A worker group has one worker at a time, since its weights must not be on every worker. The worker
+groups of a lost worker wait together for the one that replaces it: a nanny restarts its worker
+within seconds, and the other workers have no room to spare. Only when no worker comes in time are
+they distributed over the others.
 """
 
 from __future__ import annotations
@@ -15,42 +15,53 @@ from dataclasses import dataclass, field
 from dask_onnx.core.stage_tasks import WorkerGroup
 
 TAKEOVER_SECONDS = 10.0
-"""So long worker groups wait for a new worker before those that are there take them too."""
-_SHARE = 0.8
-"""Of a worker's memory: Dask pauses it beyond that."""
+"""Seconds that worker groups wait for a new worker before the other workers take them over."""
+_USABLE_SHARE = 0.8
+"""Share of a worker's memory at which Dask pauses it."""
 
 Limits = Mapping[str, float | None]
-"""Address of each worker that takes tasks to its memory in bytes; None where it has no limit."""
+"""Memory in bytes of each worker that accepts tasks, by its address; None where unlimited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A worker group without a worker."""
+    """State of a worker group without a worker."""
 
-    with_: str
-    """What waits for the same worker: those that one worker had."""
+    batch: str
+    """Name shared by the worker groups that wait for one worker: those of one lost worker."""
     since: float
-    """Seconds, by a clock that the caller keeps."""
+    """Seconds on the caller's clock at which the wait began."""
 
 
 @dataclass
 class WorkerGroups:
-    """WorkerGroups of all plans of a cluster."""
+    """Worker groups of all plans of a cluster."""
 
     places: dict[WorkerGroup, str] = field(default_factory=dict)
-    """WorkerGroup to a worker's address; those that wait for one are left out."""
+    """Address of each worker group's worker; those that wait for one are not in it."""
     waiting: dict[WorkerGroup, Wait] = field(default_factory=dict)
+    """Worker groups without a worker."""
     sizes: dict[WorkerGroup, int] = field(default_factory=dict)
-    """Bytes of a worker group's weights."""
+    """Bytes of each worker group's weights."""
     allowed: dict[WorkerGroup, frozenset[str]] = field(default_factory=dict)
-    """Workers that the caller lets a worker group's tasks run on; left out where that is any."""
+    """Addresses that the caller allows for a worker group; not in it where any is allowed."""
 
     def add(self, sizes: Mapping[WorkerGroup, int], limits: Limits, now: float) -> set[WorkerGroup]:
-        """WorkerGroups of a request, those that are known among them. What is new gets a worker.
+        """Assign the worker groups of a request that are not known yet.
+
+        Parameters
+        ----------
+        sizes : mapping of worker group to int
+            Bytes of weights of all worker groups of the request, known ones too.
+        limits : mapping of str to float or None
+            Memory of the workers that accept tasks.
+        now : float
+            Seconds on the caller's clock.
 
         Returns
         -------
-        the worker groups that were new
+        set of worker groups
+            The new ones.
         """
         new = {
             worker_group
@@ -58,26 +69,20 @@ class WorkerGroups:
             if worker_group not in self.places and worker_group not in self.waiting
         }
         self.sizes.update(sizes)
-        # The largest first: the small ones fill what is left.
+        # The largest first, so that small ones fill what is left.
         for worker_group in sorted(new, key=self._largest_first):
             self._place(worker_group, limits, now)
         return new
 
     def forget(self, live: Collection[str]) -> None:
-        """Plans that have no tasks any more weigh on no worker.
-
-        Parameters
-        ----------
-        live : plans that have some
-        """
+        """Drop the worker groups of all plans but those in `live`, which have tasks left."""
         for table in (self.places, self.waiting, self.sizes, self.allowed):
-            for worker_group in [
-                worker_group for worker_group in table if worker_group[0] not in live
-            ]:
+            gone = [worker_group for worker_group in table if worker_group[0] not in live]
+            for worker_group in gone:
                 del table[worker_group]
 
     def lost(self, worker: str, now: float) -> set[WorkerGroup]:
-        """A worker is gone: its worker groups wait."""
+        """Let the worker groups of a worker that is gone wait, and return them."""
         worker_groups = {
             worker_group for worker_group, place in self.places.items() if place == worker
         }
@@ -87,32 +92,26 @@ class WorkerGroups:
         return worker_groups
 
     def joined(self, worker: str, limits: Limits) -> set[WorkerGroup]:
-        """A worker has come: it takes what one lost worker had, the most that it has room for; then
-        what doubled up elsewhere, as long as it is fuller by less.
+        """Move worker groups to a worker that has joined, and return those that moved.
 
-        Returns
-        -------
-        the worker groups that moved to it
+        It takes the worker groups of one lost worker, the most bytes that it has room for. Then it
+        takes worker groups that share a worker, as long as its own memory is less full with them
+        than that worker's.
         """
         moved = self._inherited(worker, limits.get(worker))
         for worker_group in moved:
             self._assign(worker_group, worker)
         for worker_group in sorted(self.places, key=self._largest_first):
             place = self.places[worker_group]
-            if place == worker or not self._may(worker_group, worker):
+            if place == worker or not self._is_allowed(worker_group, worker):
                 continue
-            if self._share(worker, limits, worker_group) < self._share(place, limits):
+            if self._fullness(worker, limits, worker_group) < self._fullness(place, limits):
                 self._assign(worker_group, worker)
                 moved.add(worker_group)
         return moved
 
     def overdue(self, limits: Limits, now: float) -> set[WorkerGroup]:
-        """No new worker came in time: those that are there take the worker groups.
-
-        Returns
-        -------
-        the worker groups that moved
-        """
+        """Assign worker groups that have waited too long, and return those that moved."""
         due = {
             worker_group
             for worker_group, wait in self.waiting.items()
@@ -123,20 +122,24 @@ class WorkerGroups:
         return due
 
     def _inherited(self, worker: str, limit: float | None) -> set[WorkerGroup]:
+        """Return the waiting worker groups that a new worker should take."""
         batches: defaultdict[str, set[WorkerGroup]] = defaultdict(set)
         for worker_group, wait in self.waiting.items():
-            if self._may(worker_group, worker):
-                batches[wait.with_].add(worker_group)
+            if self._is_allowed(worker_group, worker):
+                batches[wait.batch].add(worker_group)
         fitting = {
             name: size
             for name, worker_groups in batches.items()
-            if (size := self._bytes(worker_groups)) <= _SHARE * (limit or float("inf"))
+            if (size := self._bytes(worker_groups)) <= _USABLE_SHARE * (limit or float("inf"))
         }
-        # Ties in the order in which they were lost.
+        # `max` takes the first of equals: the batch that was lost first.
         return batches[max(fitting, key=fitting.__getitem__)] if fitting else set()
 
     def _place(self, worker_group: WorkerGroup, limits: Limits, now: float) -> None:
-        """On the worker that it fills least: with its own plan's worker groups, then with all."""
+        """Assign a worker group to the worker that is least full with it.
+
+        Only the worker groups of its own plan count first, those of all plans second.
+        """
         candidates = self._candidates(worker_group, limits)
         if not candidates:
             self.waiting[worker_group] = Wait(f"{worker_group}", now)
@@ -146,17 +149,17 @@ class WorkerGroups:
             min(
                 candidates,
                 key=lambda address: (
-                    self._share(address, limits, worker_group, plan=worker_group[0]),
-                    self._share(address, limits, worker_group),
+                    self._fullness(address, limits, worker_group, plan=worker_group[0]),
+                    self._fullness(address, limits, worker_group),
                     address,
                 ),
             ),
         )
 
     def _candidates(self, worker_group: WorkerGroup, limits: Limits) -> list[str]:
-        return [address for address in limits if self._may(worker_group, address)]
+        return [address for address in limits if self._is_allowed(worker_group, address)]
 
-    def _may(self, worker_group: WorkerGroup, worker: str) -> bool:
+    def _is_allowed(self, worker_group: WorkerGroup, worker: str) -> bool:
         return worker_group not in self.allowed or worker in self.allowed[worker_group]
 
     def _assign(self, worker_group: WorkerGroup, worker: str) -> None:
@@ -166,7 +169,7 @@ class WorkerGroups:
     def _largest_first(self, worker_group: WorkerGroup) -> tuple[int, WorkerGroup]:
         return -self.sizes[worker_group], worker_group
 
-    def _share(
+    def _fullness(
         self,
         worker: str,
         limits: Limits,
@@ -174,10 +177,20 @@ class WorkerGroups:
         *,
         plan: str | None = None,
     ) -> float:
-        """How full a worker's memory is of worker groups, or would be with one more; of a plan or
-        of all.
+        """Return the share of a worker's memory that worker groups take.
 
-        Where some worker has no limit, all count as equal.
+        Where some worker has no limit, all count as equal, and the result is in bytes.
+
+        Parameters
+        ----------
+        worker : str
+            Address of the worker.
+        limits : mapping of str to float or None
+            Memory of the workers.
+        more : worker group, optional
+            A worker group to count too.
+        plan : str, optional
+            Token of the only plan whose worker groups count.
         """
         room = limits.get(worker) if all(limits.values()) else None
         held = [
@@ -188,5 +201,5 @@ class WorkerGroups:
         return self._bytes([*held, *([] if more is None else [more])]) / (room or 1)
 
     def _bytes(self, worker_groups: Iterable[WorkerGroup]) -> int:
-        # One byte at least, so that worker groups without weights count too.
+        # At least one byte each, so that worker groups without weights count too.
         return sum(self.sizes[worker_group] + 1 for worker_group in worker_groups)

@@ -1,4 +1,4 @@
-"""Arrays, tables, bags, text and Delayed: checked, and turned into requests and graphs.
+"""Predictions for arrays, tables, bags, text and Delayed: checked requests and their graphs.
 
 Imports `lowering`, `facts` and what is below.
 """

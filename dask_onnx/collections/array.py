@@ -1,47 +1,49 @@
-"""dask.array in, dask.array out; lazily."""
+"""Lazy predictions for dask arrays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import dask.array as da
 import dask.config
 import numpy as np
-from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.cluster.barriers import BarrierTasks
+from dask_onnx.collections.blocks import (
+    LITERAL_BYTES,
+    TakeOutput,
+    feeds_token,
+    output_chunks,
+    predict_blocks,
+)
 from dask_onnx.collections.kinds import as_array, most_rows
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import check_arrays, check_joins
-from dask_onnx.core.errors import InputError
-from dask_onnx.core.stage_tasks import Hints, Key, digest
+from dask_onnx.collections.request_checks import check_arrays
+from dask_onnx.collections.row_checks import check_joins
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.stage_tasks import Key, digest
 from dask_onnx.lowering.lower import Feeds, Layout, Lowered, lower
-from dask_onnx.runtime.kernel import StageCall, run_stage, take_output
-
-_LITERAL_BYTES = 1024
-"""An input without rows up to this size is written into each task; a larger one is a key."""
-
-_ROWS = "rows"
-"""The index of the batch axis, in `blockwise`'s sense."""
 
 
 def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.Array]:
-    """One lazy array for each output that is wanted.
+    """Return one lazy array for each requested output.
 
     Parameters
     ----------
-    feeds : mapping of input name to dask.array or anything that numpy makes an array of
-        dask arrays are chunked along their batch axis only.
+    request : Request
+        Checked request.
+    feeds : mapping of str to dask.array or array_like
+        Inputs by name; dask arrays are chunked along their batch axis only.
 
     Raises
     ------
     InputError
-        Chunks, dtypes, ranks or sizes do not fit; several stages under array expressions.
+        Chunks, dtypes, ranks or sizes do not fit the model, or a plan of several stages is used
+        while array expressions are on.
     """
     arrays = _as_arrays(feeds, request)
     check_arrays(arrays, request.stages.inputs, request.batch.input_axes)
@@ -54,14 +56,17 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
         rows_per_run=request.batching.rows_per_run,
     )
     if len(request.stages.stages) == 1 and request.delivery is None:
-        return _predict_blocks(request, arrays, chunks)
+        return predict_blocks(request, arrays, chunks)
     if dask.config.get("array.query-planning", False):
         what = f"a plan of {len(request.stages.stages)} stages"
         if request.delivery is not None:
-            what = "a model that must travel with its graph, since workers cannot see its file,"
+            what = "a model that travels with its graph, since workers cannot read its file,"
         raise InputError(
-            f"{what} cannot become a dask.array while array.query-planning is on",
+            f"{what} cannot become a dask.array while Dask's option array.query-planning is on",
             "set array.query-planning to false, use the 'whole' strategy, or pass Delayed",
+            option="array.query-planning",
+            numbers={"stages": len(request.stages.stages)},
+            suggestions=[Suggestion("array.query-planning", False)],
         )
     return _predict_stages(request, arrays, chunks)
 
@@ -72,8 +77,9 @@ def _as_arrays(feeds: Mapping[str, Any], request: Request) -> dict[str, Any]:
     for name, value in feeds.items():
         if specs[name].kind is not None:
             raise InputError(
-                f"input {name!r} is {specs[name].kind}, which no array can be",
+                f"input {name!r} is {specs[name].kind}, which cannot be an array",
                 "pass all inputs as Delayed, or numpy arrays and lists",
+                input=name,
             )
         arrays[name] = value if isinstance(value, da.Array) else as_array(value, specs[name])
     return arrays
@@ -82,7 +88,7 @@ def _as_arrays(feeds: Mapping[str, Any], request: Request) -> dict[str, Any]:
 def _align(
     arrays: Mapping[str, Any], axes: Mapping[str, int | None]
 ) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """The inputs with the same chunks of rows, and these chunks."""
+    """Return the inputs with equal chunks along their batch axes, and these chunks."""
     for name, array in arrays.items():
         if isinstance(array, da.Array):
             _check_chunks(name, array, axes[name])
@@ -111,6 +117,9 @@ def _check_chunks(name: str, array: da.Array, batch_axis: int | None) -> None:
             raise InputError(
                 f"input {name!r} is cut into {len(chunks)} chunks on axis {axis}, {what}",
                 f"rechunk it: .rechunk({{{axis}: -1}})",
+                input=name,
+                axis=axis,
+                numbers={"chunks": len(chunks)},
             )
 
 
@@ -120,6 +129,8 @@ def _rechunk(name: str, array: Any, axis: int, chunks: tuple[float, ...]) -> da.
             raise InputError(
                 f"input {name!r} is in memory and another input has chunks of unknown size (NaN)",
                 "call compute_chunk_sizes() on the other one first",
+                input=name,
+                axis=axis,
             )
         own = tuple(chunks if i == axis else -1 for i in range(array.ndim))
         chunked: da.Array = da.from_array(array, chunks=own)
@@ -129,171 +140,30 @@ def _rechunk(name: str, array: Any, axis: int, chunks: tuple[float, ...]) -> da.
         return array
     if any(map(math.isnan, [*own_chunks, *chunks])):
         if len(own_chunks) == len(chunks):
-            return array  # each task compares the rows that it gets
+            return array  # each task compares the rows of its inputs
         raise InputError(
             f"input {name!r} has {len(own_chunks)} chunks and another input {len(chunks)}, and "
             "the sizes of some are unknown (NaN)",
             "call compute_chunk_sizes() on the inputs first",
+            input=name,
+            axis=axis,
+            numbers={"chunks": len(own_chunks), "expected_chunks": len(chunks)},
         )
     rechunked: da.Array = array.rechunk({axis: chunks})
     return rechunked
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockPredictor:
-    """A whole-model stage on the blocks of one chunk; what `blockwise` calls."""
-
-    call: StageCall
-    token: str
-
-    @property
-    def hints(self) -> Hints:
-        return self.call.hints
-
-    def __call__(self, *blocks: Any) -> Any:
-        return run_stage(self.call, *map(_unwrap, blocks))
-
-    def __dask_tokenize__(self) -> str:
-        return self.token
-
-
-@dataclass(frozen=True, slots=True)
-class TakeOutput:
-    """One output out of a task's result."""
-
-    position: int | None
-    axis: int | None
-
-    def __call__(self, block: Any) -> Any:
-        return take_output(_unwrap(block), self.position, self.axis)
-
-
-def _unwrap(block: Any) -> Any:
-    """`blockwise` hands over an axis that the output lacks as a list of blocks: here of one."""
-    while isinstance(block, list):
-        (block,) = block
-    return block
-
-
-def _predict_blocks(
-    request: Request, arrays: Mapping[str, Any], chunks: tuple[float, ...]
-) -> dict[str, da.Array]:
-    """One stage: an ordinary `blockwise`, which Dask may fuse with what stands around it."""
-    (stage,) = request.stages.stages
-    token = _feeds_token(arrays)
-    feeds = Feeds(
-        {n: (TaskRef(n),) for n in arrays},
-        request.batch.input_axes,
-        token,
-        1,
-        most_rows(arrays, request.batch.input_axes),
-    )
-    lowered = lower(request.model, request.stages, feeds, request.options)
-    ((name, layer),) = lowered.layers.items()
-    (task,) = layer.values()
-    predictor = BlockPredictor(task.args[0], name)
-    order = [spec.name for spec in stage.inputs]
-    pairs = [part for n in order for part in _indexed(n, arrays[n], request.batch.input_axes[n])]
-    if len(stage.outputs) == 1:
-        return {stage.outputs[0].name: _block_array(request, predictor, pairs, chunks, name)}
-    results = da.blockwise(
-        predictor,
-        (_ROWS,),
-        *pairs,
-        name=name,
-        dtype=object,
-        meta=np.empty((0,), dtype=object),
-        new_axes={} if _has_rows(request, arrays) else {_ROWS: 1},
-        align_arrays=False,
-        concatenate=None,
-    )
-    return {
-        output: _block_array(
-            request,
-            TakeOutput(lowered.outputs[output].position, None),
-            [results, (_ROWS,)],
-            chunks,
-            f"{stage.label}_{position}-{digest(name, output)}",
-            output=output,
-        )
-        for position, output in enumerate(request.wanted.names)
-    }
-
-
-def _has_rows(request: Request, arrays: Mapping[str, Any]) -> bool:
-    return any(request.batch.input_axes[name] is not None for name in arrays)
-
-
-def _indexed(name: str, array: Any, batch_axis: int | None) -> list[Any]:
-    """An array and its indices, as `blockwise` takes them; a small one as a literal."""
-    if not isinstance(array, da.Array):
-        if array.nbytes <= _LITERAL_BYTES and array.dtype != object:
-            return [array, None]
-        array = da.from_array(array, chunks=-1)
-    index = tuple(_ROWS if i == batch_axis else f"{name}.{i}" for i in range(array.ndim))
-    return [array, index]
-
-
-def _block_array(
-    request: Request,
-    function: Any,
-    pairs: Sequence[Any],
-    chunks: tuple[float, ...],
-    name: str,
-    output: str | None = None,
-) -> da.Array:
-    output = output or request.wanted.names[0]
-    layout, sizes = _shape(request, output, chunks)
-    out_index = tuple(_ROWS if i == layout.axis else f"out.{i}" for i in range(layout.ndim))
-    known = {index for index in pairs[1::2] if index for index in index}
-    new_axes = {
-        index: axis_chunks
-        for index, axis_chunks in zip(out_index, sizes, strict=True)
-        if index not in known
-    }
-    adjust = {_ROWS: sizes[layout.axis]} if layout.ndim and _ROWS in known else None
-    result: da.Array = da.blockwise(
-        function,
-        out_index,
-        *pairs,
-        name=name,
-        dtype=request.dtype(output),
-        meta=np.empty((0,) * layout.ndim, dtype=request.dtype(output)),
-        new_axes=new_axes,
-        adjust_chunks=adjust if adjust and _ROWS in out_index else None,
-        align_arrays=False,
-        concatenate=None,
-    )
-    return result
-
-
-def _shape(
-    request: Request, output: str, chunks: tuple[float, ...]
-) -> tuple[Layout, tuple[tuple[float, ...], ...]]:
-    """Where the chunks stand among the output's axes, and the chunks of each axis."""
-    sizes = request.batch.sizes[output]
-    if sizes is None:
-        raise InputError(
-            f"not even the rank of output {output!r} follows from the graph",
-            "pass Delayed instead of a dask.array, or declare the output's shape in the model",
-        )
-    axis = request.batch.output_axes[output]
-    rows = tuple(chunk if axis is not None and sizes[axis] == 1 else math.nan for chunk in chunks)
-    own = tuple(rows if i == axis else (size,) for i, size in enumerate(sizes))
-    return Layout(len(sizes), -1 if axis is None else axis), own
-
-
 def _predict_stages(
     request: Request, arrays: Mapping[str, Any], chunks: tuple[float, ...]
 ) -> dict[str, da.Array]:
-    """Several stages: layers of our own, whose tasks Dask does not fuse."""
-    token = _feeds_token(arrays)
+    """Return the arrays of a plan of several stages: one layer for each, which Dask never fuses."""
+    token = feeds_token(arrays)
     axes = request.batch.input_axes
     extra = request.supply_layers
     references: dict[str, list[Any]] = {}
     for name, array in arrays.items():
         references[name] = _references(name, array, axes[name], len(chunks), extra)
-    shapes = {name: _shape(request, name, chunks) for name in request.wanted.names}
+    shapes = {name: output_chunks(request, name, chunks) for name in request.wanted.names}
     lowered = lower(
         request.model,
         request.stages,
@@ -302,7 +172,7 @@ def _predict_stages(
         {name: layout for name, (layout, _) in shapes.items() if layout.axis >= 0},
         request.supplies,
     )
-    graph = layered_graph(lowered, arrays.values(), extra, request.retries)
+    graph = layered_graph(lowered, arrays.values(), extra, request.options.retries)
     return {
         name: _stage_array(request, graph, lowered, name, *shapes[name], len(chunks))
         for name in request.wanted.names
@@ -316,7 +186,7 @@ def _references(
         if axis is None:
             return [TaskRef((array.name, *(0,) * array.ndim))]
         return [TaskRef(Layout(array.ndim, axis).key(array.name, i)) for i in range(n_chunks)]
-    if array.nbytes <= _LITERAL_BYTES and array.dtype != object:
+    if array.nbytes <= LITERAL_BYTES and array.dtype != object:
         return [array]
     key = f"input-{digest(name, da.from_array(array).name)}"
     extra[key] = {key: DataNode(key, array)}
@@ -326,7 +196,19 @@ def _references(
 def layered_graph(
     lowered: Lowered, sources: Any, extra: Mapping[str, dict[Any, Any]], retries: int
 ) -> HighLevelGraph:
-    """The lowered layers on top of the graphs of the collections that they read."""
+    """Return the lowered layers on top of the graphs of the collections that they read.
+
+    Parameters
+    ----------
+    lowered : Lowered
+        Tasks of the stages.
+    sources : iterable
+        Inputs; those without a Dask graph are ignored.
+    extra : mapping of str to dict
+        Further layers that the stages depend on, by name.
+    retries : int
+        Times that Dask repeats a task that raised.
+    """
     layers: dict[str, Any] = {}
     dependencies: dict[str, set[str]] = {}
     roots: set[str] = set(extra)
@@ -340,7 +222,7 @@ def layered_graph(
         layers[name], dependencies[name] = MaterializedLayer(inputs), set()
     annotations = {"retries": retries}
     if lowered.barrier_tasks is not None:
-        layers[lowered.name] = GatedLayer(lowered.stage_tasks, lowered.barrier_tasks, annotations)
+        layers[lowered.name] = BarrierLayer(lowered.stage_tasks, lowered.barrier_tasks, annotations)
         dependencies[lowered.name] = roots
         return HighLevelGraph(layers, dependencies)
     for name, tasks in lowered.layers.items():
@@ -349,10 +231,11 @@ def layered_graph(
     return HighLevelGraph(layers, dependencies)
 
 
-class GatedLayer(MaterializedLayer):
-    """All stages of a request whose schedule has them wait for each other.
+class BarrierLayer(MaterializedLayer):
+    """Layer of all stages of a request whose schedule limits the chunks in flight by barriers.
 
-    Culling keeps what is asked for, and has that wait for itself only.
+    Culling removes tasks first and then adds the barriers anew, so that no task waits for one that
+    is not needed.
     """
 
     def __init__(
@@ -366,7 +249,8 @@ class GatedLayer(MaterializedLayer):
 
     def cull(
         self, keys: set[Key], all_hlg_keys: Collection[Key]
-    ) -> tuple[GatedLayer, dict[Key, set[Key]]]:
+    ) -> tuple[BarrierLayer, dict[Key, set[Key]]]:
+        """Return the layer with only the tasks that `keys` need, and their dependencies."""
         wanted: set[Key] = set()
         left = [key for key in keys if key in self._tasks]
         while left:
@@ -375,7 +259,7 @@ class GatedLayer(MaterializedLayer):
                 wanted.add(key)
                 left += [each for each in self._tasks[key].dependencies if each in self._tasks]
         tasks = {key: task for key, task in self._tasks.items() if key in wanted}
-        layer = GatedLayer(tasks, self._barrier_tasks, self.annotations)
+        layer = BarrierLayer(tasks, self._barrier_tasks, self.annotations)
         return layer, {key: set(task.dependencies) for key, task in layer.mapping.items()}
 
 
@@ -406,15 +290,3 @@ def _stage_array(
         )
     dtype = request.dtype(name)
     return da.Array(graph, layer, sizes, dtype=dtype, meta=np.empty((0,) * len(sizes), dtype))
-
-
-def _feeds_token(arrays: Mapping[str, Any]) -> str:
-    names = {
-        name: array.name if isinstance(array, da.Array) else _content(array)
-        for name, array in arrays.items()
-    }
-    return digest(names)
-
-
-def _content(array: Any) -> str:
-    return str(tokenize(array))

@@ -1,4 +1,4 @@
-"""Rows that the model cannot take: found one by one, while the good ones are all computed."""
+"""Search for rows that a model cannot take, while all other rows are computed."""
 
 from __future__ import annotations
 
@@ -11,63 +11,96 @@ import numpy as np
 from dask_onnx.core.errors import DaskOnnxError, InputError, RunError
 
 Arrays = Mapping[str, Any]
-"""Inputs by name; anything with a length that a slice takes rows of."""
+"""Inputs by name: arrays, or anything else with a length whose rows a slice selects."""
 ERROR = "error"
-"""The column that says what is wrong with a row."""
+"""Name of the column, or dict key, that holds the error of a bad row."""
 
 
 class RowsError(InputError):
-    """Some of the rows at hand do not fit the model: `mask` says which."""
+    """Some of the rows of a partition do not fit the model.
+
+    Parameters
+    ----------
+    cause, next_step : str
+        Message about all rows; see `DaskOnnxError`.
+    mask : ndarray of bool, shape (rows,)
+        True for each bad row.
+    row_cause : str, optional
+        Message about one bad row; `cause` by default.
+    row_causes : mapping of int to str, optional
+        More precise messages, by the row's position.
+    fields
+        Fields of `DaskOnnxError`. ``numbers["bad_rows"]`` is set to the number of bad rows, and
+        ``numbers["rows"]`` to that of all rows.
+    """
 
     def __init__(
         self,
         cause: str,
         next_step: str = "",
         mask: np.ndarray | None = None,
-        of_row: str = "",
-        of_rows: Mapping[int, str] | None = None,
+        row_cause: str = "",
+        row_causes: Mapping[int, str] | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(cause, next_step, **fields)
         self.mask = np.zeros(0, bool) if mask is None else mask
-        self.of_row = of_row or cause
-        """What is wrong, said of one row."""
-        self.of_rows = of_rows or {}
-        """The same, by the positions of those of which more is known."""
+        self.row_cause = row_cause or cause
+        self.row_causes = row_causes or {}
+        counts = {"bad_rows": int(self.mask.sum()), "rows": len(self.mask)}
+        fields["numbers"] = {**counts, **fields.get("numbers", {})}
+        super().__init__(cause, next_step, **fields)
+
+    def of_row(self, position: int) -> InputError:
+        """Return the error of one bad row."""
+        fields = {name: value for name, value in self.fields.items() if name != "numbers"}
+        cause = self.row_causes.get(position, self.row_cause)
+        return InputError(cause, self.next_step, **fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = (self.cause, self.next_step, self.mask, self.row_cause, self.row_causes)
+        return _rebuild, (type(self), own, self.fields)
+
+
+def _rebuild(kind: type[RowsError], own: tuple[Any, ...], fields: Mapping[str, Any]) -> RowsError:
+    return kind(*own, **fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What became of the rows."""
+    """Results of the good rows and errors of the bad rows of one partition."""
 
     values: dict[str, Any] | None
     """Results of the good rows, in their order; None if there are none."""
     good: np.ndarray
     """Positions of the good rows, ascending."""
     errors: dict[int, DaskOnnxError | ValueError]
-    """Position of each bad row to what is wrong with it."""
+    """Position of each bad row to its error."""
 
     @property
     def bad(self) -> list[int]:
+        """Positions of the bad rows, ascending."""
         return sorted(self.errors)
 
     def messages(self) -> list[str]:
-        """What is wrong, in the order of `bad`."""
+        """Return the messages of the bad rows, in the order of `bad`."""
         return [message(self.errors[position]) for position in self.bad]
 
 
 @dataclass(slots=True)
 class _Search:
-    """The good and the bad of one partition, while it is gone through from left to right."""
+    """Good and bad rows found so far, while a partition is searched from the first row on."""
 
     run: Callable[[Arrays], Arrays]
+    """Function of inputs by name; see `run_rows`."""
     stops: bool
-    """At the first bad row."""
+    """True if the search ends at the first bad row."""
     pieces: list[tuple[np.ndarray, Arrays]] = field(default_factory=list)
+    """Positions of rows that ran together, and their results."""
     errors: dict[int, DaskOnnxError | ValueError] = field(default_factory=dict)
+    """Position of each bad row to its error."""
 
     def try_rows(self, positions: np.ndarray, arrays: Arrays) -> None:
-        """Run rows; where that fails, each half of them."""
+        """Run rows; if that fails, run each half of them."""
         if not len(positions) or (self.stops and self.errors):
             return
         try:
@@ -83,6 +116,7 @@ class _Search:
             self.try_rows(positions[half], {name: value[half] for name, value in arrays.items()})
 
     def found(self) -> Found:
+        """Return the result of the search."""
         good = [positions for positions, _ in self.pieces]
         values = None
         if self.pieces:
@@ -100,18 +134,22 @@ def run_rows(
     *,
     stops: bool,
 ) -> Found:
-    """Run all rows, and find those that cannot be.
+    """Run all rows, and find those that fail.
 
-    A conversion tells of all its bad rows at once. A kernel tells of none: what it fails on is
-    halved until single rows are left, so that a bad row costs about twice the work of the rows.
+    A conversion reports all its bad rows at once. A kernel reports none: rows on which it fails are
+    bisected until single rows are left, so that one bad row about doubles the work.
 
     Parameters
     ----------
-    count : rows
-    convert : function of positions (None for all) that gives the inputs
-        Raises `RowsError`, or another ValueError of rows that it cannot say.
-    run : function of inputs by name that gives values by name, with a row for each
-    stops : at the first bad row, which is then the only one in `errors`
+    count : int
+        Number of rows.
+    convert : callable
+        Takes an array of positions, or None for all rows, and returns the inputs by name. Raises
+        `RowsError`, or another ValueError if it does not know which rows are bad.
+    run : callable
+        Takes inputs by name, and returns values by name with one row for each input row.
+    stops : bool
+        Whether to stop at the first bad row, which is then the only one in `Found.errors`.
     """
     search = _Search(run, stops)
     _convert_rows(np.arange(count), None, convert, search)
@@ -131,15 +169,14 @@ def _convert_rows(
     except RowsError as fault:
         bad = positions[fault.mask]
         if search.stops:
-            # Another column may be at fault further up.
+            # Another column may have a bad row before this one.
             earlier = positions[: int(np.argmax(fault.mask))]
-            above = _Search(lambda _: {}, stops=True)
-            _convert_rows(earlier, earlier, convert, above)
-            search.errors |= above.errors or {int(bad[0]): fault}
+            before = _Search(lambda _: {}, stops=True)
+            _convert_rows(earlier, earlier, convert, before)
+            search.errors |= before.errors or {int(bad[0]): fault}
             return
         search.errors |= {
-            int(positions[place]): InputError(fault.of_rows.get(int(place), fault.of_row))
-            for place in np.flatnonzero(fault.mask)
+            int(positions[place]): fault.of_row(int(place)) for place in np.flatnonzero(fault.mask)
         }
         rest = positions[~fault.mask]
         _convert_rows(rest, rest, convert, search)
@@ -157,11 +194,12 @@ def _convert_rows(
 
 
 def join_found(parts: Sequence[tuple[int, Found]]) -> Found:
-    """What was found of rows that were gone through in pieces.
+    """Join the results of consecutive pieces of the rows.
 
     Parameters
     ----------
-    parts : position of the first row of each piece, and what was found in it
+    parts : sequence of (int, Found)
+        Position of the first row of each piece, and the piece's results.
     """
     if len(parts) == 1:
         return parts[0][1]
@@ -175,7 +213,7 @@ def join_found(parts: Sequence[tuple[int, Found]]) -> Found:
 
 
 def join_pieces(pieces: Sequence[Any]) -> Any:
-    """Pieces of a value, one after the other."""
+    """Concatenate the pieces of a value, arrays or lists, along the rows."""
     if len(pieces) == 1:
         return pieces[0]
     if any(isinstance(piece, list) for piece in pieces):
@@ -183,14 +221,27 @@ def join_pieces(pieces: Sequence[Any]) -> Any:
     return np.concatenate(pieces)
 
 
-def located(error: Exception, where: str) -> DaskOnnxError:
-    """The same error, with the place in front of what it says."""
-    if isinstance(error, DaskOnnxError):
-        kind = InputError if isinstance(error, RowsError) else type(error)
-        return kind(f"{where}{error.cause}", error.next_step)
-    return InputError(f"{where}{error}")
+def located(error: Exception, where: str, row: int, count: int) -> DaskOnnxError:
+    """Return the error of one row with its location in front of the message.
+
+    Parameters
+    ----------
+    error : Exception
+        Error of the row. Its fields are kept.
+    where : str
+        Location in words, such as "partition 0, row 3 of 10: ".
+    row, count : int
+        Position of the row in its partition and the partition's number of rows, for the field
+        `numbers`.
+    """
+    numbers = {"row": row, "rows": count}
+    if not isinstance(error, DaskOnnxError):
+        return InputError(f"{where}{error}", reason=str(error), numbers=numbers)
+    kind = InputError if isinstance(error, RowsError) else type(error)
+    fields = {**error.fields, "numbers": {**error.numbers, **numbers}}
+    return kind(f"{where}{error.cause}", error.next_step, **fields)
 
 
 def message(error: Exception) -> str:
-    """What is wrong, without the advice."""
+    """Return the message of an error without the next step."""
     return error.cause if isinstance(error, DaskOnnxError) else str(error)

@@ -1,4 +1,4 @@
-"""Bags of rows in, bags of results out: each partition's rows run together."""
+"""Predictions for a dask.bag of rows: the rows of each partition run together."""
 
 from __future__ import annotations
 
@@ -13,35 +13,42 @@ from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
 from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import Wanted, check_dtype, check_joins
+from dask_onnx.collections.request_checks import Wanted, check_dtype
+from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.collections.text.texts import as_texts
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec, is_floating
 from dask_onnx.core.stage_tasks import Hints, digest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BagPredictor:
-    """The model on the rows of one partition; what `Bag.map_partitions` calls."""
+    """Function that `Bag.map_partitions` calls: the model on the rows of one partition."""
 
     graph: InlineGraph
+    """Stages to run."""
     inputs: tuple[TensorSpec, ...]
+    """Inputs of the model."""
     wanted: Wanted
+    """Outputs, and the form of each result."""
     rows: RowOptions
+    """Treatment of bad rows."""
     token: str
+    """Digest of all of the above."""
 
     @property
     def __name__(self) -> str:
-        """What the dashboard calls the task."""
+        """Name of the task on Dask's dashboard."""
         return self.graph.label
 
     @property
     def hints(self) -> Hints:
+        """Facts for Dask's scheduler."""
         return self.graph.hints
 
     def __call__(self, rows: Iterable[Any], *supplies: Any) -> list[Any]:
-        """The results; for "split" a pair of each row's result and, for a bad row, its error."""
+        """Return the result of each row, or a `Checked` of each row for "split"."""
         given = list(rows)
         items: list[dict[str, np.ndarray]] = []
         places: list[int] = []
@@ -64,7 +71,7 @@ class BagPredictor:
         if self.rows.on_error == "raise" and errors:
             first = min(errors)
             where = f"row {first:,} of the {len(given):,} of its partition: "
-            raise located(errors[first], where) from None
+            raise located(errors[first], where, first, len(given)) from None
         if self.rows.on_error != "split":
             return results
         return [
@@ -80,7 +87,7 @@ class BagPredictor:
         results: list[Any],
         errors: dict[int, Exception],
     ) -> None:
-        """Run rows of the same shapes; each result, or error, goes to its place."""
+        """Run rows of the same shapes, and store each result or error at the row's place."""
         arrays = {spec.name: np.stack([item[spec.name] for item in items]) for spec in self.inputs}
         found = run_rows(
             len(items),
@@ -99,19 +106,25 @@ class BagPredictor:
         errors |= {places[position]: error for position, error in found.errors.items()}
 
     def _by_name(self, row: Any) -> dict[str, np.ndarray]:
+        """Return the arrays of a row by input name, checked and converted.
+
+        Each row is checked by itself, so that a bad one does not fail the rows beside it.
+        """
         if not isinstance(row, Mapping):
             if len(self.inputs) > 1:
                 names = ", ".join(repr(spec.name) for spec in self.inputs)
                 raise InputError(
-                    f"a row of the bag is {type(row).__name__}; the model takes {names}",
+                    f"a row of the bag is a {type(row).__name__}; the model takes inputs {names}",
                     "make each row a dict by input name",
+                    numbers={"inputs": len(self.inputs)},
                 )
             row = {self.inputs[0].name: row}
-        lacking = [spec.name for spec in self.inputs if spec.name not in row]
-        if lacking:
+        missing = [spec.name for spec in self.inputs if spec.name not in row]
+        if missing:
             raise InputError(
-                f"a row of the bag has no {lacking[0]!r}; it has {', '.join(map(repr, row))}",
+                f"a row of the bag has no {missing[0]!r}; it has {', '.join(map(repr, row))}",
                 "make each row a dict by input name",
+                input=missing[0],
             )
         found = {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
         for spec in self.inputs:
@@ -121,7 +134,6 @@ class BagPredictor:
         return found
 
     def _check(self, array: np.ndarray, spec: TensorSpec) -> None:
-        """A row as the model wants it: what one row has wrong must not fail those beside it."""
         if spec.dtype is None or spec.shape is None:
             return
         check_dtype(array.dtype, spec)
@@ -135,12 +147,19 @@ class BagPredictor:
             raise InputError(
                 f"a row has shape {array.shape} for input {spec.name!r}; the model takes {row}",
                 "make each row an array without the batch axis",
+                input=spec.name,
+                numbers={"rank": array.ndim, "expected_rank": len(shape)},
             )
-        is_float = array.dtype.kind == "f"
-        if self.rows.require_finite and is_float and not np.isfinite(array).all():
+        if (
+            self.rows.require_finite
+            and is_floating(array.dtype)
+            and (count := int((~np.isfinite(array)).sum()))
+        ):
             raise InputError(
                 f"input {spec.name!r} must be finite; the row has a NaN or an infinity",
                 "fill it or drop the row",
+                input=spec.name,
+                numbers={"values_not_finite": count},
             )
 
     def __dask_tokenize__(self) -> str:
@@ -148,7 +167,7 @@ class BagPredictor:
 
 
 def _alike(items: list[dict[str, np.ndarray]]) -> list[list[int]]:
-    """Positions of the rows that have the same shapes, which can run together."""
+    """Return groups of positions of rows that have the same shapes, and so can run together."""
     groups: dict[Any, list[int]] = {}
     for place, item in enumerate(items):
         shapes = tuple(array.shape for array in item.values())
@@ -158,10 +177,12 @@ def _alike(items: list[dict[str, np.ndarray]]) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A row's result, or what is wrong with it."""
+    """Result of a row, or its error."""
 
     result: Any
+    """Result; None for a bad row."""
     bad: dict[str, Any] | None
+    """For a bad row a dict of ``row`` and ``error``; None for a good one."""
 
 
 def _as_bad(row: Any, error: Exception | None) -> dict[str, Any] | None:
@@ -177,14 +198,35 @@ def _bad(rows: Iterable[Checked]) -> list[Any]:
 
 
 def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
-    """A lazy bag: for each row, an array or a dict of them by input name without the batch axis,
-    the outputs of that row; two bags where the bad rows are split off."""
+    """Return a lazy bag with the result of each row; two bags if the bad rows are split off.
+
+    Parameters
+    ----------
+    request : Request
+        Checked request, whose inputs are placeholders.
+    bag : dask.bag.Bag
+        Each item is a row: an array, or a dict of arrays by input name, without the batch axis.
+    rows : RowOptions
+        Treatment of bad rows.
+
+    Returns
+    -------
+    Bag, or tuple of two
+        For "split" the results of the good rows, and dicts of ``row`` and ``error`` of the bad
+        ones.
+
+    Raises
+    ------
+    InputError
+        An output has no rows on axis 0, or rows are not proven to be independent.
+    """
     values = list(request.wanted.names)
     for name in values:
         if request.batch.output_axes[name] != 0:
             raise InputError(
-                f"output {name!r} has no rows on axis 0, so it cannot be taken apart",
+                f"output {name!r} has no rows on axis 0, so it cannot be split into items of a bag",
                 "name other outputs: outputs=[...]",
+                option="outputs",
             )
     check_joins(
         request.batch,
@@ -196,7 +238,7 @@ def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
     inputs = tuple(request.stages.inputs)
     graph = inline_graph(request, [spec.name for spec in inputs], values)
     keys = sorted(map(str, graph.tasks))
-    token = digest(keys, values, request.wanted.is_bare, repr(rows), request.salt)
+    token = digest(keys, values, request.wanted.is_bare, repr(rows), request.options.salt)
     predictor = BagPredictor(graph, inputs, request.wanted, rows, token)
     lazy: db.Bag = bag.map_partitions(predictor, *supply_collections(request))
     if rows.on_error != "split":

@@ -1,4 +1,4 @@
-"""Partitions that were checked: results and bad rows travel together, then part."""
+"""Partitions whose bad rows are split off: one task computes both tables, two others select one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from dask.sizeof import sizeof
 from dask_onnx.collections.bad_rows import ERROR, Found
 
 TEXT = pd.ArrowDtype(pa.string())
+"""Dtype of columns of text."""
 _CELL = "checked"
+"""Name of the column that holds a `CheckedPart`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedPart:
-    """What became of one partition."""
+    """Results and bad rows of one partition."""
 
     good: Any
     """Results of the good rows: DataFrame or Series."""
     bad: pd.DataFrame
-    """The caller's bad rows, and what is wrong with them."""
+    """The caller's bad rows, with a column of their errors."""
 
 
 def _sizeof_checked(part: CheckedPart) -> int:
@@ -36,30 +38,38 @@ sizeof.register(CheckedPart, _sizeof_checked)
 
 
 def bad_rows(table: pd.DataFrame, found: Found) -> pd.DataFrame:
-    """The bad rows of a table, with a column that says why."""
+    """Return the bad rows of a table, with a column of their errors."""
     messages = pd.array(found.messages(), dtype=TEXT)
     return table.iloc[found.bad].assign(**{ERROR: messages})
 
 
 def as_cell(part: CheckedPart) -> pd.DataFrame:
-    """A table of one cell: Dask's tables hold tables, and this carries two."""
+    """Return a table of one cell that holds a checked partition.
+
+    A partition of a Dask DataFrame must be one pandas DataFrame; this one carries two.
+    """
     return pd.DataFrame({_CELL: pd.Series([part], dtype=object)})
 
 
 CELL_META = pd.DataFrame({_CELL: pd.Series([], dtype=object)})
+"""Meta, in Dask's sense, of the tables of `as_cell`."""
 
 
 def take_apart(cells: dd.DataFrame, good: Any, table: pd.DataFrame) -> tuple[Any, Any]:
-    """The two collections behind the cells.
+    """Return the results and the bad rows as two collections.
 
     Parameters
     ----------
-    good : meta of the results
-    table : meta of the caller's table
+    cells : dask.dataframe.DataFrame
+        Partitions as `as_cell` makes them.
+    good : pandas DataFrame or Series
+        Meta of the results.
+    table : pandas DataFrame
+        Meta of the caller's table.
     """
     bad = table.iloc[:0].assign(**{ERROR: pd.array([], dtype=TEXT)})
-    # Keys that stay as they are: fused into its two readers, a cell would be computed twice.
-    # A cell is an object, which Dask would otherwise make a string of.
+    # Going through Delayed keeps Dask from fusing a cell into its two consumers, which would
+    # compute it twice. Dask would convert the objects in the cells to strings.
     with dask.config.set({"dataframe.convert-string": False}):
         shared = dd.from_delayed(
             cells.to_delayed(),

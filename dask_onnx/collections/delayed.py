@@ -1,4 +1,4 @@
-"""Delayed in, Delayed out: one task for each stage."""
+"""Lazy predictions for Delayed values: one task for each stage."""
 
 from __future__ import annotations
 
@@ -15,14 +15,29 @@ from dask.task_spec import Task, TaskRef
 from dask_onnx.collections.array import layered_graph
 from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import check_arrays, check_joins
+from dask_onnx.collections.request_checks import check_arrays
+from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.lowering.lower import Feeds, Lowered, lower
 from dask_onnx.runtime.kernel import take_output
 
 
 def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Delayed]:
-    """A Delayed for each output. Shapes are checked in the task, where they are first known."""
+    """Return a Delayed for each requested output.
+
+    Parameters
+    ----------
+    request : Request
+        Checked request.
+    feeds : mapping of str to Delayed, dask.array or array_like
+        Inputs by name. Dtypes and shapes of Delayed are checked in the task, where they are first
+        known.
+
+    Raises
+    ------
+    InputError
+        An input in memory does not fit the model, or rows are not proven to be independent.
+    """
     per_run = request.batching.rows_per_run
     check_joins(
         request.batch,
@@ -43,12 +58,12 @@ def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Del
     lowered = lower(
         request.model, request.stages, inputs, request.options, supplies=request.supplies
     )
-    graph = layered_graph(lowered, sources.values(), request.supply_layers, request.retries)
+    graph = layered_graph(lowered, sources.values(), request.supply_layers, request.options.retries)
     return {name: _output(request, graph, lowered, name) for name in request.wanted.names}
 
 
 def as_delayed(name: str, value: Any) -> Delayed:
-    """An input as one key, named by its content."""
+    """Return an input as a Delayed of one key, named by its content."""
     if isinstance(value, Delayed):
         return value
     source: Delayed

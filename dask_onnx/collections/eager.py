@@ -1,4 +1,4 @@
-"""numpy in, numpy out: on the scheduler that Dask itself would use."""
+"""Predictions for arrays in memory, computed at once on the scheduler that Dask chooses."""
 
 from __future__ import annotations
 
@@ -15,48 +15,67 @@ from dask.base import tokenize
 from dask_onnx.cluster.delivery import hold
 from dask_onnx.collections.kinds import as_array, is_empty, most_rows
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import check_arrays, check_joins
+from dask_onnx.collections.request_checks import check_arrays
+from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.core.peers import is_inside_task
 from dask_onnx.lowering.lower import Feeds, lower, stage_ref
 from dask_onnx.planning.choice import LEAST_TASK_SECONDS
 from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
-from dask_onnx.runtime.tuning import look_up, row_shapes
+from dask_onnx.runtime.tuning import find_tuning, row_shapes
 
 _ROWS_TO_SPREAD = 64
-"""While nothing is known of a model, so many rows are worth a task on each core."""
+"""Rows from which on they are spread over all cores, while a model's speed is unknown."""
 _TASKS_PER_SLOT = 8
-"""Rows are cut into up to so many tasks for each that runs at a time: enough to balance, few enough
-to be cheap."""
+"""Largest number of tasks for each that runs at a time: enough to balance, few enough to be cheap.
+"""
 
 
 def _is_main_thread() -> bool:
-    """Whether one request may take all cores: other threads, tasks among them, are seldom alone."""
+    """Return whether this is the main thread; others, tasks among them, seldom run alone."""
     return threading.current_thread() is threading.main_thread()
 
 
 def predict_eager(
     request: Request, feeds: Mapping[str, Any], *, inline: bool = False
 ) -> dict[str, Any]:
-    """Run now; arrays by output name.
+    """Compute the requested outputs at once, and return arrays by output name.
 
-    With a `batch_size` the rows are spread over tasks that each run so many rows at a time; with
-    "auto" too, if there is enough to do; with None all rows are one task and one run, as ORT would
-    do it. `inline` keeps it in this thread.
+    With a batch size, rows are spread over tasks that each run so many rows at a time; with "auto"
+    too, if there is enough work. Without one, all rows are one task and one run, as in ORT.
+
+    Parameters
+    ----------
+    request : Request
+        Checked request.
+    feeds : mapping of str to array_like
+        Inputs by name.
+    inline : bool
+        Whether to run in this thread rather than on Dask's scheduler.
+
+    Raises
+    ------
+    InputError
+        Dtypes or shapes do not fit the model.
+    StageError, StoreError
+        See `runtime.kernel.run_stage`.
     """
     specs = {spec.name: spec for spec in request.stages.inputs}
     arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
-    get, client = (dask.local.get_sync, None) if inline else chosen_scheduler(request.retries)
+    get, client = (
+        (dask.local.get_sync, None) if inline else chosen_scheduler(request.options.retries)
+    )
     is_local = client is None
     pieces = _cut(request, arrays, client, inline=inline or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
     cuts_rows = request.batching.rows_per_run or request.batching.is_auto
-    cuts_rows = cuts_rows or _stands_in(request, arrays)
+    cuts_rows = cuts_rows or _can_pad_no_rows(request, arrays)
     axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
-    # Keys matter only where others may ask for the same: hashing costs more than a small model.
+    # Keys matter only on a cluster, where clients share results; hashing costs more than a small
+    # model.
     token = "inline" if is_local else str(tokenize(arrays))
-    session = request.session
+    session = request.options.run.session
     is_alone = is_local and chunks == len(request.stages.stages) == 1
     if is_alone and session.intra_op_num_threads is None and _is_main_thread():
         session = replace(session, intra_op_num_threads=0)
@@ -65,7 +84,7 @@ def predict_eager(
         request.model,
         request.stages,
         Feeds(pieces, axes, token, chunks, most_rows(firsts, request.batch.input_axes)),
-        replace(request.options, session=session),
+        replace(request.options, run=replace(request.options.run, session=session)),
         supplies=request.supplies,
     )
     wanted = [(name, lowered.outputs[name]) for name in request.wanted.names]
@@ -82,9 +101,11 @@ def predict_eager(
     }
 
 
-def _stands_in(request: Request, arrays: Mapping[str, Any]) -> bool:
-    """Whether one row is to run in place of none, as kernels disagree on empty tensors, and can be
-    cut off what comes of it."""
+def _can_pad_no_rows(request: Request, arrays: Mapping[str, Any]) -> bool:
+    """Return whether there are no rows, and one that is made up can be removed from all outputs.
+
+    Kernels differ in what they do with empty tensors; some end the process.
+    """
     output_axes = request.batch.output_axes
     return is_empty(arrays, request.batch.input_axes) and all(
         output_axes[name] is not None for name in request.wanted.names
@@ -92,7 +113,7 @@ def _stands_in(request: Request, arrays: Mapping[str, Any]) -> bool:
 
 
 def _supplies(request: Request, client: Any) -> Mapping[str, Any]:
-    """What brings the model to its workers; on a cluster it stays there for the next request."""
+    """Return the tasks that bring the model to workers; a cluster keeps their results for later."""
     if request.delivery is None:
         return {}
     return request.delivery.tasks if client is None else hold(client, request.delivery)
@@ -101,7 +122,7 @@ def _supplies(request: Request, client: Any) -> Mapping[str, Any]:
 def _cut(
     request: Request, arrays: Mapping[str, Any], client: Any, *, inline: bool
 ) -> dict[str, list[Any]]:
-    """For each input the pieces that the tasks get; one that has no rows is given to all."""
+    """Return the pieces of each input, one for each task; an input without rows is one piece."""
     axes = request.batch.input_axes
     per_run = request.batching.rows_per_run
     if per_run is None and not request.batching.is_auto:
@@ -113,9 +134,10 @@ def _cut(
         step = max(1, rows if inline else _rows_of_task(request, arrays, rows, client))
     else:
         runs = -(-rows // per_run)
-        # Through several stages the caller's batches are micro-batches; else tasks do several.
-        is_apart = request.is_batched and len(request.stages.stages) > 1
-        tasks = runs if is_apart else _TASKS_PER_SLOT * _slots(client)
+        # With several stages each batch of the caller's is a task, so that stages overlap;
+        # otherwise a task runs several batches.
+        is_pipelined = request.is_batched and len(request.stages.stages) > 1
+        tasks = runs if is_pipelined else _TASKS_PER_SLOT * _slots(client)
         step = per_run * max(1, -(-runs // max(tasks, 1)))
         check_joins(
             request.batch,
@@ -134,15 +156,17 @@ def _cut(
 
 
 def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int, client: Any) -> int:
-    """Rows of each task where every task finds its own best runs.
+    """Return the rows of each task, which finds the best batch size by itself.
 
-    Enough tasks for all workers, but none that is over before it was worth starting.
+    There are enough tasks for all workers, but none shorter than `LEAST_TASK_SECONDS`.
     """
     (stage,) = request.stages.stages
     axes = [request.batch.input_axes[spec.name] for spec in stage.inputs]
     shapes = row_shapes([arrays[spec.name] for spec in stage.inputs], axes)
-    token = stage_ref(request.model, stage, request.custom).token
-    tuned = look_up(token, task_threads(request.session.intra_op_num_threads), shapes)
+    token = stage_ref(request.model, stage, request.options.custom).token
+    tuned = find_tuning(
+        token, task_threads(request.options.run.session.intra_op_num_threads), shapes
+    )
     if tuned is None:
         return rows if rows < _ROWS_TO_SPREAD else -(-rows // (2 * _slots(client)))
     tasks = int(rows / tuned.rate / LEAST_TASK_SECONDS)
@@ -153,7 +177,7 @@ def _rows_of_task(request: Request, arrays: Mapping[str, Any], rows: int, client
 
 
 def _slots(client: Any) -> int:
-    """Tasks that run at a time; on a cluster without workers they may still come."""
+    """Return the number of tasks that run at a time; 1 on a cluster that has no workers yet."""
     if client is None:
         return available_cores()
     return int(client.scheduler_info(n_workers=0)["total_threads"]) or 1

@@ -1,4 +1,4 @@
-"""How the outputs of a model become the columns of a table."""
+"""Conversion of the outputs of a model to the columns of a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NULLABLE = {
     **{f"int{bits}": f"Int{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"UInt{bits}" for bits in (8, 16, 32, 64)},
 }
-"""numpy's types to those of pandas that have a missing value."""
+"""Names of numpy's dtypes to those of pandas' dtypes that have a missing value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +27,21 @@ class OutputColumns:
     """One output of the model, and the columns that it becomes."""
 
     value: str
-    """Of the graph; for a ``ZipMap`` the tensor that it is made of."""
+    """Value of the graph; for the output of a ``ZipMap`` the tensor that it converts."""
     names: tuple[str, ...]
+    """Labels of the columns."""
     dtype: np.dtype[Any]
-    """Of the elements."""
+    """Dtype of the elements."""
     row_shape: tuple[int | None, ...]
-    """Of one row; None where the size depends on data."""
+    """Shape of one row; None for a size that depends on data."""
     is_nullable: bool = False
-    """Rows may be missing, so that integers and booleans take pandas' types that have it."""
+    """True if rows may be missing; integers and booleans then take pandas' nullable dtypes."""
     is_ragged: bool = False
-    """The first axis of a row is as long as the row's input."""
+    """True if the first axis of a row is as long as the row's list in the input."""
 
     @property
     def is_list(self) -> bool:
-        """One column with a list for each row."""
+        """True if the output becomes one column with a list for each row."""
         return len(self.names) == 1 and (self.is_ragged or self.row_shape not in ((), (1,)))
 
 
@@ -55,17 +56,38 @@ def output_columns(
     is_nullable: bool = False,
     is_ragged: bool = False,
 ) -> OutputColumns:
-    """What an output becomes: a column; a column for each number of a row, called by its class or
-    its place; or, above `max_columns`, one column of lists.
+    """Return the columns that an output becomes.
+
+    One number a row becomes one column. Up to `max_columns` numbers a row become a column each,
+    labelled by class or position. Anything else becomes one column of lists.
 
     Parameters
     ----------
-    sizes : of all axes, rows first; NaN where the size depends on data
+    name : str
+        Name of the output, with which the labels begin.
+    value : str
+        Value of the graph that holds the output.
+    dtype : numpy dtype
+        Dtype of the elements.
+    sizes : sequence of int or float, or None
+        Sizes of all axes, rows first; NaN for a size that depends on data.
+    labels : sequence of str or int, optional
+        Classes of a classifier, in the order of the numbers of a row.
+    max_columns : int
+        Largest number of columns for one output.
+    is_nullable, is_ragged : bool
+        See `OutputColumns`.
+
+    Raises
+    ------
+    InputError
+        The rank of the output is unknown.
     """
     if sizes is None:
         raise InputError(
-            f"not even the rank of output {name!r} follows from the graph",
+            f"the rank of output {name!r} does not follow from the graph",
             "name other outputs, or declare its shape in the model",
+            option="outputs",
         )
     row = tuple(None if math.isnan(size) else int(size) for size in sizes[1:])
     names: tuple[str, ...] = (name,)
@@ -80,7 +102,17 @@ def output_columns(
 def to_frame(
     values: Mapping[str, Any], outputs: Sequence[OutputColumns], index: pd.Index
 ) -> pd.DataFrame:
-    """A table of the values; strings and lists as Arrow has them."""
+    """Return a table of values; strings and lists have Arrow's dtypes.
+
+    Parameters
+    ----------
+    values : mapping of str to array
+        Arrays, or lists of one array for each row, by name of value.
+    outputs : sequence of OutputColumns
+        Columns to make.
+    index : pandas Index
+        Index of the rows.
+    """
     columns: dict[str, Any] = {}
     for output in outputs:
         array = values[output.value]
@@ -94,7 +126,17 @@ def to_frame(
 
 
 def spread(frame: pd.DataFrame, positions: np.ndarray, index: pd.Index) -> pd.DataFrame:
-    """The rows of a table at some positions of a longer one, whose other rows are missing."""
+    """Return a longer table that has the rows of `frame` at some positions, and missing rows else.
+
+    Parameters
+    ----------
+    frame : pandas DataFrame
+        Results of the good rows.
+    positions : ndarray of int
+        Positions of these rows in the result, ascending.
+    index : pandas Index
+        Index of the result.
+    """
     sources = np.full(len(index), -1)
     sources[positions] = np.arange(len(positions))
     columns = {
@@ -105,7 +147,7 @@ def spread(frame: pd.DataFrame, positions: np.ndarray, index: pd.Index) -> pd.Da
 
 
 def empty_frame(outputs: Sequence[OutputColumns], index: pd.Index) -> pd.DataFrame:
-    """The same with no rows: what Dask calls meta."""
+    """Return the table of `to_frame` without rows: its meta, in Dask's sense."""
     values = {
         output.value: np.empty((0, *(size or 0 for size in output.row_shape)), output.dtype)
         for output in outputs
@@ -116,7 +158,7 @@ def empty_frame(outputs: Sequence[OutputColumns], index: pd.Index) -> pd.DataFra
 def _plain(column: np.ndarray, *, is_nullable: bool = False) -> Any:
     if column.dtype.kind in "OUST":
         return pd.array(column.astype(object), dtype=TEXT)
-    if column.dtype.isbuiltin != 1:  # bfloat16 and its like, which tables do not have
+    if column.dtype.isbuiltin != 1:  # types of ml_dtypes, such as bfloat16, which pandas lacks
         return column.astype(np.float32)
     if is_nullable and column.dtype.kind in "iub":
         return pd.array(np.ascontiguousarray(column), dtype=_NULLABLE[column.dtype.name])
@@ -124,8 +166,10 @@ def _plain(column: np.ndarray, *, is_nullable: bool = False) -> Any:
 
 
 def _lists(array: Any, output: OutputColumns) -> Any:
-    """A column of lists, nested where a row has several axes; without a copy of the numbers, unless
-    the rows differ in length."""
+    """Return a column of lists, nested if a row has several axes.
+
+    Numbers are not copied unless the rows differ in length.
+    """
     if isinstance(array, list):
         return _unequal_lists(array, output)
     flat = pa.array(_plain(np.ascontiguousarray(array).reshape(-1)))
@@ -149,7 +193,7 @@ def _lists(array: Any, output: OutputColumns) -> Any:
 
 def _unequal_lists(rows: Sequence[np.ndarray], output: OutputColumns) -> Any:
     flat = np.concatenate([row.reshape(-1, *row.shape[1:]) for row in rows])
-    # All but the first axis of a row are alike: the rows inside become lists of their own.
+    # Rows differ in their first axis only, so the axes inside become nested lists as usual.
     element = replace(output, row_shape=output.row_shape[1:], is_ragged=False)
     inner = _lists(flat, element).__arrow_array__() if flat.ndim > 1 else pa.array(_plain(flat))
     if isinstance(inner, pa.ChunkedArray):
@@ -159,7 +203,7 @@ def _unequal_lists(rows: Sequence[np.ndarray], output: OutputColumns) -> Any:
 
 
 def list_type(element: pa.DataType, row_shape: Sequence[int | None]) -> pa.DataType:
-    """Arrow's type of a row: of fixed size where that is known."""
+    """Return Arrow's type of a row: nested lists, of fixed size where that is known."""
     kind = element
     for size in reversed(row_shape):
         kind = pa.list_(kind, size) if size else pa.list_(kind)

@@ -1,4 +1,4 @@
-"""A lowered request that runs inside another task: what a partition of a table or a bag needs."""
+"""Lowered requests that run inside another task, as partitions of tables and bags do."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from dask_onnx.runtime.kernel import take_output
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InlineGraph:
-    """The stages of a request, run one after the other in the thread that calls."""
+    """Stages of a request that run one after the other in the calling thread."""
 
     tasks: Mapping[Key, Task]
-    """Their inputs are keys of the inputs' names."""
+    """Tasks of the stages; names of inputs are the keys of their inputs."""
     outputs: Mapping[str, tuple[Key, int | None, int | None]]
-    """Value to the key of the task that makes it, its position in that result, its batch axis."""
+    """Value to the key of its task, its position in the task's result, and its batch axis."""
     supplies: tuple[str, ...]
-    """Keys of what brings the model to workers that cannot get it themselves."""
+    """Keys of the tasks that bring the model to workers that cannot read it."""
     label: str
-    """Of the stages, as the dashboard shows them."""
+    """Label of the stages on Dask's dashboard."""
 
     @property
     def hints(self) -> Hints:
-        """For the task that runs all of it."""
+        """Facts for Dask's scheduler about the task that runs the stages."""
         return next(hints for task in self.tasks.values() for hints in hints_of(task))
 
     def run(self, arrays: Mapping[str, Any], supplies: Sequence[Any]) -> dict[str, Any]:
-        """Values by name.
+        """Run the stages, and return values by name.
 
         Parameters
         ----------
-        arrays : inputs by name
-        supplies : what the tasks of `supply_collections` gave
+        arrays : mapping of str to array
+            Inputs by name.
+        supplies : sequence
+            Results of the tasks of `supply_collections`.
         """
         given = {**arrays, **dict(zip(self.supplies, supplies, strict=True))}
         dsk = {**self.tasks, **{key: DataNode(key, value) for key, value in given.items()}}
@@ -55,7 +57,17 @@ class InlineGraph:
 
 
 def inline_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -> InlineGraph:
-    """A request as a graph that runs in one task."""
+    """Return a request as a graph that runs in one task.
+
+    Parameters
+    ----------
+    request : Request
+        Checked request.
+    inputs : sequence of str
+        Names of the inputs that `InlineGraph.run` will be given.
+    values : sequence of str
+        Outputs that it returns.
+    """
     feeds = Feeds(
         {name: (TaskRef(name),) for name in inputs}, request.batch.input_axes, "inline", 1
     )
@@ -74,7 +86,7 @@ def inline_graph(request: Request, inputs: Sequence[str], values: Sequence[str])
 
 
 def supply_collections(request: Request) -> list[Delayed]:
-    """What to give `InlineGraph.run` as supplies, for Dask to compute first."""
+    """Return the supplies of `InlineGraph.run`, for Dask to compute before that task."""
     tasks = {} if request.delivery is None else request.delivery.tasks
     return [
         Delayed(key, HighLevelGraph.from_collections(key, {key: task}))

@@ -1,4 +1,4 @@
-"""What kind of collection a request brings, and what its shapes say."""
+"""Kinds of collections that a request may bring, and their dtypes and shapes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
-from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import Dim, TensorSpec, converts, dtype_name
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """An input that a partition of a table will be: dtype and shape, NaN for its rows."""
+    """Dtype and shape of an input that a partition of a table or bag will become."""
 
     dtype: np.dtype[Any]
+    """The model's dtype."""
     shape: tuple[float, ...]
+    """Sizes; NaN where one is known only in the task, such as the number of rows."""
 
 
 def kind_of(feeds: Mapping[str, Any]) -> str:
-    """ "delayed" if anything is, else "array" if any is a dask.array, "table", else "eager"."""
+    """Return the kind of collection that a request's inputs make together.
+
+    "table" if they are placeholders; "delayed" if one of them is a Delayed; "array" if one is a
+    dask.array; otherwise "eager".
+    """
     if any(isinstance(value, Placeholder) for value in feeds.values()):
         return "table"
     if any(isinstance(value, Delayed) for value in feeds.values()):
@@ -33,42 +40,72 @@ def kind_of(feeds: Mapping[str, Any]) -> str:
 
 
 def as_array(value: Any, spec: TensorSpec) -> Any:
-    """A value as numpy has it; a sequence, a map or an optional as it is."""
+    """Return a value in memory as a numpy array.
+
+    Floating-point arrays and Python's numbers take the model's dtype where `specs.converts` and
+    their values allow it. Other arrays keep their dtype, for `check_dtype` to compare.
+
+    Parameters
+    ----------
+    value : array_like
+        For an input that is a sequence, a map or an optional, anything; it is returned unchanged.
+    spec : TensorSpec
+        Input of the model.
+
+    Raises
+    ------
+    InputError
+        An integer does not fit the model's integer dtype.
+    """
     if spec.kind is not None:
         return value
-    if hasattr(value, "dtype") or spec.dtype is None:
-        return np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
-    # Numbers of Python have no dtype of their own; only those that fit are taken for the model's.
+    if spec.dtype is None:
+        return np.asarray(value)
+    if hasattr(value, "dtype"):
+        array = np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
+        return array.astype(spec.dtype, copy=False) if converts(array.dtype, spec.dtype) else array
+    # Python's numbers have no dtype of their own: they take the model's if their kind fits.
     array = np.asarray(value)
-    is_whole = array.dtype.kind in "iub" and spec.dtype.kind != "O"
-    is_real = array.dtype.kind == "f" and spec.dtype.kind in "fV"
-    return array.astype(spec.dtype) if is_whole or is_real or np.isscalar(value) else array
+    is_integer = array.dtype.kind in "iub" and spec.dtype.kind != "O"
+    if not (is_integer or converts(array.dtype, spec.dtype) or np.isscalar(value)):
+        return array
+    converted = array.astype(spec.dtype)
+    if is_integer and spec.dtype.kind in "iu" and not np.array_equal(converted, array):
+        limits = np.iinfo(spec.dtype)
+        raise InputError(
+            f"input {spec.name!r} takes {dtype_name(spec.dtype)}, {limits.min} to {limits.max}; "
+            f"the values range from {array.min()} to {array.max()}",
+            "give values in that range, or export the model with a wider type",
+            input=spec.name,
+            numbers={"lowest": int(array.min()), "highest": int(array.max())},
+        )
+    return converted
 
 
 def is_table(x: Any) -> bool:
-    """Whether it is a table of pandas or dask, neither of which this imports."""
+    """Return whether `x` is a DataFrame or Series of pandas or Dask, without importing these."""
     module, _, _ = type(x).__module__.partition(".")
     is_dask = type(x).__module__.startswith("dask.dataframe")
     return (module == "pandas" or is_dask) and type(x).__name__ in ("DataFrame", "Series")
 
 
 def is_dataarray(x: Any) -> bool:
-    """Whether it is an xarray.DataArray, which this does not import."""
+    """Return whether `x` is an xarray.DataArray, without importing xarray."""
     return type(x).__module__.startswith("xarray.") and type(x).__name__ == "DataArray"
 
 
 def is_bag(x: Any) -> bool:
-    """Whether it is a dask.bag, which this does not import."""
+    """Return whether `x` is a dask.bag, without importing dask.bag."""
     return type(x).__module__.startswith("dask.bag") and type(x).__name__ == "Bag"
 
 
 def has_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
-    """Whether there is more than one row to tell from another."""
+    """Return whether some input in memory has more than one row."""
     return max(_counts(feeds, axes), default=0) > 1
 
 
 def is_empty(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> bool:
-    """Whether there is no row, where there could be some."""
+    """Return whether inputs with a batch axis have no rows."""
     return max(_counts(feeds, axes), default=1) == 0
 
 
@@ -81,7 +118,7 @@ def _counts(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> list[in
 
 
 def most_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> float | None:
-    """Of a chunk; all rows of arrays in memory. None where that is not known."""
+    """Return the rows of the largest chunk, or of an array in memory; None if not known."""
     found: list[float] = []
     for name, value in feeds.items():
         axis = axes.get(name)
@@ -95,7 +132,10 @@ def most_rows(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> float
 
 
 def shapes_of(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[str, tuple[Dim, ...]]:
-    """Shapes of the arrays whose rank fits; NaN and Delayed leave the declared dimension."""
+    """Return the shapes of the inputs whose rank fits the model.
+
+    Inputs that are Delayed are left out; a size of NaN becomes None.
+    """
     shapes: dict[str, tuple[Dim, ...]] = {}
     for spec in inputs:
         value = feeds.get(spec.name)

@@ -1,29 +1,50 @@
-"""xarray in, xarray out: dimensions and coordinates of the rows are kept."""
+"""Predictions for an xarray.DataArray, with the dimensions and coordinates that still fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from onnx.shape_inference import InferenceError
 
+from dask_onnx.analysis.axes.axis_report import AxisFact
 from dask_onnx.core.errors import InputError
+from dask_onnx.facts.model_facts import ModelFacts
+
+_KEPT_AXES = "kept axes"
+"""First part of the key, among a model's facts, of the axes found last for a set of outputs."""
 
 
 def predict_dataarray(
     x: xr.DataArray,
+    facts: ModelFacts,
+    feed: str,
     axis: int | None,
     output_axes: Mapping[str, int | None],
     run: Callable[[Any], Mapping[str, Any]],
 ) -> dict[str, xr.DataArray]:
-    """A DataArray for each output.
+    """Return a DataArray for each output, with the labels that still fit.
+
+    An output keeps the dimension of the rows, and every dimension along which its elements lie at
+    the same positions as in `x`, such as the height and width of an image behind padded
+    convolutions. It keeps the coordinates whose dimensions are all kept.
 
     Parameters
     ----------
-    x : the one input; in memory or of dask, which stays lazy
-    axis : its batch axis
-    output_axes : output to the batch axis of it
-    run : the prediction on the array itself
+    x : xarray.DataArray
+        The one input; in memory, or of Dask, which stays lazy.
+    facts : ModelFacts
+        The model.
+    feed : str
+        Name of the input.
+    axis : int or None
+        Batch axis of the input.
+    output_axes : mapping of str to int or None
+        Output to its batch axis.
+    run : callable
+        Takes the array inside `x`, and returns arrays by output.
 
     Raises
     ------
@@ -32,20 +53,96 @@ def predict_dataarray(
     """
     if axis is None:
         raise InputError(
-            "the model's input has no batch axis, so no dimension is kept",
+            f"input {feed!r} has no batch axis, so no dimension of the DataArray is kept",
             "pass x.data, and name the dimensions of the result yourself",
+            input=feed,
         )
-    rows = x.dims[axis]
-    kept = {name: coord for name, coord in x.coords.items() if set(coord.dims) <= {rows}}
+    found = _axis_facts(facts, feed, tuple(x.shape), tuple(output_axes))
     return {
-        name: _named(name, value, output_axes[name], rows, kept)
+        name: _labelled_output(name, value, x, axis, output_axes[name], found)
         for name, value in run(x.data).items()
     }
 
 
-def _named(
-    name: str, value: Any, axis: int | None, rows: Any, coords: Mapping[Any, Any]
+def label(
+    value: Any,
+    dims: Sequence[Any],
+    source: xr.DataArray,
+    surviving: Iterable[Any],
+    *,
+    name: str,
+    attrs: Mapping[Any, Any] | None = None,
 ) -> xr.DataArray:
-    dims = [rows if i == axis else f"{name}_{i}" for i in range(value.ndim)]
-    own = coords if axis is not None else {k: c for k, c in coords.items() if not c.dims}
-    return xr.DataArray(value, dims=dims, coords=own, name=name)
+    """Return an array as a DataArray with the coordinates of `source` whose dimensions all survive.
+
+    Parameters
+    ----------
+    value : array
+        Result of a prediction.
+    dims : sequence of hashable
+        Dimensions of the result.
+    source : xarray.DataArray
+        DataArray that the prediction is of.
+    surviving : iterable of hashable
+        Dimensions of `source` that the result has, with the same positions.
+    name : str
+        Name of the result.
+    attrs : mapping, optional
+        Attributes of the result.
+    """
+    kept = set(surviving)
+    lost = [label for label, coord in source.coords.items() if not kept >= set(coord.dims)]
+    result = xr.DataArray(value, dims=list(dims), name=name, attrs=attrs)
+    # Coordinates are taken from a DataArray, not one by one, so that their indexes are kept too.
+    return result.assign_coords(source.drop_vars(lost).coords)
+
+
+def _axis_facts(
+    facts: ModelFacts, feed: str, shape: tuple[int, ...], outputs: tuple[str, ...]
+) -> Sequence[AxisFact]:
+    """Return how outputs depend on each axis of an input of this shape; none where unknown."""
+    if any(np.isnan(shape)):
+        return ()
+    key = (_KEPT_AXES, outputs)
+    last: tuple[tuple[int, ...], Sequence[AxisFact]] | None = facts.kept.get(key)
+    if last is not None and last[0] == shape:
+        return last[1]
+    try:
+        table = facts.axes({feed: shape}, outputs)
+    except InferenceError:
+        found = []
+    else:
+        found = [fact for fact in table if any(name == feed for name, _ in fact.inputs)]
+    facts.kept[key] = (shape, found)
+    return found
+
+
+def _labelled_output(
+    name: str,
+    value: Any,
+    x: xr.DataArray,
+    axis: int,
+    output_axis: int | None,
+    facts: Iterable[AxisFact],
+) -> xr.DataArray:
+    dims: list[Any] = [f"{name}_{i}" for i in range(value.ndim)]
+    surviving = set()
+    if output_axis is not None:
+        dims[output_axis] = x.dims[axis]
+        surviving.add(x.dims[axis])
+    for fact in facts:
+        places = {place for _, place in fact.inputs}
+        if fact.value != name or len(places) > 1 or axis in places or not _is_in_place(fact):
+            continue
+        (place,), own = places, fact.axis
+        if own is None or own == output_axis or value.shape[own] != x.shape[place]:
+            continue
+        dims[own] = x.dims[place]
+        surviving.add(x.dims[place])
+    return label(value, dims, x, surviving, name=name)
+
+
+def _is_in_place(fact: AxisFact) -> bool:
+    """Return whether each element reads its own position, and others beside it at most."""
+    is_near = fact.kind == "independent" or fact.kind == "window"
+    return is_near and fact.stride == 1 and fact.offset <= 0 < fact.offset + fact.extent

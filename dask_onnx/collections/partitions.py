@@ -1,4 +1,4 @@
-"""Tables, bags and labelled arrays: what a model does with rows that come in partitions."""
+"""Tables, bags and labelled arrays: collections whose rows come in partitions."""
 
 from __future__ import annotations
 
@@ -6,45 +6,24 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.kinds import Placeholder
 from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_builder import build_request
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
 from dask_onnx.collections.run_options import Outputs, RowOptions, RunOptions, TableOptions
-from dask_onnx.core.errors import InputError
-from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.dask_internals import meta_of
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.staged_model import StagedModel
 
 
-class RowModel(Protocol):
-    """What is needed of a `Model`, which stands a layer above."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def facts(self) -> GraphFacts: ...
-
-    @property
-    def _facts(self) -> ModelFacts: ...
-
-    def _request(
-        self, x: Any, run: RunOptions, *, inline: bool = False
-    ) -> tuple[Request, dict[str, Any], str]: ...
-
-    @property
-    def predict(self) -> Any: ...
-
-    @property
-    def __call__(self) -> Any: ...
-
-
-def of_table(
-    model: RowModel,
+def predict_tables(
+    facts: ModelFacts,
     x: Any,
     run: RunOptions,
     table: TableOptions,
@@ -52,66 +31,58 @@ def of_table(
     *,
     inline: bool = False,
 ) -> Any:
-    """A table for a table; two of them where `rows` sets the bad ones apart.
+    """Return a table for a table; two tables if `rows` splits off the bad rows.
 
     Parameters
     ----------
-    here : in this thread, not on Dask's scheduler
+    facts : ModelFacts
+    x : DataFrame or Series of pandas or Dask
+    run, table, rows
+        Options of the request.
+    inline : bool
+        True to run in this thread rather than on Dask's scheduler.
+
+    Raises
+    ------
+    InputError
+        The plan's strategy is not "whole", or the columns or options do not fit the model.
     """
-    tables = _tables()
     _refuse_cut(run.plan, "a table")
-    wanted = resolve_outputs(run.outputs, model.facts.outputs, model._facts.known_values).names
+    wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values).ordered
 
     def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
-        return model._request(feeds, dataclasses.replace(run, outputs=names))[0]
+        return build_request(facts, feeds, dataclasses.replace(run, outputs=names))[0]
 
-    def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Any:
-        if inline:
-            return model(arrays, outputs=names, batch_size=run.batch_size)
-        return model.predict(arrays, **run.keywords(names))
+    def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
+        named = dataclasses.replace(run, outputs=names)
+        request, feeds, _ = build_request(facts, arrays, named, inline=inline)
+        return predict_eager(request, feeds, inline=inline)
 
-    return tables.predict_table(
-        model._facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
+    return _tables().predict_table(
+        facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
     )
 
 
 def meta_of_table(
-    model: RowModel, x: Any, outputs: Outputs, table: TableOptions, rows: RowOptions
+    facts: ModelFacts, x: Any, outputs: Outputs, table: TableOptions, rows: RowOptions
 ) -> Any:
-    """The same without rows; nothing runs."""
-    wanted = resolve_outputs(outputs, model.facts.outputs, model._facts.known_values).names
-    meta = getattr(x, "_meta", x)
+    """Return the result of `predict_tables` without rows. Runs nothing."""
+    wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).ordered
+    meta = meta_of(x)
     frame = meta.to_frame() if meta.ndim == 1 else meta
-    return _tables().plan_layout(model._facts, frame, wanted, table, rows).meta(frame)
+    return _tables().plan_layout(facts, frame, wanted, table, rows).meta(frame)
 
 
-def of_bag(model: RowModel, x: Any, run: RunOptions, rows: RowOptions) -> Any:
-    """A bag for a bag; two of them where `rows` sets the bad ones apart."""
+def predict_bags(facts: ModelFacts, x: Any, run: RunOptions, rows: RowOptions) -> Any:
+    """Return a bag for a bag; two bags if `rows` splits off the bad rows."""
     bags = importlib.import_module("dask_onnx.collections.bag")
-    return bags.predict_bag(row_request(model, run), x, rows)
+    return bags.predict_bag(partition_request(facts, run), x, rows)
 
 
-def of_dataarray(model: RowModel, x: Any, run: RunOptions) -> Any:
-    """A DataArray for a DataArray, or several by name."""
-    labelled = importlib.import_module("dask_onnx.collections.labelled_arrays")
-    wanted = resolve_outputs(run.outputs, model.facts.outputs, model._facts.known_values)
-    needed = [spec.name for spec in model._facts.inputs_of(wanted.names)]
-    (name,) = resolve_feeds(x, model.inputs, needed)
-    batch = model._facts.batch_at(wanted.names, {name: tuple(x.shape)})
-
-    def of_array(array: Any) -> Any:
-        return model.predict(array, **run.keywords(list(wanted.names)))
-
-    axes = {output: batch.output_axes[output] for output in wanted.names}
-    return wanted.shape_result(
-        labelled.predict_dataarray(x, batch.input_axes[name], axes, of_array)
-    )
-
-
-def row_request(model: RowModel, run: RunOptions) -> Request:
-    """A request whose rows come later, in partitions."""
+def partition_request(facts: ModelFacts, run: RunOptions) -> Request:
+    """Return a request for rows that are known only inside tasks, partition by partition."""
     _refuse_cut(run.plan, "a bag")
-    wanted = resolve_outputs(run.outputs, model.facts.outputs, model._facts.known_values)
+    wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     feeds = {
         spec.name: Placeholder(
             spec.dtype or np.dtype(object),
@@ -120,27 +91,57 @@ def row_request(model: RowModel, run: RunOptions) -> Request:
                 for axis, dim in enumerate(spec.shape or ())
             ),
         )
-        for spec in model._facts.inputs_of(wanted.names)
+        for spec in facts.inputs_of(wanted.names)
     }
     run = dataclasses.replace(run, outputs=list(wanted.names))
-    return dataclasses.replace(model._request(feeds, run)[0], wanted=wanted)
+    return dataclasses.replace(build_request(facts, feeds, run)[0], wanted=wanted)
+
+
+def predict_labelled(facts: ModelFacts, x: Any, run: RunOptions, of_array: Any) -> Any:
+    """Return an xarray.DataArray for a DataArray, or several by output name.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    x : xarray.DataArray
+        The one input.
+    run : RunOptions
+    of_array : function of an array and `RunOptions`
+        Prediction for the array inside `x`, as a dict by output name.
+    """
+    labelled = importlib.import_module("dask_onnx.collections.labelled_arrays")
+    wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
+    needed = [spec.name for spec in facts.inputs_of(wanted.names)]
+    (name,) = resolve_feeds(x, facts.inputs, needed)
+    batch = facts.batch_at(wanted.names, {name: tuple(x.shape)})
+    named = dataclasses.replace(run, outputs=list(wanted.names))
+    axes = {output: batch.output_axes[output] for output in wanted.names}
+    return wanted.shape_result(
+        labelled.predict_dataarray(
+            x, facts, name, batch.input_axes[name], axes, lambda array: of_array(array, named)
+        )
+    )
 
 
 def _refuse_cut(plan: Any, what: str) -> None:
-    if plan is not None and plan.recipe.strategy != "whole":
+    """Raise an InputError if a plan has another strategy than "whole"."""
+    if isinstance(plan, StagedModel) and plan.recipe.strategy != "whole":
         raise InputError(
-            f"a plan by {plan.recipe.strategy!r} cannot run on {what}, whose partitions are tasks "
-            "of their own",
-            "leave the plan out, or go through to_delayed()",
+            f"a plan with strategy {plan.recipe.strategy!r} cannot run on {what}: each of its "
+            "partitions is one task",
+            "leave the plan out, or convert with to_delayed()",
+            option="plan",
+            suggestions=[Suggestion("plan")],
         )
 
 
 def _tables() -> Any:
-    """The module for tables, which needs pandas: nobody else pays for that."""
+    """Return the module for tables; imported when needed, since it needs pandas."""
     try:
         return importlib.import_module("dask_onnx.collections.dataframe")
     except ImportError as error:
         raise InputError(
             f"tables need {error.name}, which is not installed",
             "pip install 'dask-onnx[dataframe]'",
+            reason=str(error),
         ) from error

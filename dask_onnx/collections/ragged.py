@@ -1,4 +1,4 @@
-"""Rows of unequal length: padded to a few lengths, run together, put back in their order."""
+"""Rows of unequal length, padded to a few lengths and run with others of the same length."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 
 from dask_onnx.collections.bad_rows import RowsError
+from dask_onnx.core.errors import Suggestion
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ragged:
-    """Rows of numbers, one after the other."""
+    """Rows of different lengths, stored one after the other."""
 
     flat: np.ndarray
+    """Elements of all rows, shape (elements,)."""
     offsets: np.ndarray
-    """Where each row begins, and where the last one ends: (rows + 1,) int."""
+    """Start of each row in `flat`, and the end of the last row: int, shape (rows + 1,)."""
 
     @property
     def sizes(self) -> np.ndarray:
+        """Length of each row, shape (rows,)."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -31,7 +34,19 @@ class Ragged:
         return Ragged(self.flat, self.offsets[start : stop + 1])
 
     def padded(self, positions: np.ndarray, length: int) -> np.ndarray:
-        """Some rows, filled up with zeros (or empty strings): (positions, length)."""
+        """Return the rows at some positions, padded with zeros or empty strings.
+
+        Parameters
+        ----------
+        positions : ndarray of int, shape (n,)
+            Rows to return.
+        length : int
+            Length to pad to.
+
+        Returns
+        -------
+        ndarray, shape (n, length)
+        """
         fill: Any = "" if self.flat.dtype == object else 0
         rows = np.full((len(positions), length), fill, self.flat.dtype)
         for row, position in zip(rows, positions, strict=True):
@@ -41,42 +56,56 @@ class Ragged:
 
 
 def by_length(lengths: np.ndarray, buckets: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Length to pad to, and the positions of the rows that are; shortest first."""
+    """Yield each length to pad to, and the positions of the rows to pad to it; shortest first.
+
+    Parameters
+    ----------
+    lengths : ndarray of int, shape (rows,)
+        Length of each row; at most the last bucket.
+    buckets : sequence of int
+        Lengths to pad to, ascending.
+    """
     chosen = np.searchsorted(np.asarray(buckets), lengths)
     for number in np.unique(chosen):
         yield int(buckets[number]), np.flatnonzero(chosen == number)
 
 
 def check_lengths(arrays: Mapping[str, Any], buckets: Sequence[int]) -> None:
-    """Whether the ragged inputs agree, row by row, and fit the longest bucket.
+    """Check that ragged inputs have equal lengths in each row, and fit the longest bucket.
 
     Raises
     ------
     RowsError
+        Some rows do not.
     """
     ragged = {name: value.sizes for name, value in arrays.items() if isinstance(value, Ragged)}
     if not ragged:
         return
     (first, lengths), *others = ragged.items()
     for name, sizes in others:
-        wrong = sizes != lengths
-        if wrong.any():
-            what = f"inputs {first!r} and {name!r} must be equally long in a row"
+        bad = sizes != lengths
+        if bad.any():
+            rule = f"inputs {first!r} and {name!r} must be equally long in a row"
             raise RowsError(
-                f"{what}; they are not in {int(wrong.sum()):,} of {len(wrong):,} rows",
+                f"{rule}; they are not in {int(bad.sum()):,} of {len(bad):,} rows",
                 "pad or cut the lists",
-                wrong,
-                f"{what}; they are not",
+                bad,
+                f"{rule}; they are not",
+                input=name,
             )
-    wrong = lengths > buckets[-1]
-    if wrong.any():
-        what = f"input {first!r} may be {buckets[-1]:,} long, the longest of length_buckets"
+    bad = lengths > buckets[-1]
+    if bad.any():
+        rule = f"input {first!r} may be {buckets[-1]:,} long, the longest of length_buckets"
+        longest = int(lengths.max())
         raise RowsError(
-            f"{what}; {int(wrong.sum()):,} of {len(wrong):,} rows are longer, "
-            f"{int(lengths.max()):,} the longest",
+            f"{rule}; {int(bad.sum()):,} of {len(bad):,} rows are longer, {longest:,} the longest",
             "add a bucket, or cut the lists",
-            wrong,
-            f"{what}; it is longer",
+            bad,
+            f"{rule}; it is longer",
+            option="length_buckets",
+            input=first,
+            numbers={"longest": longest, "longest_bucket": int(buckets[-1])},
+            suggestions=[Suggestion("length_buckets", [*buckets, longest])],
         )
 
 
@@ -86,17 +115,23 @@ def run_by_length(
     run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
     trimmed: frozenset[str],
 ) -> dict[str, Any]:
-    """Run rows of about one length together.
+    """Run rows of about the same length together, and restore the order of the rows.
 
     Parameters
     ----------
-    arrays : inputs by name; those that are `Ragged` have equal lengths in each row
-    run : function of arrays by name that gives arrays by name, rows first
-    trimmed : values whose axis 1 is as long as the inputs: each row is cut to its own length
+    arrays : mapping of str to ndarray or Ragged
+        Inputs by name; ragged ones have equal lengths in each row.
+    buckets : sequence of int
+        Lengths to pad to, ascending.
+    run : callable
+        Takes arrays by name, and returns arrays by name, rows first.
+    trimmed : frozenset of str
+        Values whose axis 1 is as long as the inputs; the padding is cut off each row of them.
 
     Returns
     -------
-    dict of value to ndarray, or to a list of one array a row where rows differ in shape
+    dict of str to ndarray or list
+        For each value an array, or a list of one array for each row if rows differ in shape.
     """
     lengths = next(value.sizes for value in arrays.values() if isinstance(value, Ragged))
     rows: dict[str, list[Any]] = {}
@@ -106,12 +141,12 @@ def run_by_length(
             for name, value in arrays.items()
         }
         for name, values in run(feeds).items():
-            of_rows = rows.setdefault(name, [None] * len(lengths))
+            in_order = rows.setdefault(name, [None] * len(lengths))
             for position, value in zip(positions, values, strict=True):
-                of_rows[position] = value[: lengths[position]] if name in trimmed else value
+                in_order[position] = value[: lengths[position]] if name in trimmed else value
     return {
-        name: of_rows if name in trimmed or _differ(of_rows) else np.stack(of_rows)
-        for name, of_rows in rows.items()
+        name: in_order if name in trimmed or _differ(in_order) else np.stack(in_order)
+        for name, in_order in rows.items()
     }
 
 

@@ -1,52 +1,61 @@
-"""What a caller asks for, checked against the model before any work starts."""
+"""Checks of a request against the model, before any work starts."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dask.delayed import Delayed
+import numpy as np
 
-from dask_onnx.analysis.batch import BatchFacts
 from dask_onnx.analysis.shapes import bind_symbols
-from dask_onnx.collections.run_options import BatchSize, Outputs
-from dask_onnx.core.errors import InputError
-from dask_onnx.core.specs import TensorSpec, dtype_name
-from dask_onnx.runtime.batching import Batching
+from dask_onnx.collections.run_options import Outputs
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.specs import TensorSpec, converts, dtype_name
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The outputs of a request, and how they are handed back."""
+    """Outputs of a request, and the form in which the caller wants them."""
 
     names: tuple[str, ...]
+    """Names in the order of the graph, intermediate values last: the same request has the same keys
+    however the caller orders its outputs."""
     is_bare: bool
-    """One value rather than a dict by name."""
+    """True if the caller wants one value rather than a dict by name."""
+    asked: tuple[str, ...] = ()
+    """Names in the caller's order; empty for the order of the graph."""
+
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """Names in the order in which results are handed over."""
+        return self.asked or self.names
 
     def shape_result(self, values: Mapping[str, Any]) -> Any:
+        """Return the values as the caller wants them: one bare, or a dict in the caller's order."""
         if self.is_bare:
             return values[self.names[0]]
-        return {name: values[name] for name in self.names}
+        return {name: values[name] for name in self.ordered}
 
 
 def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[str]) -> Wanted:
-    """The names behind an `outputs` option.
+    """Return the outputs that an option `outputs` names.
 
     Parameters
     ----------
     outputs : None, str or sequence of str
         None: all outputs, bare if there is one. A name: that one, bare. A sequence: a dict.
-    declared : the graph's outputs, in its order
-    known : every value that may be named
+    declared : sequence of str
+        Outputs of the graph, in its order.
+    known : iterable of str
+        All values that may be named.
 
     Raises
     ------
     InputError
-        A name that the model does not have; near ones are named.
+        The model has no value of a name; similar names are suggested. Or no output is named.
     """
     if outputs is None:
         return Wanted(tuple(declared), len(declared) == 1)
@@ -59,18 +68,35 @@ def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[s
             raise InputError(
                 f"the model has no output or value {name!r}",
                 f"{hint}its outputs are {_names(declared)}",
+                option="outputs",
+                suggestions=[Suggestion("outputs", each) for each in near or declared],
             )
     if not names:
-        raise InputError("outputs is empty", f"name one or more of {_names(declared)}")
+        raise InputError(
+            "outputs is empty",
+            f"name one or more of {_names(declared)}",
+            option="outputs",
+            suggestions=[Suggestion("outputs", list(declared))],
+        )
     order = {name: i for i, name in enumerate(declared)}
     return Wanted(
         tuple(sorted(names, key=lambda name: order.get(name, len(order)))),
         isinstance(outputs, str),
+        names,
     )
 
 
 def resolve_feeds(x: Any, inputs: Sequence[TensorSpec], needed: Iterable[str]) -> dict[str, Any]:
-    """Input arrays by name, in the order of the graph.
+    """Return the given inputs by name, in the order of the graph.
+
+    Parameters
+    ----------
+    x : array_like or mapping of str to array_like
+        The one input, or inputs by name.
+    inputs : sequence of TensorSpec
+        Inputs of the model.
+    needed : iterable of str
+        Names of the inputs that the requested outputs depend on.
 
     Raises
     ------
@@ -84,17 +110,22 @@ def resolve_feeds(x: Any, inputs: Sequence[TensorSpec], needed: Iterable[str]) -
             raise InputError(
                 f"one array was given; the model takes {len(wanted)} inputs: {_names(wanted)}",
                 "pass a dict by input name",
+                numbers={"inputs": len(wanted)},
             )
         return {wanted[0]: x}
-    superfluous = [name for name in x if name not in names]
+    unknown = [name for name in x if name not in names]
     missing = [name for name in wanted if name not in x]
-    if superfluous or missing:
-        faults = []
+    if unknown or missing:
+        problems = []
         if missing:
-            faults.append(f"input {_names(missing)} is missing")
-        if superfluous:
-            faults.append(f"input {_names(superfluous)} is not one of the model's")
-        raise InputError("; ".join(faults), f"the model takes {_names(wanted)}; got {_names(x)}")
+            problems.append(f"input {_names(missing)} is missing")
+        if unknown:
+            problems.append(f"input {_names(unknown)} is not one of the model's")
+        raise InputError(
+            "; ".join(problems),
+            f"the model takes {_names(wanted)}; got {_names(x)}",
+            input=str((missing or unknown)[0]),
+        )
     return {name: x[name] for name in wanted}
 
 
@@ -107,17 +138,21 @@ def check_arrays(
     inputs: Sequence[TensorSpec],
     axes: Mapping[str, int | None],
 ) -> None:
-    """Compare dtype, rank and static dimensions with the model.
+    """Compare dtypes, ranks and fixed sizes with the model.
 
     Parameters
     ----------
-    arrays : mapping of input name to anything with ``dtype`` and ``shape`` (NaN where unknown)
-    axes : each input's batch axis
+    arrays : mapping of str to array
+        Inputs by name: anything with ``dtype`` and ``shape``, with NaN for unknown sizes.
+    inputs : sequence of TensorSpec
+        Inputs of the model; those without an array are skipped.
+    axes : mapping of str to int or None
+        Batch axis of each input.
 
     Raises
     ------
     InputError
-        Saying which input, what was expected, what was given.
+        An input does not fit; the message names it, with the expected and the given value.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in inputs:
@@ -142,6 +177,8 @@ def check_arrays(
                     f"input {spec.name!r} has an unknown size (NaN) on axis {i}; its shape is "
                     f"{tuple(array.shape)}",
                     "call compute_chunk_sizes() on it first; only the batch axis may be unknown",
+                    input=spec.name,
+                    axis=i,
                 )
         shapes[spec.name] = tuple(int(size) for size in dims)
     _check_static(shapes, inputs, axes)
@@ -159,7 +196,7 @@ def _check_static(
         if axes[name] is None or shape[_within(axes[name], shape)] >= 0
     }
     bind_symbols(tuple(inputs), known)
-    # Inputs whose number of rows is not known yet: their other axes are checked all the same.
+    # The other axes of inputs whose number of rows is unknown can still be checked.
     for spec in inputs:
         shape = shapes.get(spec.name)
         if shape is not None and spec.name not in known:
@@ -176,11 +213,20 @@ def _check_rows(arrays: Mapping[str, Any], axes: Mapping[str, int | None]) -> No
         if (axis := axes[name]) is not None and not math.isnan(array.shape[axis])
     }
     if len(set(rows.values())) > 1:
-        counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
+        first, *others = rows
+        differing = next(name for name in others if rows[name] != rows[first])
         raise InputError(
-            f"inputs differ in their number of rows: {counts}",
+            f"inputs differ in their number of rows: {format_row_counts(rows)}",
             "inputs with a batch axis must have the same number of rows",
+            input=differing,
+            axis=axes[differing],
+            numbers={"rows": rows[differing], "expected_rows": rows[first]},
         )
+
+
+def format_row_counts(rows: Mapping[str, Any]) -> str:
+    """Return the number of rows of each input, in words."""
+    return ", ".join(f"{name!r} has {count}" for name, count in rows.items())
 
 
 def _within(axis: int | None, shape: tuple[int, ...]) -> int:
@@ -193,155 +239,28 @@ def _check_kind(value: Any, spec: TensorSpec) -> None:
         raise InputError(
             f"input {spec.name!r} is given as {type(value).__name__}; the model takes {spec.kind}",
             f"pass a {wanted.__name__}",
+            input=spec.name,
         )
 
 
-def check_dtype(dtype: Any, spec: TensorSpec) -> None:
-    """
+def check_dtype(dtype: np.dtype[Any], spec: TensorSpec) -> None:
+    """Compare the dtype of an array with an input of the model.
+
     Raises
     ------
     InputError
+        The dtypes differ, neither both are strings nor `specs.converts` applies.
     """
     if spec.dtype is None or dtype == spec.dtype or _are_strings(dtype, spec.dtype):
+        return
+    if converts(dtype, spec.dtype):
         return
     raise InputError(
         f"input {spec.name!r} has dtype {dtype}; the model takes {dtype_name(spec.dtype)}",
         f"convert it: .astype({dtype_name(spec.dtype)!r})",
+        input=spec.name,
     )
 
 
 def _are_strings(dtype: Any, wanted: Any) -> bool:
     return bool(wanted.kind == "O" and dtype.kind in "UOST")
-
-
-def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: BatchSize) -> Batching:
-    """Rows for each run of the session.
-
-    Parameters
-    ----------
-    batch_size : int, "auto" or None
-        "auto" leaves it to the task, unless the result of a row may depend on the rows beside it,
-        or an output has no rows: then, and for None, all rows of a task are one run.
-
-    Raises
-    ------
-    InputError
-        `batch_size` is not a positive integer, or the graph fixes another number of rows.
-    """
-    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size not in (None, "auto") and not (is_number and int(batch_size or 0) >= 1):
-        raise InputError(
-            f"batch_size is {batch_size!r}", "give a number of rows, 1 or more, 'auto' or None"
-        )
-    fixed = batch.fixed_rows
-    if fixed is None:
-        if batch_size != "auto":
-            return Batching(batch_size)
-        has_rows = any(axis is not None for axis in batch.input_axes.values())
-        rows_are_free = has_rows and not batch.dependent and not batch.opaque
-        have_rows = all(batch.output_axes[name] is not None for name in outputs)
-        return Batching(is_auto=rows_are_free and have_rows)
-    if batch_size not in (None, "auto", fixed):
-        raise InputError(
-            f"batch_size is {batch_size}; the graph takes exactly {fixed} "
-            f"row{'s' if fixed > 1 else ''} a run",
-            "leave batch_size out, or export the model with an open batch dimension",
-        )
-    return Batching(fixed, is_fixed=True)
-
-
-def check_joins(
-    batch: BatchFacts,
-    outputs: Sequence[str],
-    *,
-    model: str,
-    chunks: int,
-    rows_per_run: int | None,
-) -> None:
-    """Refuse to cut rows apart that are not proven to be independent, or that the graph does not
-    give back; warn, once for each model, where a quantisation statistic couples them.
-
-    Parameters
-    ----------
-    model : its token
-
-    Raises
-    ------
-    InputError
-        The rows would come in more than one run, and an output has no batch axis, or needs rows
-        together.
-    """
-    if chunks <= 1 and rows_per_run is None:
-        return
-    how = f"{chunks} chunks" if chunks > 1 else f"runs of {rows_per_run} rows"
-    if not batch.is_proven:
-        raise unproven(batch, f"rows come in {how}")
-    for name in outputs:
-        if batch.output_axes[name] is None:
-            raise InputError(
-                f"output {name!r} has no batch axis, so it cannot be put together from {how}",
-                "give all rows in one chunk without a batch_size, or ask for other outputs",
-            )
-    if batch.coupled and batch.fixed_rows is None and model not in _warned:
-        _warned.add(model)
-        more = f" and {len(batch.coupled) - 1} more" if len(batch.coupled) > 1 else ""
-        warnings.warn(
-            f"rows come in {how}, and node {batch.coupled[0]!r}{more} quantises by a statistic "
-            "over all rows of a run, so that results depend slightly on how rows are cut; give "
-            "one chunk and batch_size=None to have them together",
-            stacklevel=5,
-        )
-
-
-_warned: set[str] = set()
-"""Tokens of models that were warned about."""
-
-
-def unproven(batch: BatchFacts, what: str) -> InputError:
-    """Return the error for rows that would be cut though nothing proves that they may be."""
-    blocker = batch.blockers[0]
-    name, axis = blocker.axis
-    return InputError(
-        f"{what}, but the rows of this model are not proven to be independent: {blocker}",
-        f"give all rows in one piece (one chunk or partition, no batch_size); or, if rows are "
-        f"independent after all, say so: dx.load(..., rows='independent'), or rows={{{name!r}: "
-        f"{axis}}} to say which axis carries them, rows='none' if there are none",
-    )
-
-
-def check_uncut(
-    batch: BatchFacts,
-    feeds: Mapping[str, Any],
-    inputs: Sequence[TensorSpec],
-    batch_size: BatchSize,
-) -> None:
-    """Refuse to cut inputs whose rows are not proven to be independent.
-
-    Raises
-    ------
-    InputError
-        A `batch_size` was given, or an array has several chunks; inputs do not fit the model.
-    """
-    # A Delayed has any attribute: it is looked at when it is there.
-    arrays = {name: value for name, value in feeds.items() if not isinstance(value, Delayed)}
-    sized = {
-        name: value
-        for name, value in arrays.items()
-        if hasattr(value, "dtype") and not any(size != size for size in value.shape)
-    }
-    check_arrays(sized, inputs, dict.fromkeys(spec.name for spec in inputs))
-    rows = {
-        name: sized[name].shape[axis]
-        for name, axis in batch.likely_axes.items()
-        if axis is not None and name in sized
-    }
-    differ = ""
-    if len(set(rows.values())) > 1:
-        counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
-        differ = f"inputs differ in their number of rows: {counts}; "
-    if isinstance(batch_size, int) and not isinstance(batch_size, bool):
-        raise unproven(batch, f"{differ}batch_size is {batch_size}")
-    for name, value in arrays.items():
-        for axis, count in enumerate(getattr(value, "numblocks", ())):
-            if count > 1:
-                raise unproven(batch, f"{differ}input {name!r} has {count} chunks on axis {axis}")

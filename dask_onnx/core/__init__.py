@@ -1,4 +1,4 @@
-"""What every layer uses: errors, configuration, specs, files, number formatting.
+"""Foundations that every layer uses: errors, configuration, specs, files and formatting.
 
 Imports nothing else of this package.
 """

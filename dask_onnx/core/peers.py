@@ -1,4 +1,4 @@
-"""Asking other processes of the cluster from inside a task, over Dask's own connections."""
+"""Calls to the scheduler and to other workers from inside a task, over Dask's connections."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import pickle
 from typing import Any
 
 import distributed
-from distributed.utils import sync
-from distributed.worker import thread_state
+from distributed import sync
 
-_ASK_SECONDS = 60
-"""How long a worker or the scheduler may take to answer."""
+from dask_onnx.core.dask_internals import (
+    is_running_task,
+    run_function_on_scheduler,
+    run_function_on_worker,
+)
+
+_ANSWER_SECONDS = 60
+"""Longest wait for an answer of a worker or of the scheduler."""
 
 
 def is_inside_task() -> bool:
-    """Whether this thread runs a task of a Dask cluster."""
-    return hasattr(thread_state, "execution_state")
+    """Return whether this thread runs a task of a Dask cluster."""
+    return is_running_task()
 
 
-def own_worker() -> Any:
-    """The Dask worker that this thread runs a task of, or that this process is; None if neither."""
+def current_worker() -> Any:
+    """Return the Dask worker that runs this thread's task or lives in this process, or None."""
     try:
         return distributed.get_worker()
     except ValueError:
@@ -28,20 +33,27 @@ def own_worker() -> Any:
 
 
 def ask_scheduler(worker: Any, function: Any, *arguments: Any) -> Any:
-    """What `function(*arguments, dask_scheduler=...)` returns there; None if it cannot say."""
-    return _answer(worker, worker.scheduler.run_function, function, arguments)
+    """Return the result of ``function(*arguments, dask_scheduler=...)``, run on the scheduler.
+
+    None if the scheduler does not answer in time or the function raises there.
+    """
+    return _answer(worker, run_function_on_scheduler(worker), function, arguments)
 
 
 def ask_worker(worker: Any, address: str, function: Any, *arguments: Any) -> Any:
-    """What `function(*arguments)` returns on another worker; None if it is gone or cannot say."""
-    # Connecting to a worker that is gone takes Dask's whole timeout to fail: ask whether it is.
+    """Return the result of ``function(*arguments)``, run on the worker at `address`.
+
+    None if that worker is gone, does not answer in time, or the function raises there.
+    """
+    # Connecting to a worker that is gone fails only after Dask's connection timeout; the scheduler
+    # knows at once.
     if not ask_scheduler(worker, is_alive, address):
         return None
-    return _answer(worker, worker.rpc(address).run, function, arguments)
+    return _answer(worker, run_function_on_worker(worker, address), function, arguments)
 
 
 def is_alive(address: str, dask_scheduler: Any = None) -> bool:
-    """Whether the scheduler still has a worker at this address."""
+    """Return whether the scheduler has a worker at this address."""
     return address in dask_scheduler.workers
 
 
@@ -50,7 +62,7 @@ def _answer(worker: Any, call: Any, function: Any, arguments: tuple[Any, ...]) -
         return await call(function=pickle.dumps(function), args=pickle.dumps(arguments))
 
     with contextlib.suppress(OSError, TimeoutError):
-        response = sync(worker.loop, ask, callback_timeout=_ASK_SECONDS)
+        response = sync(worker.loop, ask, callback_timeout=_ANSWER_SECONDS)
         if response["status"] == "OK":
             return response["result"]
     return None

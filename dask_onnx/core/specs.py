@@ -1,4 +1,4 @@
-"""The small frozen records that cross every layer and every process."""
+"""Small frozen records that cross every layer and every process."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import PlanError, Suggestion
 
 Dim = int | str | None
-"""One axis of a shape: a size, the name of a symbolic size, or None where nothing is known."""
+"""Size of one axis: a number, the name of a symbolic size, or None where it is unknown."""
 
 OptimizationLevel = Literal["disable", "basic", "extended", "all"]
+"""ONNX Runtime's graph optimisation levels."""
 
 Kernel = Literal["onnxruntime", "reference", "custom"]
-"""What runs a node: ONNX Runtime, ONNX's reference evaluator, or the caller's own kernel."""
+"""Implementation of a node: ONNX Runtime, ONNX's reference evaluator, or a custom kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeKernel:
-    """What runs one node, and why it is not ONNX Runtime."""
+    """The kernel that runs a node, with the reason if it is not ONNX Runtime."""
 
     kernel: Kernel
     reason: str
-    """Empty for ONNX Runtime."""
+    """Reason why ONNX Runtime does not run the node; empty if it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,16 @@ class TensorSpec:
 
     name: str
     dtype: np.dtype[Any] | None
-    """numpy's dtype (ml_dtypes where numpy has none; object for strings); None if not a tensor."""
+    """numpy's dtype (of ml_dtypes where numpy has none; object for strings); None if the value is
+    not a tensor or its type is unknown."""
     shape: tuple[Dim, ...] | None
-    """One entry an axis; None if not even the rank is known."""
+    """One entry for each axis; None if the rank is unknown."""
     kind: str | None = None
-    """The type of what is no tensor, in ONNX's notation: ``seq(tensor(float))``."""
+    """Type of a value that is not a tensor, in ONNX's notation: ``seq(tensor(float))``."""
 
     @property
     def rank(self) -> int | None:
+        """Number of axes; None if unknown."""
         return None if self.shape is None else len(self.shape)
 
     def __str__(self) -> str:
@@ -51,12 +54,27 @@ class TensorSpec:
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """ONNX has a string type where numpy has objects."""
+    """Return the name of a dtype; ONNX's "string" for numpy's objects."""
     return "string" if dtype.kind == "O" else str(dtype.name)
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype holds floating-point numbers, those of ml_dtypes included."""
+    # numpy has no kind of its own for the types of ml_dtypes, which also has integers of 4 bits.
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def converts(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Return whether arrays of a dtype are converted to the model's dtype without being asked to.
+
+    Floating-point values are, rounded to the model's precision: numpy, pandas and Python compute in
+    float64, most models in float32. Every other conversion is left to the caller.
+    """
+    return is_floating(dtype) and is_floating(wanted)
+
+
 def format_shape(shape: tuple[Dim, ...] | None) -> str:
-    """``(N, 3, 224, ?)``, or ``(unknown rank)``."""
+    """Return a shape as text, such as ``(N, 3, 224, ?)`` or ``(unknown rank)``."""
     if shape is None:
         return "(unknown rank)"
     dims = ["?" if dim is None else str(dim) for dim in shape]
@@ -65,33 +83,34 @@ def format_shape(shape: tuple[Dim, ...] | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """How ONNX Runtime is to run a stage. Every field is part of the session cache's key."""
+    """Options of ONNX Runtime for a stage. Every field is part of the session cache's key."""
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    """ORT's execution providers, in order of preference; always named, never ORT's default."""
+    """ORT's execution providers, in order of preference. ORT's own default is never used."""
     intra_op_num_threads: int | None = None
     """Threads inside one operator. None (throughput): the cores of the process, by affinity and
-    cgroup, over the Dask threads that use them. 0 (latency): every core that the process has."""
+    cgroup, divided by its Dask threads. 0 (latency): all cores of the process."""
     optimization: OptimizationLevel = "all"
     """ORT's graph optimisation level."""
     memory_pattern: bool = True
-    """ORT plans one block of memory for inputs of equal shape (``enable_mem_pattern``)."""
+    """True if ORT plans one block of memory for inputs of equal shape (``enable_mem_pattern``)."""
     arena_shrinkage: bool = False
-    """Give memory back to the system after each run, rather than keep the peak for the next: for
-    workers that are short of memory; costs time where runs are short."""
+    """True if each run returns its memory to the system instead of keeping the peak for the next.
+    For workers that are short of memory; slows short runs down."""
     config: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     """ORT's session config entries by name, as strings, such as
-    ``{"session.disable_prepacking": "1"}``; kept as a sorted tuple."""
-
+    ``{"session.disable_prepacking": "1"}``; stored as a sorted tuple."""
     custom_op_libraries: tuple[str, ...] = ()
-    """Paths, as the workers see them, of shared libraries with operators for ORT."""
+    """Paths on the workers of shared libraries with custom operators for ORT."""
 
     def __post_init__(self) -> None:
         threads = self.intra_op_num_threads
         if threads is not None and (not isinstance(threads, int) or threads < 0):
             raise PlanError(
-                f"intra_op_num_threads is {threads!r}",
-                "give a number, 0 for every core of the process, or None for its share of them",
+                f"intra_op_num_threads is {threads!r}, and must be None or an integer from 0 on",
+                "give a number of threads, 0 for all cores of the process, or None for its share",
+                option="intra_op_num_threads",
+                suggestions=[Suggestion("intra_op_num_threads", 0)],
             )
         if isinstance(self.providers, str):
             object.__setattr__(self, "providers", (self.providers,))
@@ -100,5 +119,5 @@ class SessionSpec:
 
     @property
     def takes_all_cores(self) -> bool:
-        """Whether a run uses every core of its process (latency)."""
+        """True if a run uses all cores of its process (latency)."""
         return self.intra_op_num_threads == 0

@@ -1,4 +1,4 @@
-"""What stages took in this process: noted by their tasks, asked for afterwards."""
+"""Timings of stages in this process: recorded by their tasks, collected afterwards."""
 
 from __future__ import annotations
 
@@ -12,64 +12,74 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-_KEPT = 10_000
-"""The newest runs, a few megabytes of them."""
+_MAX_RECORDED = 10_000
+"""Number of newest runs that a process keeps: a few megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """One task's work on one stage."""
+    """Timing of one task's work on one stage."""
 
     token: str
-    """Of the stage."""
+    """Token of the stage."""
     started: float
     """Seconds since the epoch, by this host's clock."""
     seconds: float
-    """In the stage's kernels alone, all runs together: no waiting, no loading."""
+    """Seconds inside the stage's kernel, all runs together, without waiting or loading."""
     runs: int
+    """Number of kernel runs."""
     rows: int | None
-    """Of all runs together; None where no input has rows."""
+    """Rows of all runs together; None where no input has rows."""
 
 
 _PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
-_noted: deque[StageRun] = deque(maxlen=_KEPT)
+_recorded: deque[StageRun] = deque(maxlen=_MAX_RECORDED)
 _lock = threading.Lock()
 
 
-def note(run: StageRun) -> None:
+def record_run(run: StageRun) -> None:
+    """Keep a run for `recorded_runs`; the oldest is dropped when too many are kept."""
     with _lock:
-        _noted.append(run)
+        _recorded.append(run)
 
 
-def noted(tokens: Collection[str] | None = None) -> list[StageRun]:
-    """What is noted of some stages, or of all, oldest first."""
+def recorded_runs(tokens: Collection[str] | None = None) -> list[StageRun]:
+    """Return the runs of the stages with these tokens, or of all stages, oldest first."""
     with _lock:
-        return [run for run in _noted if tokens is None or run.token in tokens]
+        return [run for run in _recorded if tokens is None or run.token in tokens]
 
 
-NOTES_TOPIC = "dask_onnx-runs"
-"""Of Dask's events: what a worker that went had noted."""
-_SENT = 2_000
-"""The newest runs of a worker that goes."""
+RUNS_TOPIC = "dask_onnx-runs"
+"""Topic of the Dask events with the runs of workers that have closed."""
+_MAX_SENT = 2_000
+"""Number of newest runs that a closing worker sends: events stay in the scheduler's memory."""
 
 
-def as_message(worker: str, runs: Sequence[StageRun], peak: int) -> dict[str, Any]:
-    """In plain lists, as Dask's events are."""
-    return {"worker": worker, "peak": peak, "runs": [list(astuple(r)) for r in runs[-_SENT:]]}
+def runs_to_message(worker: str, runs: Sequence[StageRun], peak: int) -> dict[str, Any]:
+    """Return a Dask event of plain lists with a worker's newest runs.
+
+    Parameters
+    ----------
+    worker : str
+        Address of the worker.
+    peak : int
+        Its `peak_bytes`.
+    """
+    return {"worker": worker, "peak": peak, "runs": [list(astuple(r)) for r in runs[-_MAX_SENT:]]}
 
 
-def from_message(
+def runs_from_message(
     message: Mapping[str, Any], tokens: Collection[str]
 ) -> tuple[str, tuple[list[StageRun], int]]:
-    """The worker, and what it had noted of some stages, with its peak."""
+    """Return the worker's address, its runs of the stages with these tokens, and its peak bytes."""
     runs = [StageRun(*each) for each in message["runs"]]
     return message["worker"], ([run for run in runs if run.token in tokens], message["peak"])
 
 
 def peak_bytes() -> int:
-    """The most that was ever resident of this process, mapped pages included."""
-    # Linux hands ru_maxrss on to the processes that one starts; this it does not.
+    """Return the largest resident size that this process has had, mapped pages included."""
+    # On Linux, children inherit ru_maxrss from their parent, so the kernel's own record goes first.
     status = Path("/proc/self/status")
     if status.exists() and (found := _PEAK.search(status.read_text())):
         return int(found[1]) * 1024

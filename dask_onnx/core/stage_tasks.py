@@ -1,4 +1,4 @@
-"""What all graphs of ours are made of: keys, and tasks that Dask leaves as they are."""
+"""Keys, tasks and scheduling hints that all graphs of this package are made of."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ Key = Any
 
 
 WorkerGroup = tuple[str, int]
-"""A plan, and the number of a share of the cluster in it."""
+"""Token of a plan and index of one of its worker groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What Dask's scheduler may know of a task that runs a stage; no part of what it computes."""
+    """Facts about a stage's task for Dask's scheduler, which do not change its result."""
 
     retries: int = 0
-    """How often Dask may repeat it."""
+    """Number of times that Dask may repeat the task."""
     request: str = ""
-    """What it belongs to."""
+    """Token of the request that the task belongs to."""
     seconds: float = 0.0
-    """Predicted; 0 if nothing is."""
-    left: float = 0.0
-    """Seconds from its start to the end of the request, over the longest way; what they are told
-    apart by, whatever the rows."""
+    """Predicted duration of the task; 0 if nothing is predicted."""
+    seconds_left: float = 0.0
+    """Predicted seconds from the task's start to the end of the request, along the longest path.
+    The same for any number of rows; ranks the stages of one micro-batch."""
     worker_group: WorkerGroup | None = None
-    """The share of the cluster that it is for."""
+    """Worker group that the task is meant for; None if any worker will do."""
     is_loose: bool = False
-    """Other workers may take it too, in Dask's sense of loose restrictions."""
+    """True if other workers may run it too (Dask's loose restrictions)."""
     group_bytes: int = 0
-    """Weights of all stages of the worker group."""
+    """Bytes of the weights of all stages of the worker group."""
 
 
 class StageTask(Task):
-    """A task that Dask's array optimisation leaves alone, so that each stage can be seen."""
+    """A task that Dask's array optimisation does not fuse, so that each stage stays visible."""
 
     __slots__ = ()
 
     @property
     def block_fusion(self) -> bool:
+        """True: Dask leaves the task as it is."""
         return True
 
 
 def hints_of(spec: Any) -> Iterator[Hints]:
-    """What a task, or a task fused into it, says of itself."""
+    """Yield the hints of a task and of the tasks that Dask has fused into it."""
     if not isinstance(spec, Task):
         return
     for holder in (spec.func, *spec.args[:1], spec.kwargs.get("_func")):
         if isinstance(hints := getattr(holder, "hints", None), Hints):
             yield hints
     for argument in spec.args:
-        if isinstance(argument, dict):
+        if isinstance(argument, dict):  # the inner graph of a fused task
             for inner in argument.values():
                 yield from hints_of(inner)
         elif isinstance(argument, GraphNode):
@@ -64,19 +65,31 @@ def hints_of(spec: Any) -> Iterator[Hints]:
 
 
 AFTER = "after"
-"""The argument of a stage's task that says what it waits for, and that is not used."""
+"""Name of a stage task's argument that refers to its barrier; its value is not used."""
 
 
 def barrier_key_of(spec: Any) -> Key | None:
-    """What a stage's task waits for besides its inputs; None if for nothing."""
-    waited = spec.kwargs.get(AFTER) if isinstance(spec, StageTask) else None
-    return waited.key if isinstance(waited, TaskRef) else None
+    """Return the key of the barrier that a stage's task waits for; None if there is none."""
+    barrier = spec.kwargs.get(AFTER) if isinstance(spec, StageTask) else None
+    return barrier.key if isinstance(barrier, TaskRef) else None
 
 
-def passed(*results: Any) -> None:
-    """The function of a gate: what it is given is there."""
+def pass_barrier(*results: Any) -> None:
+    """Return None once all `results` exist: the function of a barrier's task."""
 
 
 def digest(*parts: Any) -> str:
-    """A content digest of plain values and frozen records; not of Dask's tasks."""
+    """Return a content digest of plain values and frozen records.
+
+    Parameters
+    ----------
+    *parts
+        Values whose ``repr`` depends on their content only. Not Dask's tasks, whose ``repr`` is no
+        identity.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,7 +1,8 @@
-"""Work that takes memory for a moment, done by a process of its own.
+"""Work in short-lived subprocesses, for functions that need much memory for a moment.
 
-Dask pauses a worker that comes near its limit, and what a process has once used it seldom gives
-back whole. So a worker does not itself hold a model's file, or its weights twice.
+Dask pauses a worker that comes near its memory limit, and memory that a process has used is seldom
+returned to the system completely. A worker therefore never holds a whole model file, or its weights
+twice, in its own memory.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _PROGRAM = "from dask_onnx.core.subprocesses import answer; answer()"
+_MAX_ERROR_CHARACTERS = 500
 
 
 def run_in_subprocess(
     function: Callable[..., Result], *arguments: Any, seconds: float = 900
 ) -> Result:
-    """What `function(*arguments)` returns or raises, run by a process that then ends.
+    """Return or raise what ``function(*arguments)`` returns or raises in a subprocess.
 
     Parameters
     ----------
-    function : a function of a module that can be imported; `arguments` and its result are pickled
+    function : callable
+        A function at the top level of an importable module. `arguments` and the result are pickled.
+    seconds : float
+        Time limit.
 
     Raises
     ------
     RuntimeError
-        The process could not be started, took too long or was killed.
+        The subprocess could not be started, exceeded its time limit, or was killed.
     """
     try:
         done = subprocess.run(
@@ -41,8 +46,9 @@ def run_in_subprocess(
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(str(error)) from error
     if done.returncode:
-        last = done.stderr.decode(errors="replace").strip()[-500:]
-        raise RuntimeError(last or f"it ended with exit code {done.returncode}")
+        # The end of a traceback names the error.
+        message = done.stderr.decode(errors="replace").strip()[-_MAX_ERROR_CHARACTERS:]
+        raise RuntimeError(message or f"the subprocess ended with exit code {done.returncode}")
     result, raised = pickle.loads(done.stdout)
     if raised is not None:
         raise raised
@@ -51,7 +57,7 @@ def run_in_subprocess(
 
 
 def answer() -> None:
-    """The other process: a request on stdin, an answer on stdout."""
+    """Run the function that stdin names and write its outcome to stdout, in the subprocess."""
     function, arguments = pickle.load(sys.stdin.buffer)
     outcome: tuple[Any, Exception | None]
     try:

@@ -1,4 +1,4 @@
-"""What people look at: plans as text, SVG and HTML; comparisons, summaries, loss.
+"""Text, SVG and HTML for people to read: plans, comparisons, summaries, loss of precision.
 
-Imports `collections` and what is below.
+Imports `collections` and the layers below it.
 """

@@ -1,4 +1,4 @@
-"""How two plans differ, as text."""
+"""Differences between two plans, as text."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from dask_onnx.core.formatting import format_bytes, format_seconds
 from dask_onnx.planning.stages import StageGraph
 
 _MOST_LINES = 20
-"""Of each list."""
+"""Lines of each list."""
 _MOST_NAMES = 3
+"""Names of nodes that a line lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a plan is compared by."""
+    """The facts about a plan that are compared."""
 
     model: str
-    """Its name."""
+    """Name of the model."""
     token: str
+    """Content digest of the model."""
     asked: Mapping[str, str]
-    """What it was asked for besides its stages, in words: strategy, shapes, threads and such."""
+    """Options of the plan besides its stages, in words: strategy, shapes, threads and others."""
     stages: StageGraph
     nodes: Sequence[str]
     """Name of each node, by its position in the weightless proto."""
     worker_groups: Sequence[int] | None = None
-    """WorkerGroup of each stage, a worker's share; None if each runs anywhere."""
+    """Worker group of each stage; None where each runs anywhere."""
 
 
 def compare(this: Compared, other: Compared) -> str:
-    """What differs; "no difference" if nothing does.
+    """Return the differences as text, or "no difference".
 
-    Numbers come first, then stages that both have, stages that the other one cuts differently and
-    where their nodes went, values that only one of them sends between stages, and worker groups.
+    Numbers come first; then stages that both plans have, stages that the other plan cuts
+    differently and where their nodes are in it, values that only one plan sends between stages, and
+    worker groups.
     """
     same_model = this.token == other.token
     parts = [list(_numbers(this, other))]
@@ -43,16 +46,13 @@ def compare(this: Compared, other: Compared) -> str:
     parts.append(list(_worker_groups(this, other)))
     lines = [line for part in parts for line in part]
     if not same_model:
-        lines.insert(0, f"different models, whose stages do not compare: {_models(this, other)}")
+        names = " and ".join(f"{side.model} ({side.token[:12]})" for side in (this, other))
+        lines.insert(0, f"different models, whose stages cannot be compared: {names}")
     return "\n".join(lines) or "no difference"
 
 
-def _models(this: Compared, other: Compared) -> str:
-    return " and ".join(f"{side.model} ({side.token[:12]})" for side in (this, other))
-
-
 def _numbers(this: Compared, other: Compared) -> Iterator[str]:
-    """What differs of the whole, as a table."""
+    """Return the numbers that differ, as lines of a table."""
     ours, theirs = dict(_facts(this)), dict(_facts(other))
     rows = [
         (name, ours.get(name, "none"), theirs.get(name, "none"))
@@ -88,7 +88,7 @@ def _facts(side: Compared) -> Iterator[tuple[str, str]]:
 
 
 def _stages(this: Compared, other: Compared) -> Iterator[str]:
-    """Which are the same, and where the nodes of the others are."""
+    """Return the stages that are the same, and where the nodes of the others are."""
     theirs = {stage.nodes: j for j, stage in enumerate(other.stages.stages)}
     same = [
         (i, theirs[stage.nodes])
@@ -106,18 +106,27 @@ def _stages(this: Compared, other: Compared) -> Iterator[str]:
     if moved:
         yield "cut differently:"
     for i in moved[:_MOST_LINES]:
-        yield f"    {i} {this.stages.stages[i].label}: {_went(this, other, i, where)}"
+        yield f"    {i} {this.stages.stages[i].label}: {_nodes_of(this, other, i, where)}"
     if len(moved) > _MOST_LINES:
         yield f"    and {len(moved) - _MOST_LINES} more stages"
     for name, one, two in (("this", this, other), ("the other", other, this)):
-        elsewhere = {n for stage in two.stages.stages for n in stage.nodes}
-        alone = sorted({n for stage in one.stages.stages for n in stage.nodes} - elsewhere)
+        others = {n for stage in two.stages.stages for n in stage.nodes}
+        alone = sorted({n for stage in one.stages.stages for n in stage.nodes} - others)
         if alone:
             yield f"nodes that only {name} runs: {_names(one, alone)}"
 
 
-def _went(this: Compared, other: Compared, number: int, where: Mapping[int, int]) -> str:
-    """Where the nodes of a stage are in the other plan: those that stay together, and the rest."""
+def _nodes_of(this: Compared, other: Compared, number: int, where: Mapping[int, int]) -> str:
+    """Describe where the nodes of a stage are in the other plan: the largest part, and the rest.
+
+    Parameters
+    ----------
+    this, other : Compared
+    number : int
+        Position of the stage in `this`.
+    where : mapping of int to int
+        Node to the position of its stage in `other`.
+    """
     nodes = this.stages.stages[number].nodes
     parts: defaultdict[int, list[int]] = defaultdict(list)
     for node in nodes:
@@ -149,7 +158,7 @@ def _more(count: int, what: str) -> str:
 
 
 def _cuts(this: Compared, other: Compared) -> Iterator[str]:
-    """Values that only one of them sends between stages."""
+    """Return the values that only one plan sends between stages, largest first."""
     for name, one, two in (("this", this, other), ("the other", other, this)):
         shared = {edge.value for edge in two.stages.edges}
         alone = {edge.value: edge.bytes for edge in one.stages.edges if edge.value not in shared}
@@ -169,10 +178,10 @@ def _worker_groups(this: Compared, other: Compared) -> Iterator[str]:
     )
     if ours == theirs:
         return
-    yield f"workers of the stages: this {_told(ours)}; the other {_told(theirs)}"
+    yield f"workers of the stages: this {_groups(ours)}; the other {_groups(theirs)}"
 
 
-def _told(worker_groups: Sequence[int] | None) -> str:
+def _groups(worker_groups: Sequence[int] | None) -> str:
     if worker_groups is None:
         return "any"
     return " ".join(map(str, worker_groups[:_MOST_LINES])) + _more(

@@ -1,4 +1,4 @@
-"""What packing values between stages with loss does to a model's outputs."""
+"""Effect of lossy compression of values between stages on a model's outputs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from dask_onnx.runtime.codec import Lossy
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """What packing with loss did to the outputs, measured on a sample of inputs."""
+    """Differences of a model's outputs, measured on a sample of inputs."""
 
     way: Lossy
+    """Type that values between stages are packed as."""
     budget: float
-    """What was allowed, relative to the largest absolute value of each output."""
+    """Largest difference that was allowed, relative to the largest absolute value of an output."""
     absolute: Mapping[str, float]
-    """Output to the largest difference of any element."""
+    """Output to the largest absolute difference of any element."""
     relative: Mapping[str, float]
-    """The same, over the largest absolute value of that output."""
+    """The same, divided by the largest absolute value of that output."""
 
     def describe(self) -> str:
+        """Return the differences as a sentence."""
         moved = ", ".join(
             f"{name} by {self.absolute[name]:.3g} ({share:.3%} of its largest value)"
             for name, share in self.relative.items()
@@ -34,8 +36,17 @@ class Drift:
 def measure_drift(
     way: Lossy, budget: float, exact: Mapping[str, Any], packed: Mapping[str, Any]
 ) -> Drift:
-    """Compare outputs, arrays by name, with and without loss; those that are no numbers must not
-    differ at all."""
+    """Compare outputs with and without loss.
+
+    Parameters
+    ----------
+    way : {"float16", "int8"}
+    budget : float
+        Largest relative difference that is allowed; it is only recorded.
+    exact, packed : mapping of output name to array
+        Outputs of the same inputs. Outputs that are not numeric, or differ in shape, count as a
+        difference of 1 unless they are equal.
+    """
     absolute, relative = {}, {}
     for name, values in exact.items():
         values, moved = np.asarray(values), np.asarray(packed[name])

@@ -1,4 +1,4 @@
-"""How wide text is, and text that fits: without a font at hand."""
+"""Estimates of the width of text, and shortening to a width, without reading a font."""
 
 from __future__ import annotations
 
@@ -6,19 +6,28 @@ import unicodedata
 from collections.abc import Sequence
 
 _EM = 0.6
-"""Width of a character over the size of its font, at most but for the odd capital."""
+"""Width of a character divided by the font size: an upper bound but for a few capitals."""
 _SHORT = 9
-"""Characters of a name that still tell something."""
+"""Characters of a name below which its rest is not recognisable."""
 
 
 def text_width(text: str, size: float) -> float:
-    """About how many pixels a text takes; East Asian characters are twice as wide."""
+    """Return the estimated width of a text in pixels.
+
+    Characters that Unicode classes as wide (East Asian) take a whole em.
+
+    Parameters
+    ----------
+    text : str
+    size : float
+        Font size in pixels.
+    """
     ems = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else _EM for c in text)
     return ems * size
 
 
 def shorten(text: str, room: float, size: float) -> str:
-    """What of its beginning fits into so many pixels."""
+    """Return the start of a text that fits into `room` pixels, with an ellipsis if it is cut."""
     if text_width(text, size) <= room:
         return text
     while text and text_width(f"{text}…", size) > room:
@@ -27,7 +36,7 @@ def shorten(text: str, room: float, size: float) -> str:
 
 
 def as_many(parts: Sequence[str], room: float, size: float) -> str:
-    """The first of the parts, as many as fit, but one at least."""
+    """Join as many of the first parts as fit into `room` pixels, at least one."""
     for count in range(len(parts), 1, -1):
         text = ", ".join(parts[:count])
         if text_width(text, size) <= room:
@@ -36,8 +45,11 @@ def as_many(parts: Sequence[str], room: float, size: float) -> str:
 
 
 def shorten_label(label: str, room: float, size: float) -> str:
-    """The ends of the first and of the last node's name, which tell most; where there is little
-    room, of the last alone."""
+    """Shorten a stage's label, which is a node's name or two of them joined by "..".
+
+    The ends of both names are kept, since they differ most between stages; where there is little
+    room, only the end of the last name.
+    """
     if text_width(label, size) <= room:
         return label
     first, separator, last = label.partition("..")

@@ -1,4 +1,4 @@
-"""A stage graph as a picture: boxes as wide as they take long, lines as thick as their bytes."""
+"""Drawings of stage graphs as SVG: wider boxes take longer, thicker lines carry more bytes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds
+from dask_onnx.core.formatting import format_bytes, format_count, format_flops, format_seconds
 from dask_onnx.diagnostics.lettering import as_many, shorten, shorten_label, text_width
 from dask_onnx.diagnostics.picture_layout import Layers, Place, into_layers, place_all, width_of
-from dask_onnx.diagnostics.stage_text import Link, links, values_of
+from dask_onnx.diagnostics.stage_tables import StageLink, stage_links
 from dask_onnx.planning.stages import Stage, StageGraph
 
 _NARROWEST, _WIDEST, _LEAST_WIDEST = 140, 400, 260
-"""Widths of boxes in pixels: one that has room for text; that of the slowest stage; and that where
-many stand side by side."""
+"""Widths of boxes in pixels: the least that has room for text; the width of the slowest stage; and
+the least width of the slowest stage where many boxes are side by side."""
 _SIDE_BY_SIDE = 2600
-"""Pixels that the boxes of a layer take before they become narrower."""
+"""Pixels that the boxes of one layer may take together before they become narrower."""
 _LINE_HEIGHT = 15
 _GAP_Y = 66
 _MARGIN = 30
 _LEAST_WIDTH, _LEAST_CROWDED = 660, 1040
-"""Pixels that what a picture's head says has room in; where it says that lines are many, too."""
+"""Widths of a picture in pixels that its head needs; and the head of a crowded one, which has an
+additional sentence."""
 _THIN, _THICK = 1.0, 9.0
 _THIN_BYTES, _THICK_BYTES = 2**10, 2**30
+"""Bytes that are drawn as a line of `_THIN` and of `_THICK` pixels."""
 _HEAVY, _LIGHT, _BROWN, _GREY = "#c2410c", "#fdf3e7", "#8a5a33", "#7c8794"
 _COLOURS = (
     "#0072b2",
@@ -38,31 +40,38 @@ _COLOURS = (
     "#f0e442",
     "#999999",
 )
-"""After Okabe and Ito: told apart by those who see fewer colours, too."""
+"""Palette of Okabe and Ito (2008), which readers with colour vision deficiency can tell apart."""
 _MOST_LEGENDS = 16
+_LEGEND_WIDTH, _LEGEND_HEIGHT = 96, 22
+"""Pixels of one entry of the legend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Where everything stands, in pixels."""
+    """Positions and sizes of boxes and lines, in pixels."""
 
     layers: Layers
     level: Mapping[Place, int]
+    """Layer of each place, from 0 at the top."""
     widths: Sequence[float]
+    """Width of each box."""
     middles: Mapping[Place, float]
     """Horizontal middle of each place."""
     head: float
-    """Height of what stands above the first layer."""
+    """Height of the title, the summary and the legend."""
     box_height: float
     starts: Mapping[tuple[int, int], float]
-    """Line and place to how far beside the middle of a box the line leaves it."""
+    """Line and box to the horizontal offset, from the middle of the box, at which it leaves."""
     ends: Mapping[tuple[int, int], float]
+    """The same for lines that arrive."""
 
     def top(self, place: Place) -> float:
+        """Return the vertical position of a place's upper edge."""
         return self.head + self.level[place] * (self.box_height + _GAP_Y)
 
     @property
     def height(self) -> float:
+        """Height of the whole picture."""
         return self.head + len(self.layers.rows) * (self.box_height + _GAP_Y) - _GAP_Y + _MARGIN
 
 
@@ -73,15 +82,19 @@ def to_svg(
     worker_groups: Sequence[int] | None = None,
     measured: Sequence[float | None] | None = None,
 ) -> str:
-    """The stage graph as an SVG document.
+    """Return the stage graph as an SVG document.
 
     Parameters
     ----------
-    worker groups : worker group of each stage, a worker's share: the boxes' colours
-        Without worker groups a box is the warmer, the longer it takes.
-    measured : seconds that each stage took, None where that is not known
+    stages : StageGraph
+    title : str
+    worker_groups : sequence of int, optional
+        Worker group of each stage, shown by the colour of its box. Without it, warmer colours
+        show stages that take longer.
+    measured : sequence of float or None, optional
+        Seconds that each stage took, None where that is not known.
     """
-    between = links(stages)
+    between = stage_links(stages)
     lines = 3 if measured is None else 4
     legend = [] if worker_groups is None else sorted(set(worker_groups))
     width, drawing = _arrange(stages, between, 6 + lines * _LINE_HEIGHT + 6, legend)
@@ -104,9 +117,9 @@ def to_svg(
 
 
 def _arrange(
-    stages: StageGraph, between: Sequence[Link], box_height: float, legend: Sequence[int]
+    stages: StageGraph, between: Sequence[StageLink], box_height: float, legend: Sequence[int]
 ) -> tuple[float, Drawing]:
-    """Width of the whole picture, and where everything stands in it."""
+    """Return the width of the whole picture, and the positions in it."""
     lines = [(link.producer, link.consumer) for link in between]
     layers = into_layers(len(stages.stages), lines, [link.values for link in between])
     slowest = max((stage.cost.seconds for stage in stages.stages), default=0.0)
@@ -121,24 +134,25 @@ def _arrange(
     shift = (width - right) / 2
     middles = {place: middle + shift for place, middle in middles.items()}
     starts, ends = _ports(layers, middles, widths)
-    head = 92 + 22 * math.ceil(len(_legend_entries(legend)) / _legends_a_row(width)) + 12
+    legend_rows = math.ceil(len(_legend_entries(legend)) / _legends_per_row(width))
+    head = 92 + _LEGEND_HEIGHT * legend_rows + 12
     return width, Drawing(layers, layers.level, widths, middles, head, box_height, starts, ends)
 
 
 def _ports(
     layers: Layers, middles: Mapping[Place, float], widths: Sequence[float]
 ) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
-    """How far beside the middle of its boxes each line begins and ends, so that they stay apart."""
+    """Return offsets from the middle of a box at which its lines leave and arrive, spread out."""
     leaving: defaultdict[Place, list[tuple[float, int]]] = defaultdict(list)
     arriving: defaultdict[Place, list[tuple[float, int]]] = defaultdict(list)
     for number, path in enumerate(layers.paths):
-        if not layers.shares_its_way(number):
+        if not layers.branches_off(number):
             leaving[path[0]].append((middles[path[1]], number))
         arriving[path[-1]].append((middles[path[-2]], number))
     found: list[dict[tuple[int, int], float]] = []
-    for ways in (leaving, arriving):
+    for side in (leaving, arriving):
         beside = {}
-        for place, others in ways.items():
+        for place, others in side.items():
             step = min(widths[place[0]] * 0.8 / len(others), 30)
             for i, (_, number) in enumerate(sorted(others)):
                 beside[number, place[0]] = (i - (len(others) - 1) / 2) * step
@@ -156,7 +170,7 @@ def _canvas(width: float, height: float, title: str) -> ElementTree.Element:
         role="img",
     )
     svg.set("aria-label", title)
-    # for the style of a page that shrinks it: what it shrinks from
+    # The style sheet of a page limits how far it shrinks the picture, relative to this width.
     svg.set("style", f"--width: {width:.0f}px")
     svg.set("font-family", "Helvetica, Arial, sans-serif")
     ElementTree.SubElement(svg, "rect", width="100%", height="100%", fill="#ffffff")
@@ -171,13 +185,13 @@ def _draw_head(
     legend: Sequence[int],
     is_crowded: bool,
 ) -> None:
-    """Title, sum, what sizes and colours mean, and which colour is which worker's."""
+    """Draw the title, a summary, the meaning of sizes and colours, and the legend."""
     room = width - 2 * _MARGIN
     _text(svg, _MARGIN, 34, shorten(title, room, 17), size=17, weight="bold")
     total = sum(edge.bytes for edge in stages.edges)
     count = len(stages.stages)
     summary = (
-        f"{count} {'stage' if count == 1 else 'stages'}, {format_seconds(stages.seconds)} "
+        f"{format_count(count, 'stage')}, {format_seconds(stages.seconds)} "
         f"predicted on one core, {format_bytes(total)} between stages"
     )
     _text(svg, _MARGIN, 55, shorten(summary, room, 12), size=12, fill="#555555")
@@ -186,9 +200,9 @@ def _draw_head(
     meaning = f"{boxes}; thickness of a line: bytes (log scale)"
     meaning += "; too many lines to order: long ones run at the right" * is_crowded
     _text(svg, _MARGIN, 73, shorten(meaning, room, 11), size=11, fill="#555555")
-    a_row = _legends_a_row(width)
+    per_row = _legends_per_row(width)
     for i, (text, worker_group) in enumerate(_legend_entries(legend)):
-        x, y = _MARGIN + (i % a_row) * 96, 84 + (i // a_row) * 22
+        x, y = _MARGIN + (i % per_row) * _LEGEND_WIDTH, 84 + (i // per_row) * _LEGEND_HEIGHT
         group = ElementTree.SubElement(svg, "g")
         group.set("class", "legend")
         if worker_group is not None:
@@ -199,7 +213,7 @@ def _draw_head(
 
 
 def _legend_entries(legend: Sequence[int]) -> list[tuple[str, int | None]]:
-    """Text and worker group of each entry."""
+    """Return the text and the worker group of each entry; None for the last one, of the rest."""
     entries: list[tuple[str, int | None]] = [
         (f"worker {worker_group}", worker_group) for worker_group in legend[:_MOST_LEGENDS]
     ]
@@ -207,12 +221,12 @@ def _legend_entries(legend: Sequence[int]) -> list[tuple[str, int | None]]:
     return [*entries, (f"and {more} more", None)] if more > 0 else entries
 
 
-def _legends_a_row(width: float) -> int:
-    return max(int((width - 2 * _MARGIN) // 96), 1)
+def _legends_per_row(width: float) -> int:
+    return max(int((width - 2 * _MARGIN) // _LEGEND_WIDTH), 1)
 
 
 def _line(drawing: Drawing, number: int) -> list[tuple[float, float, float, float]]:
-    """The bends of a line, each from (x, y) to (x, y): between them it goes straight down."""
+    """Return the bends of a line, each as (x, y) to (x, y); it is vertical between them."""
     path = drawing.layers.paths[number]
     bends = []
     for first, second in itertools.pairwise(path):
@@ -223,15 +237,17 @@ def _line(drawing: Drawing, number: int) -> list[tuple[float, float, float, floa
 
 
 def _thickness(size: int) -> float:
-    """Pixels, by the logarithm of the bytes: the same in every picture, so that they compare."""
+    """Return the width of a line in pixels, by the logarithm of its bytes.
+
+    The scale is the same in every picture, so that pictures can be compared.
+    """
     share = math.log(max(size, 1) / _THIN_BYTES) / math.log(_THICK_BYTES / _THIN_BYTES)
     return _THIN + (_THICK - _THIN) * min(max(share, 0.0), 1.0)
 
 
-def _draw_link(svg: ElementTree.Element, drawing: Drawing, number: int, link: Link) -> None:
+def _draw_link(svg: ElementTree.Element, drawing: Drawing, number: int, link: StageLink) -> None:
     thick = _thickness(link.bytes)
-    half, tall = 3 + thick, 6 + thick
-    """Of the arrow's head."""
+    half, tall = 3 + thick, 6 + thick  # half the width and the height of the arrowhead
     bends = _line(drawing, number)
     steps: list[str] = []
     for i, (x1, y1, x2, y2) in enumerate(bends):
@@ -243,23 +259,25 @@ def _draw_link(svg: ElementTree.Element, drawing: Drawing, number: int, link: Li
     line.set("stroke-width", f"{thick:.1f}")
     line.set("stroke-opacity", "0.8")
     title = ElementTree.SubElement(line, "title")
-    title.text = f"{values_of(link)}: {format_bytes(link.bytes)}"
+    title.text = f"{link.value_names}: {format_bytes(link.bytes)}"
     _, _, x, y = bends[-1]
     head = f"M{x - half:.1f},{y - tall:.1f} L{x:.1f},{y:.1f} L{x + half:.1f},{y - tall:.1f} Z"
     ElementTree.SubElement(svg, "path", d=head, fill=_GREY)
 
 
-def _label_links(svg: ElementTree.Element, drawing: Drawing, between: Sequence[Link]) -> None:
-    """Bytes on each line, as far from other labels as may be; once where lines share their way,
-    since they carry the same."""
+def _label_links(svg: ElementTree.Element, drawing: Drawing, between: Sequence[StageLink]) -> None:
+    """Write the bytes on each line, as far from other labels as possible.
+
+    Lines that branch off another one carry the same values and get no label of their own.
+    """
     leaving = Counter(link.producer for link in between)
     arriving = Counter(link.consumer for link in between)
     taken: defaultdict[tuple[int, int], list[tuple[float, float, float]]] = defaultdict(list)
-    """Patches of the picture to what stands in them or just beside: x, y, width."""
+    """Grid cell of the picture to the labels in it and in the adjacent cells: x, y, width."""
     texts = [format_bytes(link.bytes) for link in between]
     patch = max((text_width(text, 11) for text in texts), default=0.0) + 4
     for number, (link, text) in enumerate(zip(between, texts, strict=True)):
-        if drawing.layers.shares_its_way(number):
+        if drawing.layers.branches_off(number):
             continue
         width = text_width(text, 11)
         spots = _spots(drawing, number, leaving[link.producer] - arriving[link.consumer])
@@ -277,7 +295,7 @@ def _label_links(svg: ElementTree.Element, drawing: Drawing, between: Sequence[L
 def _overlap(
     spot: tuple[float, float], width: float, taken: Sequence[tuple[float, float, float]]
 ) -> float:
-    """Square pixels, the space around labels included."""
+    """Return the overlap of labels in square pixels, including the space around them."""
     return sum(
         max((width + other) / 2 + 4 - abs(spot[0] - x), 0) * max(15 - abs(spot[1] - y), 0)
         for x, y, other in taken
@@ -285,8 +303,11 @@ def _overlap(
 
 
 def _spots(drawing: Drawing, number: int, more_leave: int) -> Sequence[tuple[float, float]]:
-    """Where a line's label may stand, the best first: where it has a place to itself, else on its
-    bend, towards the end that far fewer lines share."""
+    """Return candidate positions of a line's label, best first.
+
+    A line that passes a layer has a place of its own there; on any other line the label goes on its
+    bend, near the end that clearly fewer lines share.
+    """
     path, bends = drawing.layers.paths[number], _line(drawing, number)
     if len(path) > 2:
         places = path[1:-1] if path[1] in drawing.layers.beside else [path[len(path) // 2]]
@@ -299,7 +320,7 @@ def _spots(drawing: Drawing, number: int, more_leave: int) -> Sequence[tuple[flo
 
 
 def _on_bend(bend: tuple[float, float, float, float], share: float) -> tuple[float, float]:
-    """A point of the curve that `_draw_link` draws, from its start (0) to its end (1)."""
+    """Return the point of a curve of `_draw_link` at a share of its length parameter, 0 to 1."""
     x1, y1, x2, y2 = bend
     rest = 1 - share
     early, late = 3 * rest * rest * share, 3 * rest * share * share
@@ -322,7 +343,7 @@ def _draw_stage(
     width = drawing.widths[number]
     group = ElementTree.SubElement(svg, "g")
     group.set("class", "stage")
-    nodes = f"{len(stage.nodes)} {'node' if len(stage.nodes) == 1 else 'nodes'}"
+    nodes = format_count(len(stage.nodes), "node")
     ElementTree.SubElement(group, "title").text = (
         f"{number}  {stage.label}{worker}\n{nodes}\nin: {', '.join(map(str, stage.inputs))}\n"
         f"out: {', '.join(map(str, stage.outputs))}"
@@ -353,7 +374,7 @@ def _colour(worker_group: int) -> str:
 
 
 def _tint(worker_group: int) -> str:
-    """Light enough for black text."""
+    """Return a light shade of the worker group's colour, on which black text can be read."""
     return _mix("#ffffff", _colour(worker_group), 0.45)
 
 

@@ -1,10 +1,9 @@
-"""Where the boxes of a picture stand: layers from top to bottom, after Sugiyama, Tagawa and Toda
-(1981).
+"""Layout of a layered graph: layers from top to bottom, after Sugiyama, Tagawa and Toda (1981).
 
-A line that skips layers goes through a place of its own in each of them, so that it passes beside
-the boxes and not behind them. Lines from one box that carry the same share these places; each
-leaves them above its own end. Where that would still be thousands of places, which take long to
-put in order and show little, lines that skip layers go down in columns to the right of all boxes.
+A line that skips layers gets a place of its own in each layer that it passes, so that it runs
+beside the boxes and not behind them. Lines from one box that carry the same values share these
+places; each branches off above its own end. If that still takes thousands of places, which are slow
+to put in order and show little, lines that skip layers run in columns to the right of all boxes.
 """
 
 from __future__ import annotations
@@ -17,33 +16,35 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Place = tuple[int, int]
-"""What stands in a layer: (box, 0), or (-1 - track, layer) for lines that pass."""
+"""A position in a layer: (box, 0), or (-1 - track, layer) where the lines of a track pass."""
 
 PASS_WIDTH = 56
-"""Room for a line that passes a layer: its label."""
+"""Width in pixels of a line that passes a layer: room for its label."""
 _GAP = 26
-"""Between what stands in a layer."""
+"""Pixels between two places of a layer."""
 _ORDER_SWEEPS = 12
+"""Passes over all layers that order their places, alternately down and up."""
 _MOST_PASSES = 6000
-"""Places of lines that pass, up to which these are put in order among the boxes."""
+"""Places of passing lines up to which these are put in order among the boxes."""
 _COLUMN = 18
-"""From one column beside the boxes to the next."""
+"""Pixels from one column beside the boxes to the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What stands in which layer."""
+    """Places by layer, and the paths of lines through them."""
 
     rows: tuple[tuple[Place, ...], ...]
+    """Places of each layer, from left to right."""
     paths: tuple[tuple[Place, ...], ...]
-    """The places that each line goes through, from its first box, or from where it leaves the line
-    whose way it shares, to its last."""
+    """Places that each line goes through: from its first box, or from the place where it branches
+    off another line, to its last box."""
     beside: Mapping[Place, int] = field(default_factory=dict)
-    """Column to the right of all boxes of the places that stand in none of the rows."""
+    """Column to the right of all boxes, for the places that are in none of the rows."""
 
     @property
     def most_boxes(self) -> int:
-        """How many boxes the fullest layer has."""
+        """Number of boxes in the fullest layer."""
         return max(sum(box >= 0 for box, _ in row) for row in self.rows)
 
     @property
@@ -52,26 +53,31 @@ class Layers:
         inside = {place: number for number, row in enumerate(self.rows) for place in row}
         return inside | {place: place[1] for place in self.beside}
 
-    def shares_its_way(self, line: int) -> bool:
-        """Whether a line begins at another one, which carries the same."""
+    def branches_off(self, line: int) -> bool:
+        """Return whether a line begins at another one, which carries the same values."""
         return self.paths[line][0][0] < 0
 
 
 def into_layers(
     boxes: int, lines: Sequence[tuple[int, int]], carried: Sequence[Hashable]
 ) -> Layers:
-    """Each box below all that have a line to it.
+    """Put each box in a layer below all boxes that have a line to it.
 
     Parameters
     ----------
-    lines : from which box to which, a later one
-    carried : what each line carries; those from one box that carry the same share their way
+    boxes : int
+        Number of boxes.
+    lines : sequence of (int, int)
+        The box that each line comes from, and a later one that it goes to.
+    carried : sequence of hashable
+        Values that each line carries; lines from one box that carry the same share their places.
     """
     depth = _depths(boxes, lines)
     rows: list[list[Place]] = [[] for _ in range(max(depth, default=0) + 1)]
     for i, level in enumerate(depth):
         rows[level].append((i, 0))
     paths: list[tuple[Place, ...]] = [((first, 0), (second, 0)) for first, second in lines]
+    # The lines of a track leave one box with the same values and skip at least one layer.
     tracks: defaultdict[tuple[int, Hashable], list[int]] = defaultdict(list)
     for number, (first, second) in enumerate(lines):
         if depth[second] - depth[first] > 1:
@@ -99,7 +105,7 @@ def into_layers(
 
 
 def _depths(boxes: int, lines: Sequence[tuple[int, int]]) -> list[int]:
-    """Layer of each box."""
+    """Return the layer of each box."""
     before: defaultdict[int, list[int]] = defaultdict(list)
     for first, second in lines:
         before[second].append(first)
@@ -110,13 +116,13 @@ def _depths(boxes: int, lines: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _columns(spans: Sequence[range]) -> list[int]:
-    """Column of each span of layers: the first that is free in all of them, shorter spans first."""
+    """Return a column for each span of layers: the first that is free, shorter spans first."""
     taken: defaultdict[int, int] = defaultdict(int)
-    """Layer to its columns that are taken, a bit for each."""
+    """Layer to the set of its occupied columns, as bits."""
     found = dict.fromkeys(range(len(spans)), 0)
     for track in sorted(found, key=lambda each: len(spans[each])):
-        crowd = functools.reduce(operator.or_, (taken[level] for level in spans[track]))
-        free = ~crowd & (crowd + 1)
+        occupied = functools.reduce(operator.or_, (taken[level] for level in spans[track]))
+        free = ~occupied & (occupied + 1)  # the lowest bit that is not set
         for level in spans[track]:
             taken[level] |= free
         found[track] = free.bit_length() - 1
@@ -124,14 +130,16 @@ def _columns(spans: Sequence[range]) -> list[int]:
 
 
 def place_all(layers: Layers, widths: Sequence[float]) -> dict[Place, float]:
-    """Horizontal middle of each place, in pixels from the left end of what is leftmost.
+    """Return the horizontal middle of each place, in pixels from the left edge of the leftmost one.
 
-    Each layer is ordered by the middle of its neighbours, down and up again; then everything stands
-    as near to that middle as those beside it let it.
+    Sweeps down and up order each layer by the mean position of its neighbours in other layers; then
+    each place moves as near to that mean as the places beside it allow.
 
     Parameters
     ----------
-    widths : of each box, in pixels
+    layers : Layers
+    widths : sequence of float
+        Width of each box in pixels.
     """
     up: defaultdict[Place, list[Place]] = defaultdict(list)
     down: defaultdict[Place, list[Place]] = defaultdict(list)
@@ -162,7 +170,7 @@ def place_all(layers: Layers, widths: Sequence[float]) -> dict[Place, float]:
 
 
 def width_of(place: Place, widths: Sequence[float]) -> float:
-    """In pixels."""
+    """Return the width of a place in pixels."""
     return widths[place[0]] if place[0] >= 0 else PASS_WIDTH
 
 
@@ -178,10 +186,11 @@ def _settle(
     widths: Sequence[float],
     middles: dict[Place, float],
 ) -> None:
-    """As near to where each would be as their order and widths allow, by least squares.
+    """Move the places of a layer as near to the wished positions as order and widths allow.
 
-    Less what stands before them, the middles must not fall; neighbours that would are put together
-    at their mean (isotonic regression).
+    The sum of squared differences is minimal. Without the widths of the places before them, the
+    positions must not decrease, so that this is isotonic regression: neighbours that would overlap
+    are pooled at their mean (the pool-adjacent-violators algorithm).
     """
     offset, offsets = 0.0, []
     for i, place in enumerate(row):
@@ -190,7 +199,7 @@ def _settle(
         offsets.append(offset)
         offset += half + _GAP
     groups: list[tuple[float, int]] = []
-    """Sum of the wishes, and how many share them."""
+    """Sum of the wished positions of a pool, and its number of places."""
     for place, before in zip(row, offsets, strict=True):
         total, count = wished[place] - before, 1
         while groups and groups[-1][0] / groups[-1][1] >= total / count:

@@ -1,64 +1,54 @@
-"""What a plan says of itself: cost, schedule, memory, threads, rows of a run, loss."""
+"""Words for a plan: its stages, cost, schedule, memory, kernels and verdict as sections."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from dask_onnx.analysis.report import assumed_shapes
-from dask_onnx.cluster.measurements import collect
-from dask_onnx.cluster.placement import Placement
-from dask_onnx.core.formatting import as_number, format_bytes, format_seconds
+from dask_onnx.core.errors import Suggestion
+from dask_onnx.core.formatting import format_bytes, format_count, format_seconds, format_shapes
 from dask_onnx.diagnostics.drift import Drift
-from dask_onnx.diagnostics.stage_text import explain, timetable
+from dask_onnx.diagnostics.outlook import Outlook, course_of, memory_of
+from dask_onnx.diagnostics.sections import Column, Note, Section, Table
+from dask_onnx.diagnostics.stage_tables import edge_table, stage_table, timetable
 from dask_onnx.diagnostics.summary import (
+    Basis,
     CriticalPath,
-    Elsewhere,
+    KernelNodes,
+    MeasuredRows,
     RunRows,
     Summary,
-    rows_of,
     summarise,
 )
 from dask_onnx.facts.model_facts import ModelFacts
-from dask_onnx.lowering.lower import stage_ref
-from dask_onnx.planning.choice import Verdict, as_asked, judge
+from dask_onnx.planning.alternatives import Alternative, Verdict
 from dask_onnx.planning.measured_stages import Measured
 from dask_onnx.planning.recipe import Recipe
-from dask_onnx.planning.resources import LOADED, Cluster
-from dask_onnx.planning.schedule import Schedule
+from dask_onnx.planning.resources import Overhead
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.planning.timeline import Course, timeline
-from dask_onnx.planning.worker_memory import WorkerMemory, project
+from dask_onnx.planning.timeline import timeline
 
-_MOST_WORK = 4000
-"""Stages times micro-batches of a timetable."""
+_MOST_STEPS = 4000
+"""Stages times micro-batches of a timetable: more take long to simulate."""
 _MOST_WORKERS = 16
-"""Lines of it."""
+"""Workers that the schedule and the memory are shown for."""
+_MOST_NODES = 3
+"""Names of nodes that a sentence lists."""
+_MOST_PEAKS = 4
+
+BASIS_IN_WORDS: dict[Basis, str] = {
+    "node_times": "by each node's time on this host at these shapes",
+    "node_times_at_other_shapes": "by each node's time on this host at other shapes",
+    "speed_of_other_models": "by FLOPs and bytes, at the speed that other models had on this host",
+    "calibration": ("by FLOPs and bytes, at the speed that this host's CPU was found to have"),
+    "defaults": "by FLOPs and bytes, at the speed of a common CPU",
+}
+MEASURE = Suggestion("measure")
+"""Option of `Model.plan` that replaces a prediction "at the speed of a common CPU"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """Where and how a plan is to run."""
-
-    cluster: Cluster
-    placement: Placement | None
-    schedule: Schedule | None
-    batches: int
-    """Micro-batches that the timetable is for."""
-
-    @property
-    def worker_groups(self) -> tuple[int, ...] | None:
-        """The worker's share that each stage is for."""
-        return None if self.placement is None else self.placement.worker_groups
-
-    @property
-    def only_worker_groups(self) -> tuple[int, ...] | None:
-        """The same where no other worker may run it."""
-        return None if self.placement is None else self.placement.only_worker_groups
-
-
-def explain_plan(
+def plan_sections(
     facts: ModelFacts,
     stages: StageGraph,
     recipe: Recipe,
@@ -66,177 +56,246 @@ def explain_plan(
     outlook: Outlook,
     measured: Measured | None,
     verdict: Verdict,
-) -> str:
-    """The stages, their predicted cost, what travels between them, how they run, as text."""
+) -> tuple[Section, ...]:
+    """Describe the stages, their predicted cost, the values between them, and how they run.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    stages : StageGraph
+    recipe : Recipe
+    drift : Drift, optional
+        Effect of packing values between stages with loss.
+    outlook : Outlook
+    measured : Measured, optional
+        Times of the stages, if they have run.
+    verdict : Verdict
+
+    Returns
+    -------
+    tuple of Section
+        Named "overview", "stages", "edges", "critical path", "schedule", "memory", "runs" and
+        "verdict", in this order; a plan of one stage has neither "edges" nor "schedule".
+    """
     summary = summarise(facts, stages, recipe)
-    text = explain(
+    table = stage_table(
         stages,
-        recipe.strategy,
-        summary.shapes,
-        is_assumed=summary.is_assumed,
-        basis=summary.basis,
-        measured=measured,
+        worker_groups=outlook.worker_groups,
+        measured=None if measured is None else measured.seconds,
     )
-    lines = [text, "", _critical_path(summary.critical_path, stages), ""]
+    sections = [
+        Section("overview", tuple(_overview(stages, recipe, summary, measured))),
+        Section("stages", title="stages", table=table),
+    ]
+    if stages.edges:
+        sections.append(Section("edges", title="edges", table=edge_table(stages)))
+    sections.append(Section("critical path", (_critical_path(summary.critical_path, stages),)))
     if len(stages.stages) > 1:
-        lines += [*_course(facts, stages, recipe, outlook), ""]
-    lines += [*_memory(stages, outlook, measured), ""]
-    lines += [*_kernels(summary.elsewhere, stages), _threads(summary.threads)]
-    lines += [*_rows(summary.rows, stages), *_random(summary)]
+        sections.append(Section("schedule", tuple(_schedule(facts, stages, recipe, outlook))))
+    runs = [
+        *_kernels(summary.other_kernels, stages),
+        _threads(summary.threads),
+        *_rows(summary.rows, stages),
+        *_random(summary),
+    ]
     if drift is not None:
-        lines.append(f"on slow links: {drift.describe()}")
-    return "\n".join([*lines, *verdict.describe()])
+        runs.append(Note(drift.describe(), "on slow links"))
+    sections += [
+        Section("memory", (_memory(stages, outlook, measured),)),
+        Section("runs", tuple(runs)),
+        _verdict(verdict),
+    ]
+    return tuple(sections)
 
 
-def measured_stages(
-    facts: ModelFacts, stages: StageGraph, recipe: Recipe, client: object
-) -> Measured | None:
-    """What this process and a client's workers have noted of the stages."""
-    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
-    tokens = [stage_ref(facts.onnx.ref, stage, facts.custom).token for stage in stages.stages]
-    return collect(client, tokens, rows_of(facts, shapes))
-
-
-def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Course:
-    """How the outlook's micro-batches would go through the stages."""
-    cluster, worker_groups = outlook.cluster, outlook.worker_groups
-    if worker_groups is None:
-        workers = cluster.slots
-    else:
-        workers = (
-            len(set(worker_groups))
-            if cluster.is_local
-            else min(cluster.workers, len(set(worker_groups)))
-        )
-    places = (
-        None
-        if worker_groups is None
-        else tuple(map(sorted(set(worker_groups)).index, worker_groups))
+def _overview(
+    stages: StageGraph, recipe: Recipe, summary: Summary, measured: Measured | None
+) -> Iterator[Note]:
+    total = sum(edge.bytes for edge in stages.edges)
+    yield Note(
+        f"{format_count(len(stages.stages), 'stage')}, {format_count(len(stages.edges), 'edge')}, "
+        f"{format_bytes(total)} between stages",
+        f"strategy {recipe.strategy}",
     )
-    costs = cluster.costs(facts.costs_for(recipe))
-    slowdowns = cluster.slowdowns(workers, cluster.threads_of_task(recipe.session))
-    return Course(outlook.batches, workers, costs, places, outlook.schedule, slowdowns)
+    assumed = " (open dimensions assumed)" if summary.is_assumed else ""
+    yield Note(
+        f"{format_seconds(stages.seconds)}, {BASIS_IN_WORDS[summary.basis]}",
+        f"predicted on one core for {format_shapes(summary.shapes)}{assumed}",
+        suggestion=MEASURE if summary.basis == "defaults" else None,
+    )
+    if measured is not None:
+        yield _prediction_error(stages, measured)
 
 
-def verdict_on(facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook) -> Verdict:
-    """The caller's plan beside the ways that "auto" would weigh for the same work."""
-    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
-    outputs = tuple(spec.name for spec in stages.outputs)
-    if recipe.session.takes_all_cores:
-        outlook = replace(outlook, batches=1)  # who asks for latency has one request
-    threads = outlook.cluster.threads_of_task(recipe.session)
-    work = facts.work(shapes, outputs, outlook.batches, threads)
-    cut = facts.cut_inputs(recipe, outputs)
-    course = course_of(facts, recipe, outlook)
-    asked = as_asked(cut, stages, recipe.strategy, outlook.cluster, work, course)
-    return judge(asked, cut, outlook.cluster, work)
+def _prediction_error(stages: StageGraph, measured: Measured) -> Note:
+    """Describe the runs that were measured, and how far the prediction is from them."""
+    workers = {each for times in measured.stages if times is not None for each in times.workers}
+    where = "in this process" if workers == {""} else f"on {format_count(len(workers), 'worker')}"
+    rows = "" if measured.rows is None else f" of {format_count(round(measured.rows), 'row')}"
+    total, each = measured.error(stages)
+    beside = f", a stage by {each:.0%} (median)" if len(stages.stages) > 1 else ""
+    return Note(
+        f"the prediction is off by {total:+.0%}{beside}",
+        f"measured {where}, {format_count(measured.runs, 'run')}{rows}",
+    )
 
 
-def _course(
+def _critical_path(path: CriticalPath, stages: StageGraph) -> Note:
+    beside = f"{format_seconds(path.seconds)}; work over span {path.work_over_span:.2f}"
+    if len(stages.stages) == 1:
+        # The work over the span of its nodes is the most that running them side by side can gain.
+        count = len(stages.stages[0].nodes)
+        nodes = f"{format_count(len(path.nodes), 'node')} of {count:,}"
+        return Note(f"{nodes}, {beside}", "critical path")
+    names = [str(i) for i in path.stages]
+    shown = names if len(names) <= _MOST_WORKERS else [*names[:4], "...", *names[-4:]]
+    return Note(f"{' -> '.join(shown)}, {beside}", "critical path of a micro-batch")
+
+
+def _schedule(
     facts: ModelFacts, stages: StageGraph, recipe: Recipe, outlook: Outlook
-) -> Iterator[str]:
-    chunks = max(1, min(outlook.batches, _MOST_WORK // len(stages.stages)))
+) -> Iterator[Note]:
+    chunks = max(1, min(outlook.batches, _MOST_STEPS // len(stages.stages)))
     found = timeline(stages, course_of(facts, recipe, replace(outlook, batches=chunks)))
-    schedule = outlook.schedule
+    schedule, has_groups = outlook.schedule, outlook.worker_groups is not None
     how = "left to Dask" if schedule is None else schedule.describe(len(stages.stages))
-    kind = (
-        "worker" if outlook.worker_groups is not None or outlook.cluster.threads == 1 else "thread"
-    )
-    yield (
-        f"schedule of {as_number(chunks, 'micro-batch', 'es')} on "
-        f"{as_number(found.workers, kind)}: {how}; "
-        f"predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble"
+    kind = "worker" if has_groups or outlook.cluster.threads == 1 else "thread"
+    where = format_count(found.workers, kind)
+    yield Note(
+        f"{how}; predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble",
+        f"schedule of {format_count(chunks, 'micro-batch', 'es')} on {where}",
+        tuple(timetable(found)[:_MOST_WORKERS]),
     )
     if outlook.worker_groups != outlook.only_worker_groups:
-        yield "    stages prefer these workers; an idle one takes tasks of the others"
-    yield from timetable(found)[:_MOST_WORKERS]
+        yield Note("stages prefer these workers; an idle one takes tasks of the others")
     if recipe.link is not None:
-        yield (
-            f"    between two of the workers, as measured: "
+        yield Note(
             f"{format_seconds(recipe.link.seconds_per_hop)} a hop, "
-            f"{format_bytes(recipe.link.bytes_per_second)}/s"
+            f"{format_bytes(recipe.link.bytes_per_second)}/s",
+            "between two of the workers, as measured",
         )
 
 
-def memory_of(stages: StageGraph, outlook: Outlook) -> list[WorkerMemory]:
-    """What each worker would hold."""
-    process = LOADED if outlook.cluster.is_local else outlook.cluster.resident
-    in_flight = (outlook.schedule or Schedule()).limit(len(stages.stages))
-    return list(project(stages, outlook.only_worker_groups, in_flight, process))
-
-
-def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Iterator[str]:
-    """What each worker would hold, and what it held."""
+def _memory(stages: StageGraph, outlook: Outlook, measured: Measured | None) -> Note:
+    """Describe the projected memory of each worker, and its measured peak."""
     cluster = outlook.cluster
     limit = ""
     if not cluster.is_local and not math.isinf(cluster.memory_limit):
-        limit = f"; Dask pauses it at {format_bytes(cluster.memory_limit)}"
-    yield f"memory of a worker's process{limit}"
+        limit = f"Dask pauses it at {format_bytes(cluster.memory_limit)}"
+    lines = []
     for number, each in enumerate(memory_of(stages, outlook)[:_MOST_WORKERS]):
         name = "any worker" if outlook.only_worker_groups is None else f"worker {number}"
-        yield f"    {name}  {each.describe()}{_peaks(each.stages, measured)}"
+        lines.append(f"{name}  {each.describe()}{_peaks(each.stages, measured)}")
+    return Note(limit, "memory of a worker's process", tuple(lines))
 
 
 def _peaks(members: Sequence[int], measured: Measured | None) -> str:
     peaks = [] if measured is None else measured.peaks_of(members)
     if not peaks:
         return ""
-    return f"; measured {' and '.join(map(format_bytes, peaks[:4]))} at its peak"
+    return f"; measured {' and '.join(map(format_bytes, peaks[:_MOST_PEAKS]))} at its peak"
 
 
-def _critical_path(path: CriticalPath, stages: StageGraph) -> str:
-    beside = f"{format_seconds(path.seconds)}; work over span {path.work_over_span:.2f}"
-    if len(stages.stages) == 1:
-        # What could be gained by running its nodes side by side.
-        count = len(stages.stages[0].nodes)
-        return f"critical path: {as_number(len(path.nodes), 'node')} of {count:,}, {beside}"
-    names = [str(i) for i in path.stages]
-    shown = names if len(names) <= _MOST_WORKERS else [*names[:4], "...", *names[-4:]]
-    return f"critical path of a micro-batch: {' -> '.join(shown)}, {beside}"
-
-
-def _kernels(elsewhere: Sequence[Elsewhere], stages: StageGraph) -> Iterator[str]:
-    """What does not run on ONNX Runtime, why, and how much of the time is predicted to go there."""
+def _kernels(found: Sequence[KernelNodes], stages: StageGraph) -> Iterator[Note]:
+    """Describe the nodes that do not run on ONNX Runtime, and their share of the time."""
     for kernel, title in (("reference", "onnx.reference"), ("custom", "kernels of your own")):
-        found = [each for each in elsewhere if each.kernel == kernel]
-        if not found:
-            continue
-        seconds = sum(stage.cost.seconds for stage in stages.stages if stage.kernel == kernel)
-        yield f"on {title}: {seconds / max(stages.seconds, 1e-12):.0%} of the predicted time"
-        for each in found:
-            more = f" and {len(each.nodes) - 3} more" if len(each.nodes) > 3 else ""
-            yield f"    {', '.join(each.nodes[:3])}{more}: {each.reason}"
+        details = tuple(
+            f"{_names(each.nodes)}: {each.reason}" for each in found if each.kernel == kernel
+        )
+        if details:
+            seconds = sum(stage.cost.seconds for stage in stages.stages if stage.kernel == kernel)
+            share = seconds / stages.seconds if stages.seconds else 0.0
+            yield Note(f"{share:.0%} of the predicted time", f"on {title}", details)
 
 
-def _random(summary: Summary) -> Iterator[str]:
+def _names(nodes: Sequence[str]) -> str:
+    more = len(nodes) - _MOST_NODES
+    return ", ".join(nodes[:_MOST_NODES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _random(summary: Summary) -> Iterator[Note]:
     if summary.unseeded:
-        yield (
-            f"random: {', '.join(summary.unseeded[:3])} without a seed: every request draws anew, "
-            "and a task that is repeated (retries, a lost worker) gives other numbers than the "
-            "first time, so that what was made of both may not fit together"
+        yield Note(
+            f"{', '.join(summary.unseeded[:_MOST_NODES])} without a seed: every request draws "
+            "anew, and a task that is repeated (retries, a lost worker) gives other numbers than "
+            "the first time, so that results of both may not fit together",
+            "random",
         )
     if summary.random:
-        yield (
-            f"random: {', '.join(summary.random[:3])} with a seed: a task that is repeated gives "
-            "the same numbers, and so does every run of rows"
+        yield Note(
+            f"{', '.join(summary.random[:_MOST_NODES])} with a seed: a task that is repeated gives "
+            "the same numbers, and so does every run of rows",
+            "random",
         )
 
 
-def _threads(threads: int | None) -> str:
+def _threads(threads: int | None) -> Note:
     if threads is None:
-        return "threads of a task: cores of the worker over the Dask threads (throughput)"
-    if threads == 0:
-        return "threads of a task: every core of the worker (latency)"
-    return f"threads of a task: {threads}, as asked"
+        text = "cores of the worker over the Dask threads (throughput)"
+    elif threads == 0:
+        text = "every core of the worker (latency)"
+    else:
+        text = f"{threads}, as asked"
+    return Note(text, "threads of a task")
 
 
-def _rows(rows: RunRows, stages: StageGraph) -> Iterator[str]:
+def _rows(rows: RunRows, stages: StageGraph) -> Iterator[Note]:
     if not rows.measured:
-        yield f"rows of a run: {rows.words}"
+        yield Note(rows.words, "rows of a run")
     for each in rows.measured:
-        yield from each.tuned.describe()
-        if each.seconds is not None:
-            yield (
-                f"    predicted for {each.rows} of these {format_seconds(stages.seconds)}, "
-                f"measured {format_seconds(each.seconds)}: off by {each.error:+.0%}"
-            )
+        yield _tuned_rows(each, stages)
+
+
+def _tuned_rows(found: MeasuredRows, stages: StageGraph) -> Note:
+    tuned = found.tuned
+    shapes = " and ".join("x".join(map(str, shape)) or "scalar" for shape in tuned.row_shapes)
+    rates = ", ".join(f"{size}: {rate:,.4g}" for size, rate in tuned.rates.items())
+    details = [f"rows/s by rows of a run: {rates}"]
+    if found.seconds is not None:
+        details.append(
+            f"predicted for {found.rows} of these {format_seconds(stages.seconds)}, "
+            f"measured {format_seconds(found.seconds)}: off by {found.error:+.0%}"
+        )
+    return Note(
+        f"{tuned.rows} of {shapes} with {format_count(tuned.threads, 'thread')}, measured on this "
+        "host (the smallest number that is as fast as the best)",
+        "rows of a run",
+        tuple(details),
+    )
+
+
+def _verdict(verdict: Verdict) -> Section:
+    notes = [Note(verdict.sentence, "verdict")]
+    if verdict.overhead != Overhead():
+        notes.append(Note(_overhead(verdict.overhead), "overhead as measured"))
+    found = verdict.alternatives
+    table = Table(
+        (
+            Column("plan", tuple(each.name for each in found), is_text=True),
+            Column("predicted", tuple(format_seconds(each.seconds) for each in found)),
+            Column("memory of a worker", tuple(format_bytes(each.worker_bytes) for each in found)),
+            Column("", tuple(_state(each, verdict) for each in found), is_text=True),
+        )
+    )
+    return Section("verdict", tuple(notes), "alternatives", table)
+
+
+def _state(found: Alternative, verdict: Verdict) -> str:
+    if found.refused:
+        return f"refused: {found.refused}"
+    return verdict.word if found.name == verdict.chosen else ""
+
+
+def _overhead(overhead: Overhead) -> str:
+    """Describe how long tasks take on the cluster besides their work."""
+    found = []
+    if overhead.seconds_per_request is not None:
+        seconds = format_seconds(overhead.seconds_per_request)
+        found.append(f"a request takes {seconds} besides its tasks")
+    if overhead.seconds_per_task is not None:
+        found.append(f"a task {format_seconds(overhead.seconds_per_task)} besides its work")
+    if overhead.idle_slowdown != 1.0:
+        found.append(f"work takes {overhead.idle_slowdown:.2f} times as long as here")
+    crowded = overhead.loaded_slowdown / overhead.idle_slowdown
+    found.append(f"where all threads are at work each takes {crowded:.2f} times as long")
+    return ", ".join(found)

@@ -1,102 +1,109 @@
-"""What there is to say of a plan, as data: its basis, critical path, kernels, rows of a run."""
+"""Facts about a plan as data: basis of the prediction, critical path, kernels, rows of a run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.rows import rows_in_words
-from dask_onnx.collections.request_checks import resolve_batching
+from dask_onnx.collections.row_checks import resolve_batching
 from dask_onnx.core.specs import Kernel
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.staged_model import predicted_rows, rows_of
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.calibration import noted_calibration
-from dask_onnx.runtime.profile import noted_speed
-from dask_onnx.runtime.tuning import Tuned, all_for
+from dask_onnx.runtime.calibration import saved_calibration
+from dask_onnx.runtime.profile import saved_speed
+from dask_onnx.runtime.tuning import BatchTuning, stage_tunings
 
-_RUN_FLOPS = 200e6
-"""Rows are put together until a run computes so much: more has been measured to gain nothing, and
-to leave the caches."""
-_MOST_ROWS = 256
+Basis = Literal[
+    "node_times", "node_times_at_other_shapes", "speed_of_other_models", "calibration", "defaults"
+]
+"""Source of predicted seconds, from the closest to the model to the most general one: times of its
+nodes on this host, at these shapes or at others; or FLOPs and bytes, at the speed that other models
+ran here, that was calibrated on this host's CPU, or of a common CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class CriticalPath:
-    """The longest way through a plan: no number of workers is faster."""
+    """The longest path through a plan: no number of workers is faster."""
 
     stages: tuple[int, ...]
-    """Positions; of a plan of one stage, that one."""
+    """Positions of its stages; ``(0,)`` for a plan of one stage."""
     nodes: tuple[str, ...]
-    """Of a plan of one stage: names of the nodes along the longest way in it; else empty."""
+    """Names of the nodes on the longest path inside a plan of one stage; empty for other plans."""
     seconds: float
-    """Predicted, of what lies on it."""
+    """Predicted seconds of the stages or nodes on it."""
     work_over_span: float
-    """Predicted seconds of all stages, or nodes, over `seconds`."""
+    """Predicted seconds of all stages or nodes, divided by `seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """Nodes that do not run on ONNX Runtime."""
+class KernelNodes:
+    """Nodes that do not run on ONNX Runtime, for one reason."""
 
     kernel: Kernel
     reason: str
     nodes: tuple[str, ...]
-    """Names."""
+    """Names of the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRows:
-    """What rows of a run were found to be best for a plan of one stage, on this host."""
+    """The best number of rows in a run of a plan of one stage, as tuned on this host."""
 
-    tuned: Tuned
+    tuned: BatchTuning
     rows: int | None
-    """That the plan is for, where runs of so many of its shapes on one thread were timed."""
+    """Rows of a run that the plan's costs are for; None unless such runs were timed on one thread
+    at the plan's shapes."""
     seconds: float | None
-    """Of a run of these."""
+    """Seconds of a run of `rows`; None where `rows` is."""
     error: float | None
-    """By how much the plan's prediction is off: a share of `seconds`, signed."""
+    """Relative error of the plan's prediction, signed; None where `rows` is."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRows:
-    """How many rows each run of a session gets under ``batch_size="auto"``."""
+    """Rows of each run of a session under ``batch_size="auto"``."""
 
     rows: int | None
-    """None where that depends on what `predict` is given, or was not found out yet."""
+    """None where they depend on the input of `predict`, or have not been measured yet."""
     words: str
+    """The number, or why there is none, and the reason for it."""
     measured: tuple[MeasuredRows, ...] = ()
-    """For each shape of rows that ran here."""
+    """Results of tuning, for each shape of rows that ran on this host."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What `Plan.explain` words, besides stages, schedule, memory and verdict."""
+    """Facts that `Plan.explain` tells, besides stages, schedule, memory and verdict."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """Of the inputs, that all costs are for."""
+    """Shapes of the inputs that all costs are for."""
     is_assumed: bool
-    """Some open dimension was given a size that the caller did not name."""
-    basis: str
-    """What the predicted seconds rest on, in words."""
+    """True if an open dimension was given a size that the caller did not name."""
+    basis: Basis
+    """Source of the predicted seconds."""
     critical_path: CriticalPath
-    elsewhere: tuple[Elsewhere, ...]
+    other_kernels: tuple[KernelNodes, ...]
+    """Nodes that do not run on ONNX Runtime."""
     threads: int | None
-    """Of ONNX Runtime in a task; 0 is every core of the worker; None is its cores over its Dask
-    threads."""
+    """Threads of ONNX Runtime in a task; 0 is every core of the worker; None is the worker's cores
+    divided by its Dask threads."""
     rows: RunRows
     random: tuple[str, ...]
     """Names of nodes that draw random numbers from a seed."""
     unseeded: tuple[str, ...]
-    """Names of those without a seed."""
+    """Names of nodes that draw random numbers without a seed."""
 
 
 def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
+    """Return the facts about a plan; nothing is run."""
     shapes, is_assumed = assumed_shapes(facts.onnx, recipe.shapes)
     random, unseeded = random_nodes(facts.graph, tuple(spec.name for spec in stages.outputs))
     return Summary(
@@ -104,7 +111,7 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
         is_assumed=is_assumed,
         basis=basis_of(facts, shapes),
         critical_path=_critical_path(facts, stages, recipe),
-        elsewhere=tuple(_elsewhere(facts, stages)),
+        other_kernels=tuple(_other_kernels(facts, stages)),
         threads=recipe.session.intra_op_num_threads,
         rows=_run_rows(facts, stages, recipe, shapes),
         random=tuple(name for name in random if name not in unseeded),
@@ -112,43 +119,23 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
     )
 
 
-def basis_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What the predicted seconds of a plan for these shapes of the inputs rest on."""
-    noted = list(facts.noted_times())
-    if any(all(t.shapes.get(n) == tuple(s) for n, s in shapes.items()) for t in noted):
-        return "by each node's time on this host at these shapes"
-    if noted:
-        return "by each node's time on this host at other shapes"
+def basis_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> Basis:
+    """Return the source of the predicted seconds of a plan for these shapes of the inputs."""
+    saved = list(facts.saved_node_times())
+    if any(all(t.shapes.get(n) == tuple(s) for n, s in shapes.items()) for t in saved):
+        return "node_times"
+    if saved:
+        return "node_times_at_other_shapes"
     return speed_basis()
 
 
-def speed_basis() -> str:
-    """The same where nothing is known of the model itself but its FLOPs and bytes."""
-    if noted_speed() is not None:
-        return "by FLOPs and bytes, at the speed that other models had on this host"
-    if noted_calibration() is not None:
-        return "by FLOPs and bytes, at the speed that this host's CPU was found to have"
-    return "by FLOPs and bytes at the speed of a common CPU: plan(measure=rows) knows better"
-
-
-def rows_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Rows of a run at these shapes of the inputs; None where they have no batch axis."""
-    axes, _ = input_axes(facts.onnx)
-    sizes = {shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def predicted_rows(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> int:
-    """What `batch_size="auto"` gives each run of a plan of several stages.
-
-    Stages must agree on it wherever they run, so it is not measured but follows from the predicted
-    work of a row.
-    """
-    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
-    axes, _ = input_axes(facts.onnx)
-    sizes = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
-    flops = sum(stage.cost.flops for stage in stages.stages) / max(sizes[0] if sizes else 1, 1)
-    return max(1, min(_MOST_ROWS, math.ceil(_RUN_FLOPS / max(flops, 1))))
+def speed_basis() -> Basis:
+    """Return the source of predictions that go by FLOPs and bytes alone."""
+    if saved_speed() is not None:
+        return "speed_of_other_models"
+    if saved_calibration() is not None:
+        return "calibration"
+    return "defaults"
 
 
 def _critical_path(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> CriticalPath:
@@ -167,7 +154,7 @@ def _critical_path(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Cri
     return CriticalPath((0,), names, span, sum(seconds) / span if span else 1.0)
 
 
-def _elsewhere(facts: ModelFacts, stages: StageGraph) -> Iterator[Elsewhere]:
+def _other_kernels(facts: ModelFacts, stages: StageGraph) -> Iterator[KernelNodes]:
     for kernel in ("reference", "custom"):
         reasons: dict[str, list[str]] = {}
         for stage in stages.stages:
@@ -175,7 +162,7 @@ def _elsewhere(facts: ModelFacts, stages: StageGraph) -> Iterator[Elsewhere]:
                 reason = facts.kernels[index].reason
                 reasons.setdefault(reason, []).append(facts.graph.nodes[index].name)
         for reason, names in reasons.items():
-            yield Elsewhere(kernel, reason, tuple(names))
+            yield KernelNodes(kernel, reason, tuple(names))
 
 
 def _run_rows(
@@ -198,7 +185,7 @@ def _run_rows(
     if len(stages.stages) > 1:
         rows = predicted_rows(facts, stages, recipe)
         return RunRows(rows, f"{rows}, by the work that a row is predicted to be")
-    found = list(all_for(stage_ref(facts.onnx.ref, stages.stages[0], facts.custom).token))
+    found = list(stage_tunings(stage_ref(facts.onnx.ref, stages.stages[0], facts.custom).token))
     if not found:
         return RunRows(None, "not measured on this host yet")
     measured = tuple(_beside_prediction(facts, stages, shapes, tuned) for tuned in found)
@@ -207,9 +194,9 @@ def _run_rows(
 
 
 def _beside_prediction(
-    facts: ModelFacts, stages: StageGraph, shapes: Mapping[str, tuple[int, ...]], tuned: Tuned
+    facts: ModelFacts, stages: StageGraph, shapes: Mapping[str, tuple[int, ...]], tuned: BatchTuning
 ) -> MeasuredRows:
-    """How far off the prediction is, where runs of these shapes on one thread were measured."""
+    """Compare the prediction with runs at these shapes on one thread, if such were timed."""
     axes, _ = input_axes(facts.onnx)
     count = rows_of(facts, shapes)
     own = tuple(

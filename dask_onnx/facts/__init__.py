@@ -1,4 +1,4 @@
-"""What is known of one model, each fact found once: analysis, kernels, costs, measured times.
+"""Facts of one model, each found once: analysis, kernels, costs, measured times, cuts.
 
-Imports `cluster`, `planning`, `runtime` and what is below.
+Imports `cluster`, `planning`, `runtime` and the layers below them.
 """

@@ -1,9 +1,7 @@
-"""A model, and what follows from it, each found out once and when it is first wanted."""
+"""`ModelFacts`: all facts of one model, each found when it is first needed, and then kept."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,19 +16,23 @@ from dask_onnx.analysis.axes.axis_report import (
     axis_table,
 )
 from dask_onnx.analysis.axes.table import CustomAxes
-from dask_onnx.analysis.batch import BatchFacts, find_batch, input_axes, whole_sizes
+from dask_onnx.analysis.batch import find_batch, input_axes, whole_sizes
+from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.growth import Seen, seconds_at, telling
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.core.stage_tasks import digest
+from dask_onnx.facts.measured_costs import seconds_at_shapes, speed_factor
+from dask_onnx.facts.row_shapes import row_scale, with_several_positions, without_rows
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.weights import graphs_of
-from dask_onnx.planning.choice import Verdict, Work, choose
+from dask_onnx.planning.alternatives import Verdict, Work
+from dask_onnx.planning.choice import choose
 from dask_onnx.planning.cutting import CutInputs
 from dask_onnx.planning.pipeline import Pieces
 from dask_onnx.planning.plan_options import bound_shapes
@@ -38,33 +40,29 @@ from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.resources import Cluster
 from dask_onnx.planning.stage_checks import check_stages
 from dask_onnx.planning.stages import StageGraph
-from dask_onnx.runtime.calibration import noted_calibration
+from dask_onnx.runtime.calibration import saved_calibration
 from dask_onnx.runtime.custom_kernels import CustomKernels
+from dask_onnx.runtime.onnxruntime_internals import contrib_schemas
 from dask_onnx.runtime.probe import Probe, find_kernels
-from dask_onnx.runtime.profile import NodeTimes, note_speed, noted_speed, noted_times
-from dask_onnx.runtime.session import foreign_schemas
+from dask_onnx.runtime.profile import NodeTimes, save_speed, saved_node_times, saved_speed
+from dask_onnx.store.publishing import as_reference, from_reference
 
-_SEVERAL = 7
-"""Rows that are made up, where the shape of one row is."""
-_BATCHES_KEPT = 64
-"""Shapes of rows whose facts are remembered."""
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the search for circular garbage: of a large graph's facts, which stay, it would look
-    at millions again and again, up to half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+_MAX_BATCHES = 64
+"""Largest number of row shapes whose batch facts are kept."""
 
 
 class ModelFacts:
-    """Graph, shapes, batch axes and cuts of one model."""
+    """Graph, shapes, batch axes, kernels, costs and cuts of one model.
+
+    Parameters
+    ----------
+    onnx_model : OnnxModel
+        The parsed model.
+    custom : CustomKernels, optional
+        The caller's kernels.
+    libraries : tuple of str
+        Paths on the workers of ONNX Runtime's custom operator libraries.
+    """
 
     def __init__(
         self,
@@ -75,42 +73,66 @@ class ModelFacts:
         self.onnx = onnx_model
         self.custom = custom
         self.libraries = libraries
+        self.kept: dict[object, Any] = {}
+        """Results of other layers about this model, by their own keys; kept as long as the model.
+        """
         self._batches: dict[tuple[object, ...], BatchFacts] = {}
+        """Batch facts by outputs and row shapes."""
+
+    @property
+    def name(self) -> str:
+        """Name that dashboards and plans show."""
+        return self.onnx.name
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs that must be fed, in the order of the graph."""
+        return self.onnx.inputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Facts are not pickled but found again: those of large graphs take many megabytes.
+        return _from_reference, (as_reference(self.onnx), self.custom, self.libraries)
+
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        custom = "" if self.custom is None else self.custom.token
+        return (self.onnx.token, custom, repr(self.onnx.rows), *self.libraries)
 
     @cached_property
     def graph(self) -> GraphFacts:
+        """Structure of the graph: nodes, and the producer and consumers of each value."""
         return GraphFacts(self.onnx)
 
     @cached_property
     def schemas(self) -> Schemas:
-        """Operators that ORT has and ONNX has not; looked up only if the model names one."""
+        """ONNX Runtime's own operators; empty unless the model uses one."""
         graphs = graphs_of(self.graph.proto)
         if all(is_standard(node.domain) for graph in graphs for node in graph.node):
             return {}
-        return foreign_schemas()
+        return contrib_schemas()
 
     @cached_property
     def declared(self) -> dict[str, TensorSpec]:
-        """Every value's spec, as far as it follows from the model alone."""
+        """Spec of every value, as far as it follows from the model without input shapes."""
         return infer_shapes(self.graph, None, self.schemas)
 
     @cached_property
     def kernels(self) -> tuple[NodeKernel, ...]:
-        """What runs each node."""
+        """Kernel of each node, in the order of the graph."""
         return find_kernels(Probe(self.graph, self.declared, self.custom, self.libraries))
 
     @cached_property
-    def draws_anew(self) -> bool:
-        """Whether the same request may have another result each time."""
+    def has_unseeded_nodes(self) -> bool:
+        """True if equal requests may differ: a node draws random numbers without a seed."""
         return bool(random_nodes(self.graph, self.graph.outputs)[1])
 
     @cached_property
     def known_values(self) -> frozenset[str]:
+        """Names of all values of the main graph, except initializers."""
         return frozenset([*self.graph.producer, *self.graph.inputs, *self.graph.outputs])
 
     @cached_property
     def custom_axes(self) -> CustomAxes:
-        """What the caller's own operators declare of their axes."""
+        """Axes along which the caller's operators declare to work independently."""
         return {} if self.custom is None else dict(self.custom.axes)
 
     def batch_at(
@@ -120,19 +142,22 @@ class ModelFacts:
         *,
         first_axis_only: bool = False,
     ) -> BatchFacts:
-        """Return what carries rows, proven at these shapes of the inputs; remembered.
+        """Return the axes that carry rows, proven at given input shapes. The result is kept.
 
         Parameters
         ----------
-        shapes : mapping of input to shape, optional
-            Their number of rows does not matter, other than that it may differ between inputs.
-            Sizes are made up for open axes without it.
+        outputs : tuple of str
+            Values whose rows must be independent.
+        shapes : mapping of str to tuple of int, str or None, optional
+            Shapes of inputs by name; sizes are assumed for open axes by default. The number of rows
+            in them does not matter, except that it may differ between inputs.
         first_axis_only : bool
-            Rows are on axis 0 of the inputs, as in tables and bags.
+            True if rows are on axis 0 of the inputs, as in tables and bags.
         """
-        key = (outputs, self._row_shapes(shapes), first_axis_only)
+        row_shapes = None if shapes is None else without_rows(shapes, self._likely_axes)
+        key = (outputs, row_shapes, first_axis_only)
         if key not in self._batches:
-            if len(self._batches) > _BATCHES_KEPT:
+            if len(self._batches) >= _MAX_BATCHES:
                 self._batches.clear()
             self._batches[key] = find_batch(
                 self.graph,
@@ -144,23 +169,6 @@ class ModelFacts:
             )
         return self._batches[key]
 
-    def _row_shapes(self, shapes: Mapping[str, tuple[Dim, ...]] | None) -> object:
-        """Shapes without their number of rows, and whether inputs agree on that."""
-        if shapes is None:
-            return None
-        axes = self._likely_axes
-        rows = {
-            shape[axis]
-            for name, shape in shapes.items()
-            if (axis := axes.get(name)) is not None and axis < len(shape)
-        }
-        others = tuple(
-            (name, tuple(None if i == axes.get(name) else dim for i, dim in enumerate(shape)))
-            for name, shape in shapes.items()
-        )
-        alike = len(rows - {None}) <= 1
-        return others if alike else (others, tuple(shapes.items()))
-
     @cached_property
     def _likely_axes(self) -> Mapping[str, int | None]:
         return input_axes(self.onnx)[0]
@@ -168,20 +176,28 @@ class ModelFacts:
     def whole_batch(
         self, batch: BatchFacts, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
     ) -> BatchFacts:
-        """Return the facts of a request whose inputs, of these shapes, are all given once."""
+        """Return the batch facts of a request that runs whole, with inputs of these shapes."""
         return batch.whole(whole_sizes(self.graph, outputs, shapes, self.schemas))
 
     def axes(
         self, shapes: Mapping[str, tuple[int, ...]] | None, values: Sequence[str]
     ) -> AxisTable:
-        """Return how values depend on every input axis, at these shapes or at ones made up."""
+        """Return how values depend on every input axis; see `Model.axes`.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int, optional
+            Shapes of all inputs by name; assumed ones by default.
+        values : sequence of str
+            Names of graph outputs or intermediate values.
+        """
         batch = self.batch_at(tuple(values), shapes)
         rows = {name: axis for name, axis in batch.input_axes.items() if axis is not None}
         groups = axis_groups(self.onnx.inputs, {} if batch.blockers else rows)
         known: dict[str, Mapping[str, TensorSpec]] = {}
 
         def specs_for(seeds: Mapping[str, int]) -> Mapping[str, TensorSpec]:
-            bound = dict(shapes or _several_along(assumed_shapes(self.onnx)[0], seeds))
+            bound = dict(shapes or with_several_positions(assumed_shapes(self.onnx)[0], seeds))
             key = repr(bound)
             if key not in known:
                 known[key] = infer_shapes(self.graph, bound, self.schemas)
@@ -195,7 +211,17 @@ class ModelFacts:
         shapes: Mapping[str, tuple[int, ...]],
         values: Sequence[str],
     ) -> dict[str, AxisFact]:
-        """Return how values depend on one axis of the inputs, at these shapes."""
+        """Return how values depend on one axis of the inputs, by the axis algebra.
+
+        Parameters
+        ----------
+        seeds : mapping of str to int
+            The axis: its number in each input that has it, by input name.
+        shapes : mapping of str to tuple of int
+            Shapes of all inputs by name.
+        values : sequence of str
+            Names of graph outputs or intermediate values.
+        """
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
         return axis_facts(self.graph, specs, seeds, values, self.custom_axes)
 
@@ -204,90 +230,87 @@ class ModelFacts:
         shapes: Mapping[str, tuple[Dim, ...]],
         planned: Mapping[str, tuple[int, ...]] | None,
     ) -> float:
-        """Return how many times as large a row of these shapes is as one that was planned for."""
-        axes = self._likely_axes
+        """Return the size of a row as a multiple of the row that a plan was made for, at least 1.
 
-        def elements(of: Mapping[str, Sequence[Dim]]) -> int:
-            return sum(
-                math.prod(
-                    size
-                    for axis, size in enumerate(of[name])
-                    if isinstance(size, int) and axis != axes.get(name)
-                )
-                for name in shapes
-                if name in of and None not in shapes[name][1:]
-            )
-
-        expected = elements(assumed_shapes(self.onnx, planned)[0])
-        return max(elements(shapes) / expected, 1.0) if expected else 1.0
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int, str or None
+            Shapes of inputs by name.
+        planned : mapping of str to tuple of int, optional
+            Shapes that the plan was made for; None for assumed ones.
+        """
+        expected = assumed_shapes(self.onnx, planned)[0]
+        return row_scale(shapes, expected, self._likely_axes)
 
     def bound_shapes(self, shapes: Any) -> dict[str, tuple[int, ...]] | None:
-        """Shapes of inputs as a caller says them, checked; None if there are none.
+        """Return the shapes of inputs that a caller gave, checked; None for None.
 
         Raises
         ------
         InputError
-            They do not fit the model.
+            The shapes do not fit the model.
         """
         if shapes is None:
             return None
         return bound_shapes(shapes, self.onnx.inputs, input_axes(self.onnx)[0])
 
     def inputs_of(self, outputs: tuple[str, ...]) -> list[TensorSpec]:
-        """The graph's inputs that some outputs need."""
+        """Return the specs of the inputs that some outputs depend on."""
         _, read = self.graph.between((), outputs)
         return [spec for spec in self.onnx.inputs if spec.name in read]
 
-    def typed(self, name: str) -> TensorSpec:
-        """A value's spec.
+    def typed_spec(self, name: str) -> TensorSpec:
+        """Return the spec of a value.
 
         Raises
         ------
         InputError
-            Not even its dtype is known.
+            Its type cannot be inferred.
         """
         spec = self.declared.get(name)
         if spec is None or (spec.dtype is None and spec.kind is None):
             raise InputError(
-                f"the type of {name!r} does not follow from the model",
+                f"the type of {name!r} cannot be inferred from the model",
                 "cut at another value, or declare this one in the model's value_info",
+                input=name,
             )
         return spec
 
     @property
     def costs(self) -> CostTable:
-        """What the CPU was calibrated to, or the default one; corrected by how fast other models
-        ran here, if any was measured."""
-        base = noted_calibration()
-        factor = noted_speed(is_calibrated=base is not None)
+        """Speeds of this host's CPU: calibrated, or those of a common CPU.
+
+        Scaled by the speed that other models had here, if one was measured.
+        """
+        base = saved_calibration()
+        factor = saved_speed(is_calibrated=base is not None)
         base = base or CostTable()
         return base if factor is None else base.faster(factor)
 
     @cached_property
     def times_token(self) -> str:
-        """What its nodes' times are noted under: the model, and what runs its nodes if that is not
-        ORT alone."""
+        """Cache key of node times: the model, and its kernels unless all are ONNX Runtime's."""
         kernels = tuple(each.kernel for each in self.kernels)
         if self.custom is None and not self.libraries and set(kernels) <= {"onnxruntime"}:
             return self.onnx.token
         custom = None if self.custom is None else self.custom.token
         return digest(self.onnx.token, custom, self.libraries, kernels)
 
-    def noted_times(self) -> Iterator[NodeTimes]:
-        """What its nodes took on this host, at whatever shapes."""
-        return noted_times(self.times_token)
+    def saved_node_times(self) -> Iterator[NodeTimes]:
+        """Return the measured times of the model's nodes on this host, at any shapes."""
+        return saved_node_times(self.times_token)
 
     @property
     def is_measured(self) -> bool:
-        """Whether what nodes take on this host is known, of this model or of others."""
+        """True if predictions rest on a measurement of this host, of this model or of others."""
         return (
-            noted_calibration() is not None
-            or noted_speed() is not None
-            or any(True for _ in self.noted_times())
+            saved_calibration() is not None
+            or saved_speed() is not None
+            or any(True for _ in self.saved_node_times())
         )
 
     def costs_for(self, recipe: Recipe) -> CostTable:
-        """The same, with hops as they are on the recipe's cluster."""
+        """Return `costs` with the measured cost of transfers on the recipe's cluster."""
         link = recipe.link
         if link is None:
             return self.costs
@@ -297,50 +320,54 @@ class ModelFacts:
             link_bytes_per_second=link.bytes_per_second,
         )
 
-    def note_speed(self, times: NodeTimes) -> None:
-        """Let plans of other models go by how fast ORT ran this one."""
-        each = self._costs_at(times.shapes)
-        # Behind a node whose values nobody can tell, nothing is predicted that could be compared.
-        nodes = [
-            index
-            for index in times.seconds
-            if self.kernels[index].kernel == "onnxruntime" and each[index].activation_bytes
-        ]
-        taken = sum(times.seconds[index] for index in nodes)
-        for is_calibrated, base in ((False, CostTable()), (True, noted_calibration())):
-            if taken > 0 and base is not None:
-                factor = sum(base.seconds(each[index]) for index in nodes) / taken
-                note_speed(self.times_token, factor, is_calibrated=is_calibrated)
+    def save_speed(self, times: NodeTimes) -> None:
+        """Save the speed of ONNX Runtime on this model, for predictions for other models.
+
+        Parameters
+        ----------
+        times : NodeTimes
+            Measured times of this model's nodes.
+        """
+        on_ort = [node for node in times.seconds if self.kernels[node].kernel == "onnxruntime"]
+        costs = self._costs_at(times.shapes)
+        for is_calibrated, table in ((False, CostTable()), (True, saved_calibration())):
+            if table is None:
+                continue
+            factor = speed_factor(times.seconds, on_ort, costs, table)
+            if factor is not None:
+                save_speed(self.times_token, factor, is_calibrated=is_calibrated)
 
     def measured(
         self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
     ) -> dict[int, float]:
-        """Seconds of each node as they were measured on this host: at these shapes, or as they
-        follow from the nearest ones. Empty if nothing was measured."""
-        noted = list(self.noted_times())
-        if not noted:
-            return {}
+        """Return the measured seconds of each node on this host; empty if nothing was measured.
 
-        for times in noted:
-            if all(times.shapes.get(name) == tuple(shape) for name, shape in shapes.items()):
-                return dict(times.seconds)
-        sizes = [_elements(times.shapes) for times in noted]
-        told = (noted[i] for i in telling(sizes, _elements(shapes)))
-        seen = [Seen(times.seconds, self._costs_at(times.shapes)) for times in told]
-        nodes = self.graph.proto.graph.node
+        Measured at these shapes, or predicted from the nearest ones that were measured.
 
-        def has_body(index: int) -> bool:
-            return any(attribute.HasField("g") for attribute in nodes[index].attribute)
-
-        return seconds_at(each, seen, costs, has_body)
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int
+            Shapes of all inputs by name.
+        costs : CostTable
+            Speeds by which the measurements are scaled to these shapes.
+        each : sequence of NodeCost
+            Cost of each node at these shapes.
+        """
+        saved = list(self.saved_node_times())
+        return seconds_at_shapes(self.graph, saved, shapes, costs, each, self._costs_at)
 
     def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
         bound, _ = assumed_shapes(self.onnx, shapes)
         return node_costs(self.graph, infer_shapes(self.graph, dict(bound), self.schemas))
 
-    @_uncollected()
     def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
-        """The stages that a recipe makes of what some outputs need, checked."""
+        """Return the checked stage graph that a recipe makes for some outputs.
+
+        Raises
+        ------
+        PlanError
+            There is no such strategy, it does not take an option, or the cut is impossible.
+        """
         stages = recipe.strategy_function()(self.cut_inputs(recipe, outputs))
         check_stages(stages, self.graph)
         return stages
@@ -352,19 +379,30 @@ class ModelFacts:
         batches: int,
         threads_of_task: int = 1,
     ) -> Work:
-        """Runs of these shapes as something to do: what becomes of their rows."""
+        """Return the work that alternatives are compared for.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int
+            Shapes of all inputs of a run, by name.
+        outputs : tuple of str
+            Wanted outputs.
+        batches : int
+            Number of runs.
+        threads_of_task : int
+            Threads that ONNX Runtime may use for one run of the whole model.
+        """
         batch = self.batch_at(outputs, shapes)
         axes = batch.input_axes
         rows = [shape[axis] for n, shape in shapes.items() if (axis := axes.get(n)) is not None]
         return Work(
             batches,
-            # A graph that was exported for so many rows runs them as they are.
+            # The rows that a graph was exported for are not split among tasks.
             (1 if batch.fixed_rows is not None else max(rows)) if rows else None,
             tuple(batch.dependent or batch.opaque),
             threads_of_task,
         )
 
-    @_uncollected()
     def choose(
         self,
         recipe: Recipe,
@@ -373,7 +411,22 @@ class ModelFacts:
         batches: int,
         threads_of_task: int = 1,
     ) -> tuple[StageGraph, Verdict]:
-        """What is predicted to be the fastest of those that fit, and why; checked."""
+        """Return the stage graph that is predicted to be the fastest on a cluster, and the reason.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            Recipe of the whole model, with shapes and session.
+        outputs, batches, threads_of_task
+            As for `work`.
+        cluster : Cluster
+            Workers to plan for.
+
+        Raises
+        ------
+        PlanError
+            No alternative fits the workers.
+        """
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         work = self.work(shapes, outputs, batches, threads_of_task)
         stages, verdict = choose(self.cut_inputs(recipe, outputs), cluster, work)
@@ -383,13 +436,23 @@ class ModelFacts:
     def fewest_stages(
         self, recipe: Recipe, outputs: tuple[str, ...], limit: int, rows: float | None = None
     ) -> int:
-        """Of a pipeline whose stages keep within `limit` bytes of weights and activations, in runs
-        of the recipe's shapes or of so many rows.
+        """Return the number of stages of the shortest pipeline that keeps within a memory limit.
+
+        Parameters
+        ----------
+        recipe : Recipe
+            Recipe with shapes and session.
+        outputs : tuple of str
+            Wanted outputs.
+        limit : int
+            Bytes of weights and activations that a stage may need.
+        rows : float, optional
+            Rows of a run; those of the recipe's shapes by default.
 
         Raises
         ------
         PlanError
-            One node alone is too large.
+            A node needs more than `limit` by itself.
         """
         if rows is not None:
             shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
@@ -407,7 +470,7 @@ class ModelFacts:
         return Pieces(self.cut_inputs(recipe, outputs)).fewest_stages(limit)
 
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
-        """What strategies look at."""
+        """Return the input of strategies: graph, kernels, and costs at the recipe's shapes."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
         costs, each = self.costs_for(recipe), node_costs(self.graph, specs)
@@ -423,18 +486,15 @@ class ModelFacts:
         )
 
 
-def _several_along(
-    shapes: Mapping[str, tuple[int, ...]], seeds: Mapping[str, int]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes with several positions where there would be one, so that cutting means something."""
-    return {
-        name: tuple(
-            _SEVERAL if size == 1 and axis == seeds.get(name) else size
-            for axis, size in enumerate(shape)
-        )
-        for name, shape in shapes.items()
-    }
+_received: BoundedCache[tuple[object, ...], ModelFacts] = BoundedCache("received models", 16)
+"""Facts of models that were unpickled, so that tasks with equal models share them."""
 
 
-def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return sum(map(math.prod, shapes.values()))
+def _from_reference(
+    model: OnnxModel, custom: CustomKernels | None, libraries: tuple[str, ...]
+) -> ModelFacts:
+    key = (
+        *(model.token, model.name, model.source, repr(model.rows)),
+        *("" if custom is None else custom.token, libraries),
+    )
+    return _received.get_or_make(key, lambda: ModelFacts(from_reference(model), custom, libraries))

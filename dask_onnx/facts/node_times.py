@@ -1,5 +1,7 @@
-"""What each node of a model takes here: the stages that its kernels make of it run one after the
-other, on real values."""
+"""Measurement of the seconds that each node of a model takes on this host.
+
+The model is cut into stages by kernel, which run one after the other on real values.
+"""
 
 from __future__ import annotations
 
@@ -16,56 +18,70 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import Stage
-from dask_onnx.runtime.kernel import spec_as_given
 from dask_onnx.runtime.profile import (
-    ENOUGH_SECONDS,
+    PROFILE_SECONDS,
     NodeTimes,
     StageTimes,
-    note_times,
     number_nodes,
     profile_stage,
+    save_node_times,
     time_stage,
 )
+from dask_onnx.runtime.stage_refs import spec_of_value
 from dask_onnx.store.supply import fetch_blobs
 from dask_onnx.store.weight_store import Store
 
 Values = Mapping[str, Any]
+"""Inputs or other values by name."""
 Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of arrays by name."""
 
 
 def measure_nodes(
     facts: ModelFacts, requests: Sequence[Values], spec: SessionSpec
 ) -> list[NodeTimes]:
-    """What each node took on one thread with each of some requests.
+    """Return the seconds of each node on one thread, for each of several requests.
 
-    What is noted at the very shapes comes from the notes. The rest runs a few times: a stage of
-    ONNX Runtime's nodes under its profiler; one of nodes in Python by the clock, whose time is
-    told among them as it was predicted.
+    Times that are saved for the same shapes are reused. Other requests run a few times. A stage of
+    ONNX Runtime's nodes runs under its profiler. A stage of kernels in Python is timed as a whole,
+    and its time is divided among its nodes in proportion to their predicted times.
 
     Parameters
     ----------
-    requests : values of all inputs by name
+    facts : ModelFacts
+        The model.
+    requests : sequence of mapping of str to array
+        Values of all inputs by name.
+    spec : SessionSpec
+        Options of the sessions; the number of threads is set to 1.
+
+    Returns
+    -------
+    list of NodeTimes
+        One for each request.
 
     Raises
     ------
     StageError
-        A stage cannot be built here, or not be run on the values.
+        A stage cannot be built on this host, or fails on the values.
     """
     spec = replace(spec, intra_op_num_threads=1)
-    noted = {
-        _key(times.shapes): times for times in facts.noted_times() if times.session == repr(spec)
+    known = {
+        _key(times.shapes): times
+        for times in facts.saved_node_times()
+        if times.session == repr(spec)
     }
     new = [
-        feeds for feeds in requests if not (_says_all(feeds) and _key(shapes_of(feeds)) in noted)
+        feeds for feeds in requests if not (_has_shapes(feeds) and _key(shapes_of(feeds)) in known)
     ]
     for times in _run(facts, new, spec) if new else ():
-        note_times(facts.times_token, times)
-        noted[_key(times.shapes)] = times
-    return [noted[_key(shapes_of(feeds))] for feeds in requests]
+        save_node_times(facts.times_token, times)
+        known[_key(times.shapes)] = times
+    return [known[_key(shapes_of(feeds))] for feeds in requests]
 
 
 def shapes_of(feeds: Values) -> dict[str, tuple[int, ...]]:
-    """Of all values that are arrays."""
+    """Return the shapes of the values that are arrays."""
     return {name: value.shape for name, value in feeds.items() if isinstance(value, np.ndarray)}
 
 
@@ -73,24 +89,28 @@ def _key(shapes: Shapes) -> tuple[Any, ...]:
     return tuple(sorted(shapes.items()))
 
 
-def _says_all(feeds: Values) -> bool:
-    """Whether its shapes say how much a request is to do: those of a sequence do not."""
+def _has_shapes(feeds: Values) -> bool:
+    """Return whether all values are arrays, so that shapes determine the work of a request."""
     return len(shapes_of(feeds)) == len(feeds)
 
 
 @dataclass(slots=True)
 class _Request:
-    """One request on its way through the stages."""
+    """State of one request while its stages run."""
 
     shapes: Shapes
+    """Shapes of the inputs."""
     values: dict[str, Any]
-    """Those that are there, and that a stage is still to read."""
+    """Values known so far that later stages read."""
     predicted: Mapping[int, float]
-    """Seconds of the nodes in Python."""
+    """Node number to predicted seconds, of nodes with kernels in Python."""
     seconds: dict[int, float] = field(default_factory=dict)
+    """Node number to measured seconds."""
     whole: float = 0.0
+    """Measured seconds of all stages so far."""
 
-    def note(self, stage: Stage, times: StageTimes, still_read: Collection[str]) -> None:
+    def add(self, stage: Stage, times: StageTimes, still_read: Collection[str]) -> None:
+        """Add a stage's times and results, and drop values that no later stage reads."""
         self.seconds |= times.seconds
         self.whole += times.whole
         for spec, value in zip(stage.outputs, times.results, strict=True):
@@ -112,17 +132,17 @@ def _run(facts: ModelFacts, feeds: Sequence[Values], spec: SessionSpec) -> list[
     ]
     extractor = StageExtractor(number_nodes(facts.onnx.parse()))
     with _weights(facts.onnx) as blobs:
-        runner = _Runner(facts, extractor, blobs, spec, ENOUGH_SECONDS / len(stages))
+        runner = _Runner(facts, extractor, blobs, spec, PROFILE_SECONDS / len(stages))
         for number, stage in enumerate(stages):
             found = runner.run(stage, requests)
             still_read = {spec.name for each in stages[number + 1 :] for spec in each.inputs}
             for request, times in zip(requests, found, strict=True):
-                request.note(stage, times, still_read)
+                request.add(stage, times, still_read)
     return [NodeTimes(each.shapes, each.seconds, each.whole, repr(spec)) for each in requests]
 
 
 def _predicted(facts: ModelFacts, stages: Sequence[Stage], recipe: Recipe) -> dict[int, float]:
-    """Seconds of each node of some stages."""
+    """Return the predicted seconds of each node of some stages, by node number."""
     if not stages:
         return {}
     cut = facts.cut_inputs(recipe, facts.graph.outputs)
@@ -135,9 +155,9 @@ def _predicted(facts: ModelFacts, stages: Sequence[Stage], recipe: Recipe) -> di
 
 @contextlib.contextmanager
 def _weights(model: OnnxModel) -> Iterator[Path]:
-    """The folder that the model's weights are in, and stay in for as long."""
+    """Put the model's weights into the host's store and keep them there; return their folder."""
     store = Store()
-    with store.using():
+    with store.shared_access():
         store.put(model)
         lease = store.lease(model.token)
         try:
@@ -149,33 +169,38 @@ def _weights(model: OnnxModel) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """Runs a stage with each of some requests, on the kernel that it has."""
+    """Function that runs a stage on its kernel with each of several requests."""
 
     facts: ModelFacts
+    """The model."""
     extractor: StageExtractor
+    """Source of the stages' ONNX models, whose nodes are named by number."""
     blobs: Path
+    """Folder of the weights."""
     spec: SessionSpec
-    enough: float
-    """Seconds that a stage may run for, after a first time."""
+    """Options of the sessions."""
+    max_seconds: float
+    """Seconds after which a stage is not run again; it runs once at least."""
 
     def run(self, stage: Stage, requests: Sequence[_Request]) -> list[StageTimes]:
-        inputs = [spec_as_given(spec, requests[0].values[spec.name]) for spec in stage.inputs]
+        """Return the times and results of a stage, one for each request."""
+        inputs = [spec_of_value(spec, requests[0].values[spec.name]) for spec in stage.inputs]
         proto = self.extractor.extract(stage.nodes, inputs, stage.outputs)
         feeds = [{spec.name: each.values[spec.name] for spec in inputs} for each in requests]
-        enough = self.enough
+        max_seconds = self.max_seconds
         if stage.kernel == "onnxruntime":
             return profile_stage(
-                proto, self.blobs, self.spec, feeds, label=stage.label, enough=enough
+                proto, self.blobs, self.spec, feeds, label=stage.label, max_seconds=max_seconds
             )
         custom = self.facts.custom if stage.kernel == "custom" else None
         operators = () if custom is None else custom.operators()
         shares = [{node: each.predicted[node] for node in stage.nodes} for each in requests]
         return time_stage(
-            proto, self.blobs, operators, feeds, shares, label=stage.label, enough=enough
+            proto, self.blobs, operators, feeds, shares, label=stage.label, max_seconds=max_seconds
         )
 
 
 def _plain(value: Any) -> Any:
-    """Text as Python's strings, as tasks hand it to kernels."""
+    """Return strings as objects, as tasks pass them to kernels; other values unchanged."""
     is_text = isinstance(value, np.ndarray) and value.dtype.kind in "UST"
     return value.astype(object) if is_text else value

@@ -1,4 +1,4 @@
-"""Files in and out, and the job that takes a file to a file.
+"""Reading and writing of files by blocks, inside tasks, and the file-to-file job.
 
 Imports `core`.
 """

@@ -1,9 +1,9 @@
-"""Where a raster lies on the ground: GeoTIFF tags as attributes, coordinates, and back to tags.
+"""Georeference of a raster: GeoTIFF tags as attributes, coordinates, and attributes as tags.
 
-Attributes are plain numbers, texts and tuples, so that they fit xarray, zarr and JSON. The tags
-keep their values under the names in `GEO_TAGS`; these are derived from them:
+Attributes are plain numbers, strings and tuples, which xarray, zarr and JSON can store. The values
+of tags are kept under the names in `GEO_TAGS`. These attributes are derived from them:
 
-- ``height``, ``width``: size of the grid in pixels;
+- ``height``, ``width``: size of the raster in pixels;
 - ``transform``: (a, b, c, d, e, f) with x = a * column + b * row + c, y = d * column + e * row + f
   for the corners of pixels, in units of the coordinate reference system, as rasterio orders them;
 - ``crs``: "EPSG:n", where the tags name a registered system;
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dask_onnx.core.errors import InputError
 
 Transform = tuple[float, float, float, float, float, float]
+"""Affine transform from pixel corners to coordinates, as the module describes it."""
 
 GEO_TAGS: Mapping[int, str] = {
     33550: "ModelPixelScale",
@@ -32,14 +33,16 @@ GEO_TAGS: Mapping[int, str] = {
     42112: "GDAL_METADATA",
     42113: "GDAL_NODATA",
 }
-"""TIFF tag code to the name of the attribute that keeps its value."""
+"""Name of the attribute that keeps a tag's value, by TIFF tag code."""
 
 _FORMATS = {"GeoKeyDirectory": "H", "GeoAsciiParams": "s"}
-"""Types of tags that are written, as tifffile names them; the others are doubles."""
-_OF_THE_PIXELS = ("GDAL_METADATA", "GDAL_NODATA", "nodata")
-"""Attributes that describe the values and not the grid: statistics, the value without data."""
-_OF_THE_GRID = ("ModelPixelScale", "ModelTiepoint", "ModelTransformation")
+"""tifffile's letters for the types of tags that are not doubles."""
+_PIXEL_ATTRIBUTES = ("GDAL_METADATA", "GDAL_NODATA", "nodata")
+"""Attributes that describe pixel values: statistics and the value without data."""
+_GRID_ATTRIBUTES = ("ModelPixelScale", "ModelTiepoint", "ModelTransformation")
+"""Attributes of tags that state the transform."""
 
+# Keys and values of the GeoTIFF specification (OGC 19-008r4).
 _RASTER_TYPE_KEY = 1025
 _PIXEL_IS_POINT = 2
 _GEOGRAPHIC_KEY = 2048
@@ -60,7 +63,7 @@ def attributes_from_tags(tags: Mapping[int, Any], height: int, width: int) -> di
     Returns
     -------
     dict
-        Attributes as the module describes them; only the size if no tag is geographic.
+        Attributes as the module describes them; only the size without geographic tags.
     """
     attributes: dict[str, Any] = {"height": height, "width": width}
     attributes |= {name: _plain(tags[code]) for code, name in GEO_TAGS.items() if code in tags}
@@ -83,14 +86,14 @@ def pixel_coordinates(attributes: Mapping[str, Any]) -> dict[str, npt.NDArray[np
     Parameters
     ----------
     attributes : mapping of str to Any
-        With ``transform``, ``height`` and ``width``.
+        Includes ``transform``, ``height`` and ``width``.
 
     Returns
     -------
     dict
         "y": float64, shape (height,), and "x": float64, shape (width,), in units of the reference
-        system. Empty if there is no transform, or if the grid is rotated, so that a column has no
-        single x.
+        system. Empty without a transform, or if the raster is rotated, so that the pixels of a
+        column differ in x.
     """
     if "transform" not in attributes:
         return {}
@@ -106,14 +109,21 @@ def pixel_coordinates(attributes: Mapping[str, Any]) -> dict[str, npt.NDArray[np
 def cropped_attributes(
     attributes: Mapping[str, Any], top: int, left: int, height: int, width: int
 ) -> dict[str, Any]:
-    """Return the attributes of a window: the same pixel size, another origin and size.
+    """Return the attributes of a window of a raster: the same pixel size, another origin and size.
 
     Parameters
     ----------
+    attributes : mapping of str to Any
+        Attributes of the raster.
     top, left : int
         First row and column of the window in the raster, in pixels.
     height, width : int
         Size of the window in pixels.
+
+    Raises
+    ------
+    InputError
+        The raster is georeferenced by ground control points, which cannot be cropped.
     """
     _refuse_ground_control_points(attributes, "cropped")
     result = {**attributes, "height": height, "width": width}
@@ -127,13 +137,13 @@ def cropped_attributes(
 def attributes_for_grid(attributes: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """Return the attributes of a result that covers the whole raster with pixels of another size.
 
-    Attributes of the raster's values (nodata, GDAL's statistics) are left out: a model's output has
-    values of its own.
+    Attributes of pixel values (nodata, GDAL's statistics) are left out, since a model's output has
+    other values.
 
     Parameters
     ----------
     attributes : mapping of str to Any
-        Of the raster. A window of it needs `cropped_attributes` first.
+        Attributes of the raster; for a window of it, those that `cropped_attributes` returns.
     height, width : int
         Size of the result in pixels: that of the raster, or a multiple or a divisor of it.
 
@@ -141,15 +151,16 @@ def attributes_for_grid(attributes: Mapping[str, Any], height: int, width: int) 
     ------
     InputError
         The raster's size is not among the attributes; neither size is a multiple of the other, so
-        that the result's pixels do not cover the raster; or the raster lies by ground control
-        points, which are kept for the same size only.
+        that the result's pixels do not cover the raster; or the raster is georeferenced by ground
+        control points and has another size.
     """
-    result = {name: value for name, value in attributes.items() if name not in _OF_THE_PIXELS}
+    result = {name: value for name, value in attributes.items() if name not in _PIXEL_ATTRIBUTES}
     if not {"height", "width"} <= set(attributes):
-        if {"transform", *_OF_THE_GRID} & set(attributes):
+        if {"transform", *_GRID_ATTRIBUTES} & set(attributes):
             raise InputError(
-                "the attributes place a raster on the ground and do not say how large it is",
+                "the attributes georeference a raster and do not include its size",
                 "add its height and width in pixels",
+                option="attributes",
             )
         return result
     before, after = (attributes["height"], attributes["width"]), (height, width)
@@ -159,9 +170,16 @@ def attributes_for_grid(attributes: Mapping[str, Any], height: int, width: int) 
         raise InputError(
             f"the result has {height} x {width} pixels and the raster {before[0]} x {before[1]}: "
             "neither is a multiple of the other, so the raster's coordinates do not fit",
-            "leave the attributes out, or give those of the window with cropped_attributes",
+            "omit attributes, or pass those of the window, from cropped_attributes",
+            option="attributes",
+            numbers={
+                "height_pixels": height,
+                "width_pixels": width,
+                "raster_height_pixels": before[0],
+                "raster_width_pixels": before[1],
+            },
         )
-    _refuse_ground_control_points(attributes, "brought to another pixel size")
+    _refuse_ground_control_points(attributes, "converted to another pixel size")
     result |= {"height": height, "width": width}
     if "transform" in attributes:
         a, b, c, d, e, f = attributes["transform"]
@@ -171,9 +189,12 @@ def attributes_for_grid(attributes: Mapping[str, Any], height: int, width: int) 
 
 
 def tags_from_attributes(attributes: Mapping[str, Any]) -> list[tuple[int, str, int, Any, bool]]:
-    """Return the geographic tags to write, as tifffile takes them for ``extratags``.
+    """Return the geographic tags for tifffile's ``extratags``.
 
-    Each is (code, type, count, value, whether to write it on the first page only).
+    Returns
+    -------
+    list of tuple
+        Code, type, count, value, and whether to write the tag on the first page only.
     """
     tags: list[tuple[int, str, int, Any, bool]] = []
     for code, name in GEO_TAGS.items():
@@ -187,6 +208,7 @@ def tags_from_attributes(attributes: Mapping[str, Any]) -> list[tuple[int, str, 
 
 
 def _transform_from_tags(attributes: Mapping[str, Any]) -> Transform | None:
+    """Return the transform that the tags state; None if there is none."""
     matrix = attributes.get("ModelTransformation")
     scale, tie = attributes.get("ModelPixelScale"), attributes.get("ModelTiepoint")
     if matrix is not None and len(matrix) == 16:
@@ -201,8 +223,8 @@ def _transform_from_tags(attributes: Mapping[str, Any]) -> Transform | None:
 
 
 def _set_transform(attributes: dict[str, Any], transform: Transform) -> None:
-    """Replace the transform and the tags that state it."""
-    for name in _OF_THE_GRID:
+    """Replace the transform and the tags that state it, in place."""
+    for name in _GRID_ATTRIBUTES:
         attributes.pop(name, None)
     a, b, c, d, e, f = attributes["transform"] = transform
     shift = _point_shift(attributes)
@@ -216,12 +238,12 @@ def _set_transform(attributes: dict[str, Any], transform: Transform) -> None:
 
 
 def _point_shift(attributes: Mapping[str, Any]) -> float:
-    """Return how far the tags' origin is from the corner of the first pixel, in pixels."""
+    """Return the distance from the corner of the first pixel to the tags' origin, in pixels."""
     return 0.5 if _geo_keys(attributes).get(_RASTER_TYPE_KEY) == _PIXEL_IS_POINT else 0.0
 
 
 def _geo_keys(attributes: Mapping[str, Any]) -> dict[int, int]:
-    """Return the keys whose value stands in the directory itself."""
+    """Return the geo keys whose value is in the directory itself."""
     directory: Sequence[int] = attributes.get("GeoKeyDirectory", ())
     entries = zip(directory[4::4], directory[5::4], directory[7::4], strict=False)
     return {key: value for key, place, value in entries if place == 0}
@@ -229,15 +251,18 @@ def _geo_keys(attributes: Mapping[str, Any]) -> dict[int, int]:
 
 def _refuse_ground_control_points(attributes: Mapping[str, Any], what: str) -> None:
     if "ModelTiepoint" in attributes and "transform" not in attributes:
+        points = len(attributes["ModelTiepoint"]) // 6  # six numbers each
         raise InputError(
-            f"the raster lies by {len(attributes['ModelTiepoint']) // 6} ground control points, "
-            f"which cannot be {what}",
-            "warp the raster to a regular grid first, or leave the attributes out",
+            f"the raster is georeferenced by {points} ground control points, which cannot be "
+            f"{what}",
+            "warp the raster to a regular grid first, or omit attributes",
+            option="attributes",
+            numbers={"ground_control_points": points},
         )
 
 
 def _plain(value: Any) -> Any:
-    """Return a tag's value as text or a tuple of numbers."""
+    """Return a tag's value as a string or a tuple of numbers."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").rstrip("\0")
     if isinstance(value, str):
@@ -246,7 +271,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(text: Any) -> float | None:
-    """Return GDAL's nodata value; None if there is none, or it is not a number."""
+    """Return GDAL's nodata value; None if it is missing or not a number."""
     try:
         return float(text)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Names and order of a picture's axes."""
+"""Names and order of a raster's axes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from dask_onnx.core.errors import InputError
 
 _AXIS_NAMES = {"S": "band", "C": "channel", "T": "time", "X": "x", "Y": "y", "Z": "z"}
-"""Letters of tifffile's axes to names; the others are pages."""
+"""Names of tifffile's axis letters; other letters are pages."""
 _DIMS = {2: ("y", "x"), 3: ("band", "y", "x")}
-"""Names of the axes of a file without names, by their number."""
+"""Default names of the axes, by their number."""
 
 
 def to_channels_first(array: Any, dims: Sequence[str]) -> Any:
@@ -20,7 +20,11 @@ def to_channels_first(array: Any, dims: Sequence[str]) -> Any:
     ----------
     array : numpy.ndarray or dask.array.Array
     dims : sequence of str
-        Names of its axes, with "y" and "x"; an axis of one band is added where "band" is missing.
+        Names of its axes, with "y" and "x". Without "band", an axis of one band is added.
+
+    Returns
+    -------
+    numpy.ndarray or dask.array.Array
         Other axes come first, in their order.
 
     Raises
@@ -39,24 +43,31 @@ def to_channels_first(array: Any, dims: Sequence[str]) -> Any:
 def checked_dims(shape: tuple[int, ...], dims: Sequence[str] | None, what: str) -> tuple[str, ...]:
     """Return the names of an array's axes, by default ("y", "x") or ("band", "y", "x").
 
+    Parameters
+    ----------
+    what : str
+        Description of the array, for errors.
+
     Raises
     ------
     InputError
-        Not one name for each axis, or without "y" and "x".
+        Not one name for each axis, a repeated name, or no "y" or "x".
     """
     names = tuple(dims) if dims is not None else _DIMS.get(len(shape))
     if names is None or len(names) != len(shape) or len({"y", "x", *names}) != len(names):
         raise InputError(
             f"{what} has shape {shape}, and the names of its axes are {names}",
-            "pass dims= with a name for each axis, 'y' and 'x' among them",
+            "pass dims= with a name for each axis, including 'y' and 'x'",
+            option="dims",
+            numbers={"axes": len(shape)},
         )
     return names
 
 
-def names_of_letters(letters: str) -> tuple[str, ...]:
-    """Return a name for each of tifffile's letters; of equal ones the second ends in ``_1``."""
+def dims_of_letters(letters: str) -> tuple[str, ...]:
+    """Return a name for each of tifffile's axis letters; repeated names end in ``_1``, ``_2``..."""
     names = [_AXIS_NAMES.get(letter, "page") for letter in letters]
-    before = [names[:i].count(name) for i, name in enumerate(names)]
+    repeats = [names[:i].count(name) for i, name in enumerate(names)]
     return tuple(
-        f"{name}_{count}" if count else name for name, count in zip(names, before, strict=True)
+        f"{name}_{count}" if count else name for name, count in zip(names, repeats, strict=True)
     )

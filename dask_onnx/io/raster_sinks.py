@@ -1,13 +1,11 @@
-"""Places that take a picture larger than memory by blocks: npy, zarr, tiled BigTIFF.
+"""Raster files larger than memory, written by blocks: npy, zarr and tiled BigTIFF.
 
-Each task writes its own block by path. What is not complete lies beside the target under a name
-with ``.partial``; two runs must not write the same target at once.
+Each task writes its own block. An incomplete file lies beside the target under a name with
+``.partial``, so two runs must not write the same target at the same time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import math
 import os
 import shutil
@@ -17,66 +15,85 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.lib import format as npy_format
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.files import is_url
 from dask_onnx.io.georeference import attributes_for_grid, tags_from_attributes
+from dask_onnx.io.optional_packages import require_package
 from dask_onnx.io.raster_axes import checked_dims
-from dask_onnx.io.sinks import MARKER, NpySink, OutputSpec
+from dask_onnx.io.sinks import NpySink, OutputSpec
+from dask_onnx.io.targets import (
+    absolute_target,
+    check_target,
+    partial_path,
+    remove_marker,
+    sync_and_rename,
+    target_problem,
+    write_marker,
+)
 from dask_onnx.io.tiff import Array, Region, import_tifffile, write_tiled
 
 
 @dataclass(frozen=True, slots=True)
 class RasterSink(ABC):
-    """Where a picture goes. `prepare` first, `write` in tasks, `finish` or `discard` after.
+    """An output raster: `prepare` first, `write` in tasks, then `finish`, or `discard` on failure.
 
-    `prepare` and `finish` may be repeated, as Dask does with tasks whose worker is lost.
+    `prepare` and `finish` may be called again: Dask repeats tasks whose worker is lost.
     """
 
     target: str
-    """Path, absolute, or URL."""
+    """Absolute path, or URL."""
     shape: tuple[int, ...]
+    """Shape of the raster in pixels and bands."""
     dtype: np.dtype[Any]
     dims: tuple[str, ...]
-    """Names of the axes: "y", "x", "band" where there are several."""
+    """Names of the axes: "y", "x", and "band" if there are several bands."""
     block_shape: tuple[int, ...]
     """Shape of the blocks that are written; those at the end of an axis may be smaller."""
     attributes: Mapping[str, Any]
-    """Where the picture lies on the ground, for its own size."""
+    """Georeference of the raster, as `georeference` describes it."""
     overwrite: bool
+    """True if an existing file is replaced."""
     compression: str | None
-    """"deflate" or None; TIFF only."""
+    """"deflate" or None; for TIFF only."""
 
     def check(self) -> None:
-        """Refuse what is there already, and what this format cannot hold, before any work."""
-        NpySink(self.target, self.overwrite).check()
+        """Raise an error if the raster cannot be written, before any work.
+
+        Raises
+        ------
+        InputError
+            The target exists or has no folder; the format cannot store the shape or dtype; or a
+            package is missing.
+        """
+        check_target(self.target, overwrite=self.overwrite)
         if self.dtype.kind not in "biufc" or 0 in self.shape:
             raise InputError(
-                f"a picture of {self.dtype} and shape {self.shape} cannot be written",
-                "convert it to a dtype of numpy's own numbers, with at least one pixel",
+                f"a raster of {self.dtype} and shape {self.shape} cannot be written",
+                "convert it to one of numpy's own number types, with at least one pixel",
             )
 
     def problem(self) -> str | None:
-        """Return what keeps this process from writing; None if nothing does."""
-        return NpySink(self.target).problem()
+        """Return the reason why this process cannot write the target; None if it can."""
+        return target_problem(self.target)
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make room for the picture, unless it is there."""
+        """Create the incomplete file, unless it exists already."""
 
     @abstractmethod
     def write(self, region: Region, block: Array) -> None:
-        """Keep one block."""
+        """Write the pixels of a region."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Give what is complete its name."""
+        """Give the complete file its name."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Remove what is not complete."""
+        """Remove the incomplete file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +102,35 @@ class NpyRasterSink(RasterSink):
 
     @property
     def file(self) -> NpySink:
+        """The .npy file."""
         return NpySink(self.target)
 
     def prepare(self) -> None:
+        """Create a file of the final size, unless it exists already."""
         if not self._is_prepared():
-            spec = OutputSpec("picture", self.dtype, self.shape[1:])
+            spec = OutputSpec("raster", self.dtype, self.shape[1:])
             self.file.prepare(self.shape[0], self.shape[0], (spec,))
 
     def _is_prepared(self) -> bool:
-        """Whether the file is there. A repeated task must not empty it: blocks may be in it."""
+        """Return whether the file exists: a repeated task must not erase blocks in it."""
         if not self.file.partial.exists():
             return False
         try:
             found: Array = np.load(self.file.partial, mmap_mode="r")
-        except (ValueError, EOFError):  # what an earlier run left is no such file
+        except (ValueError, EOFError):  # the remains of another run
             return False
         return (found.shape, found.dtype) == (self.shape, self.dtype)
 
     def write(self, region: Region, block: Array) -> None:
-        """Write the runs of bytes that a block has in the file.
+        """Write the pixels of a region, one contiguous run of bytes at a time.
 
-        Not by a mapping, under which a full disk ends the process; and unbuffered, since a buffer
-        also writes the bytes between two runs, which belong to other tasks.
+        A memory map would end the process when the disk is full. A buffered file would also write
+        the bytes between two runs, which belong to other tasks.
         """
         _require_block(self, region, block)
         block = np.ascontiguousarray(block)
         whole = [size == full for size, full in zip(block.shape, self.shape, strict=True)]
+        # From this axis on, a block's pixels are contiguous in the file.
         split = max((axis for axis, is_whole in enumerate(whole) if not is_whole), default=0)
         strides = [self.dtype.itemsize * math.prod(self.shape[i + 1 :]) for i in range(len(whole))]
         with self.file.partial.open("r+b", buffering=0) as file:
@@ -124,108 +144,113 @@ class NpyRasterSink(RasterSink):
                 _write_at(file.fileno(), block[place].reshape(-1).view(np.uint8).data, offset)
 
     def finish(self) -> None:
+        """Rename the file, unless an earlier call has done so."""
         if self.file.partial.exists() or not Path(self.target).exists():
             self.file.finish()
 
     def discard(self) -> None:
+        """Remove the incomplete file."""
         self.file.discard()
 
 
 @dataclass(frozen=True, slots=True)
 class TiffRasterSink(NpyRasterSink):
-    """A tiled BigTIFF, made at the end from a .npy file that tasks fill.
+    """A tiled BigTIFF, made at the end from an uncompressed .npy file that tasks fill.
 
-    The place of a compressed tile in the file depends on the sizes of those before it, and blocks
-    come in any order: hence the .npy file, the picture uncompressed, beside the target.
+    The offset of a compressed tile depends on the sizes of the tiles before it, and blocks arrive
+    in any order.
     """
 
     @property
     def file(self) -> NpySink:
+        """The .npy file beside the target."""
         return NpySink(f"{self.target}.npy")
 
     @property
     def partial(self) -> Path:
-        path = Path(self.target)
-        return path.with_name(f".{path.name}.partial")
+        """Path of the incomplete TIFF file."""
+        return partial_path(self.target)
 
     def check(self) -> None:
-        # The explicit class: a dataclass with slots is another class than `super()` looks for.
+        """Raise an error for axes and dtypes that TIFF does not have, and as every raster sink."""
+        # `super()` without arguments fails in a dataclass with slots, which is a new class.
         RasterSink.check(self)
         import_tifffile()
         if self.dims not in (("y", "x"), ("band", "y", "x"), ("y", "x", "band")):
             raise InputError(
-                f"a TIFF file holds one picture; the axes are {self.dims} of {self.shape}",
+                f"a TIFF file stores one image; the axes are {self.dims} of {self.shape}",
                 "write .zarr or .npy",
+                option="dims",
             )
         if self.dtype.kind == "c" or self.dtype.itemsize > 8:
-            raise InputError(f"TIFF cannot hold pixels of {self.dtype}", "write .zarr or .npy")
+            raise InputError(
+                f"TIFF cannot store pixels of {self.dtype}", "write .zarr or .npy", option="path"
+            )
 
     def finish(self) -> None:
+        """Write the TIFF file and remove the .npy file, unless an earlier call has done so."""
         if Path(self.target).exists() and not self.file.partial.exists():
             return
         write_tiled(
             self.partial,
             self.read_rows,
             self.shape,
-            # tifffile writes a boolean in one bit, which not all readers take.
+            # tifffile writes booleans as single bits, which not all readers support.
             np.dtype(np.uint8) if self.dtype.kind == "b" else self.dtype,
             planar=self.dims[0] == "band",
             tags=tags_from_attributes(self.attributes),
             compression=self.compression,
         )
-        with self.partial.open("r+b") as file:
-            os.fsync(file.fileno())
-        self.partial.replace(self.target)
+        sync_and_rename(self.partial, self.target)
         self.file.discard()
 
     def read_rows(self, plane: int, top: int, bottom: int) -> Array:
-        """Return rows of the picture, of one band if bands follow each other."""
-        # Mapped anew each time: pages that stay mapped count as this process' memory.
+        """Return rows `top` to `bottom` (exclusive); of band `plane` if the band axis is first."""
+        # Mapped again each time: pages of a kept map count as memory of this process.
         mapped: Array = np.load(self.file.partial, mmap_mode="r")
         return np.array(mapped[plane, top:bottom] if self.dims[0] == "band" else mapped[top:bottom])
 
     def discard(self) -> None:
+        """Remove both incomplete files."""
         self.file.discard()
         self.partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ZarrRasterSink(RasterSink):
-    """A zarr array with one chunk for each block, the axes' names and the attributes.
+    """A zarr array with one chunk for each block, the names of the axes and the attributes.
 
-    A local store is renamed when it is complete. On an object store, which cannot rename, it has
-    its name from the beginning; both get the marker ``_SUCCESS`` at the end.
+    A local store is renamed when it is complete. An object store cannot rename, so there the array
+    has its final name from the beginning. Both get the marker ``_SUCCESS`` at the end.
     """
 
     @property
     def is_local(self) -> bool:
-        return "://" not in self.target
+        """True if the target is a path rather than a URL."""
+        return not is_url(self.target)
 
     @property
     def partial(self) -> str:
-        if not self.is_local:
-            return self.target
-        path = Path(self.target)
-        return str(path.with_name(f".{path.name}.partial"))
+        """Path or URL of the incomplete store."""
+        return str(partial_path(self.target)) if self.is_local else self.target
 
     def check(self) -> None:
+        """Raise an error as every raster sink, or if zarr is not installed."""
         RasterSink.check(self)
-        if importlib.util.find_spec("zarr") is None:
-            raise InputError("zarr is not installed", "pip install 'dask-onnx[zarr]'")
+        require_package("zarr", f"the output {self.target}")
 
     def prepare(self) -> None:
-        import zarr  # an extra: only who writes zarr needs it
+        """Create the array, unless it exists already."""
+        import zarr  # optional: only zarr files need it
 
-        filesystem, root = fsspec.url_to_fs(self.partial)
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.rm(f"{root}/{MARKER}")
+        remove_marker(self.partial)
         if (found := self._prepared()) is not None:
             found.attrs.put(dict(self.attributes))
             return
         zarr.create_array(
             self.partial,
             shape=self.shape,
-            # A chunk is never in two blocks, so that no two tasks write the same one.
+            # No chunk spans two blocks, so that no two tasks write the same one.
             chunks=self.block_shape,
             dtype=self.dtype,
             dimension_names=self.dims,
@@ -235,36 +260,37 @@ class ZarrRasterSink(RasterSink):
         )
 
     def _prepared(self) -> Any:
-        """Return the array if it is there. A repeated task must not empty it of blocks."""
-        import zarr
+        """Return the array if it exists: a repeated task must not erase blocks in it."""
+        import zarr  # optional: only zarr files need it
 
         try:
             found = zarr.open_array(self.partial, mode="r+")
-        except Exception:  # stores raise whatever their backend does: then there is none
+        except Exception:  # each of zarr's stores raises errors of its own
             return None
         facts = (found.shape, found.dtype, found.chunks, found.metadata.dimension_names)
         wanted = (self.shape, self.dtype, self.block_shape, self.dims)
         return found if found.metadata.zarr_format == 3 and facts == wanted else None
 
     def write(self, region: Region, block: Array) -> None:
-        import zarr
+        """Write the chunk of a region."""
+        import zarr  # optional: only zarr files need it
 
         _require_block(self, region, block)
         zarr.open_array(self.partial, mode="r+")[region] = block
 
     def finish(self) -> None:
+        """Write the marker and rename a local store, unless an earlier call has done so."""
         path, partial = Path(self.target), Path(self.partial)
         if self.is_local and path.exists() and not partial.exists():
             return
-        filesystem, root = fsspec.url_to_fs(self.partial)
-        filesystem.pipe_file(f"{root}/{MARKER}", b"")
+        write_marker(self.partial)
         if self.is_local:
             if path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             partial.replace(path)
 
     def discard(self) -> None:
-        """Remove a local store; a remote one stays without its marker, as removing costs much."""
+        """Remove a local store; a remote one stays without its marker, as removal is expensive."""
         if self.is_local:
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -287,12 +313,12 @@ def open_raster_sink(
     overwrite: bool = False,
     compression: str | None = "deflate",
 ) -> RasterSink:
-    """Return the place for a picture, checked as far as this process can; makes nothing.
+    """Return the sink for a raster, checked as far as this process can. Creates nothing.
 
     Parameters
     ----------
     path : str or Path
-        Ending in .zarr (also a URL), .npy, .tif or .tiff.
+        Path ending in .zarr (also a URL), .npy, .tif or .tiff.
     chunks : tuple of tuple of int
         Sizes of the blocks along each axis, as a dask array has them.
     dtype : numpy.dtype
@@ -302,22 +328,28 @@ def open_raster_sink(
     Raises
     ------
     InputError
-        As there; or blocks of several sizes along an axis.
+        As for `write_raster`; or the blocks along an axis have several sizes.
     """
     text = str(path)
     kind = _kind_of(text)
     if compression not in ("deflate", None):
-        raise InputError(f"compression is {compression!r}", "give 'deflate' or None")
+        raise InputError(
+            f"compression is {compression!r}",
+            "pass 'deflate' or None",
+            option="compression",
+            suggestions=[Suggestion("compression", "deflate")],
+        )
     shape = tuple(map(sum, chunks))
     if any(math.isnan(size) for size in shape) or not is_regular(chunks):
         raise InputError(
-            f"the blocks {chunks} are not of one known size along each axis",
+            f"the blocks {chunks} do not have one known size along each axis",
             "call compute_chunk_sizes() or rechunk() on the array",
+            option="chunks",
         )
-    names = checked_dims(shape, dims, "the picture")
+    names = checked_dims(shape, dims, "the raster")
     height, width = shape[names.index("y")], shape[names.index("x")]
     sink = kind(
-        target=text if "://" in text else str(Path(text).expanduser().absolute()),
+        target=absolute_target(text),
         shape=shape,
         dtype=dtype,
         dims=names,
@@ -332,16 +364,17 @@ def open_raster_sink(
 
 def _kind_of(text: str) -> type[RasterSink]:
     suffix = Path(text.rstrip("/")).suffix.lower()
-    if suffix not in _SINKS or ("://" in text and suffix != ".zarr"):
+    if suffix not in _SINKS or (is_url(text) and suffix != ".zarr"):
         raise InputError(
-            f"the output {text} is of a kind that a picture cannot be written to",
-            f"give it one of the endings {', '.join(_SINKS)}; at a URL .zarr",
+            f"the output {text} has a format that rasters cannot be written in",
+            f"use one of the endings {', '.join(_SINKS)}; for a URL .zarr",
+            option="path",
         )
     return _SINKS[suffix]
 
 
 def is_regular(chunks: tuple[tuple[int, ...], ...]) -> bool:
-    """Return whether blocks are of one size along each axis, but for a smaller last one."""
+    """Return whether blocks have one size along each axis, except for a smaller last one."""
     return all(set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0] for sizes in chunks)
 
 
@@ -355,6 +388,6 @@ def _require_block(sink: RasterSink, region: Region, block: Array) -> None:
     shape = tuple(part.stop - part.start for part in region)
     if block.shape != shape or block.dtype != sink.dtype:
         raise InputError(
-            f"a block is {block.dtype} {block.shape}, and {sink.dtype} {shape} goes there",
-            "make the function that computes it return what the array's dtype and chunks say",
+            f"a block is {block.dtype} {block.shape}, and the array declares {sink.dtype} {shape}",
+            "return the declared dtype and shape from the function that computes the blocks",
         )

@@ -1,4 +1,4 @@
-"""Lazy arrays written to files by blocks, each block by a task: lazily, or now."""
+"""Writing of lazy arrays to raster files, each block by a task."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.delayed import Delayed, delayed
-from dask.layers import ArraySliceDep
 
+from dask_onnx.core.dask_internals import ArraySliceDep
 from dask_onnx.io.raster_sinks import RasterSink, is_regular, open_raster_sink
 from dask_onnx.io.tiff import Array, Region
 
@@ -26,10 +26,10 @@ def write_raster(
     overwrite: bool = False,
     compression: str | None = "deflate",
 ) -> Delayed:
-    """Return a Delayed that writes a lazy array by blocks, and gives the path when computed.
+    """Return a Delayed that writes a lazy array by blocks and evaluates to the target's path.
 
-    The target appears when it is complete. Where computing fails, an incomplete file stays beside
-    it under a name with ``.partial``, which the next run replaces; `save_raster` removes it.
+    The target appears when it is complete. After a failure, an incomplete file stays beside it
+    under a name with ``.partial``, which the next run replaces; `save_raster` removes it.
 
     Parameters
     ----------
@@ -37,24 +37,29 @@ def write_raster(
         Shape (height, width), (bands, height, width), or another that `dims` describes. Blocks that
         differ in size along an axis are rechunked to the largest.
     path : str or Path
-        Ending in .zarr (also a URL), .npy, .tif or .tiff. The workers must see the folder. TIFF
-        needs room for the picture uncompressed beside it while it is written.
+        Path ending in .zarr (also a URL), .npy, .tif or .tiff, whose folder all workers can access.
+        While a TIFF is written, the uncompressed raster takes space beside it.
     dims : sequence of str, optional
         Names of the axes; ("y", "x") or ("band", "y", "x") by default.
     attributes : mapping, optional
-        What `raster_attributes` returned for the raster that the array covers. The array must have
-        the raster's size, or a multiple or a divisor of it. Where it lies on the ground is written
-        to TIFF's tags and zarr's attributes; what describes pixel values, such as nodata, is not.
+        Result of `raster_attributes` for the raster that the array covers. The array must have the
+        raster's size, or a multiple or a divisor of it. The georeference is written to TIFF's tags
+        and zarr's attributes; facts about pixel values, such as nodata, are not.
     overwrite : bool
-        Replace a target that is there.
+        Whether to replace an existing target.
     compression : {"deflate", None}
-        How tiles of a TIFF file are compressed.
+        Compression of the tiles of a TIFF file.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        Evaluates to the path as str.
 
     Raises
     ------
     InputError
-        The target exists or has no folder; an ending, shape or dtype that cannot be written;
-        attributes that do not fit the array's size.
+        The target exists or has no folder; the ending, shape or dtype cannot be written; or
+        `attributes` do not fit the array's size.
     """
     array = with_regular_blocks(array)
     sink = open_raster_sink(
@@ -66,7 +71,7 @@ def write_raster(
         overwrite=overwrite,
         compression=compression,
     )
-    return _writing(array, sink)
+    return _write_and_finish(array, sink)
 
 
 def save_raster(
@@ -78,14 +83,19 @@ def save_raster(
     overwrite: bool = False,
     compression: str | None = "deflate",
 ) -> str:
-    """Write a lazy array by blocks, now, on the scheduler that Dask would use; return the path.
+    """Write a lazy array by blocks at once, on the scheduler that Dask would use.
 
-    Where it fails or is interrupted, what is incomplete is removed.
+    After a failure or an interruption, the incomplete file is removed.
 
     Parameters
     ----------
     array, path, dims, attributes, overwrite, compression
         As for `write_raster`.
+
+    Returns
+    -------
+    str
+        The path.
 
     Raises
     ------
@@ -103,25 +113,25 @@ def save_raster(
         compression=compression,
     )
     try:
-        target: str = _writing(array, sink).compute()
+        target: str = _write_and_finish(array, sink).compute()
     except BaseException:
-        # Also on Ctrl-C: what is half done must not stay.
+        # Also on Ctrl-C: no incomplete file may stay.
         sink.discard()
         raise
     return target
 
 
 def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.Array:
-    """Return a lazy array with one element a block, its pixels; computing it writes the blocks.
+    """Return a lazy array with the number of pixels of each block; computing it writes the blocks.
 
     Parameters
     ----------
     array : dask.array.Array
-        With the shape, dtype and chunks that the sink was opened for.
+        Shape, dtype and chunks must be those that the sink was opened for.
     sink : RasterSink
         The caller calls its `finish` or `discard` afterwards.
     prepared : Delayed, optional
-        Task that runs before the first block; None if `sink.prepare` was called already.
+        Task that runs before the first block; None if `sink.prepare` has been called already.
     """
     axes = tuple(range(array.ndim))
     done: da.Array = da.blockwise(
@@ -133,7 +143,7 @@ def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.
         axes,
         sink=sink,
         prepared=prepared,
-        # A name of its own for each call: to ask again is to write again.
+        # A unique name, so that a repeated call writes again.
         name=f"write-raster-{uuid.uuid4().hex}",
         dtype=np.int64,
         meta=np.empty((0,) * array.ndim, np.int64),
@@ -144,14 +154,14 @@ def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.
 
 
 def with_regular_blocks(array: da.Array) -> da.Array:
-    """Return the array with blocks of one size along each axis, but for a smaller last one."""
+    """Return the array with blocks of one size along each axis, except for a smaller last one."""
     if is_regular(array.chunks) or any(map(math.isnan, array.shape)):
-        return array  # unknown sizes are refused where the sink is opened
+        return array  # `open_raster_sink` refuses unknown sizes
     regular: da.Array = array.rechunk(tuple(max(sizes) for sizes in array.chunks))
     return regular
 
 
-def _writing(array: da.Array, sink: RasterSink) -> Delayed:
+def _write_and_finish(array: da.Array, sink: RasterSink) -> Delayed:
     prepared = delayed(_prepare, pure=False)(sink)
     done: Delayed = delayed(_finish, pure=False)(sink, write_blocks(array, sink, prepared))
     return done
@@ -162,12 +172,12 @@ def _prepare(sink: RasterSink) -> None:
 
 
 def _write(block: Array, region: Region, sink: RasterSink, prepared: None) -> Array:
-    """Write a block, after `prepared`; return its pixels."""
+    """Write a block after `prepared` is done; return its number of pixels."""
     sink.write(region, block)
     return np.full((1,) * block.ndim, block.size)
 
 
 def _finish(sink: RasterSink, written: Array) -> str:
-    """Finish after all blocks are `written`; return the target."""
+    """Finish the sink after all blocks are `written`; return the target."""
     sink.finish()
     return sink.target

@@ -1,13 +1,11 @@
-"""Pictures larger than memory, read by blocks: TIFF, npy, zarr; and whole: PNG, JPEG and others.
+"""Rasters larger than memory, read by blocks (TIFF, npy, zarr) or whole (PNG, JPEG and others).
 
-Opening reads metadata only. A task gets a path and the slices of its block, and reads the tiles,
-strips or chunks that the block needs.
+Opening reads metadata only. A task carries a path and the slices of its block, and reads the tiles,
+strips or chunks that the block touches.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,33 +16,46 @@ import dask.array as da
 import numpy as np
 from dask.array.core import normalize_chunks
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.files import is_url, stat_file
 from dask_onnx.io.georeference import attributes_from_tags, pixel_coordinates
-from dask_onnx.io.raster_axes import checked_dims, names_of_letters, to_channels_first
-from dask_onnx.io.sources import Array, FileArray, ZarrArray, open_source, see
-from dask_onnx.io.tiff import Region, TiffLayout, inspect_tiff, read_geo_tags, read_region
+from dask_onnx.io.optional_packages import require_package
+from dask_onnx.io.raster_axes import checked_dims, dims_of_letters, to_channels_first
+from dask_onnx.io.sources import Array, FileArray, ZarrArray, open_source
+from dask_onnx.io.tiff import (
+    Region,
+    TiffLayout,
+    inspect_tiff,
+    palette_error,
+    read_geo_tags,
+    read_region,
+)
 
 if TYPE_CHECKING:
     import xarray
 
 TIFF_SUFFIXES = frozenset(".btf .svs .tf8 .tif .tiff".split())
-_TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Endings of files that are read as TIFF."""
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files in both byte orders."""
 
 
 @dataclass(frozen=True, slots=True)
 class RasterArray(FileArray):
-    """A picture in a file, indexed by blocks along every axis."""
+    """A raster in a file, indexed by blocks along every axis."""
 
     dims: tuple[str, ...]
-    """Names of the axes as stored: "y", "x", "band" where there are several, and others."""
+    """Names of the axes as stored: "y", "x", "band" if there are several bands, and others."""
     storage_chunks: tuple[int, ...] | None
-    """Shape of a tile, strip or chunk, which is read as a whole; None if any part can be read."""
+    """Shape of the tiles, strips or chunks, which are read as a whole; None if any part of the file
+    can be read."""
 
     @abstractmethod
     def read_block(self, region: Region) -> Array:
         """Return the pixels of a region, read from the file."""
 
     def read_rows(self, start: int, stop: int) -> Array:
+        """Return entries `start` to `stop` (exclusive) of the first axis."""
         return self.read_block((slice(start, stop), *(slice(0, size) for size in self.shape[1:])))
 
     def to_blocks(self, chunks: Any = "auto") -> da.Array:
@@ -53,8 +64,8 @@ class RasterArray(FileArray):
         Parameters
         ----------
         chunks : as for ``dask.array.from_array``
-            "auto" takes whole tiles, strips or chunks of the file, up to Dask's
-            ``array.chunk-size`` of bytes.
+            "auto" uses multiples of the file's tiles, strips or chunks, up to Dask's
+            ``array.chunk-size`` in bytes.
         """
         blocks = normalize_chunks(
             chunks, self.shape, dtype=self.dtype, previous_chunks=self.storage_chunks
@@ -62,7 +73,7 @@ class RasterArray(FileArray):
         array: da.Array = da.from_array(
             self,
             chunks=blocks,
-            name=f"read-{self.token}-{hashlib.sha256(repr(blocks).encode()).hexdigest()[:16]}",
+            name=self.layer_name(blocks),
             getitem=read_unchanged,
             inline_array=True,
             meta=np.empty((0,) * self.ndim, self.dtype),
@@ -71,16 +82,21 @@ class RasterArray(FileArray):
 
 
 def read_unchanged(source: RasterArray, region: Region) -> Array:
-    """Return the pixels of a region if the file is the one that was opened.
+    """Return the pixels of a region if the file is still the one that was opened.
 
     Raises
     ------
     InputError
-        The file is not there, or has changed; or a part of it cannot be decoded.
+        The file does not exist or has changed, or a part of it cannot be decoded.
     """
     for file in source.files:
         if problem := file.problem():
-            raise InputError(problem, "every worker must see the file that was opened, unchanged")
+            raise InputError(
+                problem,
+                "open the raster again, and make its path accessible to all workers",
+                option="path",
+                numbers={"expected_bytes": file.size},
+            )
     return source.read_block(region)
 
 
@@ -89,47 +105,58 @@ class TiffRaster(RasterArray):
     """The first series of a TIFF file at full resolution: a page, or a stack of equal pages."""
 
     layout: TiffLayout
+    """Layout of the pixels in the file."""
 
     def read_block(self, region: Region) -> Array:
+        """Return the pixels of a region, decoded from its tiles or strips."""
         return read_region(self.files[0].path, self.layout, region)
 
 
 @dataclass(frozen=True, slots=True)
 class NpyRaster(RasterArray):
-    """One .npy file, mapped while a block is copied from it."""
+    """One .npy file, memory-mapped while a block is copied from it."""
 
     def read_block(self, region: Region) -> Array:
+        """Return a copy of the pixels of a region."""
         mapped: Array = np.load(self.files[0].path, mmap_mode="r")
         return np.array(mapped[region])
 
 
 @dataclass(frozen=True, slots=True)
 class ZarrRaster(RasterArray):
-    """A zarr array by path or URL."""
+    """A zarr array at a path or URL."""
 
     source: ZarrArray
+    """The array, as a data set of rows."""
 
     def read_block(self, region: Region) -> Array:
-        pixels: Array = np.asarray(_zarr_array(self.source)[region])
+        """Return the pixels of a region, decoded from its chunks."""
+        pixels: Array = np.asarray(self.source.open()[region])
         return pixels
 
 
 @dataclass(frozen=True, slots=True)
-class PictureRaster(RasterArray):
-    """A file that pillow reads, which decodes it as a whole.
+class ImageRaster(RasterArray):
+    """An image file of another format, which pillow decodes as a whole.
 
-    One task holds all of it, height x width x bands x itemsize bytes, and cuts it into blocks: such
-    a file must fit one worker.
+    One task holds the whole image, height x width x bands x itemsize bytes, and cuts it into
+    blocks, so the image must fit into the memory of one worker.
     """
 
     def read_block(self, region: Region) -> Array:
-        with _opened_picture(Path(self.files[0].path)) as image:
+        """Return the pixels of a region of the decoded image."""
+        with _opened_image(Path(self.files[0].path)) as image:
             pixels: Array = np.asarray(image)[region]
         return pixels
 
     def to_blocks(self, chunks: Any = "auto") -> da.Array:
-        """Return a lazy array with blocks of the given shape, cut from one that is read whole."""
-        # The explicit class: a dataclass with slots is another class than `super()` looks for.
+        """Return a lazy array with blocks of the given shape, cut from the whole image.
+
+        Parameters
+        ----------
+        chunks : as for ``dask.array.from_array``
+        """
+        # `super()` without arguments fails in a dataclass with slots, which is a new class.
         blocks: da.Array = RasterArray.to_blocks(self, -1).rechunk(chunks)
         return blocks
 
@@ -141,15 +168,15 @@ def open_raster(
     dims: Sequence[str] | None = None,
     palette_indices: bool = False,
 ) -> da.Array:
-    """Return a picture as a lazy array, read by blocks in the tasks.
+    """Return a raster as a lazy array that is read by blocks in the tasks.
 
     Parameters
     ----------
     path : str or Path
-        TIFF (GeoTIFF, COG, BigTIFF), .npy, .zarr (or the URL of one), or a picture that pillow
-        reads; see `open_raster_source`. The workers must see it under this path.
+        TIFF (GeoTIFF, COG, BigTIFF), .npy, .zarr (or the URL of one), or an image that pillow
+        reads; see `open_raster_source`. All workers must be able to read this path.
     chunks : as for ``dask.array.from_array``
-        "auto" takes whole tiles, strips or chunks of the file.
+        "auto" uses multiples of the file's tiles, strips or chunks.
     dims, palette_indices : as for `open_raster_source`
 
     Returns
@@ -170,26 +197,28 @@ def open_raster(
 def open_raster_source(
     path: str | Path, *, dims: Sequence[str] | None = None, palette_indices: bool = False
 ) -> RasterArray:
-    """Return a picture's shape, dtype, names of axes and way of reading; reads metadata only.
+    """Open a raster: its shape, dtype, names of axes and reader. Reads metadata only.
 
-    A TIFF file gives its first series at full resolution, without overviews; a stack of equal pages
-    has a leading axis. A zarr group must hold one array, or the path name one in it. An animation
-    gives its first frame.
+    Of a TIFF file, the first series is opened at full resolution, without overviews; a stack of
+    equal pages has a leading axis. A zarr group must contain a single array, or the path must name
+    an array in it. Of an animation, the first frame is opened.
 
     Parameters
     ----------
+    path : str or Path
+        As for `open_raster`.
     dims : sequence of str, optional
-        Names of the axes, where the file does not tell: .npy, and zarr without names. By default
-        ("y", "x") for two axes and ("band", "y", "x") for three.
+        Names of the axes if the file has none: .npy, and zarr without names. By default ("y", "x")
+        for two axes and ("band", "y", "x") for three.
     palette_indices : bool
-        Take a palette's indices as pixels. A file with a palette is refused otherwise, since its
-        pixels are numbers of colours and not brightness.
+        Whether to accept palette indices as pixels, such as classes. By default a file with a
+        palette is refused, since its pixels are indices of colours and not brightness.
 
     Raises
     ------
     InputError
-        Nothing there; not a picture; a compression, palette or order of pages that is not read; a
-        package that is not installed.
+        Nothing is there; not a raster; an unsupported compression, palette or order of pages; or a
+        package is missing.
     """
     text, local = str(path), _existing(path)
     if local is None or local.is_dir():
@@ -200,25 +229,30 @@ def open_raster_source(
         return NpyRaster(array.files, array.shape, array.dtype, names, None)
     if _is_tiff(local):
         return _open_tiff(local, palette_indices)
-    return _open_picture(local, palette_indices)
+    return _open_image(local, palette_indices)
 
 
 def raster_attributes(path: str | Path) -> dict[str, Any]:
-    """Return where a raster lies on the ground, as `dask_onnx.io.georeference` describes it.
+    """Return the georeference of a raster, as `dask_onnx.io.georeference` describes it.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for `open_raster`.
 
     Returns
     -------
     dict
-        A TIFF file's size and geographic tags; a zarr array's own attributes; empty for others.
+        Size and geographic tags of a TIFF file, or attributes of a zarr array; empty for others.
 
     Raises
     ------
     InputError
-        Nothing there, or not what its name says.
+        Nothing is there, or the content does not match the ending of the path.
     """
     text, local = str(path), _existing(path)
     if local is None or local.is_dir():
-        return dict(_zarr_array(_one_array(text)).attrs)
+        return dict(_single_array(text).open().attrs)
     return attributes_from_tags(*read_geo_tags(local)) if _is_tiff(local) else {}
 
 
@@ -229,11 +263,11 @@ def open_raster_xarray(
     dims: Sequence[str] | None = None,
     palette_indices: bool = False,
 ) -> xarray.DataArray:
-    """Return a picture as a lazy DataArray of dims (..., "band", "y", "x").
+    """Return a raster as a lazy DataArray with dims (..., "band", "y", "x").
 
-    Coordinates are the centres of the pixels, and bands count from 1, as in rioxarray. The
-    attributes are those of `raster_attributes`; the reference system stands there as "crs" and the
-    geo keys, as no package that would expand it to text is needed.
+    Coordinates are the centres of the pixels, and bands are numbered from 1, as in rioxarray. The
+    attributes are those of `raster_attributes`. They contain the reference system as "crs" and as
+    geo keys; expanding it to WKT would need another package.
 
     Parameters
     ----------
@@ -245,9 +279,8 @@ def open_raster_xarray(
     InputError
         As for `open_raster_source`; or xarray is not installed.
     """
-    if importlib.util.find_spec("xarray") is None:
-        raise InputError("xarray is not installed", "pip install 'dask-onnx[xarray]'")
-    import xarray  # an extra
+    require_package("xarray", "open_raster_xarray")
+    import xarray  # optional: only this function needs it
 
     source = open_raster_source(path, dims=dims, palette_indices=palette_indices)
     array = to_channels_first(source.to_blocks(chunks), source.dims)
@@ -260,59 +293,59 @@ def open_raster_xarray(
 
 
 def _existing(path: str | Path) -> Path | None:
-    """Return the absolute path of what is there; None for a URL."""
-    if "://" in str(path):
+    """Return the absolute path of an existing file or folder; None for a URL."""
+    if is_url(str(path)):
         return None
     local = Path(path).expanduser().absolute()
     if not local.exists():
-        raise InputError(f"the input {local} does not exist", "check the path")
+        raise InputError(f"the input {local} does not exist", "check the path", option="path")
     return local
 
 
 def _is_tiff(path: Path) -> bool:
     with path.open("rb") as file:
-        return path.suffix.lower() in TIFF_SUFFIXES or file.read(4) in _TIFF_BEGINNINGS
+        return path.suffix.lower() in TIFF_SUFFIXES or file.read(4) in _TIFF_SIGNATURES
 
 
 def _open_tiff(path: Path, palette_indices: bool) -> TiffRaster:
     layout = inspect_tiff(path, palette_indices=palette_indices)
     tile = layout.tile
     return TiffRaster(
-        files=(see(path),),
+        files=(stat_file(str(path)),),
         shape=layout.shape,
         dtype=layout.stored_dtype.newbyteorder("="),
-        dims=names_of_letters(layout.axes),
+        dims=dims_of_letters(layout.axes),
         storage_chunks=tile and ((1,) * (len(layout.shape) - len(tile)) + tile),
         layout=layout,
     )
 
 
-def _one_array(text: str) -> ZarrArray:
+def _single_array(text: str) -> ZarrArray:
+    """Return the zarr array at a path or URL, or the single array of a group."""
     arrays = open_source(text)
     if len(arrays) > 1:
         raise InputError(
             f"the zarr group {text} has {len(arrays)} arrays: {', '.join(sorted(arrays))}",
             f"name one of them: {text.rstrip('/')}/{min(arrays)}",
+            option="path",
+            numbers={"arrays": len(arrays)},
+            suggestions=[Suggestion("path", f"{text.rstrip('/')}/{name}") for name in arrays],
         )
     (array,) = arrays.values()
     if not isinstance(array, ZarrArray):
-        raise InputError(f"{text} is not a zarr array", "give .zarr, .tif, .npy or a picture")
+        raise InputError(
+            f"{text} is not a zarr array", "pass .zarr, .tif, .npy or an image", option="path"
+        )
     return array
 
 
-def _zarr_array(source: ZarrArray) -> Any:
-    import zarr  # an extra: `open_source` has found it
-
-    node = zarr.open(source.url, mode="r")
-    return node if source.member is None else node[source.member]
-
-
 def _open_zarr(text: str, dims: Sequence[str] | None) -> ZarrRaster:
-    source = _one_array(text)
-    array = _zarr_array(source)
-    named = getattr(array.metadata, "dimension_names", None)
-    named = named or array.attrs.get("_ARRAY_DIMENSIONS")
-    names = named if dims is None and named and {"y", "x"} <= set(named) else dims
+    source = _single_array(text)
+    array = source.open()
+    # Format 3 stores the names of axes; in format 2, xarray stores them as an attribute.
+    stored = getattr(array.metadata, "dimension_names", None)
+    stored = stored or array.attrs.get("_ARRAY_DIMENSIONS")
+    names = stored if dims is None and stored and {"y", "x"} <= set(stored) else dims
     return ZarrRaster(
         source.files,
         source.shape,
@@ -323,34 +356,36 @@ def _open_zarr(text: str, dims: Sequence[str] | None) -> ZarrRaster:
     )
 
 
-def _open_picture(path: Path, palette_indices: bool) -> PictureRaster:
-    with _opened_picture(path) as image:
+def _open_image(path: Path, palette_indices: bool) -> ImageRaster:
+    with _opened_image(path) as image:
         mode, bands, size = image.mode, image.getbands(), image.size
     if mode in ("P", "PA") and not palette_indices:
-        raise InputError(
-            f"the pixels of {path} are numbers of colours in a palette",
-            "convert it to grey or RGB, or pass palette_indices=True if they are classes",
-        )
-    from PIL import ImageMode
+        raise palette_error(path)
+    from PIL import ImageMode  # optional: only images need it
 
     shape = (size[1], size[0], *((len(bands),) if len(bands) > 1 else ()))
     dims = ("y", "x", "band")[: len(shape)]
     dtype = np.dtype(ImageMode.getmode(mode).typestr).newbyteorder("=")
-    return PictureRaster((see(path),), shape, dtype, dims, None)
+    return ImageRaster((stat_file(str(path)),), shape, dtype, dims, None)
 
 
-def _opened_picture(path: Path) -> Any:
-    if importlib.util.find_spec("PIL") is None:
-        raise InputError(f"{path} needs the package pillow", "pip install 'dask-onnx[images]'")
-    from PIL import Image, UnidentifiedImageError
+def _opened_image(path: Path) -> Any:
+    require_package("PIL", str(path))
+    from PIL import Image, UnidentifiedImageError  # optional: only images need it
 
     try:
         return Image.open(path)
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path} is not a picture that can be read", "give .tif, .npy, .zarr or a picture"
+            f"{path} is not an image that can be read",
+            "pass .tif, .npy, .zarr or an image",
+            option="path",
+            reason=str(error),
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path} is too large to be read whole: {error}", "save it as a tiled TIFF"
+            f"{path} is too large to be read whole: {error}",
+            "save it as a tiled TIFF",
+            option="path",
+            reason=str(error),
         ) from error

@@ -1,12 +1,11 @@
-"""Places that take results by rows: npy, zarr, Parquet. Each task writes its own block by path.
+"""Outputs that are written by rows: npy, zarr, Parquet and CSV. Each task writes its own block.
 
-A local file appears under its name only when it is complete; a folder or an object store has a
-file ``_SUCCESS`` in it when it is.
+A local file appears under its name only when it is complete; a folder or an object store contains a
+file ``_SUCCESS`` once it is complete.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
@@ -22,77 +21,80 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.files import is_url
+from dask_onnx.io.optional_packages import require_package
+from dask_onnx.io.targets import (
+    absolute_target,
+    check_target,
+    partial_path,
+    remove_marker,
+    sync_and_rename,
+    target_problem,
+    write_marker,
+)
 
 Array = npt.NDArray[Any]
-
-MARKER = "_SUCCESS"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output as a probe of the first rows found it."""
+    """Spec of one output, found by running the first rows."""
 
     name: str
+    """Name of the output."""
     dtype: np.dtype[Any]
     row_shape: tuple[int, ...]
-    """Without the axis of rows."""
+    """Shape without the axis of rows."""
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row; of strings the bytes of their pointers."""
         return math.prod(self.row_shape) * max(self.dtype.itemsize, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Sink(ABC):
-    """Where results go. `prepare` on the client, `write` in tasks, `finish` or `discard` after."""
+    """An output file or folder.
+
+    The client calls `prepare`, tasks call `write`, and then the client calls `finish`, or `discard`
+    after a failure.
+    """
 
     target: str
-    """Path or URL as the user gave it."""
+    """Absolute path, or URL."""
     overwrite: bool = False
-
-    def check(self) -> None:
-        """Refuse what is there already, and what cannot be written, before any work."""
-        if "://" in self.target:
-            return
-        path = Path(self.target)
-        if path.exists() and not self.overwrite:
-            raise InputError(
-                f"the output {path} exists", "remove it, choose another name, or pass --overwrite"
-            )
-        if not path.parent.is_dir():
-            raise InputError(
-                f"the output's folder {path.parent} does not exist", "make it, or check the path"
-            )
+    """True if an existing output is replaced."""
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
-        """Refuse outputs that this format cannot hold."""
-        return  # most formats hold all
+        """Raise an error for outputs that this format cannot store.
+
+        Raises
+        ------
+        InputError
+            Too many outputs, or a dtype or shape that the format does not have.
+        """
+        return  # most formats store all
 
     def problem(self) -> str | None:
-        """What keeps this process from writing; None if nothing does."""
-        if "://" in self.target:
-            return None
-        folder = Path(self.target).parent
-        if not folder.is_dir():
-            return f"the output's folder {folder} does not exist there"
-        return None if os.access(folder, os.W_OK) else f"{folder} cannot be written to there"
+        """Return the reason why this process cannot write the output; None if it can."""
+        return target_problem(self.target)
 
     @abstractmethod
     def prepare(self, rows: int, block_rows: int, outputs: tuple[OutputSpec, ...]) -> None:
-        """Make room for so many rows."""
+        """Create the incomplete output for `rows` rows, written in blocks of `block_rows`."""
 
     @abstractmethod
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
-        """Keep the rows of one block."""
+        """Write rows `start` to `stop` (exclusive) of the outputs: block number `block`."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Give what is complete its name."""
+        """Give the complete output its name or marker."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Remove what is not complete."""
+        """Remove the incomplete output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +103,29 @@ class NpySink(Sink):
 
     @property
     def partial(self) -> Path:
-        path = Path(self.target)
-        return path.with_name(f".{path.name}.partial")
+        """Path of the incomplete file."""
+        return partial_path(self.target)
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
+        """Raise an error for several outputs, and for strings."""
         if len(outputs) > 1:
             names = ", ".join(spec.name for spec in outputs)
             raise InputError(
-                f"a .npy file holds one output; there are {len(outputs)}: {names}",
-                "choose one with --outputs, or write .zarr",
+                f"a .npy file stores one output; there are {len(outputs)}: {names}",
+                "choose one with outputs=, or write .zarr",
+                option="outputs",
+                numbers={"outputs": len(outputs)},
+                suggestions=[Suggestion("outputs", spec.name) for spec in outputs],
             )
         if outputs[0].dtype.hasobject:
             raise InputError(
-                f"output {outputs[0].name!r} has strings, which .npy cannot hold unpickled",
+                f"output {outputs[0].name!r} has strings, which .npy cannot store without pickling",
                 "write .parquet",
+                option="path",
             )
 
     def prepare(self, rows: int, block_rows: int, outputs: tuple[OutputSpec, ...]) -> None:
+        """Create a file of the final size, whose rows are holes until they are written."""
         (spec,) = outputs
         header = {
             "descr": npy_format.dtype_to_descr(spec.dtype),
@@ -129,6 +137,7 @@ class NpySink(Sink):
             file.truncate(file.tell() + rows * spec.row_bytes)
 
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
+        """Write the rows at their offset in the file."""
         (value,) = values.values()
         _require_rows(value, start, stop, "npy")
         with self.partial.open("r+b") as file:
@@ -140,11 +149,11 @@ class NpySink(Sink):
             file.write(np.ascontiguousarray(value).data)
 
     def finish(self) -> None:
-        with self.partial.open("r+b") as file:
-            os.fsync(file.fileno())
-        self.partial.replace(self.target)
+        """Flush the file to the disk and rename it."""
+        sync_and_rename(self.partial, self.target)
 
     def discard(self) -> None:
+        """Remove the incomplete file."""
         self.partial.unlink(missing_ok=True)
 
 
@@ -153,46 +162,51 @@ class ZarrSink(Sink):
     """A zarr array, or a group with one array for each of several outputs."""
 
     def prepare(self, rows: int, block_rows: int, outputs: tuple[OutputSpec, ...]) -> None:
-        import zarr  # an extra: only who writes zarr needs it
+        """Create the arrays, with one row of chunks for each block."""
+        import zarr  # optional: only zarr files need it
 
-        _remove_marker(self.target)
+        remove_marker(self.target)
         group = zarr.open_group(self.target, mode="w") if len(outputs) > 1 else None
         for spec in outputs:
-            # A chunk is never in two blocks, so that no two tasks write the same one.
+            # No chunk spans two blocks, so that no two tasks write the same one.
             options: dict[str, Any] = {
                 "shape": (rows, *spec.row_shape),
                 "chunks": (block_rows, *(max(size, 1) for size in spec.row_shape)),
                 "dtype": spec.dtype,
             }
             if group is not None:
-                group.create_array(array_name(spec.name), **options)
+                group.create_array(zarr_array_name(spec.name), **options)
             else:
                 zarr.create_array(self.target, overwrite=True, **options)
 
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
-        import zarr
+        """Write the rows of all outputs."""
+        import zarr  # optional: only zarr files need it
 
         node = zarr.open(self.target, mode="r+")
         for name, value in values.items():
             _require_rows(value, start, stop, "zarr")
-            array = node[array_name(name)] if len(values) > 1 else node
+            array = node[zarr_array_name(name)] if len(values) > 1 else node
             _require_same(value, array.shape, np.dtype(array.dtype))
             array[start:stop] = value
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
+        """Raise an error for strings."""
         for spec in outputs:
             if spec.dtype.hasobject:
                 raise InputError(
                     f"output {spec.name!r} has strings, which are not written to zarr",
                     "write .parquet",
+                    option="path",
                 )
 
     def finish(self) -> None:
-        _write_marker(self.target)
+        """Write the marker."""
+        write_marker(self.target)
 
     def discard(self) -> None:
-        """An unfinished store stays without its marker: on a remote store removing costs much."""
-        if "://" not in self.target:
+        """Remove a local store; a remote one stays without its marker, as removal is expensive."""
+        if not is_url(self.target):
             shutil.rmtree(self.target, ignore_errors=True)
 
 
@@ -200,47 +214,60 @@ class ZarrSink(Sink):
 class ParquetSink(Sink):
     """A folder of Parquet files, one for each block, in the order of their names.
 
-    An output of rank 1, or with one value a row, becomes a column; one with more values a row a
-    column of lists of fixed length.
+    An output with one value in each row becomes a column of values, and one with several values in
+    each row a column of lists of fixed length.
     """
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
+        """Raise an error for rows with more than one axis."""
         for spec in outputs:
             if len(spec.row_shape) > 1:
                 raise InputError(
-                    f"output {spec.name!r} has rows of shape {spec.row_shape}, which are no table",
-                    "write .npy or .zarr, or bring rows to one axis with --post",
+                    f"output {spec.name!r} has rows of shape {spec.row_shape}, which do not fit "
+                    "into a column",
+                    "write .npy or .zarr, or reshape rows to one axis with post=",
+                    option="path",
+                    numbers={"row_axes": len(spec.row_shape)},
                 )
 
     def prepare(self, rows: int, block_rows: int, outputs: tuple[OutputSpec, ...]) -> None:
-        if "://" not in self.target and Path(self.target).exists():
+        """Create an empty folder."""
+        if not is_url(self.target) and Path(self.target).exists():
             shutil.rmtree(self.target)
-        _remove_marker(self.target)
+        remove_marker(self.target)
         filesystem, root = fsspec.url_to_fs(self.target)
         filesystem.makedirs(root, exist_ok=True)
 
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
-        import pyarrow
-        from pyarrow import parquet
+        """Write one file with a column for each output."""
+        import pyarrow  # optional: only Parquet files need it
 
-        table = pyarrow.table({name: _column(value) for name, value in values.items()})
-        _write_whole(self.target, block, ".parquet", lambda file: parquet.write_table(table, file))
+        self._write_table(
+            block, pyarrow.table({name: _column(value) for name, value in values.items()})
+        )
 
     def write_frame(self, block: int, frame: Any) -> None:
-        """Write a DataFrame. Without pandas' own notes: with them neither pandas nor Dask reads its
-        columns of lists back."""
-        import pyarrow
-        from pyarrow import parquet
+        """Write one file with the columns of a DataFrame."""
+        import pyarrow  # optional: only Parquet files need it
 
-        table = pyarrow.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
-        _write_whole(self.target, block, ".parquet", lambda file: parquet.write_table(table, file))
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        # With pandas' metadata, neither pandas nor Dask can read columns of lists.
+        self._write_table(block, table.replace_schema_metadata())
+
+    def _write_table(self, block: int, table: Any) -> None:
+        from pyarrow import parquet  # optional: only Parquet files need it
+
+        _write_atomically(
+            self.target, block, ".parquet", lambda file: parquet.write_table(table, file)
+        )
 
     def finish(self) -> None:
-        _write_marker(self.target)
+        """Write the marker."""
+        write_marker(self.target)
 
     def discard(self) -> None:
-        """As for zarr."""
-        if "://" not in self.target:
+        """Remove a local folder; a remote one stays without its marker."""
+        if not is_url(self.target):
             shutil.rmtree(self.target, ignore_errors=True)
 
 
@@ -249,51 +276,61 @@ class CsvSink(ParquetSink):
     """A folder of CSV files, one for each partition of a table."""
 
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> None:
-        raise InputError("arrays are not written as .csv", "write .npy, .zarr or .parquet")
+        """Raise an error: only tables are written as CSV."""
+        raise InputError(
+            "arrays are not written as .csv", "write .npy, .zarr or .parquet", option="path"
+        )
 
     def write_frame(self, block: int, frame: Any) -> None:
+        """Write one file with the columns of a DataFrame."""
         text = frame.to_csv(index=False).encode()
-        _write_whole(self.target, block, ".csv", lambda file: file.write(text))
+        _write_atomically(self.target, block, ".csv", lambda file: file.write(text))
 
 
-SINKS: Mapping[str, tuple[type[Sink], str | None, str | None]] = {
-    ".npy": (NpySink, None, None),
-    ".zarr": (ZarrSink, "zarr", "zarr"),
-    ".parquet": (ParquetSink, "pyarrow", "parquet"),
-    ".csv": (CsvSink, "pandas", "dataframe"),
+SINKS: Mapping[str, tuple[type[Sink], str | None]] = {
+    ".npy": (NpySink, None),
+    ".zarr": (ZarrSink, "zarr"),
+    ".parquet": (ParquetSink, "pyarrow"),
+    ".csv": (CsvSink, "pandas"),
 }
-"""Suffix to the sink, the module that it needs, and the extra that installs it."""
+"""Sink and the module that it needs, by ending of the path."""
 
 
-def open_sink(text: str, *, overwrite: bool) -> Sink:
-    """The sink for a name, checked as far as this process can.
+def open_sink(path: str, *, overwrite: bool) -> Sink:
+    """Return the sink for a path or URL, checked as far as this process can. Creates nothing.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL ending in .npy, .zarr, .parquet or .csv.
+    overwrite : bool
+        Whether an existing output is replaced.
 
     Raises
     ------
     InputError
-        A format that is not known or whose package is missing; the output exists; no folder.
+        The ending is unknown or its package is missing; the output exists, or has no folder.
     """
-    suffix = Path(text.rstrip("/")).suffix
+    suffix = Path(path.rstrip("/")).suffix
     if suffix not in SINKS:
         raise InputError(
-            f"the output {text} is of a kind that cannot be written",
-            f"give it one of the endings {', '.join(SINKS)}",
+            f"the output {path} has a format that cannot be written",
+            f"use one of the endings {', '.join(SINKS)}",
+            option="path",
         )
-    kind, module, extra = SINKS[suffix]
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"{suffix} needs the package {module}, which is not installed",
-            f"pip install 'dask-onnx[{extra}]'",
-        )
-    target = text if "://" in text else str(Path(text).expanduser().absolute())
-    sink = kind(target, overwrite)
-    sink.check()
-    return sink
+    kind, module = SINKS[suffix]
+    if module is not None:
+        require_package(module, f"the output {path}")
+    target = absolute_target(path)
+    check_target(target, overwrite=overwrite)
+    return kind(target, overwrite)
 
 
-def _write_whole(target: str, block: int, suffix: str, write: Callable[[Any], Any]) -> None:
-    """Write a file of a folder; a task may be repeated, or run twice at once, so that it appears
-    whole or not at all."""
+def _write_atomically(target: str, block: int, suffix: str, write: Callable[[Any], Any]) -> None:
+    """Write one block's file in a folder so that it appears complete or not at all.
+
+    Dask may repeat a task, or run it on two workers at a time.
+    """
     filesystem, root = fsspec.url_to_fs(target)
     partial = f"{root}/.part-{block:06d}-{os.getpid()}.partial"
     with filesystem.open(partial, "wb") as file:
@@ -301,31 +338,35 @@ def _write_whole(target: str, block: int, suffix: str, write: Callable[[Any], An
     filesystem.mv(partial, f"{root}/part-{block:06d}{suffix}")
 
 
-def array_name(name: str) -> str:
-    """An output's name as a name inside a zarr group, where / would nest."""
+def zarr_array_name(name: str) -> str:
+    """Return the name of an output's array in a zarr group, where "/" would nest groups."""
     return re.sub(r"[^0-9A-Za-z_.-]+", "_", name).strip(".") or "output"
 
 
 def _require_rows(value: Array, start: int, stop: int, kind: str) -> None:
     if value.shape[:1] != (stop - start,):
         raise InputError(
-            f"rows {start} to {stop} gave a result of shape {value.shape}, and {kind} needs one "
-            "row for each",
-            "write .parquet, which takes any number of rows, or change --post",
+            f"the result of rows {start:,} to {stop:,} has shape {value.shape}, and {kind} needs "
+            "one row for each",
+            "write .parquet, which accepts any number of rows, or change post=",
+            option="post",
+            numbers={"rows": stop - start, "result_rows": value.shape[0] if value.ndim else 0},
         )
 
 
 def _require_same(value: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if value.shape[1:] != tuple(shape[1:]) or value.dtype != dtype:
         raise InputError(
-            f"a block gave rows of {value.dtype} {value.shape[1:]}, the first rows were "
+            f"the rows of a block are {value.dtype} {value.shape[1:]}, and the first rows were "
             f"{dtype} {tuple(shape[1:])}",
-            "make --post give the same shape and dtype for all rows",
+            "return the same shape and dtype for all rows from post=",
+            option="post",
         )
 
 
 def _column(value: Array) -> Any:
-    import pyarrow
+    """Return an output's rows as an Arrow array of values or of lists of fixed length."""
+    import pyarrow  # optional: only Parquet files need it
 
     if value.ndim == 2 and value.shape[1] == 1:
         value = value[:, 0]
@@ -333,23 +374,9 @@ def _column(value: Array) -> Any:
         return pyarrow.array(value)
     if value.ndim != 2:
         raise InputError(
-            f"a result of shape {value.shape} is no column of a table", "write .npy or .zarr"
+            f"a result of shape {value.shape} does not fit into a column of a table",
+            "write .npy or .zarr",
+            option="path",
         )
     flat = pyarrow.array(np.ascontiguousarray(value).reshape(-1))
     return pyarrow.FixedSizeListArray.from_arrays(flat, value.shape[1])
-
-
-def _marker(target: str) -> tuple[Any, str]:
-    filesystem, root = fsspec.url_to_fs(target)
-    return filesystem, f"{root}/{MARKER}"
-
-
-def _write_marker(target: str) -> None:
-    filesystem, path = _marker(target)
-    filesystem.pipe_file(path, b"")
-
-
-def _remove_marker(target: str) -> None:
-    filesystem, path = _marker(target)
-    if filesystem.exists(path):
-        filesystem.rm(path)

@@ -1,18 +1,15 @@
-"""Data sets that can be read by rows: npy, npz, zarr, images. Nothing is read to open one.
+"""Data sets that are read by rows: npy, npz, zarr and images.
 
-Each is an array-like of a path, a shape and a dtype: a few hundred bytes that travel to the worker
-and read there. ``dask.array.from_array`` takes them as they are.
+Opening reads metadata only. An opened array is a record of paths, shape and dtype, a few hundred
+bytes, that travels to the workers and reads there. ``dask.array.from_array`` accepts it directly.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import importlib.util
 import math
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,57 +20,47 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.files import FileSource, is_url, stat_file
+from dask_onnx.core.stage_tasks import digest
+from dask_onnx.io.optional_packages import require_package
 
 Array = npt.NDArray[Any]
 
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
-
-
-@dataclass(frozen=True, slots=True)
-class SeenFile:
-    """A file as the client saw it; a worker compares."""
-
-    path: str
-    size: int
-    modified_ns: int
-
-    def problem(self) -> str | None:
-        """What is wrong with the file from where this runs; None if it is the same one."""
-        path = Path(self.path)
-        if not path.exists():
-            return f"{path} does not exist there"
-        status = path.stat()
-        if path.is_file() and (status.st_size, status.st_mtime_ns) != (self.size, self.modified_ns):
-            return f"{path} is another file there, or has changed"
-        return None
-
-
-def see(path: Path) -> SeenFile:
-    status = path.stat()
-    return SeenFile(str(path), status.st_size, status.st_mtime_ns)
+"""Endings of files that are read as images."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileArray(ABC):
-    """An array in files, indexed by rows: what ``da.from_array`` slices in each task."""
+    """An array in files, indexed by rows."""
 
-    files: tuple[SeenFile, ...]
-    """Empty for a URL, which only the reader can look at."""
+    files: tuple[FileSource, ...]
+    """Files of the array, as they were when it was opened; empty for a URL."""
     shape: tuple[int, ...]
+    """Shape with the axis of rows first."""
     dtype: np.dtype[Any]
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def token(self) -> str:
-        """Identity of the content: the files' paths, sizes and times."""
-        return hashlib.sha256(repr((type(self).__name__, self)).encode()).hexdigest()[:32]
+        """Identity of the content: a digest of the files' paths, sizes and times."""
+        return digest(type(self).__name__, self)
+
+    def layer_name(self, blocks: Any) -> str:
+        """Return the name of the graph layer that reads the array in these blocks.
+
+        Two arrays of one file with different blocks must not share keys: their tasks differ.
+        """
+        return f"read-{digest(self.token, blocks)}"
 
     def __getitem__(self, index: Any) -> Array:
         index = index if isinstance(index, tuple) else (index,)
@@ -83,14 +70,14 @@ class FileArray(ABC):
 
     @abstractmethod
     def read_rows(self, start: int, stop: int) -> Array:
-        """Read them from the files; each format has its own way."""
+        """Return rows `start` to `stop` (exclusive), read from the files."""
 
     def to_dask(self, block_rows: int) -> da.Array:
-        """A lazy array with blocks of `block_rows` rows."""
+        """Return a lazy array with blocks of `block_rows` rows, read in the tasks."""
         array: da.Array = da.from_array(
             self,
             chunks=(block_rows, *(-1 for _ in self.shape[1:])),
-            name=f"read-{self.token}",
+            name=self.layer_name(block_rows),
             inline_array=True,
             meta=np.empty((0,) * self.ndim, self.dtype),
         )
@@ -99,20 +86,23 @@ class FileArray(ABC):
 
 @dataclass(frozen=True, slots=True)
 class NpyArray(FileArray):
-    """One .npy file, mapped: a task touches the pages of its rows only."""
+    """One .npy file, memory-mapped: a task reads the pages of its rows only."""
 
     def read_rows(self, start: int, stop: int) -> Array:
+        """Return rows `start` to `stop` (exclusive), as a view of the mapped file."""
         mapped: Array = np.load(self.files[0].path, mmap_mode="r")
         return mapped[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
 class NpzArray(FileArray):
-    """One member of an .npz archive, read as a stream from its beginning to the rows."""
+    """One member of an .npz archive, decompressed from its beginning up to the rows."""
 
     member: str
+    """Name of the member in the archive, with its ending."""
 
     def read_rows(self, start: int, stop: int) -> Array:
+        """Return rows `start` to `stop` (exclusive), read from the archive."""
         with zipfile.ZipFile(self.files[0].path) as archive, archive.open(self.member) as stream:
             _read_header(stream)
             stream.seek(stream.tell() + start * self.row_bytes)
@@ -122,37 +112,48 @@ class NpzArray(FileArray):
 
 @dataclass(frozen=True, slots=True)
 class ZarrArray(FileArray):
-    """A zarr array, or one of a group, by path or URL."""
+    """A zarr array, or one member of a zarr group, at a path or URL."""
 
     url: str
+    """Path or URL of the array or group."""
     member: str | None = None
+    """Name of the array in its group; None if `url` is the array."""
 
-    def read_rows(self, start: int, stop: int) -> Array:
-        import zarr  # an extra: only who reads zarr needs it
+    def open(self) -> Any:
+        """Return the ``zarr.Array``."""
+        import zarr  # optional: only zarr files need it
 
         node = zarr.open(self.url, mode="r")
-        array = node if self.member is None else node[self.member]
-        rows: Array = np.asarray(array[start:stop])
+        return node if self.member is None else node[self.member]
+
+    def read_rows(self, start: int, stop: int) -> Array:
+        """Return rows `start` to `stop` (exclusive), read from the chunks that hold them."""
+        rows: Array = np.asarray(self.open()[start:stop])
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class ImageArray(FileArray):
-    """Pictures of one size and mode, a row each: uint8, shape (height, width[, channels])."""
+    """Images of one size and mode, one in each row: uint8, shape (height, width[, channels])."""
 
     def read_rows(self, start: int, stop: int) -> Array:
+        """Return rows `start` to `stop` (exclusive), one decoded image each."""
         paths = np.array([file.path for file in self.files[start:stop]])
         return ReadImages(self.files[0].path, self.shape[1:], self.dtype)(paths)
 
     def to_dask(self, block_rows: int) -> da.Array:
-        """As for every source, but that a task carries the paths of its own pictures only."""
+        """Return a lazy array of `block_rows` rows in a block, whose tasks carry their own paths.
+
+        ``from_array`` would put the paths of all images into each task.
+        """
         paths = np.array([file.path for file in self.files])
+        name = self.layer_name(block_rows)
         array: da.Array = da.blockwise(
             ReadImages(self.files[0].path, self.shape[1:], self.dtype),
             ("rows", *(f"image.{i}" for i in range(1, self.ndim))),
-            da.from_array(paths, chunks=block_rows, name=f"paths-{self.token}"),
+            da.from_array(paths, chunks=block_rows, name=f"paths-{name}"),
             ("rows",),
-            name=f"read-{self.token}",
+            name=name,
             new_axes={f"image.{i}": self.shape[i] for i in range(1, self.ndim)},
             dtype=self.dtype,
             meta=np.empty((0,) * self.ndim, self.dtype),
@@ -162,14 +163,23 @@ class ImageArray(FileArray):
 
 @dataclass(frozen=True, slots=True)
 class ReadImages:
-    """Reads pictures that are all like the first."""
+    """Task function that reads images of equal size and mode."""
 
     first: str
+    """Path of the first image of the data set, for errors."""
     row_shape: tuple[int, ...]
+    """Shape of every image: (height, width[, channels])."""
     dtype: np.dtype[Any]
 
     def __call__(self, paths: Array) -> Array:
-        from PIL import Image  # an extra: only who reads images needs it
+        """Return the images at `paths`, shape (len(paths), *row_shape).
+
+        Raises
+        ------
+        InputError
+            An image has another size or mode than the first.
+        """
+        from PIL import Image  # optional: only images need it
 
         rows = np.empty((len(paths), *self.row_shape), self.dtype)
         for row, path in zip(rows, paths, strict=True):
@@ -177,55 +187,74 @@ class ReadImages:
                 pixels = np.asarray(image)
             if pixels.shape != row.shape:
                 raise InputError(
-                    f"{path} is {_size(pixels.shape)}, the first picture, {self.first}, is "
-                    f"{_size(row.shape)}",
-                    "bring all pictures to one size and mode first",
+                    f"{path} is {_format_size(pixels.shape)}, and the first image, {self.first}, "
+                    f"is {_format_size(row.shape)}",
+                    "convert all images to one size and mode first",
+                    numbers={
+                        "height_pixels": pixels.shape[0],
+                        "width_pixels": pixels.shape[1],
+                        "first_height_pixels": row.shape[0],
+                        "first_width_pixels": row.shape[1],
+                    },
                 )
             row[...] = pixels
         return rows
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    channels = f" with {shape[2]} channels" if len(shape) > 2 else ", one channel"
+def _format_size(shape: tuple[int, ...]) -> str:
+    channels = f" with {shape[2]} channels" if len(shape) > 2 else " with one channel"
     return f"{shape[1]} x {shape[0]}{channels}"
 
 
-def open_source(text: str) -> dict[str, FileArray]:
-    """Open a data set by its name: arrays by name, "" for the one of a set without names.
+def open_source(path: str) -> dict[str, FileArray]:
+    """Open a data set.
 
     Parameters
     ----------
-    text : str
-        A path ending in .npy, .npz or .zarr; a URL of a zarr; a picture, or a glob of pictures.
+    path : str
+        A path ending in .npy, .npz or .zarr; the URL of a zarr store; an image, or a glob of
+        images.
+
+    Returns
+    -------
+    dict of str to FileArray
+        Arrays by name; a single array without a name has the name "".
 
     Raises
     ------
     InputError
-        Nothing there; a format that is not known or whose package is missing; arrays that do not
-        have the same number of rows.
+        Nothing is there; the format is unknown or its package is missing; an array is a scalar or
+        empty, or the arrays differ in their number of rows.
     """
-    arrays = _open(text)
-    rows = {name: array.shape[0] if array.shape else None for name, array in arrays.items()}
-    if None in rows.values():
-        raise InputError(f"{text} has a scalar, which has no rows", "give arrays with rows")
+    arrays = _open(path)
+    for name, array in arrays.items():
+        if not array.shape:
+            raise InputError(
+                f"array {name!r} of {path} is a scalar, which has no rows",
+                "pass arrays with an axis of rows",
+                option="path",
+            )
+    rows = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(rows.values())) > 1:
         counts = ", ".join(f"{name!r} has {count}" for name, count in rows.items())
         raise InputError(
-            f"the arrays of {text} differ in their number of rows: {counts}",
-            "every array must have a row for each row of the result",
+            f"the arrays of {path} differ in their number of rows: {counts}",
+            "give all arrays the same number of rows",
+            option="path",
+            numbers={f"{name}_rows": count for name, count in rows.items()},
         )
     if 0 in rows.values():
-        raise InputError(f"{text} has no rows", "give at least one row")
+        raise InputError(f"{path} has no rows", "pass at least one row", option="path")
     return arrays
 
 
 def _open(text: str) -> dict[str, FileArray]:
-    if "://" in text:
+    if is_url(text):
         return _open_zarr(text, ())
     path = Path(text).expanduser().absolute()
     if path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
         _require_exists(path)
-        return _open_zarr(str(path), (see(path),))
+        return _open_zarr(str(path), (stat_file(str(path)),))
     if path.suffix == ".npy":
         _require_exists(path)
         return {"": _open_npy(path)}
@@ -236,57 +265,69 @@ def _open(text: str) -> dict[str, FileArray]:
         return {"": _open_images(text)}
     _require_exists(path)
     raise InputError(
-        f"{path} is of a kind that cannot be read",
-        "give .npy, .npz, .zarr, or a glob of pictures in quotes, such as 'scans/*.png'",
+        f"{path} has a format that cannot be read",
+        "pass .npy, .npz, .zarr, or a glob of images in quotes, such as 'scans/*.png'",
+        option="path",
     )
 
 
 def _require_exists(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"the input {path} does not exist", "check the path")
+        raise InputError(f"the input {path} does not exist", "check the path", option="path")
 
 
 def _open_npy(path: Path) -> NpyArray:
     with path.open("rb") as stream:
         shape, _, dtype = _checked_header(stream, path)
-    return NpyArray((see(path),), shape, dtype)
+    return NpyArray((stat_file(str(path)),), shape, dtype)
 
 
 def _open_npz(path: Path) -> dict[str, FileArray]:
     arrays: dict[str, FileArray] = {}
+    file = stat_file(str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 with archive.open(member) as stream:
-                    shape, fortran, dtype = _checked_header(stream, path)
-                if fortran and len(shape) > 1:
+                    shape, is_fortran, dtype = _checked_header(stream, path)
+                if is_fortran and len(shape) > 1:
                     raise InputError(
                         f"{member} of {path} is in Fortran order and cannot be read by rows",
                         "save it with np.ascontiguousarray",
+                        option="path",
                     )
-                arrays[member.removesuffix(".npy")] = NpzArray((see(path),), shape, dtype, member)
+                arrays[member.removesuffix(".npy")] = NpzArray((file,), shape, dtype, member)
     except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is not an npz archive: {error}", "save it again") from error
+        raise InputError(
+            f"{path} is not an npz archive: {error}",
+            "save it again with np.savez",
+            option="path",
+            reason=str(error),
+        ) from error
     if not arrays:
-        raise InputError(f"{path} has no arrays", "save at least one array in it")
-    return arrays if len(arrays) > 1 or not _is_unnamed(arrays) else {"": arrays["arr_0"]}
-
-
-def _is_unnamed(arrays: Mapping[str, Any]) -> bool:
-    return set(arrays) == {"arr_0"}
+        raise InputError(f"{path} has no arrays", "save at least one array in it", option="path")
+    # np.savez names a single positional array "arr_0".
+    return {"": arrays["arr_0"]} if set(arrays) == {"arr_0"} else arrays
 
 
 def _checked_header(stream: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and dtype of an array that can be read."""
     try:
-        shape, fortran, dtype = _read_header(stream)
+        shape, is_fortran, dtype = _read_header(stream)
     except ValueError as error:
-        raise InputError(f"{path} is not a numpy file: {error}", "save it with np.save") from error
+        raise InputError(
+            f"{path} is not a numpy file: {error}",
+            "save it with np.save",
+            option="path",
+            reason=str(error),
+        ) from error
     if dtype.hasobject:
         raise InputError(
-            f"{path} holds Python objects, which only unpickling could read",
-            "save strings as a fixed-width type (dtype 'U'), or use zarr",
+            f"{path} holds Python objects, which cannot be read without unpickling",
+            "save strings with a fixed width (dtype 'U'), or use zarr",
+            option="path",
         )
-    return shape, fortran, dtype
+    return shape, is_fortran, dtype
 
 
 def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -296,19 +337,28 @@ def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return npy_format.read_array_header_2_0(stream)
 
 
-def _open_zarr(url: str, files: tuple[SeenFile, ...]) -> dict[str, FileArray]:
-    _require_package("zarr", "zarr", url)
-    import zarr
+def _open_zarr(url: str, files: tuple[FileSource, ...]) -> dict[str, FileArray]:
+    require_package("zarr", url)
+    import zarr  # optional: only zarr files need it
 
     try:
         node = zarr.open(url, mode="r")
-    except Exception as error:  # zarr's stores raise whatever their backend does
-        raise InputError(f"{url} cannot be opened as zarr: {error}", "check the path") from error
+    except Exception as error:  # each of zarr's stores raises errors of its own
+        raise InputError(
+            f"{url} cannot be opened as zarr: {error}",
+            "check the path",
+            option="path",
+            reason=str(error),
+        ) from error
     if hasattr(node, "shape"):
         return {"": ZarrArray(files, tuple(node.shape), np.dtype(node.dtype), url)}
     members = dict(node.arrays())
     if not members:
-        raise InputError(f"the zarr group {url} has no arrays", "name an array or a fuller group")
+        raise InputError(
+            f"the zarr group {url} has no arrays",
+            "pass the path of an array, or of a group with arrays",
+            option="path",
+        )
     return {
         name: ZarrArray(files, tuple(array.shape), np.dtype(array.dtype), url, name)
         for name, array in sorted(members.items())
@@ -316,25 +366,22 @@ def _open_zarr(url: str, files: tuple[SeenFile, ...]) -> dict[str, FileArray]:
 
 
 def _open_images(pattern: str) -> ImageArray:
-    _require_package("PIL", "images", pattern)
-    from PIL import Image, UnidentifiedImageError
+    require_package("PIL", pattern)
+    from PIL import Image, UnidentifiedImageError  # optional: only images need it
 
-    # pathlib cannot glob a pattern that is absolute or relative, as it comes.
+    # pathlib cannot glob a pattern that may be absolute or relative.
     names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
     paths = sorted(Path(name).absolute() for name in names)
     if not paths:
-        raise InputError(f"no file matches {pattern}", "check the pattern, and put it in quotes")
+        raise InputError(
+            f"no file matches {pattern}", "check the pattern, and put it in quotes", option="path"
+        )
     try:
         with Image.open(paths[0]) as image:
             pixels = np.asarray(image)
     except UnidentifiedImageError as error:
-        raise InputError(f"{paths[0]} is not a picture", "narrow the pattern") from error
-    return ImageArray(tuple(map(see, paths)), (len(paths), *pixels.shape), pixels.dtype)
-
-
-def _require_package(module: str, extra: str, what: str) -> None:
-    if importlib.util.find_spec(module) is None:
         raise InputError(
-            f"{what} needs a package that is not installed",
-            f"pip install 'dask-onnx[{extra}]'",
-        )
+            f"{paths[0]} is not an image", "narrow the pattern", option="path", reason=str(error)
+        ) from error
+    files = tuple(stat_file(str(path)) for path in paths)
+    return ImageArray(files, (len(paths), *pixels.shape), pixels.dtype)

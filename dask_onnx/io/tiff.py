@@ -1,6 +1,6 @@
-"""TIFF files through tifffile: which tiles or strips hold a region, and files of tiles written.
+"""TIFF files: the tiles or strips of a region are read, and tiled files are written.
 
-The one module that imports tifffile, which is an extra.
+The only module that imports tifffile, an optional package.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.io.georeference import GEO_TAGS
+from dask_onnx.io.optional_packages import require_package
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Region = tuple[slice, ...]
-"""One slice for each axis, with start and stop and of step 1."""
+"""One slice with start, stop and step 1 for each axis."""
 
 TILE = 512
-"""Height and width in pixels of the tiles that are written."""
+"""Height and width of written tiles in pixels."""
 
 _READ_BYTES = 16 * 2**20
-"""Encoded tiles that are read from a file at a time, before they are decoded one by one."""
+"""Bytes of encoded tiles that are read from a file at a time."""
 _ENCODE_BYTES = 32 * 2**20
-"""Tiles that are compressed at a time, by tifffile's threads."""
+"""Bytes of tiles that are compressed at a time, by tifffile's threads."""
 _PALETTE = 3
+"""Value of the tag PhotometricInterpretation for palette colours."""
 
 
 @dataclass(frozen=True, slots=True)
 class TiffLayout:
-    """Where the pixels of a file's first series lie, at full resolution."""
+    """Layout of the pixels of a file's first series, at full resolution."""
 
     shape: tuple[int, ...]
+    """Shape of the series."""
     axes: str
     """tifffile's letters, one for each axis: "YXS", "SYX", "ZYX" and others."""
     stored_dtype: np.dtype[Any]
-    """With the file's byte order."""
+    """Dtype in the file's byte order."""
     pages: Sequence[int]
-    """Numbers of the pages; a range where they follow each other."""
+    """Indices of the pages in the file; a range if they are evenly spaced."""
     page_axes: str
     """"YX", "YXS" (the bands of a pixel together) or "SYX" (one band after the other)."""
     offset: int | None
-    """Byte where the pixels begin if they lie in the file in order and uncompressed."""
+    """Byte offset of the pixels if they are uncompressed and in order; None otherwise."""
     tile: tuple[int, ...] | None
     """Shape of a tile or strip along the page's axes; None if any part can be read."""
 
@@ -63,14 +66,20 @@ def import_tifffile() -> Any:
     InputError
         It is not installed.
     """
-    try:
-        import tifffile  # an extra: only who reads or writes TIFF needs it
-    except ImportError:
-        raise InputError(
-            "TIFF needs the package tifffile, which is not installed",
-            "pip install 'dask-onnx[tiff]', on the workers too",
-        ) from None
+    require_package("tifffile", "TIFF")
+    import tifffile  # optional: only TIFF files need it
+
     return tifffile
+
+
+def palette_error(path: Path) -> InputError:
+    """Return the error for a file whose pixels are palette indices."""
+    return InputError(
+        f"the pixels of {path} are indices of colours in a palette",
+        "convert it to grey or RGB, or pass palette_indices=True if they are classes",
+        option="palette_indices",
+        suggestions=[Suggestion("palette_indices", True)],
+    )
 
 
 def inspect_tiff(path: Path, *, palette_indices: bool = False) -> TiffLayout:
@@ -79,33 +88,31 @@ def inspect_tiff(path: Path, *, palette_indices: bool = False) -> TiffLayout:
     Parameters
     ----------
     palette_indices : bool
-        Take the pixels of a file with a palette for what they are: numbers of colours or classes.
+        Whether to accept palette indices as pixels.
 
     Raises
     ------
     InputError
-        Not a TIFF file, or one that cannot be read: its compression, its sample format, a palette,
-        a series that is spread over several files.
+        Not a TIFF file, or one that cannot be read because of its compression, sample format,
+        palette or order of pages; or it is truncated.
     """
     with _opened(path) as tiff:
         if not tiff.series or 0 in tiff.series[0].shape:
-            raise InputError(f"{path} has no picture", "check the file")
+            raise InputError(f"{path} contains no image", "check the file", option="path")
         series = tiff.series[0]
         page = series.keyframe
         if page.photometric == _PALETTE and not palette_indices:
-            raise InputError(
-                f"the pixels of {path} are numbers of colours in a palette",
-                "convert it to grey or RGB, or pass palette_indices=True if they are classes",
-            )
+            raise palette_error(path)
         _require_decoder(page, path)
         offset = None if series.dataoffset is None else int(series.dataoffset)
         if offset is None:
             _require_plain_pages(series, page, path)
-        elif offset + series.nbytes > path.stat().st_size:
+        elif (end := offset + series.nbytes) > (size := path.stat().st_size):
             raise InputError(
-                f"{path} has {path.stat().st_size:,} bytes, and its pixels end at "
-                f"{offset + series.nbytes:,}",
-                "the file is cut short: copy it again",
+                f"{path} has {size:,} bytes, and its pixels end at byte {end:,}",
+                "copy the file again: it is truncated",
+                option="path",
+                numbers={"file_bytes": size, "needed_bytes": int(end)},
             )
         return TiffLayout(
             shape=tuple(map(int, series.shape)),
@@ -127,10 +134,15 @@ def read_geo_tags(path: Path) -> tuple[dict[int, Any], int, int]:
 
 
 def read_region(path: str, layout: TiffLayout, region: Region) -> Array:
-    """Return the pixels of a region, in this machine's byte order.
+    """Return the pixels of a region, in native byte order.
 
-    Reads the tiles or strips that the region touches, or its own bytes where the file is not
-    compressed and in order.
+    Reads the tiles or strips that the region touches, or only the region's bytes if the pixels are
+    uncompressed and in order.
+
+    Raises
+    ------
+    InputError
+        A tile or strip cannot be decoded.
     """
     dtype = layout.stored_dtype.newbyteorder("=")
     if layout.offset is not None:
@@ -147,12 +159,15 @@ def read_region(path: str, layout: TiffLayout, region: Region) -> Array:
             page = tiff.pages[layout.pages[number]]
             try:
                 _read_page(page, layout.page_axes, region[leading:], target)
-            except Exception as error:  # codecs raise errors of their own
+            except Exception as error:  # each codec raises errors of its own
                 window = ", ".join(f"{part.start}:{part.stop}" for part in region[leading:])
                 raise InputError(
                     f"pixels [{window}] of page {layout.pages[number]} of {path} cannot be "
                     f"decoded: {error}",
-                    "check the file: it may be damaged, or cut short",
+                    "copy the file again: it may be damaged or truncated",
+                    option="path",
+                    reason=str(error),
+                    numbers={"page": layout.pages[number]},
                 ) from error
     return pixels
 
@@ -162,7 +177,7 @@ def _read_page(page: Any, axes: str, region: Region, target: Array) -> None:
     window = dict(zip(axes, region, strict=True))
     rows, columns, bands = window["Y"], window["X"], window.get("S", slice(0, 1))
     planar = axes == "SYX"
-    # The axes of every target become plane, y, x, sample.
+    # Give the target the axes (plane, y, x, sample) of decoded segments.
     target = target[..., None] if planar else target[None]
     target = target[..., None] if axes == "YX" else target
     numbers = _segment_numbers(page, rows, columns, bands if planar else slice(0, 1))
@@ -185,7 +200,7 @@ def _read_page(page: Any, axes: str, region: Region, target: Array) -> None:
             across.start - columns.start : across.stop - columns.start,
         ]
         if pixels is None:
-            into[...] = page.nodata  # the file leaves out tiles without data
+            into[...] = page.nodata  # a sparse file omits tiles without data
         else:
             into[...] = pixels[
                 0,
@@ -196,7 +211,7 @@ def _read_page(page: Any, axes: str, region: Region, target: Array) -> None:
 
 
 def _segment_numbers(page: Any, rows: slice, columns: slice, planes: slice) -> list[int]:
-    """Return which tiles or strips hold a region, by their place in the file's table."""
+    """Return the indices, in the file's table, of the tiles or strips that a region touches."""
     _, _, height, width, _ = page.shaped
     *_, length, across = _segment_shape(page)
     per_row = math.ceil(width / across)
@@ -217,6 +232,7 @@ def _segment_shape(page: Any) -> tuple[int, int]:
 
 
 def _tile(page: Any) -> tuple[int, ...]:
+    """Return the shape of a tile or strip along the page's axes."""
     height, width = _segment_shape(page)
     samples = {"YX": (), "YXS": (page.shape[-1],)}
     return (1, height, width) if page.axes == "SYX" else (height, width, *samples[page.axes])
@@ -227,13 +243,19 @@ def _opened(path: Path) -> Any:
     try:
         return tifffile.TiffFile(path)
     except tifffile.TiffFileError as error:
-        raise InputError(f"{path} is not a TIFF file: {error}", "check the file") from error
+        raise InputError(
+            f"{path} is not a TIFF file: {error}",
+            "check the file",
+            option="path",
+            reason=str(error),
+        ) from error
 
 
 def _require_decoder(page: Any, path: Path) -> None:
+    """Raise an error unless tifffile can decode the page's tiles or strips."""
     without_codecs = importlib.util.find_spec("imagecodecs") is None
     try:
-        page.decode(None, 0)
+        page.decode(None, 0)  # no data: this only looks the decoder up
         if without_codecs:
             _require_fallback(page)
     except (ValueError, NotImplementedError, ImportError) as error:
@@ -244,13 +266,15 @@ def _require_decoder(page: Any, path: Path) -> None:
             "pip install imagecodecs, on the workers too, or save the file with deflate"
             if without_codecs
             else "save the file uncompressed or with deflate",
+            option="path",
+            reason=str(error),
         ) from error
 
 
 def _require_fallback(page: Any) -> None:
-    """Raise ImportError where tifffile's own decoder lacks a module, as it finds when it decodes.
+    """Raise ImportError if tifffile's own decoder lacks a module, which only decoding shows.
 
-    Any other error is of a decoder that is there, about data that are none.
+    Any other error comes from a working decoder that rejects the empty data.
     """
     try:
         page.decode(b"", 0)
@@ -261,12 +285,14 @@ def _require_fallback(page: Any) -> None:
 
 
 def _require_plain_pages(series: Any, page: Any, path: Path) -> None:
-    """Refuse what would need more than the tiles of one page after the other."""
+    """Raise an error unless the series is a stack of equal pages in this file."""
     pages = list(series.pages)
     leading = series.shape[: len(series.shape) - len(page.shape)]
     if series.is_multifile or any(p is None or len(p.treeindex) > 1 for p in pages):
         raise InputError(
-            f"{path} has pages in other files, or lacks some", "save it as one file, or as zarr"
+            f"{path} has pages in other files, or lacks some",
+            "save it as one file, or as zarr",
+            option="path",
         )
     if (
         page.axes not in ("YX", "YXS", "SYX")
@@ -276,14 +302,16 @@ def _require_plain_pages(series: Any, page: Any, path: Path) -> None:
         or math.prod(leading) != len(pages)
     ):
         raise InputError(
-            f"{path} has pixels in an order that is not read by blocks: axes {series.axes}, shape "
-            f"{series.shape}, {len(pages)} pages of {page.shape}",
+            f"{path} has pixels in an order that cannot be read by blocks: axes {series.axes}, "
+            f"shape {series.shape}, {len(pages)} pages of {page.shape}",
             "save it as a plain stack of pages, or as zarr",
+            option="path",
+            numbers={"pages": len(pages)},
         )
 
 
 def _numbers(pages: list[int]) -> Sequence[int]:
-    """Return page numbers as a range where they are one: it travels in each task."""
+    """Return page indices as a range if evenly spaced, which keeps tasks small."""
     step = pages[1] - pages[0] if len(pages) > 1 else 1
     if step > 0:
         found = range(pages[0], pages[-1] + 1, step)
@@ -307,13 +335,18 @@ def write_tiled(
     Parameters
     ----------
     read_rows : callable
-        From plane, first row and last row to pixels of shape (rows, width) or
-        (rows, width, bands); with `planar` the plane is the band, else 0.
+        Takes a plane, the first row and the row after the last; returns pixels of shape
+        (rows, width) or (rows, width, bands). The plane is the band if `planar`, else 0.
     shape : tuple of int
-        (height, width), (height, width, bands), or with `planar` (bands, height, width).
+        (height, width) or (height, width, bands); (bands, height, width) if `planar`.
+    dtype : numpy.dtype
+        Dtype of the pixels in the file.
+    planar : bool
+        Whether bands follow each other instead of being interleaved by pixel.
     tags : sequence of tuple
-        Further tags, as tifffile's ``extratags``.
+        Additional tags, as tifffile's ``extratags``.
     compression : {"deflate", None}
+        Compression of the tiles.
     """
     height, width = shape[1:] if planar else shape[:2]
     bands = shape[0] if planar else (*shape, 1)[2]
@@ -342,7 +375,7 @@ def _tiles(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
 ) -> Iterator[Array]:
-    """Yield tiles in the order of the file; those at the lower and right edges end in zeros."""
+    """Yield tiles in the order of the file, padded with zeros at the lower and right edges."""
     for plane in range(planes):
         for top in range(0, height, TILE):
             rows = read_rows(plane, top, min(top + TILE, height))

@@ -1,4 +1,4 @@
-"""A stage graph and its placement into tasks of Dask.
+"""Lowering of a stage graph and its placement to tasks of Dask.
 
 Imports `cluster` and what is below.
 """

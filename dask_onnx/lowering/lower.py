@@ -1,4 +1,4 @@
-"""From a stage graph to Dask tasks: the only place where planning meets the runtime."""
+"""Lowering of a stage graph to Dask tasks: the only place where planning meets the runtime."""
 
 from __future__ import annotations
 
@@ -13,94 +13,108 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.cluster.barriers import BarrierTasks
 from dask_onnx.cluster.placement import Placement
-from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.modelio.onnx_model import ModelRef
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
-from dask_onnx.runtime.batching import Batching
-from dask_onnx.runtime.codec import Lossy
 from dask_onnx.runtime.custom_kernels import CustomKernels
-from dask_onnx.runtime.kernel import StageCall, StageRef, as_ranges, own_versions, run_stage
+from dask_onnx.runtime.kernel import StageCall, run_stage
+from dask_onnx.runtime.package_versions import installed_versions
+from dask_onnx.runtime.stage_options import StageOptions
+from dask_onnx.runtime.stage_refs import StageRef, as_ranges
 
 _NAME_LENGTH = 24
-"""How much of an output's name a key shows."""
+"""Last characters of an output's name that a key shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the chunk number stands in a task's key: an array's keys have a place for each axis."""
+    """Position of the chunk number in a task's key.
+
+    Keys of an array have a number for each axis.
+    """
 
     ndim: int = 1
+    """Number of axes."""
     axis: int = 0
+    """Axis that is chunked; -1 if none is."""
 
     def key(self, name: str, chunk: int) -> Key:
+        """Return the key of a chunk in a layer."""
         return (name, *(chunk if i == self.axis else 0 for i in range(self.ndim)))
 
 
 @dataclass(frozen=True, slots=True)
 class Feeds:
-    """The inputs of a lowered graph."""
+    """Inputs of a lowered graph."""
 
     references: Mapping[str, Sequence[Any]]
-    """Input to one argument for each chunk (TaskRef, or a value); one alone is given to all."""
+    """Input to one argument (TaskRef, or a value) for each chunk, or to one for all chunks."""
     axes: Mapping[str, int | None]
     """Input to its batch axis."""
     token: str
-    """Content of the inputs: the same request has the same keys."""
+    """Digest of the content of the inputs, so that equal requests have equal keys."""
     chunks: int
+    """Number of chunks."""
     rows: float | None = None
-    """Of a chunk, as far as that is known before it is there."""
+    """Rows of the largest chunk; None if unknown while the graph is built."""
 
     def argument(self, name: str, chunk: int) -> Any:
+        """Return the argument of a task for an input and a chunk."""
         references = self.references[name]
         return references[chunk] if len(references) > 1 else references[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What may differ between two runs of one stage graph."""
+class LoweringOptions:
+    """Options of one request: of the runs of its stages, and of their tasks in Dask."""
 
-    session: SessionSpec
-    batching: Batching
+    run: StageOptions
+    """Options that go into every task."""
     output_axes: Mapping[str, int | None]
     """Output to its batch axis."""
     retries: int
-    lossy: Lossy | None = None
-    """What may be lost of values between stages, on slow links."""
-    always_lossy: bool = False
+    """Times that Dask repeats a task that raised."""
     custom: CustomKernels | None = None
-    """The caller's kernels."""
+    """Custom kernels."""
     salt: str = ""
-    """Tells apart requests whose results differ though they ask for the same."""
+    """Part of all keys that keeps equal requests apart if their results differ by chance."""
     placement: Placement | None = None
-    """Which share of the workers each stage is for; None for all."""
+    """Worker group of each stage; None if every worker may run every stage."""
     schedule: Schedule | None = None
-    """What bounds the chunks that are in flight; None for nothing."""
+    """Limit on the chunks in flight; None for no limit."""
     rows: int | None = None
-    """Rows that the stages' costs are for; None where no input has rows."""
+    """Rows that the stages' costs are predicted for; None if no input has rows."""
     expects: bool = False
-    """The costs are good enough to tell Dask's scheduler."""
+    """True if costs are precise enough for Dask's scheduler to rely on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where an output is among the tasks."""
+    """Location of an output among the tasks."""
 
     layer: str
+    """Name of the layer of its tasks."""
     layout: Layout
+    """Layout of their keys."""
     position: int | None
-    """Its place in the task's result; None if the result is the output."""
-    is_apart: bool
-    """The result may be `Runs`, since other stages read it too."""
+    """Position of the output in the task's result; None if the result is the output."""
+    may_be_split: bool
+    """True if the result may be `MicroBatches`, since other stages read it too."""
 
     @property
     def is_bare(self) -> bool:
-        """The task's result is the output as the caller wants it."""
-        return self.position is None and not self.is_apart
+        """True if the task's result is the output in the form that the caller wants."""
+        return self.position is None and not self.may_be_split
 
     def own_layer(self, name: str) -> str:
-        """What to call the layer that takes the output out of the task's result."""
+        """Return the name of a layer whose tasks select the output from the results.
+
+        Parameters
+        ----------
+        name : str
+            Name of the output.
+        """
         label = self.layer.partition("-")[0]
         readable = re.sub(r"[^0-9A-Za-z_.]", "_", name)[-_NAME_LENGTH:]
         return f"{label}_{readable}-{digest(self.layer, name)}"
@@ -108,40 +122,51 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """The tasks of a stage graph, by layer, and where its outputs are among them."""
+    """Tasks of a stage graph by layer, and the locations of its outputs."""
 
     layers: Mapping[str, Mapping[Key, Task]]
+    """Name of each layer, one for each stage, to its tasks."""
     dependencies: Mapping[str, frozenset[str]]
-    """Layer to the layers that it needs."""
+    """Layer to the layers that it depends on."""
     outputs: Mapping[str, Output]
+    """Output to its location."""
     barrier_tasks: BarrierTasks | None = None
-    """What the schedule adds to the tasks, through which layers need each other in circles."""
+    """Barriers of the schedule. With them layers depend on each other in cycles, so that all tasks
+    must be one layer."""
 
     @property
     def name(self) -> str:
-        """Of all tasks together, where they must be one layer: the last stage's."""
+        """Name of the layer of all tasks, where they must be one layer: that of the last stage."""
         return list(self.layers)[-1]
 
     def layer_of(self, output: Output) -> str:
-        """The layer that an output's tasks are in."""
+        """Return the name of the layer that holds an output's tasks."""
         return output.layer if self.barrier_tasks is None else self.name
 
     @property
     def stage_tasks(self) -> dict[Key, Task]:
-        """Without gates; in an order in which they can run."""
+        """Tasks of all stages without barriers, in an order in which they can run."""
         return {key: task for layer in self.layers.values() for key, task in layer.items()}
 
     @property
     def tasks(self) -> dict[Key, Task]:
-        return (
-            self.stage_tasks
-            if self.barrier_tasks is None
-            else self.barrier_tasks.apply(self.stage_tasks)
-        )
+        """Tasks of all stages, with barriers."""
+        tasks = self.stage_tasks
+        return tasks if self.barrier_tasks is None else self.barrier_tasks.apply(tasks)
 
 
 def stage_ref(model: ModelRef, stage: Stage, custom: CustomKernels | None = None) -> StageRef:
-    """What a task carries of a stage; `custom` are the caller's kernels."""
+    """Return the reference of a stage that its tasks carry.
+
+    Parameters
+    ----------
+    model : ModelRef
+        Reference of the model.
+    stage : Stage
+        Stage of its graph.
+    custom : CustomKernels, optional
+        Custom kernels of the model.
+    """
     custom = custom if stage.kernel == "custom" else None
     nodes = as_ranges(stage.nodes)
     specs = [
@@ -155,7 +180,7 @@ def stage_ref(model: ModelRef, stage: Stage, custom: CustomKernels | None = None
         inputs=stage.inputs,
         outputs=stage.outputs,
         token=digest(model.token, nodes, specs, stage.kernel, custom and custom.token),
-        versions=own_versions(),
+        versions=installed_versions(),
         kernel=stage.kernel,
         custom=custom,
     )
@@ -165,30 +190,45 @@ def lower(
     model: ModelRef,
     stages: StageGraph,
     feeds: Feeds,
-    options: Options,
+    options: LoweringOptions,
     layouts: Mapping[str, Layout] | None = None,
     supplies: Sequence[Sequence[Key]] | None = None,
 ) -> Lowered:
-    """One task for each stage and chunk.
+    """Return one task for each stage and chunk.
 
     Parameters
     ----------
-    layouts : mapping of output to Layout
-        Where an output is the only one of its stage, its tasks' keys are laid out like this, so
-        that a dask.array can use them as they are.
+    model : ModelRef
+        Reference of the model.
+    stages : StageGraph
+        Stages to run.
+    feeds : Feeds
+        Inputs of the graph.
+    options : LoweringOptions
+        Options of the request.
+    layouts : mapping of str to Layout, optional
+        Output to the layout of its tasks' keys, so that a dask.array can use them unchanged.
+        Applies to outputs that are their stage's only one.
+    supplies : sequence of sequence of str, optional
+        For each stage the keys of tasks that bring its weights to the worker.
+
+    Returns
+    -------
+    Lowered
+        Layers of tasks; nothing has run.
     """
     return _Lowering(model, stages, feeds, options, layouts or {}, supplies).run()
 
 
 class _Lowering:
-    """One call of `lower`, with the look-ups that every stage needs."""
+    """State of one call of `lower`: lookup tables that the lowering of each stage needs."""
 
     def __init__(
         self,
         model: ModelRef,
         stages: StageGraph,
         feeds: Feeds,
-        options: Options,
+        options: LoweringOptions,
         layouts: Mapping[str, Layout],
         supplies: Sequence[Sequence[Key]] | None,
     ) -> None:
@@ -230,17 +270,14 @@ class _Lowering:
         return BarrierTasks(schedule, count, places, digest(self.names, schedule))
 
     def _token(self, call: StageCall, sources: Sequence[int | str]) -> str:
-        # Where its inputs come from is part of a key: another cut before the stage is other tasks,
-        # and may be other last digits.
+        # The sources of the inputs are part of a key: with other stages before this one, its inputs
+        # come from other tasks, and may differ in rounding.
         return digest(
             [self.names[source] if isinstance(source, int) else source for source in sources],
             call.stage.token,
-            call.session,
-            call.batching,
+            call.options,
             call.row_axes,
             call.join_axes,
-            call.lossy,
-            call.always_lossy,
             self.feeds.token,
             self.options.salt,
         )
@@ -256,7 +293,7 @@ class _Lowering:
         return StageTask(key, run_stage, call, *arguments, *map(TaskRef, self.supplies[number]))
 
     def _call(self, number: int, stage: Stage, supplies: int) -> tuple[StageCall, list[int | str]]:
-        """The call of a stage, and for each argument the stage or the input that it is."""
+        """Return the call of a stage, and the source of each argument: a stage or an input."""
         arguments: dict[int | str, int] = {}
         picks = []
         for spec in stage.inputs:
@@ -269,16 +306,13 @@ class _Lowering:
             picks.append((arguments.setdefault(source, len(arguments)), position))
         call = StageCall(
             stage=stage_ref(self.model, stage, self.options.custom),
-            session=self.options.session,
+            options=self.options.run,
             picks=tuple(picks),
             row_axes=tuple(
                 self.feeds.axes.get(s.name) if s.name in self.feeds.references else None
                 for s in stage.inputs
             ),
-            batching=self.options.batching,
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
-            lossy=self.options.lossy,
-            always_lossy=self.options.always_lossy,
             hints=self._hints(number, stage),
             supplies=supplies,
         )
@@ -303,7 +337,7 @@ class _Lowering:
 
     @cached_property
     def group_bytes(self) -> Mapping[int, int]:
-        """WorkerGroup to the weights of all its stages."""
+        """Worker group to the bytes of the weights of all its stages."""
         held: defaultdict[int, int] = defaultdict(int)
         worker_groups = (
             () if self.options.placement is None else self.options.placement.worker_groups
@@ -314,33 +348,36 @@ class _Lowering:
 
     @cached_property
     def plan(self) -> str:
-        """The same for every request of a plan: a worker keeps the worker groups that it has."""
+        """Digest of the plan, by which workers keep their worker groups from request to request."""
         labels = [stage.label for stage in self.stages.stages]
         return digest(self.model.token, labels, self.options.placement)
 
     @cached_property
     def request(self) -> str:
+        """Digest of the request."""
         return digest(self.plan, self.feeds.token, self.options.salt)
 
     @cached_property
     def scale(self) -> float:
-        """From the run that costs are for to a whole chunk; 0 if its rows are not known, or the
-        costs not to be trusted: clusters that scale would go by them."""
+        """Rows of a chunk, as a multiple of the rows that costs are predicted for.
+
+        0 if its rows are unknown or costs are imprecise, since adaptive clusters scale by them.
+        """
         if not self.options.expects:
             return 0.0
         if self.options.rows is None:
             return 1.0
         return (self.feeds.rows or 0.0) / self.options.rows
 
-    def _join_axis(self, value: str) -> int | Literal["apart"] | None:
+    def _join_axis(self, value: str) -> int | Literal["split"] | None:
         if value in self.travels or value not in self.final:
-            return "apart"
+            return "split"
         return self.options.output_axes.get(value)
 
     def _output(self, value: str) -> Output:
         number, position = self.made[value]
-        is_apart = value in self.travels
-        return Output(self.names[number], self.layouts[number], position, is_apart)
+        may_be_split = value in self.travels
+        return Output(self.names[number], self.layouts[number], position, may_be_split)
 
 
 def _layout(stage: Stage, layouts: Mapping[str, Layout]) -> Layout:

@@ -1,8 +1,7 @@
-"""ONNX's multi-device annotations (IR 11): read from a proto, written into one, and kept where a
-model is brought into another form.
+"""ONNX's multi-device annotations (IR 11): read, written, and preserved by model conversions.
 
-A model declares configurations, each with a name and a number of devices. A node says under such a
-name in which pipeline stage it runs, and how its tensors are spread over devices.
+A model declares configurations, each with a name and a number of devices. A node refers to a
+configuration and gives its pipeline stage and the sharding of its tensors over the devices.
 """
 
 from __future__ import annotations
@@ -12,30 +11,31 @@ from dataclasses import dataclass
 
 import onnx
 
-from dask_onnx.modelio.normalise import plain_domain
+from dask_onnx.modelio.normalise import canonical_domain
 from dask_onnx.modelio.weights import graphs_of, with_bodies
 
 FIRST_IR_VERSION = 11
-"""The first that has these annotations."""
+"""First IR version with these annotations."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceConfiguration:
-    """What a model says under one name."""
+    """Annotations of a model under one configuration name."""
 
     name: str
+    """Name of the configuration (``configuration_id``)."""
     devices: int | None
-    """None where only nodes name the configuration."""
+    """Number of devices; None where only nodes name the configuration."""
     stages: Mapping[int, int]
-    """Position of a node of the main graph to its `pipeline_stage`."""
+    """Pipeline stage by position of a node in the main graph."""
     sharded: Mapping[int, tuple[str, ...]]
-    """Position of a node to the tensors that a `sharding_spec` of it names."""
+    """Names of the tensors with a ``sharding_spec``, by position of their node."""
 
 
 def read_configurations(model: onnx.ModelProto) -> dict[str, DeviceConfiguration]:
-    """All configurations by name: those declared, in order, then those that only nodes name.
+    """Return the configurations by name: declared ones in order, then those that only nodes name.
 
-    Bodies of control flow run with their node: what their nodes say is not looked at.
+    Subgraph bodies run with their node, so annotations of their nodes are ignored.
     """
     devices: dict[str, int | None] = {c.name: c.num_devices for c in model.configuration}
     stages: dict[str, dict[int, int]] = {}
@@ -57,8 +57,19 @@ def read_configurations(model: onnx.ModelProto) -> dict[str, DeviceConfiguration
 def write_stages(
     model: onnx.ModelProto, name: str, stages: Mapping[int, int], devices: int
 ) -> None:
-    """Declare a configuration in `model` and write `stages` (position of a node to its stage) into
-    its nodes. What stood under this name goes; other configurations stay."""
+    """Declare a configuration in `model`, in place, and annotate its nodes with pipeline stages.
+
+    Annotations under the same name are removed first; other configurations are kept.
+
+    Parameters
+    ----------
+    name : str
+        Name of the configuration.
+    stages : mapping of int to int
+        Pipeline stage by position of a node in the main graph.
+    devices : int
+        Number of devices to declare.
+    """
     nodes = [node for graph in graphs_of(model) for node in graph.node]
     nodes += [inner for f in model.functions for node in f.node for inner in with_bodies(node)]
     for node in nodes:
@@ -76,19 +87,20 @@ def write_stages(
 
 
 _Call = tuple[onnx.NodeProto, frozenset[tuple[str, str, str]], Mapping[str, str]]
-"""A node, the functions that it is in, and what its values are called outside of them."""
+"""A call, the functions around it, and the outer names of the values of its function body."""
 
 
 def annotate_bodies(model: onnx.ModelProto, kept: Collection[tuple[str, str]] = ()) -> None:
-    """Hand what calls of model-local functions say on to the nodes of the bodies, in place, for
-    the inliner drops it with the call.
+    """Copy annotations of calls of model-local functions to the nodes of their bodies, in place.
 
-    Each call gets a copy of its function, an overload, whose nodes say what the call says; what a
-    node of a body says itself stays.
+    ONNX's inliner drops the annotations of a call with the call. Each call gets its own copy of the
+    function, as an overload, whose nodes inherit the call's annotations; a node's own annotations
+    take precedence.
 
     Parameters
     ----------
-    kept : (domain, name) of functions that will not be inlined
+    kept : collection of (str, str)
+        Domain and name of functions that will not be inlined.
     """
     bodies = (f.node for f in model.functions)
     if not any(n.device_configurations for nodes in (model.graph.node, *bodies) for n in nodes):
@@ -100,7 +112,7 @@ def annotate_bodies(model: onnx.ModelProto, kept: Collection[tuple[str, str]] = 
         key = _key(call.domain, call.op_type, call.overload)
         function = functions.get(key)
         if function is None or key in callers or key[:2] in kept:
-            continue
+            continue  # an operator, a recursive call, or a call that stays
         body = model.functions.add()
         body.CopyFrom(function)
         body.overload = f"{function.overload}#{len(model.functions)}"
@@ -114,11 +126,11 @@ def annotate_bodies(model: onnx.ModelProto, kept: Collection[tuple[str, str]] = 
 
 
 def _key(domain: str, name: str, overload: str) -> tuple[str, str, str]:
-    return plain_domain(domain), name, overload
+    return canonical_domain(domain), name, overload
 
 
 def _inherit(node: onnx.NodeProto, call: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Let a node of a body say what the call says, as far as it says nothing itself."""
+    """Add a call's annotations to a node of its body, except where the node has its own."""
     own = {entry.configuration_id: entry for entry in node.device_configurations}
     values = {names.get(name, name) for name in (*node.input, *node.output)}
     for given in call.device_configurations:
@@ -129,12 +141,14 @@ def _inherit(node: onnx.NodeProto, call: onnx.NodeProto, names: Mapping[str, str
         entry.sharding_spec.extend(s for s in given.sharding_spec if s.tensor_name in values)
 
 
-def carry_over(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """Write the annotations of one form of a model into another, in place, to the nodes that make
-    the same values. For ONNX's version converter, which drops them."""
-    said = {name: node for node in before.graph.node for name in node.output if name}
+def copy_annotations(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+    """Copy a model's annotations to a converted form of it, in place.
+
+    ONNX's version converter drops them. Nodes correspond where they produce the same value.
+    """
+    annotated = {name: node for node in before.graph.node for name in node.output if name}
     for node in after.graph.node:
-        source = next((said[name] for name in node.output if name in said), None)
+        source = next((annotated[name] for name in node.output if name in annotated), None)
         if source is not None:
             del node.device_configurations[:]
             node.device_configurations.extend(source.device_configurations)

@@ -1,10 +1,10 @@
-"""The forms that a model comes in, each made into a ModelProto."""
+"""Conversion of every form of model, except paths and URLs, to a ModelProto."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -18,40 +18,65 @@ from onnx import helper
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.devices import annotate_bodies
-from dask_onnx.modelio.normalise import captured_names, plain_domain
+from dask_onnx.modelio.normalise import canonical_domain, captured_names
 from dask_onnx.modelio.value_types import numpy_dtype, parse_type, value_info
 
 Opsets = int | Mapping[str, int]
+"""Version of ai.onnx, or versions by domain."""
 InputTypes = Mapping[str, Any] | Sequence[Any]
+"""Types of inputs, by name or in order."""
 
 _IR_VERSION = 10
-"""Of models that are made here of a graph, a function or a node: has functions with overloads."""
+"""IR version of models made here of a graph, function or node: has function overloads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a graph, a function or a node does not say of itself."""
+    """Facts that a GraphProto, FunctionProto or NodeProto lacks and a model needs."""
 
     opsets: Opsets | None = None
-    """Domain to version; a number is the version of ai.onnx."""
+    """Versions by domain; a number is the version of ai.onnx."""
     input_types: InputTypes | None = None
+    """Types of the inputs of a function or node."""
     attributes: Mapping[str, Any] | None = None
-    """Values of a function's attribute parameters."""
+    """Values of a function's attribute parameters, by name."""
     functions: Sequence[onnx.FunctionProto] = ()
-    """Model-local functions that are called."""
+    """Model-local functions that the graph, function or node calls."""
+
+    @property
+    def first_option(self) -> str | None:
+        """Name of the first option that is given; None if none is."""
+        return next((f.name for f in fields(self) if getattr(self, f.name) not in (None, ())), None)
 
     @property
     def is_empty(self) -> bool:
-        return self.opsets is self.input_types is self.attributes is None and not self.functions
+        """True if no option is given."""
+        return self.first_option is None
+
+
+CONTEXT_ADVICE = (
+    "pass opsets, input_types, attributes and functions with a GraphProto, FunctionProto or "
+    "NodeProto only"
+)
+"""Next step where a `Context` is given for a whole model."""
 
 
 def to_model(source: Any, context: Context) -> onnx.ModelProto:
-    """A ModelProto of whatever form but a path, never the caller's own object.
+    """Return a new ModelProto made from a model in any form except a path.
+
+    Parameters
+    ----------
+    source
+        bytes, an open file, ONNX's text, an ``onnx_ir.Model``, or a ModelProto, GraphProto,
+        FunctionProto or NodeProto.
+    context : Context
+        Facts that a graph, function or node lacks; empty for other forms.
 
     Raises
     ------
     ModelError
-        Not a form of model; something is missing that the form does not say of itself.
+        `source` is none of these, cannot be decoded, or lacks facts that `context` does not give;
+        or `context` is given for a form that has these facts.
     """
     if isinstance(source, onnx.GraphProto):
         return _with_functions(_graph_to_model(source, context.opsets), context)
@@ -61,9 +86,9 @@ def to_model(source: Any, context: Context) -> onnx.ModelProto:
         return _with_functions(_node_to_model(source, context), context)
     if not context.is_empty:
         raise ModelError(
-            f"a {type(source).__name__} says itself what its opsets, types and functions are",
-            "give opsets, input_types, attributes and functions with a GraphProto, FunctionProto "
-            "or NodeProto only",
+            f"a {type(source).__name__} already defines its opsets, types and functions",
+            CONTEXT_ADVICE,
+            option=context.first_option,
         )
     if isinstance(source, onnx.ModelProto):
         copy = onnx.ModelProto()
@@ -78,8 +103,8 @@ def to_model(source: Any, context: Context) -> onnx.ModelProto:
         where = f"the file object {getattr(source, 'name', '') or type(source).__name__}"
         return parse_text(data, where) if isinstance(data, str) else decode(bytes(data), where)
     if type(source).__module__.partition(".")[0] == "onnx_ir":
-        # The caller has imported onnx_ir, or there would be no such object; importing it here
-        # would cost everybody else a second for its sympy.
+        # The caller has already imported onnx_ir. An import at the top of this module would cost
+        # every other caller a second, for its sympy.
         return _ir_to_proto(source)
     raise ModelError(
         f"a model cannot be made from {type(source).__name__}",
@@ -89,23 +114,49 @@ def to_model(source: Any, context: Context) -> onnx.ModelProto:
 
 
 def is_text(source: str) -> bool:
-    """Whether a string is a model in ONNX's textual syntax rather than a path."""
+    """Return whether a string is a model in ONNX's textual syntax rather than a path."""
     return source.lstrip().startswith("<") and "=>" in source
 
 
 def parse_text(text: str, where: str) -> onnx.ModelProto:
-    """A model in ONNX's textual syntax."""
+    """Return the model that ONNX's textual syntax describes.
+
+    Parameters
+    ----------
+    where : str
+        Origin of the text, for errors.
+
+    Raises
+    ------
+    ModelError
+        The text has a syntax error.
+    """
     try:
         return onnx.parser.parse_model(text)
     except onnx.parser.ParseError as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"{where} is not a model in ONNX's textual syntax: {' '.join(str(error).split())}",
+            f"{where} is not a model in ONNX's textual syntax: {reason}",
             "compare it with onnx.printer.to_text of a model",
+            reason=reason,
         ) from None
 
 
 def decode(data: bytes, where: str, *, file_format: str | None = None) -> onnx.ModelProto:
-    """A serialised ModelProto; `file_format` is a name of ``onnx.serialization``."""
+    """Return the model in serialised bytes.
+
+    Parameters
+    ----------
+    where : str
+        Origin of the bytes, for errors.
+    file_format : str, optional
+        A format's name in ``onnx.serialization``; protobuf by default.
+
+    Raises
+    ------
+    ModelError
+        Not an ONNX model, truncated, or without a graph or opsets.
+    """
     if file_format == "onnxtxt":
         return parse_text(data.decode(), where)
     if file_format not in (None, "protobuf"):
@@ -117,17 +168,22 @@ def decode(data: bytes, where: str, *, file_format: str | None = None) -> onnx.M
     except DecodeError:
         if looks_like_onnx:
             raise ModelError(
-                f"{where} begins like an ONNX model but is cut short or damaged "
+                f"{where} begins like an ONNX model but is truncated or damaged "
                 f"({len(data):,} bytes)",
                 "copy or export it again, and compare the sizes",
+                numbers={"model_bytes": len(data)},
             ) from None
         model = None
     if model is None or not model.opset_import or not model.HasField("graph"):
         if looks_like_onnx and model is not None:
-            reason = "is an ONNX model without a graph or without opsets: it may be cut short"
+            fault = "is an ONNX model without a graph or without opsets, possibly truncated"
         else:
-            reason = "is not an ONNX model"
-        raise ModelError(f"{where} {reason} ({len(data):,} bytes)", "pass an .onnx file")
+            fault = "is not an ONNX model"
+        raise ModelError(
+            f"{where} {fault} ({len(data):,} bytes)",
+            "pass an .onnx file",
+            numbers={"model_bytes": len(data)},
+        )
     decoded: onnx.ModelProto = model
     return decoded
 
@@ -136,14 +192,16 @@ def _decode_text_format(data: bytes, where: str, file_format: str) -> onnx.Model
     try:
         return onnx.load_model_from_string(data, format=file_format)
     except (ProtobufError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"{where} is not a model in the format {file_format}: {' '.join(str(error).split())}",
+            f"{where} is not a model in the format {file_format}: {reason}",
             "export it again, or save it as .onnx",
+            reason=reason,
         ) from None
 
 
 def _ir_to_proto(model: Any) -> onnx.ModelProto:
-    from onnx_ir import external_data, to_proto  # see to_model
+    from onnx_ir import external_data, to_proto  # not at the top: see `to_model`
 
     proto: onnx.ModelProto = to_proto(external_data.load_to_model(model.clone()))
     return proto
@@ -152,8 +210,9 @@ def _ir_to_proto(model: Any) -> onnx.ModelProto:
 def _opset_imports(opsets: Opsets | None, what: str) -> list[onnx.OperatorSetIdProto]:
     if opsets is None:
         raise ModelError(
-            f"{what} does not say of which opset its operators are",
+            f"{what} does not name the opset of its operators",
             "pass opsets=17, or a mapping such as {'': 17, 'com.microsoft': 1}",
+            option="opsets",
         )
     versions = {"": opsets} if isinstance(opsets, int) else dict(opsets)
     return [helper.make_opsetid(domain, version) for domain, version in versions.items()]
@@ -167,12 +226,16 @@ def _graph_to_model(graph: onnx.GraphProto, opsets: Opsets | None) -> onnx.Model
 def _with_functions(model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
     model.functions.extend(context.functions)
     if context.attributes is not None:
-        raise ModelError("only a function has attribute parameters", "leave attributes out")
+        raise ModelError(
+            "attributes are given, and only a function has attribute parameters",
+            "omit attributes",
+            option="attributes",
+        )
     return model
 
 
 def _function_to_model(function: onnx.FunctionProto, context: Context) -> onnx.ModelProto:
-    """A model of one node that calls the function."""
+    """Return a model of one node that calls the function."""
     given = dict(context.attributes or {})
     missing = [name for name in function.attribute if name not in given]
     known = {*function.attribute, *(a.name for a in function.attribute_proto)}
@@ -180,7 +243,8 @@ def _function_to_model(function: onnx.FunctionProto, context: Context) -> onnx.M
         raise ModelError(
             f"the function {function.name!r} takes the attributes {_names(sorted(known))}; got "
             f"{_names(given)}",
-            f"pass attributes={{{_names(missing)}: ...}}" if missing else "leave the others out",
+            f"pass attributes={{{_names(missing)}: ...}}" if missing else "omit the others",
+            option="attributes",
         )
     node = helper.make_node(
         function.name,
@@ -232,14 +296,23 @@ def _typed_inputs(names: list[str], context: Context, what: str) -> list[onnx.Va
     missing = [name for name in names if name not in types]
     if missing or len(types) > len(names):
         raise ModelError(
-            f"{what} takes the inputs {_names(names)}; the types given are of {_names(types)}",
+            f"{what} takes the inputs {_names(names)}; types are given for {_names(types)}",
             "pass input_types={name: 'tensor(float)'} or {name: (numpy.float32, ('N', 3))}",
+            option="input_types",
+            input=missing[0] if missing else None,
         )
     return [_typed(name, types[name]) for name in names]
 
 
 def _typed(name: str, given: Any) -> onnx.ValueInfoProto:
-    """A type as text in ONNX's notation, a TypeProto, a TensorSpec, a dtype, or dtype and shape."""
+    """Return the ValueInfoProto of an input.
+
+    Parameters
+    ----------
+    given
+        Type in ONNX's notation, TypeProto, ValueInfoProto, TensorSpec, element type of TensorProto,
+        dtype, or tuple of dtype and shape.
+    """
     value = onnx.ValueInfoProto(name=name)
     if isinstance(given, str) and "(" in given:
         value.type.CopyFrom(parse_type(given))
@@ -258,8 +331,11 @@ def _typed(name: str, given: Any) -> onnx.ValueInfoProto:
             value.type.CopyFrom(value_info(spec).type)
         except (TypeError, ValueError, KeyError) as error:
             raise ModelError(
-                f"{given!r} is no type for input {name!r}: {error}",
-                "write it as 'tensor(float)', a numpy dtype, or (dtype, shape)",
+                f"{given!r} is not a type for input {name!r}: {error}",
+                "pass 'tensor(float)', a numpy dtype, or (dtype, shape)",
+                option="input_types",
+                input=name,
+                reason=str(error),
             ) from None
     return value
 
@@ -269,20 +345,23 @@ def _names(names: Any) -> str:
 
 
 def inline_functions(model: onnx.ModelProto, kept: Sequence[tuple[str, str]]) -> onnx.ModelProto:
-    """Every call of a model-local function replaced by its body, nested ones and those in subgraph
-    bodies included, so that the parts can be cut, costed and given a kernel like all other nodes.
+    """Return a model in which calls of model-local functions are replaced by their bodies.
+
+    Includes nested calls and calls in subgraph bodies, so that the nodes of functions are cut,
+    costed and assigned to kernels like all other nodes.
 
     Parameters
     ----------
-    kept : (domain, name) of functions that the caller has a kernel for
+    kept : sequence of (str, str)
+        Domain and name of functions that stay calls, as the caller has a kernel for them.
     """
     if not model.functions:
         return model
-    imported = {plain_domain(opset.domain) for opset in model.opset_import}
+    imported = {canonical_domain(opset.domain) for opset in model.opset_import}
     for function in model.functions:
         for opset in function.opset_import:
-            if plain_domain(opset.domain) not in imported:
-                imported.add(plain_domain(opset.domain))
+            if canonical_domain(opset.domain) not in imported:
+                imported.add(canonical_domain(opset.domain))
                 model.opset_import.add().CopyFrom(opset)
     annotate_bodies(model, kept)
     if kept:

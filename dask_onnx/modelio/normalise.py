@@ -1,4 +1,8 @@
-"""Bringing what exporters write in several ways into one, before anything else looks at it."""
+"""Normal form of models, in which the other layers see them.
+
+Exporters write the same thing in several ways: constants as nodes or initializers, opset domains
+under two names, nodes in any order.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,11 @@ from dask_onnx.modelio.weights import graphs_of, subgraphs_of
 log = logging.getLogger(__name__)
 
 OLDEST_OPSET = 7
-"""Of ai.onnx: from here on ONNX Runtime promises kernels."""
-_UNUSUAL_SIZE = 7919
+"""First version of ai.onnx for which ONNX Runtime promises kernels."""
+_PLACEHOLDER_SIZE = 7919
+"""Size given to unknown dimensions during opset conversion: a prime that graphs hardly contain."""
 _MIN_IR_VERSION = 4
-"""From IR 4 on an initializer need not be an input too; older models are raised to it."""
+"""First IR version in which an initializer need not be a graph input too."""
 _CONSTANT_ATTRIBUTES = {
     "value_float": onnx.TensorProto.FLOAT,
     "value_floats": onnx.TensorProto.FLOAT,
@@ -31,15 +36,27 @@ _CONSTANT_ATTRIBUTES = {
 
 
 def normalise(model: onnx.ModelProto) -> int:
-    """Bring what exporters write in several ways into one: see the steps. Changes no number.
+    """Bring a model into its normal form, in place, without changing its results.
 
-    Returns the number of elements in sparse initializers, which stay as they are.
+    Afterwards the IR version is 4 or later, each opset domain is imported once, every node of the
+    main graph has a name, ``Constant`` nodes are initializers, initializers are not graph inputs,
+    and nodes are in topological order. Documentation and metadata are removed.
+
+    Returns
+    -------
+    int
+        Number of elements in sparse initializers, which stay as they are.
+
+    Raises
+    ------
+    ModelError
+        The graph has a cycle.
     """
     if model.ir_version < _MIN_IR_VERSION:
         model.ir_version = _MIN_IR_VERSION
-    _one_name_for_each_domain(model)
+    _unify_domains(model)
     for index, node in enumerate(model.graph.node):
-        # Position in the file as it was, which is what other viewers show.
+        # Named by its position in the original file, as other viewers show it.
         node.name = node.name or f"{node.op_type}_{index}"
     for graph in graphs_of(model):
         _constants_to_initializers(graph)
@@ -52,12 +69,16 @@ def normalise(model: onnx.ModelProto) -> int:
     return sum(math.prod(sparse.dims) for sparse in model.graph.sparse_initializer)
 
 
-def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model of an opset that ONNX Runtime has no kernels for, by ONNX's own converter.
+def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model converted to `OLDEST_OPSET` if its opset is older.
 
-    The converter wants sizes where operators broadcast by attribute, as they did then: open ones
-    get a size that hardly a graph has, and are open again afterwards. A model that it cannot
-    convert stays as it is.
+    Uses ONNX's version converter. Where operators broadcast by attribute, as they did before opset
+    7, the converter needs known sizes, so unknown ones get a placeholder during the conversion.
+
+    Returns
+    -------
+    ModelProto
+        The model itself if its operators have not changed since, or if it cannot be converted.
     """
     version = next((opset.version for opset in model.opset_import if not opset.domain), None)
     if version is None or version >= OLDEST_OPSET or not _has_changed(model, version):
@@ -68,12 +89,12 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*bound.graph.input, *bound.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
-                dim.dim_value = _UNUSUAL_SIZE
+                dim.dim_value = _PLACEHOLDER_SIZE
     try:
         _broadcast_by_shape(bound)
         converted = version_converter.convert_version(bound, OLDEST_OPSET)
     except (RuntimeError, version_converter.ConvertError) as error:
-        log.info("opset %d stays: %s", version, " ".join(str(error).split()))
+        log.info("opset %d is not converted: %s", version, " ".join(str(error).split()))
         return model
     for field in ("input", "output"):
         values = getattr(converted.graph, field)
@@ -85,22 +106,25 @@ def raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _has_changed(model: onnx.ModelProto, version: int) -> bool:
-    """Whether an operator means something else as of `OLDEST_OPSET`."""
+    """Return whether an operator of the model was redefined up to `OLDEST_OPSET`."""
     for node in (node for graph in graphs_of(model) for node in graph.node if not node.domain):
         if onnx.defs.has(node.op_type, version) and onnx.defs.has(node.op_type, OLDEST_OPSET):
-            then, now = (
+            old, new = (
                 onnx.defs.get_schema(node.op_type, opset).since_version
                 for opset in (version, OLDEST_OPSET)
             )
-            if then != now:
+            if old != new:
                 return True
     return False
 
 
 def _broadcast_by_shape(model: onnx.ModelProto) -> None:
-    """Before opset 7 an attribute said on which axis of A the axes of B begin, and a PRelu's slopes
-    were those of the channels. Axes of size 1 at the end of B say the same; the converter refuses
-    some of the attributes, and leaves PRelu as it was."""
+    """Replace broadcasting by attribute with Unsqueeze nodes, in place.
+
+    Before opset 7 the attribute ``axis`` gave the axis of A at which the axes of B begin, and the
+    slopes of PRelu belonged to the channels. Trailing axes of size 1 on B are equivalent. ONNX's
+    converter rejects some of these attributes and does not convert PRelu.
+    """
     graph = onnx.shape_inference.infer_shapes(model).graph
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim)
@@ -113,10 +137,10 @@ def _broadcast_by_shape(model: onnx.ModelProto) -> None:
         first = _first_axis(node)
         if first is not None and ranks.keys() >= set(node.input):
             rank, given = (ranks[name] for name in node.input)
-            after = list(range(given, rank - first % rank)) if rank > 1 else []
-            if after:
+            trailing = list(range(given, rank - first % rank)) if rank > 1 else []
+            if trailing:
                 name = f"{node.input[1]}/axes of {node.output[0]}"
-                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=after))
+                nodes.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=trailing))
                 node.input[1] = name
             for attribute in [a for a in node.attribute if a.name == "axis"]:
                 node.attribute.remove(attribute)
@@ -126,29 +150,29 @@ def _broadcast_by_shape(model: onnx.ModelProto) -> None:
 
 
 def _first_axis(node: onnx.NodeProto) -> int | None:
-    """The axis of A on which the axes of B begin; None if they end together."""
+    """Return the axis of A at which the axes of B begin; None if B is aligned at the end."""
     if node.op_type == "PRelu":
         return 1
     attributes = {a.name: a.i for a in node.attribute if a.name in ("axis", "broadcast")}
     return attributes.get("axis") if attributes.get("broadcast") else None
 
 
-def _one_name_for_each_domain(model: onnx.ModelProto) -> None:
-    """ "ai.onnx" is ""; of a domain that is imported several times the newest version counts."""
+def _unify_domains(model: onnx.ModelProto) -> None:
+    """Write each domain in its canonical form, imported once with the newest of its versions."""
     versions: dict[str, int] = {}
     for opset in model.opset_import:
-        domain = plain_domain(opset.domain)
+        domain = canonical_domain(opset.domain)
         versions[domain] = max(versions.get(domain, 0), opset.version)
     del model.opset_import[:]
     model.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items())
     bodies = [graph.node for graph in graphs_of(model)] + [f.node for f in model.functions]
     for nodes in bodies:
         for node in nodes:
-            node.domain = plain_domain(node.domain)
+            node.domain = canonical_domain(node.domain)
 
 
-def plain_domain(domain: str) -> str:
-    """A domain as it is written here: "ai.onnx" is ""."""
+def canonical_domain(domain: str) -> str:
+    """Return the canonical form of an opset domain: "" for "ai.onnx"."""
     return "" if domain == "ai.onnx" else domain
 
 
@@ -167,6 +191,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the tensor of a ``Constant`` node; None for other nodes and sparse values."""
     if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
@@ -174,7 +199,7 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
         value_tensor: onnx.TensorProto = attribute.t
         return value_tensor
     if attribute.name not in _CONSTANT_ATTRIBUTES:
-        return None  # sparse_value: stays a node
+        return None  # sparse_value
     value = helper.get_attribute_value(attribute)
     values = value if attribute.name.endswith("s") else [value]
     dims = [len(values)] if attribute.name.endswith("s") else []
@@ -182,7 +207,7 @@ def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _drop_initializers_from_inputs(graph: onnx.GraphProto) -> None:
-    """Before IR 4 every initializer had to be listed as an input; as a constant it runs faster."""
+    """Remove inputs that have an initializer, as all had before IR 4: constants run faster."""
     constant = {tensor.name for tensor in graph.initializer}
     constant |= {sparse.values.name for sparse in graph.sparse_initializer}
     kept = [value for value in graph.input if value.name not in constant]
@@ -192,7 +217,7 @@ def _drop_initializers_from_inputs(graph: onnx.GraphProto) -> None:
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:
-    """Topological order, which the specification asks for and not every exporter keeps."""
+    """Sort nodes topologically, as the specification requires and some exporters do not."""
     seen = {value.name for value in graph.input} | {t.name for t in graph.initializer}
     seen |= {sparse.values.name for sparse in graph.sparse_initializer} | {""}
     produced = {name for node in graph.node for name in node.output}
@@ -210,7 +235,7 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
     order = stable_topological_order([{producer[name] for name in needed} for needed in needs])
     if order is None:
         raise ModelError(
-            f"the graph {graph.name!r} has a cycle: some nodes need their own results",
+            f"the graph {graph.name!r} has a cycle: some nodes depend on their own results",
             "export the model again; onnx.checker names the first node of the cycle",
         )
     nodes = list(graph.node)
@@ -219,27 +244,38 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def stable_topological_order(needs: Sequence[Iterable[int]]) -> list[int] | None:
-    """Kahn's algorithm, the smallest index first; None where there is a cycle."""
-    waiting = [set(before) for before in needs]
-    after: list[list[int]] = [[] for _ in needs]
-    for index, before in enumerate(waiting):
-        for other in before:
-            after[other].append(index)
-    ready = [index for index, before in enumerate(waiting) if not before]
+    """Return a topological order by Kahn's algorithm, always taking the smallest ready index.
+
+    Parameters
+    ----------
+    needs : sequence of iterables of int
+        Indices that each index depends on.
+
+    Returns
+    -------
+    list of int or None
+        None if there is a cycle.
+    """
+    waiting = [set(dependencies) for dependencies in needs]
+    dependents: list[list[int]] = [[] for _ in needs]
+    for index, dependencies in enumerate(waiting):
+        for other in dependencies:
+            dependents[other].append(index)
+    ready = [index for index, dependencies in enumerate(waiting) if not dependencies]
     heapq.heapify(ready)
     order = []
     while ready:
         index = heapq.heappop(ready)
         order.append(index)
-        for follower in after[index]:
-            waiting[follower].discard(index)
-            if not waiting[follower]:
-                heapq.heappush(ready, follower)
+        for dependent in dependents[index]:
+            waiting[dependent].discard(index)
+            if not waiting[dependent]:
+                heapq.heappush(ready, dependent)
     return order if len(order) == len(needs) else None
 
 
 def captured_names(node: onnx.NodeProto) -> list[str]:
-    """Values of the outer graph that the node's subgraph bodies read, in order of first use."""
+    """Return outer-scope values that a node's subgraph bodies read, in order of first use."""
     captured: dict[str, None] = {}
     for body in subgraphs_of(node):
         local = {value.name for value in body.input} | {t.name for t in body.initializer} | {""}

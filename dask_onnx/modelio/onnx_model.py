@@ -1,9 +1,8 @@
-"""The one door for ONNX: paths, bytes and protos come in, an `OnnxModel` goes on.
+"""`OnnxModel`, the form in which models travel through this package, and how it is loaded.
 
-Nothing outside this module and `weights` takes protobuf apart, but for `analysis.graph`, which
-reads the nodes once, `analysis.shapes` with its `contrib_*` modules, which calls ONNX's own
-inference, `analysis.axes`, which reads attributes, and `devices`, which reads and writes ONNX's
-multi-device annotations.
+Protobuf is taken apart by this folder, and elsewhere only by `analysis.graph`, which reads the
+nodes once, by `analysis.shapes` with its `contrib_*` modules, which call ONNX's own inference, and
+by `analysis.axes`, which reads attributes.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx import serialization
 
 from dask_onnx.core.errors import InputError, ModelError
-from dask_onnx.core.files import FileSource, KeptFiles, is_url, read_file
+from dask_onnx.core.files import FileSource, OpenFiles, is_url
 from dask_onnx.core.specs import TensorSpec
-from dask_onnx.modelio.devices import carry_over
-from dask_onnx.modelio.forms import Context, decode, inline_functions, is_text, to_model
-from dask_onnx.modelio.normalise import captured_names, normalise, raise_opset
+from dask_onnx.modelio.devices import copy_annotations
+from dask_onnx.modelio.forms import CONTEXT_ADVICE, Context, inline_functions, to_model
+from dask_onnx.modelio.model_files import file_format_of, is_path, read_model_file
+from dask_onnx.modelio.normalise import captured_names, normalise, upgrade_opset
 from dask_onnx.modelio.value_types import spec_of, value_info
 from dask_onnx.modelio.weights import (
     INLINE_BYTES,
@@ -35,92 +34,102 @@ from dask_onnx.modelio.weights import (
     is_external,
     strip_weights,
 )
-from dask_onnx.modelio.wire import note_offsets
+from dask_onnx.modelio.wire import record_offsets
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """All that a task carries of a model: how to know it, and where to find it."""
+    """Reference to a model: the part of it that travels in tasks."""
 
     token: str
+    """Content digest, as `OnnxModel.token`."""
     source: FileSource | None
-    """None for a model that came as bytes or proto: then the host's store must have it."""
+    """The model's file; None for a model given as bytes or as a proto, which has to be in the
+    host's store."""
 
 
 RowsDeclaration = Literal["independent", "none"] | Mapping[str, int] | None
+"""The caller's statement about rows, as `OnnxModel.rows`."""
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A model as data: a proto without weights, and where the weights are."""
+    """A model as data: a proto without weights, and the locations of the weights."""
 
     proto: bytes = field(repr=False)
-    """Serialised ModelProto; large tensors are external data named by blob key."""
+    """Serialised ModelProto in normal form; large tensors are external data named by blob key."""
     token: str
-    """Content digest of `proto`, and through the blob keys in it of the weights."""
+    """Content digest of `proto` and, through the blob keys in it, of the weights."""
     name: str
-    """The graph's name, or the file's."""
+    """Name of the graph, or of the file if the graph has none."""
     inputs: tuple[TensorSpec, ...]
+    """Graph inputs without an initializer, in order."""
     outputs: tuple[TensorSpec, ...]
+    """Graph outputs, in order."""
     defaults: tuple[TensorSpec, ...]
-    """Inputs that have an initializer: constants, unless a caller feeds them."""
+    """Graph inputs with an initializer: constants, unless a caller feeds them."""
     opsets: Mapping[str, int]
-    """Domain ("" is ai.onnx) to version."""
+    """Versions by domain; "" is ai.onnx."""
     parameters: int
-    """Elements of all initializers."""
+    """Number of elements of all initializers."""
     parameter_bytes: int
+    """Bytes of all initializers."""
     source: FileSource | None = None
+    """File of the whole model; None if it was given as bytes or as a proto, or made of another."""
     blobs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    """Weights held in memory, by blob key; empty where `source` can give them again."""
+    """Weights held in memory, by blob key; empty if they can be read from `source` again."""
     places: Mapping[str, BlobPlace] = field(default_factory=dict, repr=False)
-    """Where weights lie in files, by blob key."""
-    kept: KeptFiles = field(default_factory=KeptFiles, repr=False)
-    """Those files, held open in the process that loaded the model."""
+    """Locations of weights in files, by blob key."""
+    open_files: OpenFiles = field(default_factory=OpenFiles, repr=False)
+    """The files of `places`, held open in the process that loaded the model."""
     rows: RowsDeclaration = None
-    """What the caller has said of rows: "independent", "none", or input to the axis that carries
-    them; None leaves it to the algebra of axes."""
+    """The caller's statement about rows: "independent", "none", or the axis of rows by input; None
+    leaves the decision to the analysis of axes."""
 
     @cached_property
     def blob_keys(self) -> tuple[str, ...]:
-        """Every blob that the proto names."""
-        # Wanted at every request, and a forest's proto takes long to parse.
+        """Keys of the blobs that the proto refers to."""
+        # Cached, as every request needs them and the proto of a tree ensemble is slow to parse.
         return blob_keys_of(self.parse())
 
     @cached_property
     def n_nodes(self) -> int:
-        """Nodes of the main graph."""
+        """Number of nodes of the main graph."""
         return len(self.parse().graph.node)
 
     def blob_bytes(self, key: str) -> bytes:
-        """A blob's bytes: from memory, or from the file, even one that has lost its name since.
+        """Return a blob's bytes, from memory or from its file.
+
+        A file that this process holds open is read even after its deletion.
 
         Raises
         ------
         ModelError
-            Its file is gone or has changed; the model was pickled without its weights.
+            The file is gone or has changed, or the model was pickled without its weights.
         """
         if key in self.blobs:
             return self.blobs[key]
         if key in self.places:
-            return self.places[key].read(self.kept)
+            return self.places[key].read(self.open_files)
         raise ModelError(
-            f"the weights {key[:16]}... are not with model {self.name!r}: it was pickled, and "
-            "unpickled on another host",
-            "load the model from a path that this host sees",
+            f"model {self.name!r} lacks the weights {key[:16]}...: it was pickled, and unpickled "
+            "on another host",
+            "load the model from a path that exists on this host",
         )
 
     @property
     def ref(self) -> ModelRef:
+        """Reference to this model, for tasks."""
         return ModelRef(self.token, self.source)
 
     def parse(self) -> onnx.ModelProto:
-        """A fresh copy of the weightless proto."""
+        """Return a new copy of the weightless proto."""
         model: onnx.ModelProto = onnx.ModelProto.FromString(self.proto)
         return model
 
 
 def blob_keys_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Every blob that a weightless proto names, in order."""
+    """Return the keys of the blobs that a weightless proto refers to, in order."""
     tensors = (t for graph in graphs_of(model) for t in graph.initializer)
     return tuple(dict.fromkeys(blob_of(t)[0] for t in tensors if is_external(t)))
 
@@ -132,68 +141,51 @@ def load_onnx(
     kept_functions: Sequence[tuple[str, str]] = (),
     keep_weights: bool = False,
 ) -> OnnxModel:
-    """Read a model, take its weights out, and say where they are.
+    """Load a model, in normal form and with its weights separated from its proto.
 
     Parameters
     ----------
-    source : path, URL for fsspec, or what `forms.to_model` takes
-        External data is found beside a path (and, for an ``onnx_ir.Model``, where its tensors say).
+    source : path, URL for fsspec, or a form that `forms.to_model` takes
+        External data are expected in the folder of the path (or, for an ``onnx_ir.Model``, where
+        its tensors refer to).
     context : Context, optional
-        What a graph, a function or a node does not say of itself.
-    kept_functions : (domain, name) of model-local functions that stay nodes
+        Facts that a GraphProto, FunctionProto or NodeProto lacks.
+    kept_functions : sequence of (str, str)
+        Domain and name of model-local functions that are not inlined.
     keep_weights : bool
-        Hold the weights of a model that came from a file; by default they are dropped, and the
-        file read again where they are needed.
+        Whether to hold the weights of a model file in memory. By default they are dropped, and read
+        from the file again when they are needed.
 
     Raises
     ------
     ModelError
-        No such file, not ONNX, cut short, or without the external data that it names.
+        No such file, not an ONNX model, truncated, or without its external data.
     """
-    if not _is_path(source):
+    if not is_path(source):
         return _build(to_model(source, context or Context()), None, None, kept_functions)
     if context is not None and not context.is_empty:
         raise ModelError(
-            f"{source} is a file of a whole model, which has its opsets, types and functions",
-            "give opsets, input_types, attributes and functions with a GraphProto, FunctionProto "
-            "or NodeProto only",
+            f"{source} is the file of a whole model, which defines its opsets, types and functions",
+            CONTEXT_ADVICE,
+            option=context.first_option,
         )
     return _load_path(os.fspath(source), kept_functions, keep_weights)
 
 
-def _is_path(source: Any) -> bool:
-    return isinstance(source, os.PathLike) or (isinstance(source, str) and not is_text(source))
-
-
-def read_written(source: Any) -> onnx.ModelProto:
-    """A model as it is written: functions, names and Constant nodes as they are, and external data
-    where they are. Never the caller's own object.
-
-    Parameters
-    ----------
-    source : as for `load_onnx`
-
-    Raises
-    ------
-    ModelError
-        As for `load_onnx`, but for external data, which are not looked at.
-    """
-    return _decode_path(os.fspath(source))[0] if _is_path(source) else to_model(source, Context())
-
-
 def with_weights(model: OnnxModel) -> onnx.ModelProto:
-    """A model as it was loaded, its weights in the proto again.
+    """Return a model's proto, in normal form, with its weights in it again.
 
     Raises
     ------
     ModelError
-        Together they are more than a proto holds; a file that weights lie in is gone or changed.
+        The weights exceed the size limit of a proto, or their file is gone or has changed.
     """
-    if len(model.proto) + model.parameter_bytes > _MOST_BYTES:
+    if len(model.proto) + model.parameter_bytes > _MAX_PROTO_BYTES:
         raise ModelError(
             f"model {model.name!r} has {model.parameter_bytes:,} bytes of weights; "
-            f"a proto holds {_MOST_BYTES:,}",
-            "pass the path of the model's file, whose external data stay where they are",
+            f"a proto can hold {_MAX_PROTO_BYTES:,}",
+            "pass the path of the model's file, whose external data stay in their files",
+            numbers={"weight_bytes": model.parameter_bytes, "limit_bytes": _MAX_PROTO_BYTES},
         )
     proto = model.parse()
     blobs: dict[str, bytes] = {}
@@ -207,45 +199,19 @@ def with_weights(model: OnnxModel) -> onnx.ModelProto:
     return proto
 
 
-_MOST_BYTES = 2**31 - 1
-"""Of a serialised message, by protobuf's own limit."""
+_MAX_PROTO_BYTES = 2**31 - 1
+"""Size limit of a serialised message in protobuf."""
 
 
 def _load_path(
     path: str, kept_functions: Sequence[tuple[str, str]], keep_weights: bool
 ) -> OnnxModel:
-    model, data, source = _decode_path(path)
-    extension = PurePath(source.path).suffix
-    if serialization.registry.get_format_from_file_extension(extension) in (None, "protobuf"):
-        note_offsets(model, data, INLINE_BYTES)
+    model, data, source = read_model_file(path)
     path = source.path
+    if file_format_of(path) in (None, "protobuf"):
+        record_offsets(model, data, INLINE_BYTES)
     folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
     return _build(model, source, folder, kept_functions, keep_weights=keep_weights)
-
-
-def _decode_path(path: str) -> tuple[onnx.ModelProto, bytes, FileSource]:
-    """The model in a file or at a URL, its bytes, and what the file was."""
-    if not is_url(path):
-        path = str(Path(path).expanduser().absolute())
-        _check_path(Path(path))
-    try:
-        data, source = read_file(path)
-    except ImportError as error:
-        raise ModelError(f"{path} cannot be opened: {error}", "install what it names") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ModelError(f"{path} cannot be read: {reason}", "check the file") from error
-    file_format = serialization.registry.get_format_from_file_extension(PurePath(path).suffix)
-    return decode(data, path, file_format=file_format), data, source
-
-
-def _check_path(path: Path) -> None:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder", "name the .onnx file inside it")
-    if not path.exists():
-        near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
-        hint = f"in {path.parent} there is: {', '.join(near[:5])}" if near else "check the path"
-        raise ModelError(f"{path} does not exist", hint)
 
 
 def _build(
@@ -259,14 +225,14 @@ def _build(
     model = inline_functions(model, kept_functions)
     declared = {value.name: spec_of(value) for value in model.graph.input}
     parameters = normalise(model)
-    raised = raise_opset(model)
-    if raised is not model:
-        carry_over(model, raised)
-        model = raised
+    upgraded = upgrade_opset(model)
+    if upgraded is not model:
+        copy_annotations(model, upgraded)
+        model = upgraded
     weights = strip_weights(model, folder, source)
-    kept = KeptFiles()
+    open_files = OpenFiles()
     for place in weights.places.values():
-        kept.keep(place.file)
+        open_files.open(place.file)
     proto = model.SerializeToString(deterministic=True)
     drop = source is not None and not keep_weights
     inputs = {value.name for value in model.graph.input}
@@ -281,17 +247,18 @@ def _build(
         opsets={opset.domain: opset.version for opset in model.opset_import},
         parameters=parameters + weights.parameters,
         parameter_bytes=weights.parameter_bytes,
-        # A process that reads the file itself would not know which functions were kept.
+        # None with kept functions: another process that loads the file would inline them.
         source=None if kept_functions else source,
-        # What has a place can be read again; the rest was written in a way that must be decoded.
+        # Weights without a place cannot be read again: their bytes in the file are encoded, as in
+        # typed fields, or were not located.
         blobs={k: v for k, v in weights.blobs.items() if not drop or k not in weights.places},
         places=weights.places,
-        kept=kept,
+        open_files=open_files,
     )
 
 
 class StageExtractor:
-    """Makes models of some nodes of one model; the indices are built once."""
+    """Extraction of submodels from one model, whose indices are built once."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -304,14 +271,23 @@ class StageExtractor:
         self._types = {value.name: value for value in declared}
 
     def _value_info(self, spec: TensorSpec) -> onnx.ValueInfoProto:
-        """What the model itself says of sequences, maps and optionals; a tensor from its spec."""
+        """Return the type of a value: a tensor's from its spec, other types from the model."""
         is_known = spec.dtype is not None or spec.kind is not None
         return value_info(spec) if is_known else self._types.get(spec.name, value_info(spec))
 
     def extract(
         self, nodes: Sequence[int], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> onnx.ModelProto:
-        """A model of `nodes` (indices, ascending) with the initializers that they read."""
+        """Return a model of some nodes with the initializers that they read.
+
+        Parameters
+        ----------
+        nodes : sequence of int
+            Indices of nodes of the main graph, ascending.
+        inputs, outputs : sequence of TensorSpec
+            Values of the graph that become graph inputs and outputs. An input may replace an
+            initializer.
+        """
         stage = onnx.ModelProto()
         stage.ir_version = self.model.ir_version
         stage.opset_import.extend(self.model.opset_import)
@@ -324,11 +300,11 @@ class StageExtractor:
         graph.output.extend(map(self._value_info, outputs))
         read = dict.fromkeys(name for i in nodes for name in self._reads[i])
         read.update(dict.fromkeys(spec.name for spec in outputs))
-        for spec in inputs:  # may take the place of an initializer
+        for spec in inputs:
             read.pop(spec.name, None)
         graph.initializer.extend(self._dense[name] for name in read if name in self._dense)
         graph.sparse_initializer.extend(self._sparse[name] for name in read if name in self._sparse)
-        # ORT decides by these which patterns it may fuse where its own inference gives up.
+        # ORT needs these types to fuse patterns where its own shape inference fails.
         given = {spec.name for spec in outputs}
         inside = (name for i in nodes for name in self._nodes[i].output if name not in given)
         graph.value_info.extend(self._hints[name] for name in inside if name in self._hints)
@@ -341,7 +317,13 @@ def extract_onnx(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
 ) -> OnnxModel:
-    """A model of some nodes (indices, ascending) of another; its weights are where they were."""
+    """Return a model of some nodes of another, which shares its weights.
+
+    Parameters
+    ----------
+    nodes, inputs, outputs
+        As for `StageExtractor.extract`.
+    """
     part = StageExtractor(model.parse()).extract(nodes, inputs, outputs)
     proto = part.SerializeToString(deterministic=True)
     keys = set(blob_keys_of(part))
@@ -356,47 +338,62 @@ def extract_onnx(
         opsets=model.opsets,
         parameters=sum(math.prod(tensor.dims) for tensor in tensors),
         parameter_bytes=sum(blob_of(t)[2] if is_external(t) else t.ByteSize() for t in tensors),
-        # Its proto is in no file, so it travels as one that was given as bytes.
+        # No file holds this proto, so it travels like a model given as bytes.
         source=None,
         blobs={key: blob for key, blob in model.blobs.items() if key in keys},
         places={key: place for key, place in model.places.items() if key in keys},
-        kept=model.kept,
-        rows=model.rows if isinstance(model.rows, str | None) else _rows_left(model.rows, inputs),
+        open_files=model.open_files,
+        rows=_rows_of_inputs(model.rows, inputs),
     )
 
 
-def _rows_left(rows: Mapping[str, int], inputs: Sequence[TensorSpec]) -> Mapping[str, int]:
-    """The declared axes of the inputs that are still there."""
+def _rows_of_inputs(rows: RowsDeclaration, inputs: Sequence[TensorSpec]) -> RowsDeclaration:
+    """Return a declaration of rows restricted to some inputs."""
+    if isinstance(rows, str | None):
+        return rows
     names = {spec.name for spec in inputs}
     return {name: axis for name, axis in rows.items() if name in names}
 
 
 def check_rows(rows: RowsDeclaration, model: OnnxModel) -> None:
-    """Compare a declaration of rows with the model's inputs.
+    """Check a declaration of rows against the model's inputs.
 
     Raises
     ------
     InputError
-        Neither of the two words, or an input or axis that the model does not have.
+        Neither "independent" nor "none", or an input or axis that the model does not have.
     """
     if rows is None or rows in ("independent", "none"):
         return
     if not isinstance(rows, Mapping) or not rows:
         raise InputError(
-            f"rows is {rows!r}", 'give "independent", "none", or a mapping such as {"x": 0}'
+            f"rows is {rows!r}",
+            'pass "independent", "none", or a mapping such as {"x": 0}',
+            option="rows",
         )
     specs = {spec.name: spec for spec in model.inputs}
     for name, axis in rows.items():
         if name not in specs:
             raise InputError(
                 f"rows names input {name!r}, which the model does not have",
-                f"its inputs are {', '.join(map(repr, specs))}",
+                f"use one of its inputs: {', '.join(map(repr, specs))}",
+                option="rows",
+                input=name,
             )
         rank = specs[name].rank
         if isinstance(axis, bool) or not isinstance(axis, int) or axis < 0:
-            raise InputError(f"rows[{name!r}] is {axis!r}", "give an axis, counted from 0")
+            raise InputError(
+                f"rows[{name!r}] is {axis!r}, not an axis",
+                "pass an axis number, counted from 0",
+                option="rows",
+                input=name,
+            )
         if rank is not None and axis >= rank:
             raise InputError(
                 f"rows[{name!r}] is {axis}; input {name!r} has {rank} axes, {specs[name]}",
-                f"give an axis from 0 to {rank - 1}",
+                f"pass an axis from 0 to {rank - 1}",
+                option="rows",
+                input=name,
+                axis=axis,
+                numbers={"rank": rank},
             )

@@ -1,7 +1,7 @@
-"""ONNX's types and ours: a `TensorSpec` and the protos that say the same.
+"""Conversion of value types between ONNX's protos, `TensorSpec` and ONNX's text notation.
 
-Types that are no tensors are written in ONNX's own notation, such as ``seq(tensor(float))`` or
-``map(int64,tensor(float))``: the names of its operator schemas.
+The notation is that of operator schemas, such as ``seq(tensor(float))`` or
+``map(int64,tensor(float))``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WRAPPERS = {"seq": "sequence_type", "optional": "optional_type"}
 
 
 def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
-    """Name, type and shape of a ValueInfoProto."""
+    """Return the spec of a ValueInfoProto: name, type and shape."""
     kind = value.type.WhichOneof("value")
     if kind is None:
         return TensorSpec(value.name, None, None)
@@ -30,19 +30,29 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     dtype = numpy_dtype(tensor.elem_type) if tensor.elem_type else None
     if not tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, None)
-    return TensorSpec(value.name, dtype, tuple(map(_dim, tensor.shape.dim)))
+    return TensorSpec(value.name, dtype, _shared_shape(tuple(map(_dim, tensor.shape.dim))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_shape(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Return the same object for equal shapes.
+
+    A graph of 10,000 nodes has few shapes. A tuple for each value and each inference of shapes
+    would make Python's garbage collector scan the whole process while a plan is made.
+    """
+    return shape
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     size: int = dim.dim_value
     if size or dim.HasField("dim_value"):
-        return size if size >= 0 else None  # Paddle writes -1 for "any"
-    # "?" is what some exporters write where they know no name.
+        return size if size >= 0 else None  # Paddle's exporter writes -1 for "any"
+    # Some exporters write "?" for an unknown size.
     return None if dim.dim_param in ("", "?") else dim.dim_param
 
 
 def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    """The inverse of `spec_of`."""
+    """Return the ValueInfoProto of a spec: the inverse of `spec_of`."""
     if spec.dtype is not None:
         elem_type = helper.np_dtype_to_tensor_dtype(spec.dtype)
         return helper.make_tensor_value_info(spec.name, elem_type, spec.shape)
@@ -53,25 +63,25 @@ def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
     return value
 
 
-@functools.cache  # asked for each value of a graph, several times
+@functools.lru_cache(maxsize=64)  # called several times for each value of a graph
 def numpy_dtype(elem_type: int) -> np.dtype:
-    """numpy's dtype of an ONNX element type: of ml_dtypes where numpy has none."""
+    """Return numpy's dtype of an ONNX element type; of ml_dtypes where numpy has none."""
     return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def tensor_kind(dtype: np.dtype) -> str:
-    """ONNX's notation of a tensor type: ``tensor(float)``."""
+    """Return ONNX's notation of a tensor type, such as ``tensor(float)``."""
     return f"tensor({_element_name(helper.np_dtype_to_tensor_dtype(dtype))})"
 
 
 def kind_of(spec: TensorSpec) -> str | None:
-    """ONNX's notation of a value's type; None where it is not known."""
+    """Return ONNX's notation of a value's type; None if it is unknown."""
     return spec.kind if spec.dtype is None else tensor_kind(spec.dtype)
 
 
 def kind_of_value(value: Any) -> str:
-    """ONNX's notation of the type of an array, a list or a dict; empty ones count as float."""
+    """Return ONNX's notation of the type of an array, list or dict; empty ones count as float."""
     if isinstance(value, list):
         return f"seq({kind_of_value(value[0]) if value else 'tensor(float)'})"
     if isinstance(value, dict):
@@ -83,7 +93,13 @@ def kind_of_value(value: Any) -> str:
 
 
 def type_text(proto: onnx.TypeProto) -> str:
-    """ONNX's notation of a type; shapes are left out."""
+    """Return ONNX's notation of a type, without shapes.
+
+    Raises
+    ------
+    ModelError
+        The type is empty, or newer than this package.
+    """
     which = proto.WhichOneof("value")
     if which == "tensor_type":
         return f"tensor({_element_name(proto.tensor_type.elem_type)})"
@@ -95,11 +111,11 @@ def type_text(proto: onnx.TypeProto) -> str:
     for name, field in _WRAPPERS.items():
         if which == field:
             return f"{name}({type_text(getattr(proto, field).elem_type)})"
-    raise ModelError(f"type {which or 'nothing'!r} is not known", "upgrade onnx and dask_onnx")
+    raise ModelError(f"the type {which or 'nothing'!r} is unknown", "upgrade onnx and dask_onnx")
 
 
 def parse_type(text: str) -> onnx.TypeProto:
-    """The inverse of `type_text`.
+    """Return the type that ONNX's notation describes: the inverse of `type_text`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Taking the weights out of a model, and saying where each of them lies.
+"""Separation of a model's weights from its proto, and their locations in files.
 
-A model splits into a proto of some tens of kilobytes and blobs of bytes. A tensor that shape
-inference may want to read (small ones, and integers up to a limit) stays in the proto.
+A model splits into a proto of some tens of kilobytes and blobs of bytes. Tensors that shape
+inference may need to read (small ones, and integers up to a limit) stay in the proto.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import onnx
 from onnx import numpy_helper
 
 from dask_onnx.core.errors import ModelError
-from dask_onnx.core.files import FileSource, KeptFiles, is_url, read_ranges, see_file
-from dask_onnx.modelio.wire import take_offset
+from dask_onnx.core.files import FileSource, OpenFiles, is_url, read_ranges, stat_file
+from dask_onnx.modelio.wire import pop_offset
 
 INLINE_BYTES = 1024
-"""Tensors up to this size stay in the proto, whatever their type."""
+"""Size in bytes up to which tensors of any type stay in the proto."""
 INLINE_INTEGER_BYTES = 64 * 1024
-"""Integers up to this size stay too: they are shapes, axes, indices."""
+"""Size in bytes up to which integer tensors stay too: they are shapes, axes or indices."""
 OWN_BLOB_BYTES = 2**20
-"""Tensors from this size on are a blob each; smaller ones share one, a pack."""
+"""Size in bytes from which a tensor is a blob of its own; smaller ones share one, a pack."""
 PACK_BYTES = 16 * 2**20
-"""A pack that has become so large is closed, so that a stage need not fetch the whole model's."""
+"""Size in bytes at which a pack is closed, so that a stage need not fetch all of the model's."""
 ALIGNMENT = 64
-"""Where a packed tensor may start: a cache line, the widest vector load of today's CPUs."""
+"""Alignment in bytes of tensors in a pack: a cache line, and the widest vector load of CPUs."""
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Packed = tuple[onnx.TensorProto, bytes, int | None]
-"""A tensor, its bytes, and where these lie in the model's file."""
+"""A tensor, its bytes, and their offset in the model's file if known."""
 _INTEGERS = {
     onnx.TensorProto.BOOL,
     onnx.TensorProto.INT8,
@@ -51,41 +51,51 @@ _INTEGERS = {
 
 @dataclass(frozen=True, slots=True)
 class BlobPlace:
-    """Where in a file the bytes of a blob lie."""
+    """Location of a blob's bytes in a file."""
 
     file: FileSource
+    """The file, as it was when the model was loaded."""
     length: int
-    """Bytes of the blob; between segments it has zeros."""
+    """Bytes of the blob. Bytes outside all segments are zeros."""
     segments: tuple[tuple[int, int, int], ...]
-    """Offset in the blob, offset in the file, length of each piece; ascending."""
+    """Offset in the blob, offset in the file and length of each piece in bytes, ascending."""
 
-    def read(self, kept: KeptFiles | None = None) -> bytes:
-        """The blob's bytes.
+    def read(self, open_files: OpenFiles | None = None) -> bytes:
+        """Return the blob's bytes.
+
+        Parameters
+        ----------
+        open_files : OpenFiles, optional
+            Read from here if it has the file, even if the path is gone.
 
         Raises
         ------
         ModelError
-            The file is gone, or no longer the one that was seen.
+            The file is gone, or has changed since the model was loaded.
         """
-        parts = read_ranges(self.file, [(start, size) for _, start, size in self.segments], kept)
+        ranges = [(start, size) for _, start, size in self.segments]
+        parts = read_ranges(self.file, ranges, open_files)
         if len(parts) == 1 and len(parts[0]) == self.length:
             return parts[0]
         blob = bytearray(self.length)
         for (offset, _, size), part in zip(self.segments, parts, strict=True):
             if len(part) != size:
                 raise ModelError(
-                    f"{self.file.path} gave {len(part):,} of {size:,} bytes", "load the model again"
+                    f"{self.file.path} returned {len(part):,} of {size:,} bytes",
+                    "load the model again",
+                    numbers={"read_bytes": len(part), "expected_bytes": size},
                 )
             blob[offset : offset + size] = part
         return bytes(blob)
 
     def to_json(self) -> list[Any]:
-        """As plain lists; `from_json` takes them."""
+        """Return plain lists for `from_json`."""
         file = self.file
         return [file.path, file.size, file.version, self.length, [list(s) for s in self.segments]]
 
     @staticmethod
     def from_json(values: list[Any]) -> BlobPlace:
+        """Return the location that `to_json` wrote."""
         path, size, version, length, segments = values
         return BlobPlace(
             FileSource(path, size, version),
@@ -95,48 +105,48 @@ class BlobPlace:
 
 
 def range_key(file: FileSource, offset: int, length: int) -> str:
-    """The key of a blob that was not read, so that its content has no name yet."""
+    """Return the key of a blob that is named by its location, since its content was not read."""
     identity = (file.path, offset, length, file.size, file.version)
     return "range-" + hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def content_digest(key: str) -> str | None:
-    """The SHA-256 that a blob key promises; None for one that was named unread."""
+    """Return the SHA-256 that a blob key is; None for a key made by `range_key`."""
     return key if _DIGEST.fullmatch(key) else None
 
 
 @dataclass(slots=True)
 class StrippedWeights:
-    """What `strip_weights` took out of a proto."""
+    """Weights that `strip_weights` has taken out of a proto."""
 
     blobs: dict[str, bytes] = field(default_factory=dict)
-    """Blob key to its bytes, for weights that were inside the proto."""
+    """Bytes by blob key, of weights that were inside the proto."""
     places: dict[str, BlobPlace] = field(default_factory=dict)
-    """Blob key to its place, as far as the weights lie in files."""
+    """Locations by blob key, of weights that are in files."""
     parameter_bytes: int = 0
-    """Bytes of all initializers, those that stay in the proto included."""
+    """Bytes of all initializers, including those that stay in the proto."""
     parameters: int = 0
-    """Elements of all initializers."""
+    """Number of elements of all initializers."""
 
 
 def strip_weights(
     model: onnx.ModelProto, folder: str | None, file: FileSource | None = None
 ) -> StrippedWeights:
-    """Move large tensors of `model`, in place, to blobs that the proto names as external data.
+    """Move large tensors of `model`, in place, to blobs that the proto refers to as external data.
 
     Parameters
     ----------
     model : ModelProto
-        Its ``Constant`` nodes must have become initializers before.
+        Its ``Constant`` nodes must have been converted to initializers.
     folder : str or None
-        Path or URL of where external data of the model lies; None if it came without a place.
+        Path or URL of the folder of external data; None for a model that came without a path.
     file : FileSource or None
-        The file that the model came from, if tensors have noted where in it they lie.
+        The file of the model, if `wire.record_offsets` has recorded the tensors' offsets in it.
 
     Raises
     ------
     ModelError
-        External data is missing, too short, leaves the folder, or has no folder.
+        External data is missing, is too short, is outside the folder, or has no folder.
     """
     stripped = StrippedWeights()
     packed: list[_Packed] = []
@@ -154,7 +164,7 @@ def strip_weights(
 
 
 def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The main graph and every subgraph body below it."""
+    """Yield the main graph and every subgraph body below it."""
     pending = [model.graph]
     while pending:
         graph = pending.pop()
@@ -164,6 +174,7 @@ def graphs_of(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
 
 
 def subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the subgraph bodies among a node's attributes, without those inside them."""
     bodies = []
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
@@ -174,7 +185,7 @@ def subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """The node and all nodes of its subgraph bodies."""
+    """Yield the node and all nodes of its subgraph bodies, nested ones included."""
     yield node
     for body in subgraphs_of(node):
         for inner in body.node:
@@ -182,12 +193,13 @@ def with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
 
 
 def blob_of(tensor: onnx.TensorProto) -> tuple[str, int, int]:
-    """Blob key, offset and length of a tensor that was moved out of its proto."""
+    """Return blob key, offset and length of a tensor whose bytes are in a blob."""
     fields = {entry.key: entry.value for entry in tensor.external_data}
     return fields["location"], int(fields["offset"]), int(fields["length"])
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor's bytes are outside its proto."""
     return bool(tensor.data_location == _EXTERNAL)
 
 
@@ -208,7 +220,7 @@ def _strip_inline(
     packed: list[_Packed],
     file: FileSource | None,
 ) -> None:
-    offset = take_offset(tensor)
+    offset = pop_offset(tensor)
     size = tensor.ByteSize()
     if tensor.HasField("raw_data"):
         size = len(tensor.raw_data)
@@ -223,10 +235,11 @@ def _strip_inline(
     stripped.blobs[key] = raw
     if file is not None and offset is not None:
         stripped.places[key] = BlobPlace(file, len(raw), ((0, offset, len(raw)),))
-    _point(tensor, key, 0, len(raw))
+    _refer_to_blob(tensor, key, 0, len(raw))
 
 
 def _raw_bytes(tensor: onnx.TensorProto) -> bytes:
+    """Return the bytes of a tensor whose values are in a typed field, such as ``float_data``."""
     copy = numpy_helper.from_array(numpy_helper.to_array(tensor))
     return bytes(copy.raw_data)
 
@@ -245,11 +258,11 @@ def _write_pack(packed: list[_Packed], stripped: StrippedWeights, file: FileSour
         segments = tuple(
             (offset, place, len(raw))
             for (_, raw, place), offset in zip(packed, offsets, strict=True)
-            if place is not None
+            if place is not None  # for mypy: checked above
         )
         stripped.places[key] = BlobPlace(file, len(pack), segments)
     for (tensor, raw, _), offset in zip(packed, offsets, strict=True):
-        _point(tensor, key, offset, len(raw))
+        _refer_to_blob(tensor, key, offset, len(raw))
 
 
 def _strip_external(
@@ -264,56 +277,69 @@ def _strip_external(
     stripped.parameter_bytes += length
     key = range_key(file, offset, length)
     stripped.places[key] = BlobPlace(file, length, ((0, offset, length),))
-    _point(tensor, key, 0, length)
+    _refer_to_blob(tensor, key, 0, length)
 
 
 def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileSource, int, int]:
-    """File, offset and length of a tensor's bytes."""
+    """Return file, offset and length of a tensor's bytes.
+
+    Raises
+    ------
+    ModelError
+        As for `strip_weights`.
+    """
     fields: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
     if folder is None:
         raise ModelError(
-            f"initializer {tensor.name!r} lies in the external file {location!r}, "
-            "and a model given as bytes or as a proto has no folder to find it in",
+            f"initializer {tensor.name!r} is stored in the external file {location!r}, "
+            "and a model given as bytes or as a proto has no folder",
             "load the model by its path instead",
+            input=tensor.name,
         )
     path = _inside(folder, location)
     if path is None:
         raise ModelError(
-            f"initializer {tensor.name!r} names {location!r}, which leaves the model's folder",
-            "external data must lie in or below the folder of the model file",
+            f"initializer {tensor.name!r} refers to {location!r}, outside the model's folder",
+            "put external data into or below the folder of the model file",
+            input=tensor.name,
         )
     try:
-        file = see_file(path)
-    except OSError:
+        file = stat_file(path)
+    except OSError as error:
         raise ModelError(
-            f"initializer {tensor.name!r} lies in {path}, which does not exist",
-            "put the external data beside the model file, under the name that the model gives",
+            f"initializer {tensor.name!r} is stored in {path}, which does not exist",
+            f"copy the external data to {path}",
+            input=tensor.name,
+            reason=str(error),
         ) from None
     offset = int(fields.get("offset", 0))
     length = int(fields.get("length", 0)) or file.size - offset
     if offset + length > file.size:
         raise ModelError(
-            f"initializer {tensor.name!r} needs bytes {offset} to {offset + length} of {path}, "
-            f"which has {file.size}",
-            "the external file is cut short or of another model: copy it again",
+            f"initializer {tensor.name!r} is stored in bytes {offset:,} to {offset + length:,} of "
+            f"{path}, which has {file.size:,}",
+            "the external file is truncated or belongs to another model: copy it again",
+            input=tensor.name,
+            numbers={"needed_bytes": offset + length, "file_bytes": file.size},
         )
     return file, offset, length
 
 
 def _inside(folder: str, location: str) -> str | None:
-    """The path of external data; None if it would lead out of the folder."""
+    """Return the path of external data; None if it is outside the folder."""
     if is_url(folder):
         parts = PurePosixPath(location).parts
         leaves = not parts or ".." in parts or PurePosixPath(location).is_absolute()
         return None if leaves else f"{folder.rstrip('/')}/{location}"
+    # Resolved, so that symbolic links cannot lead outside either.
     path = (Path(folder) / location).resolve()
     is_inside = path.is_relative_to(Path(folder).resolve()) and path != Path(folder).resolve()
     return str(path) if is_inside else None
 
 
-def _point(tensor: onnx.TensorProto, key: str, offset: int, length: int) -> None:
-    """Make `tensor` an empty shell that names its bytes as external data."""
+def _refer_to_blob(tensor: onnx.TensorProto, key: str, offset: int, length: int) -> None:
+    """Replace the content of `tensor` by a reference to a blob, as external data."""
     name, data_type, dims = tensor.name, tensor.data_type, list(tensor.dims)
     tensor.Clear()
     tensor.name, tensor.data_type = name, data_type

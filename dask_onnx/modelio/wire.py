@@ -1,8 +1,8 @@
-"""Where in the bytes of a serialised ModelProto each tensor's ``raw_data`` lies.
+"""Offsets of the tensors' ``raw_data`` in the bytes of a serialised ModelProto.
 
-protobuf's own parser does not say. The wire format is that of protobuf's encoding guide: a varint
-key (field number << 3 | wire type), then a varint (type 0), 8 bytes (1), a length and so many bytes
-(2), or 4 bytes (5). Field numbers are those of onnx.proto.
+protobuf's own parser does not report them. The wire format is that of protobuf's encoding guide: a
+varint key (field number << 3 | wire type), then a varint (type 0), 8 bytes (1), a length and that
+many bytes (2), or 4 bytes (5). Field numbers are those of onnx.proto.
 """
 
 from __future__ import annotations
@@ -20,41 +20,45 @@ _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 5, 6, 11
 _TENSOR_RAW_DATA = 9
 
 OFFSET_KEY = "offset in the model's file"
-"""Until the weights are taken out, a tensor notes in its ``external_data`` where its bytes lay."""
+"""Key in a tensor's ``external_data`` that holds its offset until `strip_weights` reads it."""
 
 Span = tuple[int, int]
-"""Start and end of a message's bytes."""
+"""Start and end of a message in the bytes of the file."""
 
 
-def note_offsets(model: onnx.ModelProto, data: bytes, min_bytes: int) -> None:
-    """Note in each tensor that strip_weights may move where its ``raw_data`` lies in `data`.
+def record_offsets(model: onnx.ModelProto, data: bytes, min_bytes: int) -> None:
+    """Record in each tensor that `strip_weights` may move the offset of its ``raw_data``.
+
+    Tensors keep no offset where `data` is not laid out as expected; their weights are then held in
+    memory instead of being read from the file again.
 
     Parameters
     ----------
     model : ModelProto
-        What `data` decodes to, unchanged.
+        The model that `data` decodes to, unchanged. Modified in place.
     data : bytes
+        Serialised ModelProto.
     min_bytes : int
-        Tensors up to this size are left alone.
+        Size up to which tensors are skipped.
     """
     graphs = [span for number, span in _fields(data, (0, len(data))) if number == _MODEL_GRAPH]
-    if len(graphs) == 1:
-        _note_graph(model.graph, data, graphs[0], min_bytes)
+    if len(graphs) == 1:  # protobuf merges repeated ones, which shifts positions
+        _record_graph(model.graph, data, graphs[0], min_bytes)
 
 
-def _note_graph(graph: onnx.GraphProto, data: bytes, span: Span, min_bytes: int) -> None:
+def _record_graph(graph: onnx.GraphProto, data: bytes, span: Span, min_bytes: int) -> None:
     fields = list(_fields(data, span))
     initializers = [s for number, s in fields if number == _GRAPH_INITIALIZER]
     nodes = [s for number, s in fields if number == _GRAPH_NODE]
     if len(initializers) != len(graph.initializer) or len(nodes) != len(graph.node):
         return
     for tensor, place in zip(graph.initializer, initializers, strict=True):
-        _note_tensor(tensor, data, place, min_bytes)
+        _record_tensor(tensor, data, place, min_bytes)
     for node, place in zip(graph.node, nodes, strict=True):
-        _note_node(node, data, place, min_bytes)
+        _record_node(node, data, place, min_bytes)
 
 
-def _note_node(node: onnx.NodeProto, data: bytes, span: Span, min_bytes: int) -> None:
+def _record_node(node: onnx.NodeProto, data: bytes, span: Span, min_bytes: int) -> None:
     is_constant = node.op_type == "Constant"
     if not is_constant and not any(a.HasField("g") or a.graphs for a in node.attribute):
         return
@@ -63,25 +67,25 @@ def _note_node(node: onnx.NodeProto, data: bytes, span: Span, min_bytes: int) ->
         inner = list(_fields(data, place))
         if is_constant and attribute.name == "value":
             tensors = [s for number, s in inner if number == _ATTRIBUTE_TENSOR]
-            _note_all([attribute.t], tensors, data, min_bytes)
+            _record_tensors([attribute.t], tensors, data, min_bytes)
         graphs = [s for number, s in inner if number == _ATTRIBUTE_GRAPH]
         bodies = [attribute.g] if attribute.HasField("g") else []
         graphs += [s for number, s in inner if number == _ATTRIBUTE_GRAPHS]
         bodies += attribute.graphs
         if len(graphs) == len(bodies):
             for body, body_place in zip(bodies, graphs, strict=True):
-                _note_graph(body, data, body_place, min_bytes)
+                _record_graph(body, data, body_place, min_bytes)
 
 
-def _note_all(
+def _record_tensors(
     tensors: Sequence[onnx.TensorProto], spans: Sequence[Span], data: bytes, min_bytes: int
 ) -> None:
     if len(tensors) == len(spans):
         for tensor, span in zip(tensors, spans, strict=True):
-            _note_tensor(tensor, data, span, min_bytes)
+            _record_tensor(tensor, data, span, min_bytes)
 
 
-def _note_tensor(tensor: onnx.TensorProto, data: bytes, span: Span, min_bytes: int) -> None:
+def _record_tensor(tensor: onnx.TensorProto, data: bytes, span: Span, min_bytes: int) -> None:
     if len(tensor.raw_data) <= min_bytes:
         return
     places = [s for number, s in _fields(data, span) if number == _TENSOR_RAW_DATA]
@@ -90,8 +94,8 @@ def _note_tensor(tensor: onnx.TensorProto, data: bytes, span: Span, min_bytes: i
         entry.key, entry.value = OFFSET_KEY, str(places[0][0])
 
 
-def take_offset(tensor: onnx.TensorProto) -> int | None:
-    """The noted offset of a tensor, which then no longer has it."""
+def pop_offset(tensor: onnx.TensorProto) -> int | None:
+    """Remove and return the recorded offset of a tensor; None if there is none."""
     for index, entry in enumerate(tensor.external_data):
         if entry.key == OFFSET_KEY:
             offset = int(entry.value)
@@ -101,7 +105,7 @@ def take_offset(tensor: onnx.TensorProto) -> int | None:
 
 
 def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span]]:
-    """Number and content of each field with a length; the others are stepped over."""
+    """Yield number and span of each field with a length; other fields are skipped."""
     position, end = span
     while position < end:
         key, position = _varint(data, position)
@@ -116,11 +120,12 @@ def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span]]:
             length, position = _varint(data, position)
             yield key >> 3, (position, position + length)
             position += length
-        else:  # groups are not used by ONNX; the parser has accepted them, so leave off
+        else:  # a group, which ONNX does not use: stop rather than guess its length
             return
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return a varint's value and the position after it."""
     value = shift = 0
     while True:
         byte = data[position]

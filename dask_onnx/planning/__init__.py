@@ -1,5 +1,4 @@
-"""How a graph is cut into stages, what that costs, and which cut is best. Draws nothing, runs
-nothing.
+"""Strategies that cut a graph into stages, their predicted cost, and the choice among them.
 
-Imports `core`, `modelio` and `analysis`.
+Draws nothing and runs nothing. Imports `core`, `modelio` and `analysis`.
 """

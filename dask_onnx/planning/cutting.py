@@ -1,4 +1,4 @@
-"""What all strategies share: what they may look at, where a cut is legal, groups made stages."""
+"""Common parts of all strategies: their inputs, unbreakable chains, and groups made into stages."""
 
 from __future__ import annotations
 
@@ -15,35 +15,41 @@ from dask_onnx.core.specs import NodeKernel, TensorSpec
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
 
 _LABEL_NODES = 3
-"""A stage of up to so many nodes is called by all of them, a longer one by its first and last."""
+"""Most nodes that a label names; a longer stage is named by its first and last node."""
 _LABEL_LENGTH = 48
+"""Most characters of a node's name in a label."""
 _LABEL_FOLDERS = 3
+"""Components of a path-like node name in a label, counted from its end."""
 
 
 @dataclass(frozen=True, eq=False)
 class CutInputs:
-    """All that a strategy may look at."""
+    """Inputs of a strategy: the graph, its sizes, and what its nodes cost."""
 
     facts: GraphFacts
+    """The graph."""
     specs: Mapping[str, TensorSpec]
-    """Every value at the shapes that the cost is wanted for."""
+    """Spec of every value at the shapes that the plan is for."""
     declared: Mapping[str, TensorSpec]
-    """Every value at the model's own, symbolic shapes: what a stage's interface says."""
+    """Spec of every value at the model's own symbolic shapes, which stages declare."""
     outputs: tuple[str, ...]
+    """Names of the values that the caller asked for."""
     costs: CostTable
+    """Speed of the CPU and cost of hops."""
     kernels: Sequence[NodeKernel]
-    """What runs each node of the graph."""
+    """Kernel of each node of the graph."""
     node_costs: Sequence[NodeCost]
-    """Of each node, at the shapes."""
+    """Cost of each node of the graph at `specs`."""
     measured: Mapping[int, float] = field(default_factory=dict)
-    """Node to seconds, where they were measured rather than predicted."""
+    """Seconds of nodes that were measured rather than predicted, by the node's position."""
 
     @cached_property
     def initializer_bytes(self) -> dict[str, int]:
+        """Bytes of each initializer of the main graph, by its name."""
         return initializer_bytes(self.facts)
 
     def weight_bytes(self, nodes: Iterable[int]) -> int:
-        """Bytes of all weights that some nodes read or carry, each counted once."""
+        """Return the bytes of all weights that `nodes` read or carry, each counted once."""
         reads: set[str] = set()
         own = 0
         for node in nodes:
@@ -53,12 +59,16 @@ class CutInputs:
         return own + sum(sizes[name] for name in sizes.keys() & reads)
 
     def working_bytes(self, nodes: Iterable[int], leaving: Collection[str]) -> int:
-        """The most bytes of activations that are alive at once while the nodes run, in depth-first
-        order, as ONNX Runtime runs them.
+        """Return the peak bytes of activations alive at once while `nodes` run.
+
+        Nodes run in depth-first order, as ONNX Runtime runs them.
 
         Parameters
         ----------
-        leaving : values that live on until all of the nodes have run
+        nodes : iterable of int
+            Positions of the nodes.
+        leaving : collection of str
+            Values that stay alive until all of the nodes have run.
         """
         members = sorted(nodes, key=self.places.__getitem__)
         last_read: dict[str, int] = {}
@@ -80,53 +90,55 @@ class CutInputs:
 
     @cached_property
     def all_working(self) -> int:
-        """The most bytes of activations of the model as one stage."""
+        """Peak bytes of activations alive at once if the model is one stage."""
         return self.working_bytes(self.nodes, self.outputs)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every value."""
+        """Bytes of every value at `specs`, by its name."""
         return {name: value_bytes(spec) for name, spec in self.specs.items()}
 
     @cached_property
     def places(self) -> dict[int, int]:
-        """Each node's position in the depth-first order."""
+        """Position of each needed node in depth-first order, by its position in the graph."""
         return {node: i for i, node in enumerate(self.facts.depth_first_order(self.nodes))}
 
     def readers(self, value: str) -> list[int]:
-        """Nodes that read a value on the way to the outputs."""
+        """Return the nodes that read a value and that the outputs need."""
         return [node for node in self.facts.consumers.get(value, ()) if node in self.places]
 
     @cached_property
     def nodes(self) -> list[int]:
-        """The nodes that the outputs need, in the order of the file."""
+        """Positions of the nodes that the outputs need, in the order of the file."""
         return self.facts.ancestors(self.outputs)
 
     def seconds(self, node: int) -> float:
+        """Return the seconds of a node for one run: measured if they were, else predicted."""
         return self._seconds[node]
 
     @cached_property
     def _seconds(self) -> list[float]:
-        """Of every node of the graph."""
+        """Seconds of every node of the graph for one run."""
         predicted = map(self.costs.seconds, self.node_costs, (each.kernel for each in self.kernels))
         return [self.measured.get(node, each) for node, each in enumerate(predicted)]
 
 
 def chains_of(cut: CutInputs) -> list[list[int]]:
-    """The pieces that a cut leaves whole, in depth-first order."""
+    """Return the chains of nodes that no cut breaks, in depth-first order."""
     return cuts.chains_of(cut.facts, cut.nodes, cut.outputs)
 
 
 def crossing_bytes(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[int]:
-    """For each border between chains i and i + 1 the bytes of the values that cross it."""
+    """Return the bytes of the values that cross the border behind each chain but the last."""
     return cuts.crossing_bytes(cut.facts, cut.specs, chains)
 
 
-def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Split groups so that one kernel runs each; in an order in which they can run.
+def _split_by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Split groups so that one kind of kernel runs each, in topological order.
 
-    A node's level is how often the kernel changes on the way to it, within its group. Nodes of
-    one level and kernel are convex, since a path that leaves them comes back on a higher level.
+    The level of a node is the number of changes of kernel on the longest path to it within its
+    group. Nodes of one level and kernel are convex, since a path that leaves them returns on a
+    higher level.
     """
     parts: list[list[int]] = []
     for group in groups:
@@ -154,22 +166,33 @@ def _by_kernel(cut: CutInputs, groups: Sequence[Sequence[int]]) -> list[list[int
 def stage_graph_of(
     cut: CutInputs, groups: Sequence[Sequence[int]], labels: Sequence[str] | None = None
 ) -> StageGraph:
-    """Groups of nodes, in an order in which they can run, as a StageGraph with its edges.
+    """Build a stage graph, with its edges, from groups of nodes.
 
-    A node may be in several groups, each of which then makes its values for itself; those who have
-    it not get them from the first.
+    A node may be in several groups. Each of them then computes its values for itself, and stages
+    without the node receive them from the first.
+
+    Parameters
+    ----------
+    cut : CutInputs
+        The graph and what its nodes cost.
+    groups : sequence of sequence of int
+        Positions of the nodes of each stage, in topological order.
+    labels : sequence of str, optional
+        Labels of the stages; by default made of their nodes' names. Not used where a group is split
+        because different kernels run its nodes.
     """
     facts = cut.facts
     inputs = tuple(cut.declared[name] for name in facts.inputs)
-    # An output that no node makes is an input or an initializer, handed on by the last stage.
+    # An output without a producer is an input or an initializer; the last stage passes it on.
     loose = [name for name in cut.outputs if name not in facts.producer]
-    split = _by_kernel(cut, groups)
+    split = _split_by_kernel(cut, groups)
     labels = labels if len(split) == len(groups) else None
     groups = split or [[]]
-    groups_of: dict[int, list[int]] = {}
+    groups_of: dict[int, tuple[int, ...]] = {}
     for i, group in enumerate(groups):
+        alone = (i,)  # shared by the nodes of the group, of which there may be tens of thousands
         for node in group:
-            groups_of.setdefault(node, []).append(i)
+            groups_of[node] = (*groups_of[node], i) if node in groups_of else alone
     stages = tuple(
         _stage(
             cut,
@@ -182,7 +205,7 @@ def stage_graph_of(
         )
         for number, group in enumerate(groups)
     )
-    # An input that is an output too is handed on by a stage, but nobody has to wait for that.
+    # An input that is also an output is passed on by a stage, but no consumer waits for that.
     producers = {
         spec.name: i
         for i, stage in enumerate(stages)
@@ -223,7 +246,7 @@ def _stage(
         if name not in made and name not in facts.initializers
     )
     reads.update(dict.fromkeys(name for name in loose if name in facts.inputs))
-    # A stage that is the model gives its outputs in the order in which they were asked for.
+    # If one stage is the whole model, its outputs are in the order that the caller asked for.
     wanted = list(cut.outputs if is_only else (*_leaving(cut, groups_of, number, group), *loose))
     cost = sum((cut.node_costs[i] for i in group), NodeCost(0, 0, 0))
     return Stage(
@@ -245,16 +268,18 @@ def _stage(
 def _leaving(
     cut: CutInputs, groups_of: Mapping[int, Sequence[int]], number: int, group: Sequence[int]
 ) -> Iterator[str]:
-    """Values that a group gives to others: it is the first that makes them, and some reader or the
-    caller has them not."""
+    """Yield the values that a group must output.
+
+    It is their first producer, and a consumer outside it, or the caller, needs them.
+    """
     facts = cut.facts
-    here_alone = {node for node in group if len(groups_of[node]) == 1}
+    only_here = {node for node in group if len(groups_of[node]) == 1}
     for node in group:
         own = groups_of[node]
         for name in facts.nodes[node].outputs if own[0] == number else ():
             readers = facts.consumers.get(name, ())
             if name in cut.outputs or (
-                not here_alone.issuperset(readers)
+                not only_here.issuperset(readers)
                 and any(i not in own for reader in readers for i in groups_of.get(reader, ()))
             ):
                 yield name
@@ -265,6 +290,7 @@ def _spec(cut: CutInputs, name: str) -> TensorSpec:
 
 
 def label_of(cut: CutInputs, group: Sequence[int]) -> str:
+    """Return the label of a stage, made of its nodes' names."""
     names = [identifier(cut.facts.nodes[index].name) for index in group]
     if len(names) > _LABEL_NODES:
         return f"{names[0]}..{names[-1]}"
@@ -272,8 +298,8 @@ def label_of(cut: CutInputs, group: Sequence[int]) -> str:
 
 
 def identifier(name: str) -> str:
-    """A name as Dask's `key_split` leaves it alone: no hyphen, a letter first, not endless."""
-    # Of a path the end tells most: exporters put the module's place in the model before it.
+    """Return a name in a form that Dask's `key_split` keeps: a letter first, no hyphen, short."""
+    # The end of a path says most: exporters put the module's place in the model before it.
     end = ".".join(name.replace("::", ".").strip("/").split("/")[-_LABEL_FOLDERS:])
     text = re.sub(r"[^0-9A-Za-z_.]+", "_", end).strip("_.")[-_LABEL_LENGTH:].strip("_.")
     if not text:

@@ -1,4 +1,4 @@
-"""What contiguous pieces of a graph need of a worker's memory: weights, and activations at work."""
+"""Memory that contiguous pieces of a graph need of a worker: weights and live activations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from dask_onnx.planning.cutting import CutInputs
 
 
-def bytes_of(cut: CutInputs, nodes: Collection[int]) -> int:
-    """What a stage of these nodes needs: its weights, each once, and the most that is alive of the
-    values that it makes."""
+def memory_need(cut: CutInputs, nodes: Collection[int]) -> int:
+    """Return the bytes that a stage of these nodes needs.
+
+    These are its weights, each counted once, and the peak of the values that it produces.
+    """
     inside = set(nodes)
     leaving = [
         name
@@ -29,22 +31,25 @@ def bytes_of(cut: CutInputs, nodes: Collection[int]) -> int:
 def reach_within(
     cut: CutInputs, chains: Sequence[Sequence[int]], limit: float
 ) -> npt.NDArray[np.int64]:
-    """For each border between chains the furthest one that a stage from it can end at.
+    """Return, for each border between chains, the furthest border where a stage from it may end.
 
-    A window goes over the chains: what a stage needs only grows with what it has, so that neither
-    of its ends ever goes back. A weight counts in every stage that reads it; a value that the stage
-    makes is alive until its last reader has run, and if that is in another stage, until the stage
-    ends.
+    A window slides over the chains: the need of a stage only grows with its chains, so that neither
+    end of the window ever goes back. A weight counts in every stage that reads it. A value is alive
+    until its last consumer has run, and until the stage ends if that is in another stage.
 
     Parameters
     ----------
-    chains : in an order in which they can run
-    limit : bytes of weights and of activations that a stage may need
+    cut : CutInputs
+        The graph, its sizes and its outputs.
+    chains : sequence of sequence of int
+        Unbreakable chains of nodes, in topological order.
+    limit : float
+        Bytes of weights and of activations that a stage may need.
 
     Returns
     -------
-    array of int64, shape (chains + 1,); at a border from which not even one chain fits, the border
-    itself
+    ndarray of int64, shape (len(chains) + 1,)
+        A border from which not even one chain fits has itself.
     """
     window = _Window(cut, chains)
     reach = np.full(len(chains) + 1, len(chains), np.int64)
@@ -61,76 +66,80 @@ def reach_within(
 
 @dataclass
 class _Window:
-    """Some chains that follow one another, as a stage."""
+    """Consecutive chains, from `start` up to but without `end`, seen as one stage."""
 
     cut: CutInputs
     chains: Sequence[Sequence[int]]
     start: int = 0
     end: int = 0
     weights: int = 0
+    """Bytes of the weights that chains in the window read, each counted once."""
     working: int = 0
-    """The most that is alive at once of what the chains in it make."""
+    """Peak bytes alive at once of the values that chains in the window produce."""
     readers: Counter[str] = field(default_factory=Counter)
-    """Weight to the number of chains in the window that read it."""
+    """Number of chains in the window that read each weight, by the weight's name."""
 
     def __post_init__(self) -> None:
         order = list(itertools.chain.from_iterable(self.chains))
         self.place = {node: i for i, node in enumerate(order)}
         self.borders = [0, *itertools.accumulate(map(len, self.chains))]
         self.alive = np.zeros(len(order) + 1, np.int64)
-        """While each node runs: bytes of the values made by then, from the start of the window, and
-        still to be read."""
+        """Bytes, while each node runs, of values produced in the window and still to be read."""
         for node in order:
-            self._let_live(node, 1)
+            self._count_values(node, 1)
 
-    def _let_live(self, node: int, sign: int) -> None:
+    def _count_values(self, node: int, sign: int) -> None:
+        """Add a node's values to `alive` while they live, or remove them where `sign` is -1."""
         for name in self.cut.facts.nodes[node].outputs:
             size = self.cut.sizes.get(name, 0)
             if size:
-                self.alive[self.place[node] : self._last(name, node) + 1] += sign * size
+                self.alive[self.place[node] : self._last_place(name, node) + 1] += sign * size
 
-    def _last(self, name: str, node: int) -> int:
-        """Where a value is read last; what the caller wants lives to the end."""
+    def _last_place(self, name: str, node: int) -> int:
+        """Return the position of a value's last consumer; the last position for graph outputs."""
         if name in self.cut.outputs:
             return len(self.place) - 1
         return max((self.place[i] for i in self.cut.readers(name)), default=self.place[node])
 
     def start_at(self, start: int) -> None:
-        """Let go of the chains before."""
+        """Remove the chains before `start` from the window."""
         for chain in self.chains[self.start : start]:
             for node in chain:
-                self._let_live(node, -1)
+                self._count_values(node, -1)
         for number in range(self.start, min(start, self.end)):
-            self.weights -= self._own(number)
-            for name in self._reads(number):
+            self.weights -= self._own_bytes(number)
+            for name in self._weights_read(number):
                 self.readers[name] -= 1
                 if not self.readers[name]:
                     self.weights -= self.cut.initializer_bytes[name]
         self.start, self.end = start, max(self.end, start)
-        self.working = self._most(start, self.end)
+        self.working = self._peak(start, self.end)
 
     def bytes_with(self, number: int) -> int:
-        """What the window would need with one more chain, the one behind it."""
-        new = sum(self.cut.initializer_bytes[n] for n in self._reads(number) if not self.readers[n])
-        working = max(self.working, self._most(number, number + 1))
-        return self.weights + self._own(number) + new + working
+        """Return the need of the window with the next chain, `number`, added."""
+        sizes = self.cut.initializer_bytes
+        new = sum(sizes[name] for name in self._weights_read(number) if not self.readers[name])
+        working = max(self.working, self._peak(number, number + 1))
+        return self.weights + self._own_bytes(number) + new + working
 
     def take(self, number: int) -> None:
-        for name in self._reads(number):
+        """Add the next chain, `number`, to the window."""
+        for name in self._weights_read(number):
             if not self.readers[name]:
                 self.weights += self.cut.initializer_bytes[name]
             self.readers[name] += 1
-        self.weights += self._own(number)
-        self.working = max(self.working, self._most(number, number + 1))
+        self.weights += self._own_bytes(number)
+        self.working = max(self.working, self._peak(number, number + 1))
         self.end = number + 1
 
-    def _most(self, start: int, end: int) -> int:
+    def _peak(self, start: int, end: int) -> int:
         return int(self.alive[self.borders[start] : self.borders[end]].max(initial=0))
 
-    def _reads(self, number: int) -> Iterable[str]:
-        """Weights of the main graph that a chain reads, each once."""
+    def _weights_read(self, number: int) -> Iterable[str]:
+        """Return the main graph's weights that a chain reads, each once."""
         names = {n for node in self.chains[number] for n in self.cut.facts.nodes[node].reads}
         return names & self.cut.initializer_bytes.keys()
 
-    def _own(self, number: int) -> int:
+    def _own_bytes(self, number: int) -> int:
+        """Return the bytes of weights that a chain's nodes carry in attributes and bodies."""
         return sum(self.cut.node_costs[node].own_bytes for node in self.chains[number])

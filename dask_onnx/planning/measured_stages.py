@@ -1,4 +1,4 @@
-"""What a plan's stages took where they have run, beside what was predicted."""
+"""Measured run times of a plan's stages, beside the predicted ones."""
 
 from __future__ import annotations
 
@@ -12,45 +12,57 @@ from dask_onnx.planning.stages import StageGraph
 
 @dataclass(frozen=True, slots=True)
 class StageTimes:
-    """One stage, wherever it ran."""
+    """Measured runs of one stage, on whichever workers."""
 
     runs: int
+    """Number of runs."""
     seconds: float
-    """Median of a run, in proportion to the rows that the plan is for."""
+    """Median seconds of a run, scaled to the rows that the plan is for."""
     workers: tuple[str, ...]
-    """Addresses of those that ran it; of this process an empty string."""
+    """Addresses of the workers that ran it; an empty string stands for this process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known after a run."""
+    """Measurements of a plan that has run."""
 
     stages: tuple[StageTimes | None, ...]
-    """For each stage of the plan; None if it has not run."""
+    """Measured runs of each stage of the plan; None if the stage has not run."""
     rows: float | None
-    """Of a run, the median; None where no input has rows."""
+    """Median number of rows of a run; None where no input has rows."""
     peaks: Mapping[str, int]
-    """Worker's address to the most bytes that were ever resident of its process."""
+    """Peak resident bytes of each worker's process, by the worker's address."""
 
     @property
     def seconds(self) -> list[float | None]:
-        """For each stage."""
+        """Median seconds of each stage; None for those that have not run."""
         return [None if times is None else times.seconds for times in self.stages]
 
     @property
     def runs(self) -> int:
-        """Of all stages together."""
+        """Number of runs of all stages together."""
         return sum(times.runs for times in self.stages if times is not None)
 
     def peaks_of(self, stages: Iterable[int]) -> list[int]:
-        """Peaks in bytes of the processes that ran any of some stages, largest first."""
+        """Return the peak bytes of the processes that ran any of `stages`, largest first."""
         times = [found for i in stages if (found := self.stages[i]) is not None]
         workers = {worker for each in times for worker in each.workers}
         return sorted((self.peaks[worker] for worker in workers), reverse=True)
 
     def error(self, graph: StageGraph) -> tuple[float, float]:
-        """By how much the prediction is off: of all stages that have run together, signed; and of a
-        stage, the median of what it is off either way. Shares of what was measured."""
+        """Return the relative error of the prediction.
+
+        Parameters
+        ----------
+        graph : StageGraph
+            The stages with their predicted cost, in the order of `stages`.
+
+        Returns
+        -------
+        tuple of float
+            The signed error of all measured stages together, and the median absolute error of a
+            stage, both as shares of the measured time.
+        """
         pairs = [
             (stage.cost.seconds, times.seconds)
             for stage, times in zip(graph.stages, self.stages, strict=True)
@@ -68,18 +80,27 @@ def measured(
     peaks: Mapping[str, int],
     rows: int | None,
 ) -> Measured | None:
-    """Put together what workers have noted; None if none of the stages has run.
+    """Combine what workers have recorded of a plan's stages.
 
     Parameters
     ----------
-    tokens : of the plan's stages, in their order
-    runs : worker's address to what it has noted of them
-    peaks : worker's address to the peak of its process
-    rows : of a run, that the plan is for; None where no input has rows
+    tokens : sequence of str
+        Tokens of the plan's stages, in their order.
+    runs : mapping of str to sequence of StageRun
+        Recorded runs of these stages, by the worker's address.
+    peaks : mapping of str to int
+        Peak resident bytes of each worker's process, by its address.
+    rows : int or None
+        Rows of the run that the plan is for; None where no input has rows.
+
+    Returns
+    -------
+    Measured or None
+        None if none of the stages has run.
     """
     by_stage: dict[str, list[tuple[str, StageRun]]] = {token: [] for token in tokens}
-    for worker, noted in runs.items():
-        for run in noted:
+    for worker, recorded in runs.items():
+        for run in recorded:
             by_stage[run.token].append((worker, run))
     if not any(by_stage.values()):
         return None
@@ -88,7 +109,7 @@ def measured(
     return Measured(
         tuple(_times(by_stage[token], rows, size) for token in tokens),
         size,
-        {worker: peaks[worker] for worker, noted in runs.items() if noted},
+        {worker: peaks[worker] for worker, recorded in runs.items() if recorded},
     )
 
 
@@ -97,8 +118,8 @@ def _times(
 ) -> StageTimes | None:
     if not found:
         return None
-    # A stage that gets all rows in one piece, from another stage, does not know how many they are:
-    # then the others' runs tell.
+    # A stage that receives all rows from another stage in one piece does not know their number;
+    # the other stages' median size is used instead.
     seconds = [
         run.seconds / run.runs * (rows / each if rows and each else 1.0)
         for _, run in found

@@ -1,4 +1,4 @@
-"""Strategies: ways to cut a model into stages. Each is a function of the facts to a StageGraph."""
+"""Strategies by name: each is a function that cuts a graph into a stage graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.planning.annotations import from_annotations
 from dask_onnx.planning.branch_stages import branches
 from dask_onnx.planning.cutting import (
@@ -17,37 +17,39 @@ from dask_onnx.planning.cutting import (
     identifier,
     stage_graph_of,
 )
-from dask_onnx.planning.pipeline import pipeline
+from dask_onnx.planning.pipeline import pipeline, wrong_stage_count
 from dask_onnx.planning.stages import StageGraph
 
 _BYTES_OF_A_HOP = 256 * 1024
-"""Bytes that take about as long between two processes as saying that they are there."""
+"""Bytes whose transfer between two processes takes about as long as the hop itself."""
 
 
 def whole(cut: CutInputs) -> StageGraph:
-    """The model as one stage: what a cluster wants unless there is a reason to split."""
+    """Return the model as one stage: the default, unless there is a reason to split."""
     return stage_graph_of(cut, [cut.nodes], [identifier(cut.facts.model.name)])
 
 
 def per_node(cut: CutInputs) -> StageGraph:
-    """A stage for each node: to look at, to test with, to find the slow one."""
+    """Return a stage for each node, to inspect a model or to find its slow nodes."""
     return stage_graph_of(cut, [[index] for index in cut.nodes])
 
 
 def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0.05) -> StageGraph:
-    """Convex regions of about equal predicted time, cut where little has to travel.
+    """Cut the graph into convex regions of about equal predicted time, where few bytes cross.
 
-    The nodes are put into a depth-first topological order, an interval of which is convex by
-    construction, and chains that ORT fuses (a Conv and its activation) are kept in one piece. The
-    order is then cut near equal shares of the predicted time, within half a share at the place
-    where the fewest bytes cross. Linear in the number of nodes.
+    The nodes are put into a depth-first topological order, whose intervals are convex. Chains that
+    ONNX Runtime fuses (a Conv and its activation) are kept in one piece. The order is cut near
+    equal shares of the predicted time, within half a share at the place where the fewest bytes
+    cross. Linear in the number of nodes.
 
     Parameters
     ----------
+    cut : CutInputs
+        The graph and what its nodes cost.
     n_stages : int, optional
-        How many stages; at most one for each unbreakable chain.
+        Number of stages; at most one for each unbreakable chain.
     min_seconds : float
-        Without `n_stages`: what each stage should compute at least, in predicted seconds.
+        Without `n_stages`: least predicted seconds that each stage should compute.
 
     Raises
     ------
@@ -59,11 +61,8 @@ def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0
     if n_stages is None:
         n_stages = max(1, min(len(chains), int(sum(seconds) / min_seconds)))
     if not 1 <= n_stages <= max(len(chains), 1):
-        raise PlanError(
-            f"{n_stages} stages were asked for; the model can be cut into 1 to {len(chains)}",
-            "choose n_stages in that range, or strategy 'per_node'",
-        )
-    borders = _borders(seconds, _tears(cut, chains), n_stages)
+        raise wrong_stage_count(n_stages, max(len(chains), 1))
+    borders = _borders(seconds, _cut_costs(cut, chains), n_stages)
     groups = [
         sorted(itertools.chain.from_iterable(chains[start:stop]))
         for start, stop in itertools.pairwise([0, *borders, len(chains)])
@@ -72,16 +71,19 @@ def fused(cut: CutInputs, *, n_stages: int | None = None, min_seconds: float = 0
 
 
 def at_values(cut: CutInputs, *, values: Sequence[str | Sequence[str]]) -> StageGraph:
-    """The caller's own cuts: a stage ends where a value, or each of several, has been made.
+    """Cut the graph where the caller says: a stage ends where its values have been produced.
 
     Parameters
     ----------
-    values : names, or sequences of names that end a stage together, in the order of the stages
+    cut : CutInputs
+        The graph and what its nodes cost.
+    values : sequence of str or of sequence of str
+        Names of values, in the order of the stages; a sequence of names ends one stage together.
 
     Raises
     ------
     PlanError
-        No such value in what the outputs need; nothing is left for a stage.
+        A name is no value that the outputs need, or no node is left for a stage.
     """
     facts, needed = cut.facts, set(cut.nodes)
     groups: list[list[int]] = []
@@ -89,17 +91,23 @@ def at_values(cut: CutInputs, *, values: Sequence[str | Sequence[str]]) -> Stage
     for ends in ([value] if isinstance(value, str) else list(value) for value in values):
         unknown = [name for name in ends if facts.producer.get(name) not in needed]
         if unknown:
-            made = facts.is_known(unknown[0])
+            is_value = facts.is_known(unknown[0])
             raise PlanError(
                 f"{unknown[0]!r} is "
-                + ("no value that a node makes for these outputs" if made else "no value"),
+                + ("no value that a node produces for these outputs" if is_value else "no value"),
                 "look the names up with plan('per_node').explain()",
+                option="values",
+                input=unknown[0],
+                suggestions=[Suggestion("strategy", "per_node")],
             )
         group = [node for node in facts.ancestors(ends) if node not in done]
         if not group:
             raise PlanError(
-                f"nothing is left for a stage that ends at {', '.join(map(repr, ends))}",
-                "give the values in the order in which they are made, each once",
+                f"no node is left for a stage that ends at {', '.join(map(repr, ends))}",
+                "give the values in the order in which they are produced, each once",
+                option="values",
+                input=ends[0],
+                suggestions=[Suggestion("values")],
             )
         groups.append(group)
         done.update(group)
@@ -116,14 +124,15 @@ STRATEGIES: Mapping[str, Callable[..., StageGraph]] = {
     "at_values": at_values,
     "from_annotations": from_annotations,
 }
+"""Function of each strategy, by its name; "auto" chooses among them."""
 
 
-def _tears(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[tuple[int, bool, int]]:
-    """For each border how bad it is to cut there, to be compared as a tuple.
+def _cut_costs(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[tuple[int, bool, int]]:
+    """Return the cost of cutting at each border, as a tuple to compare.
 
-    Bytes come first, but only in steps that weigh as much as a hop between processes does anyway;
-    then whether the border is inside a branch, where a cut makes the two stages wait for each
-    other; then bytes to the last.
+    First come the bytes that cross, in steps of what a hop between processes costs anyway; then
+    whether the border is inside a branch, where a cut makes the two stages wait for each other;
+    then the exact bytes.
     """
     crossing = crossing_bytes(cut, chains)
     inside = [
@@ -137,15 +146,15 @@ def _tears(cut: CutInputs, chains: Sequence[Sequence[int]]) -> list[tuple[int, b
 
 
 def _borders(
-    seconds: Sequence[float], tears: Sequence[tuple[int, bool, int]], n_stages: int
+    seconds: Sequence[float], cut_costs: Sequence[tuple[int, bool, int]], n_stages: int
 ) -> list[int]:
-    """Where to cut: n_stages - 1 positions, each the start of a stage, strictly ascending."""
+    """Return the `n_stages` - 1 positions where a stage after the first starts, ascending."""
     done = list(itertools.accumulate(seconds))
     share = done[-1] / n_stages if done else 0.0
     ends = np.asarray(done)
     borders: list[int] = []
     for number in range(1, n_stages):
-        # Every stage needs a chain of its own: so many are left for those before and after.
+        # Every stage needs a chain of its own: leave enough for those before and after.
         first = (borders[-1] if borders else 0) + 1
         last = len(seconds) - (n_stages - number)
         ideal = share * number
@@ -153,6 +162,6 @@ def _borders(
         high = int(np.searchsorted(ends, ideal + share / 2)) + 1
         low, high = min(max(low, first), last), min(max(high, first), last)
         borders.append(
-            min(range(low, high + 1), key=lambda i: (tears[i - 1], abs(done[i - 1] - ideal)))
+            min(range(low, high + 1), key=lambda i: (cut_costs[i - 1], abs(done[i - 1] - ideal)))
         )
     return borders

@@ -1,4 +1,4 @@
-"""How micro-batches follow one another through the stages."""
+"""Schedules of micro-batches through the stages of a plan, and the barriers that enforce them."""
 
 from __future__ import annotations
 
@@ -7,60 +7,67 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from dask_onnx.core.errors import PlanError
-from dask_onnx.planning.plan_options import whole_number
+from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.core.formatting import format_count
+from dask_onnx.planning.plan_options import parse_whole_number
 
 Mode = Literal["async", "sync", "hybrid"]
 
-_PER_STAGE = 2
-"""Micro-batches in flight for each stage: one at work and one that waits for its turn."""
+_MODES: tuple[Mode, ...] = ("async", "sync", "hybrid")
+_IN_FLIGHT_PER_STAGE = 2
+"""Default number of micro-batches in flight for each stage: one at work and one waiting."""
 
 Item = TypeVar("Item", bound=Hashable)
+"""Work of one stage on one micro-batch: a task's key, or a (stage, micro-batch) pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How micro-batches follow one another through the stages of a plan. It changes no result.
+    """Order in which micro-batches go through the stages of a plan. It changes no result.
 
     Parameters
     ----------
     mode : {"async", "sync", "hybrid"}
-        "async": a micro-batch starts as soon as the one that is `in_flight` places before it has
-        been through all stages. "sync": micro-batches go in waves of `in_flight`; all of a wave
-        finish a stage before any of them starts the next, and the wave before the next one starts.
+        "async": a micro-batch starts when the one `in_flight` places before it has been through
+        all stages. "sync": micro-batches go in waves of `in_flight`; all of a wave finish a stage
+        before any of them starts the next one, and a wave finishes before the next one starts.
         "hybrid": only the latter, a barrier every `in_flight` micro-batches.
     in_flight : int, optional
-        Micro-batches that are between their first and their last stage at most; two for each stage
-        if left out.
+        Most micro-batches between their first and their last stage; by default two per stage.
 
     Raises
     ------
     PlanError
-        There is no such mode; fewer than one in flight.
+        `mode` is unknown, or `in_flight` is below 1.
     """
 
     mode: Mode = "async"
+    """Rule for the start of a micro-batch."""
     in_flight: int | None = None
+    """Most micro-batches in flight; None stands for two per stage."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("async", "sync", "hybrid"):
+        if self.mode not in _MODES:
             raise PlanError(
-                f"there is no schedule {self.mode!r}", "choose 'async', 'sync' or 'hybrid'"
+                f"{self.mode!r} is no schedule",
+                f"choose one of {', '.join(map(repr, _MODES))}",
+                option="mode",
+                suggestions=[Suggestion("mode", mode) for mode in _MODES],
             )
         if self.in_flight is not None:
-            whole_number("in_flight", self.in_flight)
+            parse_whole_number("in_flight", self.in_flight)
 
     def limit(self, stages: int) -> int:
-        """Micro-batches in flight at most, in a plan of so many stages."""
-        return self.in_flight or _PER_STAGE * stages
+        """Return the most micro-batches in flight in a plan of `stages` stages."""
+        return self.in_flight or _IN_FLIGHT_PER_STAGE * stages
 
     def binds(self, stages: int, chunks: int) -> bool:
-        """Whether it asks anything of so many micro-batches."""
+        """Return whether the schedule delays any of `chunks` micro-batches."""
         return chunks > (1 if self.mode == "sync" else self.limit(stages))
 
     def describe(self, stages: int) -> str:
-        limit = self.limit(stages)
-        batches = f"{limit} {'micro-batch' if limit == 1 else 'micro-batches'}"
+        """Return the schedule of a plan of `stages` stages as a line of text."""
+        batches = format_count(self.limit(stages), "micro-batch", "es")
         if self.mode == "async":
             return f"async, {batches} in flight at most"
         if self.mode == "sync":
@@ -69,58 +76,61 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage(Generic[Item]):
-    """One micro-batch: its items, a stage's work each, by level."""
+class MicroBatch(Generic[Item]):
+    """Items of one micro-batch, each the work of one stage, by level."""
 
     levels: Mapping[Item, int]
-    """How many of the micro-batch's stages are on the longest way to it."""
+    """Number of items of the micro-batch before each item, along the longest path."""
     sinks: tuple[Item, ...]
-    """Items that nothing of the micro-batch waits for."""
+    """Items that no other item of the micro-batch depends on."""
 
     @property
     def sources(self) -> list[Item]:
+        """Items that depend on no other item of the micro-batch."""
         return [item for item, level in self.levels.items() if level == 0]
 
     @classmethod
-    def of(cls, needs: Mapping[Item, Sequence[Item]]) -> Passage[Item]:
-        """From each item's needs within the micro-batch, in an order in which they can run."""
+    def from_dependencies(cls, dependencies: Mapping[Item, Sequence[Item]]) -> MicroBatch[Item]:
+        """Build a micro-batch from each item's dependencies, in topological order."""
         levels: dict[Item, int] = {}
-        for item, before in needs.items():
+        for item, before in dependencies.items():
             levels[item] = max((levels[each] + 1 for each in before), default=0)
-        needed = {each for before in needs.values() for each in before}
-        return cls(levels, tuple(item for item in needs if item not in needed))
+        needed = {each for before in dependencies.values() for each in before}
+        return cls(levels, tuple(item for item in dependencies if item not in needed))
 
 
 @dataclass(frozen=True, slots=True)
 class Barrier(Generic[Item]):
-    """None of `before` starts until all of `after` are done."""
+    """Barrier between items: none of `before` starts until all of `after` are done."""
 
     after: tuple[Item, ...]
+    """Items that the barrier waits for."""
     before: tuple[Item, ...]
+    """Items that wait for the barrier."""
 
 
 def barriers(
-    schedule: Schedule, stages: int, passages: Sequence[Passage[Item]]
+    schedule: Schedule, stages: int, micro_batches: Sequence[MicroBatch[Item]]
 ) -> Iterator[Barrier[Item]]:
-    """What a schedule asks of micro-batches, which are in order."""
+    """Yield the barriers that `schedule` puts among micro-batches, which are in order."""
     limit = schedule.limit(stages)
     if schedule.mode == "async":
-        for early, late in zip(passages, passages[limit:], strict=False):
+        for early, late in zip(micro_batches, micro_batches[limit:], strict=False):
             yield Barrier(early.sinks, tuple(late.sources))
         return
-    waves = [passages[start : start + limit] for start in range(0, len(passages), limit)]
+    waves = [micro_batches[start : start + limit] for start in range(0, len(micro_batches), limit)]
     for number, wave in enumerate(waves):
         if number:
-            sinks = [item for passage in waves[number - 1] for item in passage.sinks]
-            yield Barrier(tuple(sinks), tuple(item for p in wave for item in p.sources))
+            sinks = [item for each in waves[number - 1] for item in each.sinks]
+            yield Barrier(tuple(sinks), tuple(item for each in wave for item in each.sources))
         if schedule.mode == "sync":
-            yield from _between_levels(wave)
+            yield from _barriers_between_levels(wave)
 
 
-def _between_levels(wave: Sequence[Passage[Item]]) -> Iterator[Barrier[Item]]:
+def _barriers_between_levels(wave: Sequence[MicroBatch[Item]]) -> Iterator[Barrier[Item]]:
     by_level: defaultdict[int, list[Item]] = defaultdict(list)
-    for passage in wave:
-        for item, level in passage.levels.items():
+    for micro_batch in wave:
+        for item, level in micro_batch.levels.items():
             by_level[level].append(item)
     for level in range(len(by_level) - 1):
         yield Barrier(tuple(by_level[level]), tuple(by_level[level + 1]))

@@ -1,4 +1,4 @@
-"""Whether a stage graph holds together: every fault is collected, then raised at once."""
+"""Checks of a stage graph and of its operators; all faults of a graph are reported at once."""
 
 from __future__ import annotations
 
@@ -6,43 +6,56 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+import onnx
+import onnx.defs
+
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.shapes import Schemas, is_standard
-from dask_onnx.core.errors import ModelError, PlanError
+from dask_onnx.core.errors import ModelError, PlanError, Suggestion
+from dask_onnx.core.formatting import format_count
 from dask_onnx.modelio.weights import with_bodies
 from dask_onnx.planning.stages import StageGraph
 
 _SHOWN = 5
+"""Most faults that an error lists."""
 
 
 def check_stages(stages: StageGraph, facts: GraphFacts) -> None:
-    """Check that `stages` does what the model does.
+    """Check that a stage graph computes what the model does.
+
+    Parameters
+    ----------
+    stages : StageGraph
+        The stages to check.
+    facts : GraphFacts
+        The model's graph.
 
     Raises
     ------
     PlanError
         With all problems in one message: a node in no stage, one that draws random numbers in
         several, a value without a producer, with two, or from a later stage, an edge that goes
-        back, an output that nobody makes.
+        back, an output that no stage produces.
     """
     problems = [
-        *_coverage(stages, facts),
-        *_makers(stages),
-        *_order(stages),
-        *_outputs(stages),
+        *_coverage_problems(stages, facts),
+        *_producer_problems(stages),
+        *_order_problems(stages),
+        *_output_problems(stages),
     ]
     if problems:
         shown = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        plural = "problem" if len(problems) == 1 else "problems"
         raise PlanError(
-            f"{len(problems)} {plural} in the stage graph: {shown}{more}",
-            "a strategy of your own must give every node to a stage, in topological order",
+            f"{format_count(len(problems), 'problem')} in the stage graph: {shown}{more}",
+            "a custom strategy must assign every node to a stage, in topological order",
+            option="strategy",
+            numbers={"problems": len(problems)},
         )
 
 
-def _coverage(stages: StageGraph, facts: GraphFacts) -> Iterator[str]:
+def _coverage_problems(stages: StageGraph, facts: GraphFacts) -> Iterator[str]:
     times = Counter(index for stage in stages.stages for index in stage.nodes)
     wanted = facts.ancestors(spec.name for spec in stages.outputs)
     unseeded = set(random_nodes(facts, tuple(spec.name for spec in stages.outputs))[1])
@@ -51,58 +64,61 @@ def _coverage(stages: StageGraph, facts: GraphFacts) -> Iterator[str]:
         if not times[index]:
             yield f"node {name!r} is in no stage"
         elif times[index] > 1 and name in unseeded:
-            yield f"node {name!r} draws anew in each of {times[index]} stages"
+            yield f"node {name!r} draws other random numbers in each of {times[index]} stages"
     for index in sorted(set(times) - set(wanted)):
         if not 0 <= index < len(facts.nodes):
             yield f"there is no node at position {index}"
 
 
-def _makers(stages: StageGraph) -> Iterator[str]:
-    """Nodes may be repeated, but others must get a value from one stage alone."""
+def _producer_problems(stages: StageGraph) -> Iterator[str]:
+    """Yield values that several stages output; nodes may be repeated, outputs may not."""
     times = Counter(spec.name for stage in stages.stages for spec in stage.outputs)
     for name, count in times.items():
         if count > 1:
-            yield f"value {name!r} is given by {count} stages"
+            yield f"value {name!r} is an output of {count} stages"
 
 
-def _order(stages: StageGraph) -> Iterator[str]:
-    there = {spec.name for spec in stages.inputs}
-    made = set(stages.producers)
+def _order_problems(stages: StageGraph) -> Iterator[str]:
+    available = {spec.name for spec in stages.inputs}
+    produced = set(stages.producers)
     for stage in stages.stages:
         for spec in stage.inputs:
-            if spec.name not in there:
-                where = "comes from a later stage" if spec.name in made else "has no producer"
+            if spec.name not in available:
+                is_later = spec.name in produced
+                where = "comes from a later stage" if is_later else "has no producer"
                 yield f"value {spec.name!r}, which stage {stage.label} needs, {where}"
-        there.update(spec.name for spec in stage.outputs)
+        available.update(spec.name for spec in stage.outputs)
     for edge in stages.edges:
         if edge.producer >= edge.consumer:
             yield f"the edge of {edge.value!r} goes from stage {edge.producer} to {edge.consumer}"
 
 
-def _outputs(stages: StageGraph) -> Iterator[str]:
-    there = {spec.name for spec in stages.inputs} | set(stages.producers)
+def _output_problems(stages: StageGraph) -> Iterator[str]:
+    available = {spec.name for spec in stages.inputs} | set(stages.producers)
     for spec in stages.outputs:
-        if spec.name not in there:
-            yield f"output {spec.name!r} is made by no stage"
+        if spec.name not in available:
+            yield f"output {spec.name!r} is produced by no stage"
 
 
 def check_operators(
     facts: GraphFacts, foreign: Schemas, brought: Collection[tuple[str, str]] = ()
 ) -> None:
-    """Check that every operator that the outputs need exists, at the opset that is imported.
+    """Check that every operator that the outputs need exists at the imported opset.
 
     Parameters
     ----------
-    foreign : operators outside ONNX's own domains that the runtime has
-    brought : (domain, op type) of the caller's own kernels
+    facts : GraphFacts
+        The model's graph.
+    foreign : Schemas
+        Operators of the runtime outside ONNX's own domains.
+    brought : collection of tuple of str
+        (domain, op type) of the caller's custom kernels.
 
     Raises
     ------
     ModelError
-        Naming the node, the operator, its domain and the opset.
+        An operator is unknown. The error has the node, the operator, its domain and the opset.
     """
-    import onnx.defs  # onnx itself is imported; the schemas are only loaded on first use
-
     functions = {(f.domain, f.name) for f in facts.proto.functions} | set(brought)
     opsets = facts.model.opsets
     newest = onnx.defs.onnx_opset_version()
@@ -111,27 +127,46 @@ def check_operators(
             f"the model needs opset {opsets['']} of ai.onnx; "
             f"the installed onnx knows up to {newest}",
             "upgrade onnx and onnxruntime, or export the model with an older opset",
+            numbers={"opset": opsets[""], "newest_opset": newest},
         )
     live = (facts.proto.graph.node[index] for index in sorted(facts.live))
     for node in itertools.chain.from_iterable(map(with_bodies, live)):
-        domain = node.domain
-        if (domain, node.op_type) in functions or (domain, node.op_type) in foreign:
-            continue
-        where = f"node {node.name!r} uses {node.op_type} of domain {domain or 'ai.onnx'!r}"
-        if not is_standard(domain):
-            raise ModelError(
-                f"{where}, which neither ONNX nor onnxruntime has",
-                "check the spelling, or bring a kernel: dx.load(..., custom_ops=[...]) or "
-                "dx.load(..., custom_op_libraries=[...])",
-            )
-        version = opsets.get(domain)
-        if version is None:
-            raise ModelError(
-                f"{where}, and the model imports no opset of that domain",
-                "add the domain to opset_import, or export the model again",
-            )
-        if not onnx.defs.has(node.op_type, version, domain):
-            raise ModelError(
-                f"{where}, which opset {version} does not have",
-                "check the operator's name and the model's opset_import",
-            )
+        if (node.domain, node.op_type) not in functions and (
+            node.domain,
+            node.op_type,
+        ) not in foreign:
+            _check_operator(node, opsets.get(node.domain))
+
+
+def _check_operator(node: onnx.NodeProto, version: int | None) -> None:
+    """Check that an operator without a function or kernel of its own is one of ONNX's.
+
+    Parameters
+    ----------
+    node : NodeProto
+        Node that uses the operator.
+    version : int, optional
+        Opset version that the model imports of the node's domain.
+    """
+    where = f"node {node.name!r} uses {node.op_type} of domain {node.domain or 'ai.onnx'!r}"
+    if not is_standard(node.domain):
+        raise ModelError(
+            f"{where}, which neither ONNX nor onnxruntime has",
+            "check the spelling, or provide a kernel: dx.load(..., custom_ops=[...]) or "
+            "dx.load(..., custom_op_libraries=[...])",
+            node=node.name,
+            suggestions=[Suggestion("custom_ops"), Suggestion("custom_op_libraries")],
+        )
+    if version is None:
+        raise ModelError(
+            f"{where}, and the model imports no opset of that domain",
+            "add the domain to opset_import, or export the model again",
+            node=node.name,
+        )
+    if not onnx.defs.has(node.op_type, version, node.domain):
+        raise ModelError(
+            f"{where}, which opset {version} does not have",
+            "check the operator's name and the model's opset_import",
+            node=node.name,
+            numbers={"opset": version},
+        )

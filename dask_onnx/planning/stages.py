@@ -1,4 +1,4 @@
-"""The one intermediate form: stages and the values between them. Pure data."""
+"""The stage graph, the library's one intermediate form: stages and the values between them."""
 
 from __future__ import annotations
 
@@ -15,65 +15,77 @@ class StageCost:
     """Predicted cost of a stage for one run at the shapes that the plan was made for."""
 
     flops: int
+    """Floating-point operations; a multiplication with addition counts as two."""
     seconds: float
+    """Predicted or measured seconds of computation, without transfers."""
     parameter_bytes: int
+    """Bytes of the weights that the stage reads, each counted once."""
     activation_bytes: int
-    """Bytes of the values that the stage gives to others."""
+    """Bytes of the values that the stage sends to consumers."""
     working_bytes: int = 0
-    """The most bytes of activations that are alive at once while it runs."""
+    """Peak bytes of activations alive at once while the stage runs."""
 
     @property
     def held_bytes(self) -> int:
-        """What it needs of a worker's memory."""
+        """Bytes that the stage needs of a worker's memory: weights and activations."""
         return self.parameter_bytes + self.working_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A convex set of nodes that runs as one task."""
+    """Convex set of nodes that runs as one task."""
 
     label: str
-    """What the dashboard shows: a letter first, no hyphen."""
+    """Name in Dask's dashboard: starts with a letter, contains no hyphen."""
     nodes: tuple[int, ...]
-    """Positions in the weightless proto, ascending."""
+    """Positions of the nodes in the weightless proto, ascending."""
     inputs: tuple[TensorSpec, ...]
     """Values from outside: graph inputs or values of earlier stages."""
     outputs: tuple[TensorSpec, ...]
-    """Values that later stages or the caller want."""
+    """Values that later stages or the caller read."""
     cost: StageCost
+    """Predicted cost of one run."""
     kernel: Kernel = "onnxruntime"
+    """Kind of kernel that runs all of its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value that goes from one stage to another."""
+    """Value that one stage sends to another."""
 
     value: str
+    """Name of the value."""
     producer: int
-    """Position in `StageGraph.stages`."""
+    """Position of the producer in `StageGraph.stages`."""
     consumer: int
+    """Position of the consumer in `StageGraph.stages`."""
     bytes: int
-    """For one run; open dimensions count as 1."""
+    """Bytes of the value for one run; open dimensions count as 1."""
     layout: Literal["whole"] = "whole"
+    """Layout of the value."""
 
 
 @dataclass(frozen=True)
 class StageGraph:
-    """Stages in an order in which they can run, and the edges between them."""
+    """Stages in topological order, and the edges between them."""
 
     stages: tuple[Stage, ...]
+    """Stages in an order in which they can run."""
     edges: tuple[Edge, ...]
+    """Values between stages."""
     inputs: tuple[TensorSpec, ...]
+    """Graph inputs that some stage reads."""
     outputs: tuple[TensorSpec, ...]
+    """Values that the caller asked for, in that order."""
 
     @property
     def seconds(self) -> float:
-        """Predicted time of all stages one after the other."""
+        """Predicted seconds of all stages one after the other."""
         return sum(stage.cost.seconds for stage in self.stages)
 
     @cached_property
     def consumers(self) -> tuple[set[int], ...]:
-        """For each stage the positions of those that read what it makes."""
+        """Positions of the stages that read a value of each stage."""
         found: tuple[set[int], ...] = tuple(set() for _ in self.stages)
         for edge in self.edges:
             found[edge.producer].add(edge.consumer)
@@ -81,7 +93,7 @@ class StageGraph:
 
     @cached_property
     def seconds_left(self) -> tuple[float, ...]:
-        """Predicted time from each stage's start to the end of all, over the longest way."""
+        """Predicted seconds from each stage's start to the end, along the longest path."""
         left = [stage.cost.seconds for stage in self.stages]
         for number in reversed(range(len(left))):
             left[number] += max((left[i] for i in self.consumers[number]), default=0.0)
@@ -89,7 +101,7 @@ class StageGraph:
 
     @cached_property
     def critical_path(self) -> tuple[int, ...]:
-        """Positions of the stages along the longest way: no number of workers is faster."""
+        """Positions of the stages on the longest path: a lower bound for any number of workers."""
         left = self.seconds_left
         path: list[int] = []
         following = set(range(len(left)))
@@ -100,5 +112,5 @@ class StageGraph:
 
     @property
     def producers(self) -> Mapping[str, int]:
-        """Value to the position of the stage that makes it."""
+        """Position of the stage that produces each value, by the value's name."""
         return {spec.name: i for i, stage in enumerate(self.stages) for spec in stage.outputs}

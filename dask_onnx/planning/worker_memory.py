@@ -1,4 +1,4 @@
-"""What a worker would hold while a plan runs, as Dask's own memory monitor would see it."""
+"""Projection of the memory that a worker holds while a plan runs, as Dask's monitor sees it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from dask_onnx.planning.stages import StageGraph
 
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:
-    """The projected peak of a worker's process, in bytes at the plan's shapes."""
+    """Projected peak of a worker's process, in bytes at the plan's shapes."""
 
     stages: tuple[int, ...]
-    """Positions of those that run there."""
+    """Positions of the stages that run there."""
     process: float
-    """Before it holds anything of the model."""
+    """Bytes of the process before it holds anything of the model."""
     weights: int
-    """Mapped ones too: the monitor counts their pages in every process."""
+    """Bytes of weights, mapped ones too: Dask counts their pages in every process."""
     working: int
-    """Activations of the stage that needs most of them, for one run at a time."""
+    """Bytes of activations of the stage that needs most of them, for one run at a time."""
     waiting: int
-    """Values that arrive or leave, of all micro-batches that may be in flight. Dask can spill
-    them."""
+    """Bytes that arrive or leave, for all micro-batches in flight; Dask can spill them."""
 
     @property
     def total(self) -> float:
+        """Bytes of all parts together."""
         return self.process + self.weights + self.working + self.waiting
 
     def describe(self) -> str:
+        """Return the projection as a line of text."""
         return (
             f"projected {format_bytes(self.total)}: {format_bytes(self.process)} the process, "
             f"{format_bytes(self.weights)} weights, {format_bytes(self.working)} at work, "
@@ -40,12 +41,19 @@ class WorkerMemory:
 def project(
     graph: StageGraph, worker_groups: Sequence[int] | None, in_flight: int, process: float
 ) -> Iterator[WorkerMemory]:
-    """The memory of each worker group's worker; of any worker where stages run anywhere.
+    """Yield the projected memory of each worker group's worker.
 
     Parameters
     ----------
-    in_flight : micro-batches between their first and their last stage at most
-    process : bytes of a process that holds nothing of the model
+    graph : StageGraph
+        Stages of the plan.
+    worker_groups : sequence of int, optional
+        Worker group of each stage; None where any worker runs any stage, which yields one
+        projection that holds for every worker.
+    in_flight : int
+        Most micro-batches between their first and their last stage.
+    process : float
+        Bytes of a process that holds nothing of the model.
     """
     worker_groups = worker_groups or (0,) * len(graph.stages)
     for worker_group in sorted(set(worker_groups)):

@@ -1,4 +1,4 @@
-"""What runs in a worker: sessions, kernels in Python, row batches, transfer, profiles.
+"""Work inside a worker: sessions, kernels in Python, micro-batches, transfer, node times.
 
 Imports `core`, `modelio`, `analysis` and `store`.
 """

@@ -1,4 +1,4 @@
-"""Cutting the rows of a task into runs of the session, and joining what comes out."""
+"""Micro-batches: splitting the rows of a task into runs of the session, joining the results."""
 
 from __future__ import annotations
 
@@ -17,54 +17,61 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How the rows of one task are cut into runs of the session."""
+    """Rule by which the rows of one task are split into runs of the session."""
 
     rows_per_run: int | None = None
-    """None runs all rows of the task at once."""
+    """Rows of one run; None runs all rows of the task at once."""
     is_fixed: bool = False
-    """The graph takes exactly `rows_per_run` rows: the last run is filled up, then trimmed."""
+    """True if the graph takes exactly `rows_per_run` rows: the last run is padded, then trimmed."""
     is_auto: bool = False
-    """The task finds out how many rows a run is best given."""
+    """True if the task measures the best number of rows itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
-    """One value in pieces, one for each run of the session, on its way between two stages."""
+class MicroBatches:
+    """One value in micro-batches, one per run of the session, on its way between two stages."""
 
     pieces: tuple[Any, ...]
+    """The micro-batches, in the order of the rows."""
     rows: int
-    """Rows that came in."""
-    is_filled: bool
-    """The last run was filled up to a fixed size: only `rows` of what comes out count."""
+    """Rows of the task's input."""
+    is_padded: bool
+    """True if the last run was padded to a fixed size, so that only `rows` of the result count."""
 
 
-def _sizeof_runs(runs: Runs) -> int:
-    return sum(sizeof(piece) for piece in runs.pieces)
+def _sizeof_micro_batches(value: MicroBatches) -> int:
+    return sum(sizeof(piece) for piece in value.pieces)
 
 
 # Dask weighs results by this when it places tasks and when it spills.
-sizeof.register(Runs, _sizeof_runs)
+sizeof.register(MicroBatches, _sizeof_micro_batches)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """The feeds of every run, and what it takes to put the results together."""
+class SplitInputs:
+    """Inputs of every run, with the facts that joining the results needs."""
 
     feeds: list[list[Any]]
+    """For every run the inputs of the stage."""
     rows: int | None
-    """Rows of the inputs that were cut; None if none has a batch axis."""
-    is_filled: bool
-    """The runs have more rows than came in, so that the results must be trimmed."""
+    """Rows of the inputs that were split; None if none has a batch axis."""
+    is_padded: bool
+    """True if the runs have more rows than the inputs, so that results must be trimmed."""
 
 
-def cut_rows(values: Sequence[Any], axes: Sequence[int | None], batching: Batching) -> Cut:
-    """Cut the inputs of a stage into runs.
+def split_rows(
+    values: Sequence[Any], axes: Sequence[int | None], batching: Batching
+) -> SplitInputs:
+    """Split the inputs of a stage into runs.
 
     Parameters
     ----------
-    values : ndarray or Runs
-    axes : for each of them the axis to cut; None for one that every run gets whole
+    values : sequence of ndarray or MicroBatches
+        Inputs; those that are in micro-batches already stay so.
+    axes : sequence of int or None
+        For each input its batch axis; None for one that every run gets whole.
     batching : Batching
+        Rows of a run.
 
     Raises
     ------
@@ -72,21 +79,21 @@ def cut_rows(values: Sequence[Any], axes: Sequence[int | None], batching: Batchi
         The inputs differ in their number of rows.
     """
     counts = {
-        value.rows if isinstance(value, Runs) else value.shape[axis]
+        value.rows if isinstance(value, MicroBatches) else value.shape[axis]
         for value, axis in zip(values, axes, strict=True)
-        if isinstance(value, Runs) or axis is not None
+        if isinstance(value, MicroBatches) or axis is not None
     }
     if len(counts) > 1:
         raise InputError(
             f"inputs have {' and '.join(map(str, sorted(counts)))} rows",
             "inputs with a batch axis must have the same number of rows",
+            numbers={"fewest_rows": min(counts), "most_rows": max(counts)},
         )
     if not counts:
-        return Cut([list(values)], None, False)
+        return SplitInputs([list(values)], None, False)
     rows = counts.pop()
-    carried = [value for value in values if isinstance(value, Runs)]
-    # A chunk may be empty after a selection. No kernel is asked to cope with that: one row of
-    # zeros runs in its place, which gives the right shapes and dtypes, and is then cut off.
+    # A chunk may be empty after a selection. No kernel is asked to handle that: one row of zeros
+    # runs in its place, which gives the right shapes and dtypes, and is then cut off.
     step = batching.rows_per_run or max(rows, 1)
     starts = range(0, max(rows, 1), step)
     fill = step if batching.is_fixed else (1 if rows == 0 else 0)
@@ -94,15 +101,13 @@ def cut_rows(values: Sequence[Any], axes: Sequence[int | None], batching: Batchi
         [_piece(v, a, number, start, step, fill) for v, a in zip(values, axes, strict=True)]
         for number, start in enumerate(starts)
     ]
-    return Cut(
-        feeds,
-        rows,
-        is_filled=rows == 0 or bool(fill and rows % step) or any(v.is_filled for v in carried),
-    )
+    was_padded = any(value.is_padded for value in values if isinstance(value, MicroBatches))
+    return SplitInputs(feeds, rows, is_padded=rows == 0 or bool(fill and rows % step) or was_padded)
 
 
 def _piece(value: Any, axis: int | None, number: int, start: int, step: int, fill: int) -> Any:
-    if isinstance(value, Runs):
+    """Return the part of an input for run `number`, with at least `fill` rows."""
+    if isinstance(value, MicroBatches):
         return value.pieces[number]
     if axis is None:
         return value
@@ -110,12 +115,12 @@ def _piece(value: Any, axis: int | None, number: int, start: int, step: int, fil
     if start == 0 and step >= rows >= fill:
         return value
     piece = value[(slice(None),) * axis + (slice(start, start + step),)]
-    lacking = fill - piece.shape[axis]
-    if lacking <= 0:
+    missing = fill - piece.shape[axis]
+    if missing <= 0:
         return piece
     if not piece.shape[axis]:
         return _zeros(piece, axis, fill)
-    return np.concatenate([piece, *[np.take(piece, [-1], axis=axis)] * lacking], axis=axis)
+    return np.concatenate([piece, *[np.take(piece, [-1], axis=axis)] * missing], axis=axis)
 
 
 def _zeros(like: Array, axis: int, rows: int) -> Array:
@@ -124,46 +129,67 @@ def _zeros(like: Array, axis: int, rows: int) -> Array:
 
 
 def row_count(values: Sequence[Any], axes: Sequence[int | None]) -> int | None:
-    """Rows of arrays that are cut here; None if others were cut before, or nothing is cut.
+    """Return the rows of the inputs.
+
+    Parameters
+    ----------
+    values, axes
+        As for `split_rows`.
+
+    Returns
+    -------
+    int or None
+        None if an input is in micro-batches already, or none has a batch axis.
 
     Raises
     ------
     InputError
-        The arrays differ in their number of rows.
+        The inputs differ in their number of rows.
     """
-    if any(isinstance(value, Runs) for value in values):
+    if any(isinstance(value, MicroBatches) for value in values):
         return None
-    return cut_rows(values, axes, Batching()).rows
+    return split_rows(values, axes, Batching()).rows
 
 
 def take_rows(
     values: Sequence[Any], axes: Sequence[int | None], start: int, rows: int
 ) -> list[Any]:
-    """The same values with rows `start` to `start + rows` only, as views."""
+    """Return views of rows `start` to `start + rows` of the inputs; others are returned whole.
+
+    Parameters
+    ----------
+    values : sequence of ndarray
+        Inputs of a stage.
+    axes : sequence of int or None
+        For each input its batch axis.
+    start, rows : int
+        First row, and number of rows.
+    """
     return [
         value if axis is None else value[(slice(None),) * axis + (slice(start, start + rows),)]
         for value, axis in zip(values, axes, strict=True)
     ]
 
 
-def keep_apart(pieces: Sequence[Any], cut: Cut) -> Any:
-    """A value that goes on to another stage: bare if there was one run of just the rows."""
-    if cut.rows is None or (len(pieces) == 1 and not cut.is_filled):
+def keep_split(pieces: Sequence[Any], split: SplitInputs) -> Any:
+    """Return a value for another stage: bare if there was one run of just the input's rows."""
+    if split.rows is None or (len(pieces) == 1 and not split.is_padded):
         return pieces[0]
-    return Runs(tuple(pieces), cut.rows, cut.is_filled)
+    return MicroBatches(tuple(pieces), split.rows, split.is_padded)
 
 
-def join(pieces: Sequence[Any], axis: int | None, cut: Cut) -> Any:
-    """A value that leaves the plan: the pieces one after the other, without filled-up rows."""
-    value = keep_apart(pieces, cut)
-    return join_runs(value, axis) if isinstance(value, Runs) else value
+def join(pieces: Sequence[Any], axis: int | None, split: SplitInputs) -> Any:
+    """Return a value that leaves the plan: the results of all runs, without padded rows."""
+    value = keep_split(pieces, split)
+    return join_micro_batches(value, axis) if isinstance(value, MicroBatches) else value
 
 
-def join_runs(runs: Runs, axis: int | None) -> Any:
+def join_micro_batches(value: MicroBatches, axis: int | None) -> Any:
+    """Return the whole value; with axis None, for a value without rows, that of the first run."""
     if axis is None:
-        return runs.pieces[0]
-    pieces = runs.pieces
+        return value.pieces[0]
+    pieces = value.pieces
     joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=axis)
-    if not runs.is_filled:
+    if not value.is_padded:
         return joined
-    return joined[(slice(None),) * axis + (slice(0, runs.rows),)]
+    return joined[(slice(None),) * axis + (slice(0, value.rows),)]

@@ -1,15 +1,17 @@
-"""How a tensor is packed for a slow link: by what a cheap sample of it says, or not at all.
+"""Encodings of a tensor for a slow link, chosen by a cheap sample of it.
 
-Ways to pack, all but the last two without loss:
+Encodings, all but the last two lossless:
 
     raw        the bytes as they are
-    hidden     the same under fixed noise, which costs a tenth of what lz4 would: Dask's own
-               compression, where it is on, tries every frame, and would take what is best sent raw
+    masked     the same, XOR fixed noise, which takes a tenth of the time of lz4: Dask's own
+               compression, where it is on, tries every frame, and would compress bytes that
+               arrive sooner uncompressed
     lz4        the bytes through lz4
     shuffle    the first bytes of all elements, then the second, and so on, through lz4: for
                integers and images (as in Masui et al., 2015, at the level of bytes)
-    zeros      a bit for each element, and the elements that are not zero: for what ReLU leaves
-    float16    half precision; int8: 255 levels for each channel (axis 1), its scale beside it
+    zeros      a bit for each element, and the elements that are not zero: for outputs of ReLU
+    float16    half precision
+    int8       255 levels for each channel (axis 1), with its scale
 """
 
 from __future__ import annotations
@@ -27,31 +29,37 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Lossy = Literal["float16", "int8"]
+"""Lossy encodings that a caller may allow."""
 
 MIN_BYTES = 64 * 1024
-"""Smaller tensors go as they are: the round trip takes longer than their bytes."""
+"""Smaller tensors are sent as they are: the round trip takes longer than their bytes."""
 _SAMPLE_BLOCKS, _SAMPLE_BYTES = 8, 16 * 1024
-_WORTH = 0.9
-"""Packing must bring the predicted time below so much of sending the tensor as it is."""
-_DASK_TAKES = 0.75
-"""Dask compresses what lz4 brings below 0.7 of its size, by a sample of its own."""
+_MAX_RELATIVE_TIME = 0.9
+"""Bound on the predicted time of an encoding, relative to that of the raw bytes."""
+_DASK_COMPRESSES_BELOW = 0.75
+"""Ratio of lz4 in the sample below which Dask may compress: its own threshold is 0.7, by a sample
+of its own."""
 _NOISE = np.random.default_rng(0).integers(0, 2**63, 8192, dtype=np.uint64)
-_FEW_ZEROS = 0.25
-"""With a smaller share of zeros the mask costs more than it saves."""
+_MIN_ZEROS = 0.25
+"""Share of zeros below which the mask takes more bytes than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A tensor as it is sent."""
+    """A tensor in the encoding in which it is sent."""
 
-    way: str
+    encoding: str
+    """Name of the encoding."""
     dtype: str
+    """Name of the dtype, for `parse_dtype`."""
     shape: tuple[int, ...]
+    """Shape of the tensor."""
     frames: list[Any]
-    """Bytes-like, in the order that `unpack` takes them."""
+    """Bytes-like objects, in the order that `unpack` takes them."""
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all frames."""
         return sum(memoryview(frame).nbytes for frame in self.frames)
 
 
@@ -62,72 +70,96 @@ def pack(
     *,
     dask_compresses: bool = False,
 ) -> Packed:
-    """The tensor, packed in the way that brings it over the link soonest.
+    """Encode a tensor so that it is over the link soonest.
 
     Parameters
     ----------
-    array : ndarray of a dtype that has bytes (no objects)
+    array : ndarray
+        Any dtype that has bytes (no objects).
     rate : float or None
-        Bytes a second of the link; None sends the bytes as they are.
+        Bytes per second of the link; None sends the bytes as they are.
     lossy : {"float16", "int8"}, optional
-        What may be lost of float32 and float64 values, if it pays.
+        Precision that float32 and float64 values may lose, if it pays.
     dask_compresses : bool
-        Dask will try to compress what it is given.
+        Whether Dask will try to compress the frames.
     """
     array = np.ascontiguousarray(array).reshape(array.shape)
-    way = "raw"
+    encoding = "raw"
     if rate is not None and array.nbytes >= MIN_BYTES:
-        way = choose(array, rate, lossy, dask_compresses=dask_compresses)
-    return Packed(way, dtype_text(array.dtype), array.shape, _PACK[way](array))
+        encoding = choose_encoding(array, rate, lossy, dask_compresses=dask_compresses)
+    return Packed(encoding, dtype_text(array.dtype), array.shape, _PACK[encoding](array))
 
 
-def unpack(way: str, dtype: str, shape: tuple[int, ...], frames: list[Any]) -> Array:
-    """The tensor again; raw frames are not copied."""
-    return _UNPACK[way](frames, parse_dtype(dtype), shape)
+def unpack(encoding: str, dtype: str, shape: tuple[int, ...], frames: list[Any]) -> Array:
+    """Decode a tensor; raw frames are not copied.
+
+    Parameters
+    ----------
+    encoding, dtype, shape, frames
+        Fields of `Packed`.
+    """
+    return _UNPACK[encoding](frames, parse_dtype(dtype), shape)
 
 
 def dtype_text(dtype: np.dtype) -> str:
-    """What `parse_dtype` makes the dtype of: numpy writes those of ml_dtypes as raw bytes."""
+    """Return text that `parse_dtype` reads; numpy's own text of an ml_dtypes type is raw bytes."""
     return str(dtype.str if dtype.isbuiltin == 1 else dtype.name)
 
 
 def parse_dtype(text: str) -> np.dtype:
+    """Return the dtype of a text of `dtype_text`."""
     return np.dtype(getattr(ml_dtypes, text, text))
 
 
-def choose(
+def choose_encoding(
     array: Array, rate: float, lossy: Lossy | None = None, *, dask_compresses: bool = False
 ) -> str:
-    """The way that a sample predicts to take the least time in all: packing, sending, unpacking."""
+    """Return the encoding that a sample predicts to take the least time in all.
+
+    Encodes and decodes a sample of the tensor, and adds the time to send the result.
+
+    Parameters
+    ----------
+    array, rate, lossy, dask_compresses
+        As for `pack`; the rate is known.
+    """
     sample = _sample(array)
     seconds = {"raw": array.nbytes / rate}
     shares: dict[str, float] = {}
-    for way in _candidates(sample, lossy):
-        packing, packed = _timed(_PACK[way], sample)
-        unpacking, _ = _timed(_UNPACK[way], packed, sample.dtype, sample.shape)
-        shares[way] = sum(memoryview(frame).nbytes for frame in packed) / sample.nbytes
-        times = array.nbytes / sample.nbytes
-        seconds[way] = shares[way] * array.nbytes / rate + times * (packing + unpacking)
-    best = min(seconds, key=lambda way: seconds[way])
-    if seconds[best] < _WORTH * seconds["raw"]:
+    for encoding in _candidates(sample, lossy):
+        packing, packed = _timed(_PACK[encoding], sample)
+        unpacking, _ = _timed(_UNPACK[encoding], packed, sample.dtype, sample.shape)
+        shares[encoding] = sum(memoryview(frame).nbytes for frame in packed) / sample.nbytes
+        samples = array.nbytes / sample.nbytes
+        seconds[encoding] = shares[encoding] * array.nbytes / rate + samples * (packing + unpacking)
+    best = min(seconds, key=lambda encoding: seconds[encoding])
+    if seconds[best] < _MAX_RELATIVE_TIME * seconds["raw"]:
         return best
-    return "hidden" if dask_compresses and shares["lz4"] < _DASK_TAKES else "raw"
+    return "masked" if dask_compresses and shares["lz4"] < _DASK_COMPRESSES_BELOW else "raw"
+
+
+def apply_loss(array: Array, lossy: Lossy) -> Array:
+    """Return the tensor as it arrives after a lossy encoding; other dtypes as they are."""
+    if array.dtype not in (np.float32, np.float64):
+        return array
+    whole = np.ascontiguousarray(array)
+    return _UNPACK[lossy](_PACK[lossy](whole), whole.dtype, whole.shape)
 
 
 def _candidates(sample: Array, lossy: Lossy | None) -> list[str]:
-    ways = ["lz4"]
+    encodings = ["lz4"]
     if sample.dtype.itemsize > 1:
-        ways.append("shuffle")
+        encodings.append("shuffle")
         zeros = 1 - np.count_nonzero(_bits(sample)) / sample.size
-        if zeros >= _FEW_ZEROS:
-            ways = ["lz4", "zeros"]
+        if zeros >= _MIN_ZEROS:
+            encodings = ["lz4", "zeros"]
     if lossy is not None and sample.dtype in (np.float32, np.float64):
-        ways.append(lossy)
-    return ways
+        encodings.append(lossy)
+    return encodings
 
 
 def _sample(array: Array) -> Array:
-    """Blocks of elements from all over the tensor, one after the other."""
+    """Return blocks of elements from all over the tensor, one after the other."""
     flat = array.reshape(-1)
     size = max(1, _SAMPLE_BYTES // array.itemsize)
     if flat.size <= _SAMPLE_BLOCKS * size:
@@ -143,7 +175,7 @@ def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def _bits(array: Array) -> Array:
-    """The elements as integers, so that -0.0 is not taken for nothing."""
+    """Return the elements as integers, so that -0.0 is not taken for zero."""
     kinds = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
     kind = kinds.get(array.dtype.itemsize)
     return array.view(np.uint8) if kind is None else array.view(kind)
@@ -162,8 +194,8 @@ def _compressed(data: Any) -> bytes:
     return packed
 
 
-def _under_noise(data: Any) -> Array:
-    """Bytes with the noise laid over them; over the result it gives the bytes again."""
+def _masked(data: Any) -> Array:
+    """Return bytes XOR the noise; applied twice it returns the bytes again."""
     source = np.frombuffer(data, np.uint8)
     result = np.empty_like(source)
     whole = source.size // _NOISE.nbytes * _NOISE.nbytes
@@ -199,7 +231,7 @@ def _unpack_zeros(frames: list[Any], dtype: np.dtype[Any], shape: tuple[int, ...
 
 
 def _pack_int8(array: Array) -> list[Any]:
-    """Symmetric: value = level * scale, level in -127 to 127, a scale for each index of axis 1."""
+    """Quantize symmetrically: value = level * scale, level in -127 to 127, a scale per channel."""
     channels = _by_channel(array)
     with np.errstate(invalid="ignore"):
         largest = np.nanmax(np.abs(channels), axis=(0, 2), initial=0, where=np.isfinite(channels))
@@ -219,7 +251,7 @@ def _by_channel(array: Array) -> Array:
 
 
 def _channel_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Rows, channels, elements of one channel of one row."""
+    """Return (rows, channels, elements of one channel of one row)."""
     if len(shape) < 2:
         return 1, 1, math.prod(shape)
     return shape[0], shape[1], math.prod(shape[2:])
@@ -227,7 +259,7 @@ def _channel_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 _PACK: Mapping[str, Callable[[Array], list[Any]]] = {
     "raw": lambda array: [_bytes(array)],
-    "hidden": lambda array: [_under_noise(_bytes(array)).data],
+    "masked": lambda array: [_masked(_bytes(array)).data],
     "lz4": lambda array: [_compressed(_bytes(array))],
     "shuffle": _pack_shuffle,
     "zeros": _pack_zeros,
@@ -236,7 +268,7 @@ _PACK: Mapping[str, Callable[[Array], list[Any]]] = {
 }
 _UNPACK: Mapping[str, Callable[[list[Any], np.dtype[Any], tuple[int, ...]], Array]] = {
     "raw": lambda frames, dtype, shape: _as_array(frames[0], dtype, shape),
-    "hidden": lambda frames, dtype, shape: _as_array(_under_noise(frames[0]), dtype, shape),
+    "masked": lambda frames, dtype, shape: _as_array(_masked(frames[0]), dtype, shape),
     "lz4": lambda frames, dtype, shape: _as_array(lz4.block.decompress(frames[0]), dtype, shape),
     "shuffle": _unpack_shuffle,
     "zeros": _unpack_zeros,
@@ -245,11 +277,3 @@ _UNPACK: Mapping[str, Callable[[list[Any], np.dtype[Any], tuple[int, ...]], Arra
     ).astype(dtype),
     "int8": _unpack_int8,
 }
-
-
-def degraded(array: Array, lossy: Lossy) -> Array:
-    """What arrives of a tensor that was packed with loss; other dtypes as they are."""
-    if array.dtype not in (np.float32, np.float64):
-        return array
-    whole = np.ascontiguousarray(array)
-    return _UNPACK[lossy](_PACK[lossy](whole), whole.dtype, whole.shape)

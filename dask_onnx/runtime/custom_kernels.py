@@ -1,12 +1,11 @@
-"""Kernels that the caller brings: what they are called, and how they get to the workers."""
+"""Custom kernels: the caller's operators in Python, packed so that they travel to the workers."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,40 +13,46 @@ import cloudpickle
 from onnx.reference.op_run import OpRun
 
 from dask_onnx.core.errors import ModelError, StageError
-from dask_onnx.modelio.normalise import plain_domain
+from dask_onnx.core.process_caches import cached_in_process
+from dask_onnx.modelio.normalise import canonical_domain
 
 OperatorName = tuple[str, str]
 """Domain ("" is ai.onnx) and op type."""
 
-_MOST_BYTES = 2**20
-"""Kernels travel with every task that runs them: what is larger belongs into a module."""
+_MAX_BYTES = 2**20
+"""Bytes of all kernels, which travel with every task that runs them; larger ones belong into a
+module."""
 
 
 @dataclass(frozen=True, slots=True)
 class CustomKernels:
-    """Operators in Python, ready to travel: functions of importable modules by name, those of
-    ``__main__`` and notebooks by value."""
+    """Operators in Python, pickled so that they can travel.
+
+    Functions of importable modules are pickled by name, those of ``__main__`` and notebooks by
+    value.
+    """
 
     names: tuple[OperatorName, ...]
+    """Names of the operators."""
     payload: bytes
     """cloudpickle of a list of OpRun subclasses, or (domain, op type, function)."""
     token: str
     """Content digest of the names and of the code, as far as it can be read."""
     axes: tuple[tuple[OperatorName, object], ...] = ()
-    """What each operator says of its axes by an attribute ``axes``; None for nothing."""
+    """Attribute ``axes`` of each operator, see `collect_custom_kernels`; None without one."""
 
     def operators(self) -> tuple[type[OpRun], ...]:
-        """The kernels as ONNX's reference evaluator takes them; made once in a process.
+        """Return the kernels as ONNX's reference evaluator takes them, unpickled once per process.
 
         Raises
         ------
         StageError
-            A module that they come from cannot be imported here.
+            A module that they need cannot be imported here.
         """
         return _unpack(self.payload)
 
 
-@functools.lru_cache(maxsize=64)
+@cached_in_process("custom kernels", 64)
 def _unpack(payload: bytes) -> tuple[type[OpRun], ...]:
     try:
         entries = pickle.loads(payload)
@@ -56,12 +61,13 @@ def _unpack(payload: bytes) -> tuple[type[OpRun], ...]:
             f"a kernel of your own cannot be imported on this worker: {error}",
             "install its module on every worker, send it with client.upload_file, or have "
             "cloudpickle.register_pickle_by_value(module) take it along",
+            reason=str(error),
         ) from None
     return tuple(entry if isinstance(entry, type) else _as_operator(*entry) for entry in entries)
 
 
 def _as_operator(domain: str, op_type: str, function: Callable[..., Any]) -> type[OpRun]:
-    """An OpRun of a plain function of the inputs, with the attributes as keywords."""
+    """Return an OpRun that calls a function with the inputs, and the attributes as keywords."""
 
     def run(_: OpRun, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
         result = function(*inputs, **attributes)
@@ -73,75 +79,99 @@ def _as_operator(domain: str, op_type: str, function: Callable[..., Any]) -> typ
 def collect_custom_kernels(
     custom_ops: Sequence[type[OpRun]], replace: Mapping[str, Callable[..., Any]]
 ) -> CustomKernels | None:
-    """Pack the caller's kernels; None if there are none.
+    """Pack the caller's kernels.
+
+    An attribute ``axes`` of the class or function says which axes it leaves alone: "independent"
+    for an operator that works element by element, or axes such as ``(0,)`` that pass unchanged
+    from every input to every output. Without it nothing is assumed, so rows are not split.
 
     Parameters
     ----------
-    custom_ops : subclasses of onnx.reference.op_run.OpRun
-        Named by their class and ``op_domain``.
+    custom_ops : sequence of OpRun subclasses
+        Operators of onnx.reference, named by their class and ``op_domain``.
     replace : mapping of op type to function
-        ``"Gelu"`` of ai.onnx, or ``"domain::Gelu"``; called with the inputs (None for one that is
-        left out) and the attributes as keywords, returns an array, or a tuple of several.
+        ``"Gelu"`` of ai.onnx, or ``"domain::Gelu"``. The function is called with the inputs (None
+        for one that is left out) and the attributes as keywords, and returns an array, or a tuple
+        of several.
 
-    An attribute ``axes`` of the class or function says which axes it leaves alone: "independent"
-    for an operator that works element by element, or axes such as ``(0,)`` that go through from
-    every input to every output. Without it nothing is assumed, so rows are not cut apart.
+    Returns
+    -------
+    CustomKernels or None
+        None if there are none.
 
     Raises
     ------
     ModelError
-        Not an OpRun, not a function, axes that are no axes, cannot be pickled, or too large to
-        travel.
+        A kernel is no OpRun or no function, its axes are no axes, it cannot be pickled, or it is
+        too large to travel.
     """
-    entries: list[Any] = []
-    names: list[OperatorName] = []
-    axes: list[object] = []
-    for operator in custom_ops:
-        if not (isinstance(operator, type) and issubclass(operator, OpRun)):
-            raise ModelError(
-                f"custom_ops has {operator!r}, which is no subclass of OpRun",
-                "derive it from onnx.reference.op_run.OpRun, or pass a function by `replace`",
-            )
-        entries.append(operator)
-        names.append((plain_domain(operator.op_domain), operator.__name__))
-        axes.append(_declared_axes(operator, operator.__name__))
-    for name, function in replace.items():
-        if not callable(function):
-            raise ModelError(
-                f"replace[{name!r}] is {type(function).__name__}, which cannot be called",
-                "pass a function of the inputs",
-            )
-        domain, _, op_type = name.rpartition("::")
-        entries.append((plain_domain(domain), op_type, function))
-        names.append((plain_domain(domain), op_type))
-        axes.append(_declared_axes(function, name))
-    if not entries:
+    kernels = [*_of_classes(custom_ops), *_of_functions(replace)]
+    if not kernels:
         return None
+    names = [name for name, _, _ in kernels]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ModelError(
             f"there are two kernels for {'::'.join(twice[0]).lstrip(':')}", "leave one of them out"
         )
+    entries = [entry for _, entry, _ in kernels]
+    payload = _pickled(entries)
+    code = [_source(entry if isinstance(entry, type) else entry[2]) for entry in entries]
+    token = hashlib.sha256(payload + repr((names, code)).encode()).hexdigest()[:32]
+    axes = tuple((name, declared) for name, _, declared in kernels)
+    return CustomKernels(tuple(names), payload, token, axes)
+
+
+_Kernel = tuple[OperatorName, Any, object]
+"""Name, entry of the payload, declared axes."""
+
+
+def _of_classes(custom_ops: Sequence[type[OpRun]]) -> Iterator[_Kernel]:
+    for operator in custom_ops:
+        if not (isinstance(operator, type) and issubclass(operator, OpRun)):
+            raise ModelError(
+                f"custom_ops has {operator!r}, which is no subclass of OpRun",
+                "derive it from onnx.reference.op_run.OpRun, or pass a function by `replace`",
+                option="custom_ops",
+            )
+        name = canonical_domain(operator.op_domain), operator.__name__
+        yield name, operator, _declared_axes(operator, operator.__name__)
+
+
+def _of_functions(replace: Mapping[str, Callable[..., Any]]) -> Iterator[_Kernel]:
+    for key, function in replace.items():
+        if not callable(function):
+            raise ModelError(
+                f"replace[{key!r}] is {type(function).__name__}, which cannot be called",
+                "pass a function of the inputs",
+                option="replace",
+            )
+        domain, _, op_type = key.rpartition("::")
+        name = canonical_domain(domain), op_type
+        yield name, (*name, function), _declared_axes(function, key)
+
+
+def _pickled(entries: Sequence[Any]) -> bytes:
     try:
-        payload = cloudpickle.dumps(entries)
+        payload: bytes = cloudpickle.dumps(entries)
     except Exception as error:  # whatever the objects that a function captures raise
         raise ModelError(
             f"a kernel of your own cannot be sent to workers: {error}",
             "let it open files, connections and locks inside the function",
+            reason=str(error),
         ) from None
-    if len(payload) > _MOST_BYTES:
+    if len(payload) > _MAX_BYTES:
         raise ModelError(
-            f"kernels of your own take {len(payload):,} bytes; {_MOST_BYTES:,} may travel with a "
+            f"kernels of your own take {len(payload):,} bytes; {_MAX_BYTES:,} may travel with a "
             "task",
             "keep large arrays in the model's initializers, or in a module on the workers",
+            numbers={"kernel_bytes": len(payload), "max_bytes": _MAX_BYTES},
         )
-    code = [_source(entry if isinstance(entry, type) else entry[2]) for entry in entries]
-    token = hashlib.sha256(payload + repr((names, code)).encode()).hexdigest()[:32]
-    return CustomKernels(tuple(names), payload, token, tuple(zip(names, axes, strict=True)))
+    return payload
 
 
 def _declared_axes(operator: Any, name: str) -> object:
-    """What a class or a function says of its axes by an attribute of that name."""
+    """Return the axes that the attribute ``axes`` of a class or function declares."""
     axes = getattr(operator, "axes", None)
     if axes is None or axes == "independent":
         return axes
@@ -153,11 +183,12 @@ def _declared_axes(operator: Any, name: str) -> object:
         f"operator {name!r} has axes = {axes!r}",
         'write axes = "independent" if it works element by element, or the axes that go through '
         "unchanged, such as axes = (0,)",
+        option="axes",
     )
 
 
 def _source(thing: Any) -> str:
-    """What pickle leaves out of a thing that is sent by name."""
+    """Return the source code, which a pickle by name does not contain; empty without one."""
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):

@@ -1,7 +1,7 @@
-"""Values of types that numpy has no name for, into ONNX Runtime and out of it without a copy.
+"""Values of types that only ml_dtypes knows, into ONNX Runtime and out of it without a copy.
 
-ORT's Python interface takes bfloat16 and the float8 types as their bits only, and gives some of
-them back as a bare address.
+ORT's Python interface takes bfloat16 and the float8 types as their bits only, and returns some of
+them as a bare address.
 """
 
 from __future__ import annotations
@@ -15,31 +15,44 @@ from onnx import helper
 
 from dask_onnx.modelio.value_types import numpy_dtype, parse_type
 
-_FOREIGN = frozenset(
+_EXTENDED = frozenset(
     f"tensor({name})"
     for name in ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz")
 )
 _BITS: Mapping[int, type[np.generic]] = {1: np.uint8, 2: np.uint16}
 
 
-def is_foreign(kind: str) -> bool:
-    """Whether values of the type, in ONNX's notation, need the functions of this module."""
-    return kind in _FOREIGN
+def is_extended_type(kind: str) -> bool:
+    """Return whether values of a type, in ONNX's notation, need the functions of this module."""
+    return kind in _EXTENDED
 
 
-def run_with_values(
+def run_with_ort_values(
     inference: Any,
     ort_value: Any,
     outputs: Sequence[str],
     feeds: Mapping[str, Any],
     run_options: Any,
 ) -> list[Any]:
-    """What `InferenceSession.run` does, for tensors of every type that ORT has.
+    """Run a session like `InferenceSession.run`, on tensors of every type that ORT has.
 
     Parameters
     ----------
-    inference, run_options : ``onnxruntime.InferenceSession``, ``RunOptions`` or None
-    ort_value : the class ``onnxruntime.OrtValue``
+    inference : onnxruntime.InferenceSession
+        ORT's session.
+    ort_value : type
+        The class ``onnxruntime.OrtValue``, since this module does not import onnxruntime.
+    outputs : sequence of str
+        Names of the outputs to return.
+    feeds : mapping of str to array
+        Inputs by name.
+    run_options : onnxruntime.RunOptions or None
+        Options of the run.
+
+    Returns
+    -------
+    list of ndarray
+        One array per output; those of extended types are views of ORT's memory.
     """
     values = {name: _to_ort(ort_value, np.asarray(a, order="C")) for name, a in feeds.items()}
     results = inference.run_with_ort_values(list(outputs), values, run_options)
@@ -56,7 +69,7 @@ def _to_ort(ort_value: Any, array: np.ndarray) -> Any:
 
 def _from_ort(value: Any) -> Any:
     kind = value.data_type()
-    if not is_foreign(kind):
+    if not is_extended_type(kind):
         return value.numpy()
     dtype = numpy_dtype(parse_type(kind).tensor_type.elem_type)
     shape = tuple(value.shape())
@@ -66,7 +79,7 @@ def _from_ort(value: Any) -> Any:
 
 
 class _Bits:
-    """ORT's memory for numpy; keeps it for as long as an array is a view of it."""
+    """ORT's memory in numpy's array interface; alive as long as an array is a view of it."""
 
     def __init__(self, value: Any, shape: tuple[int, ...], bits: type[np.generic]) -> None:
         self._value = value

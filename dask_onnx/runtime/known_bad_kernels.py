@@ -1,8 +1,10 @@
-"""Operators for which ORT has a kernel that is not used: it gives other values than the
-specification asks for, or can be built and then refuses to run. They run on the reference
-evaluator instead.
+"""Known bad kernels of ONNX Runtime (ORT), which plans avoid.
 
-Found with ONNX's own test suite (``make conformance``, onnxruntime 1.32.0), whose cases are named.
+Such a kernel gives other values than the specification asks for, or can be built and then refuses
+to run. The reference evaluator runs these nodes instead.
+
+They were found with ONNX's own test suite (``make conformance``, onnxruntime 1.32.0), whose cases
+are named.
 """
 
 from __future__ import annotations
@@ -22,38 +24,44 @@ from dask_onnx.modelio.weights import is_external
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One node, as far as it is known when a plan is made."""
+    """Facts of one node that are known when a plan is made."""
 
     attributes: Mapping[str, Any]
+    """Attributes by name."""
     inputs: tuple[TensorSpec | None, ...]
-    """None for one that is left out; without a type where that is not known."""
+    """Specs of the inputs: None for one that is left out, without a type where it is not known."""
     constants: Mapping[int, np.ndarray]
     """Values of inputs, by position, that are small initializers."""
     outputs: tuple[str, ...]
-    """"" for one that nobody wants."""
+    """Names of the outputs; empty for one that is left out."""
 
     def has_input(self, position: int) -> bool:
+        """Return whether the node has this input."""
         return position < len(self.inputs) and self.inputs[position] is not None
 
     def has_output(self, position: int) -> bool:
+        """Return whether the node has this output."""
         return position < len(self.outputs) and bool(self.outputs[position])
 
     def shape(self, position: int) -> tuple[Any, ...] | None:
+        """Return the shape of an input; None if it is not known."""
         spec = self.inputs[position] if position < len(self.inputs) else None
         return None if spec is None else spec.shape
 
 
 @dataclass(frozen=True, slots=True)
 class KnownBadKernel:
-    """A kernel of ORT that is not to be used."""
+    """Kernel of ORT that plans avoid."""
 
     operator: str
     """Op type of ai.onnx."""
     reason: str
+    """Fault of the kernel, as a clause after its name, with the test case that shows it."""
     applies: Callable[[Use], bool] = lambda use: True
+    """Predicate on a node: true if the fault concerns it."""
 
 
-def _trains(use: Use) -> bool:
+def _is_training(use: Use) -> bool:
     return use.has_input(2) and bool(np.any(use.constants.get(2, True)))
 
 
@@ -68,19 +76,19 @@ def _has_many_zero_points(use: Use) -> bool:
 
 
 def _has_short_mask(use: Use) -> bool:
-    """An attention mask with `nonpad_kv_seqlen` that is not known to be as long as the keys."""
+    """Return whether a mask with `nonpad_kv_seqlen` is not known to be as long as the keys."""
     if not (use.has_input(3) and use.has_input(6)):
         return False
     mask, keys = use.shape(3), use.shape(1)
     return not mask or not keys or len(keys) < 2 or mask[-1] is None or mask[-1] != keys[-2]
 
 
-def _shows_masked_products(use: Use) -> bool:
+def _outputs_masked_products(use: Use) -> bool:
     return use.has_output(3) and bool(use.attributes.get("is_causal"))
 
 
-def _cuts_a_corner(use: Use) -> bool:
-    """Corners aligned to a size that is not whole: input size times scale."""
+def _rounds_aligned_corners(use: Use) -> bool:
+    """Return whether corners are aligned to a fractional size: input size times scale."""
     if use.attributes.get("coordinate_transformation_mode") != b"align_corners":
         return False
     if use.has_input(3) or not use.has_input(2):
@@ -106,7 +114,7 @@ def _is_seeded(use: Use) -> bool:
     return use.attributes.get("seed") is not None
 
 
-KNOWN_BAD_KERNELS = (
+KNOWN_BAD_KERNELS: tuple[KnownBadKernel, ...] = (
     *(
         KnownBadKernel(
             operator, "draws on from its last run, so that a seed does not repeat it", _is_seeded
@@ -123,7 +131,7 @@ KNOWN_BAD_KERNELS = (
         "Attention",
         "gives the lowest float instead of -inf among masked products "
         "(attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal)",
-        _shows_masked_products,
+        _outputs_masked_products,
     ),
     KnownBadKernel(
         "ConvInteger",
@@ -142,7 +150,7 @@ KNOWN_BAD_KERNELS = (
     KnownBadKernel(
         "Dropout",
         "in training mode draws other numbers from a seed (training_dropout)",
-        _trains,
+        _is_training,
     ),
     KnownBadKernel(
         "MaxUnpool",
@@ -155,9 +163,10 @@ KNOWN_BAD_KERNELS = (
     KnownBadKernel(
         "Resize",
         "aligns the corners of a rounded size (resize_downsample_scales_linear_align_corners)",
-        _cuts_a_corner,
+        _rounds_aligned_corners,
     ),
 )
+"""All known bad kernels; the first that applies to a node is reported."""
 
 
 def known_bad_kernel(
@@ -165,15 +174,25 @@ def known_bad_kernel(
     specs: Mapping[str, TensorSpec],
     initializers: Mapping[str, onnx.TensorProto],
 ) -> str | None:
-    """Why ORT is not to run a node; None if nothing speaks against it."""
+    """Return the reason why ORT must not run a node; None if it may.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+        Node of the graph, or of a subgraph.
+    specs : mapping of str to TensorSpec
+        Values by name, as far as their types are known.
+    initializers : mapping of str to onnx.TensorProto
+        Initializers by name.
+    """
     if node.domain:
         return None
-    known = [wrong for wrong in KNOWN_BAD_KERNELS if wrong.operator == node.op_type]
-    if not known:
+    candidates = [bad for bad in KNOWN_BAD_KERNELS if bad.operator == node.op_type]
+    if not candidates:
         return None
     small = {
-        place: numpy_helper.to_array(initializers[name])
-        for place, name in enumerate(node.input)
+        position: numpy_helper.to_array(initializers[name])
+        for position, name in enumerate(node.input)
         if name in initializers and not is_external(initializers[name])
     }
     use = Use(
@@ -182,7 +201,7 @@ def known_bad_kernel(
         small,
         tuple(node.output),
     )
-    for wrong in known:
-        if wrong.applies(use):
-            return f"onnxruntime's {node.op_type} {wrong.reason}"
+    for bad in candidates:
+        if bad.applies(use):
+            return f"onnxruntime's {node.op_type} {bad.reason}"
     return None

@@ -1,7 +1,7 @@
-"""Whether a stage's weights fit the worker, in the terms of Dask's own memory monitor.
+"""Check that a stage's weights fit the worker, in the terms of Dask's own memory monitor.
 
-The monitor sees the resident size of the process. Pages of mapped weights are in it once a session
-has touched them, although the processes of a host share them.
+The monitor sees the resident size of the process. Pages of mapped weights count as soon as a
+session has touched them, although the processes of a host share them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,29 @@ import gc
 import psutil
 from dask.utils import format_bytes
 
-from dask_onnx.core.errors import StageError
-from dask_onnx.core.peers import own_worker
-from dask_onnx.runtime.session import CACHE
+from dask_onnx.core.errors import StageError, Suggestion
+from dask_onnx.core.peers import current_worker
+from dask_onnx.runtime.session_cache import SESSION_CACHE
 
 
 def check_memory(label: str, weight_bytes: int) -> None:
     """Refuse a stage whose weights would take the worker above its pause threshold.
 
-    Sessions that nobody has used for longest go first, if that makes room.
+    Drops the least recently used sessions first, as far as that makes room.
+
+    Parameters
+    ----------
+    label : str
+        Name of the stage in errors.
+    weight_bytes : int
+        Bytes of its weights.
 
     Raises
     ------
     StageError
-        With the need, the limit and the threshold, in bytes.
+        The weights do not fit.
     """
-    worker = own_worker()
+    worker = current_worker()
     manager = getattr(worker, "memory_manager", None)
     limit = getattr(manager, "memory_limit", None)
     share = getattr(manager, "memory_pause_fraction", False)
@@ -36,29 +43,38 @@ def check_memory(label: str, weight_bytes: int) -> None:
         return
     threshold = int(limit * share)
     used = resident_bytes()
-    while used + weight_bytes > threshold and CACHE.drop_oldest():
+    while used + weight_bytes > threshold and SESSION_CACHE.drop_oldest():
         return_memory()
         used = resident_bytes()
     if used + weight_bytes <= threshold:
         return
-    least = int((used + weight_bytes) / share) + 1
+    needed = int((used + weight_bytes) / share) + 1
     raise StageError(
         f"stage {label} has {format_bytes(weight_bytes)} of weights, and this worker's process "
         f"{format_bytes(used)} already: together {format_bytes(used + weight_bytes)}. "
         f"Its limit is {format_bytes(limit)}, and Dask pauses it at {format_bytes(threshold)}",
-        f"give each worker more than {format_bytes(least)} (memory_limit=, --memory-limit), or cut "
-        "the model into smaller stages: model.plan('fused', n_stages=...)",
+        f"give each worker more than {format_bytes(needed)} (memory_limit=, --memory-limit), or "
+        "cut the model into smaller stages: model.plan('fused', n_stages=...)",
+        stage=label,
+        numbers={
+            "weight_bytes": weight_bytes,
+            "used_bytes": used,
+            "limit_bytes": limit,
+            "pause_bytes": threshold,
+            "needed_limit_bytes": needed,
+        },
+        suggestions=[Suggestion("memory_limit", needed), Suggestion("n_stages")],
     )
 
 
 def resident_bytes() -> int:
-    """What Dask's monitor compares with the limit."""
+    """Return the resident size of this process, which Dask's monitor compares with the limit."""
     size: int = psutil.Process().memory_info().rss
     return size
 
 
 def return_memory() -> None:
-    """Give what is free back to the system; glibc would keep it for the process."""
+    """Return free memory to the system; glibc would keep it for the process."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

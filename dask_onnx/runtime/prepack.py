@@ -1,12 +1,12 @@
 """Weights packed for this CPU's kernels, once per host, in files that all its processes map.
 
-ORT packs the weights of a matrix product when a session is made, into memory of its own: as much
-again as the weights, in each process. It can save what it packed beside the optimised model and
-map it the next time. What is packed depends on the CPU and on ORT's version, and so does the name
-of the folder.
+ORT packs the weights of a matrix product when it builds a session, into memory of its own: as much
+again as the weights, in each process. It can save the packed weights beside the optimized model
+and map them the next time. They depend on the CPU and on ORT's version, and so does the name of
+the folder.
 
-Packing is done by a process of its own, which also measures whether the saved files load faster:
-a worker near its memory limit must not hold the weights twice, not even for a moment.
+A subprocess packs, and measures whether the saved files load faster: a worker near its memory
+limit must not hold the weights twice, not even for a moment.
 """
 
 from __future__ import annotations
@@ -29,33 +29,54 @@ from dask_onnx.core.subprocesses import run_in_subprocess
 from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.session import build_session, save_session
 from dask_onnx.store.integrity import digest_of, identity_of
-from dask_onnx.store.weight_store import TEMPORARY, Store
+from dask_onnx.store.store_files import TEMPORARY
+from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
 
 MODEL, WEIGHTS, NOTE = "model.onnx", "weights.bin", "note.json"
-_AS_FAST = 1.25
-"""Loading may take so much of the time that it takes unsaved: the memory that is shared counts."""
-_TRY_AGAIN_SECONDS = 3600
-"""After a failure, such as a disk that was full."""
-_MIN_SHARE = 0.05
-"""Less than this share of the weights packed is not worth the files."""
+"""Names of the files in a folder of packed weights."""
+_MAX_LOAD_RATIO = 1.25
+"""Bound on the time to load saved weights, relative to packing anew: sharing memory is worth
+more than a quarter of that time."""
+_RETRY_SECONDS = 3600
+"""Seconds until packing is tried again after a failure, such as a full disk."""
+_MIN_PACKED_SHARE = 0.05
+"""Share of the weights that must be packed for the files to be worth their space."""
 
 
-def prepacked(
-    store: Store, model_token: str, stage_token: str, proto: bytes, spec: SessionSpec, bytes_: int
+def prepacked_folder(
+    store: Store,
+    model_token: str,
+    stage_token: str,
+    proto: bytes,
+    spec: SessionSpec,
+    weight_bytes: int,
 ) -> Path | None:
-    """The folder of a stage's packed weights, made if need be; None where it does not pay.
+    """Return the folder of a stage's packed weights, packed now if they are missing.
 
     Parameters
     ----------
+    store : Store
+        Store of this host.
+    model_token, stage_token : str
+        Content digests, which name the folder.
     proto : bytes
-        The stage, its weights external, named by blob keys.
-    bytes_ : int
-        Of the stage's weights.
+        Serialized stage, its weights external and named by blob keys.
+    spec : SessionSpec
+        Options of the session.
+    weight_bytes : int
+        Bytes of the stage's weights.
+
+    Returns
+    -------
+    Path or None
+        None where packing does not pay: small weights, other devices, or a measurement says so.
     """
-    least = config.get("session.prepack-min-bytes")
-    if least is None or bytes_ < int(least) or spec.providers != ("CPUExecutionProvider",):
+    min_bytes = config.get("session.prepack-min-bytes")
+    if min_bytes is None or weight_bytes < int(min_bytes):
+        return None
+    if spec.providers != ("CPUExecutionProvider",):
         return None
     name = _name(stage_token, spec)
     folder = store.root / "prepacked" / model_token / name
@@ -64,15 +85,16 @@ def prepacked(
             if not _is_sound(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
-                    _make(store, folder, proto, spec, bytes_)
+                    _make(store, folder, proto, spec, weight_bytes)
                 except OSError as error:  # such as a full disk: the stage runs without
-                    log.warning("what was packed cannot be kept: %s", error)
+                    log.warning("packed weights cannot be saved: %s", error)
     return folder if _note(folder).get("use") else None
 
 
 def _name(stage_token: str, spec: SessionSpec) -> str:
-    same = replace(spec, intra_op_num_threads=None)
-    parts = (stage_token, same, ort_version(), cpu_identity())
+    # Threads do not change what is packed.
+    shared = replace(spec, intra_op_num_threads=None)
+    parts = (stage_token, shared, ort_version(), cpu_identity())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -85,33 +107,33 @@ def _note(folder: Path) -> dict[str, Any]:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether it was decided about, and the files are still those whose digests were taken."""
+    """Return whether a decision is recorded, and its files are those whose digests were taken."""
     note = _note(folder)
-    if not note or time.time() > note.get("failed_at", math.inf) + _TRY_AGAIN_SECONDS:
+    if not note or time.time() > note.get("failed_at", math.inf) + _RETRY_SECONDS:
         return False
     for name, (identity, digest) in note["files"].items():
         path = folder / name
         if not path.is_file():
             return False
         if list(identity_of(path)) != identity and digest_of(path) != digest:
-            log.warning("%s is not what its digest says and is made anew", path)
+            log.warning("%s does not match its digest and is packed anew", path)
             return False
     return True
 
 
-def _make(store: Store, folder: Path, proto: bytes, spec: SessionSpec, bytes_: int) -> None:
+def _make(store: Store, folder: Path, proto: bytes, spec: SessionSpec, weight_bytes: int) -> None:
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as work:
         temporary = Path(work) / "made"
         temporary.mkdir(mode=0o700)
-        note = _pack_elsewhere(temporary, store.blobs, proto, spec)
+        note = _pack_in_subprocess(temporary, store.blobs, proto, spec)
         if "reason" not in note:
-            share = ((temporary / WEIGHTS).stat().st_size - bytes_) / bytes_
+            share = ((temporary / WEIGHTS).stat().st_size - weight_bytes) / weight_bytes
             note["packed_share"] = round(share, 3)
-            if share < _MIN_SHARE:
+            if share < _MIN_PACKED_SHARE:
                 note["reason"] = "the kernels of this model pack next to nothing"
-            elif note["saved_seconds"] > _AS_FAST * note["plain_seconds"]:
-                note["reason"] = "loading what was saved is slower than packing anew"
+            elif note["saved_seconds"] > _MAX_LOAD_RATIO * note["plain_seconds"]:
+                note["reason"] = "loading saved weights is slower than packing anew"
         note["use"] = "reason" not in note
         if not note["use"]:
             (temporary / WEIGHTS).unlink(missing_ok=True)
@@ -123,8 +145,10 @@ def _make(store: Store, folder: Path, proto: bytes, spec: SessionSpec, bytes_: i
     log.info("packed weights of %s: %s", folder.name, note)
 
 
-def _pack_elsewhere(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) -> dict[str, Any]:
-    """Have another process pack; what it measured, or {"reason": why not}."""
+def _pack_in_subprocess(
+    folder: Path, blobs: Path, proto: bytes, spec: SessionSpec
+) -> dict[str, Any]:
+    """Return the seconds that a subprocess measured, or ``{"reason": ...}`` if it failed."""
     try:
         return dict(run_in_subprocess(pack, folder, blobs, proto, spec))
     except (RuntimeError, StageError) as error:
@@ -132,7 +156,24 @@ def _pack_elsewhere(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) 
 
 
 def pack(folder: Path, blobs: Path, proto: bytes, spec: SessionSpec) -> dict[str, float]:
-    """Save a stage with its weights packed into `folder`; seconds to load it unsaved and saved."""
+    """Save a stage with its weights packed, and time loading it without and with the saved files.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to write to.
+    blobs : Path
+        Folder of the external weights.
+    proto : bytes
+        Serialized stage.
+    spec : SessionSpec
+        Options of the session.
+
+    Returns
+    -------
+    dict
+        ``plain_seconds`` and ``saved_seconds``.
+    """
     spec = replace(spec, intra_op_num_threads=1)
 
     def seconds(saved: Path | None) -> float:

@@ -1,13 +1,14 @@
-"""Which kernel runs a node: found out when a plan is made, by asking those who have to run it.
+"""Choice of the kernel that runs a node, by building the node when a plan is made.
 
-A node runs on ONNX Runtime (ORT) if ORT builds a session of it at the types that it gets, if its
-values can be handed over, and if it is not known to give wrong values; on ONNX's reference
-evaluator otherwise; and on the caller's own kernel wherever there is one.
+A node runs on the caller's kernel wherever there is one. Otherwise it runs on ONNX Runtime (ORT)
+if ORT builds a session of it at its input types, can be given its values, and has no known bad
+kernel of it; and on ONNX's reference evaluator if not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,86 +17,104 @@ import onnx
 from onnx import TensorProto
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.core.errors import ModelError, StageError
+from dask_onnx.core.errors import ModelError, StageError, Suggestion
+from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import NodeKernel, TensorSpec
 from dask_onnx.modelio.normalise import OLDEST_OPSET
 from dask_onnx.modelio.value_types import kind_of, parse_type, value_info
 from dask_onnx.modelio.weights import graphs_of, is_external, subgraphs_of, with_bodies
 from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.known_bad_kernels import known_bad_kernel
+from dask_onnx.runtime.onnxruntime_internals import has_kernel
 from dask_onnx.runtime.reference import make_evaluator
-from dask_onnx.runtime.session import has_kernel, has_onnxruntime, why_not_built
+from dask_onnx.runtime.session import has_onnxruntime, session_build_error
 
 Specs = Mapping[str, TensorSpec]
 
 _PLAIN = (
     "float double float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool string"
 ).split()
-_VIEWED = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz".split()
-_LARGE_BYTES = 4 * 2**20
-"""A node with so much in its attributes (a forest) is looked up, not built: that takes seconds."""
+_EXTENDED = "bfloat16 float8e4m3fn float8e4m3fnuz float8e5m2 float8e5m2fnuz".split()
 _MAPS = (
     "map(string,tensor(int64)) map(string,tensor(float)) map(string,tensor(double)) "
     "map(int64,tensor(string)) map(int64,tensor(float)) map(int64,tensor(double))"
 ).split()
-HANDED_OVER = frozenset(
-    [f"tensor({name})" for name in (*_PLAIN, *_VIEWED)]
+EXCHANGEABLE_TYPES = frozenset(
+    [f"tensor({name})" for name in (*_PLAIN, *_EXTENDED)]
     + [f"seq(tensor({name}))" for name in _PLAIN]
     + _MAPS
     + ["seq(map(string,tensor(float)))", "seq(map(int64,tensor(float)))"]
     + [f"optional(tensor({name}))" for name in _PLAIN]
     + [f"optional(seq(tensor({name})))" for name in _PLAIN]
 )
-"""Types of values that ORT takes from Python and gives to it."""
+"""Types of values that ORT's Python interface takes and returns."""
+
+_LARGE_BYTES = 4 * 2**20
+"""Bytes of a node (a forest's attributes) from which it is looked up, since building it would take
+seconds."""
+_MAX_KEY_BYTES = 1024
+"""Bytes of a node from which its digest stands for it in a cache key."""
+
+_Question = tuple[Any, ...]
+"""All facts that decide whether a kernel can run a node."""
+_answers: BoundedCache[_Question, str | None] = BoundedCache("kernel probe answers", 20_000)
+"""Reason why a kernel cannot run a node, None if it can; most nodes of a model are like others."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is asked: a model, and what the caller brings to it."""
+    """Facts of a model, and the caller's kernels, that kernels are chosen by."""
 
     facts: GraphFacts
+    """The model's graph."""
     specs: Specs
-    """Every value, as far as its type is known."""
+    """Specs of all values, as far as their types are known."""
     custom: CustomKernels | None = None
+    """The caller's kernels."""
     libraries: tuple[str, ...] = ()
     """Paths of ORT custom-operator libraries."""
 
-    # Each once for all nodes: those of one graph may read half a million values.
+    # Each is computed once for all nodes: the nodes of one graph may read half a million values.
 
     @cached_property
     def initializers(self) -> Mapping[str, TensorProto]:
+        """Initializers of the graph, by name."""
         return {tensor.name: tensor for tensor in self.facts.proto.graph.initializer}
 
     @cached_property
     def kinds(self) -> Mapping[str, str]:
-        """The types of values, as far as they are known."""
+        """Types of values in ONNX's notation, as far as they are known."""
         kinds = ((name, kind_of(spec)) for name, spec in self.specs.items())
         return {name: kind for name, kind in kinds if kind is not None}
 
     @cached_property
-    def kept_back(self) -> frozenset[str]:
-        """Values that cannot be handed over to ORT."""
+    def not_exchangeable(self) -> frozenset[str]:
+        """Values that ORT cannot be given or cannot return."""
         return frozenset(
             name
             for name, kind in self.kinds.items()
-            if kind not in HANDED_OVER and name not in self.initializers
+            if kind not in EXCHANGEABLE_TYPES and name not in self.initializers
         )
 
     @cached_property
-    def surroundings(self) -> tuple[Any, ...]:
-        """What decides for all nodes alike whether there is a kernel."""
+    def context(self) -> _Question:
+        """Facts that decide about the kernels of all nodes alike."""
         opsets = tuple(sorted(self.facts.model.opsets.items()))
-        functions = tuple(each.SerializeToString() for each in self.facts.proto.functions)
+        functions = tuple(_short(each.SerializeToString()) for each in self.facts.proto.functions)
         return opsets, functions, None if self.custom is None else self.custom.token, self.libraries
 
 
+_ON_ONNXRUNTIME = NodeKernel("onnxruntime", "")
+"""Answer for most nodes; shared, since a graph may have tens of thousands of them."""
+
+
 def find_kernels(probe: Probe) -> tuple[NodeKernel, ...]:
-    """The kernel of every node, in the order of the graph.
+    """Return the kernel of every node, in the order of the graph.
 
     Raises
     ------
     ModelError
-        Nobody has a kernel for some nodes; the first is named.
+        A node that is needed has no kernel; the first is named.
     """
     protos = probe.facts.proto.graph.node
     return tuple(_kernel_of(probe, node, protos[node.index]) for node in probe.facts.nodes)
@@ -107,49 +126,53 @@ def _kernel_of(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> NodeKern
     for each in inner:
         if (each.domain, each.op_type) in custom:
             return NodeKernel("custom", f"your own kernel for {each.op_type}")
-    reason = _not_on_ort(probe, node, proto, inner)
+    reason = _ort_reason(probe, node, proto, inner)
     if reason is None:
-        return NodeKernel("onnxruntime", "")
-    lacking = _asked(
-        ("reference", *_signature(probe, node, proto)),
-        lambda: _why_not_reference(probe, node, proto),
+        return _ON_ONNXRUNTIME
+    reference_reason = _answers.get_or_make(
+        ("reference", *_question(probe, node, proto)),
+        lambda: _reference_error(probe, node, proto),
     )
-    if lacking is None:
+    if reference_reason is None:
         return NodeKernel("reference", reason)
     if node.index not in probe.facts.live:
-        return NodeKernel("onnxruntime", "")  # nobody wants it, unless it is asked for by name
+        return _ON_ONNXRUNTIME  # not needed, unless an output is asked for by name
+    reasons = f"{reason}; {reference_reason}"
     raise ModelError(
-        f"nobody has a kernel for node {node.name!r} ({_operator(proto)}): {reason}; {lacking}",
+        f"nobody has a kernel for node {node.name!r} ({_operator(proto)}): {reasons}",
         "bring one: dx.load(..., custom_ops=[...]) or dx.load(..., custom_op_libraries=[...])",
+        node=node.name,
+        reason=reasons,
+        suggestions=[Suggestion("custom_ops"), Suggestion("custom_op_libraries")],
     )
 
 
-def _not_on_ort(
+def _ort_reason(
     probe: Probe,
     node: NodeFacts,
     proto: onnx.NodeProto,
     inner: Sequence[onnx.NodeProto],
 ) -> str | None:
-    """Why a node does not run on ORT; None if it does."""
-    if probe.kept_back:
+    """Return the reason why a node does not run on ORT; None if it does."""
+    if probe.not_exchangeable:
         for name in (*node.reads, *node.outputs):
-            if name in probe.kept_back:
+            if name in probe.not_exchangeable:
                 return f"onnxruntime cannot be given {probe.kinds[name]}"
     for each in inner:
-        wrong = known_bad_kernel(each, probe.specs, probe.initializers)
-        if wrong is not None:
-            return wrong
+        known_bad = known_bad_kernel(each, probe.specs, probe.initializers)
+        if known_bad is not None:
+            return known_bad
     if not all(map(probe.kinds.__contains__, node.reads)):
-        return None  # cannot be asked without types; a worker that cannot run it will say so
+        return None  # cannot be built without types; a worker that cannot run it raises
     if not has_onnxruntime():
-        return None  # a client may do without: the workers, which have it, will say so
+        return None  # a client may not have it; a worker that cannot run the node raises
     if proto.ByteSize() > _LARGE_BYTES:
         version = probe.facts.model.opsets.get(node.domain, 1)
         listed = has_kernel(node.domain, node.op_type, version)
         return None if listed else f"onnxruntime has no kernel for {_operator(proto)}"
-    return _asked(
-        ("onnxruntime", *_signature(probe, node, proto)),
-        lambda: _why_not_ort(probe, node, proto),
+    return _answers.get_or_make(
+        ("onnxruntime", *_question(probe, node, proto)),
+        lambda: _ort_build_error(probe, node, proto),
     )
 
 
@@ -157,41 +180,39 @@ def _operator(node: onnx.NodeProto) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
 
 
-_answers: dict[tuple[Any, ...], str | None] = {}
-"""What was asked before in this process: most nodes of a model are like others."""
-
-
-def _asked(question: tuple[Any, ...], ask: Callable[[], str | None]) -> str | None:
-    if question not in _answers:
-        _answers[question] = ask()
-    return _answers[question]
-
-
-def _signature(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> tuple[Any, ...]:
-    """All that decides whether there is a kernel: not names, and not the values of constants."""
+def _question(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> _Question:
+    """Return all facts that decide about a kernel: neither names nor values of constants."""
     kinds = tuple(map(probe.kinds.get, node.reads))
     if subgraphs_of(proto):
         nameless = onnx.NodeProto()
         nameless.CopyFrom(proto)
         nameless.name = ""
         nameless.ClearField("device_configurations")
-        written: tuple[Any, ...] = (nameless.SerializeToString(),)
+        written: _Question = (_short(nameless.SerializeToString()),)
     else:
-        numbers: dict[str, int] = {"": -1}  # copying all that is large takes its time
+        # Without a copy of the node, which may be large.
+        numbers: dict[str, int] = {"": -1}
         numbered = [
             tuple([numbers.setdefault(name, len(numbers)) for name in names])
             for names in (proto.input, proto.output)
         ]
-        attributes = tuple(each.SerializeToString() for each in proto.attribute)
+        attributes = tuple(_short(each.SerializeToString()) for each in proto.attribute)
         operator = (proto.domain, proto.op_type, proto.overload)
         written = (operator, *numbered, attributes)
-    return (written, kinds, *probe.surroundings)
+    return (written, kinds, *probe.context)
+
+
+def _short(data: bytes) -> bytes:
+    return data if len(data) <= _MAX_KEY_BYTES else hashlib.sha256(data).digest()
 
 
 def _single(
     probe: Probe, node: NodeFacts, proto: onnx.NodeProto, constants: Mapping[str, TensorProto]
 ) -> onnx.ModelProto:
-    """A model of the node alone; what it reads are inputs without shapes, but for `constants`."""
+    """Return a model of the node alone.
+
+    The values that it reads are inputs without shapes, except for `constants`.
+    """
     model = onnx.ModelProto(ir_version=probe.facts.proto.ir_version)
     model.opset_import.extend(probe.facts.proto.opset_import)
     model.functions.extend(probe.facts.proto.functions)
@@ -199,7 +220,7 @@ def _single(
     model.graph.node.add().CopyFrom(proto)
     names = dict.fromkeys(node.reads)
     kinds = {name: probe.kinds[name] for name in names if name in probe.kinds}
-    # Large initializers of a body are not at hand: as inputs of the whole they have the same type.
+    # Large initializers of a subgraph are not loaded: as inputs of the model they have their type.
     for graph in graphs_of(model):
         for tensor in [t for t in graph.initializer if is_external(t)]:
             kinds[tensor.name] = f"tensor({TensorProto.DataType.Name(tensor.data_type).lower()})"
@@ -223,22 +244,24 @@ def _single(
     return model
 
 
-def _why_not_ort(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
-    reason = why_not_built(_single(probe, node, proto, {}), probe.libraries)
+def _ort_build_error(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
+    """Return ORT's reason for not building a node; None if it does."""
+    reason = session_build_error(_single(probe, node, proto, {}), probe.libraries)
     if reason is None:
         return None
-    # Some kernels want to see a constant when they are built.
+    # Some kernels need the value of a constant when they are built.
     constants = {
         name: probe.initializers[name]
         for name in node.reads
         if name in probe.initializers and not is_external(probe.initializers[name])
     }
     if constants:
-        reason = why_not_built(_single(probe, node, proto, constants), probe.libraries)
+        reason = session_build_error(_single(probe, node, proto, constants), probe.libraries)
     return None if reason is None else f"onnxruntime: {reason}"
 
 
-def _why_not_reference(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
+def _reference_error(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
+    """Return the reference evaluator's reason for not building a node; None if it does."""
     version = probe.facts.model.opsets.get("", OLDEST_OPSET)
     if not proto.domain and version < OLDEST_OPSET:
         now, then = (
@@ -251,5 +274,5 @@ def _why_not_reference(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> 
     try:
         make_evaluator(_single(probe, node, proto, {}), operators, node.name)
     except StageError as error:
-        return error.cause.partition(": ")[2]
+        return error.reason or error.cause
     return None

@@ -1,4 +1,4 @@
-"""Stages that run on ONNX's reference evaluator, or on kernels of the caller's own in it."""
+"""Stages that run in ONNX's reference evaluator, on its kernels or on the caller's."""
 
 from __future__ import annotations
 
@@ -24,29 +24,36 @@ _PACKED = {
     onnx.TensorProto.UINT4,
     onnx.TensorProto.FLOAT4E2M1,
 }
-"""Element types of which a byte of a tensor's bytes holds several."""
+"""Element types of which one byte holds several elements."""
+
+_MAX_REASON = 500
+"""Characters of an evaluator's message that an error keeps: some list all known operators."""
 
 
 @dataclass(slots=True)
 class ReferenceSession:
-    """A stage in the reference evaluator; runs like a `Session`."""
+    """A stage in the reference evaluator, with the interface of an ORT `Session`."""
 
     evaluator: ReferenceEvaluator
+    """ONNX's evaluator."""
     inputs: tuple[str, ...]
+    """Names of the inputs, in the order of `run`."""
     outputs: tuple[str, ...]
+    """Names of the outputs, in the order of `run`."""
     tensors: frozenset[str]
     """Outputs that are tensors."""
     weights: Mapping[str, Any]
-    """Mapped from the store; given with every run."""
+    """Weights by name, mapped from the store; inputs of every run."""
     weight_bytes: int
+    """Bytes of the weights."""
     lease: Any = None
-    """Keeps the store from evicting what is mapped here, for as long as the session lives."""
+    """Lease on the store that keeps the mapped weights from eviction."""
 
     def run(self, arrays: list[Any]) -> list[Any]:
-        """Run once; `arrays` in the order of `inputs`, results in the order of `outputs`."""
+        """Return the outputs for one array per input."""
         feeds = {**self.weights, **dict(zip(self.inputs, arrays, strict=True))}
         results = self.evaluator.run(list(self.outputs), feeds)
-        # Some operators of the reference give scalars of numpy rather than arrays without axes.
+        # Some operators of the reference return numpy scalars instead of arrays without axes.
         return [
             np.asarray(result) if name in self.tensors and result is not None else result
             for name, result in zip(self.outputs, results, strict=True)
@@ -56,7 +63,18 @@ class ReferenceSession:
 def build_reference(
     stage: onnx.ModelProto, blobs: Path, operators: Sequence[type[OpRun]], label: str
 ) -> ReferenceSession:
-    """Make a session of a stage's proto, which is changed, and its weights in the folder `blobs`.
+    """Build a session of a stage in the reference evaluator.
+
+    Parameters
+    ----------
+    stage : onnx.ModelProto
+        Stage, which is changed: external initializers become inputs.
+    blobs : Path
+        Folder of the external weights.
+    operators : sequence of OpRun subclasses
+        The caller's kernels.
+    label : str
+        Name of the stage in errors.
 
     Raises
     ------
@@ -66,17 +84,17 @@ def build_reference(
     weights: dict[str, Any] = {}
     size = 0
     for graph in graphs_of(stage):
-        kept = []
+        inline = []
         for tensor in graph.initializer:
             if is_external(tensor):
-                # Of a body too: a value that it does not have itself it looks up outside.
+                # A subgraph too finds a value that it does not have among the outer inputs.
                 weights[tensor.name] = map_tensor(tensor, blobs)
                 size += blob_of(tensor)[2]
             else:
-                kept.append(tensor)
-        if len(kept) < len(graph.initializer):
+                inline.append(tensor)
+        if len(inline) < len(graph.initializer):
             del graph.initializer[:]
-            graph.initializer.extend(kept)
+            graph.initializer.extend(inline)
     inputs = tuple(value.name for value in stage.graph.input)
     stage.graph.input.extend(
         onnx.helper.make_tensor_value_info(
@@ -97,25 +115,36 @@ def build_reference(
 def make_evaluator(
     model: onnx.ModelProto, operators: Sequence[type[OpRun]], label: str
 ) -> ReferenceEvaluator:
-    """ONNX's evaluator of a model.
+    """Return ONNX's evaluator of a model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Model without external weights.
+    operators : sequence of OpRun subclasses
+        The caller's kernels.
+    label : str
+        Name of the stage in errors.
 
     Raises
     ------
     StageError
-        It does not know an operator.
+        The evaluator does not know an operator.
     """
     try:
         return ReferenceEvaluator(model, new_ops=list(operators))
-    except Exception as error:  # it raises what its operators' constructors raise
+    except Exception as error:  # whatever its operators' constructors raise
+        reason = " ".join(str(error).split())[:_MAX_REASON]
         raise StageError(
-            f"stage {label} cannot be built by onnx.reference {onnx.__version__}: "
-            f"{' '.join(str(error).split())[:500]}",
+            f"stage {label} cannot be built by onnx.reference {onnx.__version__}: {reason}",
             "bring a kernel of your own: dx.load(..., custom_ops=[...])",
+            stage=label,
+            reason=reason,
         ) from None
 
 
 def map_tensor(tensor: onnx.TensorProto, blobs: Path) -> Any:
-    """An initializer as an array that lies in the store's file."""
+    """Return an external initializer as an array, mapped from its file if its type allows."""
     key, offset, length = blob_of(tensor)
     if tensor.data_type in _PACKED:
         whole = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims)

@@ -1,8 +1,7 @@
-"""A small piece of work, run over and over: how fast tasks are beside others, and elsewhere."""
+"""Reference workload: a small model whose time compares CPUs, and tasks with and without others."""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,40 +10,44 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from dask_onnx.core.process_caches import cached_in_process
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.cores import cpu_identity
 from dask_onnx.runtime.session import Session, build_session
 from dask_onnx.store.weight_store import Store
 
 _ROWS, _WIDTH = 2048, 512
-"""Values of 4 MiB, as common models have: less would stay in the caches of one core, and then
-neighbours do not slow each other down."""
+"""Shape of the values: 4 MiB, as common models have. Smaller ones would stay in the caches of one
+core, and then tasks on other cores do not slow each other down."""
 
 
 @dataclass(frozen=True, slots=True)
-class Laps:
-    """What the piece took where it ran."""
+class WorkloadTimes:
+    """Times of the reference workload in one process."""
 
     cpu: str
-    """Which CPU that is, as `cpu_identity` says."""
+    """CPU that ran it, as `cpu_identity` returns."""
     seconds: tuple[float, ...]
-    """One number a run."""
+    """Seconds of each run."""
 
 
-def run_laps(count: int) -> Laps:
-    """Run it so often, on one thread: a dense layer, an activation as transformers have it behind
-    one, and a second layer; some hundredths of a second."""
-    session, x = _session(), np.ones((_ROWS, _WIDTH), np.float32)
+def time_workload(count: int) -> WorkloadTimes:
+    """Run the reference workload `count` times on one thread.
+
+    It is a dense layer, the activation that transformers have behind one, and a second layer;
+    some hundredths of a second.
+    """
+    session, x = _workload(), np.ones((_ROWS, _WIDTH), np.float32)
     taken = []
     for _ in range(count):
         began = time.perf_counter()
         session.run([x])
         taken.append(time.perf_counter() - began)
-    return Laps(cpu_identity(), tuple(taken))
+    return WorkloadTimes(cpu_identity(), tuple(taken))
 
 
-@functools.cache
-def _session() -> Session:
+@cached_in_process("reference workload sessions")
+def _workload() -> Session:
     weight = np.random.default_rng(0).standard_normal((_WIDTH, _WIDTH), dtype=np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"]),
@@ -53,13 +56,28 @@ def _session() -> Session:
         helper.make_node("MatMul", ["c", "w"], ["d"]),
         helper.make_node("Add", ["d", "x"], ["y"]),
     ]
-    return session_of(nodes, {"w": weight}, "treadmill")
+    return session_of_nodes(nodes, {"w": weight}, "reference_workload")
 
 
-def session_of(
+def session_of_nodes(
     nodes: Sequence[onnx.NodeProto], weights: Mapping[str, np.ndarray], label: str
 ) -> Session:
-    """Of nodes that make a float y of a float x, on one thread."""
+    """Build a session of nodes that make a float y of a float x, on one thread.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeProto
+        Nodes in topological order.
+    weights : mapping of str to ndarray
+        Initializers by name.
+    label : str
+        Name of the model in errors.
+
+    Raises
+    ------
+    StageError
+        ORT cannot run the nodes.
+    """
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("x", "y")]
     tensors = [numpy_helper.from_array(weight, name) for name, weight in weights.items()]
     graph = helper.make_graph(list(nodes), label, ends[:1], ends[1:], tensors)

@@ -1,7 +1,7 @@
-"""What travels between stages, and how Dask is told to send it.
+"""Values between stages, and how Dask serializes them: encoded for slow links.
 
-Packing happens on sending only, inside Dask's own serialisation: values in memory, spilled to disk
-or passed between processes of a host stay as they are.
+Encoding happens inside Dask's own serialization, and only when a value is sent to another host:
+values in memory, spilled to disk or passed between processes of a host stay as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import pickle
 import statistics
 import time
-from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,102 +16,144 @@ import dask.config
 import numpy as np
 from dask.sizeof import sizeof
 from dask.utils import parse_bytes
-from distributed.comm.addressing import get_address_host
+from distributed.comm import get_address_host
 from distributed.protocol import dask_deserialize, dask_serialize, deserialize, serialize
-from distributed.protocol.numpy import serialize_numpy_ndarray
 
 from dask_onnx.core import config
-from dask_onnx.core.peers import own_worker
-from dask_onnx.runtime.batching import Runs
+from dask_onnx.core.dask_internals import serialize_numpy_ndarray
+from dask_onnx.core.peers import current_worker
+from dask_onnx.core.process_caches import BoundedCache, cached_in_process
+from dask_onnx.runtime.batching import MicroBatches
 from dask_onnx.runtime.codec import Lossy, pack, unpack
 
-_ENTRIES = 7
-"""So many of the last transfers to a host tell how fast its link is."""
-_TELLING_BYTES = 256 * 1024
-"""Smaller transfers are all latency."""
-_UNPACK_RATE = 1e9
-"""Bytes a second that the other side is taken to unpack, where its own log cannot be seen."""
+_MAX_TRANSFERS = 7
+"""Number of last transfers to a host whose median gives the rate of its link."""
+_MIN_TRANSFER_BYTES = 256 * 1024
+"""Bytes of a transfer below which its time is mostly latency."""
+_UNPACK_BYTES_PER_SECOND = 1e9
+"""Assumed rate at which the receiver decodes, since its own log cannot be seen."""
+
+_Packings = tuple[tuple[float, float], ...]
+"""Times at which values were encoded, in seconds since the epoch, with the seconds that both sides
+took."""
+_packings: BoundedCache[str, _Packings] = BoundedCache("encoding times of hosts", 256)
+"""Host to the last times at which values were encoded for it."""
+_MAX_PACKINGS = 256
+"""Number of encoding times that are kept for a host."""
 
 
 @dataclass(frozen=True, slots=True)
-class Travelling:
+class StageOutput:
     """A value on its way from one stage to the next."""
 
     value: Any
-    """ndarray, `Runs`, or what a stage made that is no tensor."""
+    """ndarray, `MicroBatches`, or an output that is no tensor."""
     lossy: Lossy | None = None
-    """What the caller allows to be lost on a slow link."""
+    """Precision that the value may lose on a slow link; None for none."""
 
 
-def _sizeof_travelling(travelling: Travelling) -> int:
-    return int(sizeof(travelling.value))
+def _sizeof_stage_output(output: StageOutput) -> int:
+    return int(sizeof(output.value))
 
 
-sizeof.register(Travelling, _sizeof_travelling)
+# Dask weighs results by this when it places tasks and when it spills.
+sizeof.register(StageOutput, _sizeof_stage_output)
 
 
 def unwrap(value: Any) -> Any:
-    return value.value if isinstance(value, Travelling) else value
+    """Return the value of a `StageOutput`; any other value as it is."""
+    return value.value if isinstance(value, StageOutput) else value
 
 
-@dask_serialize.register(Travelling)  # type: ignore[untyped-decorator]  # untyped in distributed
-def _serialize(travelling: Travelling, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
-    value = travelling.value
-    pieces = value.pieces if isinstance(value, Runs) else (value,)
+@dask_serialize.register(StageOutput)  # type: ignore[untyped-decorator]  # untyped in distributed
+def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
+    value = output.value
+    pieces = value.pieces if isinstance(value, MicroBatches) else (value,)
     if not all(isinstance(piece, np.ndarray) and not piece.dtype.hasobject for piece in pieces):
         # Strings, sequences, maps: Dask's pickle.
         inner, frames = serialize(value, serializers=["pickle"], context=context)
-        return {"pickled": inner, "lossy": travelling.lossy}, frames
+        return {"pickled": inner, "lossy": output.lossy}, frames
     began = time.perf_counter()
     host, rate = _link(context)
     compresses = bool(context and context.get("compression"))
-    packed = [pack(p, rate, travelling.lossy, dask_compresses=compresses) for p in pieces]
+    packed = [pack(p, rate, output.lossy, dask_compresses=compresses) for p in pieces]
     frames = [frame for piece in packed for frame in piece.frames]
     if host is not None:
-        _note_packing(host, time.perf_counter() - began, sum(p.nbytes for p in pieces))
+        _record_packing(host, time.perf_counter() - began, sum(p.nbytes for p in pieces))
     header = {
-        "pieces": [(p.way, p.dtype, list(p.shape), len(p.frames)) for p in packed],
-        "runs": [value.rows, value.is_filled] if isinstance(value, Runs) else None,
-        "lossy": travelling.lossy,
+        "pieces": [(p.encoding, p.dtype, list(p.shape), len(p.frames)) for p in packed],
+        "micro_batches": (
+            [value.rows, value.is_padded] if isinstance(value, MicroBatches) else None
+        ),
+        "lossy": output.lossy,
     }
     return header, frames
 
 
-@dask_deserialize.register(Travelling)  # type: ignore[untyped-decorator]  # untyped in distributed
-def _deserialize(header: dict[str, Any], frames: list[Any]) -> Travelling:
+@dask_deserialize.register(StageOutput)  # type: ignore[untyped-decorator]  # untyped in distributed
+def _deserialize(header: dict[str, Any], frames: list[Any]) -> StageOutput:
     if "pickled" in header:
-        return Travelling(deserialize(header["pickled"], frames), header["lossy"])
+        return StageOutput(deserialize(header["pickled"], frames), header["lossy"])
     left = iter(frames)
     pieces = tuple(
-        unpack(way, dtype, tuple(shape), [next(left) for _ in range(count)])
-        for way, dtype, shape, count in header["pieces"]
+        unpack(encoding, dtype, tuple(shape), [next(left) for _ in range(count)])
+        for encoding, dtype, shape, count in header["pieces"]
     )
-    value = pieces[0] if header["runs"] is None else Runs(pieces, *header["runs"])
-    return Travelling(value, header["lossy"])
+    batches = header["micro_batches"]
+    value = pieces[0] if batches is None else MicroBatches(pieces, *batches)
+    return StageOutput(value, header["lossy"])
 
 
-@dask_serialize.register(np.ndarray)  # type: ignore[untyped-decorator]  # untyped in distributed
+def sendable(array: Any) -> Any:
+    """Return an array after making sure that Dask can send its dtype.
+
+    Dask's serializer of arrays is replaced only in processes that have an array of a dtype which
+    numpy lacks: importing this package changes nothing for others.
+    """
+    if isinstance(array, np.ndarray) and array.dtype.isbuiltin == _REGISTERED:
+        _support_extended_dtypes()
+    return array
+
+
+@cached_in_process("serializers of extended dtypes")
+def _support_extended_dtypes() -> None:
+    dask_serialize.register(np.ndarray)(_serialize_array)
+
+
+_REGISTERED = 2
+"""Value of ``dtype.isbuiltin`` for a dtype that a package, such as ml_dtypes, registers."""
+
+
 def _serialize_array(array: np.ndarray, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
-    """Dask's own, but for a dtype of ml_dtypes (float8_e5m2) that it names so that numpy cannot
-    read it back; Dask's own reader takes a pickled dtype."""
+    """Serialize an array as Dask does, but pickle a dtype of ml_dtypes.
+
+    Dask writes such a dtype (float8_e5m2) by a name that numpy cannot read; its own reader takes a
+    pickled dtype.
+    """
     header, frames = serialize_numpy_ndarray(array, context=context)
-    is_foreign = array.dtype.isbuiltin == 2  # numpy's number for a dtype that a package brings
-    if is_foreign and array.dtype.kind != "V" and not header.get("pickle"):
+    if (
+        array.dtype.isbuiltin == _REGISTERED
+        and array.dtype.kind != "V"
+        and not header.get("pickle")
+    ):
         header["dtype"] = (1, pickle.dumps(array.dtype))
     return header, frames
 
 
-_packing: defaultdict[str, deque[tuple[float, float]]]
-_packing = defaultdict(lambda: deque(maxlen=256))
-"""Host to the times when something was packed for it, and the seconds that both sides took."""
-
-
-def _note_packing(host: str, seconds: float, size: int) -> None:
-    _packing[host].append((time.time(), seconds + size / _UNPACK_RATE))
+def _record_packing(host: str, seconds: float, size: int) -> None:
+    """Record that `size` bytes were encoded for a host in `seconds`."""
+    packing = time.time(), seconds + size / _UNPACK_BYTES_PER_SECOND
+    _packings.update(host, lambda old: (*(old or ())[1 - _MAX_PACKINGS :], packing))
 
 
 def _link(context: Any) -> tuple[str | None, float | None]:
-    """The host at the other end, and bytes a second of the link; None: nothing is packed."""
+    """Return the receiving host, and bytes per second of the link; None where nothing is encoded.
+
+    Parameters
+    ----------
+    context : dict or None
+        Addresses of both ends, as Dask passes them when it serializes for a comm.
+    """
     try:
         own, other = (get_address_host(context[end]["address"]) for end in ("sender", "recipient"))
     except (TypeError, KeyError, ValueError):
@@ -126,20 +167,22 @@ def _link(context: Any) -> tuple[str | None, float | None]:
 
 
 def _measured_rate(host: str) -> float:
-    """Bytes a second of the last transfers to a host, from the log that Dask's worker keeps.
+    """Return bytes per second of the last transfers to a host, from the log of Dask's worker.
 
-    The times in it include packing and unpacking, which are taken off. Until there is something to
-    go by it is what Dask itself assumes of links, ``distributed.scheduler.bandwidth``.
+    The log's times include encoding and decoding, which are subtracted. Without any transfer it
+    is the rate that Dask assumes, ``distributed.scheduler.bandwidth``.
     """
-    log = getattr(own_worker(), "transfer_outgoing_log", ())
+    log = getattr(current_worker(), "transfer_outgoing_log", ())
+    packings = _packings.get(host) or ()
     rates: list[float] = []
     for entry in reversed(log):
-        if entry["compressed"] >= _TELLING_BYTES and get_address_host(entry["who"]) == host:
+        if entry["compressed"] >= _MIN_TRANSFER_BYTES and get_address_host(entry["who"]) == host:
             start, stop = entry["start"], entry["stop"]
-            packing = sum(s for at, s in _packing[host] if start <= at <= stop)
+            packing = sum(seconds for at, seconds in packings if start <= at <= stop)
+            # The receiver's time is an estimate, and may exceed what the transfer took.
             duration = max(entry["duration"] - packing, 0.1 * entry["duration"])
             rates.append(entry["compressed"] / duration)
-            if len(rates) == _ENTRIES:
+            if len(rates) == _MAX_TRANSFERS:
                 break
     if rates:
         return statistics.median(rates)

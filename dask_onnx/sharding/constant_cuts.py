@@ -1,4 +1,4 @@
-"""Cutting values that follow from weights alone: which initializers are cut for that, and how."""
+"""Cutting of values that follow from weights alone, back to the initializers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.view import NodeView
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.modelio.weights import blob_of, is_external
+from dask_onnx.sharding.axis_queries import view_of, with_dependences
 from dask_onnx.sharding.node_cuts import dependence_of, layout_of
 from dask_onnx.sharding.pass_cuts import pass_step
-from dask_onnx.sharding.rule_asking import seeing, view_of
 from dask_onnx.sharding.shard_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantCut:
-    """How a node makes a shard of its output of shards of what it reads."""
+    """Recipe for one shard of a node's output from shards of its inputs."""
 
     node: int
+    """Position of the node in the graph."""
     cuts: Mapping[int, Layout]
-    """Inputs that are cut, by position."""
+    """Layouts of the inputs that are cut, by position."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes whose value differs in a shard."""
     divided: Mapping[int, int] = field(default_factory=dict)
+    """Inputs that hold sizes, to the element to divide; see `Step.divided`."""
 
 
 class ConstantCuts:
-    """Asks the rules of nodes that make constants backwards; remembers the answers."""
+    """Cuts of constants, found backwards through the nodes that compute them.
+
+    The cache has an entry for each constant and layout that a plan asks for, and lives as long as
+    the graph that owns it.
+    """
 
     def __init__(self, facts: GraphFacts, walk: Walk) -> None:
         self._facts, self._walk = facts, walk
@@ -39,7 +46,7 @@ class ConstantCuts:
         self._found: dict[tuple[str, Layout], ConstantCut | None] = {}
 
     def can_cut(self, name: str, layout: Layout) -> bool:
-        """Whether a constant can be cut so, down to the bytes of its initializers."""
+        """Return whether a constant can be cut in this layout, back to its initializers."""
         if name in self._tensors:
             return _is_whole_bytes(self._tensors[name])
         found = self.of(name, layout)
@@ -49,7 +56,7 @@ class ConstantCuts:
         return all(self.can_cut(inputs[place], cut) for place, cut in found.cuts.items())
 
     def of(self, name: str, layout: Layout) -> ConstantCut | None:
-        """Return how the node that makes a constant makes a shard of it."""
+        """Return the recipe for a shard of a constant; None if there is none."""
         key = (name, layout)
         if key not in self._found:
             self._found[key] = self._search(name, layout)
@@ -63,18 +70,18 @@ class ConstantCuts:
         if len(node.outputs) != 1 or node.captures:
             return None
         view = view_of(self._walk, index)
-        for place, tried in self._options(view, layout):
+        for place, layout_in in self._options(view, layout):
             ins = list(view.ins)
-            ins[place] = dependence_of(tried)
-            step = pass_step(self._walk, seeing(view, ins), lambda _: True)
-            is_own = step.how == "through" and step.outputs[0].is_own
-            if is_own and layout_of(step.outputs[0]) == layout:
-                cuts = {place: tried, **step.cuts}
+            ins[place] = dependence_of(layout_in)
+            step = pass_step(self._walk, with_dependences(view, ins), lambda _: True)
+            is_independent = step.how == "through" and step.outputs[0].is_independent
+            if is_independent and layout_of(step.outputs[0]) == layout:
+                cuts = {place: layout_in, **step.cuts}
                 return ConstantCut(index, cuts, step.attributes, step.divided)
         return None
 
     def _options(self, view: NodeView, layout: Layout) -> Iterator[tuple[int, Layout]]:
-        """Inputs and axes of them that may carry the shards."""
+        """Yield inputs and layouts of them that may carry the shards."""
         for place in range(len(view.proto.input)):
             for axis, size in enumerate(view.shape(place) or ()):
                 for outer in dict.fromkeys((layout.outer, 1)):
@@ -83,7 +90,7 @@ class ConstantCuts:
 
 
 def _is_whole_bytes(tensor: onnx.TensorProto) -> bool:
-    """Whether elements do not share bytes, as those of four bits do."""
+    """Return whether elements occupy whole bytes, unlike those of four bits."""
     if not is_external(tensor):
         return True
     count = math.prod(tensor.dims)

@@ -1,4 +1,4 @@
-"""What `Model.plan` and `Model.predict` do with plans on shards."""
+"""Entry points of `Model.plan` and `Model.predict` for sharded plans."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dask_onnx.collections.planned_model import PlannedModel
 from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.run_options import Outputs, RunOptions
-from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import SessionSpec
+from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.sharding.sequence_plan import SequencePlan
-from dask_onnx.sharding.sharding_specs import Annotated, says_shardings
+from dask_onnx.sharding.sharding_specs import Annotated, has_shardings
 from dask_onnx.sharding.strategy import Sharded
-from dask_onnx.sharding.tensors import TensorPlan
+from dask_onnx.sharding.tensor_plan import TensorPlan
 
 ShardedPlan = SequencePlan | TensorPlan
+"""Plans that run one request as shards."""
 
 
 def plan_on_shards(
-    model: PlannedModel,
+    facts: ModelFacts,
     strategy: Sharded,
     *,
     outputs: Outputs,
@@ -29,12 +30,12 @@ def plan_on_shards(
     session: SessionSpec | None,
     others: Mapping[str, Any],
 ) -> ShardedPlan:
-    """Return the plan that a `Sharded` strategy asks for.
+    """Return the plan that a `Sharded` strategy requests.
 
     Parameters
     ----------
     others : mapping of name to value
-        Options of `Model.plan` that sharded plans do not take; None where not given.
+        Options of `Model.plan` that sharded plans do not accept; None where not given.
 
     Raises
     ------
@@ -45,76 +46,85 @@ def plan_on_shards(
     """
     for name, value in others.items():
         if value is not None:
-            raise PlanError(f"dx.Sharded takes no {name}", "leave it out")
-    wanted, spec = _resolved(model, outputs, session)
-    model._facts.bound_shapes(shapes)
+            raise PlanError(
+                f"{name}={value!r} is not an option of sharded plans",
+                "leave it out",
+                option=name,
+                suggestions=[Suggestion(name)],
+            )
+    wanted, spec = _resolved(facts, outputs, session)
+    facts.bound_shapes(shapes)
     if strategy.axis == "heads":
-        heads = TensorPlan(model, strategy, wanted, shapes, spec)
+        heads = TensorPlan(facts, strategy, wanted, shapes, spec)
         heads.sharding()
         return heads
-    sequence = SequencePlan(model, strategy, wanted, shapes, spec)
+    sequence = SequencePlan(facts, strategy, wanted, shapes, spec)
     sequence.at()
     return sequence
 
 
 def plan_as_annotated(
-    model: PlannedModel,
+    facts: ModelFacts,
     strategy: Strategy,
     *,
     outputs: Outputs,
     shapes: Mapping[str, tuple[int, ...]] | None,
     session: SessionSpec | None,
 ) -> TensorPlan | None:
-    """Return the plan of `from_annotations` where a model says how its tensors are sharded.
+    """Return the plan that a model's own sharding annotations describe, for `from_annotations`.
 
-    None where it says stages only.
+    Returns None if the model annotates pipeline stages only.
 
     Raises
     ------
     PlanError
-        A sharding that does not fit its node, or that the algebra of axes forbids.
+        A sharding spec does not fit its node, or splitting that way would not be exact.
     """
     configuration = strategy.options.get("configuration")
-    if not says_shardings(model._facts, configuration):
+    if not has_shardings(facts, configuration):
         return None
-    wanted, spec = _resolved(model, outputs, session)
-    model._facts.bound_shapes(shapes)
-    plan = TensorPlan(model, Annotated(configuration), wanted, shapes, spec)
+    wanted, spec = _resolved(facts, outputs, session)
+    facts.bound_shapes(shapes)
+    plan = TensorPlan(facts, Annotated(configuration), wanted, shapes, spec)
     plan.sharding()
     return plan
 
 
 def _resolved(
-    model: PlannedModel, outputs: Outputs, session: SessionSpec | None
+    facts: ModelFacts, outputs: Outputs, session: SessionSpec | None
 ) -> tuple[tuple[str, ...], SessionSpec]:
-    """The outputs that are wanted, and how sessions are built."""
+    """Return the wanted outputs, and session options with the model's operator libraries."""
     if not isinstance(session, SessionSpec | None):
         raise PlanError(
-            f"session is a {type(session).__name__}",
-            "give session=dx.SessionSpec(intra_op_num_threads=1), or the like",
+            f"session is a {type(session).__name__}, not a SessionSpec",
+            "give session=dx.SessionSpec(intra_op_num_threads=1)",
+            option="session",
         )
-    facts = model._facts
     wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).names
     spec = session or SessionSpec()
     libraries = dict.fromkeys((*facts.libraries, *spec.custom_op_libraries))
     return wanted, dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
 
 
-def predict_on_shards(model: PlannedModel, x: Any, plan: ShardedPlan, run: RunOptions) -> Any:
-    """Run a request by a sharded plan; see `Model.predict`.
+def predict_on_shards(facts: ModelFacts, x: Any, plan: ShardedPlan, run: RunOptions) -> Any:
+    """Run one request by a sharded plan; see `Model.predict`.
 
     Raises
     ------
     PlanError
-        The plan is of another model.
+        The plan belongs to another model.
     InputError
-        A batch size is given; what `x` is, or has, does not fit the plan.
+        A batch size is given, or `x` does not fit the plan.
     """
-    if plan.model.__dask_tokenize__() != model.__dask_tokenize__():
-        raise PlanError("the plan is of another model", "make it with this model's plan()")
+    if plan.facts.__dask_tokenize__() != facts.__dask_tokenize__():
+        raise PlanError(
+            "the plan belongs to another model", "make it with this model's plan()", option="plan"
+        )
     if isinstance(run.batch_size, int):
         raise InputError(
-            f"batch_size is {run.batch_size}; a plan on shards runs all rows at once",
-            "leave it out, or pass as many rows as are to run at once",
+            f"batch_size={run.batch_size} does not apply: a sharded plan runs all rows at once",
+            "leave it out, or pass only the rows that should run at once",
+            option="batch_size",
+            numbers={"batch_rows": run.batch_size},
         )
     return plan.predict(x, outputs=run.outputs, retries=run.retries)

@@ -1,8 +1,8 @@
-"""com.microsoft.Attention written out, so that its keys and values can be told from its queries.
+"""Rewriting of com.microsoft.Attention, so that keys and values are separate from queries.
 
-It multiplies its input with the weights of queries, keys and values at once. On shards the keys
-and values have to be made whole, the queries not: the product, its parts and the attention between
-them become nodes of their own, as MultiHeadAttention has it.
+The operator multiplies its input with the weights of queries, keys and values at once. On shards
+the keys and values have to be gathered, the queries not. The rewritten graph has the product, its
+split and a MultiHeadAttention as nodes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 _KEPT = ("num_heads", "unidirectional", "scale", "mask_filter_value")
 """Attributes that MultiHeadAttention has as well."""
 _UNSUPPORTED = ("do_rotary", "past_present_share_buffer", "rotary_embedding_dim")
+"""Attributes with which a node is left as it is."""
 _WEIGHTS, _BIAS, _MASK, _PAST, _SCORES_BIAS = 1, 2, 3, 4, 5
 
 
-def unpacked(model: OnnxModel, specs: Mapping[str, TensorSpec]) -> OnnxModel:
-    """Return a model with the same values whose packed attentions are written out; itself if it
-    has none that is simple: without earlier keys, with a mask of (batch, keys) at most."""
+def unpack_attention(model: OnnxModel, specs: Mapping[str, TensorSpec]) -> OnnxModel:
+    """Return an equivalent model whose packed attentions are split into separate projections.
+
+    Nodes with cached keys, or with a mask other than shape (batch, keys), stay as they are. Returns
+    `model` itself if there is nothing to rewrite.
+    """
     proto = model.parse()
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     opset = model.opsets.get("", 1)
     nodes: list[onnx.NodeProto] = []
     is_changed = False
     for node in proto.graph.node:
-        sizes = _part_sizes(node, specs, weights)
+        sizes = _projection_sizes(node, specs, weights)
         if sizes is None:
             nodes.append(node)
             continue
         is_changed = True
-        written, constants = _written_out(node, sizes, opset)
-        nodes += written
+        replacements, constants = _unpacked_nodes(node, sizes, opset)
+        nodes += replacements
         proto.graph.initializer.extend(constants)
     if not is_changed:
         return model
@@ -50,19 +54,19 @@ def unpacked(model: OnnxModel, specs: Mapping[str, TensorSpec]) -> OnnxModel:
     return replace(model, proto=data, token=hashlib.sha256(data).hexdigest()[:32], source=None)
 
 
-def _part_sizes(
+def _projection_sizes(
     node: onnx.NodeProto,
     specs: Mapping[str, TensorSpec],
     weights: Mapping[str, onnx.TensorProto],
 ) -> list[int] | None:
-    """Features of queries, keys and values; None for a node that stays as it is."""
+    """Return the features of queries, keys and values; None for a node that stays as it is."""
     if (node.domain, node.op_type) != ("com.microsoft", "Attention"):
         return None
     names = [*node.input, *[""] * 7]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    has_more = any(names[_PAST:_SCORES_BIAS]) or any(names[_SCORES_BIAS + 1 :])
+    has_other_inputs = any(names[_PAST:_SCORES_BIAS]) or any(names[_SCORES_BIAS + 1 :])
     has_present = any(list(node.output)[1:])
-    if has_more or has_present or any(attributes.get(name) for name in _UNSUPPORTED):
+    if has_other_inputs or has_present or any(attributes.get(name) for name in _UNSUPPORTED):
         return None
     mask = specs.get(names[_MASK]) if names[_MASK] else None
     if names[_MASK] and (mask is None or mask.rank != 2):
@@ -74,30 +78,33 @@ def _part_sizes(
     return sizes if sum(sizes) == total else None
 
 
-def _written_out(
+def _unpacked_nodes(
     node: onnx.NodeProto, sizes: Sequence[int], opset: int
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return the nodes that replace a packed attention, and the constants that they read."""
     output = node.output[0]
     names = [*node.input, *[""] * 7]
     label = node.name or output
 
-    def made(op: str, inputs: Sequence[str], outputs: Sequence[str], **more: Any) -> onnx.NodeProto:
+    def new_node(
+        op: str, inputs: Sequence[str], outputs: Sequence[str], **more: Any
+    ) -> onnx.NodeProto:
         name = f"{label}.{outputs[0].removeprefix(output + '.')}"
         return helper.make_node(op, inputs, outputs, name=name, **more)
 
     packed = f"{output}.packed"
-    nodes = [made("MatMul", [names[0], names[_WEIGHTS]], [packed])]
+    nodes = [new_node("MatMul", [names[0], names[_WEIGHTS]], [packed])]
     if names[_BIAS]:
-        nodes.append(made("Add", [packed, names[_BIAS]], [f"{packed}_bias"]))
+        nodes.append(new_node("Add", [packed, names[_BIAS]], [f"{packed}_bias"]))
         packed = f"{packed}_bias"
-    parts = [f"{output}.{part}" for part in ("query", "key", "value")]
+    projections = [f"{output}.{projection}" for projection in ("query", "key", "value")]
     constants = []
     if opset >= 13:
         constants.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{output}.sizes"))
-        nodes.append(made("Split", [packed, f"{output}.sizes"], parts, axis=-1))
+        nodes.append(new_node("Split", [packed, f"{output}.sizes"], projections, axis=-1))
     else:
-        nodes.append(made("Split", [packed], parts, axis=-1, split=list(sizes)))
-    inputs = [*parts, "", names[_MASK], names[_SCORES_BIAS]]
+        nodes.append(new_node("Split", [packed], projections, axis=-1, split=list(sizes)))
+    inputs = [*projections, "", names[_MASK], names[_SCORES_BIAS]]
     while not inputs[-1]:
         inputs.pop()
     attention = helper.make_node(

@@ -1,4 +1,4 @@
-"""The model of a sharded plan: each segment a stage, shards under names of their own."""
+"""Model of a sequence plan: one stage for each segment, with shards as values of their own."""
 
 from __future__ import annotations
 
@@ -16,60 +16,69 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.planning.stages import Stage, StageCost
 from dask_onnx.sharding.key_blocks import PARTIAL, BlockedAttention, BlockForm, partial_softmax
-from dask_onnx.sharding.query_rules import is_causal, with_causal_mask
+from dask_onnx.sharding.query_shards import is_causal, with_causal_mask
 from dask_onnx.sharding.segment_costs import working_bytes
-from dask_onnx.sharding.segments import Copy, Form, Segment, SegmentPlan, forms_of, given_forms
+from dask_onnx.sharding.segments import (
+    Form,
+    NodeInstance,
+    Segment,
+    SegmentPlan,
+    forms_of,
+    forms_written,
+)
 from dask_onnx.sharding.shard_operands import Constant, LocalOperand
 
 _SHARD_SIZE = "shard_length"
-"""Name of the size of the sharded axis, in the model that runs on shards."""
+"""Name of the open dimension for the sharded axis in the rewritten model."""
 
 Specs = Mapping[str, TensorSpec]
 
 
 Source = Form | BlockForm | LocalOperand | Constant
-"""Where an input of a part comes from."""
+"""Origin of a submodel's input."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A segment as a stage of the model."""
+class Submodel:
+    """Segment as a stage of the rewritten model."""
 
     segment: Segment
     stage: Stage
-    """Its cost is that of one shard."""
+    """Stage with the cost of one shard."""
     sources: tuple[Source, ...]
-    """For each input of the stage."""
-    gives: tuple[Form, ...]
-    """For each output of the stage; of an attention in blocks of keys the value that these are
-    combined to."""
+    """Origin of each input of the stage."""
+    output_forms: tuple[Form, ...]
+    """Form of each output of the stage; for a block of keys the value that blocks are combined
+    to."""
     attention: BlockedAttention | None = None
-    """What the stage is one block of."""
+    """Attention that the stage computes one block of; None for a segment."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PartedModel:
-    """A model whose stages are the segments of a plan."""
+class PartitionedModel:
+    """Model whose stages are the segments of a plan."""
 
     model: OnnxModel
-    parts: tuple[Part, ...]
+    submodels: tuple[Submodel, ...]
 
 
 def form_name(form: Form) -> str:
-    """Return the name of a form in the model of the parts."""
+    """Return the name of a form in the rewritten model."""
     name, layout = form
     return name if layout is None else f"{name}@{layout.label}"
 
 
-def make_parts(
+def build_submodels(
     plan: SegmentPlan, declared: Specs, costs: CostTable, node_costs: list[NodeCost]
-) -> PartedModel:
+) -> PartitionedModel:
     """Return the model of a plan's segments. Reads no weights.
 
     Parameters
     ----------
     declared : mapping of value to TensorSpec
-        As they follow from the model alone, sizes of its open axes by name.
+        Specs from the model alone, with open axes by name.
+    node_costs : list of NodeCost
+        Costs of all nodes of the graph, in its order.
     """
     writer = _Writer(plan, declared, costs, node_costs)
     writer.write()
@@ -77,71 +86,78 @@ def make_parts(
 
 
 class _Writer:
+    """Writes the rewritten model, one segment after the other."""
+
     def __init__(
         self, plan: SegmentPlan, declared: Specs, costs: CostTable, node_costs: list[NodeCost]
     ) -> None:
         self.plan, self.declared = plan, declared
         self.costs, self.node_costs = costs, node_costs
-        self.facts = plan.ways.facts
+        self.facts = plan.candidates.facts
         self.proto = onnx.ModelProto()
         self.proto.CopyFrom(self.facts.proto)
-        self.constants = {node: place for place, node in enumerate(sorted(plan.ways.constants))}
-        """Nodes that follow from weights alone: they come first."""
+        self.constants = {
+            node: place for place, node in enumerate(sorted(plan.candidates.constants))
+        }
+        """Nodes that depend on weights only, to their position in the rewritten model: they come
+        first."""
         self.nodes: list[onnx.NodeProto] = [self.facts.proto.graph.node[i] for i in self.constants]
-        self.parts: list[Part] = []
+        self.submodels: list[Submodel] = []
         self.sources: dict[str, Source] = {}
         self.weights = initializer_bytes(self.facts)
 
     def write(self) -> None:
-        """Write the nodes of all segments, one after the other."""
+        """Write the nodes of all segments."""
         for segment in self.plan.segments:
             start = len(self.nodes)
-            for copy in segment.copies:
-                self.nodes += self._rewritten(copy)
-            self.parts.append(self._part(segment, range(start, len(self.nodes))))
+            for instance in segment.instances:
+                self.nodes += self._rewritten(instance)
+            self.submodels.append(self._submodel(segment, range(start, len(self.nodes))))
         for attention in self.plan.blocks.attentions:
-            self.parts.append(self._attention(attention))
+            self.submodels.append(self._attention(attention))
         self._close()
 
-    def _node(self, copy: Copy) -> onnx.NodeProto:
-        """A node with the names of the forms that it reads and makes."""
+    def _node(self, instance: NodeInstance) -> onnx.NodeProto:
+        """Return a node that reads and writes the forms of its instance."""
         node = onnx.NodeProto()
-        node.CopyFrom(self.facts.proto.graph.node[copy.node])
-        if copy.way is None:
+        node.CopyFrom(self.facts.proto.graph.node[instance.node])
+        if instance.candidate is None:
             return node
-        for place, layout in enumerate(copy.way.takes):
+        for place, layout in enumerate(instance.candidate.input_layouts):
             if layout is not None:
                 node.input[place] = form_name((node.input[place], layout))
-        for operand in copy.way.operands:
+        for operand in instance.candidate.operands:
             while len(node.input) <= operand.index:
                 node.input.append("")
             name = f"{node.input[operand.index]}@{len(self.nodes)}.{operand.index}"
             node.input[operand.index] = name
             self.sources[name] = operand
-        for place, layout in enumerate(copy.way.gives):
+        for place, layout in enumerate(instance.candidate.output_layouts):
             if node.output[place]:
                 unused = f"{node.output[place]}@unused{len(self.nodes)}"
                 given = layout and form_name((node.output[place], layout))
                 node.output[place] = given or unused
         return node
 
-    def _rewritten(self, copy: Copy) -> list[onnx.NodeProto]:
-        """The nodes that stand for a copy: one, but where a mask is written out."""
-        node = self._node(copy)
-        if copy.way is None or not is_causal(node):
+    def _rewritten(self, instance: NodeInstance) -> list[onnx.NodeProto]:
+        """Return the nodes of an instance: one, except where a causal mask becomes explicit."""
+        node = self._node(instance)
+        if instance.candidate is None or not is_causal(node):
             return [node]
-        spec = self.plan.ways.specs[self.facts.nodes[copy.node].inputs[0]]
+        spec = self.plan.candidates.specs[self.facts.nodes[instance.node].inputs[0]]
         prefix = f"{node.name or node.op_type}@{len(self.nodes)}"
         dtype = np.dtype(np.float32) if spec.dtype is None else spec.dtype
         nodes, sources = with_causal_mask(node, prefix, dtype, self.plan.bounds.positions)
         self.sources.update(sources)
         return nodes
 
-    def _part(self, segment: Segment, places: range) -> Part:
+    def _submodel(self, segment: Segment, places: range) -> Submodel:
         made = {name for i in places for name in self.nodes[i].output}
-        own = self._constants_of(segment)
-        made |= {name for node in own for name in self.facts.nodes[node].outputs}
-        forms = {form_name(f): f for copy in segment.copies for f in forms_of(self.plan, copy)}
+        constant_nodes = self._constants_of(segment)
+        made |= {name for node in constant_nodes for name in self.facts.nodes[node].outputs}
+        forms = {
+            form_name(f): f for instance in segment.instances for f in forms_of(self.plan, instance)
+        }
         reads = dict.fromkeys(
             name
             for i in places
@@ -151,30 +167,30 @@ class _Writer:
         sources = {name: self._source(name, forms) for name in reads}
         stage = Stage(
             label=self._label(segment),
-            nodes=(*(self.constants[node] for node in own), *places),
+            nodes=(*(self.constants[node] for node in constant_nodes), *places),
             inputs=tuple(self._spec(name, source) for name, source in sources.items()),
             outputs=(),
-            cost=self._cost(segment, own),
+            cost=self._cost(segment, constant_nodes),
         )
-        return Part(segment, stage, tuple(sources.values()), ())
+        return Submodel(segment, stage, tuple(sources.values()), ())
 
-    def _attention(self, attention: BlockedAttention) -> Part:
-        """One block of keys for one shard of queries."""
+    def _attention(self, attention: BlockedAttention) -> Submodel:
+        """Write the submodel of one block of keys for one shard of queries."""
         start = len(self.nodes)
-        facts, ways = self.facts, self.plan.chosen.ways
+        facts, candidates = self.facts, self.plan.chosen.candidates
         sources: dict[str, Source] = {}
 
         def named(node: int, place: int) -> str:
-            name, way = facts.nodes[node].inputs[place], ways[node]
-            assert way is not None
-            rows, keys = way.takes[place], attention.key_takes[node][place]
-            known = self.plan.ways.known(name)
+            name, candidate = facts.nodes[node].inputs[place], candidates[node]
+            assert candidate is not None
+            rows, keys = candidate.input_layouts[place], attention.key_layouts[node][place]
+            known = self.plan.candidates.known(name)
             if name in made:
                 return f"{name}@block"
             if known is not None:
                 sources[name] = Constant(known)
                 return name
-            if not name or self.plan.ways.is_given(name):
+            if not name or self.plan.candidates.is_given(name):
                 return name
             form = (name, rows) if keys is None else BlockForm(name, rows, keys)
             label = form.label if isinstance(form, BlockForm) else form_name(form)
@@ -196,30 +212,37 @@ class _Writer:
 
     def _partial(
         self, attention: BlockedAttention, start: int, values: str, sources: dict[str, Source]
-    ) -> Part:
+    ) -> Submodel:
+        """Append the partial softmax of a block and return its submodel."""
         scores = self.facts.nodes[attention.softmax].inputs[0]
-        spec = self.plan.ways.specs[scores]
+        spec = self.plan.candidates.specs[scores]
         dtype = np.dtype(np.float32) if spec.dtype is None else spec.dtype
         prefix = f"{scores}@block"
-        opset = self.plan.ways.opset
+        opset = self.plan.candidates.opset
         nodes, constants = partial_softmax(prefix, values, prefix, dtype, opset)
         self.nodes += nodes
         sources.update(constants)
         read = {name for node in self.nodes[start:] for name in node.input}
-        own = self._constants_before(sorted(read))
+        constant_nodes = self._constants_before(sorted(read))
         shape = None if spec.shape is None else (None,) * len(spec.shape)
-        copies = tuple(Copy(node, self.plan.chosen.ways[node]) for node in sorted(attention.nodes))
-        segment = Segment(0, True, copies)
+        instances = tuple(
+            NodeInstance(node, self.plan.chosen.candidates[node])
+            for node in sorted(attention.nodes)
+        )
+        segment = Segment(0, True, instances)
         stage = Stage(
             label=f"partial_{identifier(self.facts.nodes[attention.softmax].name)}",
-            nodes=(*(self.constants[node] for node in own), *range(start, len(self.nodes))),
+            nodes=(
+                *(self.constants[node] for node in constant_nodes),
+                *range(start, len(self.nodes)),
+            ),
             inputs=tuple(self._spec(name, source) for name, source in sources.items()),
             outputs=tuple(TensorSpec(f"{prefix}.{each}", dtype, shape) for each in PARTIAL),
-            cost=self._block_cost(segment, own),
+            cost=self._block_cost(segment, constant_nodes),
         )
         name = self.facts.nodes[attention.mix].outputs[0]
-        gives = ((name, self.plan.chosen.layouts[name]),)
-        return Part(segment, stage, tuple(sources.values()), gives, attention)
+        output_forms = ((name, self.plan.chosen.layouts[name]),)
+        return Submodel(segment, stage, tuple(sources.values()), output_forms, attention)
 
     def _block_cost(self, segment: Segment, constants: list[int]) -> StageCost:
         cost, count = self._cost(segment, constants), self.plan.blocks.count
@@ -231,16 +254,17 @@ class _Writer:
         )
 
     def _constants_of(self, segment: Segment) -> list[int]:
-        """Nodes that follow from weights alone and that a segment's nodes read, sliced or not."""
+        """Return the nodes on weights alone that a segment reads."""
         pending = [
             name
-            for copy in segment.copies
-            for name, layout in forms_of(self.plan, copy)
+            for instance in segment.instances
+            for name, layout in forms_of(self.plan, instance)
             if name and layout is None
         ]
         return self._constants_before(pending)
 
     def _constants_before(self, names: list[str]) -> list[int]:
+        """Return the nodes on weights alone that some values follow from."""
         found: set[int] = set()
         pending = list(names)
         while pending:
@@ -254,11 +278,11 @@ class _Writer:
         if name in self.sources:
             return self.sources[name]
         form = forms[name]
-        known = self.plan.ways.known(form[0])
+        known = self.plan.candidates.known(form[0])
         return Constant(known) if known is not None else form
 
     def _label(self, segment: Segment) -> str:
-        names = [identifier(self.facts.nodes[copy.node].name) for copy in segment.copies]
+        names = [identifier(self.facts.nodes[instance.node].name) for instance in segment.instances]
         ends = names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
         return ends if segment.is_sharded else f"whole_{ends}"
 
@@ -274,12 +298,12 @@ class _Writer:
         return self._form_spec(source)
 
     def _form_spec(self, form: Form) -> TensorSpec:
-        """A form's dtype, and its shape with open axes by name."""
+        """Return dtype and shape of a form, with open axes by name."""
         value, layout = form
-        spec, own = self.plan.ways.specs.get(value), self.declared.get(value)
+        spec, declared = self.plan.candidates.specs.get(value), self.declared.get(value)
         if spec is None:
             return TensorSpec(form_name(form), None, None)
-        shape: tuple[Dim, ...] | None = None if own is None else own.shape
+        shape: tuple[Dim, ...] | None = None if declared is None else declared.shape
         if shape is None and spec.shape is not None:
             shape = (None,) * len(spec.shape)
         if shape is not None and layout is not None:
@@ -288,31 +312,40 @@ class _Writer:
         return TensorSpec(form_name(form), spec.dtype, shape, spec.kind)
 
     def _close(self) -> None:
-        """Find the outputs of every part, once all readers are known."""
+        """Set the outputs of every submodel, once all consumers are known."""
         made = [
-            {form for copy in part.segment.copies for form in given_forms(self.plan.ways, copy)}
-            for part in self.parts
+            {
+                form
+                for instance in submodel.segment.instances
+                for form in forms_written(self.plan.candidates, instance)
+            }
+            for submodel in self.submodels
         ]
-        read = {form for part in self.parts for form in self._read(part)}
+        read = {form for submodel in self.submodels for form in self._read(submodel)}
         read |= set(self.plan.outputs)
         in_shards = set[Form]().union(*made)
         sliced = {
             (name, None) for name, layout in read if layout and (name, layout) not in in_shards
         }
         gathered = {(name, self.plan.chosen.layouts[name]) for name in self.plan.gathers}
-        for number, (part, own) in enumerate(zip(self.parts, made, strict=True)):
-            if part.attention is not None:
+        for number, (submodel, written) in enumerate(zip(self.submodels, made, strict=True)):
+            if submodel.attention is not None:
                 continue
-            gives = sorted(own & (read | sliced | gathered), key=form_name)
-            stage = replace(part.stage, outputs=tuple(map(self._form_spec, gives)))
-            self.parts[number] = replace(part, stage=stage, gives=tuple(gives))
-        ways = self.plan.ways
-        wanted = {name for name, _ in sliced | set(self.plan.outputs) if ways.is_given(name)}
-        self._hand_out(sorted(name for name in wanted if ways.known(name) is None))
+            output_forms = sorted(written & (read | sliced | gathered), key=form_name)
+            stage = replace(submodel.stage, outputs=tuple(map(self._form_spec, output_forms)))
+            self.submodels[number] = replace(
+                submodel, stage=stage, output_forms=tuple(output_forms)
+            )
+        candidates = self.plan.candidates
+        wanted = {name for name, _ in sliced | set(self.plan.outputs) if candidates.is_given(name)}
+        self._add_weight_outputs(sorted(name for name in wanted if candidates.known(name) is None))
 
-    def _read(self, part: Part) -> Iterator[Form]:
-        """Forms that a part is given, and those that its blocks of keys are made of."""
-        for source in part.sources:
+    def _read(self, submodel: Submodel) -> Iterator[Form]:
+        """Yield the forms that a submodel reads.
+
+        For a block of keys these are the shards that it is joined from.
+        """
+        for source in submodel.sources:
             if isinstance(source, BlockForm):
                 native = self.plan.chosen.layouts.get(source.name)
                 is_native = source.rows is None and native == source.keys
@@ -320,22 +353,22 @@ class _Writer:
             elif isinstance(source, tuple):
                 yield source
 
-    def _hand_out(self, names: list[str]) -> None:
-        """Add a part that gives weights, or what follows from them, to be sliced or handed on."""
+    def _add_weight_outputs(self, names: list[str]) -> None:
+        """Add a submodel that returns values which follow from weights alone."""
         if not names:
             return
-        gives: tuple[Form, ...] = tuple((name, None) for name in names)
-        outputs = tuple(map(self._form_spec, gives))
+        output_forms: tuple[Form, ...] = tuple((name, None) for name in names)
+        outputs = tuple(map(self._form_spec, output_forms))
         nodes = self._constants_before(names)
-        size = sum(value_bytes(self.plan.ways.specs.get(name)) for name in names)
+        size = sum(value_bytes(self.plan.candidates.specs.get(name)) for name in names)
         places = tuple(self.constants[node] for node in nodes)
         stage = Stage("weights", places, (), outputs, StageCost(0, 0.0, size, size))
-        self.parts.insert(0, Part(Segment(0, False, ()), stage, (), gives))
+        self.submodels.insert(0, Submodel(Segment(0, False, ()), stage, (), output_forms))
 
     def _cost(self, segment: Segment, constants: list[int]) -> StageCost:
         share = max(self.plan.bounds.sizes) / max(self.plan.bounds.positions, 1)
         share = share if segment.is_sharded else 1.0
-        nodes = [copy.node for copy in segment.copies]
+        nodes = [instance.node for instance in segment.instances]
         weights = {
             name
             for i in (*nodes, *constants)
@@ -350,7 +383,8 @@ class _Writer:
             working_bytes=working_bytes(self.plan, segment),
         )
 
-    def result(self) -> PartedModel:
+    def result(self) -> PartitionedModel:
+        """Return the rewritten model and its submodels."""
         graph = self.proto.graph
         del graph.node[:]
         graph.node.extend(self.nodes)
@@ -360,6 +394,7 @@ class _Writer:
             self.facts.model,
             proto=data,
             token=hashlib.sha256(data).hexdigest()[:32],
+            # The proto is no longer that of the file; the locations of the weights still hold.
             source=None,
         )
-        return PartedModel(model, tuple(self.parts))
+        return PartitionedModel(model, tuple(self.submodels))

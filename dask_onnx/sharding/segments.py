@@ -1,8 +1,9 @@
-"""The segments of a sharded plan: which nodes run together, in which form, and what is gathered.
+"""Segments of a sequence plan: nodes that run together, on whole values or on every shard.
 
-A value has up to three forms: *whole*; in *shards* as the nodes before it make them; and in shards
-that are *sliced* from the whole. Segments alternate: at each level one part that runs whole, once,
-then one that runs on every shard, then values are gathered for the next level. Pure data.
+A value has up to three forms: whole; in shards, in the layout in which the nodes before it write
+it (its native form); and in shards that are sliced from the whole. Levels alternate: at each
+level the nodes that run once on whole values, then the nodes that run on every shard, then values
+are gathered for the next level. Pure data.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dask_onnx.sharding.key_blocks import BlockedAttention, find_blocked
-from dask_onnx.sharding.node_ways import Way, Ways
+from dask_onnx.sharding.layout_candidates import LayoutCandidate, LayoutCandidates
+from dask_onnx.sharding.layout_search import LayoutAssignment
 from dask_onnx.sharding.shard_layout import Bounds, Layout
-from dask_onnx.sharding.way_search import Chosen
 
 Form = tuple[str, Layout | None]
-"""A value, and the layout of its shards; None for the whole."""
+"""Value by name, and the layout of its shards; None for the whole value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A node as it runs in a segment."""
+class NodeInstance:
+    """Node as it runs in one segment; a node may run whole in one and on shards in another."""
 
     node: int
-    """Position in the graph."""
-    way: Way | None
-    """How it runs on shards; None where it runs whole, once."""
+    """Position of the node in the graph."""
+    candidate: LayoutCandidate | None
+    """Layouts on every shard; None where the node runs once on whole values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,38 +36,39 @@ class Segment:
     """Nodes that run as one task: once, or on every shard."""
 
     level: int
+    """Number of gathers before it."""
     is_sharded: bool
-    copies: tuple[Copy, ...]
-    """In an order in which they can run."""
+    """True if it runs on every shard."""
+    instances: tuple[NodeInstance, ...]
+    """Nodes in execution order."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyBlocks:
-    """Attentions whose keys are taken in blocks."""
+    """Attentions whose keys are read in blocks."""
 
     count: int
-    """Blocks of keys; 1 for none."""
+    """Blocks of keys; 1 if keys are read at once."""
     attentions: tuple[BlockedAttention, ...] = ()
 
     def of(self, node: int) -> BlockedAttention | None:
-        """Return the attention that a node is in."""
+        """Return the attention that a node belongs to; None if it is in none."""
         return next((each for each in self.attentions if node in each.nodes), None)
 
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """How a graph runs on the shards of one axis, at definite sizes."""
+    """Segments of a graph for one sharded axis, at fixed sizes."""
 
-    ways: Ways = field(repr=False)
+    candidates: LayoutCandidates = field(repr=False)
     bounds: Bounds
     segments: tuple[Segment, ...]
-    """In an order in which they can run."""
+    """Segments in execution order."""
     gathers: tuple[str, ...]
-    """Values in shards that are joined because a node needs them whole, in the order of the
-    graph."""
+    """Values in shards that are gathered because a node reads them whole, in graph order."""
     outputs: tuple[Form, ...]
-    """The form in which each wanted output comes."""
-    chosen: Chosen = field(repr=False)
+    """Form of each wanted output."""
+    chosen: LayoutAssignment = field(repr=False)
     blocks: KeyBlocks = KeyBlocks(1)
 
     @property
@@ -76,176 +78,222 @@ class SegmentPlan:
 
 
 def plan_segments(
-    ways: Ways, chosen: Chosen, bounds: Bounds, outputs: Sequence[str], key_blocks: int = 1
+    candidates: LayoutCandidates,
+    chosen: LayoutAssignment,
+    bounds: Bounds,
+    outputs: Sequence[str],
+    key_blocks: int = 1,
 ) -> SegmentPlan:
-    """Return the segments that run every node in the way that was chosen for it.
+    """Return the segments that run every node with the layouts chosen for it.
 
     Parameters
     ----------
-    key_blocks : blocks that the keys of attentions are taken in
+    outputs : sequence of str
+        Wanted values.
+    key_blocks : int
+        Blocks that the keys of attentions are read in.
     """
     wanted = tuple((name, chosen.layouts.get(name)) for name in outputs)
-    forms = _needed(ways, chosen, wanted, KeyBlocks(1))
+    forms = _needed(candidates, chosen, wanted, KeyBlocks(1))
     blocks = KeyBlocks(1)
     if key_blocks > 1:
-        on_shards = {copy.node: copy.way for copy in forms.copies if copy.way is not None}
+        on_shards = {
+            instance.node: instance.candidate
+            for instance in forms.instances
+            if instance.candidate is not None
+        }
         outer = {*outputs, *forms.gathers}
-        outer.update(n for c in forms.copies if not c.way for n in ways.facts.nodes[c.node].reads)
-        blocks = KeyBlocks(key_blocks, tuple(find_blocked(ways, on_shards, outer)))
-        forms = _needed(ways, chosen, wanted, blocks)
-    levels = _Levels(ways, chosen, forms)
-    grouped: defaultdict[tuple[int, bool], list[Copy]] = defaultdict(list)
-    for copy in sorted(forms.copies, key=lambda copy: copy.node):
-        level = levels.visit(copy)
-        if copy.way is None or blocks.of(copy.node) is None:
-            grouped[level, copy.way is not None].append(copy)
+        outer.update(
+            n
+            for c in forms.instances
+            if not c.candidate
+            for n in candidates.facts.nodes[c.node].reads
+        )
+        blocks = KeyBlocks(key_blocks, tuple(find_blocked(candidates, on_shards, outer)))
+        forms = _needed(candidates, chosen, wanted, blocks)
+    levels = _Levels(candidates, chosen, forms)
+    grouped: defaultdict[tuple[int, bool], list[NodeInstance]] = defaultdict(list)
+    for instance in sorted(forms.instances, key=lambda instance: instance.node):
+        level = levels.visit(instance)
+        if instance.candidate is None or blocks.of(instance.node) is None:
+            grouped[level, instance.candidate is not None].append(instance)
     segments = tuple(
-        Segment(level, is_sharded, tuple(copies))
-        for (level, is_sharded), copies in sorted(grouped.items(), key=lambda item: item[0])
+        Segment(level, is_sharded, tuple(instances))
+        for (level, is_sharded), instances in sorted(grouped.items(), key=lambda item: item[0])
     )
-    order = {name: i for i, name in enumerate([*ways.facts.inputs, *ways.facts.producer])}
+    order = {
+        name: i for i, name in enumerate([*candidates.facts.inputs, *candidates.facts.producer])
+    }
     gathers = tuple(sorted(forms.gathers, key=lambda name: order.get(name, 0)))
-    return SegmentPlan(ways, bounds, segments, gathers, wanted, chosen, blocks)
+    return SegmentPlan(candidates, bounds, segments, gathers, wanted, chosen, blocks)
 
 
-def _needed(ways: Ways, chosen: Chosen, wanted: Sequence[Form], blocks: KeyBlocks) -> _Forms:
-    """The forms that some outputs need."""
-    forms = _Forms(ways, chosen, blocks)
+def _needed(
+    candidates: LayoutCandidates,
+    chosen: LayoutAssignment,
+    wanted: Sequence[Form],
+    blocks: KeyBlocks,
+) -> _Forms:
+    """Return the forms that some outputs need."""
+    forms = _Forms(candidates, chosen, blocks)
     for form in wanted:
-        forms.want(form)
+        forms.require(form)
     forms.resolve()
     return forms
 
 
 class _Forms:
-    """Which forms of which values are needed, found from the outputs back to the inputs."""
+    """Forms that are needed of each value, found from the outputs back to the inputs."""
 
-    def __init__(self, ways: Ways, chosen: Chosen, blocks: KeyBlocks) -> None:
-        self.ways, self.facts, self.chosen, self.blocks = ways, ways.facts, chosen, blocks
-        self.wants: defaultdict[str, set[Layout | None]] = defaultdict(set)
-        self.copies: list[Copy] = []
+    def __init__(
+        self, candidates: LayoutCandidates, chosen: LayoutAssignment, blocks: KeyBlocks
+    ) -> None:
+        self.candidates, self.facts, self.chosen, self.blocks = (
+            candidates,
+            candidates.facts,
+            chosen,
+            blocks,
+        )
+        self.needed_layouts: defaultdict[str, set[Layout | None]] = defaultdict(set)
+        self.instances: list[NodeInstance] = []
         self.gathers: set[str] = set()
-        self.anew = set(chosen.recomputed)
+        self.recomputed = set(chosen.recomputed)
 
     def native(self, name: str) -> Form:
-        """The form in which a value is made."""
+        """Return the form in which a value is written."""
         return name, self.chosen.layouts.get(name)
 
-    def want(self, form: Form) -> None:
-        """Note that a form is needed, unless it is given."""
+    def require(self, form: Form) -> None:
+        """Record that a form is needed, unless it follows from weights or shapes alone."""
         name, layout = form
-        if name and not self.ways.is_given(name):
-            self.wants[name].add(layout)
+        if name and not self.candidates.is_given(name):
+            self.needed_layouts[name].add(layout)
 
     def resolve(self) -> None:
-        """Decide the copies of every node."""
-        for index, way in reversed(tuple(self.chosen.ways.items())):
-            if way is None:
+        """Decide in which forms every node runs."""
+        for index, candidate in reversed(tuple(self.chosen.candidates.items())):
+            if candidate is None:
                 self._resolve_whole(index)
             else:
-                self._resolve_sharded(index, way)
+                self._resolve_sharded(index, candidate)
 
-    def _add(self, copy: Copy) -> None:
-        self.copies.append(copy)
-        if copy.way is None:
-            for name in self.facts.nodes[copy.node].reads:
-                self.want((name, None))
+    def _add(self, instance: NodeInstance) -> None:
+        self.instances.append(instance)
+        if instance.candidate is None:
+            for name in self.facts.nodes[instance.node].reads:
+                self.require((name, None))
             return
-        for form in self.read_by(copy):
-            self.want(form)
+        for form in self.read_by(instance):
+            self.require(form)
 
-    def read_by(self, copy: Copy) -> Iterator[Form]:
-        """Yield the forms that a node on shards needs: of keys, those that blocks are made of."""
-        attention = self.blocks.of(copy.node)
-        keys = None if attention is None else attention.key_takes.get(copy.node)
-        names = self.facts.nodes[copy.node].inputs
+    def read_by(self, instance: NodeInstance) -> Iterator[Form]:
+        """Yield the forms that a node on shards needs.
+
+        For keys that are read in blocks these are the shards that blocks are joined from.
+        """
+        attention = self.blocks.of(instance.node)
+        keys = None if attention is None else attention.key_layouts.get(instance.node)
+        names = self.facts.nodes[instance.node].inputs
         cut = dict(zip(names, keys or (), strict=False))
-        for name, layout in taken_forms(self.ways, copy):
+        for name, layout in forms_read(self.candidates, instance):
             is_made_so = layout is None and cut.get(name) == self.chosen.layouts.get(name)
             yield (name, cut[name]) if cut.get(name) and is_made_so else (name, layout)
 
     def _resolve_whole(self, index: int) -> None:
-        """A node that runs whole; on shards all the same where only slices of it are needed."""
+        """Add a node that runs whole.
+
+        It runs on shards all the same where only slices of its outputs are needed and it can make
+        them.
+        """
         names = self.facts.nodes[index].outputs
-        is_needed = any(None in self.wants[name] for name in names)
+        is_needed = any(None in self.needed_layouts[name] for name in names)
         for name in names:
-            for layout in sorted(filter(None, self.wants[name]), key=lambda each: each.label):
-                way = None if is_needed else self.ways.making_way(index, name, layout)
-                if way is None:
+            for layout in sorted(
+                filter(None, self.needed_layouts[name]), key=lambda each: each.label
+            ):
+                candidate = (
+                    None if is_needed else self.candidates.output_candidate(index, name, layout)
+                )
+                if candidate is None:
                     is_needed = True
                 else:
-                    self._add(Copy(index, way))
+                    self._add(NodeInstance(index, candidate))
         if is_needed:
-            self._add(Copy(index, None))
+            self._add(NodeInstance(index, None))
 
-    def _resolve_sharded(self, index: int, way: Way) -> None:
+    def _resolve_sharded(self, index: int, candidate: LayoutCandidate) -> None:
+        """Add a node on shards, whole as well if its output is to be recomputed."""
         is_whole = is_sharded = False
         for name in self.facts.nodes[index].outputs:
-            own = self.chosen.layouts.get(name)
-            others = {layout for layout in self.wants[name] if layout != own}
-            if others and name in self.anew:
+            native = self.chosen.layouts.get(name)
+            others = {layout for layout in self.needed_layouts[name] if layout != native}
+            if others and name in self.recomputed:
                 is_whole = True
             elif others:
                 self.gathers.add(name)
                 is_sharded = True
-            is_sharded = is_sharded or own in self.wants[name]
+            is_sharded = is_sharded or native in self.needed_layouts[name]
         if is_sharded:
-            self._add(Copy(index, way))
+            self._add(NodeInstance(index, candidate))
         if is_whole:
-            # All that it is made of is computed anew as well.
-            self.anew.update(self.facts.nodes[index].reads)
-            self._add(Copy(index, None))
+            # Its inputs are recomputed whole as well.
+            self.recomputed.update(self.facts.nodes[index].reads)
+            self._add(NodeInstance(index, None))
 
 
-def taken_forms(ways: Ways, copy: Copy) -> Iterator[Form]:
-    """Yield the forms that a node on shards reads, without operands that are replaced."""
-    assert copy.way is not None
-    replaced = {operand.index for operand in copy.way.operands}
-    names = ways.facts.proto.graph.node[copy.node].input
-    for place, (name, layout) in enumerate(zip(names, copy.way.takes, strict=True)):
+def forms_read(candidates: LayoutCandidates, instance: NodeInstance) -> Iterator[Form]:
+    """Yield the forms that a node on shards reads, except operands that are replaced."""
+    assert instance.candidate is not None
+    replaced = {operand.index for operand in instance.candidate.operands}
+    names = candidates.facts.proto.graph.node[instance.node].input
+    for place, (name, layout) in enumerate(
+        zip(names, instance.candidate.input_layouts, strict=True)
+    ):
         if name and place not in replaced:
             yield name, layout
 
 
-def given_forms(ways: Ways, copy: Copy) -> Iterator[Form]:
-    """Yield the forms that a node in a segment makes."""
-    names = ways.facts.proto.graph.node[copy.node].output
-    if copy.way is None:
+def forms_written(candidates: LayoutCandidates, instance: NodeInstance) -> Iterator[Form]:
+    """Yield the forms that a node in a segment writes."""
+    names = candidates.facts.proto.graph.node[instance.node].output
+    if instance.candidate is None:
         yield from ((name, None) for name in names if name)
         return
-    for name, layout in zip(names, copy.way.gives, strict=True):
+    for name, layout in zip(names, instance.candidate.output_layouts, strict=True):
         if name and layout is not None:
             yield name, layout
 
 
-def forms_of(plan: SegmentPlan, copy: Copy) -> Iterator[Form]:
-    """Yield all forms that a copy of a node reads and makes."""
-    facts = plan.ways.facts
-    node = facts.proto.graph.node[copy.node]
-    if copy.way is None:
-        yield from ((name, None) for name in (*facts.nodes[copy.node].reads, *node.output))
+def forms_of(plan: SegmentPlan, instance: NodeInstance) -> Iterator[Form]:
+    """Yield all forms that a node reads and writes."""
+    facts = plan.candidates.facts
+    node = facts.proto.graph.node[instance.node]
+    if instance.candidate is None:
+        yield from ((name, None) for name in (*facts.nodes[instance.node].reads, *node.output))
         return
-    yield from zip(node.input, copy.way.takes, strict=True)
-    yield from zip(node.output, copy.way.gives, strict=True)
+    yield from zip(node.input, instance.candidate.input_layouts, strict=True)
+    yield from zip(node.output, instance.candidate.output_layouts, strict=True)
 
 
 class _Levels:
-    """How many gathers stand before each form."""
+    """Number of gathers before each form."""
 
-    def __init__(self, ways: Ways, chosen: Chosen, forms: _Forms) -> None:
-        self.ways, self.chosen, self.forms = ways, chosen, forms
+    def __init__(
+        self, candidates: LayoutCandidates, chosen: LayoutAssignment, forms: _Forms
+    ) -> None:
+        self.candidates, self.chosen, self.forms = candidates, chosen, forms
         self.levels: dict[Form, int] = {}
 
-    def visit(self, copy: Copy) -> int:
-        """Return the level of a copy whose predecessors have been visited."""
-        if copy.way is None:
-            read: list[Form] = [(n, None) for n in self.ways.facts.nodes[copy.node].reads]
+    def visit(self, instance: NodeInstance) -> int:
+        """Return the level of a node whose predecessors have been visited."""
+        if instance.candidate is None:
+            read: list[Form] = [(n, None) for n in self.candidates.facts.nodes[instance.node].reads]
         else:
-            read = list(self.forms.read_by(copy))
+            read = list(self.forms.read_by(instance))
         level = max((self._of(form) for form in read), default=0)
-        attention = None if copy.way is None else self.forms.blocks.of(copy.node)
-        is_joined = attention is not None and copy.node == attention.mix
-        for form in given_forms(self.ways, copy):
+        attention = None if instance.candidate is None else self.forms.blocks.of(instance.node)
+        is_joined = attention is not None and instance.node == attention.mix
+        for form in forms_written(self.candidates, instance):
             self.levels[form] = level + is_joined
         return level
 

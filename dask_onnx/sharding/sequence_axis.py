@@ -1,4 +1,4 @@
-"""Which axis of the inputs is the sequence."""
+"""Inference of the input axis that is the sequence."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ from collections.abc import Mapping
 
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.facts.model_facts import ModelFacts
 
 Seeds = Mapping[str, int]
-"""Input to its axis."""
+"""Graph input to its sharded axis."""
 
 
 def sequence_axes(
     facts: ModelFacts, specs: Mapping[str, TensorSpec], outputs: tuple[str, ...]
 ) -> Seeds:
-    """Return the axis of tokens: an axis that is not the rows and that attention pairs up.
+    """Return the axis of tokens of each input.
 
-    Open axes of the inputs are asked first, those of one name together, then axes of a fixed size.
+    It is an axis other than the rows whose positions attention pairs with one another. Open axes
+    are tried first, those of one name together; then axes of a fixed size.
 
     Parameters
     ----------
-    specs : every value at definite sizes
-    outputs : values that are wanted
+    specs : mapping of value to TensorSpec
+        Every value at fixed sizes.
+    outputs : tuple of str
+        Wanted values.
 
     Raises
     ------
     PlanError
-        No axis is like that, or several are.
+        No axis qualifies, or several do.
     """
     rows = facts.batch_at(outputs).input_axes
     groups: dict[object, dict[str, int]] = {}
@@ -47,25 +50,27 @@ def sequence_axes(
             listed = "; ".join(map(describe, found))
             raise PlanError(
                 f"attention works over several axes: {listed}",
-                f"name one: dx.Sharded(axis={dict(found[0])!r}, n=...)",
+                f"choose one, such as dx.Sharded(axis={dict(found[0])!r}, n=...)",
+                option="axis",
+                suggestions=[Suggestion("axis", dict(each)) for each in found],
             )
     if len(named) == 1:
         return next(iter(named.values()))
     listed = "; ".join(map(describe, named.values())) or "none"
     raise PlanError(
-        f"no axis of the inputs is a sequence that attention works over; open axes besides the "
-        f"rows: {listed}",
+        f"attention works over no axis of the inputs; open axes other than the rows: {listed}",
         'name the axis of each input: dx.Sharded(axis={"x": 1}, n=...)',
+        option="axis",
     )
 
 
 def _group(name: str, axis: int, dim: Dim) -> object:
-    """What axes have in common that may be one source axis: their name, or else their size."""
+    """Return what axes have in common that may be one sharded axis: name, or else size."""
     return (name, axis) if dim is None else dim
 
 
 def _is_paired(facts: ModelFacts, specs: Mapping[str, TensorSpec], seeds: Seeds) -> bool:
-    """Whether some value pairs every position with every other."""
+    """Return whether some value pairs every position with every other."""
     sizes = set()
     for name, axis in seeds.items():
         shape = specs[name].shape
@@ -77,5 +82,5 @@ def _is_paired(facts: ModelFacts, specs: Mapping[str, TensorSpec], seeds: Seeds)
 
 
 def describe(seeds: Seeds) -> str:
-    """Return ``axis 1 of input_ids, axis 1 of attention_mask``."""
+    """Return text such as ``axis 1 of input_ids, axis 1 of attention_mask``."""
     return ", ".join(f"axis {axis} of {name}" for name, axis in seeds.items())

@@ -1,4 +1,4 @@
-"""A plan that is sharded along a sequence as text, and the reasons for what runs whole."""
+"""Costs and textual explanation of a sequence plan, and checks that sharding is worthwhile."""
 
 from __future__ import annotations
 
@@ -6,157 +6,178 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, value_bytes
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.formatting import format_bytes, format_seconds
 from dask_onnx.sharding.segment_costs import working_bytes
-from dask_onnx.sharding.segment_models import Part, PartedModel
-from dask_onnx.sharding.segments import Copy, Segment, SegmentPlan
+from dask_onnx.sharding.segment_models import PartitionedModel, Submodel
+from dask_onnx.sharding.segments import NodeInstance, Segment, SegmentPlan
 from dask_onnx.sharding.sequence_axis import describe
 
-_MOST_REASONS = 8
+_MAX_REASONS = 8
 """Nodes that run whole, of which the reason is printed."""
-_LEAST_SHARE = 0.05
-"""Of the predicted time, what must run on shards for a plan to be one."""
+_MIN_SHARDED_SHARE = 0.05
+"""Share of the predicted time that must run on shards for a plan to be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceSummary:
-    """What a sharded plan is predicted to take, beside the whole model as one task."""
+    """Predicted costs of a sequence plan, next to those of the whole model as one task."""
 
     seconds: float
-    """On the longest way: every shard on a core of its own, with gathers."""
+    """Seconds on the critical path, with one core for each shard, including gathers."""
     work_seconds: float
-    """Of all tasks together."""
+    """Seconds of all tasks together."""
     whole_seconds: float
-    """Of the model as one task."""
+    """Seconds of the whole model as one task."""
     task_bytes: int
-    """Inputs, results and weights of the task that needs most."""
+    """Bytes of inputs, outputs and weights of the largest task."""
     whole_bytes: int
-    """Of the model as one task."""
+    """Bytes of the whole model as one task."""
     gathered_bytes: int
-    """Of all values that are gathered."""
+    """Bytes of all gathered values."""
     tasks: int
-    """Segments and shards."""
+    """Number of tasks that run the model."""
 
 
 def summarise(
-    plan: SegmentPlan, parted: PartedModel, costs: CostTable, node_costs: Sequence[NodeCost]
+    plan: SegmentPlan,
+    partitioned: PartitionedModel,
+    costs: CostTable,
+    node_costs: Sequence[NodeCost],
 ) -> SequenceSummary:
-    """Return what a plan is predicted to take at its sizes."""
-    parts = parted.parts
-    gathered = sum(value_bytes(plan.ways.specs.get(name)) for name in plan.gathers)
-    way = sum(
-        part.stage.cost.seconds * _runs(plan, part) / (plan.n if part.segment.is_sharded else 1)
+    """Return the predicted costs of a plan."""
+    submodels = partitioned.submodels
+    gathered = sum(value_bytes(plan.candidates.specs.get(name)) for name in plan.gathers)
+    critical_seconds = sum(
+        submodel.stage.cost.seconds
+        * _runs(plan, submodel)
+        / (plan.n if submodel.segment.is_sharded else 1)
         + costs.seconds_per_hop
-        for part in parts
+        for submodel in submodels
     )
-    nodes = sorted(plan.chosen.ways)
-    whole = Segment(0, False, tuple(Copy(node, None) for node in nodes))
+    nodes = sorted(plan.chosen.candidates)
+    whole = Segment(0, False, tuple(NodeInstance(node, None) for node in nodes))
     return SequenceSummary(
-        seconds=way + 2 * gathered / costs.link_bytes_per_second,
-        work_seconds=sum(part.stage.cost.seconds * _runs(plan, part) for part in parts),
+        seconds=critical_seconds + 2 * gathered / costs.link_bytes_per_second,
+        work_seconds=sum(
+            submodel.stage.cost.seconds * _runs(plan, submodel) for submodel in submodels
+        ),
         whole_seconds=sum(costs.seconds(node_costs[node]) for node in nodes),
-        task_bytes=max((part.stage.cost.held_bytes for part in parts), default=0),
-        whole_bytes=plan.ways.facts.model.parameter_bytes + working_bytes(plan, whole),
+        task_bytes=max((submodel.stage.cost.held_bytes for submodel in submodels), default=0),
+        whole_bytes=plan.candidates.facts.model.parameter_bytes + working_bytes(plan, whole),
         gathered_bytes=gathered,
-        tasks=sum(_runs(plan, part) for part in parts),
+        tasks=sum(_runs(plan, submodel) for submodel in submodels),
     )
 
 
-def _runs(plan: SegmentPlan, part: Part) -> int:
-    if part.attention is not None:
+def _runs(plan: SegmentPlan, submodel: Submodel) -> int:
+    if submodel.attention is not None:
         return plan.n * plan.blocks.count
-    return plan.n if part.segment.is_sharded else 1
+    return plan.n if submodel.segment.is_sharded else 1
 
 
 def check_shards(plan: SegmentPlan, seconds: Sequence[float]) -> None:
-    """Compare what runs on shards with the whole.
+    """Check that enough of the model runs on shards.
 
     Parameters
     ----------
-    seconds : predicted, of each node
+    seconds : sequence of float
+        Predicted seconds of each node.
 
     Raises
     ------
     PlanError
-        Next to nothing runs on shards.
+        The share of the predicted time that runs on shards is negligible.
     """
-    total = sum(seconds[node] for node in plan.chosen.ways)
-    copies = [copy for segment in plan.segments for copy in segment.copies]
-    on_shards = sum(seconds[copy.node] for copy in copies if copy.way is not None)
+    total = sum(seconds[node] for node in plan.chosen.candidates)
+    instances = [instance for segment in plan.segments for instance in segment.instances]
+    on_shards = sum(
+        seconds[instance.node] for instance in instances if instance.candidate is not None
+    )
     on_shards += sum(seconds[node] for each in plan.blocks.attentions for node in each.nodes)
-    if plan.n == 1 or on_shards >= _LEAST_SHARE * total:
+    if plan.n == 1 or on_shards >= _MIN_SHARDED_SHARE * total:
         return
-    axis, reasons = describe(plan.ways.seeds), whole_nodes(plan)
+    axis, reasons = describe(plan.candidates.seeds), reasons_whole(plan)
+    share = on_shards / total
     raise PlanError(
-        f"next to nothing runs on shards of {axis}: "
-        + "; ".join(reasons[:_MOST_REASONS] or ["no node reads it"]),
-        "shard along another axis, or run batches side by side: pass a dask.array with chunks of "
+        f"shards of {axis} run only {share:.0%} of the predicted time: "
+        + "; ".join(reasons[:_MAX_REASONS] or ["no node reads it"]),
+        "shard along another axis, or run batches in parallel: pass a dask.array with chunks of "
         "rows",
+        option="axis",
+        reason=reasons[0] if reasons else "no node reads it",
+        numbers={"sharded_share": share},
     )
 
 
 def check_blocks(plan: SegmentPlan, key_blocks: int | None) -> None:
-    """Compare the blocks of keys that are asked for with the attentions that there are.
+    """Check that the model has attentions for the requested blocks of keys.
 
     Raises
     ------
     PlanError
-        No attention is made of MatMul, Softmax and MatMul on shards; there are more blocks than
+        No attention consists of MatMul, Softmax and MatMul on shards; or there are more blocks than
         shards.
     """
     if key_blocks is None or key_blocks == 1 or plan.n == 1:
         return
     if key_blocks > plan.n:
         raise PlanError(
-            f"{key_blocks} blocks of keys for {plan.n} shards; a block is made of whole shards",
+            f"key_blocks={key_blocks} exceeds the {plan.n} shards, of which blocks consist",
             f"give key_blocks up to {plan.n}, or more shards",
+            option="key_blocks",
+            numbers={"key_blocks": key_blocks, "shards": plan.n},
+            suggestions=[Suggestion("key_blocks", plan.n), Suggestion("n", key_blocks)],
         )
     if not plan.blocks.attentions:
         raise PlanError(
-            "no attention of the model can take its keys in blocks: there is no Softmax in float32 "
-            "or float64 between two MatMul that runs on shards",
+            "no attention can read its keys in blocks: no Softmax in float32 or float64 between "
+            "two MatMul nodes runs on shards",
             "leave key_blocks out, and give more shards",
+            option="key_blocks",
+            suggestions=[Suggestion("key_blocks", 1), Suggestion("n")],
         )
 
 
-def explain_sequence(plan: SegmentPlan, parted: PartedModel, summary: SequenceSummary) -> str:
-    """Return segments with their predicted cost, what is gathered, and what runs whole and why."""
+def explain_sequence(
+    plan: SegmentPlan, partitioned: PartitionedModel, summary: SequenceSummary
+) -> str:
+    """Return the segments with their costs, what is gathered, and which nodes run whole and why."""
     bounds = plan.bounds
-    axis = describe(plan.ways.seeds) if plan.ways.seeds else "the sequence"
+    axis = describe(plan.candidates.seeds) if plan.candidates.seeds else "the sequence"
     size = f"{min(bounds.sizes)} to {max(bounds.sizes)}"
     lines = [
         f"sharded along {axis}: {bounds.positions} positions in {plan.n} shards of {size}",
-        f"{len(parted.parts)} segments, {summary.tasks} tasks: "
+        f"{len(partitioned.submodels)} segments, {summary.tasks} tasks: "
         f"{format_seconds(summary.seconds)} with a core for each shard, "
         f"{format_seconds(summary.work_seconds)} of work; "
         f"whole {format_seconds(summary.whole_seconds)}",
         f"memory of a task {format_bytes(summary.task_bytes)}; "
         f"whole {format_bytes(summary.whole_bytes)}",
         "",
-        *_table(plan, parted),
+        *_table(plan, partitioned),
     ]
     if plan.gathers:
         total = format_bytes(summary.gathered_bytes)
         lines += ["", f"gathered whole, and sent to every worker: {total}"]
         lines += [f"  {_value(plan, name)}" for name in plan.gathers]
-    if reasons := whole_nodes(plan):
+    if reasons := reasons_whole(plan):
         lines += ["", "not on shards:"]
-        lines += [f"  {reason}" for reason in reasons[:_MOST_REASONS]]
-        if len(reasons) > _MOST_REASONS:
-            lines.append(f"  and {len(reasons) - _MOST_REASONS} more")
+        lines += [f"  {reason}" for reason in reasons[:_MAX_REASONS]]
+        if len(reasons) > _MAX_REASONS:
+            lines.append(f"  and {len(reasons) - _MAX_REASONS} more")
     return "\n".join(lines)
 
 
-def _table(plan: SegmentPlan, parted: PartedModel) -> list[str]:
+def _table(plan: SegmentPlan, partitioned: PartitionedModel) -> list[str]:
     rows = [("segment", "runs", "nodes", "seconds", "memory", "weights")]
-    for part in parted.parts:
-        cost = part.stage.cost
+    for submodel in partitioned.submodels:
+        cost = submodel.stage.cost
         rows.append(
             (
-                part.stage.label,
-                str(_runs(plan, part)),
-                str(len(part.segment.copies)),
+                submodel.stage.label,
+                str(_runs(plan, submodel)),
+                str(len(submodel.segment.instances)),
                 format_seconds(cost.seconds),
                 format_bytes(cost.working_bytes),
                 format_bytes(cost.parameter_bytes),
@@ -173,30 +194,32 @@ def _table(plan: SegmentPlan, parted: PartedModel) -> list[str]:
 
 
 def _value(plan: SegmentPlan, name: str) -> str:
-    spec = plan.ways.specs.get(name)
+    spec = plan.candidates.specs.get(name)
     return f"{spec or name}: {format_bytes(value_bytes(spec))}"
 
 
-def whole_nodes(plan: SegmentPlan) -> list[str]:
-    """Return why nodes run whole that read values in shards, in the order of the graph."""
-    facts, chosen = plan.ways.facts, plan.chosen
+def reasons_whole(plan: SegmentPlan) -> list[str]:
+    """Return why nodes that read values in shards run whole, in graph order."""
+    facts, chosen = plan.candidates.facts, plan.chosen
     reasons = []
-    for index, way in chosen.ways.items():
+    for index, candidate in chosen.candidates.items():
         node = facts.nodes[index]
-        if way is not None or not any(name in chosen.layouts for name in node.reads):
+        if candidate is not None or not any(name in chosen.layouts for name in node.reads):
             continue
-        reasons.append(reason_of(plan, index))
+        reasons.append(reason_whole(plan, index))
     return reasons
 
 
-def reason_of(plan: SegmentPlan, index: int) -> str:
-    """Return why a node does not run on shards: ``node 'lstm' (LSTM) reads 'x' whole: scanned,
-    recurrence``."""
-    node = plan.ways.facts.nodes[index]
+def reason_whole(plan: SegmentPlan, index: int) -> str:
+    """Return why a node does not run on shards.
+
+    For example ``node 'lstm' (LSTM) reads 'x' whole: scanned, recurrence``.
+    """
+    node = plan.candidates.facts.nodes[index]
     operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     read = ", ".join(repr(name) for name in node.reads if name in plan.chosen.layouts)
-    found = plan.ways.refusal(index, plan.chosen.layouts)
+    found = plan.candidates.refusal(index, plan.chosen.layouts)
     detail = found.kind.label + (f", {found.how}" if found.how else "")
-    if found.is_own and found.coupled:
+    if found.is_independent and found.coupled:
         detail = "a statistic over all positions"
     return f"node {node.name!r} ({operator}) reads {read} whole: {detail}"

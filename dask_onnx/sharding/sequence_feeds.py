@@ -1,4 +1,4 @@
-"""The caller's inputs of a sharded request: checked, and as references to wholes and shards."""
+"""Inputs of a sequence request: checked, and as references to whole arrays and shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dask.delayed import Delayed
 from dask.task_spec import DataNode, TaskRef
 
 from dask_onnx.collections.kinds import as_array
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Key, StageTask, digest
 from dask_onnx.sharding.shard_layout import Bounds, Layout, take_shard
@@ -23,16 +23,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass
 class SequenceFeeds:
-    """Inputs of one request, cut along the sharded axis where shards are asked for."""
+    """Inputs of one request, sliced along the sharded axis where a task reads a shard."""
 
     arrays: Mapping[str, Any]
-    """numpy or dask arrays, or Delayed."""
+    """numpy arrays, dask arrays or Delayed, by input."""
     specs: Mapping[str, TensorSpec]
-    """At the sizes that the plan is for."""
+    """Every value, at the sizes of the plan."""
     bounds: Bounds
     tasks: dict[Key, Any] = field(default_factory=dict)
+    """Tasks that hold or check the inputs."""
     used: dict[str, Any] = field(default_factory=dict)
-    """Lazy collections that tasks refer to, by layer name."""
+    """Lazy collections that tasks refer to, by a name for each chunking."""
 
     def __post_init__(self) -> None:
         self.token = digest({name: _name(value) for name, value in self.arrays.items()})
@@ -55,7 +56,7 @@ class SequenceFeeds:
         return TaskRef(key)
 
     def shard(self, name: str, layout: Layout, shard: int) -> TaskRef | None:
-        """Return a reference to a shard of an input; None for one to slice in a task."""
+        """Return a reference to a shard of an input; None if a task has to slice the whole."""
         value = self.arrays[name]
         if isinstance(value, Delayed) or layout.blocks != 1:
             return None
@@ -68,8 +69,8 @@ class SequenceFeeds:
         key = (f"input-{digest(self.token, name, layout)}", shard)
         if key not in self.tasks:
             start, stop = self.bounds.offsets[shard : shard + 2]
-            part = take_shard(value, layout, self.bounds.positions, start, stop)
-            self.tasks[key] = DataNode(key, part)
+            piece = take_shard(value, layout, self.bounds.positions, start, stop)
+            self.tasks[key] = DataNode(key, piece)
         return TaskRef(key)
 
 
@@ -80,29 +81,32 @@ def _name(value: Any) -> str:
 
 
 def check_shape(value: Any, name: str, shape: tuple[int, ...] | None) -> Any:
-    """Return a Delayed input as an array, once it has the shape that the plan is for.
+    """Return a Delayed input as an array, after checking its shape. Runs on a worker.
 
     Raises
     ------
     InputError
-        It has another.
+        The shape is not the one that the plan was made for.
     """
     array = np.asarray(value)
     if shape is not None and array.shape != tuple(shape):
         raise InputError(
-            f"input {name!r} has shape {array.shape}; the plan is for {tuple(shape)}",
+            f"input {name!r} has shape {array.shape}; the plan was made for {tuple(shape)}",
             f"plan for its shape: model.plan(dx.Sharded(...), shapes={{{name!r}: {array.shape}}})",
+            input=name,
+            option="shapes",
+            suggestions=[Suggestion("shapes", {name: array.shape})],
         )
     return array
 
 
-def in_one_chunk(name: str, value: Any, axis: int | None) -> None:
-    """Compare the chunks of an input with what a sharded plan takes.
+def check_chunks(name: str, value: Any, axis: int | None) -> None:
+    """Check that an input has one chunk, except along the sharded axis.
 
     Raises
     ------
     InputError
-        It has several chunks along an axis other than `axis`, or sizes that are unknown.
+        There are several chunks along an axis other than `axis`, or chunk sizes are unknown.
     """
     if not isinstance(value, da.Array):
         return
@@ -110,23 +114,27 @@ def in_one_chunk(name: str, value: Any, axis: int | None) -> None:
         raise InputError(
             f"input {name!r} has chunks of unknown size (NaN)",
             "call compute_chunk_sizes() on it first",
+            input=name,
         )
     for place, chunks in enumerate(value.chunks):
         if place != axis and len(chunks) > 1:
             raise InputError(
-                f"input {name!r} is cut into {len(chunks)} chunks on axis {place}; a sharded plan "
-                "runs one request, cut along its sequence only",
-                f"rechunk it: .rechunk({{{place}: -1}}), or predict each chunk by itself",
+                f"input {name!r} has {len(chunks)} chunks along axis {place}; a sharded plan "
+                "runs one request, split along its sequence only",
+                f"rechunk it: .rechunk({{{place}: -1}}), or predict each chunk separately",
+                input=name,
+                axis=place,
+                numbers={"chunks": len(chunks)},
             )
 
 
 def known_shapes(arrays: Mapping[str, Any], planned: Shapes | None) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each input; of Delayed those that were planned for.
+    """Return the shape of each input; for Delayed the planned one.
 
     Raises
     ------
     InputError
-        A Delayed whose shape was not planned for.
+        The plan has no shape for a Delayed input.
     """
     shapes = {}
     for name, value in arrays.items():
@@ -134,8 +142,11 @@ def known_shapes(arrays: Mapping[str, Any], planned: Shapes | None) -> dict[str,
             shapes[name] = tuple(int(size) for size in value.shape)
         elif planned is None or name not in planned:
             raise InputError(
-                f"input {name!r} is a Delayed, whose shape is not known before it runs",
+                f"input {name!r} is a Delayed, whose shape is unknown before it runs",
                 f"plan for its shape: model.plan(dx.Sharded(...), shapes={{{name!r}: (...)}})",
+                input=name,
+                option="shapes",
+                suggestions=[Suggestion("shapes")],
             )
         else:
             shapes[name] = tuple(planned[name])
@@ -143,19 +154,20 @@ def known_shapes(arrays: Mapping[str, Any], planned: Shapes | None) -> dict[str,
 
 
 def as_arrays(feeds: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """Return inputs as numpy or dask arrays or Delayed.
+    """Return inputs as numpy arrays, dask arrays or Delayed.
 
     Raises
     ------
     InputError
-        One is no tensor.
+        An input is not a tensor.
     """
     arrays = {}
     for name, value in feeds.items():
         if specs[name].kind is not None:
             raise InputError(
-                f"input {name!r} is {specs[name].kind}, which cannot be sharded",
-                "use another plan",
+                f"input {name!r} is a {specs[name].kind}, which cannot be sharded",
+                "use another plan, such as model.plan('whole')",
+                input=name,
             )
         lazy = isinstance(value, da.Array | Delayed)
         arrays[name] = value if lazy else as_array(value, specs[name])

@@ -1,4 +1,4 @@
-"""One request of a plan that is sharded along a sequence: numpy, dask.array or Delayed."""
+"""Requests of a sequence plan, for numpy, dask.array and Delayed inputs."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import Alias
+from dask.highlevelgraph import HighLevelGraph
 
 from dask_onnx.cluster.delivery import hold
 from dask_onnx.collections.schedulers import chosen_scheduler
-from dask_onnx.core.errors import InputError
-from dask_onnx.sharding.segment_models import PartedModel
+from dask_onnx.sharding.lazy_results import layered_graph, lazy_array, unknown_shape
+from dask_onnx.sharding.segment_models import PartitionedModel
 from dask_onnx.sharding.segments import Form, SegmentPlan
-from dask_onnx.sharding.sequence import SequenceGraph
 from dask_onnx.sharding.sequence_axis import Seeds
 from dask_onnx.sharding.sequence_explain import SequenceSummary
 from dask_onnx.sharding.sequence_feeds import SequenceFeeds
+from dask_onnx.sharding.sequence_tasks import SequenceGraph
 from dask_onnx.sharding.shard_layout import Bounds, join_shards
 
 
 @dataclass(frozen=True)
-class SequenceParts:
-    """The segments of a sharded request at definite sizes, as stages of a model."""
+class SequencePartition:
+    """Submodels of a sequence plan at fixed sizes, with predicted costs."""
 
     segments: SegmentPlan
-    parted: PartedModel
+    partitioned: PartitionedModel
     summary: SequenceSummary
     axes: Seeds
-    """Input to the axis that is sharded."""
+    """Graph input to its sharded axis."""
 
     @property
     def bounds(self) -> Bounds:
@@ -42,9 +41,9 @@ class SequenceParts:
 
 @dataclass(frozen=True)
 class SequenceRequest:
-    """Inputs and tasks of a request, to which those of its outputs are added."""
+    """Inputs and tasks of a request, to which the tasks of its outputs are added."""
 
-    made: SequenceParts
+    partition: SequencePartition
     names: tuple[str, ...]
     """Wanted outputs."""
     graph: SequenceGraph
@@ -55,47 +54,40 @@ _Results = dict[str, Any]
 
 
 def _eager(request: SequenceRequest) -> _Results:
-    graph, feeds, made = request.graph, request.feeds, request.made
+    """Run a request now and return arrays by output name."""
+    graph, feeds, partition = request.graph, request.feeds, request.partition
     get, client = chosen_scheduler(graph.retries)
-    keys = [_output_keys(graph, form) for form in made.segments.outputs]
+    keys = [_output_keys(graph, form) for form in partition.segments.outputs]
     delivery = graph.delivery
     supplies: Mapping[str, Any] = {}
     if delivery is not None:
         supplies = delivery.tasks if client is None else hold(client, delivery)
     results = get({**feeds.tasks, **graph.tasks, **supplies}, keys)
     joined = {}
-    for name, form, pieces in zip(request.names, made.segments.outputs, results, strict=True):
+    for name, form, pieces in zip(request.names, partition.segments.outputs, results, strict=True):
         joined[name] = pieces[0] if form[1] is None else join_shards(pieces, form[1])
     return joined
 
 
 def _output_keys(graph: SequenceGraph, form: Form) -> list[Any]:
+    """Return the keys of the tasks that return the shards of an output, or its whole."""
     if form[1] is None:
         return [graph.joined(form).key]
     return [graph.output_shard(form, shard).key for shard in graph.plan.bounds.shards]
 
 
 def _layers(graph: SequenceGraph, feeds: SequenceFeeds) -> tuple[HighLevelGraph, str]:
-    """The graph of a lazy result, and the layer that has its tasks."""
-    layers: dict[str, Any] = {}
-    dependencies: dict[str, set[str]] = {}
-    roots: set[str] = set()
-    for collection in feeds.used.values():
-        own = collection.__dask_graph__()
-        layers.update(own.layers)
-        dependencies.update({name: set(needs) for name, needs in own.dependencies.items()})
-        roots.update(collection.__dask_layers__())
+    """Return the graph of a lazy result, and the name of the layer with its tasks."""
     supplies = {} if graph.delivery is None else graph.delivery.tasks
     name = f"sharded-{graph.token}"
     tasks = {**feeds.tasks, **graph.tasks, **supplies}
-    layers[name] = MaterializedLayer(tasks, annotations={"retries": graph.retries})
-    dependencies[name] = roots
-    return HighLevelGraph(layers, dependencies), name
+    return layered_graph(name, tasks, feeds.used.values(), graph.retries), name
 
 
 def _delayed(request: SequenceRequest) -> _Results:
-    graph, feeds, made = request.graph, request.feeds, request.made
-    keys = [graph.joined(form).key for form in made.segments.outputs]
+    """Return a Delayed for each output."""
+    graph, feeds, partition = request.graph, request.feeds, request.partition
+    keys = [graph.joined(form).key for form in partition.segments.outputs]
     layered, layer = _layers(graph, feeds)
     return {
         name: Delayed(key, layered, layer=layer)
@@ -104,50 +96,44 @@ def _delayed(request: SequenceRequest) -> _Results:
 
 
 def _arrays(request: SequenceRequest) -> _Results:
-    graph, feeds, made = request.graph, request.feeds, request.made
-    outputs = dict(zip(request.names, made.segments.outputs, strict=True))
+    """Return a lazy array for each output."""
+    graph, feeds, partition = request.graph, request.feeds, request.partition
+    outputs = dict(zip(request.names, partition.segments.outputs, strict=True))
     keys = {name: _output_keys(graph, form) for name, form in outputs.items()}
     layered, layer = _layers(graph, feeds)
     return {
-        name: _array(made, outputs[name], layered, layer, keys[name], graph.token)
+        name: _array(partition, outputs[name], layered, layer, keys[name], graph.token)
         for name in request.names
     }
 
 
 def _array(
-    made: SequenceParts,
+    partition: SequencePartition,
     form: Form,
     layered: HighLevelGraph,
     layer: str,
     keys: list[Any],
     token: str,
 ) -> da.Array:
-    """A lazy array, chunked along the sequence where the output has it."""
+    """Return a lazy array, chunked along the sequence where the output has it.
+
+    Raises
+    ------
+    InputError
+        Shape or dtype of the output are unknown.
+    """
     name, layout = form
-    spec = made.segments.ways.specs.get(name)
+    spec = partition.segments.candidates.specs.get(name)
     if spec is None or spec.shape is None or spec.dtype is None:
-        raise InputError(
-            f"the shape of output {name!r} does not follow from the graph",
-            "pass Delayed instead of a dask.array",
-        )
+        raise unknown_shape(name)
     chunks: list[tuple[float, ...]] = [
         (size if isinstance(size, int) else np.nan,) for size in spec.shape
     ]
-    axis = -1
+    axis = None if layout is None else layout.axis
     if layout is not None:
-        axis = layout.axis
-        chunks[axis] = tuple(size * layout.blocks for size in made.bounds.sizes)
-    own = f"sharded_{name}-{token}"
-    tasks: dict[Any, Any] = {}
-    for shard, key in enumerate(keys):
-        place: Any = (own, *(shard if i == axis else 0 for i in range(len(chunks))))
-        tasks[place] = Alias(place, key)
-    graph = HighLevelGraph(
-        {**layered.layers, own: MaterializedLayer(tasks)},
-        {**layered.dependencies, own: {layer}},
-    )
-    meta = np.empty((0,) * len(chunks), spec.dtype)
-    return da.Array(graph, own, tuple(chunks), dtype=spec.dtype, meta=meta)
+        chunks[layout.axis] = tuple(size * layout.blocks for size in partition.bounds.sizes)
+    label = f"sharded_{name}-{token}"
+    return lazy_array(label, layered, layer, keys, chunks, axis, spec.dtype)
 
 
 RUN: Mapping[str, Callable[..., _Results]] = {
@@ -155,4 +141,4 @@ RUN: Mapping[str, Callable[..., _Results]] = {
     "array": _arrays,
     "delayed": _delayed,
 }
-"""What runs a request, by what its inputs are."""
+"""Function that runs a request, by the kind of its inputs."""

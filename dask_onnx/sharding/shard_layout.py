@@ -1,4 +1,4 @@
-"""Where the positions of a sharded axis lie in a value, and cutting and joining along them."""
+"""Layouts of shards in a value, and slicing and concatenating arrays along them."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The axis of a value along which the positions of the sharded axis lie.
+    """Axis of a value along which the positions of the sharded axis lie.
 
-    Index ``(o * positions + p) * inner + i`` of `axis` belongs to position p.
+    The axis has ``outer * positions * inner`` elements: index ``(o * positions + p) * inner + i``
+    belongs to position p. Three projections stored side by side have ``outer=3``; heads that were
+    merged with their features have ``inner=features``.
     """
 
     axis: int
+    """Axis of the value, from 0."""
     outer: int = 1
-    """Blocks of all positions on that axis."""
+    """Number of times that the whole range of positions repeats along the axis."""
     inner: int = 1
-    """Elements of that axis for each position."""
+    """Consecutive elements of the axis for each position."""
 
     @property
     def blocks(self) -> int:
-        """Elements of the axis for each position, all blocks together."""
+        """Elements of the axis for each position, over all repetitions."""
         return self.outer * self.inner
 
     @property
     def label(self) -> str:
-        """A few characters that tell layouts of one value apart."""
+        """Short text that tells the layouts of one value apart, for names of values and tasks."""
         blocks = f"x{self.outer}x{self.inner}" if self.blocks != 1 else ""
         return f"{self.axis}{blocks}"
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Positions of each shard: shard i has positions ``[offsets[i], offsets[i + 1])``."""
+    """Ranges of positions: shard i has positions ``[offsets[i], offsets[i + 1])``."""
 
     offsets: tuple[int, ...]
+    """First position of each shard, and the size of the sharded axis at the end."""
 
     @property
     def positions(self) -> int:
-        """Size of the whole axis."""
+        """Size of the sharded axis."""
         return self.offsets[-1]
 
     @property
@@ -56,14 +60,15 @@ class Bounds:
 
     @property
     def shards(self) -> range:
-        """Numbers of the shards."""
+        """Indices of the shards."""
         return range(len(self.offsets) - 1)
 
 
 def even_bounds(positions: int, n: int) -> Bounds:
-    """Return `n` shards whose sizes differ by one at most; fewer where there are fewer positions.
+    """Return bounds of `n` shards whose sizes differ by at most one.
 
-    No shard is empty, unless there are no positions at all.
+    There are fewer shards where there are fewer positions: none is empty, unless there are no
+    positions at all.
     """
     n = max(1, min(n, positions))
     size, longer = divmod(positions, n)
@@ -72,27 +77,41 @@ def even_bounds(positions: int, n: int) -> Bounds:
 
 
 def take_shard(array: Array, layout: Layout, positions: int, start: int, stop: int) -> Array:
-    """Return positions ``[start, stop)`` of a whole value, as a contiguous array of its own."""
+    """Return positions ``[start, stop)`` of a whole value as a contiguous copy.
+
+    Parameters
+    ----------
+    array : ndarray
+        Whole value, whose axis ``layout.axis`` has ``outer * positions * inner`` elements.
+    positions : int
+        Size of the sharded axis.
+    """
     shape, axis = array.shape, layout.axis
-    apart = array.reshape(
+    blocked = array.reshape(
         (*shape[:axis], layout.outer, positions, layout.inner, *shape[axis + 1 :])
     )
-    part = apart[(slice(None),) * (axis + 1) + (slice(start, stop),)]
+    taken = blocked[(slice(None),) * (axis + 1) + (slice(start, stop),)]
     size = layout.blocks * (stop - start)
-    return np.ascontiguousarray(part.reshape((*shape[:axis], size, *shape[axis + 1 :])))
+    return np.ascontiguousarray(taken.reshape((*shape[:axis], size, *shape[axis + 1 :])))
 
 
 def join_shards(pieces: Sequence[Array], layout: Layout) -> Array:
-    """Return the whole value that shards, in their order, are cut from."""
+    """Return the whole value that consecutive shards are slices of.
+
+    Parameters
+    ----------
+    pieces : sequence of ndarray
+        Shards in order; equal shapes except along ``layout.axis``.
+    """
     if len(pieces) == 1:
         return pieces[0]
     axis = layout.axis
     if layout.outer == 1:
         return np.concatenate(pieces, axis=axis)
     first = pieces[0].shape
-    apart = [
+    blocked = [
         piece.reshape((*first[:axis], layout.outer, -1, layout.inner, *first[axis + 1 :]))
         for piece in pieces
     ]
-    joined = np.concatenate(apart, axis=axis + 1)
+    joined = np.concatenate(blocked, axis=axis + 1)
     return joined.reshape((*first[:axis], -1, *first[axis + 1 :]))

@@ -1,4 +1,4 @@
-"""Inputs that say shapes (of Reshape, Expand, Slice ...) as a node on a shard needs them."""
+"""Operands that hold sizes or indices (of Reshape, Expand, Slice ...) as a shard needs them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from dask_onnx.sharding.shard_layout import Bounds, Layout
 Array = npt.NDArray[Any]
 Specs = Mapping[str, TensorSpec]
 Constants = Callable[[str], Array | None]
-"""The value of a small tensor by name, if it is known."""
+"""Function from the name of a small tensor to its value, if it is known."""
 
 _TO_THE_END = np.iinfo(np.int64).max
+"""End of a slice that reaches to the end of any axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalOperand:
-    """An input of a node that has other numbers on a shard than in the whole."""
+    """Input of a node whose numbers differ between a shard and the whole."""
 
     index: int
-    """Its place among the inputs."""
+    """Position among the node's inputs."""
     whole: Array
-    """What it is for all positions, fully worked out."""
+    """Integers for the unsharded node."""
     is_scaled: Array
-    """bool, of the same shape: numbers that are multiples of the positions there are."""
+    """bool, shape of `whole`: numbers proportional to the number of positions."""
     shift: int = 0
-    """What is added to every number for each position in front of the shard."""
+    """Amount added to every number for each position before the shard."""
 
     def of_shard(self, bounds: Bounds, shard: int) -> Array:
         """Return the operand for one shard."""
@@ -44,24 +45,24 @@ class LocalOperand:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A value that follows from shapes, the same for all shards."""
+    """Value that follows from shapes, equal for all shards."""
 
     array: Array
 
 
-def seen_operand(
+def marked_operands(
     proto: NodeProto,
-    takes: Sequence[Layout | None],
+    input_layouts: Sequence[Layout | None],
     specs: Specs,
     constants: Constants,
     positions: int,
 ) -> dict[str, Known]:
-    """Return operands with the marks that let the node's rule see that they grow with the shard.
+    """Return operands with marks by which the node's rule sees that they grow with the shard.
 
-    They do, once `local_operand` has replaced them: ends of slices, and sizes of Resize, along the
-    axis that is cut.
+    They do so once `local_operand` has replaced them: ends of slices, and sizes of Resize, along
+    the sharded axis.
     """
-    layout = takes[0] if takes else None
+    layout = input_layouts[0] if input_layouts else None
     if layout is None or proto.domain:
         return {}
     if proto.op_type == "Slice" and len(proto.input) > 2:
@@ -88,45 +89,48 @@ def seen_operand(
 
 def local_operand(
     proto: NodeProto,
-    takes: Sequence[Layout | None],
-    gives: Sequence[Layout | None],
+    input_layouts: Sequence[Layout | None],
+    output_layouts: Sequence[Layout | None],
     specs: Specs,
     constants: Constants,
     positions: int,
 ) -> tuple[LocalOperand, ...] | None:
-    """Return the operands to replace, so that the node gives a shard; None if that is not possible.
+    """Return the operands to replace so that a node returns a shard; None if that is not possible.
 
     Parameters
     ----------
-    takes, gives : for each input and output its layout on the shard; None where it is whole
+    input_layouts, output_layouts : sequence of Layout or None
+        Layouts of the shard's inputs and outputs; None where a value is whole.
+    positions : int
+        Size of the sharded axis.
     """
     if proto.domain:
         return ()
     rule = _RULES.get(proto.op_type)
     if rule is None:
         return ()
-    return rule(OperandNode(proto, takes, gives, specs, constants, positions))
+    return rule(OperandNode(proto, input_layouts, output_layouts, specs, constants, positions))
 
 
 @dataclass(frozen=True, slots=True)
 class OperandNode:
-    """A node, with what is known of the shapes and constants around it."""
+    """Node with the known shapes and constants around it."""
 
     proto: NodeProto
-    takes: Sequence[Layout | None]
-    gives: Sequence[Layout | None]
+    input_layouts: Sequence[Layout | None]
+    output_layouts: Sequence[Layout | None]
     specs: Specs
     constants: Constants
     positions: int
 
     def operand(self, index: int) -> Array | None:
-        """The value of an input; None where it is left out or not known."""
+        """Return the value of an input; None if it is left out or unknown."""
         if index >= len(self.proto.input) or not self.proto.input[index]:
             return None
         return self.constants(self.proto.input[index])
 
     def shape(self, name: str) -> tuple[int | None, ...]:
-        """Sizes of a value; empty if not even the rank is known."""
+        """Return the sizes of a value; empty if not even the rank is known."""
         return _shape(self.specs, name)
 
 
@@ -134,8 +138,8 @@ _Found = tuple[LocalOperand, ...] | None
 
 
 def _target(node: OperandNode) -> _Found:
-    """Reshape, Expand: the shape of the output, the cut axis of a shard's size."""
-    layout = node.gives[0]
+    """Replace the target shape of Reshape or Expand by the output shape of the shard."""
+    layout = node.output_layouts[0]
     shape = _shape(node.specs, node.proto.output[0])
     if layout is None or any(size is None for size in shape):
         return None
@@ -146,14 +150,14 @@ def _target(node: OperandNode) -> _Found:
 
 
 def _is_relative(node: OperandNode, layout: Layout) -> bool:
-    """Whether a target as it stands gives the right shape on a shard too."""
+    """Return whether a target shape as it is gives the right shape on a shard as well."""
     target = node.operand(1)
     if target is None:
         return False
     if node.proto.op_type == "Expand":
         place = layout.axis - len(_shape(node.specs, node.proto.output[0])) + len(target)
         return place < 0 or int(target[place]) == 1
-    source = node.takes[0]
+    source = node.input_layouts[0]
     if source is None or _attribute(node.proto, "allowzero") or layout.axis >= len(target):
         return False
     copies = [i for i, size in enumerate(target) if size == 0]
@@ -164,7 +168,8 @@ def _is_relative(node: OperandNode, layout: Layout) -> bool:
 
 
 def _slice(node: OperandNode) -> _Found:
-    layout = node.takes[0]
+    """Replace the bounds of a Slice along the sharded axis."""
+    layout = node.input_layouts[0]
     if layout is None or len(node.proto.input) < 3:
         return ()
     bounds = _slice_bounds(node.proto, node.specs, node.constants)
@@ -191,21 +196,24 @@ def _slice(node: OperandNode) -> _Found:
 
 
 _FAR = 2**31 - 1
+"""Smallest end that ONNX models use for "to the end of the axis"."""
 
 
 def _split(node: OperandNode) -> _Found:
-    layout, sizes = node.takes[0], node.operand(1)
+    """Scale the sizes of a Split along the sharded axis."""
+    layout, sizes = node.input_layouts[0], node.operand(1)
     rank = len(_shape(node.specs, node.proto.input[0]))
     if layout is None or (_attribute(node.proto, "axis") or 0) % max(rank, 1) != layout.axis:
         return ()
     if sizes is None:
-        # By an attribute the sizes are fixed; without any the parts are equally long.
+        # Sizes in an attribute are fixed; without any, all outputs have the same size.
         return None if _attribute(node.proto, "split") else ()
     return (LocalOperand(1, sizes, np.ones(sizes.shape, bool)),)
 
 
 def _resize(node: OperandNode) -> _Found:
-    layout, sizes = node.takes[0], node.operand(3)
+    """Scale the target size of a Resize along the sharded axis."""
+    layout, sizes = node.input_layouts[0], node.operand(3)
     if layout is None or sizes is None or not sizes.size:
         return ()
     axes = list(_attribute(node.proto, "axes") or range(len(sizes)))
@@ -224,7 +232,7 @@ _RULES: Mapping[str, Callable[[OperandNode], _Found]] = {
 def _slice_bounds(
     proto: NodeProto, specs: Specs, constants: Constants
 ) -> tuple[Array, Array, list[int]] | None:
-    """Starts, ends and non-negative axes of a Slice; None where they are not known."""
+    """Return starts, ends and non-negative axes of a Slice; None where they are unknown."""
     starts, ends = constants(proto.input[1]), constants(proto.input[2])
     if starts is None or ends is None:
         return None
@@ -238,10 +246,12 @@ def _slice_bounds(
 
 
 def _is_multiple(end: int, size: int | None, block: int) -> bool:
+    """Return whether a slice ends at the end of the axis, or at a boundary of whole repetitions."""
     return size is not None and (end >= size or (end > 0 and end % block == 0))
 
 
 def _clipped(bound: int, size: int) -> int:
+    """Return a slice bound as an index between 0 and the size of the axis."""
     return min(max(bound + size if bound < 0 else bound, 0), size)
 
 

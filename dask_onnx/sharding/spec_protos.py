@@ -1,10 +1,11 @@
-"""ONNX's sharding specs (IR 11) as data: read from nodes, checked by themselves, and written."""
+"""ONNX sharding specs (IR version 11) as data: reading, checking and writing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
@@ -14,46 +15,76 @@ from dask_onnx.modelio.devices import write_stages
 from dask_onnx.sharding.shard_layout import Layout
 
 _NEXT = "correct the sharding_spec of the node, or choose another strategy"
+"""Next step of errors about a spec."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One of the sizes whose product an axis is, and into how many shards it is divided."""
+    """One of the sizes whose product is the size of an axis, and its number of shards."""
 
     size: int | str | None
-    """None where it is not said; a name for a size that is not fixed."""
+    """Size; None if not given, a name if symbolic."""
     shards: int
+    """Number of shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class AxisSharding:
-    """How one axis of a tensor is sharded."""
+    """Sharding of one axis of a tensor."""
 
     axis: int
-    """As written: negative ones count from the end."""
+    """Axis as written: negative ones count from the end."""
     factors: tuple[Factor, ...]
-    """One, or several for an axis that a Reshape has made of several."""
+    """One factor, or several for an axis that a Reshape merged from several."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSharding:
-    """How one input or output of a node lies on devices."""
+    """Placement of one input or output of a node on devices."""
 
     tensor: str
+    """Name of the tensor."""
     devices: tuple[int, ...]
-    """For each shard, the first axis slowest, a device or the key of a group."""
+    """Device of each shard, or the key of a group; shards along the first axis vary slowest."""
     axes: tuple[AxisSharding, ...]
+    """Shardings of the axes that are cut."""
     groups: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Key to the devices that each have the same shard."""
+    """Key to the devices that hold the same shard."""
 
     @property
     def holders(self) -> list[tuple[int, ...]]:
-        """The devices that have each shard."""
+        """Devices that hold each shard."""
         return [self.groups.get(each, (each,)) for each in self.devices]
 
 
+@dataclass(frozen=True, slots=True)
+class SpecOrigin:
+    """Node and tensor of a sharding spec, for errors."""
+
+    node: str
+    op_type: str
+    tensor: str
+
+    def error(self, problem: str, next_step: str = _NEXT, **fields: Any) -> PlanError:
+        """Return an error that names node and tensor.
+
+        Parameters
+        ----------
+        **fields
+            Further fields of the error, such as `axis` and `numbers`.
+        """
+        return PlanError(
+            f"the sharding_spec of {self.tensor!r} at node {self.node!r} ({self.op_type}): "
+            f"{problem}",
+            next_step,
+            node=self.node,
+            input=self.tensor,
+            **fields,
+        )
+
+
 def even_sharding(tensor: str, layout: Layout, shards: int) -> TensorSharding:
-    """Return a tensor with one shard on each of so many devices."""
+    """Return the sharding of a tensor with one shard on each device."""
     factors = [Factor(shards * layout.inner, shards)]
     if layout.outer > 1:
         factors.insert(0, Factor(layout.outer, 1))
@@ -62,12 +93,12 @@ def even_sharding(tensor: str, layout: Layout, shards: int) -> TensorSharding:
 
 
 def whole_sharding(tensor: str, shards: int) -> TensorSharding:
-    """Return a tensor that each of so many devices has whole."""
+    """Return the sharding of a tensor that every device holds whole."""
     return TensorSharding(tensor, (-1,), (), {-1: tuple(range(shards))})
 
 
 def read_shardings(facts: GraphFacts, configuration: str) -> dict[int, list[TensorSharding]]:
-    """Return what the nodes of a graph say of their tensors under one configuration."""
+    """Return the shardings that the nodes of a graph declare under one configuration."""
     found: dict[int, list[TensorSharding]] = {}
     for index, node in enumerate(facts.proto.graph.node):
         for entry in node.device_configurations:
@@ -77,7 +108,7 @@ def read_shardings(facts: GraphFacts, configuration: str) -> dict[int, list[Tens
 
 
 def sharded_configurations(facts: GraphFacts) -> list[str]:
-    """Return the names of the configurations that say how tensors are sharded."""
+    """Return the names of the configurations that declare shardings."""
     return list(
         dict.fromkeys(
             entry.configuration_id
@@ -104,39 +135,41 @@ def _read(spec: onnx.ShardingSpecProto) -> TensorSharding:
 def check_sharding(
     node: NodeFacts, spec: TensorSharding, rank: int | None, devices: int | None
 ) -> None:
-    """Compare a spec with its node and with the number of devices.
+    """Check a spec against its node and the number of devices.
 
     Raises
     ------
     PlanError
-        The node has no such tensor; an axis that the tensor does not have, or twice; not one device
-        for each shard; a device that the configuration does not have.
+        The node has no such tensor; an axis is out of range or named twice; the number of devices
+        is not that of the shards; or the configuration lacks a device.
     """
-    where = f"the sharding_spec of {spec.tensor!r} at node {node.name!r} ({node.op_type})"
+    origin = SpecOrigin(node.name, node.op_type, spec.tensor)
     if spec.tensor not in (*node.inputs, *node.outputs):
-        raise PlanError(f"{where}: the node neither reads nor makes that tensor", _NEXT)
+        raise origin.error("the node neither reads nor writes that tensor")
     if rank is not None:
         for each in spec.axes:
             if not -rank <= each.axis < rank:
-                raise PlanError(
-                    f"{where} names axis {each.axis} of a tensor with {rank} axes", _NEXT
+                raise origin.error(
+                    f"axis {each.axis} is out of range: the tensor has {rank} axes",
+                    axis=each.axis,
+                    numbers={"rank": rank},
                 )
         named = [each.axis % rank for each in spec.axes]
         if len(set(named)) < len(named):
-            raise PlanError(f"{where} names one axis twice: {named}", _NEXT)
+            raise origin.error(f"an axis is named twice: {named}", axis=max(named, key=named.count))
     counts = [factor.shards for each in spec.axes for factor in each.factors]
     if any(count < 1 for count in counts) or any(not each.factors for each in spec.axes):
-        raise PlanError(f"{where} has an axis without a positive num_shards", _NEXT)
+        raise origin.error("an axis has no positive num_shards")
     if spec.axes and math.prod(counts) != len(spec.devices):
-        raise PlanError(
-            f"{where} lists {len(spec.devices)} devices for {math.prod(counts)} shards "
+        raise origin.error(
+            f"{len(spec.devices)} devices are listed for {math.prod(counts)} shards "
             f"({' x '.join(map(str, counts))})",
-            _NEXT,
+            numbers={"devices": len(spec.devices), "shards": math.prod(counts)},
         )
     for device in (device for held in spec.holders for device in held):
         if device < 0 or (devices is not None and device >= devices):
-            has = "" if devices is None else f"; the configuration has {devices}"
-            raise PlanError(f"{where} names device {device}{has}", _NEXT)
+            has = "" if devices is None else f"; the configuration has {devices} devices"
+            raise origin.error(f"there is no device {device}{has}", numbers={"device": device})
 
 
 def write_shardings(
@@ -146,18 +179,21 @@ def write_shardings(
     name: str,
     devices: int,
 ) -> None:
-    """Write sharding specs into the nodes of a model, in place, under a configuration that is
-    declared anew.
+    """Write sharding specs into the nodes of a model, in place, under a new configuration.
 
     Parameters
     ----------
-    facts : of the model as it was loaded, whose nodes `shardings` are by position
-    devices : how many the configuration has
+    facts : GraphFacts
+        Graph of the model as it was loaded; `shardings` has its nodes by position.
+    name : str
+        Name of the configuration.
+    devices : int
+        Number of devices of the configuration.
 
     Raises
     ------
     PlanError
-        The model given has no node that reads and makes the same as one that is sharded.
+        The given model lacks a node with the inputs and outputs of a sharded node.
     """
     by_outputs = {tuple(node.output): node for node in model.graph.node}
     found = {}
@@ -167,8 +203,10 @@ def write_shardings(
         if node is None or list(node.input) != list(proto.input) or node.op_type != proto.op_type:
             raise PlanError(
                 f"node {facts.nodes[index].name!r} ({proto.op_type}) of the plan is not in the "
-                "model given, or stands in a function there",
+                "given model, or is part of a function there",
                 "annotate the model as it was loaded: plan.annotate() without a model",
+                option="model",
+                node=facts.nodes[index].name,
             )
         found[index] = node
     write_stages(model, name, {}, devices)

@@ -1,4 +1,4 @@
-"""The model that one shard runs: nodes on slices of their weights."""
+"""Model that one shard runs: nodes on slices of their weights."""
 
 from __future__ import annotations
 
@@ -16,73 +16,75 @@ from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor
 from dask_onnx.modelio.weights import blob_of, is_external
 from dask_onnx.sharding.constant_cuts import ConstantCuts
-from dask_onnx.sharding.node_cuts import EVERY, Step
+from dask_onnx.sharding.node_cuts import ALL_ELEMENTS, Step
 from dask_onnx.sharding.tensor_walk import TensorGraph
-from dask_onnx.sharding.weight_slices import Piece, SlicedBlobs, WeightSlicer
+from dask_onnx.sharding.weight_slices import ShardSlice, SlicedBlobs, WeightSlicer
 
-Pieces = tuple[Piece, ...]
+ShardSlices = tuple[ShardSlice, ...]
 """One shard along one or several axes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
-    """A shard of a value that is there whole."""
+class InputSlice:
+    """Shard of a value that is available whole."""
 
     value: str
-    pieces: Pieces
+    pieces: ShardSlices
 
     @property
     def name(self) -> str:
-        """What it is called in a shard's model."""
+        """Name in the shard's model."""
         return f"{self.value}~{'.'.join(piece.layout.label for piece in self.pieces)}"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A shard of a value as another part has made it."""
+class SubmodelOutput:
+    """Shard of a value that another submodel returns."""
 
     value: str
-    part: int
-    pieces: Pieces
+    submodel: int
+    """Index of the submodel."""
+    pieces: ShardSlices
 
     @property
     def name(self) -> str:
-        """What it is called in a shard's model."""
+        """Name in the shard's model."""
         return f"{self.value}~made"
 
 
-Source = str | Slice | Made
-"""What an input of a part is: a whole value by name, or a shard of one."""
+Source = str | InputSlice | SubmodelOutput
+"""Origin of a submodel's input: a whole value by name, or a shard of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeWork:
-    """What differs of a node on one shard."""
+    """Differences of a node on one shard from the unsharded node."""
 
-    cuts: Mapping[int, Pieces] = field(default_factory=dict)
-    """Inputs by position of which the shard has its own slice."""
-    made: Mapping[int, Made] = field(default_factory=dict)
-    """Inputs that another part has made for this shard."""
+    cuts: Mapping[int, ShardSlices] = field(default_factory=dict)
+    """Inputs, by position, of which the shard reads a slice."""
+    made: Mapping[int, SubmodelOutput] = field(default_factory=dict)
+    """Inputs, by position, that another submodel returns for this shard."""
     dropped: frozenset[int] = frozenset()
-    """Inputs that only another shard is given."""
+    """Inputs that only another shard reads."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes whose value differs."""
     divided: tuple[tuple[int, int, int], ...] = ()
-    """Inputs that are sizes: position, element (or `EVERY`), by how much it is divided."""
+    """Inputs that hold sizes: position, element (or `ALL_ELEMENTS`), divisor."""
     scaled: tuple[tuple[int, int], ...] = ()
-    """Elements (or `EVERY`) of the output, by how much they are multiplied."""
+    """Elements (or `ALL_ELEMENTS`) of the output, and their factors."""
 
 
-AS_IT_IS = NodeWork()
-"""The work of a node that every shard repeats."""
+UNCHANGED = NodeWork()
+"""Work of a node that every shard repeats."""
 
 
 def work_of(step: Step | None, shard: int, shards: int) -> NodeWork:
-    """Return the work of a node on one of some shards along one axis."""
+    """Return the work of a node on one shard along one axis."""
     if step is None:
-        return AS_IT_IS
+        return UNCHANGED
     return NodeWork(
-        {place: (Piece(layout, shard, shards),) for place, layout in step.cuts.items()},
-        dropped=step.once if shard else frozenset(),
+        {place: (ShardSlice(layout, shard, shards),) for place, layout in step.cuts.items()},
+        dropped=step.first_shard_inputs if shard else frozenset(),
         attributes=step.attributes,
         divided=tuple((place, element, shards) for place, element in step.divided.items()),
     )
@@ -90,13 +92,13 @@ def work_of(step: Step | None, shard: int, shards: int) -> NodeWork:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardModel:
-    """What one shard runs."""
+    """Model of one shard."""
 
     onnx: OnnxModel
     sources: tuple[Source, ...]
-    """For each input of the model."""
+    """Origin of each input of the model."""
     sliced_bytes: int
-    """Bytes of the weights that are cut: those of this shard."""
+    """Bytes of this shard's slices of weights."""
 
 
 class ShardWriter:
@@ -108,23 +110,28 @@ class ShardWriter:
         self.blank = StageExtractor(self.facts.proto).extract([], [], [])
         self._cuts: dict[int, ConstantCuts] = {graph.shards: graph.constant_cuts}
 
-    def write(self, nodes: Mapping[int, NodeWork], outputs: Mapping[str, Pieces]) -> ShardModel:
-        """Return the model of some nodes, in their order.
+    def write(
+        self, nodes: Mapping[int, NodeWork], outputs: Mapping[str, ShardSlices]
+    ) -> ShardModel:
+        """Return the model of some nodes.
 
         Parameters
         ----------
-        outputs : mapping of value to what of it this shard makes
+        nodes : mapping of node to NodeWork
+            Nodes in execution order.
+        outputs : mapping of value to ShardSlices
+            Outputs, and which shard of each this model returns.
         """
         return _Shard(self, nodes, outputs).write()
 
     def constant_cuts(self, shards: int) -> ConstantCuts:
-        """How constants are cut into so many shards."""
+        """Return the cuts of constants into a number of shards."""
         if shards not in self._cuts:
             self._cuts[shards] = self.graph.with_shards(shards).constant_cuts
         return self._cuts[shards]
 
-    def spec_of(self, value: str, pieces: Pieces, name: str) -> TensorSpec:
-        """Return the spec of a shard, the sizes of cut axes divided where they are known."""
+    def spec_of(self, value: str, pieces: ShardSlices, name: str) -> TensorSpec:
+        """Return the spec of a shard, with known sizes of cut axes divided."""
         spec = self.specs[value]
         if spec.shape is None:
             return TensorSpec(name, spec.dtype, None, spec.kind)
@@ -136,10 +143,10 @@ class ShardWriter:
 
 
 class _Shard:
-    """The model of one shard while it is written."""
+    """Model of one shard while it is written."""
 
     def __init__(
-        self, writer: ShardWriter, works: Mapping[int, NodeWork], outputs: Mapping[str, Pieces]
+        self, writer: ShardWriter, works: Mapping[int, NodeWork], outputs: Mapping[str, ShardSlices]
     ) -> None:
         self.writer, self.works, self.outputs = writer, works, outputs
         self.facts, self.tensors = writer.facts, writer.tensors
@@ -152,6 +159,7 @@ class _Shard:
         self.made = {n for i in works for n in self.facts.nodes[i].outputs}
 
     def write(self) -> ShardModel:
+        """Return the model."""
         for index, work in self.works.items():
             proto = onnx.NodeProto()
             proto.CopyFrom(self.facts.proto.graph.node[index])
@@ -166,7 +174,7 @@ class _Shard:
         return ShardModel(self._model(), tuple(self.sources.values()), sliced)
 
     def _change(self, proto: onnx.NodeProto, work: NodeWork, index: int) -> None:
-        """Let a node read and be what it is on this shard."""
+        """Apply the work of this shard to a node."""
         for place in work.dropped:
             proto.input[place] = ""
         for place, pieces in work.cuts.items():
@@ -184,29 +192,29 @@ class _Shard:
                 proto.attribute.remove(attribute)
             proto.attribute.append(helper.make_attribute(name, value))
 
-    def _shard_of(self, name: str, pieces: Pieces) -> str:
-        """The name of this shard of an operand that is whole until here."""
-        part = Slice(name, pieces)
+    def _shard_of(self, name: str, pieces: ShardSlices) -> str:
+        """Return the name of this shard of an operand that is whole before the node."""
+        submodel = InputSlice(name, pieces)
         if name not in self.constants:
-            self.sources[part.name] = part
-        elif part.name not in self.made:
-            self.made.add(part.name)
+            self.sources[submodel.name] = submodel
+        elif submodel.name not in self.made:
+            self.made.add(submodel.name)
             if name in self.tensors:
-                tensor = self.slicer.cut(self.tensors[name], pieces, part.name)
-                self.initializers[part.name] = tensor
-                self.cut.add(part.name)
+                tensor = self.slicer.cut(self.tensors[name], pieces, submodel.name)
+                self.initializers[submodel.name] = tensor
+                self.cut.add(submodel.name)
             else:
-                self._shard_of_constant(part)
-        return part.name
+                self._shard_of_constant(submodel)
+        return submodel.name
 
-    def _shard_of_constant(self, part: Slice) -> None:
-        """Write the node that makes a shard of a constant, of shards of its inputs."""
-        index = self.facts.producer[part.value]
-        cuts: dict[int, Pieces] = {}
+    def _shard_of_constant(self, submodel: InputSlice) -> None:
+        """Write the node that computes a shard of a constant from shards of its inputs."""
+        index = self.facts.producer[submodel.value]
+        cuts: dict[int, ShardSlices] = {}
         attributes: dict[str, Any] = {}
         divided: list[tuple[int, int, int]] = []
-        for piece in part.pieces:
-            found = self.writer.constant_cuts(piece.shards).of(part.value, piece.layout)
+        for piece in submodel.pieces:
+            found = self.writer.constant_cuts(piece.shards).of(submodel.value, piece.layout)
             assert found is not None
             for place, layout in found.cuts.items():
                 cuts[place] = (*cuts.get(place, ()), replace(piece, layout=layout))
@@ -217,12 +225,12 @@ class _Shard:
         work = NodeWork(cuts, attributes=attributes, divided=tuple(divided))
         self._change(proto, work, index)
         self._read(proto.input)
-        proto.output[0] = part.name
-        proto.name = f"{proto.name}~{part.name}" if proto.name else ""
+        proto.output[0] = submodel.name
+        proto.name = f"{proto.name}~{submodel.name}" if proto.name else ""
         self.nodes.append(proto)
 
     def _read(self, names: Iterable[str]) -> None:
-        """See to it that the values that a node reads are there."""
+        """Add initializers, constant nodes or inputs for the values that a node reads."""
         for name in names:
             if not name or name in self.made or name in self.sources:
                 continue
@@ -239,34 +247,34 @@ class _Shard:
                 self.nodes.append(self.facts.proto.graph.node[node.index])
 
     def _divided(self, name: str, index: int, place: int, element: int, shards: int) -> str:
-        """The name of sizes divided by the number of shards, one of them or all."""
+        """Return the name of sizes divided by the number of shards, one element or all."""
         whole = self.facts.proto.graph.node[index].input[place]
         shape = self.writer.graph.specs[whole].shape
         assert shape is not None and isinstance(shape[0], int)
         divisor = np.ones(shape[0], np.int64)
-        divisor[slice(None) if element == EVERY else element] = shards
+        divisor[slice(None) if element == ALL_ELEMENTS else element] = shards
         result = f"{name}~{index}.{element}"
         if result not in self.made:
-            by = f"{result}/shards"
+            divisor_name = f"{result}/shards"
             self._read((name,))
-            self.made.update((result, by))
-            self.initializers[by] = numpy_helper.from_array(divisor, by)
-            self.nodes.append(helper.make_node("Div", [name, by], [result]))
+            self.made.update((result, divisor_name))
+            self.initializers[divisor_name] = numpy_helper.from_array(divisor, divisor_name)
+            self.nodes.append(helper.make_node("Div", [name, divisor_name], [result]))
         return result
 
     def _scale(self, proto: onnx.NodeProto, scaled: Iterable[tuple[int, int]]) -> None:
-        """Multiply sizes of a shard that a node makes, so that they are those of the whole."""
+        """Multiply sizes of a shard, so that they are those of the whole."""
         name = proto.output[0]
         shape = self.writer.graph.specs[name].shape
         assert shape is not None
         factors = np.ones([size for size in shape if isinstance(size, int)], np.int64)
         for element, shards in scaled:
-            factors[... if element == EVERY else element] *= shards
-        own, by = f"{name}~own", f"{name}~shards"
-        proto.output[0] = own
-        self.made.add(by)
-        self.initializers[by] = numpy_helper.from_array(factors, by)
-        self.nodes.append(helper.make_node("Mul", [own, by], [name]))
+            factors[... if element == ALL_ELEMENTS else element] *= shards
+        shard_sizes, factor_name = f"{name}~shard", f"{name}~shards"
+        proto.output[0] = shard_sizes
+        self.made.add(factor_name)
+        self.initializers[factor_name] = numpy_helper.from_array(factors, factor_name)
+        self.nodes.append(helper.make_node("Mul", [shard_sizes, factor_name], [name]))
 
     def _model(self) -> OnnxModel:
         whole, spec_of = self.facts.model, self.writer.spec_of
@@ -294,7 +302,7 @@ class _Shard:
             defaults=(),
             parameters=sum(math.prod(tensor.dims) for tensor in tensors),
             parameter_bytes=sum(map(tensor_bytes, tensors)),
-            # Its proto is in no file, so it travels as one that was given as bytes.
+            # Its proto is in no file: it is published like a model that was given as bytes.
             source=None,
             blobs=SlicedBlobs(blobs, self.slicer.packs) if self.slicer.packs else blobs,
             places=dict(self.slicer.places),

@@ -1,5 +1,8 @@
-"""Shards of weights followed through a graph: from the products whose columns are cut to where
-partial results are added or shards are joined."""
+"""Propagation of weight shards through a graph (tensor parallelism).
+
+It starts at products whose weights are cut by columns and ends where partial sums have to be
+added, or shards have to be concatenated (Shoeybi et al., "Megatron-LM", 2019).
+"""
 
 from __future__ import annotations
 
@@ -8,48 +11,51 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dask_onnx.analysis.axes.control_rules import CONTROL
+from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.propagate import Specs, Walk
-from dask_onnx.analysis.axes.table import CustomAxes, classified
+from dask_onnx.analysis.axes.table import CustomAxes, operator_families
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.sharding.attention_cuts import packed_start
-from dask_onnx.sharding.bits_cuts import is_packed, packed_columns
+from dask_onnx.sharding.axis_queries import fold_sizes, record_outputs, view_of
 from dask_onnx.sharding.constant_cuts import ConstantCuts
-from dask_onnx.sharding.node_cuts import Step, layout_of, start_step, stop, weights_of
+from dask_onnx.sharding.node_cuts import Step, column_step, layout_of, stop, weights_of
+from dask_onnx.sharding.packed_weight_cuts import is_packed, packed_columns
 from dask_onnx.sharding.pass_cuts import pass_step
-from dask_onnx.sharding.rule_asking import fold_sizes, note_outputs, view_of
 from dask_onnx.sharding.shard_layout import Layout
 
 
 @dataclass(frozen=True)
 class TensorGraph:
-    """A graph at definite sizes, whose weights are to be cut into equal shards."""
+    """Graph at fixed sizes whose weights are to be cut into equal shards."""
 
     facts: GraphFacts
     specs: Specs
-    """Every value, at sizes that `shards` may divide."""
+    """Every value, at sizes at which the axis analysis can tell axes apart."""
     shards: int
+    """Number of shards."""
     custom: CustomAxes
+    """Axis rules of custom operators."""
     declared: Specs
-    """Every value as the model declares it, sizes of open axes by name."""
+    """Every value as the model declares it, with open axes by name."""
     live: frozenset[int]
-    """Nodes that the wanted outputs need."""
+    """Nodes that the wanted outputs need and that do not follow from weights alone."""
     outputs: frozenset[str]
-    """Values that the caller wants."""
+    """Wanted values."""
     constants: frozenset[str]
-    """Initializers, and what follows from them alone."""
+    """Initializers, and values that follow from them alone."""
     known: Mapping[str, Known] = field(repr=False)
-    """Values of small arrays that follow from shapes."""
+    """Small arrays that follow from shapes."""
     constant_cuts: ConstantCuts = field(repr=False)
+    """Cuts of `constants`."""
 
     def walk(self) -> Walk:
-        """Return the algebra's view of the graph, nothing cut yet."""
+        """Return an axis analysis of the graph in which nothing is cut yet."""
         return Walk(self.facts, self.specs, {}, self.shards, self.known, self.custom)
 
     def is_movable(self, name: str, layout: Layout) -> bool:
-        """Whether shards of a value can be sliced and joined at any size of the inputs."""
+        """Return whether shards of a value can be sliced and joined at any input size."""
         spec = self.declared.get(name)
         shape = None if spec is None else spec.shape
         is_fixed = shape is not None and isinstance(shape[layout.axis], int)
@@ -95,49 +101,50 @@ class Variant(NamedTuple):
     """One way to cut the columns of a product's weights."""
 
     outer: int = 1
-    """Blocks in which they are cut: 3 for queries, keys and values side by side."""
+    """Blocks that are cut separately: 3 for queries, keys and values side by side."""
     choice: int = 0
-    """Which of several axes of the weights are the columns (an Einsum's letters)."""
+    """Index among the axes of the weights that may be columns (letters of an Einsum)."""
 
 
 VARIANTS = (Variant(), Variant(3), Variant(2), Variant(1, 1), Variant(1, 2))
-"""All that are tried, in this order."""
+"""Variants to try, in this order."""
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What cut weights lead to."""
+class WalkResult:
+    """Nodes and values that cut weights lead to."""
 
     starts: Mapping[int, Variant]
-    """Nodes whose columns are cut, to how."""
+    """Products whose columns are cut, to the variant."""
     steps: Mapping[int, Step]
-    """Nodes that run on shards."""
+    """Effects of the nodes that run on shards."""
     stops: Mapping[int, Step]
-    """Nodes that need values whole which are in shards."""
+    """Reasons of the nodes that need values whole which are in shards."""
     layouts: Mapping[str, Layout]
-    """Values in shards."""
+    """Layouts of the values in shards."""
     replicated: frozenset[str]
-    """Values that every shard makes alike."""
+    """Values that every shard computes alike."""
     lengths: frozenset[str]
-    """Values that differ between the whole and a shard since they are made of sizes."""
+    """Values computed from sizes, which differ between the whole and a shard."""
     sums: frozenset[str]
-    """Values that are the sum of what the shards make."""
+    """Values that are the sum of the shards' results."""
 
     def readers_outside(self, facts: GraphFacts, name: str) -> list[int]:
-        """Return the nodes that read a value and do not run on shards."""
+        """Return the consumers of a value that do not run on shards."""
         return [i for i in facts.consumers.get(name, ()) if i not in self.steps]
 
 
-def walk_from(
-    graph: TensorGraph, starts: Mapping[int, Variant], barred: Collection[int] = ()
-) -> Walked:
-    """Follow the shards of the products `starts` as far as each shard is made of one.
+def follow_shards(
+    graph: TensorGraph, starts: Mapping[int, Variant], excluded: Collection[int] = ()
+) -> WalkResult:
+    """Follow the shards of some products as far as each shard depends on one shard only.
 
     Parameters
     ----------
     starts : mapping of node to Variant
-        How the columns of each product's weights are cut.
-    barred : nodes that are not to run on shards
+        Products, and how the columns of their weights are cut.
+    excluded : collection of int
+        Nodes that must not run on shards.
     """
     facts, walk = graph.facts, graph.walk()
     steps: dict[int, Step] = {}
@@ -148,7 +155,7 @@ def walk_from(
     while pending:
         index = heapq.heappop(pending)
         node = facts.nodes[index]
-        step = _step_at(graph, walk, index, starts, barred)
+        step = _step_at(graph, walk, index, starts, excluded)
         if step.how == "stop":
             stops[index] = step
             continue
@@ -157,14 +164,16 @@ def walk_from(
             sums.update(node.outputs)
             continue
         made.update(node.outputs)
-        note_outputs(walk, index, step.outputs)
+        record_outputs(walk, index, step.outputs)
         cut = [name for name in node.outputs if name in walk.deps]
         found = {i for name in cut for i in facts.consumers.get(name, ()) if i in graph.live}
         for reader in found - seen:
             heapq.heappush(pending, reader)
         seen |= found
-    layouts = {n: layout_of(walk.deps[n]) for n in made if n in walk.deps and walk.deps[n].is_own}
-    return Walked(
+    layouts = {
+        n: layout_of(walk.deps[n]) for n in made if n in walk.deps and walk.deps[n].is_independent
+    }
+    return WalkResult(
         dict(starts),
         steps,
         stops,
@@ -180,14 +189,14 @@ def _step_at(
     walk: Walk,
     index: int,
     starts: Mapping[int, Variant],
-    barred: Collection[int],
+    excluded: Collection[int],
 ) -> Step:
-    """What a node does: a product whose columns are cut, or one that reads shards."""
+    """Return the effect of a node: a product whose columns are cut, or a consumer of shards."""
     view = view_of(walk, index)
-    if index in barred:
-        return stop(Kind.OPAQUE, "needs what the shards make together")
+    if index in excluded:
+        return stop(Kind.OPAQUE, "needs a result of all shards together")
     if index in starts and not view.carriers:
-        step = first_step(view, starts[index], graph.constants)
+        step = seed_step(view, starts[index], graph.constants)
     else:
         step = _next_step(walk, graph, index, view)
     if uncut := _uncut_operand(graph, graph.facts.nodes[index].inputs, step):
@@ -195,7 +204,7 @@ def _step_at(
     return step
 
 
-def first_step(view: NodeView, variant: Variant, constants: Collection[str]) -> Step:
+def seed_step(view: NodeView, variant: Variant, constants: Collection[str]) -> Step:
     """Return the step of a product whose weights are cut by columns."""
     packed = packed_start(view)
     if packed is not None and variant == Variant():
@@ -208,11 +217,11 @@ def first_step(view: NodeView, variant: Variant, constants: Collection[str]) -> 
         return stop(Kind.OPAQUE, "its weights have no such columns")
     chosen = columns[variant.choice]
     weight = next(w for w in found if (w.weight, w.columns) == chosen)
-    return start_step(view, weight, variant.outer)
+    return column_step(view, weight, variant.outer)
 
 
 def _uncut_operand(graph: TensorGraph, names: Sequence[str], step: Step) -> str:
-    """An operand that a step wants cut, and that cannot be; or nothing."""
+    """Return an operand that has to be cut and cannot be; empty if there is none."""
     for place, layout in step.cuts.items():
         name = names[place]
         is_constant = name in graph.constants
@@ -228,7 +237,7 @@ _WITH_WEIGHTS = ("Attention", "QAttention", "MatMulNBits")
 
 
 def is_start(graph: TensorGraph, walk: Walk, index: int) -> bool:
-    """Whether a node is a product of a value with weights."""
+    """Return whether a node is a product of a value with weights."""
     node = graph.facts.nodes[index]
     view = view_of(walk, index)
     if node.domain == "com.microsoft" and node.op_type in _WITH_WEIGHTS:
@@ -237,11 +246,11 @@ def is_start(graph: TensorGraph, walk: Walk, index: int) -> bool:
 
 
 def _next_step(walk: Walk, graph: TensorGraph, index: int, view: NodeView) -> Step:
-    """The step of a node that reads shards."""
+    """Return the effect of a node that reads shards."""
     node = graph.facts.nodes[index]
-    family = classified().get((node.domain, node.op_type))
-    if node.op_type in CONTROL or node.captures:
-        return stop(Kind.OPAQUE, "has bodies, which run whole")
+    family = operator_families().get((node.domain, node.op_type))
+    if node.op_type in CONTROL_FLOW or node.captures:
+        return stop(Kind.OPAQUE, "has subgraphs, which run whole")
     if family == "random":
         return stop(Kind.OPAQUE, "draws random numbers")
     found = fold_sizes(walk, index)

@@ -1,5 +1,4 @@
-"""Slices of a model's weights, packed for each shard into blobs that a worker reads without the
-rest."""
+"""Slices of a model's weights, packed for each shard into blobs that are read without the rest."""
 
 from __future__ import annotations
 
@@ -22,12 +21,15 @@ from dask_onnx.sharding.shard_layout import Array, Layout, take_shard
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One shard along one axis."""
+class ShardSlice:
+    """One shard of a value along one axis."""
 
     layout: Layout
+    """Layout of the shards."""
     shard: int
+    """Index of the shard."""
     shards: int
+    """Number of shards."""
 
     def of(self, array: Array) -> Array:
         """Return the shard of a whole array; `Layout.inner` follows from its size."""
@@ -38,11 +40,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByteRanges:
-    """Ranges of bytes of a blob, all of one length."""
+    """Byte ranges of a blob, all of one length."""
 
     blob: str
     """Key of the blob."""
     starts: npt.NDArray[np.int64]
+    """int64: offset of each range in the blob, in bytes."""
     length: int
     """Bytes of one range."""
 
@@ -57,17 +60,17 @@ class ByteRanges:
 
     @property
     def identity(self) -> str:
-        """Equal for equal ranges of one blob."""
+        """Text that is equal for equal ranges of one blob."""
         digest = hashlib.sha256(self.starts.tobytes()).hexdigest()
         return f"{self.blob} {digest} {self.length}"
 
 
 Pack = tuple[tuple[int, ByteRanges], ...]
-"""Where in a blob of slices each slice starts, and what it is made of."""
+"""Slices of a blob: the offset of each, in bytes, and the ranges that it consists of."""
 
 
 class SlicedBlobs(Mapping[str, bytes]):
-    """Blobs made of a model's weights in memory, each when it is asked for."""
+    """Blobs cut from a model's weights in memory, each copied when it is read."""
 
     def __init__(self, whole: Mapping[str, bytes], packs: Mapping[str, Pack]) -> None:
         self._whole, self._packs = whole, dict(packs)
@@ -78,6 +81,7 @@ class SlicedBlobs(Mapping[str, bytes]):
         blob = bytearray()
         for offset, ranges in self._packs[key]:
             blob += bytes(offset - len(blob))
+            # A view, so that slicing does not copy the whole blob.
             parent = memoryview(self._whole[ranges.blob])
             for start, length in ranges:
                 blob += parent[start : start + length]
@@ -92,13 +96,14 @@ class SlicedBlobs(Mapping[str, bytes]):
 
 @dataclass(slots=True)
 class WeightSlicer:
-    """Makes initializers of one shard, and notes where their bytes are."""
+    """Makes the initializers of one shard, and records where their bytes are."""
 
     model: OnnxModel
+    """Unsharded model."""
     places: dict[str, BlobPlace] = field(default_factory=dict)
-    """Of the blobs that lie in files."""
+    """Locations of blobs that lie in files, by key."""
     packs: dict[str, Pack] = field(default_factory=dict)
-    """Of the blobs that are made of weights in memory."""
+    """Slices of blobs that are cut from weights in memory, by key."""
     _open: list[tuple[onnx.TensorProto, ByteRanges]] = field(default_factory=list)
 
     def whole(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
@@ -111,12 +116,15 @@ class WeightSlicer:
 
     @property
     def parents(self) -> set[str]:
-        """Keys of the blobs in memory that slices are made of."""
+        """Keys of the blobs in memory that slices are cut from."""
         return {ranges.blob for pack in self.packs.values() for _, ranges in pack}
 
-    def cut(self, tensor: onnx.TensorProto, pieces: Sequence[Piece], name: str) -> onnx.TensorProto:
-        """Return a slice of an initializer under a new name; reads no file. Where its bytes are
-        is written into it by `close_pack`.
+    def cut(
+        self, tensor: onnx.TensorProto, pieces: Sequence[ShardSlice], name: str
+    ) -> onnx.TensorProto:
+        """Return a slice of an initializer under a new name; reads no file.
+
+        `close_pack` writes the location of its bytes into it.
 
         Raises
         ------
@@ -159,8 +167,10 @@ class WeightSlicer:
         self._open.clear()
 
 
-def byte_ranges(tensor: onnx.TensorProto, pieces: Sequence[Piece]) -> ByteRanges:
-    """Return where in its blob the elements of a slice of a tensor lie.
+def byte_ranges(tensor: onnx.TensorProto, pieces: Sequence[ShardSlice]) -> ByteRanges:
+    """Return the byte ranges in a blob that hold the elements of a slice of a tensor.
+
+    Elements that are contiguous on the last cut axis form one range.
 
     Raises
     ------
@@ -172,9 +182,11 @@ def byte_ranges(tensor: onnx.TensorProto, pieces: Sequence[Piece]) -> ByteRanges
     count = math.prod(dims)
     if not count or length % count:
         raise PlanError(
-            f"initializer {tensor.name!r} packs {count} elements into {length} bytes, which are "
-            "not cut apart",
-            "leave this model whole",
+            f"initializer {tensor.name!r} packs {count} elements into {length} bytes and cannot be "
+            "sliced",
+            "use a plan that keeps weights whole, such as 'pipeline'",
+            input=tensor.name,
+            numbers={"elements": count, "bytes": length},
         )
     last = max(piece.layout.axis for piece in pieces)
     run = dims[last]
@@ -195,7 +207,7 @@ def byte_ranges(tensor: onnx.TensorProto, pieces: Sequence[Piece]) -> ByteRanges
 def _segments(
     places: Mapping[str, BlobPlace], pack: Sequence[tuple[int, ByteRanges]]
 ) -> Iterator[tuple[int, int, int]]:
-    """Offset in the pack, offset in the file and length of each range."""
+    """Yield offset in the pack, offset in the file and length of each range, in bytes."""
     for offset, ranges in pack:
         pieces = places[ranges.blob].segments
         firsts = [at for at, _, _ in pieces]
@@ -203,16 +215,17 @@ def _segments(
             at, in_file, size = pieces[max(bisect.bisect_right(firsts, start) - 1, 0)]
             if not at <= start <= start + length <= at + size:
                 raise PlanError(
-                    f"bytes {start} to {start + length} of a weight lie in several pieces of "
+                    f"bytes {start} to {start + length} of a weight are in several segments of "
                     f"{places[ranges.blob].file.path}",
-                    "save the model again, its weights as one file of external data",
+                    "save the model again, with its weights in one file of external data",
+                    numbers={"start_byte": start, "stop_byte": start + length},
                 )
             yield offset, in_file + start - at, length
             offset += length
 
 
 def _point(shell: onnx.TensorProto, key: str, offset: int, length: int) -> None:
-    """Write into a tensor where its bytes are."""
+    """Write the location of its bytes into a tensor."""
     for name, value in (("location", key), ("offset", offset), ("length", length)):
         entry = shell.external_data.add()
         entry.key, entry.value = name, str(value)

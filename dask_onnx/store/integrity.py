@@ -1,4 +1,4 @@
-"""Knowing without reading it that a file is still the one whose digest was checked."""
+"""Checksum records: evidence that a file is unchanged since its digest was checked."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
-    """What a blob was when its digest was checked: as long as it is that, it need not be read."""
+class ChecksumRecord:
+    """State of a blob when its digest was checked; the blob is not read again while it is so."""
 
     digest: str
     """SHA-256 of the content, in hexadecimal."""
     identity: tuple[int, ...]
-    """Inode, bytes, times of modification and of change; the last cannot be set by hand."""
+    """Inode, bytes, times of modification and of change in nanoseconds; a program cannot set the
+    last one."""
 
-    def write(self) -> str:
+    def to_json(self) -> str:
+        """Return the record as a JSON list."""
         return json.dumps([self.digest, *self.identity])
 
     @staticmethod
-    def read(text: str) -> Seal:
+    def from_json(text: str) -> ChecksumRecord:
+        """Return the record of a text of `to_json`.
+
+        Raises
+        ------
+        ValueError
+            The text is no such record.
+        """
         digest, *identity = json.loads(text)
-        return Seal(digest, tuple(identity))
+        return ChecksumRecord(digest, tuple(identity))
 
 
 def identity_of(path: Path) -> tuple[int, ...]:
-    """What `Seal.identity` compares."""
+    """Return a file's identity, which `ChecksumRecord.identity` is compared with."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

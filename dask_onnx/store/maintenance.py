@@ -1,4 +1,4 @@
-"""Looking after a host's store: what is in it, what is broken, what may go."""
+"""Upkeep of a host's store: listing, verifying and evicting models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,51 +15,57 @@ from google.protobuf.message import DecodeError
 
 from dask_onnx.core import config
 from dask_onnx.modelio.onnx_model import blob_keys_of
-from dask_onnx.store.weight_store import TEMPORARY, Store
+from dask_onnx.store.store_files import TEMPORARY
+from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
 
-_PRUNE_SECONDS = 5.0
-"""How long a prune waits for those who are bringing something in."""
+_PRUNE_WAIT_SECONDS = 5.0
+"""Seconds that a prune waits for processes that bring something in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredModel:
     """One model in a store."""
 
     token: str
+    """Token of the model."""
     name: str
-    """The graph's name."""
+    """Name of the graph."""
     keys: frozenset[str]
-    """Its blobs, as far as they are here."""
-    lacking: int
-    """Blobs that are not: a worker that runs one stage brings in no more than that needs."""
+    """Keys of its blobs that are in the store."""
+    missing_blobs: int
+    """Number of blobs that are not: a worker brings in no more than its stages need."""
     bytes: int
-    """Of the blobs, the proto and what was prepacked; blobs that models share count in each."""
+    """Bytes of the blobs, the proto and the packed weights; blobs that models share count in
+    each."""
     last_used: float
     """Seconds since the epoch."""
     in_use: bool
-    """A live process has a session of it."""
+    """True if a live process has a session of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What a prune took away."""
+    """Result of a prune."""
 
-    models: tuple[Entry, ...]
+    models: tuple[StoredModel, ...]
+    """Models that were removed."""
     freed_bytes: int
+    """Bytes that were freed, leftovers of killed processes included."""
     kept_bytes: int
+    """Bytes that are still in the store."""
     kept_in_use: int
-    """Models that would have gone, but are in use."""
+    """Number of models that would have been removed, but are in use."""
 
 
-def entries(store: Store) -> list[Entry]:
-    """The models of a store, least recently used first."""
+def stored_models(store: Store) -> list[StoredModel]:
+    """Return the models of a store, least recently used first."""
     paths = sorted((store.root / "protos").glob("*.onnx"))
-    return sorted((_entry(store, path) for path in paths), key=lambda entry: entry.last_used)
+    return sorted((_stored_model(store, path) for path in paths), key=lambda each: each.last_used)
 
 
-def _entry(store: Store, path: Path) -> Entry:
+def _stored_model(store: Store, path: Path) -> StoredModel:
     token = path.stem
     model = onnx.ModelProto()
     try:
@@ -69,11 +75,11 @@ def _entry(store: Store, path: Path) -> Entry:
     named = blob_keys_of(model)
     keys = frozenset(key for key in named if (store.blobs / key).is_file())
     lease = store.root / "leases" / token
-    return Entry(
+    return StoredModel(
         token=token,
         name=model.graph.name,
         keys=keys,
-        lacking=len(named) - len(keys),
+        missing_blobs=len(named) - len(keys),
         bytes=sum((store.blobs / key).stat().st_size for key in keys)
         + path.stat().st_size
         + folder_bytes(store.root / "prepacked" / token),
@@ -97,20 +103,20 @@ def _is_leased(lease: Path) -> bool:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 if it is not there."""
+    """Return the bytes of all files below a folder; 0 if it is missing."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
         except FileNotFoundError:
-            continue  # another process has just put it under its final name
+            continue  # another process has just renamed it to its final name
     return total
 
 
-def keep_below_limit(store: Store) -> None:
-    """Take the least recently used models away while the store is above its limit.
+def evict_above_limit(store: Store) -> None:
+    """Evict the least recently used models while the store exceeds ``onnx.store.max-bytes``.
 
-    If others are reading or writing just now, the next one to bring something in does it.
+    Does nothing while other processes read or write: the next one that brings something in evicts.
     """
     limit = int(config.get("store.max-bytes"))
     if folder_bytes(store.root) > limit:
@@ -121,96 +127,152 @@ def prune(
     store: Store,
     max_bytes: int,
     *,
-    wait_seconds: float = _PRUNE_SECONDS,
+    wait_seconds: float = _PRUNE_WAIT_SECONDS,
     unused_seconds: float = 0,
     now: float = 0,
 ) -> Pruned | None:
-    """Remove what nobody wants, then models, least recently used first, down to a size.
+    """Remove leftovers, then the least recently used models, until the store fits a size.
 
     Parameters
     ----------
+    store : Store
+        Store to prune.
     max_bytes : int
-        What may stay, in bytes. A model that a live process has a session of always stays.
+        Bytes that may stay. A model that a live process has a session of stays in any case.
     wait_seconds : float
-        For others to be done with bringing something in.
-    unused_seconds, now : float
-        Only models that were not used for so long go, seen from `now`.
+        Seconds to wait for processes that read or write the store.
+    unused_seconds : float
+        Seconds for which a model must have been unused.
+    now : float
+        Time from which `unused_seconds` counts back, in seconds since the epoch.
 
     Returns
     -------
-    Pruned, or None if others used the store all the time
+    Pruned or None
+        None if other processes used the store all the time.
     """
     if not store.root.is_dir():
         return Pruned((), 0, 0, 0)
-    with store.alone(wait_seconds) as is_alone:
-        if not is_alone:
+    with store.exclusive_access(wait_seconds) as is_exclusive:
+        if not is_exclusive:
             log.info("%s is in use; it is pruned later", store.root)
             return None
         before = folder_bytes(store.root)
-        found = entries(store)
-        _sweep(store, found)
-        gone: list[Entry] = []
-        in_use = 0
-        for entry in found:
-            if folder_bytes(store.root) <= max_bytes:
-                break
-            if unused_seconds and now - entry.last_used < unused_seconds:
-                continue
-            if entry.in_use:
-                in_use += 1
-                continue
-            _remove(store, entry, [e for e in found if e is not entry and e not in gone])
-            gone.append(entry)
-        after = folder_bytes(store.root)
-        return Pruned(tuple(gone), before - after, after, in_use)
-
-
-def _remove(store: Store, entry: Entry, others: Sequence[Entry]) -> None:
-    store.proto_path(entry.token).unlink(missing_ok=True)
-    shared = frozenset[str]().union(*(other.keys for other in others))
-    for key in entry.keys - shared:
-        (store.blobs / key).unlink(missing_ok=True)
-        (store.root / "seals" / key).unlink(missing_ok=True)
-    shutil.rmtree(store.root / "prepacked" / entry.token, ignore_errors=True)
-    (store.root / "places" / f"{entry.token}.json").unlink(missing_ok=True)
-    (store.root / "leases" / entry.token).unlink(missing_ok=True)
-    log.info("%s (%s) was evicted from %s", entry.token, entry.name, store.root)
-
-
-def _sweep(store: Store, found: Sequence[Entry]) -> None:
-    """What a killed process left half-written, and blobs and notes that belong to no model."""
-    wanted = frozenset[str]().union(*(entry.keys for entry in found))
-    for folder in (store.blobs, store.root / "seals"):
-        for path in folder.glob("*"):
-            if path.name not in wanted:
+        chosen = _choose(store, max_bytes, unused_seconds, now)
+        for path in chosen.paths:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink(missing_ok=True)
-    for path in store.root.rglob(f"{TEMPORARY}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in (store.root / "incoming").glob("*"):
-        path.unlink(missing_ok=True)
-    tokens = {entry.token for entry in found}
-    for path in (store.root / "prepacked").glob("*"):
-        if path.name not in tokens:
-            shutil.rmtree(path, ignore_errors=True)
+        for model in chosen.models:
+            log.info("%s (%s) was evicted from %s", model.token, model.name, store.root)
+        after = folder_bytes(store.root)
+        return Pruned(chosen.models, before - after, after, chosen.in_use)
+
+
+def preview_prune(
+    store: Store, max_bytes: int, *, unused_seconds: float = 0, now: float = 0
+) -> Pruned:
+    """Return what `prune` would remove now, without removing it; see there for parameters."""
+    before = folder_bytes(store.root)
+    chosen = _choose(store, max_bytes, unused_seconds, now)
+    freed = sum(map(_path_bytes, chosen.paths))
+    return Pruned(chosen.models, freed, before - freed, chosen.in_use)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Files that a prune removes."""
+
+    models: tuple[StoredModel, ...]
+    paths: tuple[Path, ...]
+    """Files and folders of these models, and leftovers."""
+    in_use: int
+    """Number of models that would have been removed, but are in use."""
+
+
+def _choose(store: Store, max_bytes: int, unused_seconds: float, now: float) -> _Choice:
+    found = stored_models(store)
+    paths = dict.fromkeys(_leftovers(store, found))
+    remaining = folder_bytes(store.root) - sum(map(_path_bytes, paths))
+    removed: list[StoredModel] = []
+    in_use = 0
+    for model in found:
+        if remaining <= max_bytes:
+            break
+        if unused_seconds and now - model.last_used < unused_seconds:
+            continue
+        if model.in_use:
+            in_use += 1
+            continue
+        others = [m for m in found if m is not model and m not in removed]
+        own = [path for path in _files_of(store, model, others) if path not in paths]
+        remaining -= sum(map(_path_bytes, own))
+        paths.update(dict.fromkeys(own))
+        removed.append(model)
+    return _Choice(tuple(removed), tuple(paths), in_use)
+
+
+def _files_of(store: Store, model: StoredModel, others: Sequence[StoredModel]) -> Iterator[Path]:
+    """Yield the files and folders of a model, without blobs that other models share."""
+    shared = frozenset[str]().union(*(other.keys for other in others))
+    for key in sorted(model.keys - shared):
+        yield store.blobs / key
+        yield store.root / "checksums" / key
+    yield store.proto_path(model.token)
+    yield store.root / "prepacked" / model.token
+    yield store.root / "places" / f"{model.token}.json"
+    yield store.root / "leases" / model.token
+
+
+def _leftovers(store: Store, found: Sequence[StoredModel]) -> Iterator[Path]:
+    """Yield files that killed processes left half-written, and blobs that belong to no model."""
+    wanted = frozenset[str]().union(*(model.keys for model in found))
+    for folder in (store.blobs, store.root / "checksums"):
+        yield from (path for path in folder.glob("*") if path.name not in wanted)
+    partial = sorted(store.root.rglob(f"{TEMPORARY}*"))
+    # A file inside of a folder that is a leftover is not counted twice.
+    yield from (path for path in partial if not any(each in path.parents for each in partial))
+    yield from (store.root / "incoming").glob("*")
+    tokens = {model.token for model in found}
+    yield from (p for p in (store.root / "prepacked").glob("*") if p.name not in tokens)
+
+
+def _path_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; 0 if it is missing."""
+    if path.is_dir():
+        return folder_bytes(path)
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def measurement_files(store: Store) -> list[Path]:
+    """Return the files of the measurements that a store keeps."""
+    return sorted((store.root / "measured").glob("*.json"))
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What reading all of a store showed."""
+    """Result of reading all of a store."""
 
     blobs: int
+    """Number of blobs that were read."""
     bytes: int
+    """Bytes of these blobs."""
     damaged: tuple[str, ...]
-    """Keys of the blobs that were not what they should be, and are gone now."""
+    """Keys of blobs that did not match their digests, and were removed."""
     damaged_protos: tuple[str, ...]
+    """Tokens of models whose protos did not match, and were removed."""
 
 
 def verify(store: Store) -> Verified:
-    """Read every blob and proto and compare it with its digest; what differs is removed."""
-    with store.using():
+    """Compare every blob and proto with its digest, and remove those that differ."""
+    with store.shared_access():
         keys = [p.name for p in store.blobs.glob("*") if not p.name.startswith(TEMPORARY)]
         total = sum((store.blobs / key).stat().st_size for key in keys)
         damaged = tuple(key for key in keys if not store.verify(key))
         protos = [path.stem for path in (store.root / "protos").glob("*.onnx")]
-        broken = tuple(token for token in protos if store.proto(token) is None)
-    return Verified(len(keys), total, damaged, broken)
+        damaged_protos = tuple(token for token in protos if store.proto(token) is None)
+    return Verified(len(keys), total, damaged, damaged_protos)

@@ -1,1 +1,1 @@
-"""Pictures and volumes in tiles, equal to the whole; sliced detection. Built on `Model`."""
+"""Tiled prediction whose result equals the untiled one, and sliced detection; built on `Model`."""

@@ -1,4 +1,4 @@
-"""Boxes around objects, how much they overlap, and which of many do."""
+"""Boxes around objects: the record, their overlaps, and a search for overlapping pairs."""
 
 from __future__ import annotations
 
@@ -10,39 +10,73 @@ import numpy as np
 import numpy.typing as npt
 
 Metric = Literal["iou", "ios"]
-"""Intersection over union, or over the smaller of the two boxes."""
+"""Overlap of two boxes: intersection over union, or over the smaller of the two."""
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
 
 _PAIRS_AT_A_TIME = 1 << 20
-"""Bounds the memory that looking for overlapping pairs takes, to some 100 MB."""
+"""Candidate pairs that are compared at a time, which bounds the memory to some 100 MB."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Boxes:
-    """Objects that a detector has found, best first."""
+    """Objects that a detector has found: corners, scores and classes.
+
+    `detect_sliced` returns them sorted by falling score. ``len(boxes)`` is their number n.
+
+    Attributes
+    ----------
+    boxes : numpy.ndarray
+        float32, shape (n, 4): x1, y1, x2, y2 in pixels from the upper left corner of the image.
+    scores : numpy.ndarray
+        float32, shape (n,): confidence from 0 to 1.
+    labels : numpy.ndarray
+        int64, shape (n,): class numbers, as the model counts them.
+
+    Examples
+    --------
+    >>> import dask_onnx as dx
+    >>> found = dx.Boxes.of([[0, 0, 10, 20], [5, 5, 9, 9]], [0.9, 0.4], [0, 2])
+    >>> confident = found.take(found.scores > 0.5)
+    >>> len(confident), confident.boxes.tolist()
+    (1, [[0.0, 0.0, 10.0, 20.0]])
+    """
 
     boxes: npt.NDArray[np.float32]
-    """float32, shape (n, 4): x1, y1, x2, y2 in pixels, from the picture's upper left corner."""
+    """float32, shape (n, 4): x1, y1, x2, y2 in pixels from the upper left corner of the image."""
     scores: npt.NDArray[np.float32]
-    """float32, shape (n,), between 0 and 1."""
+    """float32, shape (n,): confidence from 0 to 1."""
     labels: Ints
-    """int64, shape (n,): numbers of classes, as the model counts them."""
+    """int64, shape (n,): class numbers, as the model counts them."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, places: Any) -> Boxes:
-        """Return the boxes at some positions, or where a mask is true."""
-        return Boxes(self.boxes[places], self.scores[places], self.labels[places])
+    def take(self, index: Any) -> Boxes:
+        """Return some of the boxes.
+
+        Parameters
+        ----------
+        index : int array, bool array or slice
+            Positions, or a mask that is true for the boxes to return.
+        """
+        return Boxes(self.boxes[index], self.scores[index], self.labels[index])
 
     def in_order(self) -> Boxes:
-        """Return the boxes sorted by `best_first`."""
+        """Return the boxes by falling score; equal scores by x1, y1, x2, y2 and label."""
         return self.take(best_first(self))
 
     @classmethod
     def of(cls, boxes: Any, scores: Any, labels: Any) -> Boxes:
-        """Return arrays or sequences as Boxes, with the dtypes and shapes that these have."""
+        """Convert arrays or sequences to Boxes.
+
+        Parameters
+        ----------
+        boxes : array-like, shape (n, 4)
+            x1, y1, x2, y2 in pixels.
+        scores : array-like, shape (n,)
+        labels : array-like, shape (n,)
+        """
         return cls(
             np.asarray(boxes, np.float32).reshape(-1, 4),
             np.asarray(scores, np.float32).reshape(-1),
@@ -62,9 +96,9 @@ def join_boxes(parts: Sequence[Boxes]) -> Boxes:
 
 
 def best_first(found: Boxes) -> Ints:
-    """Return the order by falling score; equal scores by x1, y1, x2, y2 and label.
+    """Return the positions that sort boxes by score, falling; ties by x1, y1, x2, y2 and label.
 
-    It does not depend on the order that the boxes come in.
+    The sorted boxes do not depend on the order of the given ones.
     """
     x1, y1, x2, y2 = found.boxes.T
     return np.lexsort((found.labels, y2, x2, y1, x1, -found.scores)).astype(np.int64)
@@ -75,12 +109,13 @@ def overlaps(a: Floats, b: Floats, metric: Metric) -> Floats:
 
     Parameters
     ----------
-    a, b : float64, shape (n, 4) or broadcastable
+    a, b : float64 arrays, shape (n, 4) or broadcastable
     metric : {"iou", "ios"}
 
     Returns
     -------
-    float64, shape (n,), 0 for boxes without an area
+    float64 array, shape (n,)
+        From 0 to 1; 0 for boxes without area.
     """
     shared = intersections(a, b)
     area_a, area_b = areas(a), areas(b)
@@ -94,14 +129,14 @@ def intersections(a: Floats, b: Floats) -> Floats:
 
 
 def clipped(boxes: Floats, windows: Floats) -> Floats:
-    """Return what lies of each box inside a window; without an area if nothing does."""
+    """Return the part of each box inside a window; a box without area if there is none."""
     low = np.maximum(boxes[..., :2], windows[..., :2])
     high = np.minimum(boxes[..., 2:], windows[..., 2:])
     return np.concatenate([low, high], axis=-1)
 
 
 def areas(boxes: Floats) -> Floats:
-    """Return widths times heights, 0 where one of these is negative."""
+    """Return width times height of boxes, 0 where one of the two is negative."""
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     product: Floats = sides[..., 0] * sides[..., 1]
     return product
@@ -113,9 +148,19 @@ def ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def overlapping_pairs(boxes: Floats) -> Iterator[tuple[Ints, Ints]]:
-    """Yield positions i and j of boxes that share an area, each pair once, some at a time.
+    """Yield the positions of boxes that share an area, each pair once, in bounded batches.
 
-    Boxes are compared only where they overlap along one axis, the one on which fewer do.
+    A sweep along x or y, whichever has fewer candidates, finds boxes whose intervals overlap on
+    that axis; only these are compared.
+
+    Parameters
+    ----------
+    boxes : float64 array, shape (n, 4)
+
+    Yields
+    ------
+    i, j : int64 arrays of equal length
+        Positions of the two boxes of each pair.
     """
 
     def sweep(axis: int) -> tuple[Ints, Ints, Ints]:
@@ -129,7 +174,17 @@ def overlapping_pairs(boxes: Floats) -> Iterator[tuple[Ints, Ints]]:
 
 
 def crossing_pairs(a: Floats, b: Floats) -> Iterator[tuple[Ints, Ints]]:
-    """Yield positions i in `a` and j in `b` of boxes that share an area, some pairs at a time."""
+    """Yield the positions of boxes of `a` and `b` that share an area, in bounded batches.
+
+    Parameters
+    ----------
+    a, b : float64 arrays, shapes (n, 4) and (m, 4)
+
+    Yields
+    ------
+    i, j : int64 arrays of equal length
+        Position in `a` and position in `b` of each pair.
+    """
 
     def sweep(axis: int) -> tuple[Ints, Ints, tuple[Ints, Ints], tuple[Ints, Ints]]:
         order_a = np.argsort(a[:, axis], kind="stable")
@@ -160,21 +215,21 @@ def _total(low: Ints, high: Ints) -> int:
 
 
 def _ranges(low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Every i with each number from low[i] up to high[i], a bounded number of pairs at a time."""
+    """Yield each i with each number of ``range(low[i], high[i])``, in bounded batches of pairs."""
     counts = np.maximum(high - low, 0)
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
         done = int(ends[start - 1]) if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS_AT_A_TIME, "right")))
-        own = counts[start:stop]
-        firsts = low[start:stop] - (ends[start:stop] - own - done)
-        i = np.repeat(np.arange(start, stop), own)
-        yield i, np.arange(len(i)) + np.repeat(firsts, own)
+        batch = counts[start:stop]
+        firsts = low[start:stop] - (ends[start:stop] - batch - done)
+        i = np.repeat(np.arange(start, stop), batch)
+        yield i, np.arange(len(i)) + np.repeat(firsts, batch)
         start = stop
 
 
 def _sharing(a: Floats, b: Floats, i: Ints, j: Ints) -> tuple[Ints, Ints]:
-    """Those of some pairs that share an area."""
+    """Return those of some pairs that share an area."""
     shares = intersections(a[i], b[j]) > 0
     return i[shares], j[shares]

@@ -1,74 +1,94 @@
-"""How many bytes a tile takes, and how large tiles may be."""
+"""Memory budget of tiles: projected bytes of activations, and the largest tile that fits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dask.utils import format_bytes, parse_bytes
 
 from dask_onnx.analysis.cost import value_bytes
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.planning.resources import Cluster
 from dask_onnx.tiles.groups import Component, Group
-from dask_onnx.tiles.survey import Survey
 from dask_onnx.tiles.tile_plan import TilePlan
+from dask_onnx.tiles.tiling_analysis import TilingAnalysis
 
-_SHARE = 0.5
-"""Of what a worker's thread has for its task; the rest is for tiles that wait, and for Dask."""
+_MEMORY_SHARE = 0.5
+"""Share of a worker thread's memory for its task; the rest is for waiting tiles and for Dask."""
+_MAX_UNKNOWN_ROOM = 2.0**48
+"""Bytes that replace an infinite limit, so that the arithmetic stays in integers."""
 _LARGEST_TILE = 4096
 """Pixels of a side; larger tiles save hardly anything and leave workers idle."""
-_WORTH_A_TASK = 256
-"""Pixels of a side, below which tiles are not made smaller only to keep all workers busy."""
+_SMALLEST_PARALLEL_TILE = 256
+"""Pixels of a side below which tiles are not made smaller only to keep all workers busy."""
+_ALL_TILES_BELOW = 8
+"""Tiles along an axis up to which each is projected; see `_sample`."""
 
 
 def task_limit(memory_limit: int | str | None, cluster: Cluster) -> int:
-    """Return the bytes that one task may take.
+    """Return the bytes of activations that one task may take.
 
     Parameters
     ----------
-    memory_limit : what the caller allows a task; None for a share of what the workers have
+    memory_limit : int, str or None
+        What the caller allows, in bytes or as text such as "2GiB"; None for half of the memory
+        that a worker has for each thread.
+    cluster : Cluster
+
+    Raises
+    ------
+    InputError
+        `memory_limit` is not a positive number of bytes.
     """
-    if memory_limit is not None:
-        try:
-            limit = parse_bytes(memory_limit)
-        except (ValueError, TypeError):
-            limit = 0
-        if limit < 1:
-            raise InputError(
-                f"memory_limit is {memory_limit!r}", 'give bytes, or text such as "2GiB"'
-            )
-        return int(limit)
-    room = min(max(cluster.room, 0.0), 2.0**48)
-    return int(room * _SHARE / max(cluster.threads, 1))
+    if memory_limit is None:
+        room = min(max(cluster.room, 0.0), _MAX_UNKNOWN_ROOM)
+        return int(room * _MEMORY_SHARE / max(cluster.threads, 1))
+    try:
+        limit = int(parse_bytes(memory_limit))
+        reason = None
+    except (ValueError, TypeError) as error:
+        limit, reason = 0, str(error)
+    if limit < 1:
+        raise InputError(
+            f"memory_limit is {memory_limit!r}, which is not a positive number of bytes",
+            'give a number of bytes, or text such as "2GiB"',
+            option="memory_limit",
+            reason=reason,
+        )
+    return limit
 
 
 def peak_bytes(plan: TilePlan, part: Component) -> float:
-    """Return the most bytes of activations alive at once while nodes run on the whole picture, in
-    the order of the file."""
+    """Return the peak bytes of live activations while a component runs on the whole image.
+
+    Nodes run in the order of the file, and a value is freed after its last consumer.
+    """
     flow = plan.flow
-    last: dict[str, int] = {}
+    last_use: dict[str, int] = {}
     for position, index in enumerate(part.nodes):
         for edge in flow.steps[index].edges:
-            last[edge.value] = position
-    ends = set(part.ends)
+            last_use[edge.value] = position
+    targets = set(part.targets)
     alive = {
         feed.value: value_bytes(flow.specs.get(feed.value)) for feed in part.feeds if feed.places
     }
-    most = sum(alive.values())
+    peak = sum(alive.values())
     for position, index in enumerate(part.nodes):
         for name in flow.steps[index].node.outputs:
             alive[name] = value_bytes(flow.specs.get(name))
-        most = max(most, sum(alive.values()))
-        gone = [n for n in alive if last.get(n, -1) <= position and n not in ends]
-        for name in gone:
+        peak = max(peak, sum(alive.values()))
+        freed = [n for n in alive if last_use.get(n, -1) <= position and n not in targets]
+        for name in freed:
             del alive[name]
-    return float(most)
+    return float(peak)
 
 
 def projected_bytes(plan: TilePlan) -> float:
-    """Return the bytes of activations that the largest tile of a plan takes: those alive at once,
-    and what is given whole."""
+    """Return the projected bytes of activations of a plan's largest tile.
+
+    They are the peak of live activations on its crop, and the values that it receives untiled.
+    """
     return max(
         (sum(_tile_bytes(plan, group, part) for part in group.components) for group in plan.groups),
         default=0.0,
@@ -79,72 +99,94 @@ def _tile_bytes(plan: TilePlan, group: Group, part: Component) -> float:
     share = 1.0
     for k in group.axes:
         grid = plan.grids[k]
-        crops = (plan.span(part, k, i) for i in _some(len(grid.tiles)))
+        crops = (plan.span(part, k, i) for i in _sample(len(grid.tiles)))
         share *= max(crop.stop - crop.start for crop in crops) / grid.size
-    whole = sum(
+    untiled = sum(
         value_bytes(plan.flow.specs.get(feed.value)) for feed in part.feeds if not feed.places
     )
-    return share * peak_bytes(plan, part) + whole
+    return share * peak_bytes(plan, part) + untiled
 
 
-def _some(count: int) -> range | list[int]:
-    """Tiles at both ends and in the middle: the largest crop is among them."""
-    return range(count) if count < 8 else [0, 1, count // 2, count - 2, count - 1]
+def _sample(count: int) -> Sequence[int]:
+    """Return the tiles at both ends and in the middle, among which is the largest crop."""
+    if count < _ALL_TILES_BELOW:
+        return range(count)
+    return [0, 1, count // 2, count - 2, count - 1]
 
 
 def automatic_tile(
-    survey: Survey, outputs: tuple[str, ...], limit: int, slots: int
+    analysis: TilingAnalysis, outputs: tuple[str, ...], limit: int, slots: int
 ) -> Mapping[int, int]:
     """Return the largest tile that a task can take and that keeps all workers busy.
 
     Parameters
     ----------
-    limit : bytes that a task may take
-    slots : tasks that run at a time
+    analysis : TilingAnalysis
+    outputs : tuple of str
+        Values to compute.
+    limit : int
+        Bytes of activations that a task may take.
+    slots : int
+        Tasks that the workers run at a time.
+
+    Returns
+    -------
+    mapping of int to int
+        Tiled axis to pixels.
 
     Raises
     ------
     InputError
-        Not even the smallest tile fits; says what it would take.
+        Not even the smallest tile fits; its numbers say what it would take.
     """
-    axes = survey.flow.axes
-    least = {k: survey.align(k) for k in axes}
+    axes = analysis.flow.axes
+    align = {k: analysis.align(k) for k in axes}
     side = _LARGEST_TILE
     while True:
         tiles = {
-            k: min(max(side // a, 1) * a, -(-survey.shape[k] // a) * a) for k, a in least.items()
+            k: min(max(side // a, 1) * a, -(-analysis.shape[k] // a) * a) for k, a in align.items()
         }
-        is_smallest = all(tiles[k] <= least[k] for k in axes)
-        plan = survey.plan(tiles, outputs)
+        is_smallest = all(tiles[k] <= align[k] for k in axes)
+        plan = analysis.plan(tiles, outputs)
         needed = projected_bytes(plan)
         count = math.prod(len(grid.tiles) for grid in plan.grids.values())
-        is_enough = count >= slots or side <= _WORTH_A_TASK
-        if needed <= limit and is_enough:
+        is_parallel = count >= slots or side <= _SMALLEST_PARALLEL_TILE
+        if needed <= limit and (is_parallel or is_smallest):
             return tiles
         if is_smallest:
-            if needed <= limit:
-                return tiles
             raise InputError(
                 f"the smallest tile, of {' x '.join(map(str, tiles.values()))} pixels, takes about "
-                f"{format_bytes(int(needed))} of activations with what it needs around it; a task "
-                f"may take {format_bytes(limit)}",
-                "give workers more memory, or fewer threads each, or memory_limit=",
+                f"{format_bytes(int(needed))} of activations including the pixels around it; a "
+                f"task may take {format_bytes(limit)}",
+                "give workers more memory or fewer threads each, or raise memory_limit",
+                option="memory_limit",
+                numbers={"needed_bytes": needed, "limit_bytes": limit},
+                suggestions=[Suggestion("memory_limit", math.ceil(needed))],
             )
         side = max(side // 2, 1)
 
 
 def check_tile(plan: TilePlan, limit: int) -> None:
-    """Compare a tile with what the caller allows a task.
+    """Compare the projected memory of a plan's tiles with the caller's limit.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    limit : int
+        Bytes of activations that a task may take.
 
     Raises
     ------
     InputError
-        With the projection.
+        A tile takes more.
     """
     needed = projected_bytes(plan)
     if needed > limit:
         raise InputError(
-            f"a tile takes about {format_bytes(int(needed))} of activations with what it needs "
+            f"a tile takes about {format_bytes(int(needed))} of activations including the pixels "
             f"around it; memory_limit allows {format_bytes(limit)}",
             'choose a smaller tile, or tile="auto"',
+            option="tile",
+            numbers={"needed_bytes": needed, "limit_bytes": limit},
+            suggestions=[Suggestion("tile", "auto")],
         )

@@ -1,8 +1,10 @@
-"""How a picture flows through a graph: which values are tiles, which are made once, and in what
-order of passes.
+"""The data flow of an image through a graph: which values are made by tiles, and in which pass.
 
-A value that needs all pixels (a mean over them, the keys of an attention) ends a *pass*: it can be
-had once all tiles of the pass before it are there. `level` counts the passes.
+A value that needs all pixels (a mean over them, the keys of an attention) ends a *pass*: it is
+available once all tiles of the pass before it are. `level` numbers the passes from 0.
+
+A value is *untiled* if one task makes it in one piece; it may still carry positions of a tiled
+axis, and tiles that read it then take their part of it.
 """
 
 from __future__ import annotations
@@ -17,105 +19,132 @@ import onnx
 from onnx import numpy_helper
 
 from dask_onnx.analysis.axes.dependence import Dependence
-from dask_onnx.analysis.axes.shape_values import MOST_ELEMENTS
+from dask_onnx.analysis.axes.shape_values import MAX_FOLDED_ELEMENTS
 from dask_onnx.analysis.axes.view import Known, Shape
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.weights import is_external
-from dask_onnx.tiles.places import Places, Reach
+from dask_onnx.tiles.places import Places, ReceptiveField
 
 
 class SizeMismatchError(Exception):
-    """Two inputs of a node differ in size, as they do where a model takes multiples of a size."""
+    """Two inputs of a node differ in size, as where a model accepts multiples of a size only."""
 
 
 class NotTileableError(Exception):
-    """A node needs more than a bounded range of pixels, and no pass over all tiles gives it."""
+    """A node needs an unbounded range of pixels, and no pass over all tiles provides it."""
 
     def __init__(self, axis: int, value: str, node: str, op_type: str, dep: Dependence) -> None:
         super().__init__(axis, value, node, op_type, dep)
-        self.axis, self.value, self.node, self.op_type, self.dep = axis, value, node, op_type, dep
+        self.axis = axis
+        """Tiled axis."""
+        self.value = value
+        """Output of the node."""
+        self.node = node
+        self.op_type = op_type
+        self.dep = dep
+        """Dependence of the output on the tiled axis."""
 
 
 class TooLargeError(Exception):
-    """A value that must be there as a whole is larger than a task may hold."""
+    """A value that must be untiled is larger than a task may hold."""
 
-    def __init__(self, value: str, node: str, op_type: str, size: int, limit: int) -> None:
-        super().__init__(value, node, op_type, size, limit)
-        self.value, self.node, self.op_type = value, node, op_type
-        self.bytes, self.limit = size, limit
+    def __init__(self, value: str, node: str, op_type: str, needed: int, limit: int) -> None:
+        super().__init__(value, node, op_type, needed, limit)
+        self.value = value
+        self.node = node
+        self.op_type = op_type
+        self.needed_bytes = needed
+        """Bytes that the node reads and writes for the whole image."""
+        self.limit_bytes = limit
+        """Bytes that a task may hold."""
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
-    """A value that depends on the pixels, or on the size of the picture."""
+class TracedValue:
+    """A value that depends on the pixels."""
 
     places: Places
+    """Locations of the tiled axes in it."""
     level: int
-    is_once: bool
-    """Made in one piece; a tile of it is cut out of that."""
+    """Pass in which it is made."""
+    is_untiled: bool
+    """True if one task makes it in one piece."""
 
 
 class Edge(NamedTuple):
-    """How a node that runs on tiles reads a value."""
+    """Read access of a node to one of its inputs."""
 
-    place: int
+    input_index: int
     """Position among the node's inputs."""
     value: str
+    """Name of the input."""
     places: Places
-    """Where the tiled axes lie in it; empty where every tile is given all of it."""
-    reaches: Mapping[int, Reach]
-    is_whole: bool = False
-    """All positions are gathered first, though the value is made of tiles."""
+    """Locations of the tiled axes in it; empty where every tile receives all of it."""
+    receptive_fields: Mapping[int, ReceptiveField]
+    """Tiled axis to the positions that the node reads."""
+    is_gathered: bool = False
+    """True if the tiles of the value are put together before the node runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A node of the graph, as it runs."""
+    """Execution of one node: by tiles or untiled, and in which pass."""
 
     node: NodeFacts
     level: int
-    is_once: bool
+    """Pass in which the node runs."""
+    is_untiled: bool
+    """True if the node runs once, on untiled values."""
     edges: tuple[Edge, ...]
+    """Inputs that depend on the pixels or carry positions of a tiled axis."""
     reduced: frozenset[int] = frozenset()
-    """Tiled axes of the picture over which the node takes a statistic."""
+    """Tiled axes over which the node computes a statistic."""
 
 
 @dataclass
 class Flow:
-    """What `trace` has found."""
+    """Data flow of one image through a graph, as `trace` finds it."""
 
     facts: GraphFacts
     specs: Mapping[str, TensorSpec]
+    """Types and shapes of all values for the whole image."""
     source: str
+    """Name of the input that takes the image."""
     axes: tuple[int, ...]
+    """Tiled axes of the image."""
     variances: Mapping[str, str] = field(default_factory=dict)
-    """Value to the one whose variance it is."""
-    values: dict[str, Traced] = field(default_factory=dict)
+    """Name of a variance to the name of the value that it is the variance of."""
+    values: dict[str, TracedValue] = field(default_factory=dict)
+    """Values that depend on the pixels."""
     steps: dict[int, Step] = field(default_factory=dict)
+    """Index of a node to its execution."""
     known: dict[str, Known] = field(default_factory=dict)
-    """Small arrays that follow from the graph and the size of the picture."""
-    sized: set[str] = field(default_factory=set)
-    """Values that follow from the size of the picture, whatever its pixels."""
-    unrolled: list[int] = field(default_factory=list)
-    """Nodes that normalise over pixels: to be written as statistics and element-wise nodes."""
+    """Small arrays that follow from the graph and the size of the image."""
+    size_dependent: set[str] = field(default_factory=set)
+    """Values that follow from the size of the image, whatever its pixels."""
+    to_decompose: list[int] = field(default_factory=list)
+    """Indices of nodes that normalise over pixels and have to be decomposed; see `decompose`."""
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Sizes of a value at the whole picture."""
+        """Return the shape of a value for the whole image; -1 for an unknown size."""
         spec = self.specs[value]
         assert spec.shape is not None
         return tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
 
     def places(self, value: str) -> Places:
-        """Where the tiled axes lie in a value; in one that stands beside the picture, as the nodes
-        see it that read it."""
+        """Return the locations of the tiled axes in a value.
+
+        A constant that is combined with the image position by position (coordinates, a position
+        embedding) has the locations that its consumers use.
+        """
         traced = self.values.get(value)
         if traced is not None and traced.places:
             return traced.places
-        return self._beside.get(value, {})
+        return self._places_of_constants.get(value, {})
 
     @cached_property
-    def _beside(self) -> dict[str, Places]:
+    def _places_of_constants(self) -> dict[str, Places]:
         return {
             edge.value: edge.places
             for step in self.steps.values()
@@ -124,7 +153,10 @@ class Flow:
         }
 
     def dims(self, value: str) -> Shape | None:
-        """Sizes of a value at the whole picture, None for one that is not known."""
+        """Return the shape of a value for the whole image, or None if its rank is unknown.
+
+        Unknown sizes are None.
+        """
         if value not in self._dims:
             spec = self.specs.get(value)
             self._dims[value] = (
@@ -139,11 +171,11 @@ class Flow:
         return {}
 
     def constant(self, name: str) -> Known | None:
-        """The value of a small tensor that is known at the size of the whole picture."""
+        """Return a small tensor that is known for the size of the whole image, or None."""
         if name in self.known:
             return self.known[name]
         tensor = self._initializers.get(name)
-        if tensor is None or is_external(tensor) or math.prod(tensor.dims) > MOST_ELEMENTS:
+        if tensor is None or is_external(tensor) or math.prod(tensor.dims) > MAX_FOLDED_ELEMENTS:
             return None
         return Known(numpy_helper.to_array(tensor))
 

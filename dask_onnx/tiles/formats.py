@@ -1,4 +1,4 @@
-"""What the outputs of a detector mean, and reading boxes from them."""
+"""Output formats of detectors: recognition by names and shapes, and reading of boxes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import Dim, TensorSpec
 
 Format = Literal["auto", "boxes", "yolo5", "yolo8", "xyxysc"]
+"""Format of a detector's outputs, as `detect_sliced` takes it."""
 Array = npt.NDArray[Any]
 Parts = tuple[Array, Array, Array]
 """Boxes (n, 4) as x1, y1, x2, y2, scores (n,) and labels (n,) of one slice."""
 Decode = Callable[[dict[str, Any]], Any]
+"""Caller's function from the outputs for one slice to boxes, scores and labels."""
 
 FORMATS = get_args(Format)
+"""Names of all formats."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
-"""Pixels from one cell to the next, on each grid of the usual YOLO heads."""
-_MOST_SELECTED = 1000
-"""More rows than this no model has selected: they are still one for each cell or anchor."""
+"""Pixels from one cell to the next, on each grid of common YOLO heads."""
+_MAX_SELECTED = 1000
+"""Rows above which they are one for each cell or anchor, rather than selected by the model."""
 _ROUNDING = 1e-3
-"""By so much a score may exceed 1."""
+"""Rounding error by which a score may exceed 1."""
+_OTHER_FORMAT = "pass another format=, or read the outputs with a function: decode="
+"""Next step of errors about a format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,91 +39,111 @@ class Reader:
     format: str
     """One of `FORMATS`, or "decode"."""
     outputs: tuple[str, ...]
-    """Names of the model's outputs that are needed, in the order that the format takes them."""
+    """Names of the model's outputs that are read, in the order of the format."""
     decode: Decode | None = None
-    """The caller's function, for "decode"."""
+    """Caller's function, for "decode"."""
 
     @property
     def has_duplicates(self) -> bool:
-        """Whether the model leaves non-maximum suppression to its caller."""
+        """True if the model leaves non-maximum suppression to its caller."""
         return self.format in ("yolo5", "yolo8")
+
+    @property
+    def option(self) -> str:
+        """Option of `detect_sliced` that has chosen the reader, for errors."""
+        return "format" if self.decode is None else "decode"
 
     def read(self, arrays: Mapping[str, Array]) -> Parts:
         """Return boxes, scores and labels of one slice.
 
         Parameters
         ----------
-        arrays : outputs by name, without a batch axis where the model has one
+        arrays : mapping of str to array
+            Outputs by name, without a batch axis where the model is known to have one.
 
         Raises
         ------
         InputError
-            Shapes do not fit the format, or scores are above 1, which those of a class never are.
+            Shapes do not fit the format, or scores are above 1 or NaN, as they never are if the
+            format is right.
         """
         if self.decode is not None:
-            given = self.decode(dict(arrays))
-            if not isinstance(given, tuple | list) or len(given) != 3:
-                raise InputError(
-                    f"decode gave a {type(given).__name__}",
-                    "return a tuple of boxes (n, 4), scores (n,) and labels (n,)",
-                )
-            boxes, *others = (np.asarray(part) for part in given)
-            parts = (boxes.reshape(-1, 4) if boxes.size == 0 else boxes, *others)
+            parts = self._decoded(self.decode(dict(arrays)))
         elif self.format == "boxes":
-            parts = _read_boxes([_bare(arrays[name]) for name in self.outputs])
+            parts = _read_boxes([_without_batch(arrays[name]) for name in self.outputs])
         else:
-            (name,) = self.outputs
-            table = _bare(arrays[name])
-            columns = table.shape[0 if self.format == "yolo8" else -1] if table.ndim == 2 else 0
-            if not _may_be(self.format, columns):
-                raise InputError(
-                    f"output {name!r} is {table.shape} for one slice, which {self.format} is not",
-                    "name another format=, or read it yourself with decode=",
-                )
-            parts = _READ[self.format](table)
+            parts = self._read_table(arrays)
         self._check(parts)
-        return parts[0], parts[1], parts[2]
+        return parts
 
-    def _check(self, parts: Sequence[Array]) -> None:
+    def _decoded(self, given: Any) -> Parts:
+        """Return what `decode` has returned, as arrays."""
+        if not isinstance(given, tuple | list) or len(given) != 3:
+            raise InputError(
+                f"decode returned a {type(given).__name__}",
+                "return a tuple of boxes (n, 4), scores (n,) and labels (n,)",
+                option="decode",
+            )
+        boxes, scores, labels = (np.asarray(part) for part in given)
+        return boxes.reshape(-1, 4) if boxes.size == 0 else boxes, scores, labels
+
+    def _read_table(self, arrays: Mapping[str, Array]) -> Parts:
+        (name,) = self.outputs
+        table = _without_batch(arrays[name])
+        columns = table.shape[0 if self.format == "yolo8" else -1] if table.ndim == 2 else 0
+        if not _may_be(self.format, columns):
+            raise InputError(
+                f"output {name!r} has shape {table.shape} for one slice, which is not "
+                f"{self.format}",
+                _OTHER_FORMAT,
+                option="format",
+                input=name,
+            )
+        return _READ[self.format](table)
+
+    def _check(self, parts: Parts) -> None:
         boxes, scores, labels = parts
         count = len(scores)
         if boxes.shape != (count, 4) or scores.shape != (count,) or labels.shape != (count,):
             raise InputError(
                 f"{self.format} gave boxes {boxes.shape}, scores {scores.shape} and labels "
                 f"{labels.shape} for one slice, not (n, 4), (n,) and (n,)",
-                "name another format=, or read the outputs yourself with decode=",
+                _OTHER_FORMAT,
+                option=self.option,
             )
         highest = float(scores.max(initial=0))
-        if not highest <= 1 + _ROUNDING:
+        if not highest <= 1 + _ROUNDING:  # also true for NaN
             raise InputError(
                 f"read as {self.format}, the outputs {', '.join(self.outputs)} have scores up to "
-                f"{highest:g}, so that what is read is not, or not only, scores of classes",
-                "name another format=, or read the outputs yourself with decode=",
+                f"{highest:g}, which are not class scores from 0 to 1",
+                _OTHER_FORMAT,
+                option=self.option,
+                numbers={"highest_score": highest},
             )
 
 
-def _bare(array: Array) -> Array:
-    """Without the batch axis of a single slice, where the graph does not tell that it is one."""
+def _without_batch(array: Array) -> Array:
+    """Return an output without a batch axis of size 1 that the graph does not prove to be one."""
     return array[0] if array.ndim == 3 and len(array) == 1 else array
 
 
 def _read_yolo5(table: Array) -> Parts:
-    """(n, 5 + classes): cx, cy, w, h, objectness, a score for each class."""
+    """Read a table (n, 5 + classes): cx, cy, w, h, objectness, a score for each class."""
     return corners(table[:, :4]), *_best_class(table[:, 5:], table[:, 4])
 
 
 def _read_yolo8(table: Array) -> Parts:
-    """(4 + classes, n): cx, cy, w, h, a score for each class."""
+    """Read a table (4 + classes, n): cx, cy, w, h, a score for each class."""
     return corners(table[:4].T), *_best_class(table[4:].T, np.ones((), table.dtype))
 
 
 def _read_xyxysc(table: Array) -> Parts:
-    """(n, 6): x1, y1, x2, y2, score, class."""
+    """Read a table (n, 6): x1, y1, x2, y2, score, class."""
     return table[:, :4], table[:, 4], table[:, 5].astype(np.int64)
 
 
 def _read_boxes(arrays: Sequence[Array]) -> Parts:
-    """Boxes (n, 4), scores and labels (n,); or boxes (n, 5) with their scores, and labels."""
+    """Read boxes (n, 4), scores and labels (n,); or boxes (n, 5) with scores, and labels."""
     boxes, *others = arrays
     if len(others) == 1:
         return boxes[:, :4], boxes[:, 4], others[0].reshape(-1).astype(np.int64)
@@ -126,6 +151,7 @@ def _read_boxes(arrays: Sequence[Array]) -> Parts:
 
 
 def _best_class(scores: Array, objectness: Array) -> tuple[Array, Array]:
+    """Return the score of each box's best class times its objectness, and that class."""
     labels = scores.argmax(axis=1)
     best = np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
     return best * objectness, labels.astype(np.int64)
@@ -142,27 +168,36 @@ _READ: Mapping[str, Callable[[Array], Parts]] = {
     "yolo8": _read_yolo8,
     "xyxysc": _read_xyxysc,
 }
+"""Format to the function that reads its table."""
 
 
 def find_reader(
     outputs: Sequence[TensorSpec], wanted: Format, decode: Decode | None, size: tuple[int, int]
 ) -> Reader:
-    """Return how the outputs of a model are read.
+    """Return a reader for the outputs of a model.
 
     Parameters
     ----------
-    outputs : the model's
-    wanted : one of `FORMATS`
-    decode : the caller's function, or None
-    size : height and width of the model's input in pixels, from which the rows of a YOLO follow
+    outputs : sequence of TensorSpec
+        All outputs of the model.
+    wanted : {"auto", "boxes", "yolo5", "yolo8", "xyxysc"}
+    decode : callable or None
+        Caller's function.
+    size : (int, int)
+        Height and width of the model's input in pixels, which determine the rows of a YOLO.
 
     Raises
     ------
     InputError
-        The outputs do not fit the format, or none can be told; the outputs are named.
+        The outputs do not fit the format, or "auto" cannot recognize one.
     """
     if decode is not None and wanted != "auto":
-        raise InputError(f"both decode and format={wanted!r} are given", "leave one of them out")
+        raise InputError(
+            f"both decode and format={wanted!r} are given",
+            "leave one of them out",
+            option="format",
+            suggestions=[Suggestion("format", "auto")],
+        )
     if decode is not None:
         return Reader("decode", tuple(spec.name for spec in outputs), decode)
     if wanted == "boxes":
@@ -174,19 +209,22 @@ def find_reader(
             raise _unknown(outputs, "names of TensorFlow, whose boxes are y1, x1, y2, x2")
         return Reader("boxes", roles)
     if len(outputs) != 1:
-        raise _unknown(outputs, "several outputs that are not called boxes, scores and labels")
+        raise _unknown(outputs, "several outputs that are not named boxes, scores and labels")
     return Reader(_table_format(outputs, size), (outputs[0].name,))
 
 
 def _unknown(outputs: Sequence[TensorSpec], why: str) -> InputError:
     return InputError(
-        f"it cannot be told what the outputs mean: {'; '.join(map(str, outputs))} ({why})",
-        "name format='boxes', 'yolo5', 'yolo8' or 'xyxysc', or read them yourself with decode=",
+        f"cannot recognize the format of the outputs {'; '.join(map(str, outputs))}: {why}",
+        "pass format='boxes', 'yolo5', 'yolo8' or 'xyxysc', or read the outputs with a function: "
+        "decode=",
+        option="format",
+        suggestions=[Suggestion("format"), Suggestion("decode")],
     )
 
 
 def _table_of(outputs: Sequence[TensorSpec], wanted: str) -> TensorSpec:
-    """The first output that may be such a table; one more axis is the batch."""
+    """Return the first output that may be a table of a format; a third axis is the batch."""
     axis = -2 if wanted == "yolo8" else -1
     for spec in outputs:
         is_table = spec.dtype is not None and spec.dtype.kind in "fV" and spec.rank in (None, 2, 3)
@@ -194,19 +232,25 @@ def _table_of(outputs: Sequence[TensorSpec], wanted: str) -> TensorSpec:
             return spec
     raise InputError(
         f"no output is a table that can be read as {wanted}: {'; '.join(map(str, outputs))}",
-        "name another format=, or read them yourself with decode=",
+        _OTHER_FORMAT,
+        option="format",
+        suggestions=[Suggestion("format"), Suggestion("decode")],
     )
 
 
 def _may_be(wanted: str, columns: Dim) -> bool:
-    """Whether a format may have so many columns, box and scores together."""
+    """Return whether a format may have some number of columns, box and scores together."""
     if not isinstance(columns, int):
         return True
     return columns == 6 if wanted == "xyxysc" else columns >= {"yolo5": 6, "yolo8": 5}[wanted]
 
 
 def _table_format(outputs: Sequence[TensorSpec], size: tuple[int, int]) -> str:
-    """The format of a single output, from its shape."""
+    """Return the format of a single output, from its shape.
+
+    A YOLO has one row for each cell of its grids, or three for three anchors. Shapes that fit two
+    formats are refused.
+    """
     (spec,) = outputs
     if spec.dtype is None or spec.dtype.kind not in "fV" or spec.shape is None or spec.rank != 3:
         raise _unknown(outputs, "not a table of numbers (batch, n, columns) or (batch, columns, n)")
@@ -214,10 +258,10 @@ def _table_format(outputs: Sequence[TensorSpec], size: tuple[int, int]) -> str:
     cells = {sum((size[0] // s) * (size[1] // s) for s in strides) for strides in _STRIDES}
     if isinstance(rows, int) and isinstance(columns, int):
         if columns >= 5 and rows in cells and columns not in cells:
-            raise _unknown(outputs, "a row for each cell, as YOLOX has, which may be undecoded")
+            raise _unknown(outputs, "one row for each cell, as in YOLOX, which may be undecoded")
         if columns == 6 and rows in {3 * count for count in cells}:
             return "yolo5"
-        if columns == 6 and rows <= _MOST_SELECTED:
+        if columns == 6 and rows <= _MAX_SELECTED:
             return "xyxysc"
         if columns > rows >= 5:
             return "yolo8"
@@ -234,7 +278,10 @@ def _table_format(outputs: Sequence[TensorSpec], size: tuple[int, int]) -> str:
 
 
 def _named_roles(outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Boxes, scores and labels by their names, or boxes with a score and labels; else nothing."""
+    """Return the outputs for boxes, scores and labels, found by name; empty if some is missing.
+
+    Boxes with five columns contain the scores.
+    """
     found: dict[str, TensorSpec] = {}
     for spec in outputs:
         name, columns = spec.name.lower(), spec.shape[-1] if spec.shape else None
@@ -251,17 +298,22 @@ def _named_roles(outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
 
 
 def _roles_by_order(outputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Boxes are the first with 4 or 5 columns, labels the first of whole numbers or the last."""
+    """Return the outputs for boxes, scores and labels, found by shape, dtype and order.
+
+    Boxes are the first output with 4 or 5 columns, labels the first of integers or else the last.
+    """
     lasts = [spec.shape[-1] if spec.shape else None for spec in outputs]
     place = next((place for place, last in enumerate(lasts) if last in (4, 5)), 0)
     boxes, others = outputs[place], [spec for i, spec in enumerate(outputs) if i != place]
     if len(others) < 1 + (lasts[place] != 5):
         raise InputError(
             f"boxes, scores and labels are not among the outputs: {'; '.join(map(str, outputs))}",
-            "name another format=, or read them yourself with decode=",
+            _OTHER_FORMAT,
+            option="format",
+            suggestions=[Suggestion("format"), Suggestion("decode")],
         )
-    whole = [spec for spec in others if spec.dtype is not None and spec.dtype.kind in "iu"]
-    labels = whole[0] if whole else others[-1]
+    integers = [spec for spec in others if spec.dtype is not None and spec.dtype.kind in "iu"]
+    labels = integers[0] if integers else others[-1]
     scores = [spec for spec in others if spec is not labels][:1]
     chosen = [boxes, labels] if lasts[place] == 5 else [boxes, *scores, labels]
     return tuple(spec.name for spec in chosen)

@@ -1,4 +1,4 @@
-"""What runs together: the tiles of a pass in groups, and what is made of whole values."""
+"""Grouping of nodes into tasks: per pass, those that run on tiles and those on untiled values."""
 
 from __future__ import annotations
 
@@ -8,107 +8,145 @@ from dataclasses import dataclass
 from dask_onnx.tiles.flow import Edge, Flow, Step
 from dask_onnx.tiles.places import Places
 
+_GroupKey = tuple[int, tuple[int, ...]]
+"""Pass, and tiled axes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A value that the tiles of a group are given."""
+    """A value that a task receives from other tasks."""
 
     name: str
-    """As the nodes of the group call it."""
+    """Name under which the nodes of the task read it; see `feed_name`."""
     value: str
+    """Name of the value in the graph."""
     places: Places
-    """Where it is cut; empty for one that is given whole."""
+    """Locations of the tiled axes in it; empty for a value that is passed untiled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Nodes of a group that share no tile with its others, and so may have crops of their own."""
+    """Nodes of a group that share no tile with the others, and so may have crops of their own."""
 
     number: int
-    """Among all components of the plan."""
+    """Position among all components of the plan."""
     nodes: tuple[int, ...]
-    """Ascending; none where what is wanted is given."""
+    """Indices of the nodes, ascending; empty where all targets are feeds."""
     feeds: tuple[Feed, ...]
     wanted: tuple[str, ...]
-    """Values whose tiles are kept."""
+    """Values whose tiles the task returns."""
     statistics: tuple[int, ...]
-    """Nodes that take a statistic of what is made here."""
-    ends: tuple[str, ...]
-    """Values of which each tile makes its own part: those kept, those of the statistics."""
+    """Indices of nodes that compute a statistic of a target."""
+    targets: tuple[str, ...]
+    """Values of which each tile makes its own part: `wanted`, and the inputs of `statistics`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tiles of one pass that are cut along the same axes: one task for each."""
+    """Tiles of one pass that are cut along the same axes: one task for each tile."""
 
     level: int
+    """Pass."""
     axes: tuple[int, ...]
+    """Tiled axes."""
     components: tuple[Component, ...]
 
     @property
     def nodes(self) -> list[int]:
-        """That all components run, ascending."""
+        """Indices of the nodes of all components, ascending."""
         return sorted(index for part in self.components for index in part.nodes)
 
     @property
     def wanted(self) -> list[str]:
-        """Values whose tiles are kept, component by component."""
+        """Values whose tiles the tasks return, component by component."""
         return [value for part in self.components for value in part.wanted]
 
     @property
     def statistics(self) -> list[int]:
-        """Nodes that take a statistic of what is made here, component by component."""
+        """Indices of nodes that compute a statistic of a target, component by component."""
         return [index for part in self.components for index in part.statistics]
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
-    """What is made of whole values, in one task, before the tiles of its pass."""
+class UntiledTask:
+    """Nodes that one task runs on untiled values, before the tiles of its pass."""
 
     level: int
+    """Pass."""
     wanted: tuple[str, ...]
+    """Values that the task returns."""
     nodes: tuple[int, ...]
+    """Indices of the nodes, ascending."""
     feeds: tuple[Feed, ...]
 
 
 def find_groups(flow: Flow, outputs: Sequence[str]) -> tuple[Group, ...]:
-    """Return all groups of tiles that some outputs need, pass by pass."""
+    """Return the groups of tiles that compute some outputs, pass by pass."""
     return tuple(_groups(flow, outputs))
 
 
-def find_onces(flow: Flow, outputs: Sequence[str], groups: Sequence[Group]) -> tuple[Once, ...]:
-    """Return all tasks on whole values, pass by pass."""
-    return tuple(_onces(flow, outputs, groups))
+def find_untiled_tasks(
+    flow: Flow, outputs: Sequence[str], groups: Sequence[Group]
+) -> tuple[UntiledTask, ...]:
+    """Return the tasks on untiled values that some outputs and groups need, pass by pass."""
+    return tuple(_untiled_tasks(flow, outputs, groups))
 
 
 def feed_name(flow: Flow, step: Step, edge: Edge) -> str:
-    """Return what a node calls an input that it is given: a tile and the whole differ."""
+    """Return the name under which a node reads a feed.
+
+    One part of the model may read both a tile of a value and all of it, so that the two need
+    different names.
+    """
     traced = flow.values.get(edge.value)
     if edge.places or traced is None:
         return edge.value
-    is_plain = traced.is_once and (step.is_once or not traced.places)
-    return edge.value if is_plain else f"{edge.value}::whole"
+    is_unambiguous = traced.is_untiled and (step.is_untiled or not traced.places)
+    return edge.value if is_unambiguous else f"{edge.value}::whole"
 
 
-def _is_given(flow: Flow, value: str, level: int) -> bool:
-    """Whether tiles of a pass are given a value, rather than making it."""
+def _is_feed(flow: Flow, value: str, level: int) -> bool:
+    """Return whether tiles of a pass receive a value instead of computing it."""
     traced = flow.values.get(value)
-    if traced is None or value == flow.source or traced.is_once or traced.level < level:
+    if traced is None or value == flow.source or traced.is_untiled or traced.level < level:
         return True
     return bool(flow.steps[flow.facts.producer[value]].reduced)
 
 
 def _groups(flow: Flow, outputs: Sequence[str]) -> Iterable[Group]:
-    kept: dict[tuple[int, tuple[int, ...]], dict[str, None]] = {}
-    measured: dict[tuple[int, tuple[int, ...]], dict[int, None]] = {}
+    kept, measured = _kept_and_measured(flow, outputs)
+    count = 0
+    for key in sorted({*kept, *measured}):
+        level, axes = key
+        wanted, nodes = tuple(kept.get(key, ())), tuple(measured.get(key, ()))
+        found = []
+        targets = [*wanted, *(flow.steps[n].edges[0].value for n in nodes)]
+        for part in _independent_targets(flow, targets, level):
+            indices, feeds = _tile_nodes(flow, part, level)
+            statistics = tuple(n for n in nodes if flow.steps[n].edges[0].value in part)
+            returned = tuple(value for value in wanted if value in part)
+            found.append(Component(count, indices, feeds, returned, statistics, part))
+            count += 1
+        yield Group(level, axes, tuple(found))
 
-    def key_of(value: str) -> tuple[int, tuple[int, ...]]:
+
+def _kept_and_measured(
+    flow: Flow, outputs: Sequence[str]
+) -> tuple[dict[_GroupKey, dict[str, None]], dict[_GroupKey, dict[int, None]]]:
+    """Return for each group the values that its tiles return, and the statistics that they take.
+
+    The inner dictionaries are ordered sets: the order of values is that of the tasks' results.
+    """
+    kept: dict[_GroupKey, dict[str, None]] = {}
+    measured: dict[_GroupKey, dict[int, None]] = {}
+
+    def key_of(value: str) -> _GroupKey:
         traced = flow.values[value]
         return traced.level, tuple(sorted(traced.places))
 
     def keep(value: str) -> None:
         traced = flow.values.get(value)
-        is_tile = traced is not None and not traced.is_once and value != flow.source
+        is_tile = traced is not None and not traced.is_untiled and value != flow.source
         if is_tile and not flow.steps[flow.facts.producer[value]].reduced:
             kept.setdefault(key_of(value), {})[value] = None
 
@@ -117,48 +155,39 @@ def _groups(flow: Flow, outputs: Sequence[str]) -> Iterable[Group]:
     for step in flow.steps.values():
         for edge in step.edges:
             traced = flow.values.get(edge.value)
-            if traced is None or traced.is_once:
+            if traced is None or traced.is_untiled:
                 continue
             if step.reduced:
                 measured.setdefault(key_of(edge.value), {})[step.node.index] = None
-            elif step.is_once or step.level > traced.level:
+            elif step.is_untiled or step.level > traced.level:
                 keep(edge.value)
-    count = 0
-    for key in sorted({*kept, *measured}):
-        level, axes = key
-        wanted, nodes = tuple(kept.get(key, ())), tuple(measured.get(key, ()))
-        found = []
-        for ends in _apart(flow, [*wanted, *(flow.steps[n].edges[0].value for n in nodes)], level):
-            made, feeds = _made(flow, ends, level)
-            own = tuple(n for n in nodes if flow.steps[n].edges[0].value in ends)
-            inline = tuple(value for value in wanted if value in ends)
-            found.append(Component(count, made, feeds, inline, own, ends))
-            count += 1
-        yield Group(level, axes, tuple(found))
+    return kept, measured
 
 
-def _apart(flow: Flow, ends: Sequence[str], level: int) -> list[tuple[str, ...]]:
-    """Wanted values in groups that no tile is shared between on their way."""
-    owner: dict[str, int] = {}
-    groups: dict[int, list[str]] = {}
-    for number, end in enumerate(dict.fromkeys(ends)):
-        nodes, feeds = _made(flow, [end], level)
+def _independent_targets(flow: Flow, targets: Sequence[str], level: int) -> list[tuple[str, ...]]:
+    """Return the targets in sets that share neither nodes nor tiled feeds."""
+    set_of: dict[str, int] = {}
+    sets: dict[int, list[str]] = {}
+    for number, target in enumerate(dict.fromkeys(targets)):
+        nodes, feeds = _tile_nodes(flow, [target], level)
         names = [name for index in nodes for name in flow.steps[index].node.outputs]
         touched = {*names, *(feed.value for feed in feeds if feed.places)}
-        before = {owner[name] for name in touched if name in owner}
-        groups[number] = [*(end for old in sorted(before) for end in groups.pop(old)), end]
-        owner = {name: number if old in before else old for name, old in owner.items()}
-        owner |= dict.fromkeys(touched, number)
-    return [tuple(group) for group in groups.values()]
+        before = {set_of[name] for name in touched if name in set_of}
+        sets[number] = [*(name for old in sorted(before) for name in sets.pop(old)), target]
+        set_of = {name: number if old in before else old for name, old in set_of.items()}
+        set_of |= dict.fromkeys(touched, number)
+    return [tuple(members) for members in sets.values()]
 
 
-def _made(flow: Flow, ends: Sequence[str], level: int) -> tuple[tuple[int, ...], tuple[Feed, ...]]:
-    """The nodes that make some values on tiles, and what these are given."""
+def _tile_nodes(
+    flow: Flow, targets: Sequence[str], level: int
+) -> tuple[tuple[int, ...], tuple[Feed, ...]]:
+    """Return the nodes that compute some values on tiles of a pass, and their feeds."""
     nodes: set[int] = set()
     feeds: dict[str, Feed] = {}
-    pending = list(dict.fromkeys(ends))
-    for value in pending:
-        if _is_given(flow, value, level):
+    pending = list(dict.fromkeys(targets))
+    for value in pending:  # grows while it is walked
+        if _is_feed(flow, value, level):
             feeds[value] = Feed(value, value, flow.places(value))
             continue
         index = flow.facts.producer[value]
@@ -167,7 +196,7 @@ def _made(flow: Flow, ends: Sequence[str], level: int) -> tuple[tuple[int, ...],
         nodes.add(index)
         step = flow.steps[index]
         for edge in step.edges:
-            if edge.is_whole or _is_given(flow, edge.value, level):
+            if edge.is_gathered or _is_feed(flow, edge.value, level):
                 name = feed_name(flow, step, edge)
                 feeds.setdefault(name, Feed(name, edge.value, edge.places))
             else:
@@ -175,43 +204,46 @@ def _made(flow: Flow, ends: Sequence[str], level: int) -> tuple[tuple[int, ...],
     return tuple(sorted(nodes)), tuple(feeds.values())
 
 
-def _onces(flow: Flow, outputs: Sequence[str], groups: Sequence[Group]) -> Iterable[Once]:
+def _untiled_tasks(
+    flow: Flow, outputs: Sequence[str], groups: Sequence[Group]
+) -> Iterable[UntiledTask]:
     wanted: dict[int, dict[str, None]] = {}
     for part in (part for group in groups for part in group.components):
         for feed in part.feeds:
-            _want(flow, wanted, feed.value)
+            _want_untiled(flow, wanted, feed.value)
     for output in outputs:
-        _want(flow, wanted, output)
+        _want_untiled(flow, wanted, output)
     for step in flow.steps.values():
         for edge in step.edges:
             traced = flow.values.get(edge.value)
-            if traced is None or not (traced.is_once and step.is_once):
+            if traced is None or not (traced.is_untiled and step.is_untiled):
                 continue
             if step.level != traced.level or step.reduced:
-                _want(flow, wanted, edge.value)
+                _want_untiled(flow, wanted, edge.value)
     for level in sorted(wanted):
         names = tuple(wanted[level])
-        nodes, feeds = _made_once(flow, names, level)
-        yield Once(level, names, nodes, feeds)
+        nodes, feeds = _untiled_nodes(flow, names, level)
+        yield UntiledTask(level, names, nodes, feeds)
 
 
-def _want(flow: Flow, wanted: dict[int, dict[str, None]], value: str) -> None:
-    """Note a value that a task on whole values has to make."""
+def _want_untiled(flow: Flow, wanted: dict[int, dict[str, None]], value: str) -> None:
+    """Add a value to those of its pass, if a task on untiled values has to compute it."""
     traced = flow.values.get(value)
     if traced is None:
         if value not in flow.known:
             wanted.setdefault(0, {})[value] = None
-    elif traced.is_once and not flow.steps[flow.facts.producer[value]].reduced:
+    elif traced.is_untiled and not flow.steps[flow.facts.producer[value]].reduced:
         wanted.setdefault(traced.level, {})[value] = None
 
 
-def _made_once(
-    flow: Flow, ends: Sequence[str], level: int
+def _untiled_nodes(
+    flow: Flow, targets: Sequence[str], level: int
 ) -> tuple[tuple[int, ...], tuple[Feed, ...]]:
+    """Return the nodes that compute some untiled values in a pass, and their feeds."""
     nodes: set[int] = set()
     feeds: dict[str, Feed] = {}
-    pending = [value for value in ends if value in flow.values]
-    for value in pending:
+    pending = [value for value in targets if value in flow.values]
+    for value in pending:  # grows while it is walked
         index = flow.facts.producer[value]
         if index in nodes:
             continue
@@ -219,9 +251,9 @@ def _made_once(
         step = flow.steps[index]
         for edge in step.edges:
             traced = flow.values[edge.value]
-            maker = flow.steps.get(flow.facts.producer.get(edge.value, -1))
-            is_statistic = maker is not None and bool(maker.reduced)
-            if not traced.is_once or traced.level < level or is_statistic:
+            producer = flow.steps.get(flow.facts.producer.get(edge.value, -1))
+            is_statistic = producer is not None and bool(producer.reduced)
+            if not traced.is_untiled or traced.level < level or is_statistic:
                 name = feed_name(flow, step, edge)
                 feeds.setdefault(name, Feed(name, edge.value, {}))
             else:

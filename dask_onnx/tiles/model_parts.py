@@ -1,4 +1,4 @@
-"""The parts of a model that tiles and passes run, as models of their own."""
+"""Parts of a model that the tasks of a tile plan run, as models of their own."""
 
 from __future__ import annotations
 
@@ -12,66 +12,74 @@ from dask_onnx.api.model import Model
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import extract_onnx
-from dask_onnx.tiles.groups import Component, Feed, Once, feed_name
-from dask_onnx.tiles.local_shapes import told_inputs, told_length, told_name
-from dask_onnx.tiles.primitives import remade
+from dask_onnx.tiles.graph_rewrites import replace_proto
+from dask_onnx.tiles.groups import Component, Feed, UntiledTask, feed_name
+from dask_onnx.tiles.local_shapes import shape_input_length, shape_input_name, shape_inputs
 from dask_onnx.tiles.tile_plan import TilePlan
 
 _INT64 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT64)
 
 
 class Parts:
-    """Cuts one model into the parts that a plan runs."""
+    """Extraction of the parts of one model that a plan runs.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    model : Model
+        The caller's model; custom operators are taken from it.
+    """
 
     def __init__(self, plan: TilePlan, model: Model) -> None:
         self.plan, self.model = plan, model
-        self.told: dict[int, list[TensorSpec]] = {}
-        """Node to the inputs that it is told on each tile."""
+        self.shape_inputs: dict[int, list[TensorSpec]] = {}
+        """Index of a node to its inputs that receive shapes on each tile; see `local_shapes`."""
         proto = onnx.ModelProto()
         proto.CopyFrom(plan.flow.facts.proto)
         del proto.graph.value_info[:]
         self._rename(proto)
-        self.onnx = remade(plan.flow.facts.model, proto)
+        self.onnx = replace_proto(plan.flow.facts.model, proto)
         self.facts = GraphFacts(self.onnx)
 
     def _rename(self, proto: onnx.ModelProto) -> None:
-        """Call whole values and tiles apart, and write down what follows from sizes."""
+        """Rename inputs so that tiles differ from whole values, and add what follows from sizes."""
         flow = self.plan.flow
-        written: set[str] = set()
+        added: set[str] = set()
         for index, node in enumerate(proto.graph.node):
             step = flow.steps.get(index)
             given = {}
             if step is not None:
-                given = {e.place: feed_name(flow, step, e) for e in step.edges}
-                told = told_inputs(flow, step)
-                given |= {i: told_name(step, i) for i in told}
-                self.told[index] = [
-                    TensorSpec(given[i], _INT64, (told_length(flow, step, i),)) for i in told
+                given = {e.input_index: feed_name(flow, step, e) for e in step.edges}
+                indices = shape_inputs(flow, step)
+                given |= {i: shape_input_name(step, i) for i in indices}
+                self.shape_inputs[index] = [
+                    TensorSpec(given[i], _INT64, (shape_input_length(flow, step, i),))
+                    for i in indices
                 ]
             for i, name in enumerate(node.input):
                 if i in given:
                     node.input[i] = given[i]
                 elif name in flow.known:
                     node.input[i] = f"{name}::known"
-                    if name not in written:
-                        written.add(name)
+                    if name not in added:
+                        added.add(name)
                         array = flow.known[name].array
                         proto.graph.initializer.append(
                             numpy_helper.from_array(array, f"{name}::known")
                         )
 
     def of_tiles(self, part: Component) -> Model | None:
-        """The part that makes tiles; None if they are all given."""
+        """Return the part that computes a component's tiles; None if all of them are feeds."""
         if not part.nodes:
             return None
         inputs = [self._spec(feed.name, feed) for feed in part.feeds]
-        inputs += [spec for index in part.nodes for spec in self.told.get(index, ())]
+        inputs += [spec for index in part.nodes for spec in self.shape_inputs.get(index, ())]
         given = {feed.value for feed in part.feeds if feed.places}
-        return self._part(inputs, [name for name in part.ends if name not in given])
+        return self._part(inputs, [name for name in part.targets if name not in given])
 
-    def of_once(self, once: Once) -> Model:
-        """The part that makes whole values."""
-        return self._part([self._spec(feed.name, feed) for feed in once.feeds], once.wanted)
+    def of_untiled(self, task: UntiledTask) -> Model:
+        """Return the part that a task runs on untiled values."""
+        return self._part([self._spec(feed.name, feed) for feed in task.feeds], task.wanted)
 
     def _part(self, inputs: Sequence[TensorSpec], wanted: Sequence[str]) -> Model:
         nodes, read = self.facts.between([spec.name for spec in inputs], wanted)
@@ -82,13 +90,14 @@ class Parts:
         return Model(part, facts.custom, facts.libraries)
 
     def _spec(self, name: str, feed: Feed | None) -> TensorSpec:
-        """Type and shape of what goes in or out; open along tiled axes, and along the batch."""
+        """Return type and shape of an input or output, open along tiled axes and the batch axis."""
         value = name if feed is None else feed.value
         spec = self.plan.flow.specs.get(value)
         if spec is None or spec.dtype is None:
             raise InputError(
-                f"the type of {value!r} does not follow from the model",
+                f"cannot infer the dtype of value {value!r}",
                 "declare it in the model's value_info",
+                input=value,
             )
         if spec.shape is None:
             return TensorSpec(name, spec.dtype, None)

@@ -1,9 +1,9 @@
-"""Passes that save work: where a deep stack of small maps would have large ones made twice.
+"""Additional passes, which save recomputation where the receptive field of small maps is large.
 
-What a tile borrows from its neighbours is computed again for each of them. A stack of convolutions
-on small maps reaches far, so that the large maps in front of it are made far around each tile too,
-which costs more than the stack itself. If small and large maps are made in passes of their own,
-each borrows what it needs of values that are kept.
+What a tile borrows from its neighbours is computed again for each tile. A stack of convolutions on
+small maps has a large receptive field, so that the large maps in front of it are computed far
+around each tile too, which costs more than the stack itself. If small and large maps are computed
+in separate passes, each borrows values that the pass before has kept.
 """
 
 from __future__ import annotations
@@ -14,122 +14,157 @@ from dataclasses import replace
 from fractions import Fraction
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs, value_bytes
-from dask_onnx.tiles.flow import Flow, Step, Traced
+from dask_onnx.tiles.flow import Flow, Step, TracedValue
 from dask_onnx.tiles.groups import Component, Group
 from dask_onnx.tiles.tile_plan import TilePlan
 
 _SECONDS_PER_TASK = 6e-3
-"""What a task costs besides its work: itself, and what it cuts for its neighbours."""
+"""Overhead of a task: Dask's own, and cutting out what its neighbours need."""
 _BYTES_PER_SECOND = 5e8
-"""At which tiles are kept and put together again: copies into fresh memory, some to other
-processes."""
-_WORTH_A_PASS = 0.95
-"""Passes are added where they save more than the rest."""
+"""Rate at which tiles are kept and reassembled: copies to fresh memory, some across processes."""
+_REQUIRED_RATIO = 0.95
+"""Passes are added only if the predicted time falls below this share of that without them."""
+_ALL_TILES_BELOW = 6
+"""Tiles along an axis up to which each is measured; see `recomputation`."""
 
 
 def with_passes(plan: TilePlan, costs: CostTable | None = None) -> TilePlan:
-    """Return the plan whose tiles are predicted to take the least time: as it is, or with small
-    maps apart from large ones."""
+    """Return the plan with the least predicted time: as it is, or with separate passes.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    costs : CostTable, optional
+        Measured costs of nodes; by default those of a typical machine.
+    """
     table = costs or CostTable()
     each = node_costs(plan.flow.facts, plan.flow.specs)
-    best, least = plan, predicted_seconds(plan, each, table) * _WORTH_A_PASS
+    best, least = plan, predicted_seconds(plan, each, table) * _REQUIRED_RATIO
     for stride in _strides(plan.flow):
-        other = split(plan, stride)
-        seconds = predicted_seconds(other, each, table)
+        candidate = split(plan, stride)
+        seconds = predicted_seconds(candidate, each, table)
         if seconds < least:
-            best, least = other, seconds
+            best, least = candidate, seconds
     return best
 
 
 def split(plan: TilePlan, stride: Fraction) -> TilePlan:
-    """Return the plan with maps of at least a stride in passes of their own."""
+    """Return the plan with maps of at least a stride in passes of their own.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    stride : Fraction
+        Pixels from one position of a map to the next.
+    """
     return replace(plan, flow=split_at(plan.flow, stride), spans={})
 
 
 def _strides(flow: Flow) -> list[Fraction]:
-    """The strides that may set small maps apart from large ones."""
+    """Return the strides at which small maps can be separated from large ones."""
     found = {_stride(traced) for traced in flow.values.values() if traced.places}
     return sorted(stride for stride in found if stride > 1)
 
 
-def _stride(traced: Traced) -> Fraction:
+def _stride(traced: TracedValue) -> Fraction:
     return max(place.stride for place in traced.places.values())
 
 
 def predicted_seconds(plan: TilePlan, each: Sequence[NodeCost], table: CostTable) -> float:
-    """Return the seconds that one thread would take for all tiles."""
+    """Return the seconds that one thread is predicted to take for all tiles.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    each : sequence of NodeCost
+        Cost of each node for the whole image.
+    table : CostTable
+    """
     seconds = 0.0
     for group in plan.groups:
         tiles = math.prod(len(plan.grids[k].tiles) for k in group.axes)
         seconds += tiles * _SECONDS_PER_TASK
         for part in group.components:
-            own = sum(table.seconds(each[index]) for index in part.nodes)
-            seconds += own * overlap_of(plan, group, part)
+            untiled = sum(table.seconds(each[index]) for index in part.nodes)
+            seconds += untiled * recomputation(plan, group, part)
             kept = sum(value_bytes(plan.flow.specs.get(value)) for value in part.wanted)
             seconds += kept / _BYTES_PER_SECOND
     return seconds
 
 
-def overlap_of(plan: TilePlan, group: Group, part: Component) -> float:
-    """Return how many times each pixel is computed, from the crops of some tiles."""
+def recomputation(plan: TilePlan, group: Group, part: Component) -> float:
+    """Return how many times a pixel is computed on average, 1 without any halo.
+
+    Along an axis with many tiles, one inner crop stands for all inner ones.
+    """
     factor = 1.0
     for k in group.axes:
         grid = plan.grids[k]
         count = len(grid.tiles)
-        some = list(grid.tiles) if count < 6 else [0, 1, count // 2, count - 1]
-        crops = {i: plan.span(part, k, i) for i in some}
+        is_sampled = count >= _ALL_TILES_BELOW
+        sample = [0, 1, count // 2, count - 1] if is_sampled else list(grid.tiles)
+        crops = {i: plan.span(part, k, i) for i in sample}
         sizes = {i: crop.stop - crop.start for i, crop in crops.items()}
-        if count >= 6:
-            inner = count - 3
-            total = sizes[0] + sizes[1] + sizes[count // 2] * inner + sizes[count - 1]
-        else:
-            total = sum(sizes.values())
+        total = sum(sizes.values())
+        if is_sampled:
+            total += sizes[count // 2] * (count - len(sample))
         factor *= total / grid.size
     return factor
 
 
 def split_at(flow: Flow, stride: Fraction) -> Flow:
-    """Return the flow with a new pass wherever tiles go from maps of a smaller stride to maps of at
-    least `stride`, or back."""
+    """Return the flow with maps of at least a stride in passes of their own.
+
+    A new pass starts wherever tiles go from maps of a smaller stride to maps of at least `stride`,
+    or back.
+    """
     small = {index: _is_small(flow, step, stride) for index, step in flow.steps.items()}
     starts = {
         index
         for index, step in flow.steps.items()
-        if not (step.is_once or step.reduced)
+        if not (step.is_untiled or step.reduced)
         and any(_is_border(flow, small, index, edge.value) for edge in step.edges)
     }
     return _with_levels(flow, starts)
 
 
 def _is_small(flow: Flow, step: Step, stride: Fraction) -> bool:
-    """Whether a node reads and makes maps of at least a stride only."""
+    """Return whether a node reads and computes maps of at least a stride only."""
     names = [edge.value for edge in step.edges if edge.places] + list(step.node.outputs)
-    held = [flow.values[name] for name in names if name in flow.values]
-    return all(_stride(traced) >= stride for traced in held if traced.places)
+    traced = [flow.values[name] for name in names if name in flow.values]
+    return all(_stride(value) >= stride for value in traced if value.places)
 
 
 def _is_border(flow: Flow, small: Mapping[int, bool], index: int, value: str) -> bool:
-    maker = flow.facts.producer.get(value)
-    before = flow.steps.get(-1 if maker is None else maker)
-    if before is None or before.is_once or before.reduced:
+    """Return whether a node and the producer of its input lie on different sides of the stride."""
+    producer = flow.facts.producer.get(value)
+    before = flow.steps.get(-1 if producer is None else producer)
+    if before is None or before.is_untiled or before.reduced:
         return False
     return small[before.node.index] != small[index]
 
 
 def _with_levels(flow: Flow, starts: Collection[int]) -> Flow:
-    """Return the flow with passes counted anew, some nodes being the first of theirs."""
+    """Return the flow with passes numbered anew.
+
+    Parameters
+    ----------
+    flow : Flow
+    starts : collection of int
+        Indices of nodes that start a new pass.
+    """
     values = {flow.source: flow.values[flow.source]}
     steps: dict[int, Step] = {}
     for index, step in flow.steps.items():
         level = 0
         for edge in step.edges:
-            held = values.get(edge.value)
-            if held is None:
+            traced = values.get(edge.value)
+            if traced is None:
                 continue
-            waits = not held.is_once and (step.is_once or edge.is_whole or bool(step.reduced))
-            level = max(level, held.level + waits)
-            if index in starts and not held.is_once and edge.value != flow.source:
-                level = max(level, held.level + 1)
+            needs_all = step.is_untiled or edge.is_gathered or bool(step.reduced)
+            level = max(level, traced.level + (needs_all and not traced.is_untiled))
+            if index in starts and not traced.is_untiled and edge.value != flow.source:
+                level = max(level, traced.level + 1)
         steps[index] = replace(step, level=level)
         for name in step.node.outputs:
             values[name] = replace(flow.values[name], level=level)

@@ -1,4 +1,9 @@
-"""Where the positions of a tiled axis lie in a value, and which of them a node reads."""
+"""Location of a tiled axis in a value, and the positions that a node reads.
+
+Throughout the package ``k`` stands for a *tiled axis*: an axis of the input image along which tiles
+are cut. Other values of the graph carry the positions of that axis, possibly at another stride and
+possibly as one factor of a larger axis.
+"""
 
 from __future__ import annotations
 
@@ -16,70 +21,106 @@ Interval = tuple[int, int]
 
 
 class Place(NamedTuple):
-    """Where a tiled axis of the picture lies in a value.
+    """Location of a tiled axis in a value.
 
     The index along `axis` is ``(o * size + p) * inner + i`` for position p. Position p of the value
-    stands for position ``p * stride`` of the picture.
+    corresponds to position ``p * stride`` of the image.
     """
 
     axis: int
+    """Axis of the value."""
     outer: int
+    """Blocks of positions on that axis; 1 where the positions are not repeated."""
     inner: int
+    """Consecutive elements of that axis for each position."""
     size: int
     """Positions."""
     stride: Fraction
-    """Pixels of the picture from one position to the next."""
+    """Pixels of the image from one position to the next."""
 
     def at(self, axis: int) -> Place:
-        """Return the same place on another axis."""
+        """Return the same location on another axis."""
         return self._replace(axis=axis)
+
+    @property
+    def is_separate(self) -> bool:
+        """True if the axis of the value holds the positions of the tiled axis and nothing else."""
+        return self.outer == self.inner == 1
 
 
 Places = Mapping[int, Place]
-"""Tiled axis of the picture to its place in a value."""
+"""Tiled axis of the image to its location in a value."""
 
 
-class Reach(Protocol):
-    """Which positions of an input a range of output positions needs."""
+class ReceptiveField(Protocol):
+    """Positions of an input that a range of output positions needs."""
 
     def needed(self, start: int, stop: int, size: int) -> Interval:
-        """Return the positions, clipped to ``[0, size)`` and never empty."""
+        """Return the input positions for outputs ``[start, stop)``.
+
+        Parameters
+        ----------
+        start, stop : int
+            Output positions.
+        size : int
+            Positions of the input.
+
+        Returns
+        -------
+        Interval
+            Clipped to ``[0, size)`` and never empty.
+        """
         ...
 
 
-class Sliding(NamedTuple):
-    """A window that slides with the output position, in units of ``1 / unit`` positions."""
+class SlidingWindow(NamedTuple):
+    """Window that moves with the output position, in integer units of ``1 / unit`` positions."""
 
     offset: int
+    """Start of the window of output position 0."""
     stride: int
+    """Distance between the windows of neighbouring output positions."""
     extent: int
+    """Length of the window."""
     unit: int
+    """Units in one position of the input."""
     blocks: int = 1
-    """Elements that stand side by side at each position of the input, and that the window counts
-    one by one."""
+    """Elements side by side at each position of the input; the window counts elements."""
 
     def needed(self, start: int, stop: int, size: int) -> Interval:
+        """Return the input positions for outputs ``[start, stop)``; see `ReceptiveField`."""
         first = start * self.stride + self.offset
         last = (stop - 1) * self.stride + self.offset + self.extent
         low, high = _clipped(first // self.unit, -(-last // self.unit), size * self.blocks)
         return low // self.blocks, -(-high // self.blocks)
 
 
-def sliding(window: Window = SAME, blocks: int = 1) -> Sliding:
-    """Return a window in whole numbers."""
+def sliding_window(window: Window = SAME, blocks: int = 1) -> SlidingWindow:
+    """Return a window of fractions in integer units: their least common denominator.
+
+    Parameters
+    ----------
+    window : Window
+        In positions of the input.
+    blocks : int, default 1
+        Elements side by side at each position.
+    """
     unit = math.lcm(*(part.denominator for part in window))
     offset, stride, extent = (int(part * unit) for part in window)
-    return Sliding(offset, stride, extent, unit, blocks)
+    return SlidingWindow(offset, stride, extent, unit, blocks)
 
 
 @dataclass(frozen=True, slots=True)
-class Mirrored:
-    """Padding by reflection: so many positions in front of the input, and behind it."""
+class Reflection:
+    """Receptive field of padding by reflection."""
 
     begin: int
+    """Positions padded before the input."""
     end: int
+    """Positions padded after the input."""
 
     def needed(self, start: int, stop: int, size: int) -> Interval:
+        """Return the input positions for outputs ``[start, stop)``; see `ReceptiveField`."""
         low, high = start - self.begin, stop - self.begin
         mirrored_high = max(high, 1 - low) if low < 0 else high
         mirrored_low = min(low, 2 * size - 1 - high) if high > size else low
@@ -87,72 +128,95 @@ class Mirrored:
 
 
 def _clipped(low: int, high: int, size: int) -> Interval:
+    """Clip an interval to ``[0, size)``; one that lies outside becomes the nearest position."""
     low = min(max(low, 0), max(size - 1, 0))
     return low, max(min(high, size), low + 1)
 
 
-UNCHANGED = sliding()
-"""Each position needs its own."""
+UNCHANGED = sliding_window()
+"""Receptive field of an element-wise node: each output position needs the same input position."""
 
 Factor = tuple[int, int | None]
-"""Elements of a part of an axis, and the tiled axis of the picture that it is, if any."""
+"""Size of one factor of an axis, and the tiled axis that it holds, or None."""
 
 
 def factors_of(shape: Sequence[int], places: Places) -> tuple[tuple[Factor, ...], ...]:
-    """Return the parts that each axis of a value is made of, the slowest first.
+    """Return the factors of each axis of a value, the slowest varying first.
 
-    An axis that carries rows and columns, say, is rows, then columns. Apart from the tiled ones
-    only factors above 1 are named.
+    An axis of flattened rows and columns, for example, has the factors rows, then columns. Factors
+    of size 1 are listed only where they hold a tiled axis or are the only one.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the value.
+    places : Places
+        Locations of the tiled axes in it.
 
     Raises
     ------
     ValueError
-        The places do not fit together.
+        The locations contradict the shape.
     """
     found: list[tuple[Factor, ...]] = []
     for axis, size in enumerate(shape):
-        inline = [(place, k) for k, place in places.items() if place.axis == axis]
-        left, parts = size, list[Factor]()
-        for place, k in sorted(inline, key=lambda pair: (-pair[0].inner, pair[1])):
+        on_axis = [(place, k) for k, place in places.items() if place.axis == axis]
+        left, factors = size, list[Factor]()
+        for place, k in sorted(on_axis, key=lambda pair: (-pair[0].inner, pair[1])):
             static, rest = divmod(left, place.size * place.inner)
             if rest or static < 1:
-                raise ValueError(f"axis {axis} of {size} is not made of {place.size} positions")
+                raise ValueError(
+                    f"axis {axis} of size {size} is not a multiple of {place.size} positions"
+                )
             if static > 1:
-                parts.append((static, None))
-            parts.append((place.size, k))
+                factors.append((static, None))
+            factors.append((place.size, k))
             left = place.inner
-        if left > 1 or not parts:
-            parts.append((left, None))
-        found.append(tuple(parts))
+        if left > 1 or not factors:
+            factors.append((left, None))
+        found.append(tuple(factors))
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a value, each taken apart into its factors."""
+    """Axes of a value, each split into its factors."""
 
     factors: tuple[tuple[Factor, ...], ...]
+    """For each axis its factors, as `factors_of` returns them."""
 
     @cached_property
     def flat(self) -> list[Factor]:
-        """The factors as the axes of a larger array, in which each tiled axis stands alone."""
+        """Factors of all axes: the axes of the *split* array, where each tiled axis is separate."""
         return [factor for axis in self.factors for factor in axis]
 
     @property
-    def is_apart(self) -> bool:
-        """Whether every tiled axis already is an axis of its own."""
+    def is_split(self) -> bool:
+        """True if every tiled axis already is an axis of its own."""
         return all(len(axis) == 1 for axis in self.factors)
 
     def axis_of(self, k: int) -> int:
-        """Return where a tiled axis stands among `flat`."""
-        return next(i for i, (_, own) in enumerate(self.flat) if own == k)
+        """Return the axis of the split array that holds a tiled axis."""
+        return next(i for i, (_, tiled) in enumerate(self.flat) if tiled == k)
 
-    def apart(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
-        """Return the shape with all factors apart, for so many positions of each tiled axis."""
+    def split_shape(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
+        """Return the shape of the split array.
+
+        Parameters
+        ----------
+        sizes : mapping of int to int
+            Tiled axis to the number of its positions.
+        """
         return tuple(size if k is None else sizes[k] for size, k in self.flat)
 
-    def joined(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
-        """Return the value's own shape, for so many positions of each tiled axis."""
+    def joined_shape(self, sizes: Mapping[int, int]) -> tuple[int, ...]:
+        """Return the shape of the value itself.
+
+        Parameters
+        ----------
+        sizes : mapping of int to int
+            Tiled axis to the number of its positions.
+        """
         shape = []
         for axis in self.factors:
             product = 1

@@ -1,8 +1,8 @@
-"""Statistics over the pixels of a picture, put together from those of its tiles.
+"""Statistics over the pixels of an image, combined from partial statistics of its tiles.
 
 A partial statistic is a tuple of arrays whose reduced axes have size 1, in float64 (or int64, for
-whole numbers). Variances are combined as Chan, Golub and LeVeque do (1979): by counts, means and
-sums of squared deviations, without the cancellation of ``E[x**2] - E[x]**2``.
+integers). Variances are combined with the algorithm of Chan, Golub and LeVeque (1979): by counts,
+means and sums of squared deviations, without the cancellation of ``E[x**2] - E[x]**2``.
 """
 
 from __future__ import annotations
@@ -16,28 +16,45 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Partial = tuple[Array, ...]
-"""What is known of some of the pixels."""
+"""Partial statistic of some of the pixels."""
 
 
 def partial(kind: str, array: Array, axes: Sequence[int]) -> Partial:
-    """Return the statistic of a tile.
+    """Return the partial statistic of one tile.
 
     Parameters
     ----------
-    kind : one of `KINDS`
-    array : of any number type
-    axes : of the array, that are reduced
+    kind : str
+        One of `KINDS`.
+    array : ndarray
+        Pixels of the tile, of any numeric dtype and shape.
+    axes : sequence of int
+        Axes of the array that are reduced.
     """
     return _KINDS[kind][0](array, tuple(axes))
 
 
 def merge(kind: str, parts: Sequence[Partial]) -> Partial:
-    """Return the statistic of the pixels of several tiles together."""
+    """Return the partial statistic of the pixels of several tiles together."""
     return functools.reduce(_KINDS[kind][1], parts)
 
 
 def finish(kind: str, part: Partial, dtype: np.dtype[Any]) -> Array:
-    """Return the statistic itself, once all pixels are in it, in the type of the model's value."""
+    """Return the statistic itself, once the partial one covers all pixels.
+
+    Parameters
+    ----------
+    kind : str
+        One of `KINDS`.
+    part : Partial
+    dtype : numpy.dtype
+        Dtype of the value in the model.
+
+    Returns
+    -------
+    ndarray
+        Reduced axes have size 1.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.asarray(_KINDS[kind][2](part)).astype(dtype)
 
@@ -59,12 +76,12 @@ def _count(array: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _variance(array: Array, axes: tuple[int, ...]) -> Partial:
-    if array.dtype.itemsize < 4:  # squares of halves overflow
+    if array.dtype.itemsize < 4:  # squares of float16 overflow above 256
         array = array.astype(np.float32)
     count = _count(array, axes)
     mean = np.add.reduce(array, axis=axes, keepdims=True, dtype=np.float64) / count
     left = array - mean.astype(array.dtype)
-    # The mean was rounded to the array's type: what that leaves is taken off again.
+    # The mean was rounded to the array's dtype; correct the sum of squares for that error below.
     rest = np.add.reduce(left, axis=axes, keepdims=True, dtype=np.float64) / count
     np.multiply(left, left, out=left)
     squares = np.add.reduce(left, axis=axes, keepdims=True, dtype=np.float64)
@@ -84,7 +101,7 @@ def _add(a: Partial, b: Partial) -> Partial:
 
 
 def _of(function: Callable[[Array], Array]) -> Callable[[Array, tuple[int, ...]], Partial]:
-    """The sum of a function of the elements."""
+    """Return the partial statistic that sums a function of the elements."""
 
     def part(array: Array, axes: tuple[int, ...]) -> Partial:
         return _sum(function(array.astype(_sum_type(array))), axes)
@@ -92,7 +109,9 @@ def _of(function: Callable[[Array], Array]) -> Callable[[Array, tuple[int, ...]]
     return part
 
 
-def _extreme(function: Any) -> Callable[[Array, tuple[int, ...]], Partial]:
+def _extreme(function: np.ufunc) -> Callable[[Array, tuple[int, ...]], Partial]:
+    """Return the partial statistic that reduces by `numpy.maximum` or `numpy.minimum`."""
+
     def part(array: Array, axes: tuple[int, ...]) -> Partial:
         return (function.reduce(array, axis=axes, keepdims=True),)
 
@@ -104,6 +123,7 @@ def _product(array: Array, axes: tuple[int, ...]) -> Partial:
 
 
 def _log_sum_exp(array: Array, axes: tuple[int, ...]) -> Partial:
+    # The largest element is factored out, so that no exponential overflows.
     most = np.maximum.reduce(array, axis=axes, keepdims=True).astype(np.float64)
     base = np.where(np.isfinite(most), most, 0.0)
     return most, np.add.reduce(np.exp(array - base), axis=axes, keepdims=True, dtype=np.float64)
@@ -147,15 +167,15 @@ _KINDS: Mapping[str, tuple[_Part, _Merge, _Finish]] = {
     "product": (_product, lambda a, b: (a[0] * b[0],), _first),
     "l1": (_of(np.abs), _add, _first),
     "l2": (_of(np.square), _add, lambda part: np.sqrt(part[0])),
-    "sum of squares": (_of(np.square), _add, _first),
-    "logarithm of sum": (_sum, _add, lambda part: np.log(part[0])),
+    "sum_of_squares": (_of(np.square), _add, _first),
+    "log_sum": (_sum, _add, lambda part: np.log(part[0])),
     "logsumexp": (_log_sum_exp, _merge_log_sum_exp, _finish_log_sum_exp),
 }
 
 KINDS = frozenset(_KINDS)
-"""Statistics that can be put together."""
+"""Statistics that can be combined from partial ones."""
 
-KIND_OF = {
+STATISTIC_OF = {
     "ReduceMean": "mean",
     "GlobalAveragePool": "mean",
     "ReduceSum": "sum",
@@ -165,8 +185,8 @@ KIND_OF = {
     "ReduceProd": "product",
     "ReduceL1": "l1",
     "ReduceL2": "l2",
-    "ReduceSumSquare": "sum of squares",
-    "ReduceLogSum": "logarithm of sum",
+    "ReduceSumSquare": "sum_of_squares",
+    "ReduceLogSum": "log_sum",
     "ReduceLogSumExp": "logsumexp",
 }
-"""Operator to its statistic."""
+"""Operator of ai.onnx to the statistic that it computes."""

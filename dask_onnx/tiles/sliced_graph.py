@@ -1,4 +1,4 @@
-"""The tasks of a detector on slices: cut, detect, merge."""
+"""Dask tasks of sliced detection: cut strips, run the detector on each, merge the boxes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.core.stage_tasks import Key, digest
 from dask_onnx.tiles.boxes import Metric
-from dask_onnx.tiles.detector import BoxMerger, Merge, SliceDetector, Work
-from dask_onnx.tiles.slices import Cutter, Picture, Size, Strip, cut_strips
+from dask_onnx.tiles.detector import BoxMerger, Merge, SliceDetector, StripJob
+from dask_onnx.tiles.slices import ChunkedImage, RegionCutter, Size, Strip, cut_strips
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """A pass over the picture, or over the shrunk one."""
+    """Pass over the image, or over the shrunk one."""
 
     scale: int
-    """Pixels of the picture along a side of a pixel of this one."""
-    picture: Picture
+    """Pixels of the original image for one pixel of `image`."""
+    image: ChunkedImage
     strips: Sequence[Strip]
 
     def windows(self, slice_size: Size, size: Size) -> list[tuple[int, ...]]:
-        """Return what each slice has seen: x1, y1, x2, y2 in pixels of the picture."""
+        """Return the window of each slice: x1, y1, x2, y2 in pixels of the original image.
+
+        Parameters
+        ----------
+        slice_size : (int, int)
+            Height and width of a slice in pixels of `image`.
+        size : (int, int)
+            Height and width of the original image in pixels.
+        """
         height, width = (side * self.scale for side in slice_size)
         lefts = [
             ((s.x + offset) * self.scale, s.y * self.scale)
@@ -41,7 +49,7 @@ class Scan:
 
 
 def sliced_graph(
-    picture: Picture,
+    image: ChunkedImage,
     detector: SliceDetector,
     supplies: Sequence[Delayed],
     *,
@@ -51,28 +59,34 @@ def sliced_graph(
     merge: tuple[Merge, Metric],
     retries: int,
 ) -> Delayed:
-    """Return the Boxes of a picture as a Delayed.
+    """Return the Boxes of an image as a Delayed.
 
     Parameters
     ----------
-    picture : Picture
+    image : ChunkedImage
     detector : SliceDetector
-    supplies : what brings the model to workers that cannot get it themselves
-    overlap : share of a slice that the next one repeats
-    at_most : slices of a task
-    full_picture : the shrunk picture is one more slice
-    merge : how boxes of all slices are merged, and by which overlap
-    retries : how often a task of slices is repeated that raised
+    supplies : sequence of Delayed
+        Tasks that bring the model to workers that cannot read it themselves.
+    overlap : float
+        Share of a slice that the next one repeats.
+    at_most : int
+        Slices of a task.
+    full_picture : bool
+        Whether the shrunk image is one more slice.
+    merge : (str, str)
+        Way to merge the boxes of all slices, and the measure of their overlap.
+    retries : int
+        Number of times that a task of slices is repeated if it raises.
     """
-    scans = [Scan(1, picture, cut_strips(picture.size, detector.slice_size, overlap, at_most))]
+    scans = [Scan(1, image, cut_strips(image.size, detector.slice_size, overlap, at_most))]
     if full_picture:
-        scans += _shrunk(picture, detector.slice_size)
+        scans += _shrunk(image, detector.slice_size)
     name = digest(
-        [scan.picture.array.name for scan in scans], tokenize(detector), overlap, at_most, merge
+        [scan.image.array.name for scan in scans], tokenize(detector), overlap, at_most, merge
     )
     label, last = f"{detector.graph.label}-{name}", f"merge_boxes-{name}"
     pieces, tasks = _slice_tasks(scans, detector, label, [TaskRef(s.key) for s in supplies])
-    windows = [w for scan in scans for w in scan.windows(detector.slice_size, picture.size)]
+    windows = [w for scan in scans for w in scan.windows(detector.slice_size, image.size)]
     scales = [scan.scale for scan in scans for strip in scan.strips for _ in strip.offsets]
     merger = BoxMerger(
         *merge,
@@ -80,7 +94,7 @@ def sliced_graph(
         detector.class_agnostic,
         np.array(windows, np.float64),
         np.array(scales),
-        picture.size,
+        image.size,
     )
     layers = {
         f"chunks-{name}": MaterializedLayer(_chunks(scans)),
@@ -94,42 +108,42 @@ def sliced_graph(
 def _slice_tasks(
     scans: Sequence[Scan], detector: SliceDetector, label: str, supplies: Sequence[TaskRef]
 ) -> tuple[dict[Key, Task], dict[Key, Task]]:
-    """The tasks that cut pieces of strips, and those that run the detector on a strip each."""
+    """Return the tasks that cut pieces of strips, and those that run the detector on a strip."""
     pieces: dict[Key, Task] = {}
     tasks: dict[Key, Task] = {}
     number = itertools.count()
     for scan in scans:
-        cutter = Cutter(scan.picture, f"cut_slices-{digest(label, scan.scale)}")
+        cutter = RegionCutter(scan.image, f"cut_slices-{digest(label, scan.scale)}")
         for strip in scan.strips:
             references, counts = cutter.cut(strip)
             views = tuple(itertools.islice(number, len(strip.offsets)))
             key = (label, len(tasks))
-            work = Work(strip, counts, views, scan.scale)
-            tasks[key] = Task(key, detector, work, *references, *supplies)
+            job = StripJob(strip, counts, views, scan.scale)
+            tasks[key] = Task(key, detector, job, *references, *supplies)
         pieces |= cutter.tasks
     return pieces, tasks
 
 
-def _shrunk(picture: Picture, slice_size: Size) -> list[Scan]:
-    """A pass over the picture, shrunk until one slice holds it; none where one holds it anyway."""
-    sides = zip(picture.size, slice_size, strict=True)
-    factor = max(math.ceil(side / own) for side, own in sides)
+def _shrunk(image: ChunkedImage, slice_size: Size) -> list[Scan]:
+    """Return a pass over the image shrunk to one slice; none if one slice holds the image."""
+    sides = zip(image.size, slice_size, strict=True)
+    factor = max(math.ceil(side / available) for side, available in sides)
     if factor == 1:
         return []
-    shrunk = picture.shrunk(factor)
+    shrunk = image.shrunk(factor)
     return [Scan(factor, shrunk, [Strip(0, 0, *shrunk.size, (0,))])]
 
 
 def _chunks(scans: Sequence[Scan]) -> dict[Key, Any]:
-    """The tasks of the pictures' chunks, fused as Dask does it; those of all pictures at once."""
-    optimized = optimize(*(scan.picture.array for scan in scans))
+    """Return the tasks of the images' chunks, optimized by Dask together."""
+    optimized = optimize(*(scan.image.array for scan in scans))
     return {key: task for array in optimized for key, task in dict(array.__dask_graph__()).items()}
 
 
 def _delayed(
     layers: Mapping[str, MaterializedLayer], last: str, supplies: Sequence[Delayed]
 ) -> Delayed:
-    """The key of the last of some layers, each of which reads the one before it."""
+    """Return a Delayed of the last of some layers, each of which reads those before it."""
     graphs: dict[str, Any] = {}
     dependencies: dict[str, set[str]] = {}
     for supply in supplies:

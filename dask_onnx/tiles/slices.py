@@ -1,4 +1,4 @@
-"""Where the slices of a picture lie, and the tasks that cut them out of its chunks."""
+"""Slices of an image: its layout, the location of slices, and the tasks that cut them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.kinds import is_dataarray
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Key
 
@@ -25,28 +25,32 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class InputLayout:
-    """What the model's input says of the pictures that it takes."""
+    """Layout of the model's input that takes images."""
 
     name: str
+    """Name of the input."""
     dtype: np.dtype[Any]
     is_batch: bool
-    """The first axis is that of the batch; without it the input is one picture."""
+    """True if the first axis is the batch axis; otherwise the input is one image."""
     is_channels_first: bool
+    """True if channels are before height and width, rather than behind them."""
     channels: int | None
-    """None where the model leaves it open, as for height and width."""
+    """Number of channels; None if the model leaves it open."""
     height: int | None
+    """Pixels; None if the model leaves it open."""
     width: int | None
+    """Pixels; None if the model leaves it open."""
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of one picture, without the batch axis."""
+        """Shape of one image, without the batch axis."""
         sides = (self.height, self.width)
         return (self.channels, *sides) if self.is_channels_first else (*sides, self.channels)
 
     def takes(self, shape: Sequence[int]) -> bool:
-        """Return whether a picture of a shape, without the batch axis, fits."""
+        """Return whether an image of some shape, without the batch axis, fits."""
         return len(shape) == 3 and all(
-            own in (None, size) for own, size in zip(self.shape, shape, strict=True)
+            dim in (None, size) for dim, size in zip(self.shape, shape, strict=True)
         )
 
     @property
@@ -56,20 +60,22 @@ class InputLayout:
 
 
 def input_layout(spec: TensorSpec) -> InputLayout:
-    """Return how an input takes pictures, from its declared shape.
+    """Return the layout of an input that takes images, from its declared shape.
 
-    The channels are the first or the last axis of a picture: the one whose size is declared, or
-    the smaller one of two.
+    The channels are the first or the last axis of an image: the one whose size is declared, or the
+    smaller one of two.
 
     Raises
     ------
     InputError
-        It is no array of (batch,) channels, height, width or (batch,) height, width, channels.
+        The input does not have three axes, or four with the batch axis.
     """
     if spec.dtype is None or spec.shape is None or len(spec.shape) not in (3, 4):
         raise InputError(
-            f"input {spec} does not take pictures: it has not 3 axes, or 4 with the batch",
+            f"input {spec} does not take images: these have 3 axes, or 4 with the batch axis",
             "pass the model's other inputs as feeds=, or declare the input's shape in the model",
+            option="feeds",
+            input=spec.name,
         )
     dims = [dim if isinstance(dim, int) else None for dim in spec.shape[-3:]]
     first, last = (math.inf if dim is None else dim for dim in (dims[0], dims[2]))
@@ -81,33 +87,41 @@ def input_layout(spec: TensorSpec) -> InputLayout:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """One picture in chunks."""
+class ChunkedImage:
+    """One image in chunks."""
 
     array: da.Array
-    """2 or 3 axes."""
+    """Pixels, of rank 2 or 3."""
     y: int
-    """Axis of its rows."""
+    """Axis of the rows."""
     x: int
+    """Axis of the columns."""
 
     @property
     def size(self) -> Size:
+        """Height and width in pixels."""
         return int(self.array.shape[self.y]), int(self.array.shape[self.x])
 
     @property
     def channels(self) -> int | None:
-        """None for a picture of 2 axes."""
+        """Number of channels; None for an image of rank 2."""
         axis = self.channel_axis
         return None if axis is None else int(self.array.shape[axis])
 
     @property
     def channel_axis(self) -> int | None:
+        """Axis of the channels; None for an image of rank 2."""
         return next((i for i in range(self.array.ndim) if i not in (self.y, self.x)), None)
 
-    def shrunk(self, factor: int) -> Picture:
-        """Return the picture with each square of so many pixels a side as one pixel, their mean.
+    def shrunk(self, factor: int) -> ChunkedImage:
+        """Return the image shrunk by an integer factor: each pixel is the mean of a square.
 
-        Squares over the lower and right edge are filled with the last row and column.
+        Squares that extend beyond the lower and right edge are filled with the last row and column.
+
+        Parameters
+        ----------
+        factor : int
+            Side of the squares in pixels.
         """
         axes = (self.y, self.x)
         widths = [(0, -n % factor if i in axes else 0) for i, n in enumerate(self.array.shape)]
@@ -115,23 +129,25 @@ class Picture:
         means = da.coarsen(np.mean, padded, {self.y: factor, self.x: factor})
         if self.array.dtype.kind in "iub":
             means = da.rint(means)
-        return Picture(means.astype(self.array.dtype), self.y, self.x)
+        return ChunkedImage(means.astype(self.array.dtype), self.y, self.x)
 
 
-def as_picture(image: Any, layout: InputLayout) -> Picture:
-    """Return a picture with its axes told apart.
+def as_chunked_image(image: Any, layout: InputLayout) -> ChunkedImage:
+    """Return an image as a dask array with its rows, columns and channels identified.
 
     Parameters
     ----------
-    image : ndarray, dask.array or xarray.DataArray
-        (H, W), (H, W, C), (C, H, W), or these with a first axis of size 1. Channels are the axis
-        that has as many as the model takes; both or neither: the model's layout, or the smaller
-        axis. A DataArray has the dimensions y and x, and at most one more.
+    image : numpy.ndarray, dask.array or xarray.DataArray
+        (H, W), (H, W, C), (C, H, W), or these with a first axis of size 1. The channel axis is the
+        one whose size is the number of channels of the model. If both are, it is that of the
+        model's layout; if neither is, the smaller axis. A DataArray has the dimensions y and x, and
+        at most one more.
+    layout : InputLayout
 
     Raises
     ------
     InputError
-        Another type, another number of axes, or chunks of unknown size.
+        The image is of another type or rank, is empty, or has chunks of unknown size.
     """
     y, x = None, None
     if is_dataarray(image):
@@ -140,37 +156,45 @@ def as_picture(image: Any, layout: InputLayout) -> Picture:
         raise InputError(
             f"image is a {type(image).__name__}",
             "pass a numpy array, a dask.array (da.from_delayed makes one), or an xarray.DataArray",
+            option="image",
         )
     array = image if isinstance(image, da.Array) else da.from_array(image, name=False)
     if any(math.isnan(size) for size in array.shape):
         raise InputError(
             f"image has an unknown size (NaN); its shape is {array.shape}",
             "call compute_chunk_sizes() on it first",
+            option="image",
         )
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise InputError(
-            f"image has shape {tuple(image.shape)}, which is not one picture",
-            "pass (H, W, C), (C, H, W) or (H, W), one picture at a time",
+            f"image has shape {tuple(image.shape)}, which is not that of one image",
+            "pass (H, W, C), (C, H, W) or (H, W), one image at a time",
+            option="image",
+            numbers={"rank": array.ndim},
         )
     if y is None or x is None:
         is_first = array.ndim == 3 and _is_channels_first(array.shape, layout)
         y, x = (1, 2) if is_first else (0, 1)
-    return Picture(array, y, x)
+    return ChunkedImage(array, y, x)
 
 
 def _from_dataarray(image: Any) -> tuple[Any, int, int]:
+    """Return the array of a DataArray, and its axes of rows and columns."""
     dims = list(image.dims)
     if "y" not in dims or "x" not in dims or len(dims) > 3:
         raise InputError(
             f"image has the dimensions {', '.join(map(repr, dims))}",
-            "rename the rows to 'y' and the columns to 'x', and select all but one other dimension",
+            "rename the rows to 'y' and the columns to 'x', and select along all other dimensions "
+            "but one",
+            option="image",
         )
     return image.data, dims.index("y"), dims.index("x")
 
 
 def _is_channels_first(shape: Sequence[int], layout: InputLayout) -> bool:
+    """Return whether the channels are the first axis of an image of rank 3."""
     is_first, is_last = shape[0] == layout.channels, shape[2] == layout.channels
     if is_first != is_last:
         return is_first
@@ -179,103 +203,128 @@ def _is_channels_first(shape: Sequence[int], layout: InputLayout) -> bool:
     return shape[0] < shape[2]
 
 
-def fit_picture(picture: Picture, layout: InputLayout) -> Picture:
-    """Return a picture in the layout of the model's input.
+def fit_to_input(image: ChunkedImage, layout: InputLayout) -> ChunkedImage:
+    """Return an image with its axes in the order of the model's input.
 
     Raises
     ------
     InputError
-        Another dtype, or another number of channels.
+        Dtype or number of channels differ from those of the input.
     """
-    array, axis = picture.array, picture.channel_axis
+    array, axis = image.array, image.channel_axis
     if array.dtype != layout.dtype:
         raise InputError(
-            f"image is {array.dtype}, and input {layout.name!r} takes {layout.dtype}",
+            f"image has dtype {array.dtype}; input {layout.name!r} takes {layout.dtype}",
             "convert it, or pass preprocess=, such as lambda s: s.astype('float32') / 255",
+            option="image",
+            input=layout.name,
+            suggestions=[Suggestion("preprocess")],
         )
-    given = 1 if picture.channels is None else picture.channels
-    if layout.channels not in (None, given):
+    given = 1 if image.channels is None else image.channels
+    if layout.channels is not None and layout.channels != given:
         raise InputError(
-            f"image has {given} channels (shape {array.shape}), and input {layout.name!r} takes "
+            f"image has {given} channels (shape {array.shape}); input {layout.name!r} takes "
             f"{layout.channels}",
-            "select channels, or pass preprocess=, which gives slices as the model takes them",
+            "select channels, or pass preprocess= to convert slices to what the model takes",
+            option="image",
+            input=layout.name,
+            axis=axis,
+            numbers={"channels": given, "expected_channels": layout.channels},
+            suggestions=[Suggestion("preprocess")],
         )
-    order = [picture.y, picture.x]
+    order = [image.y, image.x]
     if axis is not None:
         order.insert(0 if layout.is_channels_first else 2, axis)
     if order != list(range(array.ndim)):
         array = array.transpose(order)
     if axis is None:
         array = array[None] if layout.is_channels_first else array[..., None]
-    return Picture(array, *((1, 2) if layout.is_channels_first else (0, 1)))
+    return ChunkedImage(array, *((1, 2) if layout.is_channels_first else (0, 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The part of a picture that one task takes, and the slices of it, one beside the other."""
+    """Region of an image that one task reads: several slices of a row, side by side."""
 
     y: int
-    """First row of the picture."""
+    """First row of the image."""
     x: int
-    """First column."""
+    """First column of the image."""
     height: int
-    """Rows, not beyond the picture."""
+    """Number of rows, not beyond the image."""
     width: int
+    """Number of columns, not beyond the image."""
     offsets: tuple[int, ...]
     """First column of each slice in the strip."""
 
 
-def cut_strips(picture: Size, slice_size: Size, overlap: float, at_most: int) -> list[Strip]:
-    """Return strips whose slices cover a picture, row by row.
+def cut_strips(image_size: Size, slice_size: Size, overlap: float, at_most: int) -> list[Strip]:
+    """Return strips whose slices cover an image, row by row.
+
+    The last slice of a row or column is moved back so that it ends at the end of the image.
 
     Parameters
     ----------
-    picture, slice_size : height and width in pixels
-    overlap : share of a slice that the next one repeats
-    at_most : slices of a strip
-
-    Returns
-    -------
-    Strips; the last slice of a row or column is moved back so that it ends with the picture.
+    image_size, slice_size : (int, int)
+        Height and width in pixels.
+    overlap : float
+        Share of a slice that the next one repeats, 0 to less than 1.
+    at_most : int
+        Slices of a strip.
     """
-    height, width = min(picture[0], slice_size[0]), slice_size[1]
-    columns = list(_starts(picture[1], slice_size[1], overlap))
+    height, width = min(image_size[0], slice_size[0]), slice_size[1]
+    columns = list(_starts(image_size[1], slice_size[1], overlap))
     strips = []
-    for y in _starts(picture[0], slice_size[0], overlap):
+    for y in _starts(image_size[0], slice_size[0], overlap):
         for start in range(0, len(columns), at_most):
             group = columns[start : start + at_most]
-            end = min(group[-1] + width, picture[1])
+            end = min(group[-1] + width, image_size[1])
             offsets = tuple(x - group[0] for x in group)
             strips.append(Strip(y, group[0], height, end - group[0], offsets))
     return strips
 
 
 def _starts(length: int, size: int, overlap: float) -> Iterator[int]:
-    """Where slices of a size start, so that they cover a length."""
+    """Yield the starts of slices of some size that cover a length, all in pixels."""
     step = max(1, size - round(size * overlap))
     count = 1 + max(0, math.ceil((length - size) / step))
     for number in range(count):
         yield max(0, min(number * step, length - size))
 
 
-class Cutter:
-    """Makes the tasks that cut regions out of the chunks of a picture.
+class RegionCutter:
+    """Builder of the tasks that cut regions out of the chunks of an image.
 
-    A task for each chunk that a region touches, so that only the region leaves the worker that
-    has the chunk.
+    There is one for each chunk that a region touches, so that only the region is transferred from
+    the worker that has the chunk.
+
+    Parameters
+    ----------
+    image : ChunkedImage
+    name : str
+        First element of the tasks' keys.
     """
 
-    def __init__(self, picture: Picture, name: str) -> None:
+    def __init__(self, image: ChunkedImage, name: str) -> None:
         self.tasks: dict[Key, Task] = {}
-        self._picture = picture
+        """Tasks by key."""
+        self._image = image
         self._name = name
-        self._bounds = [np.concatenate([[0], np.cumsum(chunks)]) for chunks in picture.array.chunks]
+        self._bounds = [np.concatenate([[0], np.cumsum(chunks)]) for chunks in image.array.chunks]
 
     def cut(self, strip: Strip) -> tuple[list[TaskRef], tuple[int, ...]]:
-        """Return the pieces of a strip, in C order, and how many there are along each axis."""
+        """Add the tasks for a strip.
+
+        Returns
+        -------
+        references : list of TaskRef
+            Pieces of the strip in C order.
+        counts : tuple of int
+            Number of pieces along each axis.
+        """
         regions = {
-            self._picture.y: (strip.y, strip.y + strip.height),
-            self._picture.x: (strip.x, strip.x + strip.width),
+            self._image.y: (strip.y, strip.y + strip.height),
+            self._image.x: (strip.x, strip.x + strip.width),
         }
         axes = [
             list(_parts(bounds, *regions.get(axis, (0, int(bounds[-1])))))
@@ -283,7 +332,7 @@ class Cutter:
         ]
         references = []
         for parts in itertools.product(*axes):
-            chunk = (self._picture.array.name, *(number for number, _ in parts))
+            chunk = (self._image.array.name, *(number for number, _ in parts))
             key = (self._name, len(self.tasks))
             self.tasks[key] = Task(key, cut_piece, TaskRef(chunk), tuple(part for _, part in parts))
             references.append(TaskRef(key))
@@ -291,7 +340,7 @@ class Cutter:
 
 
 def _parts(bounds: Array, low: int, high: int) -> Iterator[tuple[int, slice]]:
-    """Chunks of an axis that a range touches, and the part of each that is in it."""
+    """Yield the chunks of an axis that a range touches, and the part of each inside it."""
     first = int(np.searchsorted(bounds, low, "right")) - 1
     for number in range(first, len(bounds) - 1):
         start, stop = int(bounds[number]), int(bounds[number + 1])
@@ -302,18 +351,23 @@ def _parts(bounds: Array, low: int, high: int) -> Iterator[tuple[int, slice]]:
 
 
 def cut_piece(chunk: Any, region: tuple[slice, ...]) -> Array:
-    """Return a region of a chunk as numpy has it; a copy where a view would keep much alive."""
+    """Return a region of a chunk as a numpy array.
+
+    It is a copy if it is less than half of the chunk, since a view would keep the chunk in memory.
+    """
     piece = np.asarray(chunk[region])
     return piece.copy() if 2 * piece.size < chunk.size else piece
 
 
-def put_together(pieces: Sequence[Array], counts: Sequence[int]) -> Array:
-    """Return the array whose pieces these are.
+def assemble(pieces: Sequence[Array], counts: Sequence[int]) -> Array:
+    """Return the array that pieces make up.
 
     Parameters
     ----------
-    pieces : in C order
-    counts : how many there are along each axis
+    pieces : sequence of array
+        In C order.
+    counts : sequence of int
+        Number of pieces along each axis.
     """
     if len(pieces) == 1:
         return pieces[0]

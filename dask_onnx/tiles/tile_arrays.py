@@ -1,4 +1,4 @@
-"""The outputs of a tiled prediction as lazy arrays."""
+"""Outputs of a tiled prediction as lazy arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from dask_onnx.tiles.tile_tasks import take_value
 
 
 def as_arrays(graph: TileGraph, image: da.Array, outputs: Sequence[str]) -> dict[str, da.Array]:
-    """Return a lazy array for each output, in its own shape.
+    """Return a lazy array for each output, with a chunk for each tile.
 
     Outputs whose rows and columns share an axis have a chunk for each row of tiles.
+
+    Parameters
+    ----------
+    graph : TileGraph
+        Built.
+    image : dask.array
+        The image that it was built for.
+    outputs : sequence of str
     """
     given: Any = image.__dask_graph__()
     layers: dict[str, Any] = dict(given.layers)
@@ -35,14 +43,14 @@ def as_arrays(graph: TileGraph, image: da.Array, outputs: Sequence[str]) -> dict
     for value in outputs:
         name, chunks = _output_layer(graph, value, base, layers, dependencies)
         dtype = graph.plan.flow.specs[value].dtype
-        apart = da.Array(
+        split = da.Array(
             HighLevelGraph(layers, dependencies),
             name,
             chunks,
             dtype=dtype,
             meta=np.empty((0,) * len(chunks), dtype),
         )
-        found[value] = _joined(graph, value, apart)
+        found[value] = _joined(graph, value, split)
     return found
 
 
@@ -53,7 +61,7 @@ def _output_layer(
     layers: dict[str, Any],
     dependencies: dict[str, set[str]],
 ) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    """Name an output's pieces, which are among the tasks under another name."""
+    """Add a layer that gives an output's pieces the keys of an array; return name and chunks."""
     name = graph.name(f"tiled_{value}")
     source = graph.source(value)
     counts = [range(len(borders) - 1) for borders in source.borders]
@@ -68,13 +76,15 @@ def _output_layer(
 
 
 def _joined(graph: TileGraph, value: str, array: da.Array) -> da.Array:
+    """Return an output in its own shape: join axes that are split in the pieces."""
     if value not in graph.plan.flow.values:
         return array
     layout = graph.plan.layout(value)
-    if layout.is_apart and array.ndim == len(layout.factors):
+    if layout.is_split and array.ndim == len(layout.factors):
         return array
-    # Rows stay apart where they lead their axis; what follows them is joined first.
+    # dask.array reshapes without rechunking only if all axes behind the first one are whole: the
+    # chunks of the first tiled axis (rows) are kept, those of the others are joined.
     tiled = [i for i, (_, k) in enumerate(layout.flat) if k is not None]
     array = array.rechunk(dict.fromkeys(tiled[1:], -1))
-    joined: da.Array = array.reshape(layout.joined(graph.plan.full(value)))
+    joined: da.Array = array.reshape(layout.joined_shape(graph.plan.full(value)))
     return joined

@@ -1,4 +1,11 @@
-"""A tile plan as Dask tasks: one for each tile and pass, and what carries values between them."""
+"""Dask tasks of a tile plan: one for each tile and pass, and those that pass values between them.
+
+Keys start with a verb, by which the dashboard groups tasks: ``tile0_...`` tiles of
+the first pass, ``untiled1_...`` nodes on untiled values, ``gather_...`` a value assembled from its
+tiles, ``merge-combine_...`` and ``combine_...`` a statistic of all tiles, ``take_...`` one value of
+several, ``known_...`` a value that follows from the size of the image, ``cut_...`` parts of a tile
+that its neighbours need.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +20,12 @@ from dask.task_spec import DataNode, Task, TaskRef
 
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.core.stage_tasks import StageTask, digest
-from dask_onnx.tiles.groups import Component, Feed, Group, Once
+from dask_onnx.tiles.groups import Component, Feed, Group, UntiledTask
 from dask_onnx.tiles.model_parts import Parts
-from dask_onnx.tiles.part_request import part_here
+from dask_onnx.tiles.part_request import inline_part
 from dask_onnx.tiles.pieces import (
     Arguments,
-    Cuts,
+    CutTasks,
     Gathering,
     Index,
     Piece,
@@ -26,119 +33,139 @@ from dask_onnx.tiles.pieces import (
     borders_of_chunks,
 )
 from dask_onnx.tiles.tile_calls import (
-    keeps_of,
     label_of_tiles,
     length,
     region_of,
+    shape_inputs_of,
     spans_of,
     statistic_of,
-    told_of,
+    tile_outputs,
 )
 from dask_onnx.tiles.tile_plan import TilePlan
 from dask_onnx.tiles.tile_tasks import (
-    OnceCall,
     PartCall,
     TileCall,
+    UntiledCall,
     finish_statistic,
-    gather_whole,
+    gather_value,
     merge_statistics,
-    run_once,
     run_tile,
+    run_untiled,
     take_value,
 )
 
 _FAN_IN = 16
-"""Partial statistics that one task puts together."""
+"""Partial statistics that one task merges."""
 _LABEL_LENGTH = 40
+"""Characters of a node's or value's name in a key, from its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Runnable:
-    """A component as tasks run it."""
+    """A component with the part of the model that its tasks run."""
 
     component: Component
     inline: InlineGraph | None
+    """The part of the model; None where everything that is returned is a feed."""
     inputs: frozenset[str]
+    """Names of the part's inputs."""
     feeds: tuple[Feed, ...]
+    """Feeds that the part reads or the tiles return."""
     supplies: tuple[TaskRef, ...]
+    """Tasks that bring the part to the worker."""
 
 
 @dataclass
 class TileGraph:
-    """The tasks of a plan, and where each value is among them."""
+    """Tasks of a plan, and the location of each value among their results."""
 
     plan: TilePlan
     parts: Parts
     token: str
+    """Digest of everything that the results depend on."""
     cuts_first: bool = False
-    """Cut what a tile needs of its neighbours where they are, since workers do not share memory."""
+    """True if tasks cut what neighbours need before it is transferred: workers share no memory."""
     tasks: dict[Any, Any] = field(default_factory=dict)
+    """Tasks by key."""
     sources: dict[str, Source] = field(default_factory=dict)
+    """Values to the tasks that have their pieces."""
     supplies: dict[str, dict[Any, Any]] = field(default_factory=dict)
-    """Tasks that bring the model to workers that cannot get it themselves."""
+    """Layers of tasks that bring the model to workers that cannot read it themselves."""
 
     def build(self, image: da.Array) -> None:
-        """Add the tasks of all passes."""
+        """Add the tasks of all passes; `image` is of the model's rank, in any chunks."""
         borders = borders_of_chunks(image.chunks)
         self.sources[self.plan.flow.source] = Source(image.name, borders)
-        onces = {once.level: once for once in self.plan.onces}
-        last = max([*onces, *(group.level for group in self.plan.groups)], default=0)
+        untiled = {task.level: task for task in self.plan.untiled_tasks}
+        last = max([*untiled, *(group.level for group in self.plan.groups)], default=0)
         for level in range(last + 1):
-            if level in onces:
-                self._add_once(onces[level])
+            if level in untiled:
+                self._add_untiled(untiled[level])
             for group in self.plan.groups:
                 if group.level == level:
                     self._add_group(group)
 
     def name(self, label: str, *parts: object) -> str:
-        """The first part of a key: what is done, to what, and a digest."""
+        """Return the first element of a key.
+
+        Parameters
+        ----------
+        label : str
+            Verb, underscore, and the name of a node or value.
+        *parts
+            Further content of the digest that makes the key unique.
+        """
         verb, _, rest = label.partition("_")
         readable = re.sub(r"[^0-9A-Za-z_.]", "_", rest)[-_LABEL_LENGTH:]
         return f"{verb}_{readable}-{digest(self.token, label, *parts)}"
 
-    # Whole values.
+    # Untiled values.
 
-    def _add_once(self, once: Once) -> None:
-        part = self.parts.of_once(once)
-        inline, supplies, layers = part_here(part, once.wanted)
+    def _add_untiled(self, task: UntiledTask) -> None:
+        part = self.parts.of_untiled(task)
+        inline, supplies, layers = inline_part(part, task.wanted)
         self.supplies |= layers
         inputs = {spec.name for spec in part.inputs}
-        feeds = [feed for feed in once.feeds if feed.name in inputs]
-        call = OnceCall(inline, tuple(feed.name for feed in feeds), once.wanted)
-        arguments = [TaskRef(self._whole(feed.value)) for feed in feeds]
-        key = self.name(f"once{once.level}_{inline.label}")
-        self.tasks[key] = StageTask(key, run_once, call, *arguments, *supplies)
-        for position, value in enumerate(once.wanted):
-            self._take(value, key, position if len(once.wanted) > 1 else None)
+        feeds = [feed for feed in task.feeds if feed.name in inputs]
+        call = UntiledCall(inline, tuple(feed.name for feed in feeds), task.wanted)
+        arguments = [TaskRef(self._gathered(feed.value)) for feed in feeds]
+        key = self.name(f"untiled{task.level}_{inline.label}")
+        self.tasks[key] = StageTask(key, run_untiled, call, *arguments, *supplies)
+        for position, value in enumerate(task.wanted):
+            self._add_take(value, key, position if len(task.wanted) > 1 else None)
 
-    def _take(self, value: str, key: Any, position: int | None) -> None:
-        """Make one piece of a whole value, its tiled axes apart."""
-        shape = self.plan.layout(value).apart(self.plan.full(value))
+    def _add_take(self, value: str, key: Any, position: int | None) -> None:
+        """Add a task that takes an untiled value from a result, with its tiled axes split."""
+        shape = self.plan.layout(value).split_shape(self.plan.full(value))
         name = self.name(f"take_{value}")
-        own: Any = (name, *(0 for _ in shape))
-        self.tasks[own] = Task(own, take_value, TaskRef(key), position, shape)
+        piece: Any = (name, *(0 for _ in shape))
+        self.tasks[piece] = Task(piece, take_value, TaskRef(key), position, shape)
         self.sources[value] = Source(name, tuple((0, size) for size in shape))
 
     def source(self, value: str) -> Source:
-        """Where a value is; one that follows from the size of the picture is written down."""
+        """Return the tasks that have the pieces of a value.
+
+        A value that follows from the size of the image becomes a literal in the graph.
+        """
         if value not in self.sources:
             known = self.plan.flow.known[value]
-            shape = self.plan.layout(value).apart(self.plan.full(value))
+            shape = self.plan.layout(value).split_shape(self.plan.full(value))
             name = self.name(f"known_{value}")
             key: Any = (name, *(0 for _ in shape))
             self.tasks[key] = DataNode(key, known.array.reshape(shape))
             self.sources[value] = Source(name, tuple((0, size) for size in shape))
         return self.sources[value]
 
-    def _whole(self, value: str) -> Any:
-        """The key of a value in its own shape, in one piece."""
+    def _gathered(self, value: str) -> Any:
+        """Return the key of a whole value in its own shape, and add its task if need be."""
         key = self.name(f"gather_{value}")
         if key not in self.tasks:
             layout, full = self.plan.layout(value), self.plan.full(value)
-            grid, pieces = self.source(value).pieces([(0, n) for n in layout.apart(full)])
+            region = [(0, size) for size in layout.split_shape(full)]
+            grid, pieces = self.source(value).pieces(region)
             arguments = Arguments()
-            spec = Gathering(value, grid, layout.joined(full), pieces).spec(arguments)
-            self.tasks[key] = Task(key, gather_whole, spec, *arguments.references)
+            spec = Gathering(value, grid, layout.joined_shape(full), pieces).spec(arguments)
+            self.tasks[key] = Task(key, gather_value, spec, *arguments.references)
         return key
 
     # Tiles.
@@ -149,42 +176,53 @@ class TileGraph:
         supplies = [reference for each in runnables for reference in each.supplies]
         tiles = list(itertools.product(*(self.plan.grids[k].tiles for k in group.axes)))
         regions = {tile: self._regions(group, runnables, tile) for tile in tiles}
-        cuts = Cuts(name) if self.cuts_first else None
-        for gathering in itertools.chain.from_iterable(itertools.chain(*regions.values())):
-            if cuts is not None:
-                cuts.note(gathering)
+        cuts = CutTasks(name) if self.cuts_first else None
+        if cuts is not None:
+            for gathering in itertools.chain.from_iterable(itertools.chain(*regions.values())):
+                cuts.add(gathering)
         for tile in tiles:
             arguments = Arguments()
-            calls = []
-            for each, gatherings in zip(runnables, regions[tile], strict=True):
-                gathers = tuple(gathering.spec(arguments, cuts) for gathering in gatherings)
-                at = dict(zip(group.axes, tile, strict=True))
-                spans = spans_of(self.plan, each.component, at)
-                told = told_of(self.plan, self.parts, each.component, spans, each.inputs)
-                keeps = keeps_of(self.plan, each.component, spans, at)
-                calls.append(PartCall(each.inline, gathers, told, keeps))
+            call = self._tile_call(group, runnables, tile, regions[tile], arguments, cuts)
             key: Any = (name, *tile)
-            self.tasks[key] = StageTask(
-                key, run_tile, TileCall(tuple(calls)), *arguments.references, *supplies
-            )
+            self.tasks[key] = StageTask(key, run_tile, call, *arguments.references, *supplies)
         if cuts is not None:
             self.tasks |= cuts.tasks()
-        self._note_tiles(group, name)
+        self._add_sources(group, name)
+
+    def _tile_call(
+        self,
+        group: Group,
+        runnables: Sequence[_Runnable],
+        tile: Index,
+        regions: Sequence[Sequence[Gathering]],
+        arguments: Arguments,
+        cuts: CutTasks | None,
+    ) -> TileCall:
+        """Return what the task of one tile runs, and add the results it reads to `arguments`."""
+        at = dict(zip(group.axes, tile, strict=True))
+        calls = []
+        for each, gatherings in zip(runnables, regions, strict=True):
+            gathers = tuple(gathering.spec(arguments, cuts) for gathering in gatherings)
+            spans = spans_of(self.plan, each.component, at)
+            shapes = shape_inputs_of(self.plan, self.parts, each.component, spans, each.inputs)
+            outputs = tile_outputs(self.plan, each.component, spans, at)
+            calls.append(PartCall(each.inline, gathers, shapes, outputs))
+        return TileCall(tuple(calls))
 
     def _runnable(self, component: Component) -> _Runnable:
         part = self.parts.of_tiles(component)
         if part is None:
             return _Runnable(component, None, frozenset(), component.feeds, ())
-        inline, supplies, layers = part_here(part, [spec.name for spec in part.outputs])
+        inline, supplies, layers = inline_part(part, [spec.name for spec in part.outputs])
         self.supplies |= layers
         inputs = frozenset(spec.name for spec in part.inputs)
-        feeds = [f for f in component.feeds if f.name in inputs or f.name in component.ends]
+        feeds = [f for f in component.feeds if f.name in inputs or f.name in component.targets]
         return _Runnable(component, inline, inputs, tuple(feeds), tuple(supplies))
 
     def _regions(
         self, group: Group, runnables: Sequence[_Runnable], tile: Index
     ) -> list[list[Gathering]]:
-        """What a tile is given, component by component: pieces of its own and of neighbours."""
+        """Return the feeds of a tile for each component: pieces of the tile and its neighbours."""
         at = dict(zip(group.axes, tile, strict=True))
         found = []
         for each in runnables:
@@ -195,56 +233,70 @@ class TileGraph:
                     region, shape = region_of(self.plan, feed, spans)
                     grid, pieces = self.source(feed.value).pieces(region)
                 else:
-                    shape = self.plan.layout(feed.value).joined(self.plan.full(feed.value))
-                    grid, pieces = (1,), [Piece(self._whole(feed.value), None, None, 1.0)]
+                    full = self.plan.full(feed.value)
+                    shape = self.plan.layout(feed.value).joined_shape(full)
+                    grid, pieces = (1,), [Piece(self._gathered(feed.value), None, None, 1.0)]
                 gatherings.append(Gathering(feed.name, grid, shape, pieces))
             found.append(gatherings)
         return found
 
-    def _note_tiles(self, group: Group, name: str) -> None:
-        """Say where the values are that the tiles of a group keep."""
-        is_bare = len(group.wanted) + len(group.statistics) == 1
+    def _add_sources(self, group: Group, name: str) -> None:
+        """Record where the values are that the tiles of a group return, and add statistics."""
+        is_single = len(group.wanted) + len(group.statistics) == 1
         position = 0
         for component in group.components:
             for value in component.wanted:
                 layout = self.plan.layout(value)
                 axes = tuple(layout.axis_of(k) for k in group.axes)
                 borders = borders_of_chunks(self.plan.chunks(value))
-                self.sources[value] = Source(name, borders, None if is_bare else position, axes)
+                self.sources[value] = Source(name, borders, None if is_single else position, axes)
                 position += 1
             for index in component.statistics:
-                self._add_statistic(group, name, index, None if is_bare else position)
+                self._add_statistic(group, name, index, None if is_single else position)
                 position += 1
 
     # Statistics.
 
     def _add_statistic(self, group: Group, tiles: str, index: int, position: int | None) -> None:
-        """Put the partial statistics of tiles together, as a tree."""
+        """Add the tasks that merge the partial statistics of tiles.
+
+        Parameters
+        ----------
+        group : Group
+        tiles : str
+            First element of the tiles' keys.
+        index : int
+            Index of the node that computes the statistic.
+        position : int or None
+            Position of the partial statistic in the tiles' results; None if it is all of them.
+        """
         plan, step, kind = self.plan, self.plan.flow.steps[index], statistic_of(self.plan, index)
         value = step.node.outputs[0]
-        left = [k for k in group.axes if k not in step.reduced]
+        remaining = [k for k in group.axes if k not in step.reduced]
         layout, spec = plan.layout(value), plan.flow.specs[value]
         name = self.name(f"combine_{kind}_{value}")
-        for kept in itertools.product(*(plan.grids[k].tiles for k in left)):
-            at = dict(zip(left, kept, strict=True))
+        for numbers in itertools.product(*(plan.grids[k].tiles for k in remaining)):
+            at = dict(zip(remaining, numbers, strict=True))
             grid = [[at[k]] if k in at else plan.grids[k].tiles for k in group.axes]
             keys: list[Any] = [(tiles, *tile) for tile in itertools.product(*grid)]
-            merged = self._tree(name, kind, position, [TaskRef(key) for key in keys], kept)
-            shape = layout.apart({k: length(plan.tile(value, k, at[k])) for k in left})
+            merged = self._tree(name, kind, position, [TaskRef(key) for key in keys], numbers)
+            shape = layout.split_shape({k: length(plan.tile(value, k, at[k])) for k in remaining})
             key: Any = (name, *(0 if k is None else at[k] for _, k in layout.flat))
             self.tasks[key] = Task(key, finish_statistic, kind, merged, spec.dtype, shape)
         self.sources[value] = Source(name, borders_of_chunks(plan.chunks(value)))
 
     def _tree(
-        self, name: str, kind: str, position: int | None, references: list[TaskRef], kept: Index
+        self, name: str, kind: str, position: int | None, references: list[TaskRef], numbers: Index
     ) -> TaskRef:
+        """Add a tree of tasks that merge partial statistics; return its root."""
         for depth in itertools.count():
             merged = []
             for number, start in enumerate(range(0, len(references), _FAN_IN)):
-                key: Any = (f"merge-{name}", depth, number, *kept)
-                some = references[start : start + _FAN_IN]
+                key: Any = (f"merge-{name}", depth, number, *numbers)
+                children = references[start : start + _FAN_IN]
+                # Only the leaves read tuples: the results of tiles.
                 at = position if depth == 0 else None
-                self.tasks[key] = Task(key, merge_statistics, kind, at, *some)
+                self.tasks[key] = Task(key, merge_statistics, kind, at, *children)
                 merged.append(TaskRef(key))
             references = merged
             if len(references) == 1:

@@ -1,19 +1,16 @@
-"""Following the tiled axes of a picture through a graph, node by node."""
+"""Tracing of the tiled axes of an image through a graph, node by node."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import NoReturn
 
-import numpy as np
 import onnx
 
-from dask_onnx.analysis.axes.control_rules import CONTROL
-from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
-from dask_onnx.analysis.axes.shape_values import folded
-from dask_onnx.analysis.axes.table import NAMES_SHAPES, CustomAxes
-from dask_onnx.analysis.axes.value_rules import elementwise
-from dask_onnx.analysis.axes.view import Known, NodeView
+from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW
+from dask_onnx.analysis.axes.dependence import Dependence, Kind
+from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
@@ -21,18 +18,19 @@ from dask_onnx.tiles.flow import (
     Edge,
     Flow,
     NotTileableError,
-    SizeMismatchError,
     Step,
     TooLargeError,
-    Traced,
+    TracedValue,
 )
+from dask_onnx.tiles.graph_rewrites import DECOMPOSABLE_OPS
+from dask_onnx.tiles.input_places import InputPlaces, input_places_of
 from dask_onnx.tiles.places import UNCHANGED, Place, Places
-from dask_onnx.tiles.primitives import UNROLLED
-from dask_onnx.tiles.reduce import KIND_OF
-from dask_onnx.tiles.steps import Asker, Outcome
+from dask_onnx.tiles.reduce import STATISTIC_OF
+from dask_onnx.tiles.size_values import fold_sizes, is_shape_node, known_sizes
+from dask_onnx.tiles.tile_rules import AxisOutcome, NodeRules
 
-_WHOLE_KINDS = (Kind.PAIRED, Kind.CONTRACTED, Kind.FACTORED)
-"""What runs on the whole value if that is small enough."""
+_UNTILED_KINDS = (Kind.PAIRED, Kind.CONTRACTED, Kind.FACTORED)
+"""Dependences of nodes that run on the untiled value if that is small enough."""
 
 
 def trace(
@@ -41,46 +39,63 @@ def trace(
     source: str,
     axes: Sequence[int],
     outputs: Sequence[str],
-    own: CustomAxes,
+    custom_axes: CustomAxes,
     *,
-    whole_bytes: int,
+    max_untiled_bytes: int,
     variances: Mapping[str, str] | None = None,
-    decided: Flow | None = None,
+    reference: Flow | None = None,
 ) -> Flow:
-    """Follow the tiled axes of one input through the graph.
+    """Trace the tiled axes of one input through the graph.
 
     Parameters
     ----------
-    specs : at the size of the whole picture
-    source : the input
-    axes : its axes that are cut
-    outputs : values that are wanted
-    own : what the caller's operators declare of their axes
-    whole_bytes : up to so many bytes of activations a node behind an attention runs on the whole
-        rather than by tiles
-    variances : value to the one whose variance it is, over the same axes as the mean that its node
-        takes
-    decided : the flow of the same graph at another size, whose choices of whole or tiles are kept
+    facts : GraphFacts
+    specs : mapping of str to TensorSpec
+        Types and shapes of all values for the whole image.
+    source : str
+        Name of the input.
+    axes : sequence of int
+        Axes of the input along which tiles are cut.
+    outputs : sequence of str
+        Values to compute.
+    custom_axes : CustomAxes
+        Axes that the caller's custom operators declare.
+    max_untiled_bytes : int
+        Bytes of activations up to which a node behind an attention runs on untiled values.
+    variances : mapping of str to str, optional
+        Name of a variance to the name of the value that it is the variance of, over the same axes
+        as the mean that its node computes.
+    reference : Flow, optional
+        Flow of the same graph for another image size, whose choices of tiles or untiled values are
+        repeated.
 
     Raises
     ------
-    NotTileableError, TooLargeError, SizeMismatchError
+    NotTileableError
+        A node needs an unbounded range of pixels, and no pass over all tiles provides it.
+    TooLargeError
+        A value that must be untiled exceeds `max_untiled_bytes`.
+    SizeMismatchError
+        The model does not accept an image of this size.
     """
     flow = Flow(facts, specs, source, tuple(axes), dict(variances or {}))
-    return _Tracer(flow, outputs, own, whole_bytes, decided).run()
+    return _Tracer(flow, outputs, custom_axes, max_untiled_bytes, reference).run()
 
 
 class _Tracer:
+    """State of one trace; fills its `flow` node by node."""
+
     def __init__(
         self,
         flow: Flow,
         outputs: Sequence[str],
-        own: CustomAxes,
-        whole_bytes: int,
-        decided: Flow | None,
+        custom_axes: CustomAxes,
+        max_untiled_bytes: int,
+        reference: Flow | None,
     ) -> None:
         self.flow, self.facts, self.specs = flow, flow.facts, flow.specs
-        self.own, self.whole_bytes, self.decided = own, whole_bytes, decided
+        self.custom_axes, self.reference = custom_axes, reference
+        self.max_untiled_bytes = max_untiled_bytes
         self.live = set(self.facts.ancestors(outputs))
         self.opset = self.facts.model.opsets.get("", 1)
         spec = self.specs[flow.source]
@@ -90,130 +105,115 @@ class _Tracer:
             size = spec.shape[axis]
             assert isinstance(size, int)
             places[axis] = Place(axis, 1, 1, size, Fraction(1))
-        flow.values[flow.source] = Traced(places, 0, is_once=False)
+        flow.values[flow.source] = TracedValue(places, 0, is_untiled=False)
 
     def run(self) -> Flow:
+        """Visit the nodes that the outputs need, in topological order."""
         nodes = self.facts.proto.graph.node
         for node in self.facts.nodes:
             if node.index in self.live:
                 self._visit(node, nodes[node.index])
         return self.flow
 
-    # What follows from sizes.
-
-    def _fold(self, node: NodeFacts, proto: onnx.NodeProto) -> None:
-        """Work out a small value that follows from sizes, where that is possible."""
-        if node.op_type in ("Shape", "Size") and not node.domain:
-            shape = self._sizes(node.inputs[0])
-            if shape is not None and node.op_type == "Size":
-                self.flow.known[node.outputs[0]] = Known(np.array(int(np.prod(shape))))
-            elif shape is not None:
-                given = {a.name: a.i for a in proto.attribute}
-                part = shape[given.get("start", 0) : given.get("end")]
-                self.flow.known[node.outputs[0]] = Known(np.array(part, np.int64))
-            return
-        if node.op_type in NAMES_SHAPES:
-            ins = [FREE] * len(node.inputs)
-            view = NodeView(
-                proto,
-                node.name,
-                node.inputs,
-                ins,
-                self.flow.dims,
-                self.flow.constant,
-                self.opset,
-                1,
-            )
-            for name, value in zip(proto.output, folded(view) or (), strict=False):
-                self.flow.known[name] = Known(value.array)
-
-    def _sizes(self, name: str) -> list[int] | None:
-        spec = self.specs.get(name)
-        if name in self.flow.known:
-            return list(self.flow.known[name].array.shape)
-        if spec is None or spec.shape is None:
-            return None
-        sizes = [dim for dim in spec.shape if isinstance(dim, int)]
-        return sizes if len(sizes) == len(spec.shape) else None
-
-    # What depends on pixels.
-
     def _visit(self, node: NodeFacts, proto: onnx.NodeProto) -> None:
         values, flow = self.flow.values, self.flow
-        is_shape = node.op_type in ("Shape", "Size") and not node.domain
-        pixels = [i for i, name in enumerate(node.inputs) if name in values]
-        if is_shape or not (pixels or any(name in values for name in node.captures)):
-            if is_shape or any(name in flow.sized for name in node.reads):
-                flow.sized.update(node.outputs)
-            self._fold(node, proto)
+        is_shape = is_shape_node(node)
+        traced_inputs = [i for i, name in enumerate(node.inputs) if name in values]
+        if is_shape or not (traced_inputs or any(name in values for name in node.captures)):
+            if is_shape or any(name in flow.size_dependent for name in node.reads):
+                flow.size_dependent.update(node.outputs)
+            fold_sizes(flow, node, proto, self.opset)
             return
-        held = [values[node.inputs[i]] for i in pixels]
-        if all(v.is_once and not v.places for v in held) and not self._reads_tiles(node):
-            self._once(node, {})
+        inputs = [values[node.inputs[i]] for i in traced_inputs]
+        if all(v.is_untiled and not v.places for v in inputs) and not self._captures_tiles(node):
+            self._add_untiled(node, {})
             return
-        if node.op_type in CONTROL or any(name in values for name in node.captures):
-            self._refuse(node, Dependence(Kind.OPAQUE, node=node.name, how="a body of nodes"))
-        asker = Asker(proto, flow.dims, flow.constant, flow.sized, self.opset, self.own)
-        if any(v.is_once and v.places for v in held) and self._stays_whole(node, pixels):
-            self._once(node, self._places_behind(node, asker, pixels))
+        if node.op_type in CONTROL_FLOW or any(name in values for name in node.captures):
+            dep = Dependence(Kind.OPAQUE, node=node.name, how="a body of nodes")
+            self._refuse(node, dep, self.flow.axes[0])
+        rules = NodeRules(
+            proto, flow.dims, flow.constant, flow.size_dependent, self.opset, self.custom_axes
+        )
+        is_behind_untiled = any(v.is_untiled and v.places for v in inputs)
+        if is_behind_untiled and self._stays_untiled(node, traced_inputs):
+            self._add_untiled(node, self._untiled_places(node, rules, traced_inputs))
             return
-        self._tiled(node, asker, pixels)
+        self._add_on_tiles(node, rules, traced_inputs)
 
-    def _reads_tiles(self, node: NodeFacts) -> bool:
+    def _captures_tiles(self, node: NodeFacts) -> bool:
         return any(
-            name in self.flow.values and not self.flow.values[name].is_once
+            name in self.flow.values and not self.flow.values[name].is_untiled
             for name in node.captures
         )
 
-    def _stays_whole(self, node: NodeFacts, pixels: Sequence[int]) -> bool:
-        """Whether a node behind a value that was made in one piece runs on the whole too."""
-        if self.decided is not None:
-            return self.decided.steps[node.index].is_once
-        most = max(
+    # Nodes on untiled values.
+
+    def _stays_untiled(self, node: NodeFacts, traced_inputs: Sequence[int]) -> bool:
+        """Return whether a node that reads an untiled value runs on untiled values too.
+
+        It returns to tiles where its activations exceed the budget, or where it enlarges an input
+        that already is longer than every tiled axis, as a decoder does.
+        """
+        if self.reference is not None:
+            return self.reference.steps[node.index].is_untiled
+        longest_axis = max(
             (
                 place.size
-                for i in pixels
-                if (held := self.flow.values[node.inputs[i]]).is_once
-                for place in held.places.values()
+                for i in traced_inputs
+                if (traced := self.flow.values[node.inputs[i]]).is_untiled
+                for place in traced.places.values()
             ),
             default=0,
         )
+        longest_input = max(known_sizes(self.flow, node.inputs[traced_inputs[0]]) or [0])
         grows = any(
-            max(self._sizes(name) or [0]) > max(self._sizes(node.inputs[pixels[0]]) or [0]) > most
+            max(known_sizes(self.flow, name) or [0]) > longest_input > longest_axis
             for name in node.outputs
         )
-        return not grows and self._bytes(node, pixels) <= self.whole_bytes
+        return not grows and self._bytes(node, traced_inputs) <= self.max_untiled_bytes
 
-    def _bytes(self, node: NodeFacts, pixels: Sequence[int]) -> int:
-        """Bytes of what a node reads and writes of the whole picture."""
-        names = [*dict.fromkeys(node.inputs[i] for i in pixels), *node.outputs]
+    def _bytes(self, node: NodeFacts, traced_inputs: Sequence[int]) -> int:
+        """Return the bytes that a node reads and writes for the whole image."""
+        names = [*dict.fromkeys(node.inputs[i] for i in traced_inputs), *node.outputs]
         return sum(value_bytes(self.specs.get(name)) for name in names)
 
-    def _once(self, node: NodeFacts, places: Mapping[str, Places]) -> None:
-        """Note a node that runs once, on whole values."""
+    def _add_untiled(self, node: NodeFacts, places: Mapping[str, Places]) -> None:
+        """Add a step that runs once, on untiled values.
+
+        Parameters
+        ----------
+        node : NodeFacts
+        places : mapping of str to Places
+            Output to the locations of the tiled axes in it.
+        """
         values = self.flow.values
-        held = [values[name] for name in dict.fromkeys(node.reads) if name in values]
-        level = max(v.level + (not v.is_once) for v in held)
+        inputs = [values[name] for name in dict.fromkeys(node.reads) if name in values]
+        level = max(v.level + (not v.is_untiled) for v in inputs)
         edges = tuple(
-            Edge(i, name, {}, {}, is_whole=True)
+            Edge(i, name, {}, {}, is_gathered=True)
             for i, name in enumerate(node.inputs)
             if name in values
         )
         self.flow.steps[node.index] = Step(node, level, True, edges)
         for name in node.outputs:
-            values[name] = Traced(places.get(name, {}), level, is_once=True)
+            values[name] = TracedValue(places.get(name, {}), level, is_untiled=True)
 
-    def _places_behind(
-        self, node: NodeFacts, asker: Asker, pixels: Sequence[int]
+    def _untiled_places(
+        self, node: NodeFacts, rules: NodeRules, traced_inputs: Sequence[int]
     ) -> dict[str, Places]:
-        """Where the tiled axes lie behind a node that runs once, as far as that can be told."""
+        """Return the locations of the tiled axes in the outputs of an untiled step, if known.
+
+        An axis that the inputs pair with each other is located by the first input alone: the
+        queries of an attention.
+        """
         found: dict[str, dict[int, Place]] = {name: {} for name in node.outputs}
-        sides = [{i: self.flow.values[node.inputs[i]].places for i in pixels}]
-        if len(pixels) > 1:
-            sides.append({pixels[0]: self.flow.values[node.inputs[pixels[0]]].places})
+        first = traced_inputs[0]
+        candidates = [{i: self.flow.values[node.inputs[i]].places for i in traced_inputs}]
+        if len(traced_inputs) > 1:
+            candidates.append({first: self.flow.values[node.inputs[first]].places})
         for k in self.flow.axes:
-            for side in sides:
-                outcomes = self._outcomes(node, asker, side, k)
+            for input_places in candidates:
+                outcomes = self._outcomes(node, rules, input_places, k)
                 if outcomes and not any(o.dep.is_broken for o in outcomes):
                     for name, outcome in zip(node.outputs, outcomes, strict=False):
                         if outcome.place is not None:
@@ -221,176 +221,170 @@ class _Tracer:
                     break
         return dict(found)
 
+    # Nodes on tiles.
+
     def _outcomes(
-        self, node: NodeFacts, asker: Asker, side: Mapping[int, Places], k: int
-    ) -> list[Outcome]:
-        """What becomes of one tiled axis that lies in some inputs; empty if it lies in none."""
-        at = [side.get(i, {}).get(k) for i in range(len(node.inputs))]
+        self, node: NodeFacts, rules: NodeRules, input_places: InputPlaces, k: int
+    ) -> list[AxisOutcome]:
+        """Return the outcome of one tiled axis per output; empty if no input carries the axis."""
+        at = [input_places.get(i, {}).get(k) for i in range(len(node.inputs))]
         if all(place is None for place in at):
             return []
-        is_alone = at[0] is None or not any(
-            other.axis == at[0].axis for j, other in side.get(0, {}).items() if j != k
+        is_only_axis = at[0] is None or not any(
+            other.axis == at[0].axis for j, other in input_places.get(0, {}).items() if j != k
         )
-        return asker.ask(at, is_alone=is_alone)
+        return rules.outcomes(at, is_only_axis=is_only_axis)
 
-    def _tiled(self, node: NodeFacts, asker: Asker, pixels: Sequence[int]) -> None:
-        side = self._sides(node, asker, pixels)
-        outcomes = {k: self._outcomes(node, asker, side, k) for k in self.flow.axes}
+    def _add_on_tiles(
+        self, node: NodeFacts, rules: NodeRules, traced_inputs: Sequence[int]
+    ) -> None:
+        """Add a node that reads tiles: as a tiled step, a statistic, or a step that gathers."""
+        input_places = input_places_of(self.flow, node, rules, traced_inputs)
+        outcomes = {k: self._outcomes(node, rules, input_places, k) for k in self.flow.axes}
         broken = {k: b for k, found in outcomes.items() if (b := _broken(found)) is not None}
-        if node.op_type in UNROLLED and not node.domain and self._unrolls(node, outcomes):
+        if self._defers_decomposition(node, outcomes):
             return
         reduced = {k for k, dep in broken.items() if dep.kind == Kind.REDUCED}
-        is_statistic = node.op_type in KIND_OF and not node.domain
+        is_statistic = node.op_type in STATISTIC_OF and not node.domain
         if broken and reduced == set(broken) and is_statistic:
-            self._statistic(node, outcomes, reduced)
+            self._add_statistic(node, outcomes, reduced)
         elif broken:
-            self._gather(node, asker, pixels, broken)
+            self._add_gathering(node, rules, traced_inputs, broken)
         else:
-            self._note(node, side, outcomes, whole=())
+            self._add_tiled(node, input_places, outcomes, gathered=())
 
-    def _sides(
-        self, node: NodeFacts, asker: Asker, pixels: Sequence[int]
-    ) -> dict[int, dict[int, Place]]:
-        """The places in each input, also of those that stand beside the picture position by
-        position (a grid of coordinates, an embedding of positions)."""
-        values = self.flow.values
-        side = {i: dict(values[node.inputs[i]].places) for i in pixels}
-        is_concat = node.op_type == "Concat" and not node.domain
-        if asker.entry.rule is not elementwise and not is_concat:
-            return side
-        shapes = [self._sizes(name) if name else None for name in node.inputs]
-        for k in self.flow.axes:
-            lead = next((i for i in side if k in side[i]), None)
-            if lead is None or (lead_shape := shapes[lead]) is None:
-                continue
-            place = side[lead][k]
-            size, back = lead_shape[place.axis], place.axis - len(lead_shape)
-            if is_concat and self._concat_axis(node, len(lead_shape)) == place.axis:
-                continue
-            for i, shape in enumerate(shapes):
-                if shape is None or len(shape) + back < 0 or shape[back] == 1:
-                    continue
-                if shape[back] != size:
-                    raise SizeMismatchError(
-                        f"node {node.name!r} ({node.op_type}) reads {node.inputs[lead]!r} of "
-                        f"{tuple(lead_shape)} and {node.inputs[i]!r} of {tuple(shape)}"
-                    )
-                if k not in side.get(i, {}):
-                    side.setdefault(i, {})[k] = place.at(len(shape) + back)
-        return side
-
-    def _concat_axis(self, node: NodeFacts, rank: int) -> int:
-        attributes = self.facts.proto.graph.node[node.index].attribute
-        return next((int(a.i) for a in attributes if a.name == "axis"), 1) % rank
-
-    def _unrolls(self, node: NodeFacts, outcomes: Mapping[int, Sequence[Outcome]]) -> bool:
-        """Note a node that normalises over tiled axes; whether it is one."""
+    def _defers_decomposition(
+        self, node: NodeFacts, outcomes: Mapping[int, Sequence[AxisOutcome]]
+    ) -> bool:
+        """Add a node that normalises over tiled axes to those to decompose; return if it is one."""
+        if node.op_type not in DECOMPOSABLE_OPS or node.domain:
+            return False
         is_over_pixels = any(
             outcome.dep.kind == Kind.REDUCED or outcome.dep.coupled
             for found in outcomes.values()
             for outcome in found
         )
-        is_plain = len(node.outputs) == 1 or node.op_type == "DynamicQuantizeLinear"
-        if not is_over_pixels or not is_plain:
+        is_supported = len(node.outputs) == 1 or node.op_type == "DynamicQuantizeLinear"
+        if not is_over_pixels or not is_supported:
             return False
-        self.flow.unrolled.append(node.index)
-        # As if it kept to its own pixels: the graph is traced again once it is unrolled.
-        held = self.flow.values[node.inputs[0]]
+        self.flow.to_decompose.append(node.index)
+        # Continue as if the node were element-wise: the graph is traced again once it is
+        # decomposed.
+        traced = self.flow.values[node.inputs[0]]
         for name in node.outputs:
-            self.flow.values[name] = held
-        self.flow.steps[node.index] = Step(node, held.level, False, ())
+            self.flow.values[name] = traced
+        self.flow.steps[node.index] = Step(node, traced.level, False, ())
         return True
 
-    def _statistic(
+    def _add_statistic(
         self,
         node: NodeFacts,
-        outcomes: Mapping[int, Sequence[Outcome]],
+        outcomes: Mapping[int, Sequence[AxisOutcome]],
         reduced: set[int],
     ) -> None:
-        """Note a node whose result is put together from those of all tiles."""
+        """Add a step whose result is combined from partial statistics of all tiles."""
         name = self.flow.variances.get(node.outputs[0], node.inputs[0])
-        held = self.flow.values[name]
-        left = {k: found[0].place for k, found in _some(outcomes).items() if k not in reduced}
-        places = {k: place for k, place in left.items() if place is not None}
-        if held.is_once:  # so is the statistic
-            self._once(node, {node.outputs[0]: places})
+        traced = self.flow.values[name]
+        places = {
+            k: place
+            for k, found in _carried(outcomes).items()
+            if k not in reduced and (place := found[0].place) is not None
+        }
+        if traced.is_untiled:  # so is the statistic
+            self._add_untiled(node, {node.outputs[0]: places})
             return
-        edges = (Edge(0, name, held.places, dict.fromkeys(held.places, UNCHANGED)),)
-        level = held.level + 1
+        edges = (Edge(0, name, traced.places, dict.fromkeys(traced.places, UNCHANGED)),)
+        level = traced.level + 1
         self.flow.steps[node.index] = Step(node, level, not places, edges, frozenset(reduced))
-        self.flow.values[node.outputs[0]] = Traced(places, level, is_once=not places)
+        self.flow.values[node.outputs[0]] = TracedValue(places, level, is_untiled=not places)
 
-    def _gather(
+    def _add_gathering(
         self,
         node: NodeFacts,
-        asker: Asker,
-        pixels: Sequence[int],
+        rules: NodeRules,
+        traced_inputs: Sequence[int],
         broken: Mapping[int, Dependence],
     ) -> None:
-        """A node that pairs positions: on whole values if these are small, else with all but its
-        first input gathered (the keys and values of an attention)."""
-        is_joining = node.op_type == "Concat" and not node.domain
-        dep = next(iter(broken.values()))
-        if not (is_joining or all(d.kind in _WHOLE_KINDS for d in broken.values())):
-            self._refuse(node, dep, next(iter(broken)))
-        size = self._bytes(node, pixels)
-        if self.decided is not None:
-            is_small = self.decided.steps[node.index].is_once
-        else:
-            is_small = size <= self.whole_bytes
-        if is_small:
-            self._once(node, self._places_behind(node, asker, pixels))
-            return
-        first = pixels[0]
-        side = {first: dict(self.flow.values[node.inputs[first]].places)}
-        outcomes = {k: self._outcomes(node, asker, side, k) for k in self.flow.axes}
-        if len(pixels) < 2 or any(_broken(found) for found in outcomes.values()):
-            op_type = node.op_type
-            raise TooLargeError(node.inputs[first], node.name, op_type, size, self.whole_bytes)
-        self._note(node, side, outcomes, whole=pixels[1:])
+        """Add a node that combines positions with each other.
 
-    def _note(
+        It runs on untiled values if these are small. Otherwise it runs on tiles of its first input,
+        with all others gathered: the queries against all keys and values of an attention.
+        """
+        is_concat = node.op_type == "Concat" and not node.domain
+        axis, dep = next(iter(broken.items()))
+        if not (is_concat or all(d.kind in _UNTILED_KINDS for d in broken.values())):
+            self._refuse(node, dep, axis)
+        size = self._bytes(node, traced_inputs)
+        if self.reference is not None:
+            is_untiled = self.reference.steps[node.index].is_untiled
+        else:
+            is_untiled = size <= self.max_untiled_bytes
+        if is_untiled:
+            self._add_untiled(node, self._untiled_places(node, rules, traced_inputs))
+            return
+        first, *others = traced_inputs
+        input_places = {first: dict(self.flow.values[node.inputs[first]].places)}
+        outcomes = {k: self._outcomes(node, rules, input_places, k) for k in self.flow.axes}
+        if not others or any(_broken(found) for found in outcomes.values()):
+            raise TooLargeError(
+                node.inputs[first], node.name, node.op_type, size, self.max_untiled_bytes
+            )
+        self._add_tiled(node, input_places, outcomes, gathered=others)
+
+    def _add_tiled(
         self,
         node: NodeFacts,
-        side: Mapping[int, Places],
-        outcomes: Mapping[int, Sequence[Outcome]],
-        whole: Sequence[int],
+        input_places: InputPlaces,
+        outcomes: Mapping[int, Sequence[AxisOutcome]],
+        gathered: Sequence[int],
     ) -> None:
-        """Note a node that runs on tiles."""
+        """Add a step that runs on tiles.
+
+        Parameters
+        ----------
+        node : NodeFacts
+        input_places : mapping of int to Places
+        outcomes : mapping of int to sequence of AxisOutcome
+            Tiled axis to its outcome for each output.
+        gathered : sequence of int
+            Inputs that every tile receives as a whole.
+        """
         values = self.flow.values
+        carried = _carried(outcomes)
         edges, level = [], 0
         for i, name in enumerate(node.inputs):
-            held = values.get(name)
-            if i not in side and held is None:
+            traced = values.get(name)
+            if i not in input_places and traced is None:
                 continue
-            is_whole = i in whole
-            places = {} if is_whole else side.get(i, {})
-            reaches = {k: found[0].reach for k, found in _some(outcomes).items() if k in places}
-            edges.append(Edge(i, name, places, reaches, is_whole))
-            if held is not None:
-                level = max(level, held.level + (is_whole and not held.is_once))
+            is_gathered = i in gathered
+            places = {} if is_gathered else input_places.get(i, {})
+            fields = {k: found[0].receptive_field for k, found in carried.items() if k in places}
+            edges.append(Edge(i, name, places, fields, is_gathered))
+            if traced is not None:
+                level = max(level, traced.level + (is_gathered and not traced.is_untiled))
         self.flow.steps[node.index] = Step(node, level, False, tuple(edges))
         for number, name in enumerate(node.outputs):
             places = {}
-            for k, found in _some(outcomes).items():
+            for k, found in carried.items():
                 place = found[min(number, len(found) - 1)].place
                 assert place is not None
                 places[k] = place
-            values[name] = Traced(places, level, is_once=False)
+            values[name] = TracedValue(places, level, is_untiled=False)
 
-    def _refuse(self, node: NodeFacts, dep: Dependence, axis: int | None = None) -> None:
-        axis = self.flow.axes[0] if axis is None else axis
+    def _refuse(self, node: NodeFacts, dep: Dependence, axis: int) -> NoReturn:
         value = node.outputs[0] if node.outputs else ""
         raise NotTileableError(axis, value, node.name, node.op_type, dep)
 
 
-def _some(outcomes: Mapping[int, Sequence[Outcome]]) -> dict[int, Sequence[Outcome]]:
-    """Those of tiled axes that lie in an input at all."""
+def _carried(
+    outcomes: Mapping[int, Sequence[AxisOutcome]],
+) -> dict[int, Sequence[AxisOutcome]]:
+    """Return the outcomes of the tiled axes that some input carries."""
     return {k: found for k, found in outcomes.items() if found}
 
 
-def _broken(outcomes: Sequence[Outcome]) -> Dependence | None:
-    """What an axis cannot be cut by, if anything."""
+def _broken(outcomes: Sequence[AxisOutcome]) -> Dependence | None:
+    """Return the dependence that prevents cutting along an axis, or None."""
     for outcome in outcomes:
         if outcome.dep.is_broken:
             return outcome.dep

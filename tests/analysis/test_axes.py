@@ -1,3 +1,5 @@
+"""Rows found by `find_batch`: input and output axes, and nodes that mix or lose rows."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -28,7 +30,7 @@ def through(nodes, x=("N", 4), y=None, constants=None, **options):
     return batch_of(model, {"x": tuple(d if isinstance(d, int) else 5 for d in x)})
 
 
-def test_an_open_first_axis_carries_rows():
+def test_symbolic_first_axis_carries_rows():
     batch = batch_of(branching_model())
     assert batch.input_axes == {"x": 0}
     assert batch.output_axes == {"y": 0, "m": 0}
@@ -36,11 +38,11 @@ def test_an_open_first_axis_carries_rows():
     assert batch.dependent == batch.random == ()
 
 
-def test_an_input_without_rows_is_given_once():
+def test_input_without_a_batch_axis_has_no_rows():
     assert batch_of(scaled_model()).input_axes == {"x": 0, "s": None}
 
 
-def test_the_same_symbol_on_another_axis_carries_rows_too():
+def test_same_symbol_on_another_axis_carries_rows():
     model = make_model(
         [node("Identity", "x", "y"), node("Identity", "state", "z")],
         [value("x", ["B", 4]), value("state", [2, "B", 8])],
@@ -51,13 +53,13 @@ def test_the_same_symbol_on_another_axis_carries_rows_too():
     assert batch.output_axes == {"y": 0, "z": 1}
 
 
-def test_a_graph_for_one_row_is_run_row_by_row():
+def test_graph_exported_for_one_row_has_fixed_rows():
     model = load_onnx(single_row_model())
     assert input_axes(model) == ({"x": 0}, 1)
     assert batch_of(single_row_model()).output_axes == {"y": 0}
 
 
-def test_a_graph_for_one_row_that_gives_no_row_is_not():
+def test_graph_exported_for_one_row_without_a_row_in_its_output_has_no_rows():
     model = make_model(
         [node("Squeeze", "x axis", "y")],
         [value("x", [1, 4])],
@@ -86,13 +88,13 @@ MIXING = {
         [node("Transpose", "x", "t"), node("MatMul", "x t", "y", "mix")],
         {},
     ),
-    "a row put in front": (
+    "concatenation of a constant row": (
         [node("Concat", "first x", "y", "mix", axis=0)],
         {"first": weights(1, 4)},
     ),
     "one row picked": ([node("Gather", "x zero", "y", "mix", axis=0)], {"zero": np.array(0)}),
     "cumulative sum": ([node("CumSum", "x zero", "y", "mix")], {"zero": np.array(0)}),
-    "training": (
+    "batch normalisation in training": (
         [node("BatchNormalization", "x s b m v", "y m2 v2", "mix", training_mode=1)],
         {name: np.ones(4, np.float32) for name in "sbmv"},
     ),
@@ -101,27 +103,27 @@ MIXING = {
 
 
 @pytest.mark.parametrize("case", MIXING)
-def test_nodes_that_mix_rows_are_named(case):
+def test_nodes_that_mix_rows_are_reported(case):
     nodes, constants = MIXING[case]
     elem_type = TensorProto.UINT8 if "dynamic" in case else TensorProto.FLOAT
     model = make_model(nodes, [value("x", ["N", 4])], [value("y", None, elem_type)], constants)
     assert batch_of(model).dependent == ("mix",)
 
 
-APART = {
+INDEPENDENT = {
     "softmax over columns": [node("Softmax", "x", "y", axis=-1)],
     "mean over columns": [node("ReduceMean", "x", "y", axes=[1])],
     "sum of two": [node("Add", "x x", "y")],
-    "shape": [node("Shape", "x", "s"), node("Expand", "x s", "y")],
+    "expand to the input's own shape": [node("Shape", "x", "s"), node("Expand", "x s", "y")],
 }
 
 
-@pytest.mark.parametrize("case", APART)
-def test_nodes_that_keep_rows_apart_are_not_named(case):
-    assert through(APART[case]).dependent == ()
+@pytest.mark.parametrize("case", INDEPENDENT)
+def test_nodes_with_independent_rows_are_not_reported(case):
+    assert through(INDEPENDENT[case]).dependent == ()
 
 
-def test_random_nodes_are_named():
+def test_random_nodes_are_reported():
     nodes = [node("RandomNormalLike", "x", "noise", "noise"), node("Add", "x noise", "y")]
     assert through(nodes).random == ("noise",)
 
@@ -132,7 +134,7 @@ def test_an_output_without_rows_has_no_axis():
     assert batch.dependent == ("total",)
 
 
-def test_a_size_that_depends_on_data_is_not_a_number():
+def test_data_dependent_size_is_nan():
     model = make_model(
         [node("NonZero", "x", "t"), node("Transpose", "t", "y")],
         [value("x", ["N", 4])],
@@ -143,17 +145,17 @@ def test_a_size_that_depends_on_data_is_not_a_number():
     assert batch.sizes["y"][1] == 2
 
 
-def test_rows_that_meet_a_table_of_rows_depend_on_their_place():
+def test_rows_added_to_a_table_of_rows_depend_on_their_index():
     model = make_model(
-        [node("Add", "x B", "y", "place")],
+        [node("Add", "x B", "y", "add_table")],
         [value("x", ["N", 4])],
         [value("y", ["N", 4])],
         {"B": weights(600, 4)},
     )
-    assert batch_of(model).dependent == ("place",)
+    assert batch_of(model).dependent == ("add_table",)
 
 
-def test_a_bias_leaves_rows_alone():
+def test_bias_keeps_rows_independent():
     model = make_model(
         [node("Add", "x b", "h"), node("Mul", "h c", "y")],
         [value("x", ["N", 4])],
@@ -164,18 +166,18 @@ def test_a_bias_leaves_rows_alone():
     assert batch.dependent == () and batch.opaque == ()
 
 
-def test_a_node_behind_which_rows_are_lost_sight_of_is_named():
+def test_unknown_operator_is_reported_as_opaque():
     model = make_model(
-        [node("Mystery", "x", "h", "riddle", domain="made.up"), node("Relu", "h", "y")],
+        [node("Mystery", "x", "h", "unknown", domain="made.up"), node("Relu", "h", "y")],
         [value("x", ["N", 4])],
         [value("y", None)],
         domains={"made.up": 1},
     )
-    assert batch_of(model).opaque == ("riddle",)
+    assert batch_of(model).opaque == ("unknown",)
 
 
-def test_an_output_that_nobody_reads_hides_nothing():
-    """Dropout's mask, of which inference says nothing in old opsets."""
+def test_unused_output_of_unknown_type_does_not_make_rows_opaque():
+    """Dropout's mask has no inferred type in old opsets."""
     model = make_model(
         [node("Dropout", "x", "h mask", "drop"), node("Relu", "h", "y")],
         [value("x", ["N", 4])],
@@ -186,7 +188,7 @@ def test_an_output_that_nobody_reads_hides_nothing():
 
 
 def fixed_model(rows=4, reshape=True):
-    """A dense layer exported with a fixed number of rows, which it may name again in a Reshape."""
+    """Return a dense layer exported for a fixed number of rows, which a Reshape may name too."""
     nodes = [node("MatMul", "x w", "m"), node("Relu", "m", "r")]
     nodes.append(node("Reshape", "r s", "y") if reshape else node("Identity", "r", "y"))
     return make_model(
@@ -198,7 +200,7 @@ def fixed_model(rows=4, reshape=True):
 
 
 @pytest.mark.parametrize("reshape", [True, False])
-def test_a_fixed_number_of_rows_is_told_from_a_matrix(reshape):
+def test_fixed_number_of_rows_is_distinguished_from_a_matrix(reshape):
     facts = GraphFacts(load_onnx(fixed_model(reshape=reshape)))
     batch = find_batch(facts, ("y",))
     assert (batch.fixed_rows, batch.input_axes, batch.output_axes) == (4, {"x": 0}, {"y": 0})

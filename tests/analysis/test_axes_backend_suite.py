@@ -1,5 +1,7 @@
-"""Every operator case of ONNX's backend suite, and of ONNX Runtime's own operators: what is claimed
-of its axes, held against runs."""
+"""Claims about axes compared with runs, for operator cases of ONNX and ONNX Runtime.
+
+The cases are those of ONNX's backend test suite, and `contrib_cases` for com.microsoft.
+"""
 
 from __future__ import annotations
 
@@ -38,32 +40,35 @@ from dask_onnx.core.errors import DaskOnnxError
 from dask_onnx.modelio.onnx_model import load_onnx
 
 log = logging.getLogger(__name__)
-"""What was looked at: ``--log-cli-level=INFO`` shows it."""
+"""Logger of the tallies, shown by ``--log-cli-level=INFO``."""
 
 EVERY = 16
-"""The usual run looks at one of so many cases, the slow one at all others."""
+"""Step of the default run through the cases; the slow run takes all others."""
 FEWEST_POSITIONS = 5
-"""Samples with fewer positions are repeated up to so many."""
+"""Number of positions up to which shorter samples are repeated."""
 _OPERAND_ELEMENTS = 16
-"""Whole numbers of at most so many elements say shapes and axes."""
+"""Elements of the largest integer input that is taken for shapes or axes."""
 
 
 @dataclass
 class Tally:
-    """What was looked at."""
+    """Counts of cases, questions and claims."""
 
     cases: Counter[str] = field(default_factory=Counter)
-    """Cases by what became of them: "run", "random", "types", "cannot run"."""
+    """Cases by outcome: "run", "random", "types" or "cannot run"."""
     questions: int = 0
+    """Pairs of a model and a source axis that were analysed."""
     rows: int = 0
     """Claims that pieces of the inputs give pieces of an output."""
     elements: int = 0
-    """Claims, at fixed sizes, of what an element of an output reads."""
+    """Claims, at fixed sizes, about the positions that an element reads."""
     wrong: list[str] = field(default_factory=list)
+    """Descriptions of claims that a run contradicts."""
 
 
 @cache
 def cases() -> list[TestCase]:
+    """Return the operator cases of ONNX's backend suite, sorted by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the suite computes infinities on purpose
         found = load_model_tests(kind="node") + load_model_tests(kind="simple")
@@ -71,8 +76,8 @@ def cases() -> list[TestCase]:
 
 
 @pytest.mark.timeout(600)
-def test_no_claim_of_the_operator_cases_is_wrong():
-    tally = looked_at(cases()[::EVERY])
+def test_runs_confirm_claims_about_operator_cases():
+    tally = check_cases(cases()[::EVERY])
     log.info("%s", tally)
     assert tally.wrong == []
     assert tally.rows > 250
@@ -82,8 +87,8 @@ def test_no_claim_of_the_operator_cases_is_wrong():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_no_claim_of_all_other_operator_cases_is_wrong():
-    tally = looked_at([case for i, case in enumerate(cases()) if i % EVERY])
+def test_runs_confirm_claims_about_all_other_operator_cases():
+    tally = check_cases([case for i, case in enumerate(cases()) if i % EVERY])
     log.info("%s", tally)
     assert tally.wrong == []
     assert tally.rows > 4000
@@ -91,14 +96,14 @@ def test_no_claim_of_all_other_operator_cases_is_wrong():
     assert tally.cases["run"] > 1400
 
 
-def test_no_claim_of_the_operators_of_onnx_runtime_is_wrong():
+def test_runs_confirm_claims_about_operators_of_onnx_runtime():
     tally, rng = Tally(), np.random.default_rng(0)
     for case in RUN:
         feeds = case.feeds({"B": 4, "T": 3, "P": 5, "W": 8})
         for name, array in feeds.items():
             if array.dtype in (np.int8, np.uint8):
                 feeds[name] = rng.integers(0, 9, array.shape).astype(array.dtype)
-        tally.cases[_hold(str(case), case.model(), feeds, tally)] += 1
+        tally.cases[_check_model(str(case), case.model(), feeds, tally)] += 1
     log.info("%s", tally)
     assert tally.wrong == []
     assert tally.rows > 150
@@ -106,24 +111,24 @@ def test_no_claim_of_the_operators_of_onnx_runtime_is_wrong():
     assert tally.cases["run"] > 70
 
 
-def looked_at(chosen: list[TestCase]) -> Tally:
-    """Return what the claims of some cases are worth."""
+def check_cases(chosen: list[TestCase]) -> Tally:
+    """Return the tally of some cases."""
     tally = Tally()
     for case in chosen:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tally.cases[_look_at(case, tally)] += 1
+            tally.cases[_check_case(case, tally)] += 1
     return tally
 
 
-def _look_at(case: TestCase, tally: Tally) -> str:
+def _check_case(case: TestCase, tally: Tally) -> str:
     model = onnx.load(f"{case.model_dir}/model.onnx") if case.model is None else case.model
     feeds = _feeds(case, model)
-    return "types" if feeds is None else _hold(case.name, model, feeds, tally)
+    return "types" if feeds is None else _check_model(case.name, model, feeds, tally)
 
 
-def _hold(name: str, model: onnx.ModelProto, feeds: dict[str, Any], tally: Tally) -> str:
-    """Ask of every axis; what becomes of the model."""
+def _check_model(name: str, model: onnx.ModelProto, feeds: dict[str, Any], tally: Tally) -> str:
+    """Check the claims about every axis of a model; return the outcome for `Tally.cases`."""
     try:
         runner = Runner(with_open_axes(_any_size(model), {}, {}))
         once, twice = runner(feeds), runner(feeds)
@@ -135,7 +140,7 @@ def _hold(name: str, model: onnx.ModelProto, feeds: dict[str, Any], tally: Tally
     tensors = {name: v for name, v in feeds.items() if types[name].HasField("tensor_type")}
     for seeds in candidates(tensors):
         for frozen in _frozen(feeds, seeds):
-            _ask(name, model, runner, feeds, seeds, frozen, tally)
+            _check_axis(name, model, runner, feeds, seeds, frozen, tally)
     return "run"
 
 
@@ -151,7 +156,7 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _feeds(case: TestCase, model: onnx.ModelProto) -> dict[str, Any] | None:
-    """Inputs by name; None for types that numpy has not."""
+    """Return the inputs of a case by name; None if numpy lacks a type."""
     if case.data_sets is None:
         return None
     names = [value.name for value in model.graph.input]
@@ -165,7 +170,7 @@ def _feeds(case: TestCase, model: onnx.ModelProto) -> dict[str, Any] | None:
 
 
 def _any_size(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with all sizes of its inputs open."""
+    """Return the model with all sizes of its inputs unknown."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     for value in made.graph.input:
@@ -175,7 +180,11 @@ def _any_size(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def candidates(feeds: dict[str, Any]) -> Iterator[Candidate]:
-    """One axis of one input; an axis of all, from the first or the last; one size of all."""
+    """Return source axes to check.
+
+    These are each axis of each input, each axis that all inputs share when counted from the first
+    or the last, and the axes of each common size.
+    """
     tensors = {
         name: array.shape
         for name, array in feeds.items()
@@ -204,7 +213,10 @@ def candidates(feeds: dict[str, Any]) -> Iterator[Candidate]:
 
 
 def _frozen(feeds: dict[str, Any], seeds: Candidate) -> list[tuple[str, ...]]:
-    """Inputs that become constants: those that say shapes, and all that carry no positions."""
+    """Return sets of inputs to turn into constants.
+
+    These are the inputs that hold shapes, and all inputs that carry no positions.
+    """
     others = [n for n, v in feeds.items() if n not in seeds and isinstance(v, np.ndarray)]
     operands = [
         name
@@ -216,7 +228,7 @@ def _frozen(feeds: dict[str, Any], seeds: Candidate) -> list[tuple[str, ...]]:
     return [tuple(operands)] if operands == others else [tuple(operands), tuple(others)]
 
 
-def _ask(
+def _check_axis(
     name: str,
     model: onnx.ModelProto,
     runner: Runner,
@@ -229,7 +241,7 @@ def _ask(
     try:
         facts = GraphFacts(load_onnx(made))
     except DaskOnnxError:
-        return  # a model that is refused is not claimed to be anything
+        return  # a rejected model makes no claims
     tally.questions += 1
     tensors = {
         v.name for v in model.graph.output if v.type.WhichOneof("value") in (None, "tensor_type")

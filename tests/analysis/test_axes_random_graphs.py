@@ -1,4 +1,4 @@
-"""Random graphs: what is claimed of every value, held against runs of it."""
+"""Claims about every value of random graphs, compared with runs."""
 
 from __future__ import annotations
 
@@ -24,40 +24,45 @@ from axes_truth import (
 
 from dask_onnx.analysis.axes.dependence import FREE
 from dask_onnx.analysis.axes.propagate import propagate
-from dask_onnx.analysis.batch import Candidate
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.row_candidates import Candidate
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.modelio.onnx_model import load_onnx
 
 log = logging.getLogger(__name__)
-"""What was looked at: ``--log-cli-level=INFO`` shows it."""
+"""Logger of the tallies, shown by ``--log-cli-level=INFO``."""
 
 GRAPHS = 300
-"""In the usual run; the slow one looks at as many as the environment's AXES_GRAPHS says."""
+"""Graphs of the default run; the slow run takes the number in environment variable AXES_GRAPHS."""
 
 Feeds = dict[str, Any]
 
 
 @dataclass
 class Tally:
-    """What was looked at."""
+    """Counts of graphs, values and claims."""
 
     graphs: int = 0
+    """Graphs that run."""
     values: int = 0
+    """Outputs of these graphs."""
     rows: int = 0
     """Claims that pieces of the inputs give pieces of a value."""
     free: int = 0
     """Claims that a value is the same for any number of positions."""
     elements: Counter[str] = field(default_factory=Counter)
-    """Claims, at fixed sizes, of what an element of a value reads, by kind."""
+    """Claims, at fixed sizes, about the positions that an element reads, by kind."""
     missed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """Values that every run finds independent and the algebra does not, where a node breaks what
-    its inputs had: operator, kind, how."""
+    """Values that runs find independent and the analysis does not, by operator, kind and reason.
+
+    Counted where the node that produces the value is the one that breaks the dependence.
+    """
     wrong: list[str] = field(default_factory=list)
+    """Descriptions of claims that a run contradicts."""
 
 
-def test_no_claim_of_random_graphs_is_wrong():
-    tally = looked_at(range(GRAPHS))
+def test_runs_confirm_claims_about_random_graphs():
+    tally = check_graphs(range(GRAPHS))
     log.info("%s", tally)
     assert tally.wrong == []
     assert tally.rows > 500
@@ -68,26 +73,26 @@ def test_no_claim_of_random_graphs_is_wrong():
 
 @pytest.mark.slow
 @pytest.mark.timeout(20_000)
-def test_no_claim_of_many_random_graphs_is_wrong():
+def test_runs_confirm_claims_about_many_random_graphs():
     count = int(os.environ.get("AXES_GRAPHS", "10000"))
-    tally = looked_at(range(GRAPHS, GRAPHS + count))
+    tally = check_graphs(range(GRAPHS, GRAPHS + count))
     log.info("%s", tally)
     assert tally.wrong == []
     assert tally.rows > count
     assert tally.missed.total() < tally.rows / 20, tally.missed.most_common(10)
 
 
-def looked_at(seeds: range) -> Tally:
-    """Return what the claims of the graphs of some seeds are worth."""
+def check_graphs(seeds: range) -> Tally:
+    """Return the tally of the random graphs of some seeds."""
     tally = Tally()
     for seed in seeds:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the reference divides by zero
-            _look_at(seed, random_graph(seed, OPERATORS), tally)
+            _check_graph(seed, random_graph(seed, OPERATORS), tally)
     return tally
 
 
-def _look_at(seed: int, graph: Maker, tally: Tally) -> None:
+def _check_graph(seed: int, graph: Maker, tally: Tally) -> None:
     model = graph.model()
     if not model.graph.output:
         return
@@ -95,25 +100,25 @@ def _look_at(seed: int, graph: Maker, tally: Tally) -> None:
         runner = Runner(model, any_kernel=False)
         samples = _samples(graph, runner)
     except CannotRunError:
-        return  # what ORT infers of the whole graph is in the way
+        return  # ORT's shape inference rejects the whole graph
     facts = GraphFacts(load_onnx(graph.model(leaves_only=True)))
     tally.graphs += 1
     tally.values += len(runner.outputs)
-    _hold_rows(f"graph {seed}", graph, runner, facts, samples, tally)
+    _check_rows(f"graph {seed}", graph, runner, facts, samples, tally)
     for name, array in samples[0].items():
         for axis in range(array.ndim):
             if array.shape[axis] > 1 and graph.inputs.get(name) != axis:
-                _hold_elements(f"graph {seed}", runner, facts, samples[0], {name: axis}, tally)
-    _hold_elements(f"graph {seed}", runner, facts, samples[-1], graph.inputs, tally)
+                _check_elements(f"graph {seed}", runner, facts, samples[0], {name: axis}, tally)
+    _check_elements(f"graph {seed}", runner, facts, samples[-1], graph.inputs, tally)
 
 
 def _samples(graph: Maker, runner: Runner) -> list[Feeds]:
-    """The feeds that the graph was made with, and others of the same range if it takes them.
+    """Return the inputs that the graph was generated with, and others if it accepts them.
 
     Raises
     ------
     CannotRunError
-        ORT does not run the graph, although it has run its nodes.
+        ORT does not run the graph, although it has run each node.
     """
     first = {value.name: value.arrays[0] for value in graph.values if value.name in graph.inputs}
     rng = np.random.default_rng(0)
@@ -129,7 +134,7 @@ def _samples(graph: Maker, runner: Runner) -> list[Feeds]:
     return [first, second]
 
 
-def _hold_rows(
+def _check_rows(
     where: str,
     graph: Maker,
     runner: Runner,
@@ -154,7 +159,7 @@ def _hold_rows(
             tally.missed[blocked[name].op_type, blocked[name].kind, blocked[name].how] += 1
 
 
-def _hold_elements(
+def _check_elements(
     where: str, runner: Runner, facts: GraphFacts, feeds: Feeds, seeds: Candidate, tally: Tally
 ) -> None:
     specs = infer_shapes(facts, {name: array.shape for name, array in feeds.items()})
@@ -165,6 +170,6 @@ def _hold_elements(
         tally.wrong.append(f"{where}: axis {dict(seeds)} in {name} {held[name]}: {text}")
 
 
-def drawn(seed: int) -> str:
-    """Return the graph of a seed as text, for looking at a wrong claim."""
+def graph_text(seed: int) -> str:
+    """Return the graph of a seed as text, to inspect a wrong claim."""
     return onnx.printer.to_text(random_graph(seed, OPERATORS).model())

@@ -1,4 +1,4 @@
-"""Several nodes together: joined axes, sizes that are computed, indices, bodies; and traps."""
+"""Axis analysis of several nodes: merged axes, computed sizes, indices, bodies and traps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dask_onnx.modelio.onnx_model import load_onnx
 
 N = "N"
 LENGTH = [node("Shape", "x", "shape"), node("Gather", "shape zero", "length", axis=0)]
-"""The number of positions as a scalar."""
+"""Nodes that compute the number of positions as a scalar."""
 VECTOR = [*LENGTH, node("Unsqueeze", "length zeros", "n")]
-"""The same as a vector of one."""
+"""Nodes that compute the same as a vector of one element."""
 RANGE = [*LENGTH, node("Range", "zero length one", "rows")]
-"""The positions themselves."""
+"""Nodes that compute the positions 0, 1, 2 ..."""
 NUMBERS = {"zero": 0, "one": 1, "zeros": [0], "ones": [1], "four": 4, "fours": [4], "far": [2**62]}
 
 
@@ -55,22 +55,22 @@ def typed(name: str, rank: int | None = None, elem_type: int = TensorProto.FLOAT
         ((2, N), [2, -1, 1], (1, 1, 1)),
     ],
 )
-def test_positions_lie_in_blocks_behind_a_reshape(shape, target, layout):
+def test_reshape_puts_positions_into_blocks(shape, target, layout):
     found = dependence_of(made([node("Reshape", "x t", "y")], shape, {"t": target}))
     assert found.kind == Kind.INDEPENDENT
     assert (found.axis, found.outer, found.inner) == layout
 
 
 @pytest.mark.parametrize(("shape", "target"), [((N, 4), [3, -1]), ((N, 4), [2, -1, 4])])
-def test_a_reshape_that_takes_positions_apart_is_named(shape, target):
-    model = made([node("Reshape", "x t", "y", "apart")], shape, {"t": target})
+def test_reshape_that_splits_positions_is_reported(shape, target):
+    model = made([node("Reshape", "x t", "y", "split")], shape, {"t": target})
     claimed, blocked = claims(facts(model), ("y",), seeds_of(model))
     assert not claimed
-    assert blocked["y"].node == "apart"
+    assert blocked["y"].node == "split"
     assert fact_of(model).kind == "factored"
 
 
-def test_heads_that_are_joined_with_rows_come_apart_again():
+def test_heads_merged_with_rows_are_separated_again():
     nodes = [
         node("Reshape", "x heads", "h"),
         node("Transpose", "h", "t", perm=[0, 2, 1, 3]),
@@ -86,76 +86,76 @@ def test_heads_that_are_joined_with_rows_come_apart_again():
     assert dependence_of(model, "f").inner == 2
 
 
-def test_rows_of_another_number_of_heads_do_not_meet():
+def test_rows_in_different_blocks_are_factored():
     nodes = [
         node("Reshape", "x two", "a"),
         node("Transpose", "x", "t", perm=[1, 0, 2]),
         node("Reshape", "t two", "b"),
-        node("Add", "a b", "y", "meet"),
+        node("Add", "a b", "y", "sum"),
     ]
     found = fact_of(made(nodes, (N, 2, 3), {"two": [-1, 3]}))
-    assert (found.kind, found.node) == ("factored", "meet")
+    assert (found.kind, found.node) == ("factored", "sum")
 
 
-# Sizes that are computed.
+# Computed sizes.
 
 OF_LENGTH: dict[str, tuple[list[Any], str]] = {
-    "a constant, as often": (
+    "constant expanded to the length": (
         [*VECTOR, node("Concat", "n fours", "s", axis=0), node("Expand", "row s", "y")],
         "independent",
     ),
-    "zeros": (
+    "zeros of that length": (
         [*VECTOR, node("Concat", "n fours", "s", axis=0), node("ConstantOfShape", "s", "y")],
         "independent",
     ),
-    "a row, tiled": (
+    "constant tiled to the length": (
         [*VECTOR, node("Concat", "n ones", "s", axis=0), node("Tile", "row s", "r"),
          node("Relu", "r", "y")],
         "independent",
     ),
-    "to the end": ([*VECTOR, node("Slice", "x zeros n zeros", "y")], "independent"),
-    "reshaped to as many": (
+    "slice to the end": ([*VECTOR, node("Slice", "x zeros n zeros", "y")], "independent"),
+    "reshape to the same length": (
         [*VECTOR, node("Concat", "n fours", "s", axis=0), node("Reshape", "x s", "y")],
         "independent",
     ),
-    "as many, and at least one": (
+    "reshape to the length, at least 1": (
         [*VECTOR, node("Max", "n ones", "m"), node("Concat", "m fours", "s", axis=0),
          node("Reshape", "x s", "y")],
         "independent",
     ),
-    "as many, unless that were -1": (
+    "expand to the length unless it is -1": (
         [*VECTOR, node("Concat", "n fours", "s", axis=0), node("Equal", "s minus", "e"),
          node("Where", "e ones s", "w"),
          node("Expand", "row w", "r"), node("Relu", "r", "y")],
         "independent",
     ),
-    "the product of their sizes": (
+    "reshape to a quotient of the element count": (
         [node("Shape", "x", "shape"), node("ReduceProd", "shape", "p", keepdims=1),
          node("Div", "p fours", "n"), node("Concat", "n fours", "s", axis=0),
          node("Reshape", "x s", "y")],
         "independent",
     ),
-    "a table up to there": ([*VECTOR, node("Slice", "table zeros n zeros", "y")], "length"),
-    "the positions": ([*RANGE, node("Cast", "rows", "y", to=1)], "length"),
-    "the positions added": (
+    "table sliced to the length": ([*VECTOR, node("Slice", "table zeros n zeros", "y")], "length"),
+    "position numbers": ([*RANGE, node("Cast", "rows", "y", to=1)], "length"),
+    "position numbers added": (
         [*RANGE, node("Cast", "rows", "r", to=1), node("Unsqueeze", "r ones", "u"),
          node("Add", "x u", "y")],
         "length",
     ),
-    "divided by their number": (
+    "division by the length": (
         [*LENGTH, node("Cast", "length", "c", to=1), node("Div", "x c", "y")], "length"
     ),
-    "half of them": (
+    "slice to half the length": (
         [*VECTOR, node("Div", "n two", "h"), node("Slice", "x zeros h zeros", "y")], "gathered"
     ),
-    "at most four": (
+    "slice to at most four": (
         [*VECTOR, node("Min", "n fours", "m"), node("Slice", "x zeros m ones", "y")], "length"
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", OF_LENGTH)
-def test_what_sizes_make_of_rows(case):
+def test_kind_of_rows_with_computed_sizes(case):
     nodes, kind = OF_LENGTH[case]
     constants = {"row": weights(1, 4), "table": weights(9, 4), "two": [2], "minus": [-1]}
     found = fact_of(made(nodes, (N, 4), constants))
@@ -169,7 +169,7 @@ BEST = node("ArgMax", "x", "best", axis=1, keepdims=0)
 
 
 def own_element(width: int) -> Any:
-    """x[i, best[i]] as an element of x read as one list."""
+    """Return x[i, best[i]] computed as an element of the flattened x."""
     nodes = [
         *RANGE, BEST, node("Mul", "rows width", "start"), node("Add", "start best", "i"),
         node("Reshape", "x flat", "f"), node("Gather", "f i", "y", "pick"),
@@ -177,13 +177,13 @@ def own_element(width: int) -> Any:
     return made(nodes, (N, 4), {"width": width, "flat": [-1]})
 
 
-def test_the_own_element_of_each_row_is_told_from_another():
+def test_index_of_a_rows_own_element_is_distinguished_from_others():
     assert fact_of(own_element(4)).is_independent
     for width in (1, 3, 5):
         assert fact_of(own_element(width)).kind == "gathered"
 
 
-def test_pairs_of_a_row_and_its_column_pick_the_row_s_own():
+def test_index_pairs_of_row_and_column_pick_from_their_own_row():
     nodes = [
         *RANGE, BEST, node("Unsqueeze", "rows ones", "r"), node("Unsqueeze", "best ones", "c"),
         node("Concat", "r c", "own", axis=1), node("Concat", "c r", "other", axis=1),
@@ -198,7 +198,7 @@ def test_pairs_of_a_row_and_its_column_pick_the_row_s_own():
 
 
 def choice(test: str, *before: Any) -> Any:
-    """x or -x."""
+    """Return an If that yields x or -x."""
     one, other = (
         body([node(op, "x", op)], [], [typed(op, 2)]) for op in ("Identity", "Neg")
     )  # fmt: skip
@@ -206,7 +206,7 @@ def choice(test: str, *before: Any) -> Any:
     return made([*before, made_if], (N, 4), {"yes": True, "no": [False]})
 
 
-def test_a_choice_is_as_independent_as_what_it_is_made_by():
+def test_if_is_as_independent_as_its_condition():
     assert fact_of(choice("yes")).is_independent
     by_length = choice("long", *LENGTH, node("Greater", "length four", "long"))
     assert (fact_of(by_length).kind, fact_of(by_length).node) == ("length", "if")
@@ -215,7 +215,7 @@ def test_a_choice_is_as_independent_as_what_it_is_made_by():
 
 
 def loop(update: list[Any], count: str = "two", *before: Any) -> Any:
-    """A state that starts as x, after some rounds."""
+    """Return a Loop over a state that starts as x."""
     inner = body(
         [node("Identity", "go", "on"), *update],
         [typed("i", 0, TensorProto.INT64), typed("go", 0, TensorProto.BOOL), typed("s", 2)],
@@ -225,14 +225,14 @@ def loop(update: list[Any], count: str = "two", *before: Any) -> Any:
     return made([*before, rounds], (N, 4), {"two": 2, "yes": True})
 
 
-def test_a_loop_is_as_independent_as_its_body():
+def test_loop_is_as_independent_as_its_body():
     assert fact_of(loop([node("Neg", "s", "t")])).is_independent
     assert fact_of(loop([node("Softmax", "s", "t", axis=0)])).kind == "reduced"
     assert fact_of(loop([node("Neg", "s", "t")], "length", *LENGTH)).kind == "scanned"
 
 
 def scan(nodes: list[Any], inputs: str, axis: int = 0, outputs: str = "y", **options: Any) -> Any:
-    """A scan over x (rows on axis 0 or 1), a state "start" before it if there is one."""
+    """Return a Scan over one axis of x, with a state "start" if `inputs` names it."""
     names = inputs.split()
     formal = ["state", "row"][-len(names) :]
     results = ["state2", "out"][-len(outputs.split()) :]
@@ -244,7 +244,7 @@ def scan(nodes: list[Any], inputs: str, axis: int = 0, outputs: str = "y", **opt
     return made([scanned], options.pop("shape", (N, 4)), {"start": weights(4)}, outputs="y")
 
 
-def test_a_scan_over_rows_is_independent_without_a_state():
+def test_scan_over_rows_is_independent_without_a_state():
     assert fact_of(scan([node("Neg", "row", "out")], "x")).is_independent
     turned = scan([node("Neg", "row", "out")], "x", scan_output_axes=[-1])
     assert fact_of(turned).axis == 1
@@ -254,12 +254,12 @@ def test_a_scan_over_rows_is_independent_without_a_state():
     assert fact_of(scan(beside, "start x", outputs="last y")).is_independent
 
 
-def test_a_body_that_reads_all_rows_of_the_graph_around_it_is_dependent():
+def test_body_that_captures_all_rows_makes_them_paired():
     whole = [node("ReduceMax", "x", "m", axes=[0], keepdims=0), node("Add", "row m", "out")]
     assert fact_of(scan(whole, "x")).kind == "paired"
 
 
-# Traps: graphs whose rows depend on each other, or on where they stand.
+# Traps: graphs whose rows depend on each other, or on their index, in ways that are easy to miss.
 
 
 def facts(model: onnx.ModelProto) -> GraphFacts:
@@ -268,51 +268,51 @@ def facts(model: onnx.ModelProto) -> GraphFacts:
 
 POOLED = [node("ReduceMax", "x", "m", axes=[0], keepdims=1)]
 TRAPS: dict[str, list[Any]] = {
-    "indices that all rows decide": [
+    "indices computed from all rows": [
         *POOLED, node("ArgMax", "m", "i", axis=1), node("Gather", "table i", "t", axis=0),
         node("Squeeze", "t ones", "r"), node("Add", "x r", "y"),
     ],
-    "an index made of a position and of what all rows decide": [
+    "index computed from a position and from all rows": [
         *RANGE, node("Softmax", "x", "s", axis=0), node("ArgMax", "s", "b", axis=1, keepdims=0),
         node("Mul", "rows four", "start"), node("Add", "start b", "i"),
         node("Reshape", "x flat", "f"), node("Gather", "f i", "y"),
     ],
-    "positions beside other rows": [
+    "position numbers next to indices of other rows": [
         *RANGE, node("ArgMax", "x", "b", axis=1), node("Unsqueeze", "rows ones", "r"),
         node("Concat", "r b", "i", axis=1), node("Gather", "x i", "y", axis=0),
     ],
-    "bounds that all rows decide": [
+    "slice bounds computed from all rows": [
         *POOLED, node("ArgMax", "m", "i", axis=1), node("Reshape", "i ones", "e"),
         node("Slice", "x zeros e ones", "p"), node("ReduceSum", "p ones", "y"),
     ],
-    "a second axis sliced by their number": [
+    "second axis sliced to the length": [
         *VECTOR, node("Concat", "n n", "e", axis=0), node("Concat", "zeros zeros", "s", axis=0),
         node("Slice", "x s e", "p"), node("ReduceSum", "p ones", "y"),
     ],
-    "split by their number": [
+    "second axis split by the length": [
         *VECTOR, node("Min", "n ones_and_more", "a"), node("Sub", "fours a", "b"),
         node("Concat", "a b", "sizes", axis=0), node("Split", "x sizes", "p q", axis=1),
         node("ReduceSum", "p ones", "y"),
     ],
-    "a size that depends on their number elsewhere": [
+    "size of another axis that depends on the length": [
         *VECTOR, node("Min", "n ones_and_more", "m"), node("Slice", "x zeros m ones", "p"),
         node("Shape", "p", "ps"), node("Gather", "ps ones", "w"), node("Cast", "w", "f", to=1),
         node("Mul", "x f", "y"),
     ],
-    "as many as there are, but at least three": [
+    "expand to the length, at least 3": [
         *VECTOR, node("Max", "n ones_and_more", "m"), node("Concat", "m fours", "s", axis=0),
         node("Expand", "row s", "y"),
     ],
-    "reshaped by a bound on their number": [
+    "reshape by a bound of the length": [
         *VECTOR, node("Min", "n twos", "m"), node("Concat", "n m minus", "s", axis=0),
         node("Reshape", "x s", "y"),
     ],
-    "repeated blocks that lie the other way": [
+    "repeated blocks in another order": [
         *VECTOR, node("Concat", "n ones", "r", axis=0), node("Tile", "block r", "t"),
         node("Transpose", "x", "xt"), node("Reshape", "xt column", "a"), node("Add", "a t", "b"),
         node("Reshape", "b rows_back", "c"), node("Transpose", "c", "y"),
     ],
-    "a squeeze of all": [node("Unsqueeze", "x ones", "u"), node("Squeeze", "u", "y")],
+    "squeeze of all axes of size 1": [node("Unsqueeze", "x ones", "u"), node("Squeeze", "u", "y")],
 }  # fmt: skip
 CONSTANTS = {
     "table": weights(8, 4), "flat": [-1], "ones_and_more": [3], "row": weights(1, 4), "twos": [2],
@@ -321,8 +321,8 @@ CONSTANTS = {
 
 
 @pytest.mark.parametrize("case", TRAPS)
-def test_a_trap_is_seen_and_is_one(case):
-    """Pieces give something else, or do not run; and nothing is claimed."""
+def test_trap_is_recognised(case):
+    """Pieces give other results, or do not run; and no independence is claimed."""
     model = made(TRAPS[case], (N, 4), CONSTANTS)
     seeds = seeds_of(model)
     claimed, blocked = claims(facts(model), ("y",), seeds)
@@ -330,7 +330,7 @@ def test_a_trap_is_seen_and_is_one(case):
     assert faults_of_rows(Runner(model), feeds_of(model), seeds, {"y": 0})
 
 
-def test_the_same_without_the_trap_is_claimed():
+def test_graph_without_the_trap_is_claimed():
     for model in (own_element(4), choice("yes"), scan([node("Neg", "row", "out")], "x")):
         claimed, _ = claims(facts(model), ("y",), seeds_of(model))
         assert claimed == {"y": 0}

@@ -1,4 +1,4 @@
-"""What becomes of one axis behind each kind of node: kind, axis, and the node that decides."""
+"""Rules of single nodes: kind and axis of the result, and the node that decides."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ROTATED = weights(3, 3)
 
 
 def k(op: str, inputs: str = "x", outputs: str = "y", **attributes: Any) -> list[Any]:
-    """One node, named k."""
+    """Return a single node named k."""
     return [node(op, inputs, outputs, "k", **attributes)]
 
 
-# Nodes, shape of x, constants, and what is said of y: kind and axis.
 Case = tuple[list[Any], tuple[Any, ...], dict[str, Any], tuple[str, int | None]]
+"""Nodes, shape of x, constants, and the expected kind and axis of y."""
 ELEMENTWISE: dict[str, Case] = {
-    "one by one": (k("Relu"), (N, 4), {}, ("independent", 0)),
+    "unary": (k("Relu"), (N, 4), {}, ("independent", 0)),
     "with a vector": (k("Add", "x b"), (N, 4), MASK, ("independent", 0)),
-    "with a row for each position": (k("Add", "x pos"), (N, 4), MASK, ("length", 0)),
+    "with a table of rows": (k("Add", "x pos"), (N, 4), MASK, ("length", 0)),
     "along the last axis": (k("Add", "x pos"), (4, N), {"pos": weights(4, 1)}, ("independent", 1)),
     "with its own transpose": (
         [node("Transpose", "x", "t"), *k("Add", "x t")],
@@ -54,10 +54,10 @@ ALONG: dict[str, Case] = {
     "mean of it": (k("ReduceMean", axes=[0], keepdims=1), (N, 4), {}, ("reduced", None)),
     "argmax of others": (k("ArgMax", axis=1, keepdims=0), (N, 4), {}, ("independent", 0)),
     "argmax of it": (k("ArgMax", axis=0), (N, 4), {}, ("reduced", None)),
-    "sum so far": (k("CumSum", "x z"), (N, 4), {"z": 0}, ("scanned", 0)),
-    "sum so far of others": (k("CumSum", "x z"), (N, 4), {"z": 1}, ("independent", 0)),
-    "largest of others": (k("TopK", "x one", "y i", axis=1), (N, 4), MASK, ("independent", 0)),
-    "largest of it": (k("TopK", "x one", "y i", axis=0), (N, 4), MASK, ("gathered", None)),
+    "cumulative sum of it": (k("CumSum", "x z"), (N, 4), {"z": 0}, ("scanned", 0)),
+    "cumulative sum of others": (k("CumSum", "x z"), (N, 4), {"z": 1}, ("independent", 0)),
+    "top k of others": (k("TopK", "x one", "y i", axis=1), (N, 4), MASK, ("independent", 0)),
+    "top k of it": (k("TopK", "x one", "y i", axis=0), (N, 4), MASK, ("gathered", None)),
     "layer norm": (k("LayerNormalization", "x b", axis=-1), (N, 4), MASK, ("independent", 0)),
     "layer norm of all": (
         k("LayerNormalization", "x s", axis=0),
@@ -80,7 +80,7 @@ LAYOUT: dict[str, Case] = {
     "transpose back": (k("Transpose"), (N, 4), {}, ("independent", 1)),
     "squeeze": (k("Squeeze", "x one"), (N, 1, 4), MASK, ("independent", 0)),
     "squeeze in front": (k("Squeeze", "x z"), (1, N, 4), MASK, ("independent", 0)),
-    "squeeze all that is one": (k("Squeeze"), (N, 1, 4), {}, ("length", 0)),
+    "squeeze of all axes of size 1": (k("Squeeze"), (N, 1, 4), {}, ("length", 0)),
     "unsqueeze": (k("Unsqueeze", "x z"), (N, 4), MASK, ("independent", 1)),
     "flatten": (k("Flatten"), (N, 2, 3), {}, ("independent", 0)),
     "slice of others": (
@@ -89,13 +89,18 @@ LAYOUT: dict[str, Case] = {
         {"a": [1], "e": [3], "axis": [1]},
         ("independent", 0),
     ),
-    "up to a fixed number": (
+    "slice to a fixed end": (
         k("Slice", "x z e z"),
         (N, 4),
         {"z": [0], "e": [512]},
         ("gathered", None),
     ),
-    "to the end": (k("Slice", "x z e z"), (N, 4), {"z": [0], "e": [2**62]}, ("independent", 0)),
+    "slice to the end": (
+        k("Slice", "x z e z"),
+        (N, 4),
+        {"z": [0], "e": [2**62]},
+        ("independent", 0),
+    ),
     "gather of others": (k("Gather", "x i", axis=1), (N, 4), {"i": [0, 2]}, ("independent", 0)),
     "gather in front": (k("Gather", "x i", axis=0), (4, N), {"i": 1}, ("independent", 0)),
     "gather of it": (k("Gather", "x i", axis=0), (N, 4), {"i": [0, 2]}, ("gathered", None)),
@@ -108,7 +113,7 @@ LAYOUT: dict[str, Case] = {
     ),
     "split of features": (k("Split", outputs="y b", axis=1), (N, 4), {}, ("independent", 0)),
     "split of it": (k("Split", outputs="y b", axis=0), (N, 4), {}, ("gathered", None)),
-    "twice and apart again": (
+    "concat with itself and split": (
         [node("Concat", "x x", "c", axis=0), *k("Split", "c", "y b", axis=0)],
         (N, 4),
         {},
@@ -132,7 +137,7 @@ LAYOUT: dict[str, Case] = {
         {"i": np.zeros((6, 1), int)},
         ("gathered", None),
     ),
-    "which are not zero": (k("NonZero"), (N, 4), {}, ("gathered", None)),
+    "nonzero": (k("NonZero"), (N, 4), {}, ("gathered", None)),
     "centre": (k("CenterCropPad", "x s", axes=[1]), (N, 4), {"s": [2]}, ("independent", 0)),
 }
 PRODUCTS: dict[str, Case] = {
@@ -140,7 +145,12 @@ PRODUCTS: dict[str, Case] = {
     "columns": (k("MatMul", "w x"), (3, N), {"w": ROTATED}, ("independent", 1)),
     "inner": (k("MatMul", "x p"), (3, N), {"p": weights(6, 4)}, ("contracted", None)),
     "stack": (k("MatMul", "x s"), (N, 2, 4), {"s": weights(4, 4)}, ("independent", 0)),
-    "a matrix for each": (k("MatMul", "x s"), (N, 2, 4), {"s": weights(6, 4, 4)}, ("length", 0)),
+    "constant stack of matrices": (
+        k("MatMul", "x s"),
+        (N, 2, 4),
+        {"s": weights(6, 4, 4)},
+        ("length", 0),
+    ),
     "own transpose": (
         [node("Transpose", "x", "t"), *k("MatMul", "x t")],
         (N, 4),
@@ -184,9 +194,12 @@ PRODUCTS: dict[str, Case] = {
 }
 
 
-def recurrent(op: str, gates: int, shape: tuple[Any, ...], *said: Any, **attributes: Any) -> Case:
+def recurrent(
+    op: str, gates: int, shape: tuple[Any, ...], *expected: Any, **attributes: Any
+) -> Case:
+    """Return a case of a recurrent layer with 4 input features and 2 hidden units."""
     constants = {"W": weights(1, 2 * gates, 4), "R": weights(1, 2 * gates, 2)}
-    return k(op, "x W R", "y h", hidden_size=2, **attributes), shape, constants, said
+    return k(op, "x W R", "y h", hidden_size=2, **attributes), shape, constants, expected
 
 
 LAYERS: dict[str, Case] = {
@@ -196,7 +209,7 @@ LAYERS: dict[str, Case] = {
     "lstm, time behind batch": recurrent("LSTM", 4, (2, N, 4), "scanned", 1, layout=1),
     "gru, batch": recurrent("GRU", 3, (5, N, 4), "independent", 2),
     "gru, time": recurrent("GRU", 3, (N, 2, 4), "scanned", 0),
-    "rnn, both ways": recurrent("RNN", 1, (5, N, 4), "independent", 2),
+    "rnn, batch": recurrent("RNN", 1, (5, N, 4), "independent", 2),
     "scaler": (
         k("Scaler", scale=[2.0], offset=[1.0], domain="ai.onnx.ml"),
         (N, 4),
@@ -221,7 +234,7 @@ ALL = {**ELEMENTWISE, **ALONG, **LAYOUT, **PRODUCTS, **LAYERS}
 
 
 @pytest.mark.parametrize("case", ALL)
-def test_kind_and_axis_of_a_node(case):
+def test_kind_and_axis_of_single_nodes(case):
     nodes, shape, constants, (kind, axis) = ALL[case]
     found = fact_of(model_of(nodes, shape, constants, opset=18 if "centre" in case else 17))
     assert (found.kind, found.axis) == (kind, axis)
@@ -234,6 +247,7 @@ QKV = {"q": (N, 5, 8), "k": (N, 6, 8), "v": (N, 6, 8)}
 
 
 def attention(mask: bool = False, **attributes: Any) -> list[Any]:
+    """Return an Attention node of two heads over q, k and v."""
     inputs = "q k v mask" if mask else "q k v"
     return k("Attention", inputs, q_num_heads=2, kv_num_heads=2, **attributes)
 
@@ -241,7 +255,7 @@ def attention(mask: bool = False, **attributes: Any) -> list[Any]:
 ATTENTION: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str, int | None]]] = {
     "batch": (attention(), QKV, {}, ("independent", 0)),
     "batch, causal": (attention(is_causal=1), QKV, {}, ("independent", 0)),
-    "keys given once": (
+    "keys without a batch": (
         attention(),
         {"q": (N, 5, 8)},
         {"k": (2, 6, 8), "v": (2, 6, 8)},
@@ -272,8 +286,8 @@ ATTENTION: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str,
         {},
         ("independent", 1),
     ),
-    "mask for each": (attention(mask=True), QKV, {"mask": (6, 1, 5, 6)}, ("length", 0)),
-    "mask for all": (attention(mask=True), QKV, {"mask": (5, 6)}, ("independent", 0)),
+    "mask for each row": (attention(mask=True), QKV, {"mask": (6, 1, 5, 6)}, ("length", 0)),
+    "mask for all rows": (attention(mask=True), QKV, {"mask": (5, 6)}, ("independent", 0)),
     "mask for each head": (attention(mask=True), QKV, {"mask": (2, 5, 6)}, ("independent", 0)),
     "multi-head": (
         k("MultiHeadAttention", "q k v", num_heads=2, domain=MS),
@@ -287,7 +301,7 @@ ATTENTION: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[str,
         {"g": (8,)},
         ("independent", 0),
     ),
-    "skip given once": (
+    "skip without a batch": (
         k("SkipLayerNormalization", "q s g", domain=MS),
         {"q": (N, 5, 8)},
         {"g": (8,), "s": (6, 5, 8)},
@@ -312,11 +326,11 @@ def test_kind_and_axis_of_attention_and_fused_layers(case):
 
 
 @pytest.mark.parametrize(("opset", "kind"), [(12, "reduced"), (13, "independent")])
-def test_softmax_sees_all_axes_from_its_own_before_opset_13(opset, kind):
+def test_softmax_combines_all_axes_behind_its_own_before_opset_13(opset, kind):
     assert fact_of(model_of(k("Softmax", axis=1), (2, 4, N), {}, opset=opset)).kind == kind
 
 
-def test_group_norm_sees_channels_and_pixels():
+def test_group_norm_reduces_channels_and_pixels():
     nodes = k("GroupNormalization", "x s s", num_groups=2)
     options = {"opset": 18, "constants": {"s": np.ones(2, np.float32)}}
     assert fact_of(model_of(nodes, (N, 4, 8), **options)).is_independent
@@ -333,14 +347,14 @@ def test_group_norm_sees_channels_and_pixels():
         (1, (4, N), "independent"),
     ],
 )
-def test_an_operator_of_one_s_own_says_which_axes_go_through(declared, shape, kind):
+def test_custom_operator_declares_its_independent_axes(declared, shape, kind):
     nodes = [node("Mine", "x", "y", "k", domain="made.up")]
     model = model_of(nodes, shape, domains={"made.up": 1})
-    own = {} if declared is None else {("made.up", "Mine"): declared}
-    assert fact_of(model, own=own).kind == kind
+    custom = {} if declared is None else {("made.up", "Mine"): declared}
+    assert fact_of(model, custom=custom).kind == kind
 
 
-def test_the_first_node_that_breaks_an_axis_is_named():
+def test_first_node_that_breaks_an_axis_is_reported():
     nodes = [
         node("Relu", "x", "a", "harmless"),
         node("Softmax", "a", "b", "first", axis=0),

@@ -1,4 +1,4 @@
-"""Windows: which positions an output reads, in numbers, and held against runs."""
+"""Windows: the positions that an output reads, as numbers and compared with runs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ CASES: dict[str, tuple[tuple[Any, ...], tuple[Any, Any, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_window_is_what_the_node_reads(case):
+def test_window_equals_the_positions_that_the_node_reads(case):
     (nodes, constants), expected = CASES[case]
     model = model_of(nodes, (2, 2, "N"), constants, opset=18)
     found = dependence_of(model)
@@ -98,8 +98,8 @@ def test_the_window_is_what_the_node_reads(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_window_is_no_wider_than_what_the_node_may_read(case):
-    """Every position is read by an element whose window has it, unless none has it."""
+def test_outputs_change_inside_their_window_only(case):
+    """Outputs change inside their windows only, and most windows hold a position that matters."""
     (nodes, constants), _ = CASES[case]
     model = model_of(nodes, (2, 2, "N"), constants, opset=18)
     dep, runner, feeds = dependence_of(model), Runner(model), feeds_of(model)
@@ -117,12 +117,12 @@ def test_a_window_is_no_wider_than_what_the_node_may_read(case):
 
 
 WITHOUT_WINDOW = {
-    "same padding that depends on the size": (
+    "auto padding that depends on the size": (
         conv(3, auto_pad="SAME_UPPER", strides=[4]),
         "opaque",
     ),
     "corners aligned": (resize("s", "linear", "align_corners"), "length"),
-    "resizing by a third of a half": (
+    "resize by 1.5": (
         (
             [node("Resize", "x - s", "y", "k", mode="linear")],
             {"s": np.array([1, 1, 1.5], np.float32)},
@@ -138,25 +138,25 @@ WITHOUT_WINDOW = {
 
 
 @pytest.mark.parametrize("case", WITHOUT_WINDOW)
-def test_what_has_no_window_says_why(case):
+def test_nodes_without_a_window_report_their_kind(case):
     (nodes, constants), kind = WITHOUT_WINDOW[case]
     found = fact_of(model_of(nodes, (2, 2, "N"), constants, opset=19))
     assert (found.kind, found.node) == (kind, "k")
     assert found.extent == float("inf")
 
 
-def test_scales_count_and_not_the_size_that_comes_out():
-    """Of 3 positions a scale of 0.5 leaves 1: the stride is 2 all the same."""
+def test_stride_of_resize_follows_the_scale_and_not_the_output_size():
+    """A scale of 0.5 has stride 2, although 3 positions become 1."""
     nodes, constants = resize("h", "linear", "half_pixel")
     model = model_of(nodes, (2, 2, "N"), constants)
     assert dependence_of(model, size=3).window.stride == 2
     nodes, constants = resize("h", "linear", "pytorch_half_pixel")
     model = model_of(nodes, (2, 2, "N"), constants)
-    assert dependence_of(model, size=3).kind == Kind.LENGTH  # the first of all is read
+    assert dependence_of(model, size=3).kind == Kind.LENGTH  # output 0 reads position 0
     assert dependence_of(model, size=4).kind == Kind.WINDOW
 
 
-def test_windows_add_up_along_a_chain():
+def test_windows_compose_along_a_chain():
     nodes = [
         node("Conv", "x w", "a", "first", pads=[1, 1]),
         node("MaxPool", "a", "b", "second", kernel_shape=[2], strides=[2]),
@@ -176,7 +176,7 @@ def test_windows_of_branches_are_united():
     assert (found.kind, found.offset, found.extent) == ("window", -2, 5)
 
 
-def test_branches_that_advance_differently_have_no_window():
+def test_branches_of_different_strides_have_no_window():
     nodes = [
         node("Conv", "x w", "a", "by one"),
         node("MaxPool", "x", "b", "by two", kernel_shape=[2], strides=[2]),
@@ -186,8 +186,8 @@ def test_branches_that_advance_differently_have_no_window():
     assert (found.kind, found.node) == ("opaque", "sum")
 
 
-def test_a_window_that_begins_between_two_positions_is_widened_behind_another_stride():
-    """Nearest down by 2, then linear up by 3: output 3 reads positions 0 and 2 of the input."""
+def test_window_with_fractional_start_is_widened_in_composition():
+    """After nearest by 1/2 and linear by 3, output 3 reads positions 0 and 2 of the input."""
     nodes = [
         node(
             "Resize",
@@ -208,7 +208,7 @@ def test_a_window_that_begins_between_two_positions_is_widened_behind_another_st
     assert faults_of_dependence(Runner(model), feeds_of(model), seeds_of(model), {"y": found}) == {}
 
 
-def test_arithmetic_of_windows():
+def test_window_composition_interval_and_union():
     assert window(1, 2, 3).after(SAME) == window(1, 2, 3) == SAME.after(window(1, 2, 3))
     assert window(-1, 2, 3).after(window(-1, 2, 3)) == window(-3, 4, 7)
     assert window(0, 2, 2).interval(1, 3) == (2, 6)
@@ -217,7 +217,7 @@ def test_arithmetic_of_windows():
     assert window(0, 1, 1).union(window(0, 2, 1)) is None
 
 
-def test_channels_and_batch_of_a_convolution():
+def test_convolution_along_batch_and_channels():
     nodes, constants = conv(pads=[1, 1])
     assert fact_of(model_of(nodes, ("N", 2, 8), constants)).is_independent
     nodes = [node("Conv", "x w", "y", "k", group=1)]
@@ -228,7 +228,7 @@ def test_channels_and_batch_of_a_convolution():
     assert (found.kind, found.axis) == ("length", 1)
 
 
-def test_indices_of_a_pool_count_from_the_first_row():
+def test_indices_of_max_pool_count_from_the_first_row():
     nodes = [node("MaxPool", "x", "p i", "pool", kernel_shape=[2], strides=[2])]
     nodes.append(node("MaxUnpool", "p i", "y", kernel_shape=[2], strides=[2]))
     model = model_of(nodes, ("N", 2, 8), outputs="y i")

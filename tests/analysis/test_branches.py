@@ -1,3 +1,5 @@
+"""Serial regions and regions of independent branches."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -7,7 +9,7 @@ from builders import branching_model, dense_model, make_model, node, value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_onnx.analysis.branches import find_regions, free_nodes, needed
+from dask_onnx.analysis.branches import find_regions, free_nodes, with_free_ancestors
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.modelio.onnx_model import load_onnx
 
@@ -22,7 +24,7 @@ def regions(facts, seconds=lambda _: 1.0, *, free_share=0.0, **options):
     return [[[facts.nodes[i].name for i in part] for part in region.parts] for region in found]
 
 
-def test_branches_stand_between_what_all_paths_go_through():
+def test_branches_lie_between_nodes_on_all_paths():
     assert regions(facts_of(branching_model())) == [
         [["stem"]],
         [["left", "left_end"], ["middle"], ["right"]],
@@ -34,7 +36,7 @@ def test_a_chain_is_one_serial_region():
     assert regions(facts_of(dense_model())) == [[["first", "bias", "activate", "second"]]]
 
 
-def test_cheap_nodes_that_branches_share_belong_to_none():
+def test_cheap_shared_nodes_belong_to_no_branch():
     facts = facts_of(branching_model())
     cost = [0.01, 1, 1, 1, 1, 1]
     assert regions(facts, cost.__getitem__, free_share=0.01)[0] == [
@@ -43,11 +45,11 @@ def test_cheap_nodes_that_branches_share_belong_to_none():
         ["right"],
     ]
     free = frozenset({0})
-    assert needed(facts, [4], free) == [0, 4]
+    assert with_free_ancestors(facts, [4], free) == [0, 4]
 
 
 def ladder():
-    """Four branches that meet one after the other: ((a + b) + c) + d."""
+    """Return four branches that meet one after the other: ((a + b) + c) + d."""
     nodes = [node("Relu", "x", "stem", "stem")]
     nodes += [node("Neg", "stem", name, name) for name in "abcd"]
     nodes += [
@@ -58,12 +60,12 @@ def ladder():
     return make_model(nodes, [value("x", ["N"])], [value("y", ["N"])])
 
 
-def test_branches_that_meet_one_by_one_are_still_branches():
+def test_branches_that_meet_one_by_one_are_found():
     facts = facts_of(ladder())
     assert regions(facts)[1:] == [[["a"], ["b"], ["c"], ["d"]], [["ab", "abc", "abcd"]]]
 
 
-def test_those_that_meet_early_may_stay_together():
+def test_branches_that_meet_early_may_be_joined():
     cost = {"stem": 1, "a": 1, "b": 1, "c": 3, "d": 3}
     facts = facts_of(ladder())
     found = regions(facts, lambda i: cost.get(facts.nodes[i].name, 0.1), join_share=0.5)
@@ -77,8 +79,8 @@ def test_independent_components_are_branches_from_the_start():
     assert regions(facts) == [[["a"], ["b"]]]
 
 
-def test_branches_that_an_edge_passes_by_are_found():
-    # The stem is read by the join too, so that only stem and join lie on every path.
+def test_branches_beside_a_skip_connection_are_found():
+    # The join reads the stem too: only stem and join lie on every path.
     nodes = [
         node("Relu", "x", "stem", "stem"),
         node("Exp", "stem", "fork", "fork"),
@@ -95,7 +97,7 @@ def test_branches_that_an_edge_passes_by_are_found():
     st.sampled_from([0.0, 0.1, 0.5]),
     st.sampled_from([0.0, 0.25, 0.5]),
 )
-def test_regions_cover_each_node_once_and_read_only_what_is_before(reads, free_share, join_share):
+def test_regions_cover_each_node_once_and_read_only_earlier_ones(reads, free_share, join_share):
     nodes = [
         node("Sum", " ".join(f"v{r % (i + 1)}" for r in row), f"v{i + 1}")
         for i, row in enumerate(reads)
@@ -117,7 +119,7 @@ def test_regions_cover_each_node_once_and_read_only_what_is_before(reads, free_s
 
 
 def unet(levels):
-    """Predecessors of an encoder, a bottom of two branches, and a decoder that reads its mirror."""
+    """Return the predecessors of the nodes of an encoder, two branches and a mirrored decoder."""
     encoder = [[i - 1] if i else [] for i in range(levels)]
     bottom = [[levels - 1], [levels - 1], [levels, levels + 1]]
     last = levels + 2
@@ -125,22 +127,22 @@ def unet(levels):
 
 
 def crossed(levels):
-    """Two chains whose nodes read both nodes before them."""
+    """Return the predecessors of two chains whose nodes read both nodes of the level before."""
     return [[], [], *([i - i % 2 - 2, i - i % 2 - 1] for i in range(2, 2 * levels))]
 
 
-class Counting(list):
-    """A list that knows how often something was looked up in it."""
+class CountingList(list):
+    """A list that counts lookups."""
 
-    looked_up = 0
+    lookups = 0
 
     def __getitem__(self, index):
-        self.looked_up += 1
+        self.lookups += 1
         return super().__getitem__(index)
 
 
 def facts_from(predecessors):
-    successors = Counting([] for _ in predecessors)
+    successors = CountingList([] for _ in predecessors)
     for index, before in enumerate(predecessors):
         for other in before:
             list.__getitem__(successors, other).append(index)
@@ -149,7 +151,7 @@ def facts_from(predecessors):
     )
 
 
-def test_branches_at_the_bottom_of_many_skips_are_found():
+def test_branches_below_many_skip_connections_are_found():
     facts = facts_from(unet(1000))
     found = find_regions(facts, dict.fromkeys(facts.nodes, 1.0))
     assert [region.parts for region in found if region.is_parallel] == [((1000,), (1001,))]
@@ -157,11 +159,11 @@ def test_branches_at_the_bottom_of_many_skips_are_found():
 
 @pytest.mark.parametrize("graph", [unet, crossed])
 @pytest.mark.parametrize("join_share", [0.0, 0.25])
-def test_nested_branches_are_read_in_linear_time(graph, join_share):
-    def looked_up(levels):
+def test_nested_branches_take_linear_time(graph, join_share):
+    def lookups(levels):
         facts = facts_from(graph(levels))
-        # Ever cheaper, so that what is left is never joined.
+        # Costs decrease, so that the remaining nodes are never joined.
         find_regions(facts, {node: 0.5**node for node in facts.nodes}, join_share=join_share)
-        return facts.successors.looked_up
+        return facts.successors.lookups
 
-    assert looked_up(400) < 2.5 * looked_up(200)
+    assert lookups(400) < 2.5 * lookups(200)

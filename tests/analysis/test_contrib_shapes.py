@@ -1,4 +1,4 @@
-"""Shapes and dtypes behind ONNX Runtime's own operators, held against what ONNX Runtime says."""
+"""Shapes and dtypes behind ONNX Runtime's own operators, compared with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shapes_of(feeds):
 
 
 def found(facts, names, shapes=None):
-    """(dtype, shape) of each value."""
+    """Return the inferred (dtype, shape) of each value."""
     specs = infer_shapes(facts, shapes)
     return {name: (specs[name].dtype, specs[name].shape) for name in names}
 
@@ -54,7 +54,7 @@ def test_results_have_the_shapes_and_dtypes_of_onnx_runtime(case, sizes):
 
 
 def loading_error(model, shapes, outputs) -> Exception | None:
-    """What ONNX Runtime says of a model with these shapes: inference comes before kernels."""
+    """Return the error of loading a model with these shapes: ONNX Runtime infers before it runs."""
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
     for graph_input in bound.graph.input:
@@ -101,7 +101,7 @@ def test_shapes_and_dtypes_are_those_that_onnx_runtime_infers(case, sizes):
     ],
     ids=str,
 )
-def test_shapes_that_onnx_runtime_does_not_infer_are_those_of_its_documentation(case, shape):
+def test_shapes_without_inference_in_onnx_runtime_are_those_of_its_documentation(case, shape):
     facts = facts_of(case.model())
     assert found(facts, ["y"], shapes_of(case.feeds(SIZES[0])))["y"] == (np.dtype("f4"), shape)
 
@@ -114,7 +114,7 @@ def test_every_operator_is_tested():
     assert {(d, op) for d, op in named if d != "com.microsoft.nchwc"} <= tested
 
 
-def test_sizes_that_follow_from_data_stay_open():
+def test_sizes_that_depend_on_data_stay_open():
     facts = facts_of(case("Unique", "x=f:T", "y i c").model())
     specs = infer_shapes(facts, {"x": (7,)})
     assert [specs[name].rank for name in "yic"] == [1, 1, 1]
@@ -124,7 +124,7 @@ def test_sizes_that_follow_from_data_stay_open():
 
 
 def grouped_model(has_past: bool, packed: bool = False, axis: int | list[int] = 1):
-    """Attention whose number of tokens follows from a mask, as generative exports write it."""
+    """Return attention whose number of tokens is computed from a mask, as in generative exports."""
     heads = "q - -" if packed else "q k v"
     nodes = [
         node("Shape", "mask", "sizes"),
@@ -162,9 +162,7 @@ def grouped_model(has_past: bool, packed: bool = False, axis: int | list[int] = 
     [(3, None, 3), (1, 4, 5), (1, 9, 5)],
     ids=["first", "grows", "room"],
 )
-def test_caches_grow_to_the_tokens_of_the_mask_or_keep_their_length(
-    tokens, past, total, axis, packed
-):
+def test_caches_grow_to_the_length_of_the_mask_or_keep_theirs(tokens, past, total, axis, packed):
     model = grouped_model(past is not None, packed, axis)
     feeds = {"q": weights(1, tokens, 64 if packed else 32)}
     if not packed:
@@ -177,7 +175,7 @@ def test_caches_grow_to_the_tokens_of_the_mask_or_keep_their_length(
     assert found(facts_of(model), names, shapes_of(feeds)) == given(expected)
 
 
-def test_symbols_go_through():
+def test_symbols_are_propagated():
     facts = facts_of(grouped_model(has_past=True))
     specs = infer_shapes(facts)
     assert specs["y"].shape == ("B", "T", 32)
@@ -195,7 +193,7 @@ def chain_model(length: int) -> onnx.ModelProto:
     return make_model(nodes, inputs, outputs, {"b": weights(4)}, domains=OWN)
 
 
-def test_a_chain_takes_one_pass(monkeypatch):
+def test_a_chain_takes_one_inference_pass(monkeypatch):
     passes, infer = [], shape_inference.infer_shapes
 
     def counted(*args, **kwargs):
@@ -215,7 +213,7 @@ def test_the_model_itself_does_not_change():
     assert set(specs) == {"v0", "v1", "v2", "v3", "b", "y"}
 
 
-def test_a_model_of_standard_operators_is_left_as_it_is():
+def test_a_model_of_standard_operators_is_unchanged():
     facts = facts_of(bert_model())
     copy = onnx.ModelProto()
     copy.CopyFrom(facts.proto)
@@ -223,14 +221,14 @@ def test_a_model_of_standard_operators_is_left_as_it_is():
     assert copy == facts.proto
 
 
-def test_domains_that_a_model_forgets_to_import_are_imported():
+def test_missing_imports_of_domains_are_added():
     model = chain_model(2)
     del model.opset_import[1:]
     assert run_onnx(model, {"v0": weights(3, 4)})[0].shape == (3, 8)
     assert infer_shapes(facts_of(model), {"v0": (3, 4)})["y"].shape == (3, 8)
 
 
-def test_an_unknown_operator_of_a_domain_without_import_is_no_error():
+def test_an_unknown_operator_without_import_is_no_error():
     nodes = [node("Secret", "x", "h", domain="other"), node("Relu", "x", "y")]
     model = make_model(nodes, [value("x", ["N", 4])], [value("h", None), value("y", None)])
     assert infer_shapes(facts_of(model), {"x": (3, 4)})["y"].shape == (3, 4)
@@ -251,14 +249,14 @@ def test_bodies_are_inferred_too():
 
 
 def noted_model(op: str, noted) -> onnx.ModelProto:
-    """x (N, 4) -> h by an operator of com.microsoft, of which the model notes the shape -> y."""
+    """Return x (N, 4) -> h by an operator of com.microsoft, with a value_info for h -> y."""
     nodes = [node(op, "x", "h", domain=CONTRIB), node("Relu", "h", "y")]
     model = make_model(nodes, [value("x", ["N", 4])], [value("y", None)], domains=OWN)
     model.graph.value_info.append(value("h", noted))
     return model
 
 
-def test_what_the_model_notes_counts_only_where_inference_finds_nothing():
+def test_value_info_counts_only_where_inference_finds_nothing():
     facts = facts_of(noted_model("Secret", ["N", 7]))
     assert infer_shapes(facts, {"x": (3, 4)})["y"].shape == (3, 7)
     open_size = noted_model("Unique", [5])
@@ -267,7 +265,7 @@ def test_what_the_model_notes_counts_only_where_inference_finds_nothing():
     assert infer_shapes(facts_of(stale), {"x": (3, 4)})["y"].shape == (3, 4)
 
 
-def test_a_function_of_the_model_stays_what_it_is():
+def test_functions_of_the_model_are_kept():
     double = helper.make_function(
         CONTRIB,
         "Gelu",
@@ -286,7 +284,7 @@ def test_a_function_of_the_model_stays_what_it_is():
 
 
 def assert_every_value_is_found(model: onnx.ModelProto, feeds) -> None:
-    """Run a model with each value as an output, nothing optimised away."""
+    """Run a model with each value as an output, without optimization, and compare."""
     facts = facts_of(model)
     specs = infer_shapes(facts, shapes_of(feeds))
     whole = onnx.ModelProto()
@@ -317,7 +315,7 @@ LEVELS = pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_AL
 
 
 @LEVELS
-def test_what_onnx_runtime_fuses_in_an_encoder_is_found(level, tmp_path):
+def test_fused_nodes_of_an_encoder_are_inferred(level, tmp_path):
     source = bert_model().SerializeToString()
     model = optimised(source, level, tmp_path / "optimised.onnx")
     assert {n.op_type for n in model.graph.node} >= {"FusedMatMul", "BiasGelu"}
@@ -325,7 +323,7 @@ def test_what_onnx_runtime_fuses_in_an_encoder_is_found(level, tmp_path):
 
 
 def layout_model() -> onnx.ModelProto:
-    """x (N, 3, 16, 16) -> y: convolutions and pooling, which ONNX Runtime runs on blocks."""
+    """Return convolutions and pooling on x (N, 3, 16, 16), which ONNX Runtime runs on blocks."""
     same = {"pads": [1, 1, 1, 1]}
     nodes = [
         node("Conv", "x w1", "a", **same),
@@ -358,14 +356,14 @@ def layout_model() -> onnx.ModelProto:
 
 
 @LEVELS
-def test_what_onnx_runtime_writes_on_blocks_of_channels_is_found(level, tmp_path):
+def test_operators_on_blocks_of_channels_are_inferred(level, tmp_path):
     source = layout_model().SerializeToString()
     model = optimised(source, level, tmp_path / "optimised.onnx")
     assert_every_value_is_found(model, {"x": weights(2, 3, 16, 16)})
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_what_the_transformer_optimiser_writes_is_found(half, tmp_path):
+def test_fused_nodes_of_the_transformer_optimizer_are_inferred(half, tmp_path):
     path = tmp_path / "encoder.onnx"
     onnx.save(bert_model(), path)
     fused = optimizer.optimize_model(str(path), "bert", num_heads=2, hidden_size=8, opt_level=0)
@@ -386,7 +384,7 @@ def test_what_the_transformer_optimiser_writes_is_found(half, tmp_path):
         ("rawi.onnx", None),
     ],
 )
-def test_what_onnx_runtime_fuses_in_trained_models_is_found(asset, name, feeds, level, tmp_path):
+def test_fused_nodes_of_trained_models_are_inferred(asset, name, feeds, level, tmp_path):
     model = optimised(asset(name), level, tmp_path / "optimised.onnx")
     if feeds is None:
         feeds = {

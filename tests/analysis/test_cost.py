@@ -1,3 +1,5 @@
+"""Costs of nodes: operations, bytes, and the seconds predicted from them."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -74,7 +76,7 @@ def test_operations_are_counted(case):
     assert cost_of(nodes, x, constants).flops == flops
 
 
-def test_bytes_are_counted_apart_for_weights_and_activations():
+def test_bytes_of_weights_and_activations_are_separate():
     cost = cost_of([node("MatMul", "x w", "y")], [2, 1000], {"w": weights(1000, 3)})
     assert cost.parameter_bytes == 1000 * 3 * 4
     assert cost.activation_bytes == (2 * 1000 + 2 * 3) * 4
@@ -101,7 +103,7 @@ def test_half_precision_takes_half_the_bytes():
     assert np.dtype(np.float16).itemsize == 2
 
 
-def test_weights_that_are_written_as_nodes_are_weights():
+def test_constant_nodes_are_weights():
     array = weights(1000, 3)
     made = [
         helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(array)),
@@ -112,7 +114,7 @@ def test_weights_that_are_written_as_nodes_are_weights():
     assert cost.activation_bytes == (2 * 1000 + 2 * 3) * 4
 
 
-def test_attention_is_every_query_with_every_key():
+def test_attention_multiplies_every_query_by_every_key():
     past = {name: weights(2, 4, 3, 8) for name in ("k", "v")}
     with_heads = cost_of(
         [node("Attention", "x x x - k v", "y pk pv")], [2, 4, 5, 8], past, opset=23
@@ -183,14 +185,14 @@ def forest(trees, depth):
     )  # fmt: skip
 
 
-def test_steps_down_trees_are_counted_and_take_their_own_time():
+def test_tree_steps_are_counted_and_have_their_own_speed():
     cost = cost_of([forest(5, 3)], [7, 2], domains={"ai.onnx.ml": 3})
     assert cost.flops == cost.tree_steps == 7 * 5 * 3
     table = CostTable(seconds_per_tree_step=1e-3, seconds_per_node=0)
     assert table.seconds(cost) == pytest.approx(0.105)
 
 
-def test_steps_down_trees_of_the_newer_operator_are_counted():
+def test_tree_steps_of_tree_ensemble_are_counted():
     numbers = numpy_helper.from_array(weights(6), "numbers")
     modes = numpy_helper.from_array(np.zeros(6, np.uint8), "modes")
     made = node(
@@ -203,7 +205,7 @@ def test_steps_down_trees_of_the_newer_operator_are_counted():
     assert cost_of([made], [7, 2], domains={"ai.onnx.ml": 5}).tree_steps == 7 * 2 * 2
 
 
-def test_linear_models_of_tables_are_counted():
+def test_linear_models_are_counted():
     regressor = node("LinearRegressor", "x", "y", domain="ai.onnx.ml", coefficients=[1.0] * 12)
     assert cost_of([regressor], [5, 12], domains={"ai.onnx.ml": 3}).flops == 2 * 5 * 12
 
@@ -216,7 +218,7 @@ def if_node(then, other):
     return node("If", "flag", "y", then_branch=then, else_branch=other)
 
 
-def test_of_an_if_the_dearer_body_counts():
+def test_the_more_expensive_branch_of_an_if_counts():
     small = body("small", [node("Relu", "x", "a")], outputs=[value("a", None)])
     large = body(
         "large",
@@ -238,7 +240,7 @@ def test_of_an_if_the_dearer_body_counts():
     assert cost.parameter_bytes == 2 * 5 * 7 * 4
     assert cost.activation_bytes == 2 * 3 * 5 * 4 + 1
     first, second = 4 * (3 * 5 + 5 * 7 + 3 * 7), 4 * (3 * 7 + 7 * 5 + 3 * 5)
-    inner_if = 4 * (7 * 5 + 3 * 7 + 3 * 5 + 3 * 5) + 1  # v, h, x, what comes out, and the flag
+    inner_if = 4 * (7 * 5 + 3 * 7 + 3 * 5 + 3 * 5) + 1  # v, h, x, the output, and the flag
     assert cost.body_bytes == first + inner_if + second
 
 
@@ -257,21 +259,21 @@ def loop(trips, body_nodes):
 STEP = [node("Identity", "go", "go_on"), node("MatMul", "s w", "t"), node("Identity", "t", "row")]
 
 
-def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+def test_the_body_of_a_loop_counts_once_per_iteration():
     constants = {"w": weights(5, 5), "M": np.array(6, np.int64)}
     cost = cost_of([loop("M", STEP)], [3, 5], constants)
     assert cost.flops == 6 * 2 * 3 * 5 * 5
     assert cost.parameter_bytes == 5 * 5 * 4 + 8
-    # What the iterations move is not all there at once. (ONNX does not infer what comes out.)
+    # Values of all iterations are not alive at once. (ONNX infers no shape for the outputs.)
     assert cost.activation_bytes == 4 * 3 * 5 and cost.body_bytes > 6 * 4 * (3 * 5 + 5 * 5)
 
 
-def test_a_loop_that_ends_by_its_condition_alone_counts_as_often_as_rows_are_known():
+def test_a_loop_without_a_known_trip_count_counts_once():
     constants = {"w": weights(5, 5), "M": np.array(2**63 - 1, np.int64)}
     assert cost_of([loop("M", STEP)], [3, 5], constants).flops == 2 * 3 * 5 * 5
 
 
-def test_the_body_of_a_scan_counts_once_for_each_step():
+def test_the_body_of_a_scan_counts_once_per_step():
     step = body(
         "step",
         [node("MatMul", "s w", "u"), node("Add", "u e", "t"), node("Identity", "t", "row")],
@@ -291,7 +293,7 @@ TOKEN = [node("MatMul", "ids w", "logits")]
     ("GreedySearch", "x M", 2),
     ("BeamSearch", "x M - B", 2 * 4),
 ])  # fmt: skip
-def test_what_writes_a_text_runs_its_body_for_each_token(op, inputs, sequences):
+def test_generators_run_their_body_for_each_token(op, inputs, sequences):
     decoder = body("decoder", TOKEN, [value("ids", ["batch", 5])], [value("logits", None)])
     search = node(op, inputs, "y", domain="com.microsoft", decoder=decoder)
     constants = {"w": weights(5, 7), "M": np.array([9], np.int32), "B": np.array([4], np.int32)}
@@ -299,20 +301,20 @@ def test_what_writes_a_text_runs_its_body_for_each_token(op, inputs, sequences):
     assert cost.flops == 2 * 3 + 9 * sequences * 2 * 5 * 7
 
 
-def test_what_is_done_to_scores_of_attention_counts():
+def test_a_score_function_of_flex_attention_counts():
     doubled = body("double", [node("Add", "s s", "t")], [value("s", None)], [value("t", None)])
     made = node("FlexAttention", "x x x", "y", domain="ai.onnx.preview", score_mod=doubled)
     cost = cost_of([made], [2, 4, 5, 8], domains={"ai.onnx.preview": 1}, opset=26, ir_version=13)
     assert cost.flops == 2 * (2 * 4 * 5 * 5) * (8 + 8) + 2 * 4 * 5 * 5
 
 
-def test_numbers_that_the_model_has_written_in_it_are_known():
+def test_scalar_constants_are_known():
     constants = {"axis": np.array(1, np.int64)}
     made = [node("DFT", "x - axis", "y")]
     assert cost_of(made, [3, 8, 16, 1], constants, opset=20).flops == 3 * 16 * 5 * 8 * 3
 
 
-def test_a_body_whose_inputs_nobody_knows_counts_as_nothing():
+def test_a_body_with_unknown_inputs_counts_as_nothing():
     constants = {"w": weights(5, 5)}
     made = [node("Custom", "x", "z", domain="own"), loop("-", STEP)]
     made[1].input[2] = "z"

@@ -1,13 +1,22 @@
+"""Borders between chains of nodes, and the values that cross them."""
+
 from __future__ import annotations
 
 import pytest
 from builders import branching_model, dense_model
 
 import dask_onnx as dx
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.report import analyse
+from dask_onnx.modelio.onnx_model import load_onnx
 
 
-def test_every_border_is_named_with_what_crosses_it():
-    cuts = dx.load(branching_model()).analyse({"x": (2, 4)}).cuts
+def cuts_of(model, shapes=None):
+    return analyse(GraphFacts(load_onnx(model)), shapes).cuts
+
+
+def test_every_border_lists_the_values_that_cross_it():
+    cuts = cuts_of(branching_model(), {"x": (2, 4)})
     assert [cut.after for cut in cuts] == ["stem", "left", "left_end", "middle", "right"]
     assert [cut.names for cut in cuts] == [
         ("stem",),
@@ -22,12 +31,12 @@ def test_every_border_is_named_with_what_crosses_it():
     assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
 
 
-def test_what_is_one_kernel_has_no_border():
-    cuts = dx.load(dense_model()).analysis.cuts
+def test_nodes_that_fuse_into_one_kernel_have_no_border():
+    cuts = cuts_of(dense_model())
     assert [cut.after for cut in cuts] == ["activate"]
 
 
-def test_a_plan_can_be_cut_at_every_border_of_few_values():
+def test_a_plan_can_be_cut_at_every_border_with_few_values():
     model = dx.load(branching_model())
     for cut in model.analyse({"x": (2, 4)}).cuts:
         plan = model.plan(dx.at_values([cut.names]), shapes={"x": (2, 4)})

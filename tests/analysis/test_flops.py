@@ -1,4 +1,4 @@
-"""Counts of operations against what is worked out by hand, and that no operator is forgotten."""
+"""Operation counts compared with counts by hand, and a check that no operator is missing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import math
 import numpy as np
 import onnx
 import pytest
-from builders import make_model, node, value
+from builders import make_model, node, run_onnx, value
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_state
 
 from dask_onnx.analysis.flops import COUNTED, flops_of
+from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.onnx_model import load_onnx
 
 SCALAR = (1,)
 
 
 def count(op, inputs, result=None, *, domain="", constants=None, **attributes):
-    """Operations of one node; None is an input that is left out, or a result of unknown shape.
+    """Return the operations of one node.
 
-    `constants` are values of inputs by their position.
+    None is an input that is left out, or a result of unknown shape; `constants` are the values of
+    scalar inputs by position.
     """
     names = ["" if shape is None else f"x{i}" for i, shape in enumerate(inputs)]
     proto = onnx.helper.make_node(op, names, ["y"], domain=domain, **attributes)
@@ -32,6 +36,7 @@ def count(op, inputs, result=None, *, domain="", constants=None, **attributes):
 
 
 def case(flops, op, inputs, result=None, *, words="", **options):
+    """Return a parameter set; `words` tell apart cases of one operator."""
     return pytest.param(flops, op, inputs, result, options, id=f"{op} {words}".strip())
 
 
@@ -40,14 +45,14 @@ PRODUCTS = [
          words="dilated", dilations=[2, 2]),
     case(2 * (6 * 4 * 4) * 1 * 9, "Conv", [(1, 6, 6, 6), (6, 1, 3, 3)], (1, 6, 4, 4),
          words="depthwise", group=6),
-    # 5 steps of a kernel that spans 5, over 9 and a pad to both sides, is 7.
+    # A kernel that spans 5 has 7 positions on 9 elements padded by 1 on both sides.
     case(2 * (2 * 6 * 7 * 7) * 4 * 9, "NhwcFusedConv", [(2, 9, 9, 4), (6, 4, 3, 3)],
          words="of unknown result", dilations=[2, 2], pads=[1, 1, 1, 1]),
     case(2 * (2 * 6 * 4 * 4) * 4 * 9, "FusedConv", [(2, 4, 9, 9), (6, 4, 3, 3)],
          strides=[2, 2]),
     case(2 * (6 * 5 * 5) * 4 * 9, "NhwcConv", [(1, 9, 9, 4), (6, 4, 3, 3)],
          strides=[2, 2], auto_pad="SAME_UPPER"),
-    # Each of 2 * 4 * 5 * 5 elements goes to 3 channels of its group, 2 x 2 places each.
+    # Each of 2 * 4 * 5 * 5 elements contributes to 3 channels of its group, 2 x 2 pixels each.
     case(2 * (2 * 4 * 5 * 5) * 3 * 4, "ConvTranspose", [(2, 4, 5, 5), (4, 3, 2, 2)],
          (2, 6, 10, 10), words="grouped", group=2, strides=[2, 2]),
     case(2 * (4 * 25) * 3 * 4, "ConvTransposeWithDynamicPads", [(1, 4, 5, 5), (4, 3, 2, 2), (8,)]),
@@ -126,9 +131,9 @@ PRODUCTS = [
 ]  # fmt: skip
 
 CACHE = (2, 2, 6, 8)
-"""Of keys: 2 rows, 2 heads, 6 tokens of 8."""
+"""Shape of a key cache: 2 rows, 2 heads, 6 tokens of size 8."""
 ATTENTION = [
-    # 2 rows, 4 heads, 5 queries of 8, as many keys and 6 of the past, values of 3.
+    # 2 rows, 4 heads, 5 queries of size 8, 5 keys and 6 of the past, values of size 3.
     case(2 * (2 * 4 * 5 * (5 + 6)) * (8 + 3), "Attention",
          [(2, 4, 5, 8), (2, 2, 5, 8), (2, 2, 5, 3), None, CACHE, (2, 2, 6, 3)], (2, 4, 5, 3),
          words="of groups, with a past"),
@@ -185,7 +190,7 @@ ATTENTION = [
     # Time comes first: 5 queries and 7 keys of 2 rows.
     case(2 * 2 * (5 * 32 * 32 + 7 * 32 * 64) + 4 * (2 * 5 * (7 + 6)) * 32, "DecoderAttention",
          [(5, 2, 32), (7, 2, 32), (32, 32), (32, 64), (96,), None, (2, 4, 6, 8)]),
-    # 4 heads of queries and 2 of keys, states of 8 x 6: written in 5 operations, read in 2.
+    # 4 heads of queries and 2 of keys, states of 8 x 6: updated in 5 operations, read in 2.
     case(10 * 8 * 6 * (2 * 5 + 4 * 2), "LinearAttention",
          [(2, 5, 4 * 8), (2, 5, 2 * 8), (2, 5, 2 * 6)], q_num_heads=4, kv_num_heads=2),
     case(10 * 8 * 6 * (2 * 2 + 4 * 2), "LinearAttention",
@@ -200,8 +205,8 @@ ATTENTION = [
          [(2, 5, 32), (32,), None, (8, 6)], num_heads=4),
 ]  # fmt: skip
 
-# 1000 is no power of two: two transforms of the next one above 1999.
 BLUESTEIN = 2 * 5 * 2048 * 11
+"""Operations for 1000 points: two transforms of 2048 points, the power of two above 1999."""
 OTHERS = [
     case(3 * 5 * 1024 * 10, "DFT", [(3, 1024, 1)], (3, 1024, 2)),
     case(3 * 5 * 1024 * 10, "DFT", [(3, 1024, 1)], (3, 513, 2), words="onesided", onesided=1),
@@ -281,20 +286,20 @@ def test_attention_is_counted(flops, op, inputs, result, options):
 
 
 @pytest.mark.parametrize(("flops", "op", "inputs", "result", "options"), OTHERS)
-def test_other_dear_operators_are_counted(flops, op, inputs, result, options):
+def test_other_expensive_operators_are_counted(flops, op, inputs, result, options):
     assert count(op, inputs, result, **options) == flops
 
 
 @pytest.mark.parametrize("op", sorted(COUNTED))
-def test_of_unknown_shapes_every_count_is_nothing(op):
+def test_unknown_shapes_count_as_nothing(op):
     assert count(op, []) == count(op, [None] * 16) == 0
     proto = onnx.helper.make_node(op, [f"x{i}" for i in range(16)], ["y"])
     assert flops_of(proto, {}) == 0
 
 
 @pytest.mark.parametrize("op", sorted(COUNTED))
-def test_no_shape_is_too_odd_to_be_counted(op):
-    # Costs are an aid: a model that is wrong is refused elsewhere.
+def test_any_shape_can_be_counted(op):
+    # Costs are an aid: an invalid model is refused where it is loaded.
     for rank in range(6):
         shape = (3,) * rank
         assert count(op, [shape] * 16, constants=dict.fromkeys(range(16), 2)) >= 0
@@ -309,16 +314,16 @@ WINDOWS = [
     {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
     {"auto_pad": "VALID", "strides": [3, 1]},
     {"pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1},
+    {"strides": [4, 4], "ceil_mode": 1},
 ]
 
 
 @pytest.mark.parametrize("attributes", WINDOWS)
-def test_where_a_window_stands_agrees_with_onnx(attributes):
-    made = node("MaxPool", "x", "y", kernel_shape=[3, 2], **attributes)
-    model = make_model([made], [value("x", [2, 3, 14, 11])], [value("y", None)])
-    (y,) = onnx.shape_inference.infer_shapes(model).graph.output
-    known = [dim.dim_value for dim in y.type.tensor_type.shape.dim]
-    assert len(known) == 4
+def test_positions_of_a_window_agree_with_onnx_runtime(attributes):
+    pool = node("MaxPool", "x", "y", kernel_shape=[3, 2], **attributes)
+    model = make_model([pool], [value("x", [2, 3, 14, 11])], [value("y", None)])
+    known = infer_shapes(GraphFacts(load_onnx(model)))["y"].shape
+    assert run_onnx(model, {"x": np.ones((2, 3, 14, 11), np.float32)})[0].shape == known
     shapes, kernel = [(2, 3, 14, 11)], {"kernel_shape": [3, 2], **attributes}
     assert count("MaxPool", shapes, **kernel) == count("MaxPool", shapes, known, **kernel)
     assert count("MaxPool", shapes, known, **kernel) == 6 * math.prod(known)
@@ -336,29 +341,29 @@ ONE_OPERATION = {
         BiasDropout BitmaskBiasDropout BitmaskDropout Dropout""",
     "made from a few numbers": """
         MelWeightMatrix RandomUniform RandomUniformLike Range RelativePositionBias""",
-    "columns of tables": """
+    "feature columns": """
         ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer
         Imputer LabelEncoder OneHotEncoder Scaler ZipMap""",
-    "texts, one look each": """
+    "strings, counted once each": """
         RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer Tokenizer""",
-    "bookkeeping of decoding, a few numbers a token": """
+    "decoding, a few numbers per token": """
         BifurcationDetector MoEGroupRouter NGramRepeatBlock PackedSparseAttentionIndexerMerge
         SpeculativePrefixCommit""",
-    "generation, all of which is in bodies": """
+    "generation, whose work is in bodies": """
         BeamSearch GreedySearch Sampling WhisperBeamSearch""",
 }
-"""Operators of which one operation an element is the right count, by what they do."""
-NOT_LOOKED_AT = {
-    "of training": "Adagrad Adam Gradient Momentum",
-    "of other accelerators, which a CPU does not run": """
+"""Operators that do one operation per element, by what they do."""
+NOT_EXAMINED = {
+    "training": "Adagrad Adam Gradient Momentum",
+    "other accelerators, not run by a CPU": """
         ConvStateReplay DisentangledAttention_TRT EPContext EfficientNMS_TRT
         GatedDeltaNetStateReplay MultilevelCropAndResize_TRT PyramidROIAlign_TRT Snpe""",
     "without a kernel": "GRUUnit SampleOp",
 }
-"""Operators that count as one operation an element for want of anything better, by the reason.
+"""Operators that count as one operation per element for lack of a better count, by the reason.
 
-Layouts of execution providers (com.ms.internal.nhwc, com.microsoft.nchwc) have the names of ONNX's
-operators, and stand in no file of a model.
+Layout domains of execution providers (com.ms.internal.nhwc, com.microsoft.nchwc) use the names of
+ONNX's operators, and do not occur in model files.
 """
 
 
@@ -371,16 +376,16 @@ def names_of_all_operators():
     return {schema.name for schema in schemas}
 
 
-def test_every_operator_has_a_count_or_is_named_as_cheap():
-    cheap = {*words(ONE_OPERATION), *words(NOT_LOOKED_AT)}
-    assert names_of_all_operators() - COUNTED - cheap == set(), "dear or cheap?"
+def test_every_operator_has_a_count_or_is_listed_as_cheap():
+    cheap = {*words(ONE_OPERATION), *words(NOT_EXAMINED)}
+    assert names_of_all_operators() - COUNTED - cheap == set(), "add a count, or list as cheap"
 
 
-def test_operators_that_are_named_as_cheap_are_there_and_have_no_count():
-    named = words(ONE_OPERATION) + words(NOT_LOOKED_AT)
+def test_operators_that_are_listed_as_cheap_exist_and_have_no_count():
+    named = words(ONE_OPERATION) + words(NOT_EXAMINED)
     assert len(named) == len(set(named))
     assert set(named) <= names_of_all_operators() - COUNTED
 
 
-def test_counts_are_of_operators_that_there_are():
+def test_counted_operators_exist():
     assert names_of_all_operators() >= COUNTED

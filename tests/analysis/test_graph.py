@@ -1,3 +1,5 @@
+"""Edges, orders and paths of a graph."""
+
 from __future__ import annotations
 
 from builders import branching_model, captured_model, dense_model, make_model, node, value
@@ -16,19 +18,19 @@ def names(facts, indices):
     return [facts.nodes[i].name for i in indices]
 
 
-def test_edges_are_found_once_each():
+def test_each_edge_is_listed_once():
     facts = facts_of(branching_model())
     assert names(facts, facts.successors[0]) == ["left", "middle", "right"]
     assert sorted(names(facts, facts.predecessors[5])) == ["left_end", "middle", "right"]
 
 
-def test_bodies_read_values_of_the_outer_graph():
+def test_captures_of_bodies_are_edges():
     facts = facts_of(captured_model())
     assert set(facts.nodes[1].captures) == {"h", "W", "flag"}
     assert facts.predecessors[1] == [0]
 
 
-def test_ancestors_leave_out_what_an_output_does_not_need():
+def test_ancestors_leave_out_unneeded_nodes():
     facts = facts_of(branching_model())
     assert names(facts, facts.ancestors(["m"])) == ["stem", "middle"]
 
@@ -57,7 +59,7 @@ def test_a_branch_is_finished_before_the_next_begins():
     assert order == ["stem", "left", "left_end", "middle", "right", "join"]
 
 
-def test_nodes_where_branches_meet_wait_for_the_others():
+def test_nodes_where_branches_meet_come_after_other_branches():
     nodes = [
         node("Relu", "x", "stem", "stem"),
         node("Neg", "stem", "a", "a"),

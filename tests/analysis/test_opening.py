@@ -1,4 +1,4 @@
-"""Graphs that were exported for a fixed number of rows get an open batch."""
+"""Rewriting of graphs exported for a fixed number of rows to a dynamic batch axis."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_what_names_the_number_of_rows_is_rewritten(pattern, rows):
+def test_nodes_that_name_the_number_of_rows_are_rewritten(pattern, rows):
     freed = assert_freed(pattern(rows), 1e-6)
     assert freed.opened.rows == rows
     assert freed.model.inputs[0].shape[0] == freed.model.outputs[0].shape[0] == "rows"
@@ -44,11 +44,11 @@ def test_what_names_the_number_of_rows_is_rewritten(pattern, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_an_initial_state_that_is_not_zero_is_repeated(rows):
+def test_nonzero_initial_state_is_repeated(rows):
     assert_freed(lstm(rows, 0.5), 1e-6)
 
 
-def test_resizing_names_its_axes_with_a_number_of_rows_that_is_computed():
+def test_resize_with_named_axes_computes_the_number_of_rows():
     model = resized(4)
     model.opset_import[0].version = 19
     model.graph.node[0].attribute.append(helper.make_attribute("axes", [0, 1, 2, 3]))
@@ -56,9 +56,9 @@ def test_resizing_names_its_axes_with_a_number_of_rows_that_is_computed():
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])
-def test_a_batch_that_one_row_lost_by_squeezing_comes_back(opset):
+def test_batch_axis_removed_by_squeeze_is_restored(opset):
     nodes = [
-        node("Squeeze", "x", "s"),  # (1, 3, 1, 4) to (3, 4): the one row's axis too
+        node("Squeeze", "x", "s"),  # (1, 3, 1, 4) to (3, 4), which removes the batch axis
         node("MatMul", "s W", "m"),
         node("Unsqueeze", "m front", "y"),
     ]
@@ -67,31 +67,33 @@ def test_a_batch_that_one_row_lost_by_squeezing_comes_back(opset):
     assert_freed(make_model(nodes, inputs, outputs, constants, opset=opset))
 
 
-def test_a_batch_that_one_row_lost_by_indexing_comes_back():
+def test_batch_axis_removed_by_gather_is_restored():
     nodes = [node("Gather", "x first", "s"), node("Relu", "s", "r"), node("Reshape", "r t", "y")]
     constants = {"first": np.array(0), "t": ints(1, 3, 4)}
     model = make_model(nodes, [value("x", [1, 3, 4])], [value("y", [1, 3, 4])], constants)
     assert_freed(model)
 
 
-def test_places_that_each_row_computes_need_not_be_bounded():
+def test_unbounded_indices_computed_by_each_row_are_supported():
     nodes = [
         node("Reshape", "x flat", "f"),
-        node("Gather", "f i", "y"),  # whatever the index says, it was into this row
+        node(
+            "Gather", "f i", "y"
+        ),  # any index into the flattened single row is an index into that row
     ]
     inputs = [value("x", [1, 4, 2]), value("i", [1, 3], INT64)]
     model = make_model(nodes, inputs, [value("y", [1, 3, 2])], {"flat": ints(4, 2)})
     assert_freed(model)
 
 
-def test_an_output_that_is_the_same_for_each_row_is_repeated():
+def test_output_that_does_not_depend_on_rows_is_repeated():
     nodes = [node("Relu", "x", "y"), node("Neg", "c", "z"), node("Identity", "z", "also")]
     outputs = [value("y", [1, 2]), value("z", [1, 3]), value("also", [1, 3])]
     freed = assert_freed(make_model(nodes, [value("x", [1, 2])], outputs, {"c": weights(1, 3)}))
     assert freed.batch.output_axes == {"y": 0, "z": 0, "also": 0}
 
 
-def test_inputs_of_another_size_are_given_once():
+def test_inputs_of_another_size_have_no_rows():
     nodes = [node("Mul", "x s", "m"), node("Add", "m t", "y")]
     inputs = [value("x", [1, 4]), value("s", [1]), value("t", [4])]
     freed = assert_freed(make_model(nodes, inputs, [value("y", [1, 4])]))
@@ -107,7 +109,7 @@ def test_inputs_of_another_size_are_given_once():
         (open_pixels, (3, 5, 6), {"enlarge", "repeat"}),
     ],
 )
-def test_other_open_axes_stay_open(pattern, sizes, changed, rows):
+def test_other_dynamic_axes_stay_dynamic(pattern, sizes, changed, rows):
     original = load_onnx(pattern(rows))
     freed = assert_freed(pattern(rows))
     assert freed.model.inputs[0].shape == ("rows", *original.inputs[0].shape[1:])
@@ -119,8 +121,8 @@ def test_other_open_axes_stay_open(pattern, sizes, changed, rows):
         np.testing.assert_array_equal(found[start : start + rows], run(original, {"x": part})["y"])
 
 
-def test_rows_that_are_one_with_an_open_axis_are_left():
-    """Where rows were merged with tokens, a grid of indices holds for one number of tokens only."""
+def test_slice_of_rows_merged_with_a_dynamic_axis_is_blocked():
+    """A fixed slice of rows merged with tokens holds for one number of tokens only."""
     nodes = [
         node("Reshape", "x flat", "f"),
         node("Slice", "f zero end zero", "s", "cut"),
@@ -133,7 +135,7 @@ def test_rows_that_are_one_with_an_open_axis_are_left():
     assert found.node == "cut"
 
 
-def test_rows_on_another_axis_are_opened_if_they_are_named():
+def test_rows_on_another_axis_are_supported_if_declared():
     nodes = [
         node("Reshape", "x flat", "f"),
         node("MatMul", "f W", "m"),
@@ -149,7 +151,7 @@ def test_rows_on_another_axis_are_opened_if_they_are_named():
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_an_open_batch_that_a_graph_names_inside_becomes_open(rows):
+def test_graph_with_a_declared_dynamic_batch_and_fixed_reshapes_is_rewritten(rows):
     model = heads(rows)
     for declared in (*model.graph.input, *model.graph.output):
         declared.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -164,9 +166,9 @@ BLOCKED = [
     ([node("Softmax", "x", "y", "across", axis=0)], {}, "across", Kind.REDUCED),
     ([node("Add", "x table", "y", "table")], {"table": weights(4, 3)}, "table", Kind.LENGTH),
     (
-        [node("Gather", "x turned", "y", "turn")],
-        {"turned": ints(3, 2, 1, 0)},
-        "turn",
+        [node("Gather", "x reversed", "y", "reverse")],
+        {"reversed": ints(3, 2, 1, 0)},
+        "reverse",
         Kind.GATHERED,
     ),
     ([node("MatMul", "mix x", "y", "mix")], {"mix": weights(4, 4)}, "mix", Kind.CONTRACTED),
@@ -197,14 +199,14 @@ BLOCKED = [
 
 
 @pytest.mark.parametrize(("nodes", "constants", "name", "kind"), BLOCKED)
-def test_what_mixes_rows_or_tells_them_apart_is_named(nodes, constants, name, kind):
+def test_nodes_that_mix_or_distinguish_rows_are_reported(nodes, constants, name, kind):
     model = make_model(nodes, [value("x", [4, 3])], [value("y", [4, 3])], constants)
     found = free_batch(load_onnx(model))
     assert isinstance(found, Blocked)
     assert (found.node, found.kind, found.rows) == (name, kind, 4)
 
 
-def test_noise_of_one_run_is_in_the_way():
+def test_random_constant_blocks_the_rewriting():
     noise = node("RandomNormal", "", "r", "noise", shape=[1, 3], seed=1.0)
     nodes = [noise, node("Concat", "x r", "y", "join", axis=1)]
     found = open_batch(load_onnx(make_model(nodes, [value("x", [1, 3])], [value("y", [1, 6])])))
@@ -212,7 +214,7 @@ def test_noise_of_one_run_is_in_the_way():
     assert found.node == "join"
 
 
-def test_a_convolution_whose_groups_are_the_rows_stays_as_it_is():
+def test_convolution_with_rows_as_groups_is_blocked():
     nodes = [
         node("Reshape", "x one", "a"),
         node("Reshape", "w kernels", "k"),
@@ -226,13 +228,13 @@ def test_a_convolution_whose_groups_are_the_rows_stays_as_it_is():
     assert (found.node, found.op_type) == ("grouped", "Conv")
 
 
-def test_a_declaration_that_there_are_no_rows_is_believed():
+def test_rows_none_blocks_the_rewriting():
     found = open_batch(replace(load_onnx(dense_model(1)), rows="none"))
     assert isinstance(found, Blocked)
     assert found.rows is None
 
 
-def test_what_is_written_down_of_values_is_opened_too():
+def test_value_infos_become_dynamic():
     model = heads(4)
     inferred = onnx.shape_inference.infer_shapes(model)
     assert inferred.graph.value_info
@@ -242,22 +244,22 @@ def test_what_is_written_down_of_values_is_opened_too():
         for v in opened.model.parse().graph.value_info
     }
     assert hints["a"] == ["rows", 5, 2, 4]
-    assert hints["f"] == [0, 5, 4]  # rows times heads have no name
+    assert hints["f"] == [0, 5, 4]  # rows times heads have no symbol
     onnx.checker.check_model(with_weights(opened.model), full_check=True)
 
 
-def test_the_changes_are_told_by_node():
+def test_changes_are_listed_by_node():
     opened = open_batch(load_onnx(sequence_first(1)))
     assert list(opened.changes) == ["flatten", "Reshape_3"]
 
 
-def test_rows_that_only_rewriting_proves_are_cut_into_runs():
+def test_exported_rows_are_proven_by_rewriting():
     exported = exported_rows(load_onnx(lstm(4)))
     assert exported.is_proven
     assert exported.rows == 4
 
 
-def test_the_size_of_outputs_is_inferred_where_the_graph_names_it():
+def test_exported_rows_are_proven_if_an_output_declares_a_symbol():
     model = heads(4)
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "Reshapey_dim_0"
     assert exported_rows(load_onnx(model)).is_proven
@@ -265,5 +267,5 @@ def test_the_size_of_outputs_is_inferred_where_the_graph_names_it():
 
 @settings(max_examples=60)
 @given(moved_rows())
-def test_moved_rows_are_followed_wherever_they_go(model):
+def test_rows_moved_by_random_chains_are_followed(model):
     assert_freed(model)

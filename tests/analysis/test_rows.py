@@ -1,4 +1,4 @@
-"""What is done with rows, in words."""
+"""Descriptions in words of how rows are run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def words_of(model):
     return rows_in_words(find_batch(facts, facts.outputs))
 
 
-def test_rows_that_are_proven_are_cut_into_runs_and_filled_up():
+def test_proven_rows_are_cut_into_runs_and_padded():
     assert words_of(dense_model(4)) == (
-        "runs of 4 rows, as the graph was exported: more are cut into such runs, the last one is "
-        "filled up with copies of its last row, which are cut off again; the graph proves that no "
-        "row depends on another"
+        "runs of 4 rows, as the graph was exported: more are cut into such runs, and the last one "
+        "is padded with copies of its last row, whose results are dropped; the graph proves that "
+        "no row depends on another"
     )
     assert words_of(dense_model(1)) == (
         "runs of 1 row, as the graph was exported: more are run one after the other"
@@ -54,7 +54,7 @@ def test_rows_that_are_proven_are_cut_into_runs_and_filled_up():
         ),
     ],
 )
-def test_rows_that_are_not_proven_are_left_as_they_are_with_the_reason(nodes, shape, reason):
+def test_unproven_rows_are_not_cut_and_the_reason_is_given(nodes, shape, reason):
     constants = {"zero": np.array(0), "four": np.array([4])}
     words = words_of(make_model(nodes, [value("x", [4, 3])], [value("y", shape)], constants))
     assert words.startswith("exactly 4 on axis 0, as the graph was exported: nothing is cut or")
@@ -75,8 +75,8 @@ def test_rows_that_are_not_proven_are_left_as_they_are_with_the_reason(nodes, sh
             "all together in one run: axis 0 of input 'x' is reduced at node 'across' (Softmax), "
             "softmax",
         ),
-        ([node("Relu", "x", "y")], [], "none: inputs are given once, as they are"),
+        ([node("Relu", "x", "y")], [], "none: every run gets the inputs unchanged"),
     ],
 )
-def test_an_open_number_of_rows_is_said_too(nodes, shape, words):
+def test_an_open_number_of_rows_is_described(nodes, shape, words):
     assert words_of(make_model(nodes, [value("x", shape)], [value("y", shape)])) == words

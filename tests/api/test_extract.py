@@ -1,4 +1,4 @@
-"""Models cut out of models at named values."""
+"""`Model.extract`: parts of a model between named values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pickle
 import numpy as np
 import onnx
 import pytest
-from builders import branching_model, dense_model, run_onnx
+from builders import branching_model, dense_model, make_model, node, run_onnx, value
 
 import dask_onnx as dx
 
 X = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
 
 
-def test_two_halves_are_the_whole():
+def test_two_halves_in_turn_equal_the_whole():
     source = dense_model(hidden=500)
     model = dx.load(source)
     first, second = model.extract(outputs=["h2"]), model.extract(inputs=["h2"])
@@ -39,12 +39,12 @@ def test_equal_parts_have_equal_tokens():
     assert first.token == again.token != dx.load(dense_model()).token
 
 
-def test_a_part_travels():
+def test_a_part_survives_pickling():
     part = dx.load(dense_model(hidden=300)).extract(outputs=["h3"])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(part)).predict(X), part.predict(X))
 
 
-def test_inputs_that_nobody_needs_are_dropped_unless_named():
+def test_unneeded_inputs_are_dropped_unless_named():
     model = dx.load(branching_model())
     assert [spec.name for spec in model.extract(inputs=["a", "x"], outputs=["a2"]).inputs] == [
         "a",
@@ -53,13 +53,26 @@ def test_inputs_that_nobody_needs_are_dropped_unless_named():
     assert [spec.name for spec in model.extract(outputs=["m"]).inputs] == ["x"]
 
 
-def test_an_input_that_is_missing_is_named():
-    with pytest.raises(dx.InputError, match="outputs y also need x"):
+def test_error_names_the_missing_input():
+    with pytest.raises(dx.InputError) as caught:
         dx.load(branching_model()).extract(inputs=["a"], outputs=["y"])
+    assert (caught.value.option, caught.value.input) == ("inputs", "x")
+    assert caught.value.suggestions == (dx.Suggestion("inputs", ["a", "x"]),)
 
 
-def test_an_unknown_value_is_named():
-    with pytest.raises(dx.InputError, match="no output or value 'nowhere'"):
-        dx.load(dense_model()).extract(outputs=["nowhere"])
-    with pytest.raises(dx.InputError, match="no output or value 'h22'"):
-        dx.load(dense_model()).extract(inputs=["h22"])
+@pytest.mark.parametrize("names", [{"outputs": ["h22"]}, {"inputs": ["h22"]}])
+def test_error_suggests_values_with_similar_names(names):
+    with pytest.raises(dx.InputError) as caught:
+        dx.load(dense_model()).extract(**names)
+    assert caught.value.option == next(iter(names))
+    assert dx.Suggestion(caught.value.option, "h2") in caught.value.suggestions
+
+
+def test_a_part_may_have_no_inputs():
+    source = make_model(
+        [node("RandomNormal", "", "r", "noise", shape=[3]), node("Abs", "r", "y", "end")],
+        [],
+        [value("y", [3])],
+    )
+    part = dx.load(source).extract(outputs=["r"])
+    assert part.inputs == () and [spec.name for spec in part.outputs] == ["r"]

@@ -1,4 +1,4 @@
-"""`Model.freed`: a batch that was fixed at export is opened where that is proven."""
+"""`Model.freed`: a number of rows that was fixed at export is opened if that is proven."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from builders import make_model, node, run_onnx, value, weights
 import dask_onnx as dx
 
 
-def fixed_model(rows, mixing=False):
-    """Reshapes to its number of rows, and adds a state of zeros that has as many."""
+def fixed_model(rows, has_dependent_rows=False):
+    """Return a model that reshapes to its number of rows, and adds a state with as many rows."""
     last = [node("ReduceMean", "s", "m", "mix", axes=[0]), node("Sub", "s m", "y")]
     nodes = [
         node("MatMul", "x w", "m1"),
         node("Reshape", "m1 target", "r"),
         node("ReduceSum", "r two", "q", keepdims=0),
         node("Add", "q zeros", "s"),
-        *(last if mixing else [node("Identity", "s", "y")]),
+        *(last if has_dependent_rows else [node("Identity", "s", "y")]),
     ]
     return make_model(
         nodes,
@@ -33,7 +33,7 @@ def fixed_model(rows, mixing=False):
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_fixed_batch_is_opened_and_gives_what_the_original_gives(rows):
+def test_freed_model_equals_the_original_on_any_number_of_rows(rows):
     model = dx.load(fixed_model(rows))
     freed = model.freed()
     assert freed.token != model.token
@@ -45,6 +45,8 @@ def test_a_fixed_batch_is_opened_and_gives_what_the_original_gives(rows):
     assert loaded.token == freed.token
 
 
-def test_a_batch_whose_rows_depend_on_each_other_stays_with_the_node_as_reason():
-    with pytest.raises(dx.ModelError, match=r"keeps the batch .*'mix'"):
-        dx.load(fixed_model(4, mixing=True)).freed()
+def test_freed_refuses_dependent_rows_with_the_node_as_reason():
+    with pytest.raises(dx.ModelError) as caught:
+        dx.load(fixed_model(4, has_dependent_rows=True)).freed()
+    assert caught.value.node == "mix" and caught.value.reason
+    assert caught.value.numbers == {"rows": 4}

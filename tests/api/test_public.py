@@ -1,4 +1,4 @@
-"""The public names, and what importing them costs."""
+"""The public names, and the modules that importing them loads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ import dask_onnx as dx
 
 NAMES = [
     "Boxes",
+    "Branches",
     "DaskOnnxError",
     "Edge",
+    "Fused",
     "InputError",
     "Model",
     "ModelError",
+    "Pipeline",
     "Placement",
     "Plan",
     "PlanError",
+    "RunError",
     "SessionSpec",
     "Sharded",
     "Stage",
@@ -26,30 +30,33 @@ NAMES = [
     "StageGraph",
     "StoreError",
     "Strategy",
+    "Suggestion",
     "TensorSpec",
     "TextModel",
     "at_values",
+    "calibrate",
     "configure",
     "detect_sliced",
     "from_annotations",
     "load",
+    "predict_files",
     "predict_tiled",
     "tiling_drift",
     "verify_axes",
 ]
 
 
-def test_the_public_names_are_these():
+def test_public_names_are_unchanged():
     assert dx.__all__ == NAMES
     assert set(NAMES) <= set(dir(dx))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_public_name_is_there_and_documented(name):
+def test_every_public_name_has_a_docstring(name):
     assert getattr(dx, name).__doc__
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         dx.laod  # noqa: B018
 
@@ -73,7 +80,7 @@ def test_loading_imports_no_onnxruntime(asset):
 
 
 def test_planning_and_lazy_prediction_run_no_session(asset):
-    # Planning asks onnxruntime for each kind of node whether it has a kernel; it runs nothing.
+    # Planning asks ONNX Runtime for each kind of node for its kernel, and runs nothing.
     code = (
         "import dask_onnx as dx, dask.array as da, onnxruntime\n"
         "onnxruntime.InferenceSession.run = None\n"
@@ -84,7 +91,7 @@ def test_planning_and_lazy_prediction_run_no_session(asset):
     assert "sympy" not in loaded_after(code)
 
 
-def test_a_client_that_computes_on_a_cluster_needs_no_onnxruntime_to_unpickle_a_graph():
+def test_unpickling_a_graph_imports_no_onnxruntime():
     assert "onnxruntime" not in loaded_after(
         "import dask_onnx.lowering.lower, dask_onnx.collections.array"
     )

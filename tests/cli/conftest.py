@@ -19,7 +19,7 @@ HERE = str(Path(__file__).parent)
 
 @pytest.fixture(scope="session")
 def scheduler():
-    """The address of a cluster of two processes, whose workers can import `steps`."""
+    """Address of a cluster of two processes, whose workers can import `steps`."""
     sys.path.insert(0, HERE)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         yield cluster.scheduler_address
@@ -28,15 +28,17 @@ def scheduler():
 
 @pytest.fixture
 def run():
-    """Run a command in this process; its exit code, what it printed, and that as JSON."""
+    """Run a command in this process; return its exit code and what it printed."""
 
-    def run(*arguments: object) -> SimpleNamespace:
-        result = CliRunner().invoke(main, [str(a) for a in arguments], prog_name="dask-onnx")
+    def run(*arguments: object, input: str | None = None) -> SimpleNamespace:  # noqa: A002
+        texts = [str(argument) for argument in arguments]
+        result = CliRunner().invoke(main, texts, input=input, prog_name="dask-onnx")
         return SimpleNamespace(
             code=result.exit_code,
             out=result.stdout,
             err=result.stderr,
             json=lambda: json.loads(result.stdout),
+            error=lambda: json.loads(result.stdout)["error"],
         )
 
     return run

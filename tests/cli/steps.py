@@ -1,4 +1,4 @@
-"""Functions that the tests name as --pre and --post."""
+"""Functions for --pre and --post."""
 
 import numpy as np
 

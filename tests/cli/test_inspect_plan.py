@@ -1,3 +1,5 @@
+"""``dask-onnx inspect`` and ``dask-onnx plan``: what they print and write."""
+
 from __future__ import annotations
 
 from xml.etree import ElementTree
@@ -6,7 +8,7 @@ import onnx.parser
 import pytest
 
 
-def test_inspect_says_what_the_model_is(run, model):
+def test_inspect_shows_the_model(run, model):
     result = run("inspect", model)
     assert result.code == 0
     for part in (
@@ -19,7 +21,7 @@ def test_inspect_says_what_the_model_is(run, model):
     assert "MatMul 1, Relu 1, ReduceSum 1" in result.out
 
 
-def test_inspect_speaks_json(run, model):
+def test_inspect_prints_json(run, model):
     facts = run("inspect", model, "--json").json()
     assert facts["parameters"] == 12
     assert facts["flops"] == 2 * 4 * 3 + 3 + 3
@@ -31,7 +33,7 @@ def test_inspect_takes_shapes(run, model):
     assert run("inspect", model, "--shape", "x=10,4", "--json").json()["flops"] == 300
 
 
-def test_inspect_says_what_is_done_with_rows(run, tmp_path):
+def test_inspect_shows_how_rows_are_cut(run, tmp_path):
     path = tmp_path / "fixed.onnx"
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[4,3] x) => (float[4,3] y) {%s}'
     for nodes, said in (
@@ -44,14 +46,12 @@ def test_inspect_says_what_is_done_with_rows(run, tmp_path):
     assert run("inspect", path, "--json").json()["fixed_batch"] is None
 
 
-@pytest.mark.parametrize(
-    ("shape", "reason"),
-    [("x=a", "not NAME=N"), ("z=1,4", "which is no input"), ("x=1", "'x' is 1; the model takes")],
-)
-def test_a_wrong_shape_is_bad_input(run, model, shape, reason):
-    result = run("inspect", model, "--shape", shape)
+@pytest.mark.parametrize("shape", ["x=a", "z=1,4", "x=1"])
+def test_a_wrong_shape_is_bad_input(run, model, shape):
+    result = run("inspect", model, "--shape", shape, "--json")
     assert result.code == 2
-    assert reason in result.err
+    error = result.error()
+    assert error["kind"] == "InputError" and error["fields"]["option"] == "shapes"
 
 
 @pytest.mark.real
@@ -87,7 +87,7 @@ def test_plan_writes_a_page(run, model, tmp_path):
     assert "project" in html and "<svg" in html
 
 
-def test_plan_says_how_it_differs_from_another_strategy(run, model):
+def test_plan_shows_the_difference_from_another_strategy(run, model):
     result = run("plan", model, "--strategy", "fused", "--n-stages", "2", "--diff", "per_node")
     assert result.code == 0
     assert "strategy fused: 2 stages" in result.out
@@ -105,7 +105,7 @@ def test_the_other_plan_gets_the_options_that_it_takes(run, model):
     assert not any(line.startswith("stages ") for line in found.json()["difference"])
 
 
-def test_plan_speaks_json(run, model):
+def test_plan_prints_json(run, model):
     facts = run("plan", model, "--strategy", "fused", "--n-stages", "2", "--json").json()
     assert len(facts["stages"]) == 2 and facts["edges"][0]["producer"] == 0
     assert not {"worker_groups", "measured", "difference"} & set(facts)
@@ -131,39 +131,33 @@ def test_plan_shows_the_schedule_and_the_memory(run, model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("arguments", "option"),
     [
-        (["--strategy", "fused", "--n-stages", "9"], "can be cut into 1 to"),
-        (["--n-stages", "2"], "takes no --n-stages"),
-        (["--output", "plan.png"], "is no .svg and no .html"),
-        (["--diff", "pipeline"], "give --n-stages 2, or --memory-limit 1.5GiB"),
+        (["--strategy", "fused", "--n-stages", "9"], "n_stages"),
+        (["--n-stages", "2"], "n_stages"),
+        (["--output", "plan.png"], "path"),
+        (["--strategy", "pipeline", "--memory-limit", "1"], "memory_limit"),
     ],
 )
-def test_a_plan_that_cannot_be_made_is_bad_input(run, model, arguments, reason):
-    result = run("plan", model, *arguments)
+def test_a_plan_that_cannot_be_made_is_bad_input(run, model, arguments, option):
+    result = run("plan", model, *arguments, "--json")
     assert result.code == 2
-    assert reason in result.err
+    error = result.error()
+    assert error["kind"] == "PlanError" and error["fields"].get("option") == option
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (None, "does not exist"),
-        (b"hello", "not an ONNX model"),
-        (b"\x08\x08:\xff\xff\x01", "cut short"),
-    ],
-)
-def test_what_is_no_model_is_bad_input(run, tmp_path, content, reason):
+@pytest.mark.parametrize("content", [None, b"hello", b"\x08\x08:\xff\xff\x01"])
+def test_files_that_are_not_models_are_bad_input(run, tmp_path, content):
     path = tmp_path / "m.onnx"
     if content is not None:
         path.write_bytes(content)
     result = run("inspect", path)
-    assert result.code == 2
-    assert reason in result.err
+    assert result.code == 2 and result.err.startswith("error: ")
     assert "Traceback" not in result.err
+    assert run("inspect", path, "--json").error()["kind"] == "ModelError"
 
 
-def test_an_error_speaks_json_too(run, tmp_path):
+def test_an_error_is_reported_as_json_too(run, tmp_path):
     error = run("inspect", tmp_path / "m.onnx", "--json").json()["error"]
     assert error["kind"] == "ModelError"
     assert "does not exist" in error["cause"]
@@ -173,7 +167,7 @@ def test_debug_shows_the_traceback(run, tmp_path):
     assert "Traceback" in run("inspect", tmp_path / "m.onnx", "--debug").err
 
 
-def test_types_that_are_no_tensors_are_inspected(run, tmp_path):
+def test_sequences_and_optionals_are_inspected(run, tmp_path):
     text = """<ir_version: 10, opset_import: ["" : 18]>
     g (seq(float[N]) s, optional(float[N]) o) => (int64 n) { n = SequenceLength (s) }"""
     path = tmp_path / "sequence.onnxtxt"
@@ -185,7 +179,7 @@ def test_types_that_are_no_tensors_are_inspected(run, tmp_path):
     assert run("plan", path).code == 0
 
 
-def test_a_plan_is_written_into_the_model_and_followed(run, model, tmp_path):
+def test_a_plan_is_written_into_the_model_and_read_back(run, model, tmp_path):
     path = tmp_path / "annotated.onnx"
     arguments = ("--strategy", "per_node", "--annotate", path)
     result = run("plan", model, *arguments)
@@ -199,17 +193,16 @@ def test_a_plan_is_written_into_the_model_and_followed(run, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("arguments", "option"),
     [
-        (["--strategy", "from_annotations"], "no node of model 'tiny' says its pipeline_stage"),
-        (["--configuration", "mine"], "--configuration is for --strategy from_annotations"),
-        (["--annotate", "missing/m.onnx"], "does not exist"),
+        (["--strategy", "from_annotations"], "strategy"),
+        (["--configuration", "mine"], "configuration"),
+        (["--annotate", "missing/m.onnx"], "annotate"),
     ],
 )
-def test_annotations_that_cannot_be_read_or_written_are_bad_input(run, model, arguments, reason):
-    result = run("plan", model, *arguments)
-    assert result.code == 2
-    assert reason in result.err
+def test_annotations_that_cannot_be_read_or_written_are_bad_input(run, model, arguments, option):
+    result = run("plan", model, *arguments, "--json")
+    assert result.code == 2 and result.error()["fields"]["option"] == option
 
 
 def test_a_model_is_annotated_beside_its_external_data(run, model, tmp_path):
@@ -218,7 +211,7 @@ def test_a_model_is_annotated_beside_its_external_data(run, model, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     refused = run("plan", model, "--annotate", elsewhere / "m.onnx")
-    assert refused.code == 2 and "'W'" in refused.err and "in the folder of MODEL" in refused.err
+    assert refused.code == 2 and "'W'" in refused.err and "--annotate" in refused.err
     assert not list(elsewhere.iterdir())
     assert run("plan", model, "--annotate", tmp_path / "annotated.onnx").code == 0
     assert run("plan", tmp_path / "annotated.onnx", "--strategy", "from_annotations").code == 0

@@ -1,4 +1,4 @@
-"""Ctrl-C while Python runs what drops it."""
+"""Ctrl-C while Python runs code that drops exceptions."""
 
 from __future__ import annotations
 

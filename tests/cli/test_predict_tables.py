@@ -1,4 +1,4 @@
-"""Tables on the command line."""
+"""``dask-onnx predict`` on tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import dask_onnx as dx
-from dask_onnx.cli.csv_text import other_types
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
@@ -31,7 +30,9 @@ def result(model):
     return dx.load(str(model)).predict(pd.DataFrame(ROWS, columns=list("abcd")))
 
 
-def test_parquet_in_and_out_is_read_back_by_all(run, scheduler, model, table, result, tmp_path):
+def test_parquet_output_is_read_by_pandas_dask_pyarrow_and_polars(
+    run, scheduler, model, table, result, tmp_path
+):
     out = tmp_path / "out.parquet"
     done = run("predict", model, table, out, "--scheduler", scheduler)
     assert done.code == 0, done.err
@@ -105,9 +106,9 @@ def test_bad_rows_are_quarantined(run, scheduler, model, result, tmp_path):
     np.testing.assert_allclose(
         found.filter(like="y_"), result.iloc[good].filter(like="y_"), rtol=1e-5
     )
-    told = pd.read_parquet(bad)
-    assert told["id"].to_list() == [3, 17]
-    assert told["error"].str.contains("column 'b' has a NaN or an infinity").all()
+    bad_rows = pd.read_parquet(bad)
+    assert bad_rows["id"].to_list() == [3, 17]
+    assert bad_rows["error"].str.contains("column 'b' has a NaN or an infinity").all()
     again = tmp_path / "null.parquet"
     done = run("predict", model, tmp_path / "in.parquet", again, *options, "--on-error", "null")
     assert done.code == 0, done.err
@@ -147,7 +148,7 @@ def latin(tmp_path):
 LATIN = ("--columns", "a,b,c,d")
 
 
-def test_csv_that_is_not_utf_8_is_an_error_that_says_where(run, model, latin, tmp_path):
+def test_csv_that_is_not_utf_8_is_an_error_with_its_place(run, model, latin, tmp_path):
     done = run("predict", model, latin, tmp_path / "out.parquet", *LATIN)
     assert done.code == 2, done.err
     lines = latin.read_bytes().splitlines(keepends=True)
@@ -156,12 +157,14 @@ def test_csv_that_is_not_utf_8_is_an_error_that_says_where(run, model, latin, tm
     assert (
         f"{latin} is not UTF-8: line 5, byte {place} of it ({offset:,} of the file): 0xe9 in"
     ) in " ".join(done.err.split())
-    assert "--encoding latin-1 or cp1252" in done.err and "--quarantine" in done.err
+    assert "--encoding latin-1 or cp1252" in done.err and "--quarantine PATH" in done.err
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_csv_that_is_not_utf_8_further_down_is_the_same_error(run, scheduler, model, tmp_path):
-    # Beyond what is looked at before any work.
+def test_text_that_is_not_utf_8_after_the_first_rows_is_the_same_error(
+    run, scheduler, model, tmp_path
+):
+    # After the rows that are sampled before any work.
     path, out = tmp_path / "long.csv", tmp_path / "out.parquet"
     path.write_bytes(b"a,b,c,d,name\n" + b"1.5,2,3,4,fine\n" * 40_000 + b"1,2,3,4,caf\xe9\n")
     done = run("predict", model, path, out, *LATIN, "--scheduler", scheduler)
@@ -170,19 +173,20 @@ def test_csv_that_is_not_utf_8_further_down_is_the_same_error(run, scheduler, mo
     assert not out.exists()
 
 
-def test_csv_whose_columns_change_further_down_names_them(run, scheduler, model, tmp_path):
+def test_columns_whose_dtype_changes_after_the_first_rows_are_named(
+    run, scheduler, model, tmp_path
+):
     path, out = tmp_path / "long.csv", tmp_path / "out.parquet"
     path.write_bytes(b"a,b,c,d\n" + b"1.5,2.5,3.5,4.5\n" * 40_000 + b"1,2,three,4\n")
-    done = run("predict", model, path, out, "--scheduler", scheduler)
+    done = run("predict", model, path, out, "--scheduler", scheduler, "--json")
     assert done.code == 2, done.err
-    said = " ".join(done.err.split())
-    assert "column 'c' is float64 in its first rows and str later, such as 'three'" in said
-    assert "mend these rows" in said and "dtype=" not in said
+    error = done.error()
+    assert error["fields"]["column"] == "c"
+    assert "'c' is float64 in its first rows and str later, such as 'three'" in error["cause"]
     assert not out.exists()
-    assert other_types("x.csv", ValueError("something else")) is None
 
 
-def test_the_encoding_of_csv_can_be_said(run, scheduler, model, result, latin, tmp_path):
+def test_csv_is_read_in_a_given_encoding(run, scheduler, model, result, latin, tmp_path):
     out = tmp_path / "out.parquet"
     options = (*LATIN, "--keep", "name", "--encoding", "latin-1", "--scheduler", scheduler)
     done = run("predict", model, latin, out, *options)
@@ -207,10 +211,10 @@ def test_rows_that_are_not_utf_8_are_bad_ones(
     assert found["id"].to_list() == list(good)
     assert found["name"].to_list() == [f"row {i}" for i in good]
     np.testing.assert_allclose(found["y_0"], result["y_0"].iloc[good], rtol=1e-5)
-    told = read_all(bad)
-    assert told["id"].to_list() == [3, 17]
-    assert told["name"].to_list() == ["caf\\xe9", "se\\xf1or"]
-    assert told["error"].to_list() == [
+    bad_rows = read_all(bad)
+    assert bad_rows["id"].to_list() == [3, 17]
+    assert bad_rows["name"].to_list() == ["caf\\xe9", "se\\xf1or"]
+    assert bad_rows["error"].to_list() == [
         "column 'name', which is kept, is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'",
         "column 'name', which is kept, is not UTF-8: byte 0xf1 at character 2 of 'se\\xf1or'",
     ]
@@ -227,7 +231,7 @@ def read_all(folder):
     return pd.concat([pd.read_csv(path) for path in sorted(folder.glob("*.csv"))])
 
 
-def test_what_is_neither_read_nor_kept_may_be_anything(
+def test_columns_that_are_neither_read_nor_kept_may_hold_any_bytes(
     run, scheduler, model, result, latin, tmp_path
 ):
     out, bad = tmp_path / "out.parquet", tmp_path / "bad.parquet"
@@ -248,32 +252,38 @@ def test_texts_of_csv_that_are_not_utf_8_are_quarantined(run, scheduler, asset, 
     )
     assert done.code == 0, done.err
     assert pd.read_parquet(out)["id"].to_list() == [i for i in range(20) if i not in (3, 17)]
-    told = pd.read_parquet(bad)
-    assert told["id"].to_list() == [3, 17]
-    assert told["error"][0] == "the text is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'"
+    bad_rows = pd.read_parquet(bad)
+    assert bad_rows["id"].to_list() == [3, 17]
+    assert bad_rows["error"][0] == "the text is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "field", "value"),
     [
-        (("--on-error", "null", "--quarantine", "q.parquet"), "were both given"),
-        (("--length-buckets", "a,b"), "--length-buckets is 'a,b'"),
-        (("--keep", "nothing"), "no column 'nothing'"),
-        (("--columns", "a,b"), "takes 4 numbers a row; there are 2 columns"),
-        (("--columns", "a", "--feed", "x=a"), "--columns and --feed were both given"),
-        (("--feed", "x"), "--feed is 'x'"),
-        (("--text", "name"), "--text needs a tokenizer"),
-        (("--strategy", "per_node"), "are not for tables"),
-        (("--encoding", "latin-1"), "--encoding is for .csv"),
+        (("--on-error", "null", "--quarantine", "q.parquet"), "option", "quarantine"),
+        (("--length-buckets", "a,b"), "option", "length_buckets"),
+        (("--keep", "nothing"), "column", "nothing"),
+        (("--columns", "a", "--feed", "x=a"), "option", "columns"),
+        (("--feed", "x"), "option", "feeds"),
+        (("--text", "name"), "option", "tokenizer"),
+        (("--strategy", "per_node"), "option", "strategy"),
+        (("--encoding", "latin-1"), "option", "encoding"),
     ],
 )
-def test_bad_options_are_said_before_any_work(run, model, table, tmp_path, options, message):
-    done = run("predict", model, table, tmp_path / "out.parquet", *options)
+def test_bad_options_are_refused_before_any_work(
+    run, model, table, tmp_path, options, field, value
+):
+    done = run("predict", model, table, tmp_path / "out.parquet", *options, "--json")
     assert done.code == 2
-    assert message in done.err
+    assert done.error()["fields"][field] == value
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_a_table_that_is_not_there(run, model, tmp_path):
+def test_columns_that_do_not_fit_the_model_are_refused(run, model, table, tmp_path):
+    done = run("predict", model, table, tmp_path / "out.parquet", "--columns", "a,b", "--json")
+    assert done.code == 2 and done.error()["kind"] == "InputError"
+
+
+def test_a_missing_table_is_bad_input(run, model, tmp_path):
     done = run("predict", model, tmp_path / "no.parquet", tmp_path / "out.parquet")
     assert done.code == 2 and "no.parquet cannot be opened" in done.err

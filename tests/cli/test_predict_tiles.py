@@ -1,4 +1,4 @@
-"""``dask-onnx predict --tile``: one large picture, file to file."""
+"""``dask-onnx predict --tile``: one large raster."""
 
 from __future__ import annotations
 
@@ -49,17 +49,22 @@ def test_a_picture_goes_from_file_to_file_in_tiles(run, scheduler, smoothing, pi
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "option"),
     [
-        (("--tile", "many"), "--tile is 'many'"),
-        (("--tile", "32", "--batch-size", "2"), "are not for --tile"),
-        (("--tile", "32"), "dtype uint8"),
+        (("--tile", "many"), "tile"),
+        (("--tile", "32", "--batch-size", "2"), "batch_size"),
+        (("--tile", "32", "--append"), "append"),
     ],
 )
-def test_what_cannot_be_tiled_is_refused_before_a_cluster_starts(
-    run, smoothing, picture, tmp_path, options, words
+def test_options_that_do_not_apply_are_refused_before_a_cluster_starts(
+    run, smoothing, picture, tmp_path, options, option
 ):
-    result = run("predict", smoothing, picture, tmp_path / "out.zarr", *options)
-    assert result.code != 0
-    assert words in result.err
+    result = run("predict", smoothing, picture, tmp_path / "out.zarr", *options, "--json")
+    assert result.code == 2 and result.error()["fields"]["option"] == option
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_raster_of_another_dtype_is_refused(run, smoothing, picture, tmp_path):
+    result = run("predict", smoothing, picture, tmp_path / "out.zarr", "--tile", "32")
+    assert result.code == 2 and "uint8" in result.err
     assert not (tmp_path / "out.zarr").exists()

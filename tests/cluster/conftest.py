@@ -24,7 +24,7 @@ def client(cluster):
 
 @pytest.fixture
 def own_client(store_directory):
-    """A cluster of one's own, to break."""
+    """Client of a cluster that a test may break."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -34,7 +34,7 @@ def own_client(store_directory):
 
 
 class Counter(SchedulerPlugin):
-    """Counts how often each key came into memory, and the retries that it had."""
+    """Counts how often each key came into memory, and records its retries."""
 
     def __init__(self):
         self.finished: dict[str, int] = {}
@@ -51,7 +51,7 @@ class Counter(SchedulerPlugin):
 
 @pytest.fixture
 def counted():
-    """Install a fresh counter on a client's scheduler; call the result for what it has seen."""
+    """Function that installs a counter on a client's scheduler, and returns one for its counts."""
 
     def counted(client):
         name = f"counter-{uuid.uuid4()}"

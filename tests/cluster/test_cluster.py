@@ -1,4 +1,4 @@
-"""On processes: counts, retries, deaths, and errors that come home."""
+"""Models on worker processes: number of tasks, retries, worker deaths and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAZY = da.from_array(X, chunks=(3, 8))
 
 
 def labels_of(finished):
-    """Tasks that finished, by the label of their key."""
+    """Return the number of finished tasks by the label of their key."""
     return Counter(key_split(eval(key) if key.startswith("(") else key) for key in finished)
 
 
@@ -39,7 +39,7 @@ def test_a_lazy_array_computes_on_the_workers(client):
     source = dense_model()
     y = dx.load(source).predict(LAZY, batch_size=2)
     np.testing.assert_allclose(y.compute(), run_onnx(source, {"x": X})[0], rtol=1e-6)
-    built = client.run(lambda: __import__("dask_onnx").runtime.session.CACHE.built)
+    built = client.run(lambda: __import__("dask_onnx").runtime.session_cache.SESSION_CACHE.built)
     assert all(count >= 1 for count in built.values())
 
 
@@ -92,7 +92,9 @@ def test_numpy_goes_to_the_client(client, counted):
     assert {retries[key] for key in keys} == {3}
 
 
-def test_rows_are_shared_by_the_clusters_threads_not_by_the_clients(client, counted, monkeypatch):
+def test_rows_are_shared_by_the_threads_of_the_cluster_not_of_the_client(
+    client, counted, monkeypatch
+):
     monkeypatch.setattr("dask_onnx.collections.eager.available_cores", lambda: 64)
     seen = counted(client)
     model = dx.load(dense_model(hidden=64))
@@ -170,7 +172,7 @@ def test_a_stage_that_fails_at_first_is_repeated_by_dask(client, tmp_path):
     np.testing.assert_allclose(y, run_onnx(dense_model(hidden=333), {"x": X})[0], rtol=1e-6)
 
 
-def test_without_retries_the_failure_comes_home(client, tmp_path):
+def test_a_failure_is_raised_without_retries(client, tmp_path):
     onnx.save(dense_model(hidden=334), tmp_path / "m.onnx")
     model = dx.load(tmp_path / "m.onnx")
     y = model.predict(LAZY, retries=0)
@@ -180,17 +182,18 @@ def test_without_retries_the_failure_comes_home(client, tmp_path):
     assert "at a path that the workers see" in caught.value.next_step
 
 
-def test_input_errors_come_home_as_what_they_are(client):
+def test_input_errors_keep_their_type(client):
     model = dx.load(dense_model())
-    with pytest.raises(dx.InputError, match="dtype float64"):
-        model.predict(dask.delayed(X.astype("f8")), retries=0).compute()
+    with pytest.raises(dx.InputError, match="dtype int64") as caught:
+        model.predict(dask.delayed(X.astype("i8")), retries=0).compute()
+    assert caught.value.input == "x"
 
 
-def test_a_worker_with_other_versions_says_so(client, monkeypatch):
+def test_a_worker_with_other_versions_raises(client, monkeypatch):
     from dask_onnx.lowering import lower
 
-    other = replace(lower.own_versions(), onnxruntime="1.0.0")
-    monkeypatch.setattr(lower, "own_versions", lambda: other)
+    other = replace(lower.installed_versions(), onnxruntime="1.0.0")
+    monkeypatch.setattr(lower, "installed_versions", lambda: other)
     with pytest.raises(dx.StageError, match=r"onnxruntime .* here, 1\.0\.0 where the plan"):
         dx.load(dense_model(hidden=77)).predict(LAZY, retries=0).compute()
 
@@ -211,7 +214,7 @@ def test_a_model_from_bytes_runs_on_this_host(client):
     np.testing.assert_allclose(y.compute(), run_onnx(source, {"x": X})[0], rtol=1e-6)
 
 
-def test_what_travels_does_not_grow_with_the_model(client, tmp_path):
+def test_the_size_of_tasks_does_not_grow_with_the_model(client, tmp_path):
     sizes = []
     for hidden in (100, 400_000):
         model = dx.load(dense_model(hidden=hidden))
@@ -231,7 +234,7 @@ def _pause(block):
     return block
 
 
-def test_a_killed_worker_costs_only_what_it_held(own_client, counted):
+def test_only_results_of_a_killed_worker_are_computed_again(own_client, counted):
     client = own_client
     seen = counted(client)
     source = dense_model(hidden=90)
@@ -255,12 +258,12 @@ def test_a_killed_worker_costs_only_what_it_held(own_client, counted):
     repeated = sum(count - 1 for count in finished.values())
     assert before
     assert repeated > 0
-    # At most every task of the plan once more for each chunk that the dead worker held or ran.
+    # Each task of the plan at most once more for each chunk that the dead worker held or ran.
     assert repeated <= 8 * (len(plan.stages) + 2)
     assert max(finished.values()) <= 3
 
 
-def test_both_workers_take_part(client):
+def test_both_workers_run_tasks(client):
     def where(block):
         time.sleep(0.05)
         return np.full((len(block), 1), hash(get_worker().address) % 1000, "i8")

@@ -1,4 +1,4 @@
-"""Clusters whose workers cannot see the client's files, nor its store."""
+"""Clusters whose workers see neither the client's files nor its store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dask_onnx.store.weight_store import Store
 
 X = np.random.default_rng(5).standard_normal((12, 8)).astype(np.float32)
 LAZY = da.from_array(X, chunks=(3, 8))
-# Weights are what these graphs are there to carry.
+# These graphs are meant to carry weights.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending large graph")
 HIDDEN = 300_000  # 14 MB of weights: W1 and W2 are a blob each, b1 too
 
@@ -38,7 +38,7 @@ def worker(store: Path) -> dict:
 
 @contextlib.contextmanager
 def blind_cluster(root: Path):
-    """Workers named by their host: two processes share the store "a", one has "b"."""
+    """Start workers named by their store: two processes share "a", one has "b"."""
     spec = {name: worker(root / name[0]) for name in ("a0", "a1", "b0")}
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
     with (
@@ -68,13 +68,13 @@ def blind(shared_client):
 
 @pytest.fixture
 def own_blind(tmp_path):
-    """One to break."""
+    """Cluster that a test may break."""
     with blind_cluster(tmp_path) as client:
         yield client
 
 
 def written(client):
-    """How many bytes of weights each worker process has put into its store."""
+    """Return the bytes of weights that each worker process has written to its store."""
 
     def count(dask_worker):
         return dask_worker.name, dask_worker._bytes_written_in_test
@@ -114,7 +114,7 @@ def test_a_model_from_bytes_reaches_every_host_once(blind, shared_root, strategy
         assert all(store.verify(path.name) for path in store.blobs.iterdir())
 
 
-def test_a_file_that_vanished_since_loading_is_sent_along(blind, tmp_path):
+def test_a_file_that_was_deleted_since_loading_is_sent(blind, tmp_path):
     source = dense_model(hidden=2000)
     onnx.save(source, tmp_path / "m.onnx")
     model = dx.load(tmp_path / "m.onnx")
@@ -126,14 +126,14 @@ def test_a_file_that_vanished_since_loading_is_sent_along(blind, tmp_path):
         )
 
 
-def test_another_scheduler_than_the_clients_may_run_it(blind):
+def test_another_scheduler_than_the_clients_may_run_the_model(blind):
     source = dense_model(hidden=2006)
     with dask.config.set(scheduler="threads"):
         y = dx.load(source).predict(X)
     np.testing.assert_allclose(y, run_onnx(source, {"x": X})[0], rtol=1e-4, atol=1e-5)
 
 
-def test_delayed_brings_its_model_too(blind):
+def test_delayed_values_bring_the_model(blind):
     source = dense_model(hidden=2001)
     y = dx.load(source).predict(dask.delayed(X))
     np.testing.assert_allclose(y.compute(), run_onnx(source, {"x": X})[0], rtol=1e-4, atol=1e-5)
@@ -147,7 +147,7 @@ def test_weights_are_sent_once_for_many_requests(blind):
     assert runs_of(blind, sent) == 1
 
 
-def test_what_is_sent_is_found_out_once_for_many_requests(blind, monkeypatch):
+def test_weights_of_stages_are_found_once_for_many_requests(blind, monkeypatch):
     model = dx.load(dense_model(hidden=2001))
     plan = model.plan("fused", n_stages=2)
     y = model.predict(X, plan=plan)
@@ -179,7 +179,7 @@ def test_a_worker_that_joins_late_gets_the_model(own_blind, tmp_path):
         late = model.predict(X + 1, batch_size=6)
     y, late = dask.compute(y, late)
     np.testing.assert_allclose(y, run_onnx(source, {"x": X})[0], rtol=1e-4, atol=1e-5)
-    # Whatever ran where: the newcomer itself can run it.
+    # Wherever these ran, the new worker itself can run the model.
     on_newcomer = blind.compute(model.predict(LAZY + 2), workers=["c0"], retries=0)
     np.testing.assert_allclose(
         on_newcomer.result(), run_onnx(source, {"x": X + 2})[0], rtol=1e-4, atol=1e-5
@@ -187,8 +187,8 @@ def test_a_worker_that_joins_late_gets_the_model(own_blind, tmp_path):
     assert list(Store(tmp_path / "c").blobs.iterdir())
 
 
-def test_the_death_of_the_only_holder_is_survived(own_blind, tmp_path):
-    """Weights that were only on one host come again from the scheduler, which has their tasks."""
+def test_weights_survive_the_death_of_the_only_worker_that_has_them(own_blind, tmp_path):
+    """The scheduler has the tasks of weights, and sends them again to another host."""
     blind = own_blind
     source = dense_model(hidden=HIDDEN)
     model = dx.load(source)
@@ -200,7 +200,7 @@ def test_the_death_of_the_only_holder_is_survived(own_blind, tmp_path):
         future.result()
     on_other_host = [blind.submit(lambda note: note, f, workers=["a0"]) for f in futures]
     notes = blind.gather(on_other_host)
-    holder = next(n.holder for n in notes if isinstance(n, supply.StoredPiece))
+    holder = next(n.holder for n in notes if isinstance(n, supply.StoredWeightPart))
     assert not list(Store(tmp_path / "a").blobs.glob("*"))
     addresses = blind.run(lambda dask_worker: dask_worker.name)
     assert addresses[holder] == "b0"
@@ -216,7 +216,7 @@ def test_the_death_of_the_only_holder_is_survived(own_blind, tmp_path):
         ref, keys = model_ref, blob_keys
         supply.fetch_proto(store, ref, notes)
         supply.fetch_blobs(store, ref, keys, notes)
-        return not store.lacking(keys)
+        return not store.missing(keys)
 
     model_ref, blob_keys = model._onnx.ref, model._onnx.blob_keys
     assert blind.submit(fetch, *on_other_host, workers=["a1"]).result()
@@ -229,11 +229,11 @@ def test_other_hosts_that_see_the_file_read_only_what_a_stage_needs(blind, tmp_p
     first = plan.stages[0].outputs[0].name
     y = model.predict(LAZY[:3], outputs=first, plan=plan)
     blind.compute(y, workers=["b0"]).result()
-    lacking = Store(shared_root / "b").lacking(model._onnx.blob_keys)
+    lacking = Store(shared_root / "b").missing(model._onnx.blob_keys)
     assert len(lacking) == 2 and len(model._onnx.blob_keys) == 3
 
 
-def test_a_cluster_that_shares_the_store_is_sent_nothing(client):
+def test_nothing_is_sent_to_a_cluster_that_shares_the_store(client):
     model = dx.load(dense_model(hidden=2005))
     y = model.predict(LAZY)
     assert not [key for key in dict(y.__dask_graph__()) if "weights-" in str(key)]

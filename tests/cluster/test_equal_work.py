@@ -63,7 +63,7 @@ def test_two_requests_for_one_feature_have_one_key():
 
 
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
-def test_while_a_result_is_held_nobody_computes_it_again(client, counted, strategy):
+def test_a_held_result_is_not_computed_again(client, counted, strategy):
     model = dx.load(two_heads(300 + len(strategy)))
     backbone = model.extract(outputs=["feature"])
     plan = backbone.plan(strategy)
@@ -75,7 +75,7 @@ def test_while_a_result_is_held_nobody_computes_it_again(client, counted, strate
     assert runs_of(seen, held.name) == 0
 
 
-def test_values_between_stages_go_when_their_readers_have_run(client):
+def test_values_between_stages_are_released_after_their_consumers(client):
     model = dx.load(two_heads(400))
     y = model.predict(lazy(X), outputs="a", plan=model.plan("per_node"))
     y.compute()

@@ -1,4 +1,4 @@
-"""Values of every type, and kernels of a script's own, between processes."""
+"""Values of every type, and custom kernels of a script, between processes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ g (float[N, 2] x, int64 times, bool yes) => (float[N, 2] y) {
 
 
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
-def test_bodies_take_what_they_capture_and_are_not_torn(client, strategy):
+def test_bodies_receive_captured_values_and_are_not_cut(client, strategy):
     model = dx.load(NESTED)
     x = np.arange(6, dtype=np.float32).reshape(3, 2)
     plan = model.plan(strategy)
@@ -187,7 +187,7 @@ def test_kernels_of_a_script_reach_its_workers(tmp_path):
 
 
 def maps_model():
-    """A map in, a sequence of maps out, which another operator reads."""
+    """Return a model from a map to a sequence of maps, which another operator reads."""
     entry = helper.make_map_type_proto(
         TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None)
     )

@@ -1,4 +1,4 @@
-"""What the scheduler is told of our tasks: how long they take, and which come first."""
+"""Hints of tasks that the scheduler applies: expected durations and priorities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from builders import make_model, node, value, weights
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 import dask_onnx as dx
-from dask_onnx.cluster.scheduler_plugin import _expect, _rank
+from dask_onnx.cluster.scheduler_plugin import _rank
 from dask_onnx.core.stage_tasks import Hints
 
 pytestmark = pytest.mark.cluster
@@ -20,7 +20,7 @@ ROWS = np.random.default_rng(0).standard_normal((96, 32), dtype=np.float32)
 
 
 def uneven():
-    """A short branch that the file has first, and a long one."""
+    """Return a model with a short branch, first in the file, and a long one."""
     return make_model(
         [
             node("Relu", "x", "s", "short"),
@@ -35,7 +35,7 @@ def uneven():
 
 
 class Notes(SchedulerPlugin):
-    """What the tasks of a graph are said to take, and their places in the order."""
+    """Records the priority and the expected duration of each task of a graph."""
 
     def __init__(self):
         self.seen = {}
@@ -58,7 +58,7 @@ def by_label(seen, label):
     return {key: found for key, found in seen.items() if key.startswith(f"('{label}-")}
 
 
-def test_the_longest_way_comes_first_and_older_chunks_before_it(own_client, notes):
+def test_the_longest_path_comes_first_and_older_chunks_before_it(own_client, notes):
     model = dx.load(uneven())
     plan = model.plan("per_node", shapes={"x": (16, 32)})
     lazy = model.predict(da.from_array(ROWS, chunks=(16, -1)), plan=plan)
@@ -79,7 +79,7 @@ def test_the_longest_way_comes_first_and_older_chunks_before_it(own_client, note
 
 @pytest.fixture
 def own_store(tmp_path):
-    """What is measured here must not be known to other tests."""
+    """Store of this test alone, since measured times change other tests' plans."""
     with dask.config.set({"onnx.store.directory": str(tmp_path)}):
         yield
 
@@ -95,25 +95,14 @@ def test_stages_are_expected_to_take_what_was_predicted(own_client, notes, own_s
             assert expected == pytest.approx(2 * seconds[label])
 
 
-def test_without_a_measure_nothing_is_expected(own_client, notes, own_store):
+def test_without_a_measurement_no_duration_is_expected(own_client, notes, own_store):
     model = dx.load(uneven())
     plan = model.plan("per_node", shapes={"x": (16, 32)})
     model.predict(da.from_array(ROWS, chunks=(32, -1)), plan=plan).compute()
     assert {expected for _, expected in by_label(notes(), "longer").values()} == {-1}
 
 
-def test_what_has_been_measured_is_not_overridden():
-    known = SimpleNamespace(prefix=SimpleNamespace(duration_average=0.5))
-    _expect(known, 7.0)
-    assert known.prefix.duration_average == 0.5
-    unknown = SimpleNamespace(prefix=SimpleNamespace(duration_average=-1))
-    _expect(unknown, 0.0)
-    assert unknown.prefix.duration_average == -1
-    _expect(unknown, 7.0)
-    assert unknown.prefix.duration_average == 7.0
-
-
-def test_requests_and_chunks_change_no_places_with_each_other():
+def test_only_stages_of_one_micro_batch_exchange_priorities():
     def state(key, place):
         return SimpleNamespace(key=key, priority=(0, 1, place), state="released")
 
@@ -121,8 +110,14 @@ def test_requests_and_chunks_change_no_places_with_each_other():
     later = [state(("a", 1), 3), state(("b", 0, 1), 4)]
     other = state(("a", 0), 5)
     lone = state("a", 6)
-    hints = [Hints(request="r", left=left) for left in (1.0, 2.0)]
+    hints = [Hints(request="r", seconds_left=left) for left in (1.0, 2.0)]
     found = [(s, [h]) for group in (first, later) for s, h in zip(group, hints, strict=True)]
-    _rank([*found, (other, [Hints(request="q", left=9.0)]), (lone, [Hints(request="r", left=9.0)])])
+    _rank(
+        [
+            *found,
+            (other, [Hints(request="q", seconds_left=9.0)]),
+            (lone, [Hints(request="r", seconds_left=9.0)]),
+        ]
+    )
     places = [s.priority[-1] for s in (*first, *later, other, lone)]
     assert places == [2, 1, 4, 3, 5, 6]

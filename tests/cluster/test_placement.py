@@ -1,3 +1,5 @@
+"""Placement, and the settings of workers."""
+
 from __future__ import annotations
 
 import dask.config
@@ -8,24 +10,24 @@ import dask_onnx as dx
 from dask_onnx.cluster.placement import COMPRESSION, wants_compression
 
 
-def test_without_a_wish_links_compress():
+def test_links_compress_unless_the_setting_is_given():
     with dask.config.set({COMPRESSION: False}):  # Dask's default
         assert wants_compression()
 
 
-@pytest.mark.parametrize("wish", ["lz4", "snappy", "auto"])
-def test_what_the_user_has_set_stays(wish):
-    with dask.config.set({COMPRESSION: wish}):
+@pytest.mark.parametrize("setting", ["lz4", "snappy", "auto"])
+def test_the_users_setting_is_kept(setting):
+    with dask.config.set({COMPRESSION: setting}):
         assert not wants_compression()
 
 
-def test_a_wish_in_the_environment_counts_even_if_it_is_the_default(monkeypatch):
+def test_a_setting_in_the_environment_counts_even_if_it_is_the_default(monkeypatch):
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__COMPRESSION", "False")
     with dask.config.set({COMPRESSION: False}):
         assert not wants_compression()
 
 
-def test_configure_switches_lz4_on_in_workers_and_in_those_to_come():
+def test_configure_switches_lz4_on_in_workers_and_in_later_ones():
     def setting():
         return dask.config.get(COMPRESSION)
 

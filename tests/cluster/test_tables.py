@@ -33,7 +33,7 @@ def test_bags_run_on_the_workers(client):
     np.testing.assert_allclose(np.stack(found), EXPECTED, rtol=1e-5)
 
 
-def test_bad_values_come_back_as_what_they_are(client):
+def test_bad_values_raise_an_input_error(client):
     model = dx.load(dense_model())
     table = TABLE.assign(a=[[1, 2]] * len(TABLE))
     with pytest.raises(dx.InputError, match="'a' is"):

@@ -1,4 +1,4 @@
-"""WorkerGroups of stages: which worker has which, whatever becomes of workers."""
+"""Assignment of worker groups to workers that join and are lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ A, B, C = "a", "b", "c"
 EQUAL = {A: 100, B: 100, C: 100}
 
 
-def groups_of(*sizes, limits=None, now=0.0):
+def assigned(*sizes, limits=None, now=0.0):
     worker_groups = WorkerGroups()
     worker_groups.add(
         {("p", i): size for i, size in enumerate(sizes)}, limits or {A: 100, B: 100}, now
@@ -27,24 +27,24 @@ def by_worker(worker_groups):
 
 
 def test_worker_groups_are_spread():
-    assert by_worker(groups_of(10, 10)) in ({A: {0}, B: {1}}, {A: {1}, B: {0}})
+    assert by_worker(assigned(10, 10)) in ({A: {0}, B: {1}}, {A: {1}, B: {0}})
 
 
-def test_workers_get_their_share_by_memory():
-    worker_groups = groups_of(10, 10, 10, limits={A: 200, B: 100})
+def test_workers_get_worker_groups_in_proportion_to_memory():
+    worker_groups = assigned(10, 10, 10, limits={A: 200, B: 100})
     assert {place: len(found) for place, found in by_worker(worker_groups).items()} == {A: 2, B: 1}
 
 
-def test_the_one_that_comes_back_takes_what_the_lost_one_had():
-    worker_groups = groups_of(10, 10, 10, 10)
+def test_a_new_worker_takes_the_worker_groups_of_the_lost_one():
+    worker_groups = assigned(10, 10, 10, 10)
     had = by_worker(worker_groups)[A]
     assert worker_groups.lost(A, 1.0) == {("p", i) for i in had}
     assert worker_groups.joined(C, {B: 100, C: 100}) == {("p", i) for i in had}
     assert by_worker(worker_groups)[C] == had and not worker_groups.waiting
 
 
-def test_of_several_that_are_lost_each_new_one_takes_the_lanes_of_one():
-    worker_groups = groups_of(10, 10, 10, limits=EQUAL)
+def test_each_new_worker_takes_the_worker_groups_of_one_lost_worker():
+    worker_groups = assigned(10, 10, 10, limits=EQUAL)
     for worker in (A, B, C):
         worker_groups.lost(worker, 1.0)
     assert len(worker_groups.waiting) == 3
@@ -56,8 +56,8 @@ def test_of_several_that_are_lost_each_new_one_takes_the_lanes_of_one():
     assert sorted(map(len, by_worker(worker_groups).values())) == [1, 1, 1]
 
 
-def test_one_that_is_too_small_takes_nothing_that_waits():
-    worker_groups = groups_of(90, 90)
+def test_a_worker_that_is_too_small_takes_no_waiting_worker_groups():
+    worker_groups = assigned(90, 90)
     worker_groups.lost(A, 1.0)
     assert worker_groups.joined("small", {B: 100, "small": 50}) == set()
     assert worker_groups.joined("large", {B: 100, "small": 50, "large": 200}) == {
@@ -65,16 +65,16 @@ def test_one_that_is_too_small_takes_nothing_that_waits():
     } - {worker_group for worker_group, place in worker_groups.places.items() if place == B}
 
 
-def test_those_that_are_there_take_over_when_nobody_comes_and_no_sooner():
-    worker_groups = groups_of(10, 10)
+def test_other_workers_take_over_only_after_the_takeover_time():
+    worker_groups = assigned(10, 10)
     worker_groups.lost(A, 1.0)
     assert worker_groups.overdue({B: 100}, TAKEOVER_SECONDS) == set()
     assert len(worker_groups.overdue({B: 100}, 1.0 + TAKEOVER_SECONDS)) == 1
     assert by_worker(worker_groups) == {B: {0, 1}}
 
 
-def test_what_was_lost_later_waits_longer():
-    worker_groups = groups_of(10, 10, 10, limits=EQUAL)
+def test_worker_groups_that_were_lost_later_wait_longer():
+    worker_groups = assigned(10, 10, 10, limits=EQUAL)
     worker_groups.lost(A, 0.0)
     worker_groups.lost(B, 5.0)
     assert len(worker_groups.overdue({C: 100}, TAKEOVER_SECONDS)) == 1
@@ -90,8 +90,8 @@ def test_worker_groups_of_a_cluster_without_workers_wait_one_by_one():
     assert sorted(map(len, by_worker(worker_groups).values())) == [1, 1]
 
 
-def test_what_doubled_up_moves_on():
-    worker_groups = groups_of(10, 10, limits={A: 100})
+def test_a_worker_group_that_shares_a_worker_moves_to_a_new_one():
+    worker_groups = assigned(10, 10, limits={A: 100})
     assert by_worker(worker_groups) == {A: {0, 1}}
     assert len(worker_groups.joined(B, {A: 100, B: 100})) == 1
 
@@ -106,8 +106,8 @@ def test_only_workers_that_the_caller_allows_are_taken():
     assert worker_groups.joined(B, {A: 100, B: 100, C: 100}) == {("p", 0)}
 
 
-def test_plans_that_are_gone_are_forgotten():
-    worker_groups = groups_of(10, 10)
+def test_plans_without_tasks_are_forgotten():
+    worker_groups = assigned(10, 10)
     worker_groups.add({("q", 0): 10}, {A: 100, B: 100}, 0.0)
     worker_groups.forget({"q"})
     assert set(worker_groups.places) == set(worker_groups.sizes) == {("q", 0)}
@@ -117,7 +117,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["join", "lose", "later"]), st.integ
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6), EVENTS)
-def test_each_lane_has_a_living_worker_or_waits(sizes, events):
+def test_each_worker_group_has_a_live_worker_or_waits(sizes, events):
     limits, now = {"w0": 100, "w1": 100}, 0.0
     worker_groups = WorkerGroups()
     every = {("p", i): size for i, size in enumerate(sizes)}

@@ -29,19 +29,19 @@ def model():
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 10])
-def test_any_number_of_rows_is_cut_and_filled_up(model, count):
+def test_any_number_of_rows_is_split_and_padded(model, count):
     np.testing.assert_allclose(model.predict(ROWS[:count]), EXPECTED[:count], rtol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
-def test_chunks_need_not_fit(model, strategy):
+def test_chunks_need_not_be_multiples_of_the_batch(model, strategy):
     x = da.from_array(ROWS, chunks=((3, 5, 2), -1))
     lazy = model.predict(x, plan=model.plan(strategy))
     assert lazy.chunks[0] == (3, 5, 2)
     np.testing.assert_allclose(lazy.compute(), EXPECTED, rtol=1e-5)
 
 
-def test_tables_and_bags_too(model):
+def test_tables_and_bags_are_split_and_padded(model):
     frame = pd.DataFrame(ROWS)
     found = model.predict(dd.from_pandas(frame, npartitions=3)).compute()
     np.testing.assert_allclose(found.to_numpy(), EXPECTED, rtol=1e-5)
@@ -50,12 +50,13 @@ def test_tables_and_bags_too(model):
 
 
 def test_another_batch_size_is_refused(model):
-    with pytest.raises(dx.InputError, match="takes exactly 4 rows a run"):
+    with pytest.raises(dx.InputError) as caught:
         model.predict(ROWS, batch_size=3)
+    assert (caught.value.option, caught.value.numbers) == ("batch_size", {"fixed_rows": 4})
     assert "4, as the graph was exported" in model.plan().explain()
 
 
-def test_rows_that_are_not_proven_are_neither_cut_nor_filled_up():
+def test_unproven_rows_are_neither_split_nor_padded():
     model = dx.load(
         make_model(
             [node("Softmax", "x", "y", "across", axis=0)],
@@ -63,7 +64,7 @@ def test_rows_that_are_not_proven_are_neither_cut_nor_filled_up():
             [value("y", [4, 8])],
         )
     )
-    said = "exactly 4 on axis 0, as the graph was exported: nothing is cut or filled up"
+    said = "exactly 4 on axis 0, as the graph was exported: nothing is cut or padded"
     assert said in model.plan().explain() and "node 'across' may mix them" in model.analysis.rows
     assert model.predict(ROWS[:4]).shape == (4, 8)
     for count in (3, 8):

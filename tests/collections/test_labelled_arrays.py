@@ -1,4 +1,4 @@
-"""Labelled arrays keep the labels of their rows."""
+"""Predictions for DataArrays keep the labels that still fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from builders import dense_model, make_model, node, run_onnx, value
+from builders import dense_model, make_model, node, run_onnx, value, weights
 
 import dask_onnx as dx
 
@@ -20,13 +20,14 @@ def labelled(data):
         "time": np.arange(6) * 10,
         "station": ("time", list("abcdef")),
         "band": list("ABCDEFGH"),
+        "quality": (("time", "band"), np.arange(48).reshape(6, 8)),
         "run": 7,
     }
     return xr.DataArray(data, dims=["time", "band"], coords=coords, name="signal")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_the_rows_keep_their_labels(lazy):
+def test_rows_keep_their_labels(lazy):
     x = labelled(da.from_array(ROWS, chunks=(2, 8)) if lazy else ROWS)
     with dask.config.set(scheduler="sync"):
         found = dx.load(dense_model()).predict(x)
@@ -45,9 +46,81 @@ def test_several_outputs_are_a_dict():
     }
 
 
-def test_without_rows_there_is_nothing_to_keep():
+def image_model(nodes):
+    """x (N, 3, H, W) -> y (N, 5, H, W) or other sizes."""
+    return make_model(
+        nodes,
+        [value("x", ["N", 3, "H", "W"])],
+        [value("y", ["N", "C", "Y", "X"])],
+        {"K": weights(5, 3, 3, 3)},
+    )
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("nodes", "dims", "coords"),
+    [
+        (
+            [node("Conv", "x K", "y", pads=[1, 1, 1, 1])],
+            ("image", "y_1", "lat", "lon"),
+            {"image", "lat", "lon", "land", "sensor"},
+        ),
+        (
+            [node("Conv", "x K", "y", pads=[1, 1, 1, 1], strides=[2, 1])],
+            ("image", "y_1", "y_2", "lon"),
+            {"image", "lon", "sensor"},
+        ),
+        (
+            [node("Transpose", "x", "y", perm=[0, 3, 1, 2])],
+            ("image", "lon", "channel", "lat"),
+            {"image", "lat", "lon", "channel", "land", "sensor"},
+        ),
+    ],
+)
+def test_dimensions_that_the_model_leaves_in_place_keep_their_coordinates(
+    nodes, dims, coords, lazy
+):
+    pixels = np.random.default_rng(1).standard_normal((2, 3, 6, 8)).astype(np.float32)
+    data = da.from_array(pixels, chunks=(1, -1, -1, -1)) if lazy else pixels
+    x = xr.DataArray(
+        data,
+        dims=["image", "channel", "lat", "lon"],
+        coords={
+            "image": ["p", "q"],
+            "channel": list("rgb"),
+            "lat": np.arange(6.0),
+            "lon": np.arange(8.0),
+            "land": (("lat", "lon"), np.ones((6, 8), bool)),
+            "sensor": "s2",
+        },
+    )
+    with dask.config.set(scheduler="sync"):
+        found = dx.load(image_model(nodes)).predict(x).compute()
+    assert found.dims == dims
+    assert set(found.coords) == coords
+    assert all(found.coords[name].equals(x.coords[name]) for name in coords)
+
+
+def test_a_shifted_dimension_loses_its_coordinates():
+    nodes = [node("Pad", "x pads", "p"), node("Slice", "p from to axis", "y")]
+    constants = {"pads": [0, 2, 0, 0], "from": [0], "to": [8], "axis": [1]}
+    model = dx.load(
+        make_model(
+            nodes,
+            [value("x", ["N", 8])],
+            [value("y", ["N", 8])],
+            {name: np.array(numbers) for name, numbers in constants.items()},
+        )
+    )
+    found = model.predict(labelled(ROWS))
+    np.testing.assert_array_equal(found[:, 2:], ROWS[:, :6])
+    assert found.dims == ("time", "y_1")
+
+
+def test_a_model_without_rows_is_refused():
     model = dx.load(
         make_model([node("Transpose", "x", "y")], [value("x", [6, 8])], [value("y", [8, 6])])
     )
-    with pytest.raises(dx.InputError, match="no batch axis, so no dimension is kept"):
+    with pytest.raises(dx.InputError) as caught:
         model.predict(labelled(ROWS))
+    assert caught.value.input == "x" and "no batch axis" in caught.value.cause

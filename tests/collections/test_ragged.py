@@ -27,7 +27,7 @@ def in_this_thread():
 
 
 def model():
-    """The sum of a row, and twice each of its elements, also as rows of two."""
+    """Return a model of the sum of a row, and of twice each element, also in pairs."""
     return dx.load(
         make_model(
             [
@@ -66,13 +66,25 @@ def test_rows_come_back_in_order_and_without_padding(npartitions, batch_size, is
 
 
 def test_without_buckets_lists_must_be_equally_long():
-    with pytest.raises(dx.InputError, match="has another length"):
+    with pytest.raises(dx.InputError) as caught:
         model().predict(TABLE, columns="x")
+    assert (caught.value.input, caught.value.column) == ("x", "x")
+    numbers = caught.value.numbers
+    assert numbers["list_length"] != numbers["expected_length"] and numbers["rows"] == 6
 
 
 def test_a_list_beyond_the_longest_bucket_is_a_bad_row():
-    with pytest.raises(dx.InputError, match=r"with index 12: .*may be 4 long.*1 of 6 rows.* 5 the"):
+    with pytest.raises(dx.InputError, match="with index 12: ") as caught:
         model().predict(TABLE, columns="x", length_buckets=[4])
+    assert caught.value.option == "length_buckets"
+    assert caught.value.numbers == {
+        "row": 2,
+        "rows": 6,
+        "bad_rows": 1,
+        "longest": 5,
+        "longest_bucket": 4,
+    }
+    assert caught.value.suggestions[0].value == [4, 5]
     good, bad = model().predict_checked(TABLE, columns="x", length_buckets=[4])
     assert list(bad.index) == [12] and len(good) == 5
     found = model().predict(TABLE, columns="x", length_buckets=[4], on_error="null")
@@ -80,7 +92,7 @@ def test_a_list_beyond_the_longest_bucket_is_a_bad_row():
     assert found["pairs"].isna().sum() == 1 and found["total"].dtype == pd.Int64Dtype()
 
 
-def test_lists_that_belong_together_must_be_equally_long():
+def test_lists_of_a_row_must_be_equally_long():
     two = dx.load(
         make_model(
             [node("Mul", "x m", "p"), node("ReduceSum", "p a", "y", keepdims=0)],
@@ -98,7 +110,7 @@ def test_lists_that_belong_together_must_be_equally_long():
     assert good["y"].to_list() == expected[:5]
 
 
-def test_rows_are_padded_to_the_bucket_whatever_is_beside_them():
+def test_rows_are_padded_to_their_bucket():
     counting = dx.load(
         make_model(
             [

@@ -1,10 +1,10 @@
-"""ONNX's own backend test suite, run through dask_onnx and beside it; a table of what failed.
+"""Run ONNX's backend test suite through dask_onnx and alone, and tabulate the failures.
 
     python tests/conformance/suite.py --output tests/conformance
 
 Every case goes through `dask_onnx.backend`: load, plan, lower, and a Dask scheduler, with ONNX's
-own runner, data and tolerances. ONNX Runtime alone and ONNX's reference evaluator alone run the
-same cases, fed in the same way, for comparison.
+own runner, data and tolerances. For comparison, ONNX Runtime alone and ONNX's reference evaluator
+alone run the same cases with the same inputs.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from onnx.backend.test.runner import Runner
 from onnx.reference import ReferenceEvaluator
 
 from dask_onnx.backend import DaskOnnxBackend
-from dask_onnx.runtime.extended_types import is_foreign, run_with_values
+from dask_onnx.runtime.extended_types import is_extended_type, run_with_ort_values
 
 STRATEGIES = ("whole", "fused", "per_node")
 DRAWN = "the expected values were drawn at random, and so are ours"
 CONTESTANTS = (*STRATEGIES, "onnxruntime alone", "reference alone")
 
 Failures = dict[str, str]
-"""Case to the reason for its failure, in a line."""
+"""Reason of each failure, in one line, by case."""
 
 
 class MeasuringRunner(Runner):
-    """ONNX's runner; of values that differ it says by how much."""
+    """ONNX's runner, with failure messages that state how much values differ."""
 
     @classmethod
     def assert_similar_outputs(
@@ -73,12 +73,12 @@ def _difference(expected: Sequence[Any], got: Sequence[Any], rtol: float, atol: 
 
 
 def through(strategy: str, scheduler: str) -> type[Backend]:
-    """Our backend with a strategy; "fused" cuts every graph into as many as three stages."""
+    """Return dask_onnx's backend with a strategy; "fused" cuts graphs into at most three stages."""
 
     class Ours(DaskOnnxBackend):
         @classmethod
         def is_compatible(cls, *_: Any, **__: Any) -> bool:
-            return True  # ONNX's runner skips a case for which it is not, without a reason
+            return True  # ONNX's runner silently skips incompatible cases
 
         @classmethod
         def prepare(cls, model: Any, device: str = "CPU", **kwargs: Any) -> Any:
@@ -105,7 +105,7 @@ def _stages(model: Any) -> int:
 
 
 class OnnxruntimeAlone(Backend):
-    """ONNX Runtime on the whole model, given every type that it takes."""
+    """ONNX Runtime on the whole model, with inputs of every type that it accepts."""
 
     @classmethod
     def prepare(cls, model: Any, device: str = "CPU", **kwargs: Any) -> BackendRep:
@@ -120,8 +120,8 @@ class OnnxruntimeAlone(Backend):
                 values = session.get_inputs()
                 feeds = {v.name: _as_fed(x) for v, x in zip(values, inputs, strict=False)}
                 names = [value.name for value in session.get_outputs()]
-                if any(is_foreign(v.type) for v in (*values, *session.get_outputs())):
-                    return run_with_values(session, onnxruntime.OrtValue, names, feeds, None)
+                if any(is_extended_type(v.type) for v in (*values, *session.get_outputs())):
+                    return run_with_ort_values(session, onnxruntime.OrtValue, names, feeds, None)
                 return session.run(names, feeds)
 
         return Prepared()
@@ -160,7 +160,7 @@ def contestant(name: str, scheduler: str = "sync") -> type[Backend]:
 
 
 def cases(backend: type[Backend]) -> Iterator[tuple[str, str, Any]]:
-    """Kind, name and test function of every case for the CPU."""
+    """Yield kind, name and test function of every case for the CPU."""
     for kind, tests in MeasuringRunner(backend)._test_items.items():
         for name, item in sorted(tests.items()):
             if name.endswith("_cpu"):
@@ -168,11 +168,11 @@ def cases(backend: type[Backend]) -> Iterator[tuple[str, str, Any]]:
 
 
 def run_all(backend: type[Backend]) -> tuple[Failures, Counter[str]]:
-    """The failures by case, and how many cases there are of each kind."""
+    """Return the failures by case, and the number of cases of each kind."""
     failures: Failures = {}
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as home:
-        os.environ["ONNX_HOME"] = home  # where ONNX's runner makes the data of real models
+        os.environ["ONNX_HOME"] = home  # ONNX's runner writes the data of real models there
         for kind, name, test in cases(backend):
             counts[kind] += 1
             with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -191,7 +191,7 @@ def _one_line(error: Exception) -> str:
 
 
 def table(results: dict[str, Failures], counts: Counter[str]) -> str:
-    """All of it as Markdown."""
+    """Return the results as Markdown."""
     total = sum(counts.values())
     lines = [
         "# ONNX's backend test suite",
@@ -225,7 +225,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", choices=CONTESTANTS)
-    parser.add_argument("--scheduler", default="sync", help="Dask's: sync, threads, processes")
+    parser.add_argument(
+        "--scheduler", default="sync", help="Dask scheduler: sync, threads or processes"
+    )
     arguments = parser.parse_args()
     results: dict[str, Failures] = {}
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""ONNX's own suite through us fails where it is written down that it fails, and nowhere else."""
+"""ONNX's test suite through dask_onnx fails exactly the cases recorded in failures.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 PINNED = json.loads((HERE / "failures.json").read_text())
 RANDOM = "bernoulli"
-"""Their values are drawn, and may be the expected ones by chance."""
+"""Cases with random values, which may equal the expected ones by chance."""
 
 
 def load_suite():
@@ -22,10 +22,10 @@ def load_suite():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")  # ONNX's own cases overflow and divide by zero on purpose
+@pytest.mark.filterwarnings("ignore")  # some cases overflow and divide by zero on purpose
 @pytest.mark.parametrize("strategy", ["whole", "fused", "per_node"])
-def test_the_suite_fails_only_where_it_did(strategy, monkeypatch):
-    monkeypatch.setenv("ONNX_HOME", "")  # set by the suite; given back afterwards
+def test_the_suite_fails_exactly_the_recorded_cases(strategy, monkeypatch):
+    monkeypatch.setenv("ONNX_HOME", "")  # set by the suite; restored afterwards
     suite = load_suite()
     failures, counts = suite.run_all(suite.contestant(strategy))
     assert sum(counts.values()) == 2033

@@ -1,3 +1,5 @@
+"""Configuration keys: defaults, environment variables and the old namespace."""
+
 from __future__ import annotations
 
 import os
@@ -34,11 +36,11 @@ def test_defaults_outlive_a_configuration_context_around_the_import():
 READ = "from dask_onnx.core import config; print(config.get('store.directory'))"
 
 
-def test_an_environment_variable_sets_a_key_as_for_other_projects_of_dask():
+def test_an_environment_variable_sets_a_key():
     assert printed(READ, DASK_ONNX__STORE__DIRECTORY="/some/folder")[0] == "/some/folder"
 
 
-def test_the_namespace_of_before_is_read_with_a_warning():
+def test_the_old_namespace_is_read_with_a_warning():
     environment = {**os.environ}
     environment.pop("DASK_ONNX__STORE__DIRECTORY", None)
     done = subprocess.run(
@@ -59,6 +61,6 @@ def test_setting_a_key_by_its_old_name_warns_and_works():
         assert config.get("retries") == 7
 
 
-def test_a_key_that_does_not_exist_is_an_error():
+def test_an_unknown_key_is_an_error():
     with pytest.raises(KeyError):
         config.get("session.no-such-thing")

@@ -1,3 +1,5 @@
+"""Errors: fields, pickling and suggestions."""
+
 from __future__ import annotations
 
 import pickle
@@ -30,7 +32,7 @@ def test_fields_survive_pickling(kind):
     assert copy.suggestions == (Suggestion("n_stages", 5),)
 
 
-def test_fields_that_were_not_given_are_none_or_empty():
+def test_omitted_fields_are_none_or_empty():
     error = dx.InputError("x has 3 columns, the model takes 4")
     assert error.fields == {} and error.input is None and error.suggestions == ()
 

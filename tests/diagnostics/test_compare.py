@@ -1,4 +1,4 @@
-"""What differs between two plans."""
+"""Differences between two plans."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_equal_plans_do_not_differ(model):
     assert model.plan().diff(again.plan()) == "no difference"
 
 
-def test_numbers_that_differ_stand_side_by_side(model):
+def test_numbers_that_differ_are_side_by_side(model):
     lines = cut(model, "y0").diff(model.plan()).splitlines()
     rows = {line[:18].strip(): line[18:].split() for line in lines[:6]}
     assert rows["strategy"] == ["at_values", "whole"]
@@ -36,7 +36,7 @@ def test_numbers_that_differ_stand_side_by_side(model):
     assert "shapes" not in rows and "predicted" not in rows
 
 
-def test_a_stage_that_both_have_is_said_in_short(model):
+def test_stages_of_both_plans_are_listed_in_short(model):
     text = cut(model, "y0", "y1").diff(cut(model, "y0", "r2"))
     assert "the same in both: 0, 1\n" not in text
     assert "the same in both: 0\n" in text
@@ -45,7 +45,8 @@ def test_a_stage_that_both_have_is_said_in_short(model):
 
 
 def test_nodes_that_moved_are_named(model):
-    # at y1: up0 relu0 down0 up1 relu1 down1 | the rest; at y0 the second three move over
+    # A cut at y1 puts up0 relu0 down0 up1 relu1 down1 into the first stage, a cut at y0 the
+    # first three of them.
     text = cut(model, "y1").diff(cut(model, "y0"))
     assert (
         "    0 up0..down1: 3 of 6 nodes are in the other's 0; up1, relu1, down1 in 1\n" in text
@@ -77,19 +78,19 @@ def test_lists_of_hundreds_are_cut_short():
     assert "and 117 more stages" in back
 
 
-def test_workers_of_stages_are_compared(model):
+def test_worker_groups_are_compared(model):
     plan = cut(model, "y0")
     placed = plan.with_placement(dx.Placement((0, 1)))
     assert plan.diff(placed) == "workers of the stages: this any; the other 0 1"
     assert placed.diff(placed) == "no difference"
-    loosely = plan.with_placement(dx.Placement((0, 1), allow_other_workers=True))
-    assert [line.split() for line in placed.diff(loosely).splitlines()] == [
+    preferred = plan.with_placement(dx.Placement((0, 1), allow_other_workers=True))
+    assert [line.split() for line in placed.diff(preferred).splitlines()] == [
         ["this", "other"],
         ["other", "workers", "none", "allowed"],
     ]
 
 
-def test_how_stages_run_is_compared(model):
+def test_session_options_shapes_and_loss_are_compared(model):
     text = model.plan().diff(model.plan(aim="latency"))
     assert [line.split() for line in text.splitlines()] == [
         ["this", "other"],
@@ -106,14 +107,14 @@ def test_how_stages_run_is_compared(model):
     ]
 
 
-def test_other_outputs_are_other_nodes():
+def test_nodes_that_only_one_plan_runs_are_named():
     model = dx.load(branching_model())
     text = model.plan().diff(model.plan(outputs=["m"]))
     assert "nodes that only this runs: left, left_end, right and 1 more" in text
     assert "nodes that only the other runs" not in text
 
 
-def test_other_kernels_are_told(model):
+def test_kernels_are_compared(model):
     plan = model.plan()
     (stage,) = plan.stages
     graph = dataclasses.replace(
@@ -123,9 +124,9 @@ def test_other_kernels_are_told(model):
     assert "nodes run on" in text and "reference 10" in text
 
 
-def test_plans_of_different_models_say_so(model):
+def test_plans_of_different_models_compare_numbers_only(model):
     other = dx.load(dense_model())
     text = model.plan().diff(other.plan())
-    assert text.startswith("different models, whose stages do not compare: made (")
+    assert text.startswith("different models, whose stages cannot be compared: made (")
     assert "dense (" in text and "weights of a stage" in text
     assert "cut differently" not in text

@@ -1,4 +1,4 @@
-"""A plan as HTML: what a browser would show of it."""
+"""Plans as HTML: the content, and what a browser makes of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from builders import branching_model, dense_model, layers_model
 
 import dask_onnx as dx
 from dask_onnx.diagnostics.page import explain_html
-from dask_onnx.planning.choice import Alternative, Verdict
+from dask_onnx.diagnostics.sections import Note, Section, sentence
+from dask_onnx.diagnostics.stage_tables import stage_table
+from dask_onnx.planning.alternatives import Alternative, Verdict
 
 VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
-    """Tables, texts and tags of a page; every tag must be closed in its turn."""
+    """Tables, texts and tags of a page; every tag must be closed in order."""
 
     def __init__(self, html):
         super().__init__()
@@ -62,7 +64,7 @@ class Page(HTMLParser):
 
     @property
     def text(self):
-        return "\n".join(self.texts)
+        return " ".join(" ".join(self.texts).split())
 
 
 @pytest.fixture
@@ -70,36 +72,45 @@ def plan():
     return dx.load(layers_model([64] * 6)).plan("fused", n_stages=3)
 
 
-def test_a_notebook_shows_stages_edges_a_picture_and_all_that_explain_says(plan):
+def sections_of(plan, *others):
+    """The least that a page needs, and some sections."""
+    overview = Section("overview", (Note("an overview"),))
+    stages = Section("stages", title="stages", table=stage_table(plan.stage_graph))
+    return [overview, stages, *others]
+
+
+def test_html_has_stages_edges_a_picture_and_every_note_of_the_plan(plan):
     page = Page(plan._repr_html_())
     stages, edges = page.tables["stages"], page.tables["edges"]
-    assert stages[0] == ["#", "stage", "nodes", "compute", "predicted", "weights", "gives"]
+    assert stages[0] == ["#", "stage", "nodes", "compute", "predicted", "weights", "outputs"]
     assert [row[1] for row in stages[1:]] == [stage.label for stage in plan.stages]
     assert [row[3] for row in edges[1:]] == [edge.value for edge in plan.stage_graph.edges]
     assert page.tags.count("svg") == 1
     alternatives = page.tables["alternatives"]
     assert alternatives[1][0] == "fused of 3" and alternatives[1][3] == "as asked"
     assert alternatives[2][0] == "whole"
-    verdict = plan.judge()
-    told = plan.explain().split("\n\n")
-    for paragraph in (told[0], told[-1]):
-        for line in paragraph.splitlines():
-            assert line in page.text or line in verdict.describe()
-    assert verdict.sentence in page.text
+    for section in plan.sections():
+        for note in section.notes:
+            assert sentence(note) in page.text
+            assert note.label in page.text or section.name == "verdict"
+            assert all(" ".join(line.split()) in page.text for line in note.details)
 
 
-def test_the_text_s_tables_are_not_there_twice(plan):
+def test_each_table_appears_once(plan):
     html = plan._repr_html_()
-    assert "#  stage" not in html and "\nedges\n" not in html
-    assert html.count("<table") == 3
+    assert html.count("<table") == 3 and set(Page(html).tables) == {
+        "stages",
+        "edges",
+        "alternatives",
+    }
 
 
-def test_a_verdict_stands_on_top_and_its_alternatives_in_a_table(plan):
-    ways = (
+def test_the_verdict_comes_first_and_its_alternatives_are_a_table(plan):
+    alternatives = (
         Alternative("whole", 2.0, 3e8, 1, "a worker has room for <b>1 MiB"),
         Alternative("pipeline of 3", 0.5, 1e8, 3),
     )
-    verdict = Verdict(ways[1], "cut & run, since whole does not fit", ways)
+    verdict = Verdict(alternatives[1], "cut & run, since whole does not fit", alternatives)
     page = Page(dataclasses.replace(plan, verdict=verdict)._repr_html_())
     assert page.texts.index(verdict.sentence) < page.texts.index("stages")
     assert page.text.count(verdict.sentence) == 1
@@ -110,18 +121,20 @@ def test_a_verdict_stands_on_top_and_its_alternatives_in_a_table(plan):
 
 
 def test_workers_and_measured_seconds_are_columns_if_they_are_known(plan):
+    groups, seconds = (0, 1, 0), (0.25, None, 1.5)
+    table = stage_table(plan.stage_graph, worker_groups=groups, measured=seconds)
+    columns = {column.head: column.cells for column in table.columns}
+    assert columns["worker"] == ("0", "1", "0")
+    assert columns["measured"] == ("250.0 ms", "", "1.50 s")
     html = explain_html(
-        plan.stage_graph, plan.explain(), "t", worker_groups=(0, 1, 0), measured=(0.25, None, 1.5)
+        plan.stage_graph, sections_of(plan), "t", worker_groups=groups, measured=seconds
     )
-    head, *rows = Page(html).tables["stages"]
-    assert [row[head.index("worker")] for row in rows] == ["0", "1", "0"]
-    assert [row[head.index("measured")] for row in rows] == ["250.0 ms", "", "1.50 s"]
     assert "250.0 ms measured" in html
     placed = Page(plan.with_placement(dx.Placement((2, 1, 0)))._repr_html_())
     assert [row[-1] for row in placed.tables["stages"]] == ["worker", "2", "1", "0"]
 
 
-def test_nothing_is_fetched_and_nothing_runs(plan):
+def test_html_has_no_scripts_and_no_external_files(plan):
     page = Page(plan._repr_html_())
     assert not {"script", "link", "img", "iframe", "image", "object"} & set(page.tags)
     assert not {"src", "href", "xlink:href"} & {name for name, _ in page.attributes}
@@ -140,13 +153,14 @@ def test_names_are_escaped():
     assert [row[1] for row in page.tables["stages"][1:]] == [s.label for s in plan.stages]
 
 
-def test_what_the_text_says_is_escaped(plan):
-    page = Page(explain_html(plan.stage_graph, "head <b>\n\nfoot <i>&amp;", "t"))
+def test_notes_are_escaped(plan):
+    note = Note("text <b>", "label <i>", ("line &amp;",))
+    page = Page(explain_html(plan.stage_graph, sections_of(plan, Section("x", (note,))), "t"))
     assert not {"b", "i"} & set(page.tags)
-    assert "head <b>" in page.texts and "foot <i>&amp;" in page.texts
+    assert "label <i>: text <b> line &amp;" in page.text
 
 
-def test_a_plan_of_hundreds_of_stages_is_cut_short():
+def test_tables_of_hundreds_of_stages_are_cut_short_without_a_picture():
     plan = dx.load(layers_model([8] * 100)).plan("per_node")
     assert len(plan.stages) == 301
     html = plan._repr_html_()
@@ -165,7 +179,7 @@ def test_a_plan_of_one_stage_has_no_table_of_edges():
     ]
 
 
-def test_a_name_that_ends_in_html_gets_a_whole_page(plan, tmp_path):
+def test_a_file_name_that_ends_in_html_gets_a_whole_document(plan, tmp_path):
     plan.visualize(tmp_path / "plan.html")
     html = (tmp_path / "plan.html").read_text(encoding="utf-8")
     assert html.startswith("<!DOCTYPE html>\n<html")
@@ -194,7 +208,7 @@ def test_no_rule_of_the_style_reaches_beyond_the_plan(plan):
     assert style and all(re.match(r"\.dask-onnx-plan( |$)", selector) for selector in style)
 
 
-def test_tables_scroll_in_boxes_and_names_keep_a_width_that_one_can_read(plan):
+def test_tables_scroll_and_names_keep_a_readable_width(plan):
     html = plan._repr_html_()
     assert Page(html).around == ["wide", "wide", "wide"]
     style = style_of(html)
@@ -202,7 +216,7 @@ def test_tables_scroll_in_boxes_and_names_keep_a_width_that_one_can_read(plan):
     assert style[".dask-onnx-plan .name"]["min-width"] == "14em"
 
 
-def test_a_picture_shrinks_with_the_page_but_not_below_what_one_can_read(plan):
+def test_a_picture_shrinks_with_the_page_to_a_readable_width(plan):
     html = plan._repr_html_()
     assert f'style="--width: {re.search("<svg[^>]* width=.([0-9]+)", html)[1]}px"' in html
     rules = style_of(html)[".dask-onnx-plan .picture svg"]
@@ -210,7 +224,10 @@ def test_a_picture_shrinks_with_the_page_but_not_below_what_one_can_read(plan):
     assert rules["min-width"] == "calc(0.8 * var(--width))"
 
 
-def test_columns_of_the_text_scroll_and_its_sentences_wrap(plan):
-    text = "head\n\nschedule\n    worker 0  000111\n\na sentence"
-    html = explain_html(plan.stage_graph, text, "t")
-    assert '<pre class="columns">schedule' in html and "<pre>a sentence</pre>" in html
+def test_details_keep_their_columns_and_scroll(plan):
+    details = ("worker 0  000111", "worker 1  111000")
+    sections = sections_of(plan, Section("schedule", (Note("async", "schedule", details),)))
+    html = explain_html(plan.stage_graph, sections, "t")
+    assert "<pre>worker 0  000111\nworker 1  111000</pre>" in html
+    style = style_of(html)[".dask-onnx-plan pre"]
+    assert (style["white-space"], style["overflow-x"]) == ("pre", "auto")

@@ -1,4 +1,4 @@
-"""Pictures are looked at through their SVG: where boxes, lines and texts stand."""
+"""Pictures of plans, checked by the positions of boxes, lines and texts in their SVG."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def made(seconds, edges=(), labels=None):
-    """A stage graph of stages that take so long; edges are (producer, consumer, bytes), and the
-    value where it is not one of its own."""
+    """Return a graph of stages with these seconds.
+
+    Edges are (producer, consumer, bytes), or with the name of a value that edges share.
+    """
     stages = tuple(
         Stage(
             labels[i] if labels else f"stage_{i}",
@@ -51,7 +53,7 @@ class Box:
 
 
 class Picture:
-    """What an SVG shows."""
+    """The boxes, lines and texts of an SVG."""
 
     def __init__(self, svg):
         self.root = ElementTree.fromstring(svg)
@@ -79,7 +81,7 @@ class Picture:
 
 
 def width_of(text):
-    """0.6 em a character."""
+    """Return the width of a text at 0.6 em for each character."""
     return len(text.text) * 0.6 * float(text.get("font-size"))
 
 
@@ -87,10 +89,10 @@ def test_text_names_stages_edges_and_bytes():
     text = dx.load(branching_model()).plan("per_node", shapes={"x": (10, 4)}).explain()
     assert "strategy per_node: 6 stages, 7 edges" in text
     assert "x=10x4" in text
-    assert "0 -> 1       160 B  stem" in text
+    assert "   0   1  160 B  stem" in text
 
 
-def test_the_picture_has_a_box_a_stage_and_a_line_an_edge(tmp_path):
+def test_a_picture_has_a_box_for_each_stage_and_a_line_for_each_edge(tmp_path):
     plan = dx.load(branching_model()).plan("per_node")
     plan.visualize(tmp_path / "plan.svg")
     picture = Picture((tmp_path / "plan.svg").read_text())
@@ -106,7 +108,7 @@ def test_a_stage_that_takes_longer_has_a_larger_box():
     assert "width and warmth of a box: predicted time" in picture.text
 
 
-def test_lanes_are_colours_that_a_legend_names():
+def test_worker_groups_are_colours_that_a_legend_names():
     picture = Picture(to_svg(made([1, 1, 1]), "t", worker_groups=(0, 1, 0)))
     first, second, third = (box.fill for box in picture.boxes)
     assert first == third != second
@@ -115,7 +117,7 @@ def test_lanes_are_colours_that_a_legend_names():
     assert "its colour: worker" in picture.text
 
 
-def test_a_plan_draws_its_placement(tmp_path):
+def test_a_plan_with_a_placement_has_a_legend(tmp_path):
     plan = dx.load(branching_model()).plan("fused", n_stages=2)
     plan.visualize(tmp_path / "any.svg")
     assert Picture((tmp_path / "any.svg").read_text()).legend == []
@@ -123,20 +125,20 @@ def test_a_plan_draws_its_placement(tmp_path):
     assert len(Picture((tmp_path / "kept.svg").read_text()).legend) == 2
 
 
-def test_a_stage_without_lanes_is_the_warmer_the_longer_it_takes():
+def test_without_worker_groups_slower_stages_have_warmer_colours():
     fills = [box.fill for box in Picture(to_svg(made([0.01, 1.0]), "t")).boxes]
     green = [int(fill[3:5], 16) for fill in fills]
     assert green[0] > green[1]
 
 
-def test_many_lanes_do_not_make_the_legend_endless():
+def test_the_legend_of_many_worker_groups_is_cut_short():
     picture = Picture(to_svg(made([1] * 40), "t", worker_groups=range(40)))
     assert "and 24 more" in picture.text
     lowest = max(entry.y + entry.height for entry in picture.legend)
     assert lowest < min(box.y for box in picture.boxes)
 
 
-def test_lines_are_as_thick_as_the_logarithm_of_their_bytes():
+def test_the_width_of_a_line_is_logarithmic_in_its_bytes():
     edges = [(0, 1, 10**4), (1, 2, 10**6), (2, 3, 10**8), (3, 4, 1), (4, 5, 10**12)]
     thickness = Picture(to_svg(made([1] * 6, edges), "t")).thickness
     assert thickness[0] < thickness[1] < thickness[2]
@@ -144,7 +146,7 @@ def test_lines_are_as_thick_as_the_logarithm_of_their_bytes():
     assert (min(thickness), max(thickness)) == (1, 9)
 
 
-def test_measured_seconds_stand_beside_the_predicted():
+def test_measured_seconds_are_shown_below_predicted_ones():
     texts = Picture(to_svg(made([0.1, 0.2]), "t", measured=[0.3, None])).boxes
     assert [text.text for text in texts[0].texts][1:3] == [
         "100.0 ms predicted",
@@ -168,7 +170,7 @@ def test_text_stays_inside_its_box(measured):
         assert all(float(e.get("x")) + width_of(e) <= picture.width for e in heads)
 
 
-def test_wide_characters_take_the_room_that_they_need():
+def test_wide_characters_stay_inside_the_box():
     (box,) = Picture(to_svg(made([1], labels=["層" * 100]), "t")).boxes
     label = box.texts[0].text
     assert label.endswith("層") and len(label) * 12 < 1.2 * box.width
@@ -192,7 +194,7 @@ def points_of(line):
 
 
 @given(graphs(), st.sampled_from([0, 6000]))
-def test_boxes_stand_apart_and_lines_pass_beside_them(stages, most_passes):
+def test_boxes_do_not_overlap_and_lines_pass_beside_them(stages, most_passes):
     with mock.patch.object(layout, "_MOST_PASSES", most_passes):
         picture = Picture(to_svg(stages, "t"))
     for box in picture.boxes:
@@ -218,7 +220,7 @@ def test_boxes_stand_apart_and_lines_pass_beside_them(stages, most_passes):
             assert all(not box.x <= x <= box.x + box.width for box in crossed)
 
 
-def test_lines_that_share_their_way_say_their_bytes_once():
+def test_lines_with_a_shared_path_have_one_label():
     edges = [(0, 1, 10, "a"), (1, 2, 20, "b"), (2, 3, 30, "c")]
     edges += [(0, 2, 7000, "a"), (0, 3, 7000, "a")]
     picture = Picture(to_svg(made([1] * 4, edges), "t"))
@@ -226,26 +228,26 @@ def test_lines_that_share_their_way_say_their_bytes_once():
     assert picture.text.count(format_bytes(7000)) == 1
 
 
-def test_a_picture_says_where_it_puts_lines_that_are_too_many_to_order():
+def test_a_picture_explains_where_lines_are_that_cannot_be_ordered():
     edges = [(i, i + 1, 1000) for i in range(9)] + [(0, i, 1000) for i in range(3, 10)]
-    told = "too many lines to order: long ones run at the right"
-    assert told not in Picture(to_svg(made([1] * 10, edges), "t")).text
+    note = "too many lines to order: long ones run at the right"
+    assert note not in Picture(to_svg(made([1] * 10, edges), "t")).text
     for worker_groups in (None, range(10)):
         with mock.patch.object(layout, "_MOST_PASSES", 0):
             assert (
-                told
+                note
                 in Picture(to_svg(made([1] * 10, edges), "t", worker_groups=worker_groups)).text
             )
 
 
-def test_a_label_is_compared_with_those_near_it_alone():
+def test_a_label_is_compared_only_with_labels_near_it():
     edges = [(0, i, 1000) for i in range(1, 400)] + [(i, 400, 1000) for i in range(1, 400)]
     with mock.patch.object(drawing, "_overlap", wraps=drawing._overlap) as overlap:
         to_svg(made([1] * 401, edges), "t")
     assert sum(len(call.args[2]) for call in overlap.call_args_list) < 20 * len(edges)
 
 
-def test_labels_of_lines_do_not_cover_each_other():
+def test_labels_of_lines_do_not_overlap():
     edges = [(0, i, 1000 * i) for i in range(1, 10)] + [(i, 10, 2000 * i) for i in range(1, 10)]
     picture = Picture(to_svg(made([1] * 11, edges), "t"))
     labels = [
@@ -259,7 +261,7 @@ def test_labels_of_lines_do_not_cover_each_other():
             assert abs(x - x2) >= (width + width2) / 2 or abs(y - y2) >= 11
 
 
-def test_any_label_gives_a_picture():
+def test_any_label_gives_valid_svg():
     model = branching_model()
     for i, name in enumerate(["<a&b>", "é" * 100, "a" * 200, '"', "x/y/z", "-"]):
         model.graph.node[i].name = name
@@ -270,7 +272,7 @@ def test_a_graph_without_stages_gives_a_picture():
     assert Picture(to_svg(made([]), "t")).boxes == []
 
 
-def test_numbers_are_written_for_people():
+def test_numbers_have_units():
     assert format_bytes(17) == "17 B"
     assert format_bytes(1536) == "1.5 KiB"
     assert format_flops(2.5e9) == "2.5 GFLOP"

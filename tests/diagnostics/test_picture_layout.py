@@ -1,4 +1,4 @@
-"""Where boxes and lines stand: how many places that takes, and that lines stay apart."""
+"""Layout of pictures: the number of places, and lines that stay apart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_line_that_skips_layers_has_a_place_in_each():
     assert passes_of(layers) == set(layers.paths[-1][1:-1])
 
 
-def test_lines_from_a_box_that_carry_the_same_share_their_places():
+def test_lines_from_a_box_with_the_same_values_share_their_places():
     lines = [*chain(5), (0, 2), (0, 4), (0, 3)]
     layers = into_layers(5, lines, ["next"] * 4 + ["same"] * 3)
     assert layers.paths[4:] == (
@@ -39,18 +39,18 @@ def test_lines_from_a_box_that_carry_the_same_share_their_places():
         ((0, 0), (-1, 1), (-1, 2), (-1, 3), (4, 0)),
         ((-1, 2), (3, 0)),
     )
-    assert [layers.shares_its_way(i) for i in range(7)] == [False] * 4 + [True, False, True]
+    assert [layers.branches_off(i) for i in range(7)] == [False] * 4 + [True, False, True]
     assert passes_of(layers) == {(-1, 1), (-1, 2), (-1, 3)}
 
 
-def test_lines_that_carry_something_else_or_come_from_elsewhere_share_nothing():
+def test_lines_with_other_values_or_from_other_boxes_share_no_places():
     lines = [*chain(5), (0, 4), (0, 3), (1, 4)]
     layers = into_layers(5, lines, ["next"] * 4 + ["same", "other", "same"])
-    assert not any(layers.shares_its_way(i) for i in range(7))
+    assert not any(layers.branches_off(i) for i in range(7))
     assert len(passes_of(layers)) == 3 + 2 + 2
 
 
-def test_a_long_chain_s_skips_take_a_few_places_each_not_one_in_each_layer():
+def test_each_skip_of_a_long_chain_takes_a_few_places():
     lines = [*chain(600), *((i, 599 - i) for i in range(299))]
     layers = into_layers(600, lines, [first for first, _ in lines])
     assert len(places_of(layers)) <= 600 + 3 * 299
@@ -66,7 +66,7 @@ def test_a_dense_graph_takes_no_more_places_than_it_has_lines():
     assert max(middles.values()) < 4000
 
 
-def test_up_to_thousands_of_places_lines_run_among_the_boxes():
+def test_lines_run_among_the_boxes_up_to_thousands_of_places():
     lines = [*chain(100), *((i, 99 - i) for i in range(49))]
     layers = into_layers(100, lines, range(len(lines)))
     assert layers.beside == {}
@@ -74,7 +74,7 @@ def test_up_to_thousands_of_places_lines_run_among_the_boxes():
 
 
 @given(st.data())
-def test_columns_are_right_of_all_boxes_and_no_two_lines_meet_in_one(data):
+def test_columns_are_right_of_all_boxes_and_do_not_overlap(data):
     count = data.draw(st.integers(3, 14))
     pairs = [(i, j) for j in range(count) for i in range(j)]
     lines = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=30))

@@ -1,4 +1,4 @@
-"""What nodes take on the kernels that run them."""
+"""Measured times of nodes on the kernels that run them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.facts import node_times
 from dask_onnx.runtime import profile
-from dask_onnx.runtime.profile import noted_speed, noted_times
+from dask_onnx.runtime.profile import saved_node_times, saved_speed
 from dask_onnx.store.weight_store import Store
 
 SLOW_SECONDS = 0.02
@@ -36,7 +36,7 @@ def quick_softmax(x, axis):
     return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
 
 
-# Rows go through: what is not said of a kernel of one's own is not assumed.
+# The kernels declare axis 0 as independent; nothing is assumed about kernels that declare none.
 slow_softmax.axes = quick_softmax.axes = (0,)
 
 
@@ -49,7 +49,7 @@ class Upper(OpRun):
 
 
 def softmax_model():
-    """Relu, Softmax over columns, Mul."""
+    """Return a model of Relu, Softmax over columns and Mul."""
     return make_model(
         [
             node("Relu", "x", "h", "before"),
@@ -62,7 +62,7 @@ def softmax_model():
 
 
 def times_of(model, shape):
-    (found,) = (t for t in model._facts.noted_times() if t.shapes["x"] == shape)
+    (found,) = (t for t in model._facts.saved_node_times() if t.shapes["x"] == shape)
     return found
 
 
@@ -70,7 +70,7 @@ def rows(count, width=8):
     return np.random.default_rng(0).standard_normal((count, width), dtype=np.float32)
 
 
-def test_a_kernel_of_the_callers_is_seen_as_slow_as_it_is():
+def test_a_slow_custom_kernel_is_measured():
     model = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     plan = model.plan(measure=rows(16))
     times = times_of(model, (16, 8))
@@ -84,7 +84,7 @@ def test_a_kernel_of_the_callers_is_seen_as_slow_as_it_is():
     assert times_of(model, (1, 8)).seconds[1] >= SLOW_SECONDS
 
 
-def test_models_with_other_kernels_are_told_nothing_of_each_other():
+def test_models_with_different_kernels_do_not_share_times():
     slow = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     slow.plan(measure=rows(16))
     for other in (
@@ -123,7 +123,7 @@ def test_a_model_that_onnxruntime_cannot_run_alone_is_measured_stage_by_stage():
     assert plan.stage_graph.seconds == pytest.approx(times.whole)
 
 
-def test_the_time_of_a_stage_in_python_is_told_by_predicted_cost():
+def test_the_time_of_a_stage_in_python_is_divided_by_predicted_cost():
     model = dx.load(
         make_model(
             [node("MatMul", "x W", "h", "large"), node("MatMul", "h V", "y", "small")],
@@ -138,11 +138,11 @@ def test_the_time_of_a_stage_in_python_is_told_by_predicted_cost():
     seconds, costs = times_of(model, (64, 8)).seconds, model._facts._costs_at({"x": (64, 8)})
     predicted = [CostTable().seconds(cost, "custom") for cost in costs]
     assert seconds[0] / seconds[1] == pytest.approx(predicted[0] / predicted[1])
-    assert noted_speed() is None  # nothing ran on ONNX Runtime
+    assert saved_speed() is None  # nothing ran on ONNX Runtime
 
 
 @pytest.mark.parametrize("replaced", [{}, {"Softmax": quick_softmax}])
-def test_what_is_known_does_not_run_again(monkeypatch, replaced):
+def test_known_shapes_do_not_run_again(monkeypatch, replaced):
     model = dx.load(softmax_model(), replace=replaced)
     first = model.plan(measure=rows(16)).stage_graph.seconds
     with monkeypatch.context() as patch:
@@ -154,7 +154,7 @@ def test_what_is_known_does_not_run_again(monkeypatch, replaced):
         ).stage_graph.seconds == pytest.approx(times_of(model, (1, 8)).whole)
 
 
-def test_what_is_not_known_runs_alone(monkeypatch):
+def test_only_unknown_shapes_run(monkeypatch):
     ran = []
 
     def spy(*arguments, **options):
@@ -169,20 +169,20 @@ def test_what_is_not_known_runs_alone(monkeypatch):
     assert ran == [[16, 1], [32]]
     model.plan(measure=rows(32), session=dx.SessionSpec(optimization="disable"))
     assert ran == [[16, 1], [32], [32, 1]]
-    Store().forget_measured()
+    Store().remove_measurements()
     model.plan(measure=rows(32))
     assert ran == [[16, 1], [32], [32, 1], [32, 1]]
 
 
-def test_other_models_go_by_what_onnxruntime_runs_alone():
+def test_other_models_are_predicted_by_onnxruntimes_nodes_alone():
     model = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     model.plan(measure=rows(16))
     seconds, costs = times_of(model, (16, 8)).seconds, model._facts._costs_at({"x": (16, 8)})
     predicted = sum(CostTable().seconds(costs[i]) for i in (0, 2))
-    assert noted_speed() == pytest.approx(predicted / (seconds[0] + seconds[2]))
+    assert saved_speed() == pytest.approx(predicted / (seconds[0] + seconds[2]))
 
 
-def test_dead_nodes_are_left_to_prediction():
+def test_dead_nodes_keep_their_prediction():
     proto = dense_model()
     proto.graph.node.insert(1, node("Sigmoid", "h1", "unread", "dead"))
     model = dx.load(proto)
@@ -227,7 +227,7 @@ g (string[N] x) => (string[N] y) {
 
 
 @pytest.mark.parametrize("dtype", [object, str])
-def test_text_and_types_that_only_the_run_tells_are_measured(dtype):
+def test_text_and_types_known_only_at_run_time_are_measured(dtype):
     model = dx.load(TEXTS, custom_ops=[Upper])
     words = np.array(["ab", "c"], dtype)
     plan = model.plan(measure=words)
@@ -236,7 +236,7 @@ def test_text_and_types_that_only_the_run_tells_are_measured(dtype):
     assert "on this host at these shapes" in plan.explain()
 
 
-def test_a_sequence_has_no_shape_to_know_it_by(monkeypatch):
+def test_a_request_with_a_sequence_always_runs(monkeypatch):
     text = """<ir_version: 10, opset_import: ["" : 20]>
     g (seq(float[N]) s, float[N] x) => (float[N] y) {
       zero = Constant <value: tensor = int64 {0}> ()
@@ -257,23 +257,23 @@ def test_a_sequence_has_no_shape_to_know_it_by(monkeypatch):
     assert len(calls) == 2
 
 
-def test_rows_that_a_kernel_refuses_are_an_error_that_names_its_stage():
+def test_a_failing_kernel_is_an_error_with_its_stage():
     def refuse(x, axis):
         raise ValueError("these rows are wrong")
 
     model = dx.load(softmax_model(), replace={"Softmax": refuse})
     with pytest.raises(dx.StageError, match=r"cannot be run by stage soft: these rows are wrong"):
         model.plan(measure=rows(16))
-    assert not list(noted_times(model._facts.times_token))
+    assert not list(saved_node_times(model._facts.times_token))
 
 
-def test_a_profile_of_nothing_is_told_evenly():
-    assert profile._shared(4.0, {0: 0.0, 3: 0.0}, []).seconds == {0: 2.0, 3: 2.0}
-    assert profile._shared(4.0, {}, []).seconds == {}
+def test_an_empty_profile_is_divided_evenly():
+    assert profile._distributed(4.0, {0: 0.0, 3: 0.0}, []).seconds == {0: 2.0, 3: 2.0}
+    assert profile._distributed(4.0, {}, []).seconds == {}
 
 
-def test_a_kernel_that_takes_very_long_runs_once(monkeypatch):
-    monkeypatch.setattr(profile, "ENOUGH_SECONDS", SLOW_SECONDS / 2)
+def test_a_very_slow_kernel_runs_once(monkeypatch):
+    monkeypatch.setattr(profile, "PROFILE_SECONDS", SLOW_SECONDS / 2)
     runs = []
 
     class Session:
@@ -284,5 +284,5 @@ def test_a_kernel_that_takes_very_long_runs_once(monkeypatch):
             time.sleep(SLOW_SECONDS)
             return [arrays[0]]
 
-    results, seconds = profile._run_often(Session(), {"x": 3}, "s", 1.0, counts_first=True)
+    results, seconds = profile._time_runs(Session(), {"x": 3}, "s", 1.0, counts_first=True)
     assert (len(runs), len(seconds), results) == (1, 1, [3])

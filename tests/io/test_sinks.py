@@ -1,4 +1,4 @@
-"""Writing by rows: blocks in any order, whole or not at all."""
+"""Writing by rows: blocks in any order, complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import zarr
 from pyarrow import parquet
 
-from dask_onnx.core.errors import InputError
-from dask_onnx.io.sinks import MARKER, OutputSpec, open_sink
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.io.sinks import OutputSpec, open_sink
+from dask_onnx.io.targets import MARKER
 
 ROWS = np.arange(7 * 4, dtype=np.float32).reshape(7, 4)
 SPEC = OutputSpec("y", ROWS.dtype, (4,))
@@ -69,7 +70,7 @@ def test_parquet_has_a_column_for_each_output_in_the_order_of_the_rows(tmp_path)
     assert (tmp_path / "y.parquet" / MARKER).exists()
 
 
-def test_parquet_takes_strings_and_single_values(tmp_path):
+def test_parquet_stores_strings_and_single_values(tmp_path):
     sink = open_sink(str(tmp_path / "s.parquet"), overwrite=False)
     names = np.array(["a", "b"], dtype=object)
     specs = (OutputSpec("name", names.dtype, ()), OutputSpec("p", np.dtype("f4"), (1,)))
@@ -83,41 +84,46 @@ def test_parquet_takes_strings_and_single_values(tmp_path):
     }
 
 
-def test_a_block_written_twice_stands_once(tmp_path):
+def test_a_block_written_twice_appears_once(tmp_path):
     sink = fill(tmp_path / "y.parquet", finish=False)
     sink.write(1, 3, 6, {"y": ROWS[3:6]})
     assert parquet.read_table(tmp_path / "y.parquet").num_rows == 7
 
 
-def test_what_is_there_is_kept_unless_told_otherwise(tmp_path):
+def test_an_existing_output_is_replaced_only_with_overwrite(tmp_path):
     np.save(tmp_path / "y.npy", ROWS)
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError) as caught:
         open_sink(str(tmp_path / "y.npy"), overwrite=False)
+    assert caught.value.suggestions == (Suggestion("overwrite", True),)
     assert open_sink(str(tmp_path / "y.npy"), overwrite=True).target.endswith("y.npy")
 
 
-def test_what_a_format_cannot_hold_is_refused_first(tmp_path):
+def test_outputs_that_a_format_cannot_store_are_refused_first(tmp_path):
     text = OutputSpec("s", np.dtype(object), ())
     image = OutputSpec("i", np.dtype("f4"), (3, 3))
     cases = [
-        ("y.npy", (SPEC, SPEC), "one output; there are 2"),
-        ("y.npy", (text,), "strings"),
-        ("y.zarr", (text,), "strings"),
-        ("y.parquet", (image,), "no table"),
+        ("y.npy", (SPEC, SPEC), "outputs", {"outputs": 2}),
+        ("y.npy", (text,), "path", {}),
+        ("y.zarr", (text,), "path", {}),
+        ("y.parquet", (image,), "path", {"row_axes": 2}),
     ]
-    for name, specs, reason in cases:
-        with pytest.raises(InputError, match=reason):
+    for name, specs, option, numbers in cases:
+        with pytest.raises(InputError) as caught:
             open_sink(str(tmp_path / name), overwrite=False).check_outputs(specs)
-    for name, reason in [("y.txt", "cannot be written"), ("no/y.npy", "does not exist")]:
-        with pytest.raises(InputError, match=reason):
+        assert (caught.value.option, caught.value.numbers) == (option, numbers)
+    for name in ("y.txt", "no/y.npy"):
+        with pytest.raises(InputError) as caught:
             open_sink(str(tmp_path / name), overwrite=False)
+        assert caught.value.option == "path"
 
 
 def test_a_block_of_another_length_or_type_is_an_error(tmp_path):
     for name in ("y.npy", "y.zarr"):
         sink = open_sink(str(tmp_path / name), overwrite=False)
         sink.prepare(7, 3, (SPEC,))
-        with pytest.raises(InputError, match="one row for each"):
+        with pytest.raises(InputError) as caught:
             sink.write(0, 0, 3, {"y": ROWS[:2]})
-        with pytest.raises(InputError, match="make --post give the same"):
+        assert caught.value.numbers == {"rows": 3, "result_rows": 2}
+        with pytest.raises(InputError, match="float64") as caught:
             sink.write(0, 0, 3, {"y": ROWS[:3].astype(np.float64)})
+        assert caught.value.option == "post"

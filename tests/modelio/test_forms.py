@@ -1,4 +1,4 @@
-"""Every form that a model comes in gives what the ModelProto gives."""
+"""Models in every form give the same results as their ModelProto."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ scaled (float[N, 8] x) => (float[N, 8] y) {
 
 
 def scale_function(overload: str = "") -> onnx.FunctionProto:
-    """y = relu(x) * factor, by a function within."""
+    """Return a function y = relu(x) * factor, which calls another function."""
     return helper.make_function(
         "own",
         "Scale",
@@ -68,7 +68,7 @@ def test_a_model_is_the_same_in_every_form(form):
 
 
 @pytest.mark.parametrize("extension", ["onnxtxt", "textproto", "json"])
-def test_text_formats_are_known_by_their_extension(tmp_path, extension):
+def test_text_formats_are_recognised_by_their_extension(tmp_path, extension):
     path = tmp_path / f"model.{extension}"
     onnx.save_model(onnx.parser.parse_model(TEXT), str(path))
     np.testing.assert_array_equal(dx.load(path).predict(X), 2 * X)
@@ -81,9 +81,10 @@ def test_an_open_file_is_a_model(tmp_path):
         assert dx.load(file).predict(X).shape == (3, 4)
 
 
-def test_text_that_is_no_model_says_where():
-    with pytest.raises(dx.ModelError, match="the text given is not a model in ONNX's textual"):
+def test_a_syntax_error_gives_the_parsers_reason():
+    with pytest.raises(dx.ModelError) as caught:
         dx.load("<ir_version: 10> broken => ")
+    assert "position" in caught.value.reason
 
 
 def test_a_graph_with_its_opset_is_a_model():
@@ -93,11 +94,12 @@ def test_a_graph_with_its_opset_is_a_model():
 
 
 def test_a_graph_without_an_opset_is_refused():
-    with pytest.raises(dx.ModelError, match=r"graph 'dense' does not say of.*\n.*opsets=17"):
+    with pytest.raises(dx.ModelError, match="graph 'dense'") as caught:
         dx.load(dense_model().graph)
+    assert caught.value.option == "opsets"
 
 
-def test_a_graph_that_calls_functions_is_given_them():
+def test_functions_are_passed_with_a_graph_that_calls_them():
     graph = make_model(
         [node("Inner", "x", "y", domain="own")], [value("x", ["N", 8])], [value("y", ["N", 8])]
     ).graph
@@ -124,7 +126,7 @@ def test_a_node_with_opset_and_types_is_a_model(types):
     assert model.outputs[0].dtype == np.float32
 
 
-def test_a_node_whose_body_captures_takes_that_as_input():
+def test_values_that_a_body_captures_are_inputs_of_its_node():
     body = helper.make_graph([node("Add", "x outside", "b")], "then", [], [value("b", None)])
     other = helper.make_graph([node("Neg", "x", "c")], "else", [], [value("c", None)])
     branch = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other)
@@ -147,34 +149,38 @@ def test_a_function_is_a_model_with_its_attributes_bound():
 
 
 def test_a_function_without_its_attributes_is_refused():
-    with pytest.raises(dx.ModelError, match=r"takes the attributes 'factor'; got none\n.*'factor'"):
+    with pytest.raises(dx.ModelError, match="'factor'") as caught:
         dx.load(scale_function(), input_types=["f4"])
+    assert caught.value.option == "attributes"
 
 
 def test_missing_types_are_named():
-    with pytest.raises(dx.ModelError, match=r"takes the inputs 'a', 'b'; .* given are of 'a'"):
+    with pytest.raises(dx.ModelError) as caught:
         dx.load(node("Add", "a b", "c"), opsets=17, input_types={"a": "f4"})
+    assert (caught.value.option, caught.value.input) == ("input_types", "b")
 
 
 @pytest.mark.parametrize("text", ["tensor(flaot)", "seq(float)", "tensor(float", "list(int64)"])
-def test_what_is_no_type_is_refused(text):
+def test_text_that_is_not_a_type_is_refused(text):
     with pytest.raises(dx.ModelError, match="is not a type"):
         dx.load(node("Relu", "a", "b"), opsets=17, input_types={"a": text})
 
 
 @pytest.mark.parametrize("source", [dense_model(), dense_model().SerializeToString()])
-def test_a_whole_model_says_its_opsets_itself(source):
-    with pytest.raises(dx.ModelError, match="says itself what its opsets"):
+def test_opsets_are_not_accepted_with_a_whole_model(source):
+    with pytest.raises(dx.ModelError) as caught:
         dx.load(source, opsets=17)
+    assert caught.value.option == "opsets"
 
 
-def test_a_file_says_its_opsets_itself(tmp_path):
+def test_functions_are_not_accepted_with_a_file(tmp_path):
     onnx.save_model(dense_model(), str(tmp_path / "m.onnx"))
-    with pytest.raises(dx.ModelError, match="is a file of a whole model"):
-        dx.load(tmp_path / "m.onnx", opsets=17)
+    with pytest.raises(dx.ModelError) as caught:
+        dx.load(tmp_path / "m.onnx", functions=[INNER])
+    assert caught.value.option == "functions"
 
 
-def test_what_is_no_model_is_refused():
+def test_an_object_that_is_not_a_model_is_refused():
     with pytest.raises(dx.ModelError, match="cannot be made from dict"):
         dx.load({})
 
@@ -206,14 +212,14 @@ def called_in_a_body() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(("yes", "expected"), [(True, 2 * np.maximum(X, 0)), (False, -5 * X)])
-def test_functions_are_called_from_bodies_nested_and_overloaded(yes, expected):
+def test_overloaded_functions_called_in_bodies_are_inlined(yes, expected):
     model = dx.load(called_in_a_body())
     assert not model.facts.proto.functions
     found = model.predict({"x": X, "yes": np.array(yes)}, batch_size=None)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_opsets_that_only_a_function_imports_count():
+def test_opsets_imported_by_a_function_only_are_imported():
     function = helper.make_function(
         "own",
         "Scaled",
@@ -233,7 +239,7 @@ def test_opsets_that_only_a_function_imports_count():
 
 
 def old_model() -> onnx.ModelProto:
-    """Broadcasting by attribute, as it was before opset 7, and a Dropout that is told to rest."""
+    """Return a model of opset 6: broadcasting by attribute, and a Dropout in inference mode."""
     return make_model(
         [
             node("Add", "x b", "h", broadcast=1, axis=1),
@@ -250,7 +256,7 @@ def old_model() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
-def test_an_opset_that_onnxruntime_dropped_is_converted(strategy):
+def test_an_opset_older_than_onnxruntime_supports_is_converted(strategy):
     model = dx.load(old_model())
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     b = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
@@ -260,7 +266,7 @@ def test_an_opset_that_onnxruntime_dropped_is_converted(strategy):
     np.testing.assert_array_equal(found, np.maximum(x + b, 0) * b)
 
 
-def test_slopes_of_channels_are_those_of_channels():
+def test_slopes_of_an_old_prelu_belong_to_the_channels():
     model = make_model(
         [node("PRelu", "x s", "y")],
         [value("x", ["N", 3, 4])],
@@ -274,7 +280,7 @@ def test_slopes_of_channels_are_those_of_channels():
     np.testing.assert_array_equal(dx.load(model).predict(x), expected)
 
 
-def test_an_old_operator_that_nobody_knows_says_so():
+def test_an_old_operator_that_cannot_be_converted_is_refused():
     model = make_model(
         [node("Add", "x b", "y", "sum", broadcast=1, axis=0)],
         [value("x", None), value("b", None)],
@@ -282,11 +288,11 @@ def test_an_old_operator_that_nobody_knows_says_so():
         opset=6,
         ir_version=3,
     )
-    with pytest.raises(dx.ModelError, match=r"nobody has a kernel for node 'sum' \(Add\).*opset 7"):
+    with pytest.raises(dx.ModelError, match="'sum'"):
         dx.load(model).plan()
 
 
-def test_an_initializer_that_is_an_input_may_be_fed():
+def test_an_input_with_an_initializer_may_be_fed():
     model = make_model(
         [node("Add", "x b", "h"), node("Mul", "h c", "y")],
         [value("x", ["N", 8]), value("b", [8])],
@@ -307,7 +313,7 @@ def test_an_initializer_that_is_an_input_may_be_fed():
     assert loaded.extract(inputs=["x", "b"]).predict(fed).shape == (3, 8)
 
 
-def test_a_constant_of_the_model_is_no_input():
+def test_an_initializer_that_is_not_an_input_cannot_be_fed():
     model = make_model(
         [node("Mul", "x c", "y")],
         [value("x", ["N", 8])],
@@ -318,7 +324,7 @@ def test_a_constant_of_the_model_is_no_input():
         dx.load(model).predict({"x": X, "c": np.ones(8, "f4")})
 
 
-def test_repeated_opset_imports_are_one():
+def test_repeated_opset_imports_are_merged():
     model = dense_model()
     for version in (13, 17):
         model.opset_import.append(helper.make_opsetid("ai.onnx", version))
@@ -328,7 +334,7 @@ def test_repeated_opset_imports_are_one():
     assert loaded.predict(X).shape == (3, 4)
 
 
-def test_names_may_be_anything():
+def test_names_may_contain_any_character_and_repeat():
     names = ["a:0", "层/0.weight", "", "same", "same"]
     ops = ["Relu", "Neg", "Abs", "Exp", "Tanh"]
     values = ["x:0", "h/1", "h.2", "值", "h:4", "out/y:0"]
@@ -348,7 +354,7 @@ def test_names_may_be_anything():
     assert all(stage.label[0].isalpha() and "-" not in stage.label for stage in plan.stages)
 
 
-def test_inputs_and_initializers_may_be_outputs_and_dead_nodes_are_no_harm():
+def test_inputs_and_initializers_may_be_outputs_beside_dead_nodes():
     model = make_model(
         [node("Relu", "x", "y"), node("NoSuchThing", "x", "dead", domain="nobody")],
         [value("x", ["N", 8]), value("unused", ["N"])],
@@ -388,7 +394,7 @@ def test_every_opset_runs(opset):
     np.testing.assert_allclose(dx.load(model).predict(X), expected, rtol=1e-5)
 
 
-def test_a_wrong_output_shape_is_warned_of_once_and_the_run_is_believed():
+def test_a_wrong_declared_output_shape_warns_once_and_the_actual_one_is_returned():
     loop_body = helper.make_graph(
         [node("Identity", "go", "go_on"), node("Concat", "s x", "s_out", axis=0)],
         "body",
@@ -421,7 +427,7 @@ print(len(plan.stages), int(peak[1]) // 1024)
 """
 
 
-def test_a_model_of_more_than_2_gib_is_planned_in_little_memory(tmp_path):
+def test_a_model_of_more_than_2_gib_is_planned_without_reading_its_weights(tmp_path):
     size, layers = 8192, 10  # 2.5 GiB, in a file with holes
     with (tmp_path / "weights").open("wb") as file:
         file.truncate(layers * size * size * 4)

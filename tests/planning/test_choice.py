@@ -1,4 +1,4 @@
-"""`auto`: to cut or not to cut."""
+"""Choice of strategy "auto": whether to cut, and how."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from builders import layers_model, make_model, node, value, weights
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.core.specs import SessionSpec
-from dask_onnx.planning.choice import Work, choose, in_proportion
+from dask_onnx.planning.alternatives import Work, proportional_groups
+from dask_onnx.planning.choice import choose
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.resources import Cluster, Overhead
 
@@ -41,7 +42,7 @@ def test_a_model_that_fits_is_not_cut(model):
     assert names == ["whole", "pipeline of 2"]
 
 
-def test_one_that_does_not_fit_is_cut(model):
+def test_a_model_that_does_not_fit_is_cut(model):
     tight = Cluster(workers=2, threads=1, memory_limit=22e6, resident=10e6)
     stages, verdict = decide(model, tight, 16, {"x": (8, 64)})
     assert len(stages.stages) == 2 and verdict.chosen == "pipeline of 2"
@@ -50,13 +51,17 @@ def test_one_that_does_not_fit_is_cut(model):
     assert "room for 11.4 MiB" in refused and "pauses at 21.0 MiB" in refused
 
 
-def test_one_that_fits_nowhere_is_refused_with_the_numbers(model):
+def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(model):
     tiny = Cluster(workers=2, threads=1, memory_limit=16e6, resident=10e6)
-    with pytest.raises(dx.PlanError, match=r"(?s)does not fit 2 workers.*room for 11.4 MiB.*add"):
+    with pytest.raises(dx.PlanError) as caught:
         decide(model, tiny, 16, {"x": (8, 64)})
+    assert caught.value.numbers["workers"] == 2
+    assert caught.value.numbers["room_bytes"] == 12e6 < caught.value.numbers["needed_bytes"]
+    assert caught.value.node is None
     nothing = Cluster(workers=2, threads=1, memory_limit=11e6, resident=10e6)
-    with pytest.raises(dx.PlanError, match="alone needs"):
+    with pytest.raises(dx.PlanError) as caught:
         decide(model, nothing, 16, {"x": (8, 64)})
+    assert caught.value.node == "up0"
 
 
 def test_a_split_wins_where_one_batch_keeps_a_worker_from_the_next(model):
@@ -79,9 +84,10 @@ def test_auto_is_a_plan_like_any_other(model):
     np.testing.assert_array_equal(model.predict(x, plan=plan), model.predict(x))
     one = model.plan("auto", aim="latency")
     assert "1 batch on " in one.verdict.sentence
-    with pytest.raises(dx.PlanError, match="batches is 0"):
+    with pytest.raises(dx.PlanError) as caught:
         model.plan("auto", batches=0)
-    with pytest.raises(dx.PlanError, match="'auto' takes no n_stages"):
+    assert caught.value.option == "batches"
+    with pytest.raises(dx.PlanError):
         model.plan("auto", n_stages=2)
 
 
@@ -95,7 +101,7 @@ def test_auto_is_a_plan_like_any_other(model):
         ("branches", {}),
     ],
 )
-def test_every_plan_stands_beside_what_else_there_is(model, strategy, options):
+def test_every_plan_is_compared_with_the_alternatives(model, strategy, options):
     plan = model.plan(strategy, shapes={"x": (64, 64)}, **options)
     verdict = plan.judge(batches=5)
     assert verdict.sentence.startswith(f"as asked, {strategy}")
@@ -107,14 +113,14 @@ def test_every_plan_stands_beside_what_else_there_is(model, strategy, options):
         assert verdict.best.seconds == pytest.approx(seconds)
 
 
-def test_who_asks_for_what_is_slower_is_told(model):
+def test_a_slower_plan_is_compared_with_the_faster_one(model):
     verdict = model.plan("per_node", shapes={"x": (64, 64)}).judge()
     whole = next(each for each in verdict.alternatives if each.name == "whole")
     assert whole.seconds < verdict.best.seconds
     assert "; whole would take" in verdict.sentence
 
 
-def test_stages_that_follow_one_another_have_all_cores_each(model, monkeypatch):
+def test_consecutive_stages_have_all_cores_each(model, monkeypatch):
     monkeypatch.setattr("dask_onnx.cluster.placement.available_cores", lambda: 4)
     shapes = {"x": (4096, 64)}
     one, all_cores = (
@@ -124,7 +130,7 @@ def test_stages_that_follow_one_another_have_all_cores_each(model, monkeypatch):
     assert all_cores == pytest.approx(one / 4**0.7, rel=0.1)
 
 
-def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
+def test_the_reason_for_one_task_a_batch_is_named(model):
     none = decide(model, ROOMY, 16, rows=None)[1].sentence
     assert none.startswith("do not cut: requests are independent")
     alone = Cluster(workers=1, threads=1, memory_limit=math.inf)
@@ -132,7 +138,7 @@ def test_what_keeps_a_batch_in_one_task_is_said_as_it_is(model):
     assert "one batch would gain less" in decide(model, ROOMY, 1)[1].sentence
 
 
-def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
+def test_overhead_of_requests_and_tasks_is_counted(model):
     shapes, overhead = (
         {"x": (2048, 64)},
         Overhead(2.0, 3.0, seconds_per_task=0.5, seconds_per_request=7.0),
@@ -143,19 +149,16 @@ def test_what_a_request_and_its_tasks_take_besides_work_is_counted(model):
     costs = CostTable()
     work = usual.best.seconds - costs.seconds_per_request - 8 * costs.seconds_per_task
     assert verdict.best.seconds == pytest.approx(7 + 8 * 0.5 + 3 * work)
-    said = verdict.describe()[-1]
-    assert "a request takes 7.00 s besides its tasks, a task 500.0 ms besides its work" in said
-    assert "2.00 times as long as here" in said and "each takes 1.50 times as long" in said
-    assert "as measured" not in usual.describe()[-1]
+    assert verdict.overhead == overhead and usual.overhead == Overhead()
 
 
-def test_a_split_is_not_worth_it_where_cores_share_what_they_compute_with():
+def test_branches_are_not_cut_where_cores_share_memory_bandwidth():
     local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
-    crowded = replace(local, overhead=Overhead(crowded=2.0))
+    loaded = replace(local, overhead=Overhead(loaded_slowdown=2.0))
     shapes = {"x": (4096, 64)}
     found = [
         decide(dx.load(wide()), each, 1, shapes, ("mean",), rows=4096)[1].chosen
-        for each in (local, crowded)
+        for each in (local, loaded)
     ]
     assert found == ["branches of 2", "whole"]
 
@@ -168,7 +171,7 @@ def test_threads_of_unequal_workers_are_added_up(model):
     assert found[0] == found[1]
 
 
-def test_what_is_alive_at_once_is_counted():
+def test_the_peak_of_live_values_is_counted():
     # a and b are both alive when c is made; behind it there is one value and the next.
     proto = make_model(
         [
@@ -199,7 +202,7 @@ def wide(branches=4, width=64):
     return make_model(nodes, [value("x", ["N", width])], [value("y", ["N", width])], constants)
 
 
-def test_one_batch_is_shared_out_by_its_rows_where_they_are_independent(model):
+def test_tasks_share_the_rows_of_one_batch_where_they_are_independent(model):
     local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
     stages, verdict = decide(model, local, 1, {"x": (65536, 64)}, rows=65536)
     assert verdict.chosen == "whole, rows by 2" and len(stages.stages) == 1
@@ -208,7 +211,7 @@ def test_one_batch_is_shared_out_by_its_rows_where_they_are_independent(model):
     assert halves.seconds == pytest.approx(whole.seconds / 2, rel=0.01)
 
 
-def test_one_batch_whose_rows_stay_together_goes_along_its_branches():
+def test_branches_share_one_batch_whose_rows_stay_together():
     local = Cluster(workers=1, threads=2, memory_limit=math.inf, is_local=True)
     stages, verdict = decide(dx.load(wide()), local, 1, {"x": (4096, 64)}, ("mean",), rows=4096)
     assert verdict.chosen == "branches of 2" and len(stages.stages) == 3
@@ -232,12 +235,12 @@ def test_tasks_that_share_a_batch_share_the_cores_too(model, monkeypatch):
     assert one_row.recipe.session.intra_op_num_threads == 0
 
 
-def test_workers_share_stages_in_proportion_to_their_room():
-    assert in_proportion([1.0] * 4, [3.0, 1.0]) == (0, 0, 0, 1)
-    assert in_proportion([1.0] * 2, [1.0, 1.0]) == (0, 1)
-    assert in_proportion([1.0] * 4, [1.0, 1.0]) == (0, 0, 1, 1)
-    assert in_proportion([1.0] * 4, [math.inf, math.inf]) == (0, 0, 1, 1)
-    assert in_proportion([0.0] * 2, [1.0, 1.0]) in ((0, 0), (0, 1))
+def test_stages_are_shared_in_proportion_to_rooms():
+    assert proportional_groups([1.0] * 4, [3.0, 1.0]) == (0, 0, 0, 1)
+    assert proportional_groups([1.0] * 2, [1.0, 1.0]) == (0, 1)
+    assert proportional_groups([1.0] * 4, [1.0, 1.0]) == (0, 0, 1, 1)
+    assert proportional_groups([1.0] * 4, [math.inf, math.inf]) == (0, 0, 1, 1)
+    assert proportional_groups([0.0] * 2, [1.0, 1.0]) in ((0, 0), (0, 1))
 
 
 def test_a_worker_with_half_the_memory_gets_half_the_stages(model):
@@ -250,16 +253,13 @@ def test_a_worker_with_half_the_memory_gets_half_the_stages(model):
     for stage, worker_group in zip(stages.stages, verdict.best.worker_groups, strict=True):
         held[worker_group] += stage.cost.parameter_bytes
     assert held[0] <= 16e6 and held[1] <= 7e6 and sum(held) > 16e6
-    with pytest.raises(dx.PlanError, match="does not fit 2 workers"):
-        decide(
-            model,
-            Cluster(workers=2, threads=1, memory_limit=17e6, resident=10e6),
-            16,
-            {"x": (8, 64)},
-        )
+    even = Cluster(workers=2, threads=1, memory_limit=17e6, resident=10e6)
+    with pytest.raises(dx.PlanError) as caught:
+        decide(model, even, 16, {"x": (8, 64)})
+    assert caught.value.numbers["workers"] == 2
 
 
-def test_a_worker_that_has_room_for_nothing_is_left_out(model):
+def test_a_worker_without_room_for_any_stage_is_left_out(model):
     uneven = Cluster(
         workers=3, threads=1, memory_limit=10e6, resident=10e6, limits=(22e6, 22e6, 10e6)
     )

@@ -1,4 +1,4 @@
-"""What stages need of memory: weights that several read, values that live long."""
+"""Memory need of stages: shared weights, and values that stay alive for long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.ensemble import RandomForestClassifier
 import dask_onnx as dx
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.cutting import chains_of
-from dask_onnx.planning.footprint import bytes_of, reach_within
+from dask_onnx.planning.footprint import memory_need, reach_within
 from dask_onnx.planning.recipe import Recipe
 
 
@@ -37,7 +37,7 @@ def test_a_stage_reaches_as_far_as_its_bytes_allow(source, limit):
     chains = chains_of(cut)
 
     def fits(start, end):
-        return bytes_of(cut, list(itertools.chain.from_iterable(chains[start:end]))) <= limit
+        return memory_need(cut, list(itertools.chain.from_iterable(chains[start:end]))) <= limit
 
     reach = reach_within(cut, chains, limit)
     for start in range(len(chains)):
@@ -54,7 +54,7 @@ def test_every_stage_of_a_pipeline_keeps_within_the_limit_that_it_was_cut_for(so
     model = dx.load(source)
     shapes = {"x": (3, WIDTH), "z": (3, WIDTH)}
     cut = cut_of(model, **shapes)
-    limit = max(limit, *(bytes_of(cut, chain) for chain in chains_of(cut)))
+    limit = max(limit, *(memory_need(cut, chain) for chain in chains_of(cut)))
     plan = model.plan("pipeline", memory_limit=limit, shapes=shapes)
     assert all(needs(stage) <= limit for stage in plan.stages)
 
@@ -77,8 +77,9 @@ def test_a_tied_weight_counts_once_in_each_stage_that_reads_it():
     (stage,) = model.plan("whole").stages
     assert stage.cost.parameter_bytes == table + layers
     # Half of the weights is not enough for the two stages: both hold the table.
-    with pytest.raises(dx.PlanError, match="stage 1 of 2, from node"):
+    with pytest.raises(dx.PlanError) as caught:
         model.plan("pipeline", n_stages=2, memory_limit=table + layers // 3)
+    assert caught.value.numbers["fewest_stages"] > 2
     plan = model.plan("pipeline", n_stages=3, memory_limit=table + layers // 2)
     assert plan.stages[0].cost.parameter_bytes >= table
     assert plan.stages[-1].cost.parameter_bytes >= table
@@ -87,7 +88,7 @@ def test_a_tied_weight_counts_once_in_each_stage_that_reads_it():
     np.testing.assert_array_equal(model.predict(ids, plan=plan), model.predict(ids))
 
 
-def test_values_that_are_read_late_are_alive_until_then():
+def test_values_are_alive_until_their_last_consumer():
     """A net with long skip connections holds all of its early values in the middle."""
     depth = 8
     nodes = [node("Relu", f"d{i}", f"d{i + 1}", f"down{i}") for i in range(depth)]
@@ -98,14 +99,15 @@ def test_values_that_are_read_late_are_alive_until_then():
     model = dx.load(make_model(nodes, [value("d0", ["N", 1000])], [value(last, ["N", 1000])]))
     (stage,) = model.plan("whole", shapes={"d0": (1, 1000)}).stages
     assert stage.cost.working_bytes == (depth + 1) * 4000
-    with pytest.raises(dx.PlanError, match="the smallest n_stages that keeps within it is"):
+    with pytest.raises(dx.PlanError) as caught:
         model.plan("pipeline", n_stages=1, memory_limit=5 * 4000, shapes={"d0": (1, 1000)})
+    fewest = caught.value.numbers["fewest_stages"]
     plan = model.plan("pipeline", memory_limit=5 * 4000, shapes={"d0": (1, 1000)})
-    assert len(plan.stages) > 1
+    assert len(plan.stages) == fewest > 1
     assert all(needs(stage) <= 5 * 4000 for stage in plan.stages)
 
 
-def test_the_trees_of_a_forest_are_weights():
+def test_the_trees_of_a_forest_count_as_weights():
     x, y = load_digits(return_X_y=True)
     forest = RandomForestClassifier(20, random_state=0).fit(x, y)
     proto = to_onnx(forest, x[:1].astype(np.float32), options={"zipmap": False})

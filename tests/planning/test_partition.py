@@ -1,3 +1,5 @@
+"""Strategies that cut a graph into stages, and the stages' labels."""
+
 from __future__ import annotations
 
 import dask.utils
@@ -29,7 +31,7 @@ def residual_model(blocks: int):
     )
 
 
-def test_whole_is_one_stage_called_like_the_model():
+def test_whole_is_one_stage_named_like_the_model():
     plan = dx.load(dense_model()).plan("whole")
     assert labels(plan) == ["dense"]
     assert plan.stage_graph.edges == ()
@@ -47,12 +49,12 @@ def test_per_node_is_a_stage_for_each_node():
 
 
 @pytest.mark.parametrize("n_stages", range(1, 8))
-def test_fused_gives_as_many_stages_as_asked_for(n_stages):
+def test_fused_gives_the_requested_number_of_stages(n_stages):
     plan = dx.load(residual_model(4)).plan("fused", n_stages=n_stages)
     assert len(plan.stages) == n_stages
 
 
-def test_fused_does_not_tear_what_ort_runs_as_one_kernel():
+def test_fused_keeps_chains_that_ort_fuses_in_one_stage():
     plan = dx.load(residual_model(4)).plan("fused", n_stages=7)
     for stage in plan.stages:
         for i in range(4):
@@ -67,7 +69,7 @@ def test_fused_keeps_branches_apart():
     assert {e.consumer for e in plan.stage_graph.edges if e.producer == 0} == {1, 2, 3}
 
 
-def test_min_seconds_steers_the_grain():
+def test_min_seconds_bounds_the_size_of_stages():
     model = dx.load(residual_model(6))
     total = model.plan("whole").stage_graph.seconds
     assert len(model.plan("fused", min_seconds=total).stages) == 1
@@ -76,18 +78,37 @@ def test_min_seconds_steers_the_grain():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("arguments", "option", "suggestions"),
     [
-        ({"strategy": "fused", "n_stages": 99}, "can be cut into 1 to 7"),
-        ({"strategy": "fused", "n_stages": 0}, "n_stages is 0"),
-        ({"strategy": "fused", "min_seconds": 0}, "min_seconds is 0"),
-        ({"strategy": "whole", "n_stages": 2}, "takes no n_stages"),
-        ({"strategy": "halves"}, "no strategy 'halves'"),
+        ({"strategy": "fused", "n_stages": 99}, "n_stages", [("n_stages", 7)]),
+        ({"strategy": "fused", "n_stages": 0}, "n_stages", [("n_stages", 1)]),
+        ({"strategy": "fused", "min_seconds": 0}, "min_seconds", [("min_seconds", 0.05)]),
+        (
+            {"strategy": "whole", "n_stages": 2},
+            "n_stages",
+            [("n_stages", None), ("strategy", "fused"), ("strategy", "pipeline")],
+        ),
     ],
 )
-def test_a_plan_that_cannot_be_made_is_refused(arguments, reason):
-    with pytest.raises(dx.PlanError, match=reason):
+def test_a_plan_that_cannot_be_made_is_refused(arguments, option, suggestions):
+    with pytest.raises(dx.PlanError) as caught:
         dx.load(residual_model(4)).plan(**arguments)
+    assert caught.value.option == option
+    assert [(each.option, each.value) for each in caught.value.suggestions] == suggestions
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones():
+    with pytest.raises(dx.PlanError) as caught:
+        dx.load(residual_model(4)).plan("halves")
+    assert caught.value.option == "strategy"
+    names = [each.value for each in caught.value.suggestions]
+    assert "auto" in names and "pipeline" in names and "at_values" not in names
+
+
+def test_causes_name_no_python_spelling_of_an_option():
+    with pytest.raises(dx.PlanError) as caught:
+        dx.load(residual_model(4)).plan("whole", n_stages=2)
+    assert "n_stages" not in caught.value.cause and "n_stages" in caught.value.next_step
 
 
 def test_a_body_and_what_it_reads_from_outside_stay_together():
@@ -102,7 +123,7 @@ def test_only_what_the_outputs_need_is_planned():
     assert [spec.name for spec in plan.stages[0].outputs] == ["m"]
 
 
-def test_an_input_that_is_an_output_is_handed_on():
+def test_an_input_that_is_an_output_is_passed_on():
     model = make_model(
         [node("Relu", "x", "y")], [value("x", ["N"])], [value("y", ["N"]), value("x", ["N"])]
     )
@@ -114,7 +135,7 @@ NAMES = st.text(st.characters(codec="utf-8"), max_size=80)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=5), st.sampled_from("0123456789abcdef"))
-def test_labels_survive_what_dask_does_to_keys(names, digit):
+def test_key_split_keeps_labels(names, digit):
     nodes, last = [], "x"
     for i, name in enumerate(names):
         nodes.append(node("Relu", last, f"v{i}", name))
@@ -127,7 +148,7 @@ def test_labels_survive_what_dask_does_to_keys(names, digit):
 
 
 @pytest.mark.parametrize("strategy", ["per_node", "fused", "pipeline", "branches"])
-def test_an_input_that_is_an_output_too_makes_no_stage_wait(strategy):
+def test_no_stage_waits_for_an_input_that_is_also_an_output(strategy):
     proto = make_model(
         [node("Relu", "x", "r"), node("Neg", "r", "y")],
         [value("x", ["N", 4])],

@@ -1,4 +1,4 @@
-"""The truly wide models, cut along their branches."""
+"""Trained models with wide graphs, cut along their branches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_wide_models_are_balanced_and_bit_equal(name, wide, asset):
     np.testing.assert_array_equal(model.predict(feeds, plan=plan, batch_size=None), expected)
 
 
-def test_inspect_knows_the_regions_of_a_wide_model(asset):
+def test_inspect_lists_the_regions_of_a_wide_model(asset):
     analysis = dx.load(asset("deepcut.onnx")).analyse(
         {"input_1": (2048, 21), "input_2": (2048, 21)}
     )
@@ -38,7 +38,7 @@ def test_inspect_knows_the_regions_of_a_wide_model(asset):
     assert analysis.critical_path[-1].endswith("Sigmoid")
 
 
-def test_two_models_made_one_are_two_branches(asset):
+def test_two_merged_models_are_two_branches(asset):
     model = dx.load(asset("rawi.onnx"))
     x = np.random.default_rng(0).integers(1, 20, (3, 120))
     analysis = model.analyse({"input": x.shape})
@@ -68,6 +68,6 @@ def test_inception_is_a_row_of_modules(name, modules):
     live = [i for region in analysis.regions for part in region.parts for i in part]
     assert len(live) == len(set(live))
     assert 1.3 < analysis.parallelism < 1.6
-    # A cut between two modules sends one value, one inside a module sends those of all branches.
+    # A cut between two modules sends one value; a cut inside a module sends one for each branch.
     assert min(cut.values for cut in analysis.cuts) == 1
     assert max(cut.values for cut in analysis.cuts) >= 3

@@ -1,6 +1,6 @@
-"""The light models of the onnx package: well-known structures with weights of one value.
+"""Light models of the onnx package: well-known architectures with constant weights.
 
-Their numbers mean nothing; their graphs are what people export.
+Their graphs are those of real exports; their outputs are meaningless.
 """
 
 from __future__ import annotations

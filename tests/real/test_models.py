@@ -1,4 +1,4 @@
-"""Trained models: whole to the bit, cut within a stated tolerance, lazily as eagerly."""
+"""Trained models: whole bit-equal to ONNX Runtime, cut within a tolerance, lazy like eager."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.real
 
 @dataclass(frozen=True)
 class Case:
-    """A model, an input for it, and how far a cut may move its results."""
+    """A model, an input, and the tolerance of a cut."""
 
     file: str
     atol: float
-    """What cutting inside patterns that ORT fuses was seen to move, with room."""
+    """Absolute tolerance: observed effect of cuts inside patterns that ORT fuses, with margin."""
     feeds: Any = field(repr=False)
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ def rng():
 
 
 def windows(asset) -> np.ndarray:
-    """Three windows of a page as PP-OCR takes them: float32, shape (3, 3, 160, 160)."""
+    """Return three windows of a page as PP-OCR input: float32, shape (3, 3, 160, 160)."""
     page = np.asarray(Image.open(asset("page.png")).convert("RGB"))
     cut = np.stack([page[:160, x : x + 160] for x in (0, 96, 192)])
     return np.ascontiguousarray(((cut / 255 - 0.5) / 0.5).transpose(0, 3, 1, 2)).astype("f4")
@@ -104,7 +104,7 @@ def run_onnx(path, feeds, threads=0):
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def test_whole_is_onnxruntime_to_the_bit(case, model, feeds, asset):
+def test_a_whole_model_is_bit_equal_to_onnxruntime(case, model, feeds, asset):
     expected = run_onnx(asset(case.file), feeds)
     found = model.predict(feeds, outputs=list(expected), batch_size=None)
     for name in expected:
@@ -132,7 +132,7 @@ def test_a_cut_model_stays_within_its_tolerance(case, model, feeds, asset, plan)
 
 @pytest.mark.parametrize("batch_size", [None, 1])
 @pytest.mark.parametrize("strategy", ["whole", "fused"])
-def test_lazily_it_is_what_was_foretold(case, model, feeds, asset, strategy, batch_size):
+def test_a_lazy_result_has_the_predicted_metadata(case, model, feeds, asset, strategy, batch_size):
     expected = run_onnx(asset(case.file), feeds)
     axes, _ = input_axes(model._onnx)
     lazy = {
@@ -161,15 +161,15 @@ def test_the_detector_finds_the_text_of_a_page(asset):
     assert (found > 0.3).mean() > 0.02
 
 
-def test_a_dynamically_quantised_model_says_which_nodes_see_all_rows(asset):
+def test_a_dynamically_quantised_model_names_the_nodes_that_couple_rows(asset):
     model = dx.load(asset("tashkeel.onnx"))
     dependent = model.analysis.batch.dependent
     assert "/lstm/LSTM_quant" in dependent
     assert any("QuantizeLinear" in name for name in dependent)
 
 
-def test_a_dynamically_quantised_model_is_onnxruntime_to_the_bit_at_its_thread_count(asset):
-    # ORT's quantised LSTM gives other numbers with another number of threads: compare alike.
+def test_a_dynamically_quantised_model_is_bit_equal_at_the_same_thread_count(asset):
+    # ORT's quantised LSTM gives other results with another number of threads.
     x = {"input_ids": rng().integers(0, 20, (3, 12))}
     model = dx.load(asset("tashkeel.onnx"))
     expected = run_onnx(asset("tashkeel.onnx"), x, threads=1)["logits"]

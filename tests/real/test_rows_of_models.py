@@ -1,4 +1,4 @@
-"""Real models: rows that are independent are proven so, and coupled ones are said to be."""
+"""Trained models: independent rows are proven independent, coupled rows are reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SAMPLES = {
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", SAMPLES)
-def test_what_is_claimed_of_real_models_holds_in_runs(asset, name):
+def test_claims_about_real_models_hold_in_runs(asset, name):
     found = dx.verify_axes(dx.load(asset(f"{name}.onnx")), SAMPLES[name])
     assert found.wrong == ()
     assert any(check.claimed == "independent" and check.is_equal for check in found.checks)

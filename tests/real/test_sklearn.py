@@ -32,7 +32,7 @@ CLASSIFIERS = {
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
 @pytest.mark.parametrize("labels", ["strings", "integers"])
 @pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "digits"])
-def test_classification_is_scikit_learns(tmp_path, name, labels, classifier, zipmap):
+def test_classification_equals_scikit_learn(tmp_path, name, labels, classifier, zipmap):
     table, target = bunch(name)
     if labels == "strings":
         target = target.map(lambda label: f"class {label}")
@@ -49,7 +49,7 @@ def test_classification_is_scikit_learns(tmp_path, name, labels, classifier, zip
     np.testing.assert_allclose(found[scores].to_numpy(), expected, atol=2e-5)
 
 
-def test_regression_is_scikit_learns(tmp_path):
+def test_regression_equals_scikit_learn(tmp_path):
     table, target = bunch("diabetes")
     trained = GradientBoostingRegressor(random_state=0).fit(table.to_numpy(), target)
     model = dx.load(to_onnx(trained, table.to_numpy()[:1]))

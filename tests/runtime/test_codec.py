@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dask_onnx.runtime.codec import _PACK, _UNPACK, choose, degraded, pack, unpack
+from dask_onnx.runtime.codec import _PACK, _UNPACK, apply_loss, choose_encoding, pack, unpack
 
 RNG = np.random.default_rng(0)
 SLOW, FAST = 5e6, 50e9
@@ -18,13 +18,13 @@ IDS = RNG.integers(0, 30_000, (4000, 128))
 PICTURE = np.add.outer(np.arange(512), np.arange(512)).astype("f4")[None, None] / 4
 
 
-def there_and_back(array, rate=SLOW, lossy=None):
+def round_trip(array, rate=SLOW, lossy=None):
     packed = pack(array, rate, lossy)
-    return packed, unpack(packed.way, packed.dtype, packed.shape, packed.frames)
+    return packed, unpack(packed.encoding, packed.dtype, packed.shape, packed.frames)
 
 
 @pytest.mark.parametrize(
-    ("array", "way"),
+    ("array", "encoding"),
     [
         (RELU, "zeros"),
         (SPARSE, "zeros"),
@@ -34,23 +34,23 @@ def there_and_back(array, rate=SLOW, lossy=None):
     ],
     ids=["relu", "sparse", "ids", "normal", "small"],
 )
-def test_the_way_fits_the_data(array, way):
-    packed, back = there_and_back(array)
-    assert packed.way == way
+def test_the_encoding_fits_the_data(array, encoding):
+    packed, back = round_trip(array)
+    assert packed.encoding == encoding
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
 
 
 def test_smooth_pictures_are_packed():
-    packed, back = there_and_back(PICTURE)
+    packed, back = round_trip(PICTURE)
     assert packed.nbytes < 0.6 * PICTURE.nbytes
     np.testing.assert_array_equal(back, PICTURE)
 
 
 @pytest.mark.parametrize("array", [RELU, SPARSE, IDS, PICTURE], ids=["relu", "sparse", "ids", "p"])
-def test_a_fast_link_gets_the_bytes_as_they_are(array):
-    assert choose(array, FAST) == "raw"
-    assert pack(array, None).way == "raw"
+def test_a_fast_link_gets_raw_bytes(array):
+    assert choose_encoding(array, FAST) == "raw"
+    assert pack(array, None).encoding == "raw"
 
 
 def test_raw_bytes_are_not_copied():
@@ -59,9 +59,9 @@ def test_raw_bytes_are_not_copied():
     assert np.shares_memory(unpack("raw", packed.dtype, packed.shape, packed.frames), NORMAL)
 
 
-def test_an_array_that_is_not_contiguous_is_packed_as_it_looks():
+def test_an_array_that_is_not_contiguous_keeps_its_values():
     turned = RELU.transpose(0, 2, 3, 1)
-    _, back = there_and_back(turned)
+    _, back = round_trip(turned)
     np.testing.assert_array_equal(back, turned)
 
 
@@ -70,11 +70,11 @@ def test_an_array_that_is_not_contiguous_is_packed_as_it_looks():
         st.sampled_from([np.dtype(n) for n in "f2 f4 f8 i1 u1 i4 i8 ? c8 c16".split()]),
         hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
     ),
-    way=st.sampled_from(["raw", "hidden", "lz4", "shuffle", "zeros"]),
+    encoding=st.sampled_from(["raw", "masked", "lz4", "shuffle", "zeros"]),
 )
-def test_every_lossless_way_gives_back_every_bit(array, way):
+def test_lossless_encodings_keep_every_bit(array, encoding):
     array = np.ascontiguousarray(array).reshape(array.shape)
-    back = _UNPACK[way](_PACK[way](array), array.dtype, array.shape)
+    back = _UNPACK[encoding](_PACK[encoding](array), array.dtype, array.shape)
     assert back.dtype == array.dtype and back.shape == array.shape
     assert back.tobytes() == array.tobytes()
 
@@ -82,8 +82,8 @@ def test_every_lossless_way_gives_back_every_bit(array, way):
 def test_minus_zero_and_nan_survive_the_mask():
     array = np.zeros(100_000, "f4")
     array[::7], array[::11] = -0.0, np.nan
-    packed, back = there_and_back(array)
-    assert packed.way in ("zeros", "lz4")
+    packed, back = round_trip(array)
+    assert packed.encoding in ("zeros", "lz4")
     assert back.tobytes() == array.tobytes()
     exact = _UNPACK["zeros"](_PACK["zeros"](array), array.dtype, array.shape)
     assert exact.tobytes() == array.tobytes()
@@ -93,38 +93,38 @@ def test_minus_zero_and_nan_survive_the_mask():
     ("lossy", "share", "error"), [("float16", 0.5, 2e-3), ("int8", 0.26, 0.02)]
 )
 def test_loss_is_bounded_and_saves_bytes(lossy, share, error):
-    packed, back = there_and_back(NORMAL, lossy=lossy)
-    assert packed.way == lossy and packed.nbytes <= share * NORMAL.nbytes
+    packed, back = round_trip(NORMAL, lossy=lossy)
+    assert packed.encoding == lossy and packed.nbytes <= share * NORMAL.nbytes
     assert np.abs(back - NORMAL).max() <= error * np.abs(NORMAL).max()
-    np.testing.assert_array_equal(degraded(NORMAL, lossy), back)
+    np.testing.assert_array_equal(apply_loss(NORMAL, lossy), back)
 
 
-def test_each_channel_has_a_scale_of_its_own():
+def test_each_channel_has_its_own_scale():
     array = NORMAL.copy()
     array[:, 0] *= 1000
-    back = degraded(array, "int8")
+    back = apply_loss(array, "int8")
     assert np.abs(back[:, 1] - array[:, 1]).max() < 0.02 * np.abs(array[:, 1]).max()
 
 
 def test_loss_is_for_floats_only():
-    assert there_and_back(IDS, lossy="int8")[0].way == "shuffle"
-    assert degraded(IDS, "int8") is IDS
+    assert round_trip(IDS, lossy="int8")[0].encoding == "shuffle"
+    assert apply_loss(IDS, "int8") is IDS
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3), (2, 0, 3)])
-def test_int8_takes_every_shape(shape):
+def test_int8_accepts_every_shape(shape):
     array = np.ones(shape, "f4")
-    np.testing.assert_allclose(degraded(array, "int8"), array, rtol=1e-6)
+    np.testing.assert_allclose(apply_loss(array, "int8"), array, rtol=1e-6)
 
 
-def test_int8_of_infinities_and_nothing_does_not_fail():
+def test_int8_of_infinities_and_nan_is_finite():
     array = np.array([[np.inf, 1.0], [np.nan, -2.0]], "f4")
-    assert np.isfinite(degraded(array, "int8")).all()
+    assert np.isfinite(apply_loss(array, "int8")).all()
 
 
 @pytest.mark.parametrize("size", [1, 1000, 65536, 65537, 200_001])
-def test_what_is_hidden_comes_back_at_every_length(size):
+def test_masked_bytes_come_back_at_every_length(size):
     array = RNG.integers(0, 3, size).astype("u1")
-    hidden = _PACK["hidden"](array)
-    assert bytes(hidden[0]) != array.tobytes() or size < 8
-    np.testing.assert_array_equal(_UNPACK["hidden"](hidden, array.dtype, array.shape), array)
+    masked = _PACK["masked"](array)
+    assert bytes(masked[0]) != array.tobytes() or size < 8
+    np.testing.assert_array_equal(_UNPACK["masked"](masked, array.dtype, array.shape), array)

@@ -1,4 +1,5 @@
-"""No copy that can be avoided: ORT gets the caller's memory, and the caller gets ORT's."""
+"""Arrays are not copied where that can be avoided: ORT reads the caller's memory, and the caller
+ORT's."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ X = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Every run of a session: the arrays that went in, and those that came out."""
+    """Inputs and outputs of every run of a session."""
     seen: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
     real = Session.run
 
@@ -32,7 +33,7 @@ def runs(monkeypatch):
     return seen
 
 
-def test_one_run_gets_the_callers_memory_and_gives_its_own(runs):
+def test_one_run_reads_the_callers_memory_and_returns_its_own(runs):
     y = dx.load(dense_model()).predict(X, batch_size=None)
     ((fed,), (given,)) = runs[0]
     assert fed is X or np.shares_memory(fed, X)
@@ -56,7 +57,7 @@ def test_a_chunk_of_a_dask_array_is_not_copied(runs):
     assert np.shares_memory(y, given)
 
 
-def test_what_one_stage_gives_is_what_the_next_one_gets(runs):
+def test_an_output_is_the_input_of_the_next_stage(runs):
     model = dx.load(dense_model())
     model.predict(X, plan=model.plan("per_node"), batch_size=None)
     assert len(runs) == 4
@@ -64,7 +65,7 @@ def test_what_one_stage_gives_is_what_the_next_one_gets(runs):
         assert any(array is given[0] for array in fed)
 
 
-def test_a_mapped_file_is_read_where_it_lies(runs, tmp_path):
+def test_a_mapped_file_is_not_copied(runs, tmp_path):
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     dx.load(dense_model()).predict(mapped, batch_size=None)

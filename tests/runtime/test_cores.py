@@ -11,7 +11,7 @@ from dask_onnx.runtime import cores
 from dask_onnx.runtime.cores import available_cores, cpu_identity, task_threads
 
 
-def test_outside_a_worker_a_task_has_one_thread_unless_told():
+def test_outside_a_worker_a_task_has_one_thread_by_default():
     assert task_threads(None) == 1
     assert task_threads(0) == available_cores()
     assert task_threads(3) == 3
@@ -37,13 +37,13 @@ def test_cores_are_shared_among_the_threads_that_use_them(
     monkeypatch, own_cores, threads_in_use, expected
 ):
     monkeypatch.setattr(cores, "available_cores", lambda: own_cores)
-    monkeypatch.setattr(cores, "own_worker", object)
+    monkeypatch.setattr(cores, "current_worker", object)
     monkeypatch.setattr(cores, "_threads_in_use", lambda _: threads_in_use)
     assert task_threads(None) == expected
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(2, 1), (1, 2), (2, 2), (1, 1)])
-def test_on_a_cluster_all_threads_of_the_host_count(processes, threads):
+def test_in_a_cluster_all_threads_of_the_host_count(processes, threads):
     with (
         LocalCluster(
             n_workers=processes, threads_per_worker=threads, dashboard_address=":0"
@@ -55,6 +55,6 @@ def test_on_a_cluster_all_threads_of_the_host_count(processes, threads):
     assert everything == available_cores()
 
 
-def test_a_cpu_is_told_from_another():
+def test_a_cpu_has_a_short_identity():
     assert len(cpu_identity()) == 16
     assert cpu_identity() == cpu_identity()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
-from dask_onnx.sharding.sequence import combine_blocks
+from dask_onnx.sharding.sequence_tasks import combine_blocks
 from dask_onnx.sharding.strategy import Sharded
 
 X = np.random.default_rng(0).standard_normal((2, 25, models.WIDTH)).astype(np.float32)
@@ -50,7 +50,7 @@ def test_blocks_of_any_size_combine_to_the_softmax(sizes, spread, seed):
     np.testing.assert_allclose(combined, exponentials / total @ values, rtol=1e-9, atol=1e-12)
 
 
-def test_a_query_without_keys_gives_what_the_model_says():
+def test_a_query_without_allowed_keys_gives_nan_or_zero():
     scores, values = np.full((1, 2, 3), -np.inf), np.ones((1, 3, 4))
     blocks = [partial_of(scores, values)] * 2
     assert np.isnan(combine_blocks(False, *blocks)).all()
@@ -82,7 +82,7 @@ def test_key_blocks_equal_the_whole(build, n, key_blocks):
 def test_a_task_holds_one_block_of_scores():
     model = dx.load(models.encoder())
     shapes = {"x": (1, 2048, models.WIDTH)}
-    parts = model.plan(Sharded("sequence", 8, 8), shapes=shapes).at().parted.parts
+    parts = model.plan(Sharded("sequence", 8, 8), shapes=shapes).at().partitioned.submodels
     partial = next(part for part in parts if part.attention is not None)
     scores = models.HEADS * 2048 * 2048 * 4
     assert partial.stage.cost.working_bytes < 4 * scores / 64 * 1.5
@@ -94,16 +94,18 @@ def test_more_key_blocks_than_shards_are_refused():
     model = dx.load(models.encoder())
     with pytest.raises(dx.PlanError) as caught:
         model.plan(Sharded("sequence", 2, 3))
-    assert "key_blocks" in caught.value.next_step
+    assert caught.value.option == "key_blocks"
+    assert caught.value.numbers == {"key_blocks": 3, "shards": 2}
 
 
 def test_a_model_without_softmax_between_products_is_refused():
     model = dx.load(models.fused())
-    with pytest.raises(dx.PlanError):
+    with pytest.raises(dx.PlanError) as caught:
         model.plan(Sharded("sequence", 3, 3))
+    assert caught.value.option == "key_blocks"
 
 
-def test_scores_that_are_an_output_too_stay_whole_rows():
+def test_scores_that_are_an_output_are_not_split_into_blocks():
     proto = models.encoder()
     model = dx.load(proto)
     plan = model.plan(Sharded("sequence", 3, 3))
@@ -158,7 +160,7 @@ def packed(inputs="x weights bias", more=(), **attributes):
     ],
     ids=["plain", "padding", "bias", "causal"],
 )
-def test_packed_attention_is_written_out(proto):
+def test_packed_attention_is_split_into_projections(proto):
     model = dx.load(proto)
     rng = np.random.default_rng(3)
     pool = {
@@ -173,7 +175,7 @@ def test_packed_attention_is_written_out(proto):
     assert plan.at().segments.gathers == ("a.key", "a.value")
 
 
-def test_packed_attention_with_earlier_keys_stays_whole():
+def test_packed_attention_with_cached_keys_stays_whole():
     made = {
         "weights": weights(models.WIDTH, 3 * models.WIDTH) / 6,
         "bias": weights(3 * models.WIDTH) / 6,

@@ -1,4 +1,4 @@
-"""Random small graphs over a sequence: whatever runs on shards, the result is that of the whole."""
+"""Random small graphs over a sequence: results on shards equal those of the whole model."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def models(draw):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def whatever_runs_whole():
-    """Plans are made however little of them runs on shards."""
+def any_sharded_share():
+    """Accept plans however little of them runs on shards."""
     with (
         dask.config.set(scheduler="sync"),
-        mock.patch.object(sequence_explain, "_LEAST_SHARE", 0.0),
+        mock.patch.object(sequence_explain, "_MIN_SHARDED_SHARE", 0.0),
     ):
         yield
 
@@ -152,7 +152,7 @@ def test_every_plan_gives_what_onnx_runtime_gives(proto, tokens, rows, n, key_bl
     try:
         plan = model.plan(Sharded({"x": 1}, n, key_blocks), shapes=shapes)
     except dx.PlanError:
-        # No attention is there whose keys come in blocks.
+        # There is no attention whose keys can be read in blocks.
         assert key_blocks is not None
         plan = model.plan(Sharded({"x": 1}, n), shapes=shapes)
     (expected,) = run_onnx(proto, {"x": x})

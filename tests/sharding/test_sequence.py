@@ -18,9 +18,10 @@ from onnx import TensorProto
 
 import dask_onnx as dx
 from dask_onnx.modelio.onnx_model import OnnxModel
-from dask_onnx.planning.resources import LOADED, Cluster
-from dask_onnx.sharding import candidates
+from dask_onnx.planning.resources import PROCESS_BYTES, Cluster
+from dask_onnx.sharding import auto_sharding
 from dask_onnx.sharding.strategy import Sharded
+from dask_onnx.store.weight_store import Store
 
 TOKENS = 25
 RNG = np.random.default_rng(0)
@@ -57,20 +58,20 @@ def assert_equal(result, proto, feeds=None):
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def on_shards(plan):
+def nodes_on_shards(plan):
     """Names of the nodes that run on shards."""
     made = plan.at()
-    nodes = made.segments.ways.facts.nodes
+    nodes = made.segments.candidates.facts.nodes
     segments = [segment for segment in made.segments.segments if segment.is_sharded]
-    return {nodes[copy.node].name for segment in segments for copy in segment.copies}
+    return {nodes[instance.node].name for segment in segments for instance in segment.instances}
 
 
-def run_whole(plan):
+def nodes_run_whole(plan):
     """Names of the nodes that run whole."""
     made = plan.at()
-    nodes = made.segments.ways.facts.nodes
+    nodes = made.segments.candidates.facts.nodes
     segments = [segment for segment in made.segments.segments if not segment.is_sharded]
-    return {nodes[copy.node].name for segment in segments for copy in segment.copies}
+    return {nodes[instance.node].name for segment in segments for instance in segment.instances}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 40])
@@ -81,7 +82,7 @@ def test_an_encoder_in_query_blocks_equals_the_whole(n):
     if n > 1:
         # Keys and values of each layer are all that is gathered.
         assert sorted(plan.at().segments.gathers) == ["aturned", "avt", "bturned", "bvt"]
-        assert run_whole(plan) == set()
+        assert nodes_run_whole(plan) == set()
 
 
 @given(tokens=st.integers(1, 40), n=st.integers(1, 7), rows=st.integers(1, 3))
@@ -96,20 +97,20 @@ def test_any_length_in_any_number_of_shards_equals_the_whole(tokens, n, rows):
 
 
 @pytest.mark.parametrize("build", [models.decoder_by_range, models.decoder_by_triangle])
-def test_causal_masks_are_made_on_the_shard_alone(build):
+def test_causal_masks_are_computed_on_each_shard(build):
     proto = build()
     plan, result = sharded(proto)
     assert_equal(result, proto)
     bounds = plan.at().bounds
     square = {"allowed", "bias", "mask", "full", "triangle"}
-    assert run_whole(plan).isdisjoint(square), bounds
+    assert nodes_run_whole(plan).isdisjoint(square), bounds
 
 
 def test_rotary_positions_are_those_of_the_whole():
     proto = models.rotary_encoder()
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert run_whole(plan) == {"positions"}
+    assert nodes_run_whole(plan) == {"positions"}
 
 
 @pytest.mark.parametrize(
@@ -129,11 +130,11 @@ def test_rotary_positions_are_those_of_the_whole():
 def test_fused_attention_takes_queries_in_shards(proto):
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert "attention" in on_shards(plan)
+    assert "attention" in nodes_on_shards(plan)
     assert plan.at().segments.gathers == ("k", "v")
 
 
-def test_a_fused_attention_that_is_always_causal_by_lengths_runs_whole_and_says_so():
+def test_grouped_query_attention_runs_whole_and_explain_names_it():
     nodes, made = models.projections("x")
     attention = node(
         "GroupQueryAttention",
@@ -165,7 +166,7 @@ def test_a_convolution_along_the_sequence_runs_whole():
     proto = models.fused(behind=behind, made=made)
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert "conv" in run_whole(plan)
+    assert "conv" in nodes_run_whole(plan)
     assert "window" in plan.explain()
 
 
@@ -189,7 +190,7 @@ def test_pooling_over_the_tokens_equals_the_whole(pool):
     assert plan.at().segments.outputs == (("y", None),)
 
 
-def test_tokens_of_several_rows_may_be_joined_on_one_axis():
+def test_rows_and_tokens_may_be_merged_into_one_axis():
     behind = [
         node("Reshape", "a flat", "rows", "flatten"),
         node("Gemm", "rows wq", "g", "gemm"),
@@ -199,10 +200,10 @@ def test_tokens_of_several_rows_may_be_joined_on_one_axis():
     proto = models.fused(behind=behind, made={"flat": np.array([-1, models.WIDTH])})
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert {"flatten", "gemm", "back"} <= on_shards(plan)
+    assert {"flatten", "gemm", "back"} <= nodes_on_shards(plan)
 
 
-def test_a_quantisation_by_all_tokens_is_made_of_the_whole():
+def test_a_quantisation_statistic_is_taken_over_all_tokens():
     behind = [
         node("DynamicQuantizeLinear", "a", "aq as az", "quantize"),
         node("MatMulInteger", "aq wi az", "mi", "product"),
@@ -214,7 +215,7 @@ def test_a_quantisation_by_all_tokens_is_made_of_the_whole():
     proto = models.fused(behind=behind, made=made)
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert run_whole(plan) == {"quantize"}
+    assert nodes_run_whole(plan) == {"quantize"}
 
 
 def test_a_table_of_positions_as_long_as_the_sequence_is_sliced():
@@ -227,10 +228,10 @@ def test_a_table_of_positions_as_long_as_the_sequence_is_sliced():
     proto = models.sequence_model([*before, *nodes, attention], made, domains=models.MICROSOFT)
     plan, result = sharded(proto)
     assert_equal(result, proto)
-    assert "embed" in on_shards(plan)
+    assert "embed" in nodes_on_shards(plan)
 
 
-def test_a_length_that_the_graph_has_as_a_constant_is_that_of_the_shard():
+def test_a_constant_length_in_the_graph_becomes_that_of_the_shard():
     nodes, made = models.projections("x")
     split = np.array([2, TOKENS, models.HEADS, models.SIZE])
     nodes += [
@@ -246,7 +247,7 @@ def test_a_length_that_the_graph_has_as_a_constant_is_that_of_the_shard():
     assert_equal(result, proto)
 
 
-def test_a_recurrence_along_the_axis_is_refused_with_node_and_kind():
+def test_a_recurrence_along_the_axis_is_refused_with_its_reason():
     nodes = [
         node("Transpose", "x", "xt", perm=[1, 0, 2]),
         node("LSTM", "xt W R", "y", "lstm", hidden_size=8),
@@ -255,9 +256,9 @@ def test_a_recurrence_along_the_axis_is_refused_with_node_and_kind():
     proto = models.sequence_model(nodes, made, output=("T", 1, "N", 8))
     with pytest.raises(dx.PlanError) as caught:
         sharded(proto, axis={"x": 1})
-    for part in ("axis 1 of x", "'lstm' (LSTM)", "'xt'", "scanned"):
-        assert part in caught.value.cause
-    assert caught.value.next_step
+    assert caught.value.option == "axis" and caught.value.next_step
+    for word in ("'lstm' (LSTM)", "'xt'", "scanned"):
+        assert word in caught.value.reason
 
 
 @pytest.mark.parametrize(
@@ -273,9 +274,10 @@ def test_a_recurrence_along_the_axis_is_refused_with_node_and_kind():
         {"axis": "sequence", "n": 2, "key_blocks": 0},
     ],
 )
-def test_a_strategy_that_makes_no_sense_is_refused(arguments):
-    with pytest.raises(dx.PlanError):
+def test_invalid_parameters_of_the_strategy_are_refused(arguments):
+    with pytest.raises(dx.PlanError) as caught:
         Sharded(**arguments)
+    assert caught.value.option in arguments
 
 
 def test_axes_that_the_model_does_not_have_are_refused():
@@ -335,7 +337,7 @@ def test_intermediate_values_may_be_asked_for():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)
 
 
-def test_explain_tells_what_is_gathered_and_what_a_task_needs():
+def test_summary_has_gathered_bytes_and_memory_of_a_task():
     model = dx.load(models.encoder())
     shapes = {"x": (1, 4096, models.WIDTH)}
     made = model.plan(Sharded("sequence", 8), shapes=shapes).at()
@@ -361,10 +363,10 @@ def test_minilm_in_query_blocks_equals_the_whole(asset, tokens, n):
     result = model.predict(feeds, plan=plan)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=2e-5)
     # Weights that are dequantised are so in each segment, not sent from one.
-    assert sum(name.startswith("node_Dequantize") for name in run_whole(plan)) == 0
+    assert sum(name.startswith("node_Dequantize") for name in nodes_run_whole(plan)) == 0
 
 
-def test_outputs_that_no_shard_makes_are_handed_on():
+def test_outputs_without_shards_are_returned():
     proto = models.encoder()
     proto.graph.node.append(node("Shape", "x", "sizes"))
     proto.graph.node.append(node("Neg", "root", "turned"))
@@ -415,7 +417,7 @@ def blind_client(tmp_path):
 
 
 @pytest.mark.cluster
-def test_weights_come_to_workers_that_have_another_store(blind_client, tmp_path):
+def test_weights_reach_workers_with_another_store(blind_client, tmp_path):
     proto = models.encoder()
     assert_equal(dx.load(proto).predict(POOL["x"], plan=_plan(dx.load(proto))), proto)
     path = tmp_path / "encoder.onnx"
@@ -445,24 +447,46 @@ def test_shards_run_in_processes_of_a_cluster(store_directory):
         assert_equal(lazy.compute(), proto)
 
 
-def test_auto_weighs_shards_of_a_sequence_beside_other_ways_for_one_request(monkeypatch):
+def test_auto_weighs_sequence_shards_for_one_request(monkeypatch):
     two_workers = Cluster(workers=2, threads=1, memory_limit=4e9)
-    monkeypatch.setattr(candidates, "cluster_facts", lambda client: two_workers)
+    monkeypatch.setattr(auto_sharding, "cluster_facts", lambda client: two_workers)
     model = dx.load(models.encoder())
     one = model.plan("auto", batches=1)
     assert isinstance(one, dx.Plan)
-    assert "sequence by 2" in [way.name for way in one.verdict.alternatives]
+    assert "sequence by 2" in [found.name for found in one.verdict.alternatives]
     many = model.plan("auto", batches=16)
-    assert "sequence by 2" not in [way.name for way in many.verdict.alternatives]
+    assert "sequence by 2" not in [found.name for found in many.verdict.alternatives]
 
 
-def test_shards_that_fit_are_found_where_nothing_else_does(monkeypatch):
+def test_shards_that_fit_are_found_where_no_other_plan_does(monkeypatch):
     model = dx.load(models.encoder())
     shapes = {spec.name: (1, 512, *spec.shape[2:]) for spec in model.inputs}
     whole = model.plan(Sharded("sequence", 2), shapes=shapes).at().summary
     room = whole.task_bytes / 2
-    small = Cluster(workers=2, threads=1, memory_limit=room + LOADED)
-    monkeypatch.setattr(candidates, "cluster_facts", lambda client: small)
-    found = candidates.shards_that_fit(model, shapes=shapes, session=None, client=None)
+    small = Cluster(workers=2, threads=1, memory_limit=room + PROCESS_BYTES)
+    monkeypatch.setattr(auto_sharding, "cluster_facts", lambda client: small)
+    found = auto_sharding.shards_that_fit(model._facts, shapes=shapes, session=None, client=None)
     assert found.strategy.n > 2
     assert found.at().summary.task_bytes <= room
+
+
+def test_weights_in_files_are_not_copied_into_the_store(tmp_path):
+    path, width = tmp_path / "product.onnx", 128
+    x, w = weights(1, 8, width), weights(width, width, seed=1)
+    shape = ["N", "T", width]
+    proto = make_model(
+        [node("MatMul", "x w", "y", "product")],
+        [value("x", shape)],
+        [value("y", shape)],
+        {"w": w},
+    )
+    onnx.save_model(proto, path, save_as_external_data=True, location="w", size_threshold=0)
+    with dask.config.set({"onnx.store.directory": str(tmp_path / "store")}):
+        model = dx.load(path)
+        plan = model.plan(Sharded({"x": 1}, 2), shapes={"x": x.shape})
+        lazy = model.predict(da.from_array(x, chunks=-1), plan=plan)
+        sharded_model, store = plan.at().partitioned.model, Store()
+        assert store.has(sharded_model.token)
+        assert set(store.places(sharded_model.token)) == set(sharded_model.blob_keys) != set()
+        assert not any((store.blobs / key).exists() for key in sharded_model.blob_keys)
+        np.testing.assert_allclose(lazy.compute(), x @ w, rtol=1e-4, atol=1e-4)

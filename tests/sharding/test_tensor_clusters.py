@@ -1,4 +1,4 @@
-"""Shards of weights on workers of several hosts."""
+"""Tensor-parallel plans on workers of several hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distributed import Client, Nanny, Scheduler, SpecCluster
 from transformer_models import encoder_layer, scaled
 
 import dask_onnx as dx
-from dask_onnx.sharding.tensors import TensorPlan
+from dask_onnx.sharding.tensor_plan import TensorPlan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sending large graph")
 
@@ -46,13 +46,13 @@ def plan_of(model: dx.Model, n: int) -> TensorPlan:
     return plan
 
 
-def test_weights_of_parts_that_run_once_reach_hosts_too(hosts):
-    """Two parts before and behind the shards, each with weights of a file's size."""
+def test_weights_of_submodels_that_run_once_reach_hosts(hosts):
+    """Two submodels before and after the shards have weights that are stored as files."""
     made, x = whole_beside_shards(), weights(3, 512)
     with hosts.as_current():
         plan = plan_of(dx.load(made.SerializeToString()), 2)
         y = plan.predict(x)
-    assert [part.group for part in plan.parts().parts] == [None, 0, 0, None]
+    assert [part.group for part in plan.partition().submodels] == [None, 0, 0, None]
     np.testing.assert_allclose(y, run_onnx(made, {"x": x})[0], rtol=1e-3, atol=1e-3)
 
 
@@ -91,6 +91,6 @@ def test_no_host_is_sent_more_than_the_shards_that_it_runs(hosts):
         lazy = plan.predict(da.from_array(x, chunks=-1))
         graph = dict(lazy.__dask_graph__())
     sent = [task for key, task in graph.items() if str(key).startswith("weights-")]
-    sizes = [sum(s.length for s in task.args[1].segments) for task in sent]
+    sizes = [sum(s.length for s in task.args[1].ranges) for task in sent]
     assert sum(sizes) == pytest.approx(4 * (8 * 4096 + 4096 + 4096 * 4), rel=0.01)
     assert len(sent) == 2

@@ -13,9 +13,17 @@ from builders import dense_model
 
 import dask_onnx as dx
 from dask_onnx.modelio.onnx_model import load_onnx
-from dask_onnx.runtime.session import CACHE
-from dask_onnx.store.maintenance import entries, folder_bytes, keep_below_limit, prune, verify
-from dask_onnx.store.weight_store import TEMPORARY, Store
+from dask_onnx.runtime.session_cache import SESSION_CACHE
+from dask_onnx.store.maintenance import (
+    evict_above_limit,
+    folder_bytes,
+    preview_prune,
+    prune,
+    stored_models,
+    verify,
+)
+from dask_onnx.store.store_files import TEMPORARY
+from dask_onnx.store.weight_store import Store
 
 
 @pytest.fixture
@@ -33,26 +41,26 @@ def put(store, hidden, age):
     return model
 
 
-def test_entries_come_least_recently_used_first(store):
+def test_models_are_listed_least_recently_used_first(store):
     old, new = put(store, 2000, 900), put(store, 3000, 10)
-    found = entries(store)
+    found = stored_models(store)
     assert [entry.token for entry in found] == [old.token, new.token]
     assert [entry.name for entry in found] == ["dense", "dense"]
     assert found[0].bytes > 2000 * 12 * 4
-    assert not found[0].in_use and found[0].lacking == 0
+    assert not found[0].in_use and found[0].missing_blobs == 0
 
 
-def test_a_prune_takes_the_least_recently_used(store):
+def test_prune_removes_the_least_recently_used_model(store):
     old, new = put(store, 2000, 900), put(store, 3000, 10)
     pruned = prune(store, folder_bytes(store.root) - 1)
     assert [entry.token for entry in pruned.models] == [old.token]
-    assert [entry.token for entry in entries(store)] == [new.token]
-    assert store.lacking(new.blob_keys) == []
-    assert store.lacking(old.blob_keys) == list(old.blob_keys)
+    assert [entry.token for entry in stored_models(store)] == [new.token]
+    assert store.missing(new.blob_keys) == []
+    assert store.missing(old.blob_keys) == list(old.blob_keys)
     assert pruned.freed_bytes > 0 and pruned.kept_bytes == folder_bytes(store.root)
 
 
-def test_blobs_that_another_model_uses_stay(store):
+def test_prune_keeps_blobs_that_another_model_uses(store):
     model = dense_model(hidden=2000)
     first = load_onnx(model)
     store.put(first)
@@ -61,11 +69,11 @@ def test_blobs_that_another_model_uses_stay(store):
     store.put(second)
     assert first.token != second.token and first.blob_keys == second.blob_keys
     prune(store, folder_bytes(store.root) - 1)
-    (left,) = entries(store)
-    assert left.lacking == 0 and store.lacking(second.blob_keys) == []
+    (left,) = stored_models(store)
+    assert left.missing_blobs == 0 and store.missing(second.blob_keys) == []
 
 
-def test_a_model_that_another_process_uses_is_never_taken(store):
+def test_prune_keeps_a_model_that_another_process_uses(store):
     model = put(store, 2000, 900)
     code = "import sys; from dask_onnx.store.weight_store import Store\n"
     code += "lease = Store(sys.argv[1]).lease(sys.argv[2])\n"
@@ -79,7 +87,7 @@ def test_a_model_that_another_process_uses_is_never_taken(store):
         assert process.stdout.readline() == b"held\n"
         pruned = prune(store, 0)
         assert pruned.models == () and pruned.kept_in_use == 1
-        assert store.lacking(model.blob_keys) == []
+        assert store.missing(model.blob_keys) == []
     finally:
         process.kill()
         process.wait()
@@ -88,7 +96,7 @@ def test_a_model_that_another_process_uses_is_never_taken(store):
     assert len(prune(store, 0).models) == 1
 
 
-def test_a_session_keeps_its_model(tmp_path):
+def test_prune_keeps_the_model_of_a_session(tmp_path):
     with dask.config.set({"onnx.store.directory": str(tmp_path / "own")}):
         store = Store()
         model = dx.load(dense_model(hidden=2000))
@@ -96,26 +104,26 @@ def test_a_session_keeps_its_model(tmp_path):
         expected = model(x)
         assert prune(store, 0).kept_in_use == 1
         np.testing.assert_array_equal(model(x), expected)
-        CACHE.clear()
+        SESSION_CACHE.clear()
         assert len(prune(store, 0).models) == 1
         np.testing.assert_array_equal(model(x), expected)  # brought in again
 
 
-def test_a_prune_waits_for_nobody_for_ever(store):
+def test_prune_gives_up_while_another_process_reads(store):
     put(store, 2000, 900)
-    with store.using():
+    with store.shared_access():
         assert prune(store, 0, wait_seconds=0.05) is None
-    assert len(entries(store)) == 1
+    assert len(stored_models(store)) == 1
 
 
-def test_only_what_was_not_used_for_long_goes_if_asked(store):
+def test_prune_keeps_models_that_were_used_recently_if_asked(store):
     old, new = put(store, 2000, 900), put(store, 3000, 10)
     pruned = prune(store, 0, unused_seconds=100, now=time.time())
     assert [entry.token for entry in pruned.models] == [old.token]
-    assert [entry.token for entry in entries(store)] == [new.token]
+    assert [entry.token for entry in stored_models(store)] == [new.token]
 
 
-def test_what_a_killed_process_left_is_swept_away(store):
+def test_prune_removes_leftovers_of_a_killed_process(store):
     model = put(store, 2000, 0)
     (store.blobs / f"{TEMPORARY}abc").write_bytes(b"half")
     (store.blobs / ("0" * 64)).write_bytes(b"of no model")
@@ -123,7 +131,7 @@ def test_what_a_killed_process_left_is_swept_away(store):
     assert sorted(path.name for path in store.blobs.iterdir()) == sorted(model.blob_keys)
 
 
-def test_the_limit_is_kept_when_something_is_brought_in(tmp_path):
+def test_models_above_the_limit_are_evicted_when_another_arrives(tmp_path):
     settings = {"onnx.store.directory": str(tmp_path / "own")}
     with dask.config.set(settings):
         for hidden in (20_000, 30_000):
@@ -131,13 +139,13 @@ def test_the_limit_is_kept_when_something_is_brought_in(tmp_path):
             onnx.save(dense_model(hidden=hidden), path)
             with dask.config.set({"onnx.store.max-bytes": 2_000_000}):
                 dx.load(path)(np.ones((1, 8), "f4"))
-            CACHE.clear()
-        keep_below_limit(Store())
-        (left,) = entries(Store())
+            SESSION_CACHE.clear()
+        evict_above_limit(Store())
+        (left,) = stored_models(Store())
         assert left.token == dx.load(path).token
 
 
-def test_verify_reads_everything_and_removes_what_is_damaged(store):
+def test_verify_removes_a_damaged_blob(store):
     model = put(store, 40_000, 0)
     assert verify(store).damaged == ()
     damaged = store.blobs / model.blob_keys[0]
@@ -150,6 +158,16 @@ def test_verify_reads_everything_and_removes_what_is_damaged(store):
     assert verify(store).blobs == 1
 
 
-def test_an_empty_store_needs_no_upkeep(store):
-    assert entries(store) == []
+def test_an_empty_store_has_no_models(store):
+    assert stored_models(store) == []
     assert prune(store, 0).freed_bytes == 0
+
+
+def test_a_preview_is_what_a_prune_removes(store):
+    put(store, 2_000, age=10)
+    put(store, 3_000, age=5)
+    (store.blobs / "leftover").write_bytes(b"x" * 100)
+    preview = preview_prune(store, 0)
+    assert len(preview.models) == 2 and len(stored_models(store)) == 2
+    assert prune(store, 0) == preview
+    assert stored_models(store) == []

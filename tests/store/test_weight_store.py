@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ from builders import dense_model
 from dask_onnx.core.errors import ModelError, StoreError
 from dask_onnx.modelio.onnx_model import load_onnx
 from dask_onnx.store import weight_store as store_module
-from dask_onnx.store.weight_store import TEMPORARY, Store
+from dask_onnx.store.store_files import TEMPORARY, StoreWriteError
+from dask_onnx.store.weight_store import Store
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_blobs_are_named_by_their_content(store, model):
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
 
 
-def test_the_folder_is_the_users_own(store, model):
+def test_the_folder_is_private_to_the_user(store, model):
     store.put(model)
     assert store.root.stat().st_mode & 0o777 == 0o700
 
@@ -53,15 +55,19 @@ def test_the_folder_is_the_users_own(store, model):
 def test_a_folder_that_others_may_write_to_is_refused(store, model):
     store.root.mkdir(mode=0o700)
     store.root.chmod(0o777)
-    with pytest.raises(StoreError, match=r"others may write to the store .* \(mode 777\)"):
+    with pytest.raises(StoreError) as caught:
         store.put(model)
+    assert caught.value.numbers == {"mode": 0o777}
+    assert caught.value.option == "onnx.store.directory"
 
 
 def test_a_folder_of_another_user_is_refused(store, model, monkeypatch):
     store.put(model)
     monkeypatch.setattr(os, "geteuid", lambda: store.root.stat().st_uid + 1)
-    with pytest.raises(StoreError, match=r"belongs to user \d+, and this is user \d+"):
+    with pytest.raises(StoreError) as caught:
         store.put(load_onnx(dense_model()))
+    owner = store.root.stat().st_uid
+    assert caught.value.numbers == {"owner_uid": owner, "own_uid": owner + 1}
 
 
 def test_a_model_without_its_weights_is_not_put(store, model):
@@ -79,39 +85,39 @@ def test_a_damaged_proto_is_removed(store, model):
 
 def test_a_flipped_bit_is_found_and_the_blob_removed(store, model):
     store.put(model)
-    assert store.lacking(model.blob_keys) == []
+    assert store.missing(model.blob_keys) == []
     damaged = model.blob_keys[0]
     flip(store.blobs / damaged)
-    assert store.lacking(model.blob_keys) == [damaged]
+    assert store.missing(model.blob_keys) == [damaged]
     assert not (store.blobs / damaged).exists()
     store.put(model)
-    assert store.lacking(model.blob_keys) == []
+    assert store.missing(model.blob_keys) == []
 
 
-def test_a_flipped_bit_under_the_old_time_is_found_too(store, model):
+def test_a_flipped_bit_with_the_old_modification_time_is_found(store, model):
     store.put(model)
     path = store.blobs / model.blob_keys[0]
     times = path.stat()
     flip(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert store.lacking(model.blob_keys) == [path.name]
+    assert store.missing(model.blob_keys) == [path.name]
 
 
-def test_a_foreign_file_under_a_blobs_name_is_refused(store, model):
+def test_another_file_with_a_blobs_name_is_refused(store, model):
     store.put(model)
     path = store.blobs / model.blob_keys[0]
     path.unlink()
     path.write_bytes(b"not these")
-    assert store.lacking(model.blob_keys) == [path.name]
+    assert store.missing(model.blob_keys) == [path.name]
 
 
 def test_a_checked_blob_is_not_read_again(store, model, monkeypatch):
     store.put(model)
     monkeypatch.setattr(store_module, "digest_of", lambda path: pytest.fail(f"read {path}"))
-    assert store.lacking(model.blob_keys) == []
+    assert store.missing(model.blob_keys) == []
 
 
-def test_bytes_that_are_not_the_promised_ones_are_not_written(store, model):
+def test_bytes_with_another_digest_are_not_written(store, model):
     with pytest.raises(StoreError, match="have the digest"):
         store.write_blob(model.blob_keys[0], b"other")
     assert not store.blobs.exists() or not list(store.blobs.iterdir())
@@ -122,26 +128,27 @@ def test_a_blob_may_arrive_in_parts_in_any_order(store):
     key = hashlib.sha256(data).hexdigest()
     for start, stop in ((600, 1000), (0, 300), (600, 1000)):
         store.write_part(key, start, data[start:stop], len(data))
-        assert store.lacking([key]) == [key]
+        assert store.missing([key]) == [key]
     store.write_part(key, 300, memoryview(data)[300:600], len(data))
-    assert store.lacking([key]) == []
+    assert store.missing([key]) == []
     assert (store.blobs / key).read_bytes() == data
     assert not list((store.root / "incoming").iterdir())
 
 
-def test_parts_that_do_not_make_the_promised_blob_are_thrown_away(store):
+def test_parts_of_a_blob_with_another_digest_are_removed(store):
     key = hashlib.sha256(b"promised").hexdigest()
     store.write_part(key, 0, b"some", 8)
     with pytest.raises(StoreError, match="have the digest"):
         store.write_part(key, 4, b"else", 8)
-    assert store.lacking([key]) == [key]
+    assert store.missing([key]) == [key]
     assert not list((store.root / "incoming").iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, model):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError) as caught:
         Store(tmp_path / "file" / "store").put(model)
+    assert caught.value.reason == os.strerror(errno.ENOTDIR)
 
 
 def _put(root, barrier):
@@ -149,7 +156,7 @@ def _put(root, barrier):
     Store(root).put(load_onnx(dense_model(hidden=40_000)))
 
 
-def test_ten_processes_that_arrive_at_once_leave_one_whole_copy(store, model):
+def test_ten_processes_at_once_leave_one_whole_copy(store, model):
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(10)
     processes = [context.Process(target=_put, args=(store.root, barrier)) for _ in range(10)]
@@ -162,7 +169,7 @@ def test_ten_processes_that_arrive_at_once_leave_one_whole_copy(store, model):
     assert all(store.verify(key) for key in model.blob_keys)
 
 
-_WRITE_FOR_EVER = """
+_WRITE_AND_PAUSE = """
 import os, sys
 from dask_onnx.store import weight_store as module
 real, pause = os.fsync, iter(range(10**6))
@@ -175,11 +182,11 @@ module.Store(sys.argv[1]).write_blob(sys.argv[2], b"x" * 2_000_000)
 """
 
 
-def test_a_process_killed_in_the_middle_of_a_write_leaves_nothing_under_a_final_name(store):
+def test_a_process_killed_while_writing_leaves_no_file_with_a_final_name(store):
     data = b"x" * 2_000_000
     key = hashlib.sha256(data).hexdigest()
     process = subprocess.Popen(
-        [sys.executable, "-c", _WRITE_FOR_EVER, str(store.root), key],
+        [sys.executable, "-c", _WRITE_AND_PAUSE, str(store.root), key],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -189,9 +196,9 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_nothing_under_a_final_
     process.stdin.close()
     process.stdout.close()
     assert [path.name[: len(TEMPORARY)] for path in store.blobs.iterdir()] == [TEMPORARY]
-    assert store.lacking([key]) == [key]
+    assert store.missing([key]) == [key]
     store.write_blob(key, data)
-    assert store.lacking([key]) == []
+    assert store.missing([key]) == []
 
 
 def test_a_lock_whose_holder_was_killed_is_free(store):
@@ -208,40 +215,42 @@ def test_a_lock_whose_holder_was_killed_is_free(store):
         pass
 
 
-def test_a_write_that_the_disk_refuses_leaves_nothing(store, model, monkeypatch):
+def test_a_write_to_a_full_disk_leaves_nothing(store, model, monkeypatch):
     def full(descriptor):
-        raise OSError(28, os.strerror(28))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="dask-onnx store prune") as caught:
+    with pytest.raises(StoreWriteError) as caught:
         store.put(model)
-    assert "No space left on device" in caught.value.cause
+    assert caught.value.reason == os.strerror(errno.ENOSPC)
+    assert set(caught.value.numbers) == {"needed_bytes", "free_bytes"}
+    assert "dask-onnx store prune" in caught.value.next_step
     assert not list(store.blobs.iterdir())
 
 
-def test_processes_of_one_store_know_each_other(store, tmp_path):
+def test_stores_in_the_same_folder_have_the_same_identity(store, tmp_path):
     assert Store(store.root).identity == store.identity
     assert Store(tmp_path / "other").identity != store.identity
 
 
-def test_nobody_is_alone_while_another_reads(store):
-    with store.using():
-        with store.using():
+def test_access_is_not_exclusive_while_another_reads(store):
+    with store.shared_access():
+        with store.shared_access():
             pass
-        with store.alone(0) as is_alone:
-            assert not is_alone
-    with store.alone(0) as is_alone:
-        assert is_alone
+        with store.exclusive_access(0) as is_exclusive:
+            assert not is_exclusive
+    with store.exclusive_access(0) as is_exclusive:
+        assert is_exclusive
 
 
-def test_readers_wait_for_the_one_who_is_alone(store):
+def test_readers_wait_while_access_is_exclusive(store):
     entered = []
 
     def read():
-        with store.using():
+        with store.shared_access():
             entered.append(time.monotonic())
 
-    with store.alone(0):
+    with store.exclusive_access(0):
         thread = threading.Thread(target=read)
         thread.start()
         time.sleep(0.1)
@@ -250,9 +259,9 @@ def test_readers_wait_for_the_one_who_is_alone(store):
     assert len(entered) == 1
 
 
-def test_what_was_measured_is_kept(store):
-    assert store.measured("m") is None
-    store.note_measured("m", {"rows": 8})
-    assert store.measured("m") == {"rows": 8}
+def test_measurements_are_kept_in_private_files(store):
+    assert store.measurement("m") is None
+    store.save_measurement("m", {"rows": 8})
+    assert store.measurement("m") == {"rows": 8}
     mode = (store.root / "measured" / "m.json").stat().st_mode
     assert stat.S_IMODE(mode) == 0o600

@@ -1,4 +1,4 @@
-"""A detector made by hand, whose true boxes are known."""
+"""A small detector as an ONNX graph, whose true boxes are known."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import numpy as np
 from builders import make_model, node, value
 
 LEAST = 0.4
-"""Pixels brighter than this belong to an object; their brightness is its score."""
+"""Brightness above which a pixel belongs to an object; it is also the object's score."""
 NOTHING = -10_000.0
+"""Corner of a pixel that belongs to no object."""
 
 
 def finder(height=64, width=64, *, kind="yolo8", batch=1, steps=72, channels=1, layout="first"):
-    """Boxes around bright spots of a picture, whole or as far as they are visible.
+    """Return a detector of bright spots, as far as they are visible in its input.
 
-    Each bright pixel starts with its own corners; `steps` times it takes the outermost ones among
-    the bright pixels beside it. A row for each pixel: all pixels of a spot give the same box.
+    Each bright pixel starts with its own corners; in each of `steps` steps it takes the outermost
+    corners among the bright pixels next to it. There is one row for each pixel; all pixels of a
+    spot give the same box.
 
     Parameters
     ----------
-    kind : "yolo8", "yolo5", "xyxysc", "named" or "dets"
-        The last three select one row for each spot, by NonMaxSuppression; "named" gives boxes,
-        scores and labels without a batch axis, "dets" boxes with scores, and labels.
-    batch : 1, another number, or a name for an open axis
-    layout : "first" or "last": the axis of channels
+    height, width : int
+        Input size in pixels.
+    kind : {"yolo8", "yolo5", "xyxysc", "named", "dets"}
+        Format of the outputs. The last three select one row for each spot by NonMaxSuppression;
+        "named" gives boxes, scores and labels without a batch axis, "dets" boxes with scores, and
+        labels.
+    batch : int or str
+        Batch size, or the name of an open axis.
+    steps : int
+        Largest distance in pixels from a pixel to the corners of its spot.
+    channels : int
+    layout : {"first", "last"}
+        Location of the channel axis.
     """
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     start = np.stack([-columns, -rows, columns + 1, rows + 1])[None]
@@ -78,7 +88,7 @@ def _yolo8(batch, n):
 
 
 def _yolo5(batch, n):
-    """Objectness and two classes, of which it is always the second."""
+    """Return objectness and two classes, of which the second is always the best."""
     nodes, weights, _ = _yolo8(batch, n)
     nodes = [
         *nodes[:-1],
@@ -91,15 +101,15 @@ def _yolo5(batch, n):
 
 
 def _selected(batch, n):
-    """One row for each spot: boxes (k, 4), scores (k,)."""
+    """Return nodes that select one row for each spot: boxes (k, 4), scores (k,)."""
     nodes = [
         node("Transpose", "corners", "rows", perm=[0, 2, 1]),
         node("NonMaxSuppression", "rows scores most iou threshold", "chosen"),
         node("Gather", "chosen last", "places", axis=1),
-        node("Squeeze", "rows front", "own_rows"),
-        node("Gather", "own_rows places", "boxes"),
-        node("Reshape", "scores all", "own_scores"),
-        node("Gather", "own_scores places", "kept_scores"),
+        node("Squeeze", "rows front", "spot_rows"),
+        node("Gather", "spot_rows places", "boxes"),
+        node("Reshape", "scores all", "all_scores"),
+        node("Gather", "all_scores places", "kept_scores"),
     ]
     weights = {
         "most": np.array([1000]),
@@ -120,7 +130,7 @@ def _named(batch, n):
 
 
 def _dets(batch, n):
-    """Boxes with their scores, 0 to 1 over the picture, and labels; a batch axis on both."""
+    """Return boxes with scores, from 0 to 1 over the input, and labels, with a batch axis."""
     nodes, weights = _selected(batch, n)
     nodes += [
         node("Div", "boxes extent", "shares"),
@@ -139,7 +149,7 @@ def _dets(batch, n):
 
 
 def _xyxysc(batch, n):
-    """50 rows, those at the end without a score."""
+    """Return 50 rows, of which the last have score 0."""
     nodes, weights = _selected(batch, n)
     nodes += [
         node("Unsqueeze", "kept_scores last_axis", "column"),

@@ -1,4 +1,4 @@
-"""Overlaps, pairs, and the usual ways to merge boxes, against brute force."""
+"""Overlaps, pairs, and common ways to merge boxes, compared with brute force."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dask_onnx.tiles.boxes import Boxes, best_first, crossing_pairs, overlapping
 from dask_onnx.tiles.merging import greedy_nmm, nms, weighted_boxes_fusion
 
 
-def found_of(*rows):
-    """Boxes of rows x1, y1, x2, y2, score, label."""
+def boxes_of(*rows):
+    """Return the Boxes of rows (x1, y1, x2, y2, score, label)."""
     table = np.array(rows, np.float64).reshape(-1, 6)
     return Boxes.of(table[:, :4], table[:, 4], table[:, 5])
 
@@ -30,18 +30,18 @@ def rows_of(found):
 
 @st.composite
 def some_boxes(draw, most=30):
-    """On a small grid, with few scores, so that ties, equal boxes and boxes without area occur."""
+    """Draw boxes on a small grid with few scores: with ties, equal boxes and empty boxes."""
     count = draw(st.integers(0, most))
     corner, side = st.integers(0, 12), st.integers(0, 8)
     rows = [
         (x, y, x + draw(side), y + draw(side), draw(st.integers(1, 4)) / 4, draw(st.integers(0, 1)))
         for x, y in [(draw(corner), draw(corner)) for _ in range(count)]
     ]
-    return found_of(*rows)
+    return boxes_of(*rows)
 
 
 def overlap(a, b, metric):
-    """Of two boxes, as one writes it down."""
+    """Return the overlap of two boxes, by definition."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0) * max(height, 0)
@@ -55,7 +55,7 @@ def in_order(rows):
 
 
 def slow_groups(found, threshold, metric, agnostic):
-    """Each kept box with those that it suppresses, pair by pair."""
+    """Return each kept box with those that it suppresses, pair by pair."""
     groups = []
     for row in in_order(rows_of(found)):
         for group in groups:
@@ -105,28 +105,28 @@ cases = given(
 
 
 @cases
-def test_nms_is_what_brute_force_gives(found, threshold, metric, agnostic):
+def test_nms_equals_brute_force(found, threshold, metric, agnostic):
     expected = [g[0] for g in slow_groups(found, threshold, metric, agnostic)]
     assert rows_of(nms(found, threshold, metric=metric, class_agnostic=agnostic)) == expected
 
 
 @cases
-def test_greedy_nmm_is_what_brute_force_gives(found, threshold, metric, agnostic):
+def test_greedy_nmm_equals_brute_force(found, threshold, metric, agnostic):
     groups = slow_groups(found, threshold, metric, agnostic)
     expected = in_order([around(group, threshold, metric) for group in groups])
     assert rows_of(greedy_nmm(found, threshold, metric=metric, class_agnostic=agnostic)) == expected
 
 
 @cases
-def test_weighted_boxes_fusion_is_what_brute_force_gives(found, threshold, metric, agnostic):
+def test_weighted_boxes_fusion_equals_brute_force(found, threshold, metric, agnostic):
     expected = slow_fusion(found, threshold, metric, agnostic)
     fused = weighted_boxes_fusion(found, threshold, metric=metric, class_agnostic=agnostic)
-    expected = found_of(*expected).in_order()
+    expected = boxes_of(*expected).in_order()
     np.testing.assert_allclose(rows_of(fused), rows_of(expected), rtol=1e-6)
 
 
 @given(found=some_boxes(), other=some_boxes(), at_a_time=st.sampled_from([1, 7, 1000]))
-def test_pairs_are_those_that_share_an_area(found, other, at_a_time):
+def test_pairs_are_all_boxes_that_share_an_area(found, other, at_a_time):
     a, b = found.boxes.astype(np.float64), other.boxes.astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "_PAIRS_AT_A_TIME", at_a_time)
@@ -168,20 +168,20 @@ def test_overlaps_of_two_boxes():
 
 
 def test_a_part_is_a_duplicate_of_the_whole_by_ios_only():
-    found = found_of((0, 0, 40, 10, 0.9, 0), (30, 0, 40, 10, 0.6, 0), (0, 0, 40, 10, 0.5, 1))
+    found = boxes_of((0, 0, 40, 10, 0.9, 0), (30, 0, 40, 10, 0.6, 0), (0, 0, 40, 10, 0.5, 1))
     assert rows_of(nms(found, 0.5)) == rows_of(found)
     assert rows_of(nms(found, 0.5, metric="ios")) == rows_of(found)[::2]
     assert len(nms(found, 0.5, metric="ios", class_agnostic=True)) == 1
 
 
 def test_nmm_grows_the_best_box_where_nms_loses_the_whole():
-    found = found_of((30, 0, 40, 10, 0.75, 0), (0, 0, 40, 10, 0.5, 0))
+    found = boxes_of((30, 0, 40, 10, 0.75, 0), (0, 0, 40, 10, 0.5, 0))
     assert rows_of(nms(found, 0.5, metric="ios")) == [(30, 0, 40, 10, 0.75, 0)]
     assert rows_of(greedy_nmm(found, 0.5)) == [(0, 0, 40, 10, 0.75, 0)]
 
 
 def test_weighted_fusion_of_two_boxes_by_hand():
-    found = found_of((0, 0, 10, 10, 0.75, 3), (1, 0, 13, 10, 0.25, 3), (50, 50, 60, 60, 0.5, 3))
+    found = boxes_of((0, 0, 10, 10, 0.75, 3), (1, 0, 13, 10, 0.25, 3), (50, 50, 60, 60, 0.5, 3))
     assert rows_of(weighted_boxes_fusion(found, 0.5)) == [
         (0.25, 0, 10.75, 10, 0.5, 3),
         (50, 50, 60, 60, 0.5, 3),
@@ -189,11 +189,11 @@ def test_weighted_fusion_of_two_boxes_by_hand():
 
 
 def test_equal_scores_are_ordered_by_position():
-    found = found_of((5, 5, 9, 9, 0.5, 0), (7, 1, 9, 9, 0.5, 0), (3, 5, 9, 9, 0.5, 0))
+    found = boxes_of((5, 5, 9, 9, 0.5, 0), (7, 1, 9, 9, 0.5, 0), (3, 5, 9, 9, 0.5, 0))
     assert best_first(found).tolist() == [2, 0, 1]
 
 
-def test_a_hundred_thousand_boxes_are_suppressed_as_a_sample_of_them_should_be():
+def test_nms_of_a_hundred_thousand_boxes_is_right_for_a_sample():
     random = np.random.default_rng(0)
     corners, sides = random.uniform(0, 5000, (100_000, 2)), random.uniform(10, 60, (100_000, 2))
     found = Boxes.of(
@@ -210,8 +210,8 @@ def test_a_hundred_thousand_boxes_are_suppressed_as_a_sample_of_them_should_be()
 
 
 @pytest.mark.parametrize("merge", [nms, greedy_nmm, weighted_boxes_fusion])
-def test_nothing_found_stays_nothing(merge):
-    merged = merge(found_of(), 0.5)
+def test_merging_no_boxes_gives_none(merge):
+    merged = merge(boxes_of(), 0.5)
     assert len(merged) == 0
     assert merged.boxes.shape == (0, 4) and merged.boxes.dtype == np.float32
     assert merged.labels.dtype == np.int64

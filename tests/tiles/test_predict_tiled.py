@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiles.tiled_models import (
     CONSTANTS,
-    assert_equals_whole,
+    assert_equals_untiled,
     conv,
     kernel,
     model_of,
     no_scheduler,
-    picture,
+    random_image,
     two_passes,
     u_net,
     vision_transformer,
@@ -33,8 +33,8 @@ from dask_onnx.tiles.passes import split
 from dask_onnx.tiles.predict import predict_tiled
 
 
-def test_a_size_that_the_model_refuses_is_padded_with_its_last_pixels():
-    image = picture(1, 3, 45, 62)
+def test_an_image_size_that_the_model_refuses_is_padded_with_the_last_pixels():
+    image = random_image(1, 3, 45, 62)
     proto = u_net()
     padded = np.pad(image, ((0, 0), (0, 0), (0, 3), (0, 2)), mode="edge")
     expected = run_onnx(proto, {"x": padded})[0][:, :, :45, :62]
@@ -46,8 +46,8 @@ def test_a_size_that_the_model_refuses_is_padded_with_its_last_pixels():
 # Collections.
 
 
-def test_dask_stays_lazy_and_has_a_chunk_for_each_tile():
-    proto, image = u_net(), picture(1, 3, 48, 64)
+def test_a_dask_array_stays_lazy_and_has_a_chunk_for_each_tile():
+    proto, image = u_net(), random_image(1, 3, 48, 64)
     with dask.config.set(scheduler=no_scheduler):
         lazy = predict_tiled(dx.load(proto), da.from_array(image, (1, 2, 17, 23)), tile=(16, 32))
     assert lazy.chunks == ((1,), (1,), (16, 16, 16), (32, 32))
@@ -62,7 +62,7 @@ def test_the_same_request_has_the_same_keys():
     assert predict_tiled(model, image, tile=32).name != first.name
 
 
-def test_a_part_of_the_result_takes_only_the_tiles_that_it_needs():
+def test_a_part_of_the_result_computes_only_the_tiles_that_it_needs():
     read = []
 
     def load(block, block_info=None):
@@ -86,16 +86,16 @@ def test_each_pass_has_a_task_for_each_tile():
         assert sum(name.startswith(start) for name in names) == 6
 
 
-def test_a_picture_without_the_batch_axis_has_a_result_without_it():
-    proto, image = u_net(2), picture(3, 20, 24)
+def test_an_image_without_the_batch_axis_has_a_result_without_it():
+    proto, image = u_net(2), random_image(3, 20, 24)
     found = predict_tiled(dx.load(proto), image, tile=8)
     expected = run_onnx(proto, {"x": image[None]})[0][0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
-def test_labels_and_attributes_of_a_dataarray_are_kept():
+def test_a_dataarray_keeps_labels_and_attributes_of_the_same_grid():
     image = xarray.DataArray(
-        picture(3, 20, 24),
+        random_image(3, 20, 24),
         dims=("band", "y", "x"),
         coords={"y": np.arange(20) * -10.0 + 5, "x": np.arange(24) * 10.0, "time": 7},
         attrs={"crs": "EPSG:32633"},
@@ -111,7 +111,60 @@ def test_labels_and_attributes_of_a_dataarray_are_kept():
     assert int(found["z"].coords["time"]) == 7
 
 
-def test_an_automatic_tile_fits_the_memory_that_a_task_may_take():
+def labelled_image(*, batch=2):
+    """Return an image with coordinates of zero, one and two dimensions on every axis."""
+    return xarray.DataArray(
+        random_image(batch, 3, 20, 24),
+        dims=("sample", "band", "y", "x"),
+        coords={
+            "sample": ["a", "b"],
+            "scene": ("sample", [10, 20]),
+            "band": ["red", "green", "blue"],
+            "y": np.arange(20.0),
+            "x": np.arange(24) * 10.0,
+            "zone": ("x", list("abcdefghijklmnopqrstuvwx")),
+            "latitude": (("y", "x"), np.arange(480.0).reshape(20, 24)),
+            "angle": (("sample", "y"), np.zeros((2, 20))),
+            "gain": (("band", "x"), np.ones((3, 24))),
+            "time": 7,
+        },
+        attrs={"crs": "EPSG:32633"},
+    )
+
+
+def test_a_dataarray_keeps_all_coordinates_of_axes_that_survive():
+    image = labelled_image()
+    model = dx.load(model_of([conv("x w", "y", pads=[1] * 4)], CONSTANTS))
+    found = predict_tiled(model, image, tile=8)
+    assert found.dims == ("sample", "y_1", "y", "x")
+    assert set(found.coords) == set(image.coords) - {"band", "gain"}
+    for name, coord in found.coords.items():
+        xarray.testing.assert_identical(coord.variable, image.coords[name].variable)
+    assert found.attrs == image.attrs
+    assert found.sel(sample="b", x=30.0).shape == (3, 20)  # indexes are kept
+
+
+@pytest.mark.parametrize("options", [{}, {"axes": (2,)}, {"exact": False, "overlap": 2}])
+def test_a_dataarray_keeps_the_labels_of_untiled_axes_that_the_model_keeps_apart(options):
+    image = labelled_image()
+    model = dx.load(model_of([node("MaxPool", "x", "y", kernel_shape=[3, 3], pads=[1] * 4)]))
+    found = predict_tiled(model, image.chunk(), tile=8, **options)
+    assert isinstance(found.data, da.Array)
+    assert found.dims == image.dims
+    assert set(found.coords) == set(image.coords)
+    assert found.attrs == image.attrs
+
+
+def test_a_dataarray_loses_the_coordinates_of_axes_of_another_size():
+    nodes = [node("MaxPool", "x", "y", kernel_shape=[2, 1], strides=[2, 1])]
+    found = predict_tiled(dx.load(model_of(nodes)), labelled_image(), tile=8)
+    assert found.dims == ("sample", "band", "y", "x")
+    assert set(found.coords) == {"sample", "scene", "band", "x", "zone", "gain", "time", "y"}
+    np.testing.assert_array_equal(found.coords["y"], np.arange(10) * 2 + 0.5)  # interpolated
+    assert found.attrs == {}
+
+
+def test_an_automatic_tile_fits_the_memory_limit():
     image = da.ones((1, 3, 256, 256), dtype="f4", chunks=64)
     small = predict_tiled(dx.load(u_net()), image, tile="auto", memory_limit="64KiB")
     large = predict_tiled(dx.load(u_net()), image, tile="auto", memory_limit="1MiB")
@@ -119,7 +172,7 @@ def test_an_automatic_tile_fits_the_memory_that_a_task_may_take():
 
 
 def test_a_tiled_prediction_runs_inside_a_task():
-    proto, image = two_passes(), picture(1, 3, 40, 48)
+    proto, image = two_passes(), random_image(1, 3, 40, 48)
     inner = dask.delayed(predict_tiled)(dx.load(proto), image, tile=16)
     expected = run_onnx(proto, {"x": image})[0]
     np.testing.assert_allclose(inner.compute(), expected, rtol=0, atol=2e-5)
@@ -136,8 +189,8 @@ def workers(store_directory):
 
 
 @pytest.mark.cluster
-def test_workers_cut_what_neighbours_need_before_it_travels(workers):
-    proto, image = two_passes(), picture(1, 3, 64, 96)
+def test_workers_cut_what_neighbours_need_before_transferring_it(workers):
+    proto, image = two_passes(), random_image(1, 3, 64, 96)
     lazy = predict_tiled(dx.load(proto), da.from_array(image, 32), tile=32)
     names = {key[0].partition("_")[0] for key in lazy.__dask_graph__() if isinstance(key, tuple)}
     assert {"tile0", "tile1", "cut"} <= names
@@ -147,15 +200,15 @@ def test_workers_cut_what_neighbours_need_before_it_travels(workers):
 
 @pytest.mark.cluster
 def test_numpy_is_computed_on_the_workers(workers):
-    proto, image = vision_transformer(), picture(1, 3, 36, 44)
-    assert_equals_whole(proto, image, 12)
-    assert_equals_whole(proto, image, 12, memory_limit=60_000)
+    proto, image = vision_transformer(), random_image(1, 3, 36, 44)
+    assert_equals_untiled(proto, image, 12)
+    assert_equals_untiled(proto, image, 12, memory_limit=60_000)
 
 
-def test_an_output_of_sizes_alone_is_that_of_the_whole():
+def test_an_output_of_sizes_alone_is_that_of_the_untiled_image():
     proto = model_of([conv("x w", "a"), node("Shape", "a", "y")], CONSTANTS)
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
-    found = predict_tiled(dx.load(proto), picture(1, 3, 33, 44), tile=16)
+    found = predict_tiled(dx.load(proto), random_image(1, 3, 33, 44), tile=16)
     np.testing.assert_array_equal(found, [1, 3, 31, 42])
 
 
@@ -166,7 +219,7 @@ def test_an_output_of_tokens_has_a_chunk_for_each_row_of_tiles():
         node("Transpose", "b", "y", perm=[0, 2, 1]),
     ]
     proto = model_of(nodes, {**CONSTANTS, "flat": np.array([0, 3, -1])})
-    image = picture(1, 3, 32, 40)
+    image = random_image(1, 3, 32, 40)
     lazy = predict_tiled(dx.load(proto), da.from_array(image, 16), tile=16)
     assert lazy.chunks == ((1,), (640, 640), (3,))
     expected = run_onnx(proto, {"x": image})[0]
@@ -194,52 +247,64 @@ SIDE = {"axis": np.array(2)}
          {"size": np.array([1, 3, 90, 100])}, "length"),
     ],
 )  # fmt: skip
-def test_what_has_no_exact_tiles_is_refused_with_node_and_kind(nodes, constants, kind):
+def test_an_axis_without_exact_tiles_is_refused_with_its_node_and_kind(nodes, constants, kind):
     model = dx.load(model_of(nodes, constants))
     with pytest.raises(dx.InputError) as caught:
-        predict_tiled(model, picture(1, 3, 32, 40), tile=8, axes=(2, 3))
+        predict_tiled(model, random_image(1, 3, 32, 40), tile=8, axes=(2, 3))
     assert kind in caught.value.cause
-    assert model.facts.nodes[-1].name in caught.value.cause
-    assert "exact=False" in caught.value.next_step
+    assert caught.value.node == model.facts.nodes[-1].name
+    assert (caught.value.input, caught.value.axis) in [("x", 2), ("x", 3)]
+    assert dx.Suggestion("exact", False) in caught.value.suggestions
 
 
 def test_random_numbers_are_refused():
     nodes = [node("RandomNormalLike", "x", "a"), node("Add", "x a", "y")]
-    with pytest.raises(dx.InputError, match="random"):
-        predict_tiled(dx.load(model_of(nodes)), picture(1, 3, 32, 40), tile=8)
+    model = dx.load(model_of(nodes))
+    with pytest.raises(dx.InputError) as caught:
+        predict_tiled(model, random_image(1, 3, 32, 40), tile=8)
+    assert caught.value.node == model.facts.nodes[0].name
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "option"),
     [
-        {"tile": 0},
-        {"tile": "large"},
-        {"tile": (8, 8, 8)},
-        {"axes": (7,)},
-        {"axes": (2, 2)},
-        {"overlap": 8},
-        {"memory_limit": "much"},
-        {"tile": "auto", "memory_limit": 100},
-        {"outputs": "nothing"},
+        ({"tile": 0}, "tile"),
+        ({"tile": "large"}, "tile"),
+        ({"tile": (8, 8, 8)}, "tile"),
+        ({"tile": 48, "memory_limit": 100}, "tile"),
+        ({"axes": (7,)}, "axes"),
+        ({"axes": (2, 2)}, "axes"),
+        ({"overlap": 8}, "overlap"),
+        ({"memory_limit": "much"}, "memory_limit"),
+        ({"tile": "auto", "memory_limit": 100}, "memory_limit"),
+        ({"outputs": "x"}, "outputs"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options):
+def test_options_that_do_not_fit_are_refused(options, option):
+    with pytest.raises(dx.InputError) as caught:
+        predict_tiled(dx.load(u_net()), random_image(1, 3, 48, 64), **options)
+    assert caught.value.option == option
+
+
+def test_unknown_outputs_are_refused():
     with pytest.raises(dx.InputError):
-        predict_tiled(dx.load(u_net()), picture(1, 3, 48, 64), **options)
+        predict_tiled(dx.load(u_net()), random_image(1, 3, 48, 64), outputs="nothing")
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "numbers"),
     [
-        np.zeros((1, 3, 32, 32)),
-        np.zeros((1, 4, 32, 32), np.float32),
-        np.zeros((32, 32), np.float32),
-        np.zeros((1, 3, 0, 32), np.float32),
+        (np.zeros((1, 3, 32, 32)), {}),
+        (np.zeros((1, 4, 32, 32), np.float32), {"size": 4, "expected_size": 3}),
+        (np.zeros((32, 32), np.float32), {"rank": 2, "expected_rank": 4}),
+        (np.zeros((1, 3, 0, 32), np.float32), {}),
     ],
 )
-def test_pictures_that_do_not_fit_the_model_are_refused(image):
-    with pytest.raises(dx.InputError):
+def test_images_that_do_not_fit_the_model_are_refused(image, numbers):
+    with pytest.raises(dx.InputError) as caught:
         predict_tiled(dx.load(u_net()), image)
+    assert (caught.value.option, caught.value.input) == ("image", "x")
+    assert caught.value.numbers == numbers
 
 
 def test_a_model_of_two_inputs_is_refused():
@@ -248,8 +313,9 @@ def test_a_model_of_two_inputs_is_refused():
         [value("x", ["N", 3, "H", "W"]), value("z", ["N", 3, "H", "W"])],
         [value("y", None)],
     )
-    with pytest.raises(dx.InputError, match="2 inputs"):
-        predict_tiled(dx.load(proto), picture(1, 3, 32, 32))
+    with pytest.raises(dx.InputError) as caught:
+        predict_tiled(dx.load(proto), random_image(1, 3, 32, 32))
+    assert caught.value.numbers == {"inputs": 2}
 
 
 # Properties.
@@ -257,7 +323,7 @@ def test_a_model_of_two_inputs_is_refused():
 
 @st.composite
 def small_graphs(draw):
-    """A random DAG of convolutions, pools, resizes, pads and joins, of up to nine nodes."""
+    """Draw a DAG of one to nine convolutions, pools, resizes, pads, norms and sums."""
     constants = {
         "two": np.array([1, 1, 2, 2], np.float32),
         "pads": np.array([0, 0, 1, 2, 0, 0, 2, 0]),
@@ -268,7 +334,7 @@ def small_graphs(draw):
         name, (source, (channels, depth)) = f"v{i}", draw(st.sampled_from(sorted(values.items())))
         kind = draw(
             st.sampled_from(
-                ["conv", "strided", "pool", "up", "transposed", "pad", "norm", "barrier_key", "add"]
+                ["conv", "strided", "pool", "up", "transposed", "pad", "norm", "gate", "add"]
             )
         )
         if kind in ("conv", "strided"):
@@ -307,7 +373,7 @@ def small_graphs(draw):
             constants |= {f"s{i}": kernel(channels), f"b{i}": kernel(channels)}
             nodes.append(node("InstanceNormalization", f"{source} s{i} b{i}", name))
             values[name] = (channels, depth)
-        elif kind == "barrier_key":
+        elif kind == "gate":
             nodes.append(node("GlobalAveragePool", source, f"{name}g"))
             nodes.append(node("Sigmoid", f"{name}g", f"{name}s"))
             nodes.append(node("Mul", f"{source} {name}s", name))
@@ -326,23 +392,23 @@ def small_graphs(draw):
     return model_of(nodes, constants, inputs=("N", 2, "H", "W"), outputs=outputs), size
 
 
-def assert_any_tiles_equal_the_whole(made, height, width):
+def assert_any_tiles_equal_untiled(made, height, width):
     proto, size = made
-    if size[0] * size[1] > 40 * height * width:  # not thousands of tiles
+    if size[0] * size[1] > 40 * height * width:  # avoid thousands of tiles
         height, width = height + 16, width + 16
-    assert_equals_whole(proto, picture(1, 2, *size), (height, width), tolerance=1e-4)
+    assert_equals_untiled(proto, random_image(1, 2, *size), (height, width), tolerance=1e-4)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(small_graphs(), st.integers(1, 40), st.integers(1, 40))
-def test_any_small_graph_equals_the_whole_on_any_tiles(made, height, width):
-    assert_any_tiles_equal_the_whole(made, height, width)
+def test_any_small_graph_equals_the_untiled_result_on_any_tiles(made, height, width):
+    assert_any_tiles_equal_untiled(made, height, width)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(small_graphs(), st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 8]))
-def test_any_small_graph_equals_the_whole_with_small_maps_in_passes_of_their_own(
+def test_any_small_graph_equals_the_untiled_result_with_small_maps_in_passes_of_their_own(
     made, height, width, stride
 ):
     with mock.patch.object(predict, "with_passes", lambda plan, costs: split(plan, stride)):
-        assert_any_tiles_equal_the_whole(made, height, width)
+        assert_any_tiles_equal_untiled(made, height, width)

@@ -1,4 +1,4 @@
-"""Boxes of slices that overlap, made one box for each object."""
+"""Merging of boxes across seams: one box for each object."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def views_of(width, height, *, overlap=0.25, side=SIDE, coarse=False):
 
 
 def seen(views, objects, *, least=4, jitter=0, seed=0):
-    """What an ideal detector gives: of each slice the visible part of each object."""
+    """Return what an ideal detector finds: the visible part of each object, for each slice."""
     random = np.random.default_rng(seed)
-    parts, owners = [], []
+    parts, view_ids = [], []
     for number, window in enumerate(views.windows):
         for x1, y1, x2, y2, score, label in objects:
             low = np.maximum((x1, y1), window[:2])
@@ -37,12 +37,12 @@ def seen(views, objects, *, least=4, jitter=0, seed=0):
             if ((high - low) >= np.minimum(least, (x2 - x1, y2 - y1))).all():
                 box = np.concatenate([low, high]) + random.uniform(-jitter, jitter, 4)
                 parts.append(Boxes.of(box, score * random.uniform(0.6, 1), label))
-                owners.append(number)
-    return join_boxes(parts), np.array(owners, np.int64)
+                view_ids.append(number)
+    return join_boxes(parts), np.array(view_ids, np.int64)
 
 
-def merged(views, found, owners, **options):
-    result = merge_seams(found, owners, views, 0.5, **options)
+def merged(views, found, view_ids, **options):
+    result = merge_seams(found, view_ids, views, 0.5, **options)
     assert (np.diff(result.scores) <= 0).all()
     return result
 
@@ -53,7 +53,7 @@ def corners(found):
 
 @st.composite
 def scattered(draw):
-    """Objects that do not touch each other: one in each cell of a grid, of any size in it."""
+    """Draw objects that do not touch: at most one in each cell of a grid, of any size in it."""
     objects = []
     for x in range(0, 300, 50):
         for y in range(0, 200, 50):
@@ -81,11 +81,11 @@ def test_every_object_is_found_once(objects, jitter, agnostic):
 @pytest.mark.parametrize(
     "box", [(10, 20, 290, 40), (30, 5, 50, 195), (20, 20, 280, 180), (0, 0, 300, 200)]
 )
-def test_an_object_larger_than_slices_is_put_together(box):
+def test_an_object_larger_than_slices_is_assembled(box):
     views = views_of(300, 200)
-    found, owners = seen(views, [(*box, 0.9, 1)])
+    found, view_ids = seen(views, [(*box, 0.9, 1)])
     assert len(found) > 2
-    result = merged(views, found, owners)
+    result = merged(views, found, view_ids)
     assert corners(result) == [box] and result.labels.tolist() == [1]
     assert result.scores == pytest.approx(found.scores.max())
 
@@ -98,7 +98,7 @@ def test_the_visible_part_of_an_object_may_be_far_smaller_than_its_box():
     assert corners(result) == [whole] and result.scores == pytest.approx(0.6)
 
 
-def test_objects_that_one_slice_tells_apart_stay_apart():
+def test_objects_that_one_slice_separates_stay_separate():
     views = views_of(112, 64)
     large, small = (50, 5, 62, 60), (52, 20, 60, 40)
     found = Boxes.of([large, small, large, small], [0.9, 0.8, 0.7, 0.6], [0] * 4)
@@ -106,7 +106,7 @@ def test_objects_that_one_slice_tells_apart_stay_apart():
     assert corners(merged(views, found, np.array([0, 0, 1, 1]))) == sorted([large, small])
 
 
-def test_a_cut_box_joins_the_object_that_it_is_of_in_a_crowd():
+def test_a_cropped_box_in_a_crowd_joins_the_right_object():
     views = views_of(112, 64)
     left, right = (10, 0, 58, 60), (30, 10, 62, 64)
     found = Boxes.of(
@@ -116,9 +116,9 @@ def test_a_cut_box_joins_the_object_that_it_is_of_in_a_crowd():
     assert corners(result) == sorted([left, right])
 
 
-def test_only_edges_beyond_which_the_other_slice_goes_on_cut_a_box_off():
+def test_a_box_is_cropped_only_by_edges_beyond_which_the_other_slice_extends():
     views = views_of(160, 64)  # three slices, from 0, 48 and 96
-    # The first is cut off at 48, which the last slice does not see: there it would end at 96.
+    # The first box is cropped at 48, outside of the last slice, in which it would end at 96.
     long, other = (48, 5, 104, 60), (98, 6, 104, 58)
     found = Boxes.of([long, other], [0.9, 0.8], [0, 0])
     assert corners(merged(views, found, np.array([1, 2]))) == [long, other]
@@ -131,24 +131,24 @@ def test_a_second_part_of_an_object_that_was_seen_whole_is_dropped():
     assert corners(merged(views, found, np.array([0, 1, 1]))) == [whole]
 
 
-def test_classes_are_merged_apart_unless_asked_otherwise():
+def test_classes_are_merged_separately_by_default():
     views = views_of(112, 64)
     found = Boxes.of([(40, 5, 60, 60), (48, 5, 60, 60)], [0.5, 0.9], [3, 4])
     assert sorted(merged(views, found, np.array([0, 1])).labels) == [3, 4]
     assert merged(views, found, np.array([0, 1]), class_agnostic=True).labels.tolist() == [3]
 
 
-def test_the_shrunk_picture_counts_only_for_what_no_slice_holds():
+def test_the_shrunk_image_counts_only_for_what_no_slice_holds():
     views = views_of(112, 64, coarse=True)
     found = Boxes.of([(20, 5, 40, 60), (30, 4, 46, 62), (60, 5, 90, 30)], [0.5, 0.9, 0.8], [0] * 3)
     assert corners(merged(views, found, np.array([0, 2, 2]))) == [(20, 5, 40, 60)]
 
 
-def test_the_shrunk_picture_joins_parts_that_do_not_overlap():
+def test_the_shrunk_image_joins_parts_that_do_not_overlap():
     views = views_of(128, 64, overlap=0.0, coarse=True)
     found = Boxes.of([(30, 5, 64, 60), (64, 5, 100, 60), (33, 8, 99, 55)], [0.5, 0.6, 0.4], [0] * 3)
     result = merged(views, found, np.array([0, 1, 2]))
-    # The parts are sharper, as long as the shrunk picture shows no more than they do.
+    # The parts are more precise, as long as the box of the shrunk image is not larger.
     assert corners(result) == [(30, 5, 100, 60)] and result.scores == pytest.approx(0.6)
     lone = merged(views, found.take([0, 2]), np.array([0, 2]))
     assert corners(lone) == [(33, 8, 99, 55)] and lone.scores == pytest.approx(0.4)
@@ -158,19 +158,19 @@ def test_the_shrunk_picture_joins_parts_that_do_not_overlap():
 @given(objects=scattered(), seed=st.integers(0, 3))
 def test_the_order_of_the_boxes_does_not_matter(objects, seed):
     views = views_of(300, 200)
-    found, owners = seen(views, objects, jitter=0.4)
+    found, view_ids = seen(views, objects, jitter=0.4)
     order = np.random.default_rng(seed).permutation(len(found))
-    one, other = merged(views, found, owners), merged(views, found.take(order), owners[order])
+    one, other = merged(views, found, view_ids), merged(views, found.take(order), view_ids[order])
     np.testing.assert_array_equal(one.boxes, other.boxes)
     np.testing.assert_array_equal(one.scores, other.scores)
 
 
-def test_nothing_found_stays_nothing():
+def test_merging_no_boxes_gives_none():
     result = merged(views_of(112, 64), Boxes.of((), (), ()), np.empty(0, np.int64))
     assert result.boxes.shape == (0, 4) and len(result) == 0
 
 
-def test_in_a_crowd_seams_lose_and_invent_least():
+def test_merging_at_seams_makes_the_fewest_errors_in_a_crowd():
     random = np.random.default_rng(0)
     side, corner = random.uniform(20, 70, (400, 2)), random.uniform(0, 530, (400, 2))
     objects = nms(
@@ -178,9 +178,9 @@ def test_in_a_crowd_seams_lose_and_invent_least():
     )
     views = views_of(600, 600, side=160)
     rows = np.column_stack([objects.boxes, objects.scores, objects.labels])
-    found, owners = seen(views, rows, least=8, jitter=1.0)
+    found, view_ids = seen(views, rows, least=8, jitter=1.0)
     results = {
-        "seams": merged(views, found, owners),
+        "seams": merged(views, found, view_ids),
         "nms": nms(found, 0.5, metric="ios"),
         "nmm": greedy_nmm(found, 0.5),
         "weighted": weighted_boxes_fusion(found, 0.5),
@@ -191,7 +191,7 @@ def test_in_a_crowd_seams_lose_and_invent_least():
 
 
 def faults_of(result, objects):
-    """Objects that no box shows, and boxes that show no object, or one that another shows."""
+    """Return the number of missed objects, plus that of false and duplicate boxes."""
     truth, shown = objects.boxes.astype(np.float64), set()
     for box in result.boxes.astype(np.float64):
         values = overlaps(truth, box, "iou")

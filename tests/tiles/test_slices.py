@@ -1,4 +1,4 @@
-"""Where slices lie, how pictures are told apart, and the pieces that tasks read."""
+"""Location of slices, layout of images, and the pieces that tasks read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import dask_onnx as dx
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.tiles.slices import (
-    Cutter,
-    Picture,
-    as_picture,
+    ChunkedImage,
+    RegionCutter,
+    as_chunked_image,
+    assemble,
     cut_strips,
-    fit_picture,
+    fit_to_input,
     input_layout,
-    put_together,
 )
 
 
@@ -38,7 +38,7 @@ LAST = layout(1, 64, 64, 3)
     overlap=st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.99]),
     at_most=st.integers(1, 9),
 )
-def test_slices_cover_the_picture_and_stay_inside(height, width, side, overlap, at_most):
+def test_slices_cover_the_image_and_stay_inside(height, width, side, overlap, at_most):
     side = (max(side[0], height // 20), max(side[1], width // 20))
     covered = np.zeros((height, width), bool)
     for strip in cut_strips((height, width), side, overlap, at_most):
@@ -55,7 +55,7 @@ def test_slices_cover_the_picture_and_stay_inside(height, width, side, overlap, 
     assert covered.all()
 
 
-def test_slices_lie_as_sahi_lays_them():
+def test_slices_start_where_those_of_sahi_do():
     strips = cut_strips((500, 700), (64, 64), 0.2, 5)
     assert [s.x + offset for s in strips[:3] for offset in s.offsets] == [
         *range(0, 612, 51),
@@ -68,30 +68,30 @@ def test_slices_lie_as_sahi_lays_them():
 
 
 @given(data=st.data())
-def test_pieces_of_any_chunks_are_the_region(data):
+def test_pieces_of_any_chunks_make_up_the_region(data):
     shape = (3, data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30)))
     chunks = tuple(
         tuple(data.draw(st.lists(st.integers(0, n), min_size=0, max_size=4))) for n in shape
     )
     chunks = tuple(_filled(sizes, n) for sizes, n in zip(chunks, shape, strict=True))
     array = np.arange(np.prod(shape)).reshape(shape)
-    picture = Picture(da.from_array(array, chunks=chunks), 1, 2)
-    cutter = Cutter(picture, "cut")
+    image = ChunkedImage(da.from_array(array, chunks=chunks), 1, 2)
+    cutter = RegionCutter(image, "cut")
     side = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
-    strips = cut_strips(picture.size, side, 0.2, 3)
+    strips = cut_strips(image.size, side, 0.2, 3)
     found = [cutter.cut(strip) for strip in strips]
-    graph = {**dict(picture.array.__dask_graph__()), **cutter.tasks}
+    graph = {**dict(image.array.__dask_graph__()), **cutter.tasks}
     for strip, (references, counts) in zip(strips, found, strict=True):
         pieces = dask.get(graph, [reference.key for reference in references])
         rows, columns = (
             slice(strip.y, strip.y + strip.height),
             slice(strip.x, strip.x + strip.width),
         )
-        np.testing.assert_array_equal(put_together(pieces, counts), array[:, rows, columns])
+        np.testing.assert_array_equal(assemble(pieces, counts), array[:, rows, columns])
 
 
 def _filled(sizes, length):
-    """Chunks of these sizes as far as they fit, and one of the rest; some may be empty."""
+    """Return chunks of these sizes as far as they fit, and one of the rest; some may be empty."""
     kept = []
     for size in sizes:
         if sum(kept) + size <= length:
@@ -100,10 +100,10 @@ def _filled(sizes, length):
 
 
 def test_a_small_piece_does_not_keep_its_chunk_alive():
-    picture = Picture(da.from_array(np.ones((1, 90, 90)), chunks=-1), 1, 2)
-    cutter = Cutter(picture, "cut")
+    image = ChunkedImage(da.from_array(np.ones((1, 90, 90)), chunks=-1), 1, 2)
+    cutter = RegionCutter(image, "cut")
     ((reference,), _) = cutter.cut(cut_strips((90, 90), (10, 10), 0.0, 2)[0])
-    (piece,) = dask.get({**dict(picture.array.__dask_graph__()), **cutter.tasks}, [reference.key])
+    (piece,) = dask.get({**dict(image.array.__dask_graph__()), **cutter.tasks}, [reference.key])
     assert piece.base is None and piece.shape == (1, 10, 20)
 
 
@@ -119,7 +119,7 @@ def test_a_small_piece_does_not_keep_its_chunk_alive():
         ((None, None, None, None), (True, True, None, None, None)),
     ],
 )
-def test_the_input_says_how_pictures_go_in(shape, expected):
+def test_the_layout_of_an_input_follows_from_its_shape(shape, expected):
     found = layout(*shape)
     assert (
         found.is_batch,
@@ -137,28 +137,28 @@ def test_the_input_says_how_pictures_go_in(shape, expected):
         ((50, 70, 3), FIRST, (0, 1)),
         ((1, 3, 50, 70), FIRST, (1, 2)),
         ((1, 50, 70, 3), FIRST, (0, 1)),
-        ((3, 50, 3), FIRST, (1, 2)),  # both fit: as the model has it
+        ((3, 50, 3), FIRST, (1, 2)),  # both fit: the layout of the model
         ((3, 50, 3), LAST, (0, 1)),
         ((4, 50, 70), FIRST, (1, 2)),  # neither: the smaller one
         ((50, 70, 4), FIRST, (0, 1)),
         ((50, 70), FIRST, (0, 1)),
     ],
 )
-def test_the_axes_of_a_picture_are_told_by_its_channels(shape, model, axes):
-    picture = as_picture(np.zeros(shape, np.uint8), model)
-    assert (picture.y, picture.x) == axes
-    assert picture.size == tuple(picture.array.shape[axis] for axis in axes)
+def test_the_axes_of_an_image_follow_from_its_channels(shape, model, axes):
+    image = as_chunked_image(np.zeros(shape, np.uint8), model)
+    assert (image.y, image.x) == axes
+    assert image.size == tuple(image.array.shape[axis] for axis in axes)
 
 
 @pytest.mark.parametrize("model", [FIRST, LAST])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_a_picture_is_turned_as_the_model_takes_it(model, order):
+def test_an_image_is_transposed_to_the_order_of_the_model(model, order):
     pixels = np.random.default_rng(0).random((50, 70, 3)).astype(np.float32)
-    given = as_picture(pixels.transpose(order), model)
-    picture = fit_picture(given, model)
+    given = as_chunked_image(pixels.transpose(order), model)
+    image = fit_to_input(given, model)
     expected = pixels.transpose(2, 0, 1) if model.is_channels_first else pixels
-    np.testing.assert_array_equal(picture.array.compute(), expected)
-    assert picture.size == (50, 70)
+    np.testing.assert_array_equal(image.array.compute(), expected)
+    assert image.size == (50, 70)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -170,45 +170,48 @@ def test_the_dimensions_of_a_dataarray_have_names(dims, channels_last):
     image = xr.DataArray(pixels, dims=dims)
     channels = 3 if "band" in dims else 1
     model = layout(1, 64, 64, channels) if channels_last else layout(1, channels, 64, 64)
-    picture = fit_picture(as_picture(image, model), model)
+    chunked = fit_to_input(as_chunked_image(image, model), model)
     named = image if "band" in dims else image.expand_dims("band")
     expected = named.transpose(*("y x band" if channels_last else "band y x").split())
-    np.testing.assert_array_equal(picture.array.compute(), expected.to_numpy())
+    np.testing.assert_array_equal(chunked.array.compute(), expected.to_numpy())
 
 
 @pytest.mark.parametrize(
-    ("image", "match"),
+    ("image", "numbers"),
     [
-        (np.zeros((3, 50, 70), np.uint8), "uint8.*takes float32"),
-        (np.zeros((4, 50, 70), np.float32), "4 channels.*takes 3"),
-        (np.zeros((50, 70), np.float32), "1 channels.*takes 3"),
-        (np.zeros((2, 3, 50, 70), np.float32), "not one picture"),
-        (np.zeros(50, np.float32), "not one picture"),
-        (np.zeros((3, 0, 70), np.float32), "not one picture"),
-        ([[1.0]], "list"),
-        (da.zeros((3, 50, 70), dtype="f4")[:, da.zeros(50) == 0], "NaN"),
-        (xr.DataArray(np.zeros((3, 5, 7)), dims=["band", "lat", "lon"]), "'band', 'lat', 'lon'"),
-        (xr.DataArray(np.zeros((1, 3, 5, 7)), dims=["t", "band", "y", "x"]), "dimensions"),
+        (np.zeros((3, 50, 70), np.uint8), {}),
+        (np.zeros((4, 50, 70), np.float32), {"channels": 4, "expected_channels": 3}),
+        (np.zeros((50, 70), np.float32), {"channels": 1, "expected_channels": 3}),
+        (np.zeros((2, 3, 50, 70), np.float32), {"rank": 4}),
+        (np.zeros(50, np.float32), {"rank": 1}),
+        (np.zeros((3, 0, 70), np.float32), {"rank": 3}),
+        ([[1.0]], {}),
+        (da.zeros((3, 50, 70), dtype="f4")[:, da.zeros(50) == 0], {}),
+        (xr.DataArray(np.zeros((3, 5, 7)), dims=["band", "lat", "lon"]), {}),
+        (xr.DataArray(np.zeros((1, 3, 5, 7)), dims=["t", "band", "y", "x"]), {}),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(image, match):
-    with pytest.raises(dx.InputError, match=match) as caught:
-        fit_picture(as_picture(image, FIRST), FIRST)
+def test_images_that_do_not_fit_are_refused(image, numbers):
+    with pytest.raises(dx.InputError) as caught:
+        fit_to_input(as_chunked_image(image, FIRST), FIRST)
+    assert caught.value.option == "image"
+    assert caught.value.numbers == numbers
     assert caught.value.next_step
 
 
 @pytest.mark.parametrize("spec", [("image", "f4", None), ("image", "f4", (1, 64)), ("z", "f4", ())])
-def test_inputs_that_take_no_pictures_are_refused(spec):
+def test_inputs_that_take_no_images_are_refused(spec):
     name, dtype, shape = spec
-    with pytest.raises(dx.InputError, match="does not take pictures"):
+    with pytest.raises(dx.InputError) as caught:
         input_layout(TensorSpec(name, np.dtype(dtype), shape))
+    assert (caught.value.option, caught.value.input) == ("feeds", name)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "f4"])
-def test_a_shrunk_picture_holds_means(dtype):
+def test_a_shrunk_image_holds_means(dtype):
     pixels = (np.random.default_rng(0).random((3, 50, 70)) * 255).astype(dtype)
-    picture = Picture(da.from_array(pixels, chunks=(2, 17, 23)), 1, 2)
-    small = picture.shrunk(3)
+    image = ChunkedImage(da.from_array(pixels, chunks=(2, 17, 23)), 1, 2)
+    small = image.shrunk(3)
     assert small.array.dtype == dtype and small.size == (17, 24)
     padded = np.pad(pixels.astype("f8"), [(0, 0), (0, 1), (0, 2)], mode="edge")
     means = padded.reshape(3, 17, 3, 24, 3).mean(axis=(2, 4))

@@ -18,17 +18,17 @@ from dask_onnx.analysis.cost import CostTable, node_costs
 from dask_onnx.tiles import tile_plan as plan_module
 from dask_onnx.tiles.budget import automatic_tile, projected_bytes
 from dask_onnx.tiles.passes import predicted_seconds, with_passes
-from dask_onnx.tiles.places import Layout, Mirrored, Place, factors_of, sliding
-from dask_onnx.tiles.ramps import covering, row_of_tiles
+from dask_onnx.tiles.places import Layout, Place, Reflection, factors_of, sliding_window
+from dask_onnx.tiles.ramps import axis_tiling, covering
 from dask_onnx.tiles.ramps import weights as ramp_weights
 from dask_onnx.tiles.reduce import KINDS, finish, merge, partial
-from dask_onnx.tiles.steps import Asker
-from dask_onnx.tiles.survey import Question, survey
+from dask_onnx.tiles.tile_rules import NodeRules
+from dask_onnx.tiles.tiling_analysis import TilingRequest, analyze_tiling
 
 ONE = Fraction(1)
 
 
-def question(nodes, constants, shape, *, axes=(2, 3), outputs=("y",), whole_bytes=2**40):
+def request_for(nodes, constants, shape, *, axes=(2, 3), outputs=("y",), max_untiled_bytes=2**40):
     proto = make_model(
         nodes,
         [value("x", ["N", shape[1], "H", "W"])],
@@ -36,12 +36,13 @@ def question(nodes, constants, shape, *, axes=(2, 3), outputs=("y",), whole_byte
         constants,
     )
     facts = dx.load(proto)._facts
-    return Question(facts.graph, {}, {}, "x", shape, axes, outputs, whole_bytes)
+    return TilingRequest(facts.graph, {}, {}, "x", shape, axes, outputs, max_untiled_bytes)
 
 
 def plan_for(nodes, constants, shape, tile, **options):
-    asked = question(nodes, constants, shape, **options)
-    return survey(asked).plan(dict.fromkeys(asked.axes, tile), asked.outputs)
+    request = request_for(nodes, constants, shape, **options)
+    analysis = analyze_tiling(request)
+    return analysis.plan(dict.fromkeys(request.axes, tile), request.outputs)
 
 
 def spans(plan, k, group=0, component=0):
@@ -59,11 +60,14 @@ def test_the_planning_modules_import_neither_dask_nor_a_session():
     for name in (
         "tile_plan",
         "flow",
-        "steps",
+        "trace",
+        "input_places",
+        "size_values",
+        "tile_rules",
         "places",
-        "survey",
+        "tiling_analysis",
         "passes",
-        "primitives",
+        "graph_rewrites",
         "reduce",
         "ramps",
     ):
@@ -75,34 +79,34 @@ def test_the_planning_modules_import_neither_dask_nor_a_session():
         assert not any("runtime" in name for name in names), name
 
 
-# Reaches.
+# Receptive fields.
 
 
 def test_a_sliding_window_reads_around_each_position():
-    reach = sliding(window(-1, 1, 3))
-    assert reach.needed(4, 8, 100) == (3, 9)
-    assert reach.needed(0, 8, 100) == (0, 9)
-    assert reach.needed(90, 100, 100) == (89, 100)
+    receptive_field = sliding_window(window(-1, 1, 3))
+    assert receptive_field.needed(4, 8, 100) == (3, 9)
+    assert receptive_field.needed(0, 8, 100) == (0, 9)
+    assert receptive_field.needed(90, 100, 100) == (89, 100)
 
 
-def test_what_lies_wholly_in_padding_reads_the_nearest_position():
-    reach = sliding(window(-5, 1, 1))
-    assert reach.needed(0, 3, 100) == (0, 1)
-    assert reach.needed(106, 108, 100) == (99, 100)
+def test_a_position_wholly_in_padding_reads_the_nearest_input_position():
+    receptive_field = sliding_window(window(-5, 1, 1))
+    assert receptive_field.needed(0, 3, 100) == (0, 1)
+    assert receptive_field.needed(106, 108, 100) == (99, 100)
 
 
 def test_a_window_over_blocks_reads_whole_positions():
-    reach = sliding(window(-1, 1, 3), blocks=2)
-    assert reach.needed(4, 8, 50) == (1, 5)
+    receptive_field = sliding_window(window(-1, 1, 3), blocks=2)
+    assert receptive_field.needed(4, 8, 50) == (1, 5)
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(7, 30), st.data())
-def test_reflection_reads_what_it_shows(begin, end, size, data):
+def test_reflection_reads_the_positions_that_it_mirrors(begin, end, size, data):
     total = size + begin + end
     start = data.draw(st.integers(0, total - 1))
     stop = data.draw(st.integers(start + 1, total))
     shown = np.pad(np.arange(size), (begin, end), mode="reflect")[start:stop]
-    low, high = Mirrored(begin, end).needed(start, stop, size)
+    low, high = Reflection(begin, end).needed(start, stop, size)
     assert low <= shown.min() and shown.max() < high
     assert 0 <= low < high <= size
 
@@ -110,17 +114,17 @@ def test_reflection_reads_what_it_shows(begin, end, size, data):
 # Layouts.
 
 
-def test_rows_and_columns_that_share_an_axis_are_taken_apart():
+def test_rows_and_columns_that_share_an_axis_are_split():
     places = {2: Place(1, 1, 5, 4, ONE), 3: Place(1, 4, 1, 5, ONE)}
     layout = Layout(factors_of((2, 20, 8), places))
-    assert layout.apart({2: 4, 3: 5}) == (2, 4, 5, 8)
-    assert layout.joined({2: 2, 3: 3}) == (2, 6, 8)
-    assert not layout.is_apart
+    assert layout.split_shape({2: 4, 3: 5}) == (2, 4, 5, 8)
+    assert layout.joined_shape({2: 2, 3: 3}) == (2, 6, 8)
+    assert not layout.is_split
     assert (layout.axis_of(2), layout.axis_of(3)) == (1, 2)
 
 
-def test_places_that_do_not_fit_the_shape_are_refused():
-    with pytest.raises(ValueError, match="not made of"):
+def test_locations_that_contradict_the_shape_are_refused():
+    with pytest.raises(ValueError, match="not a multiple"):
         factors_of((2, 21), {2: Place(1, 1, 5, 4, ONE)})
 
 
@@ -164,7 +168,7 @@ def test_padding_goes_to_the_first_and_last_tile():
     assert plan.chunks("y")[2] == (8, 8, 8, 13)
 
 
-def test_parts_of_a_pass_that_share_no_tile_have_crops_of_their_own():
+def test_components_of_a_pass_that_share_no_tile_have_their_own_crops():
     nodes = [
         node("GlobalAveragePool", "x", "g"),
         node("Sub", "x g", "c"),
@@ -190,31 +194,31 @@ def test_every_statistic_ends_a_pass():
     constants = {**W, "s": weights(3), "b": weights(3)}
     plan = plan_for(nodes, constants, (1, 3, 64, 64), 16)
     assert plan.passes == 3
-    # The second pass goes on from what the first has kept, with a halo of its own convolution.
+    # The second pass continues from kept tiles, with the halo of its own convolution only.
     assert [group.wanted for group in plan.groups] == [["a"], ["d"], ["y"]]
     assert spans(plan, 2, 1)[1] == (15, 33)
     assert spans(plan, 2, 2)[1] == (16, 32)
 
 
-def test_the_graph_is_asked_once_however_many_tiles_there_are(monkeypatch):
-    asked = []
-    ask = Asker.ask
-    monkeypatch.setattr(Asker, "ask", lambda *a, **k: asked.append(1) or ask(*a, **k))
-    found = survey(question(CONV, W, (1, 3, 4096, 4096)))
-    before = len(asked)
+def test_the_graph_is_traced_once_however_many_tiles_there_are(monkeypatch):
+    calls = []
+    outcomes = NodeRules.outcomes
+    monkeypatch.setattr(NodeRules, "outcomes", lambda *a, **k: calls.append(1) or outcomes(*a, **k))
+    found = analyze_tiling(request_for(CONV, W, (1, 3, 4096, 4096)))
+    before = len(calls)
     plan = found.plan({2: 16, 3: 16}, ("y",))
     part = plan.groups[0].components[0]
     for tile in plan.grids[2].tiles:
         plan.span(part, 2, tile)
     assert len(plan.grids[2].tiles) == 256
-    assert len(asked) == before
+    assert len(calls) == before
 
 
-# Passes that save work.
+# Additional passes.
 
 
 def deep_on_small_maps(depth):
-    """A large convolution, three strides of two, and a deep stack on the small maps."""
+    """Return a large convolution, three strides of two, and a deep stack on small maps."""
     nodes = [node("Conv", "x w", "v0", pads=[1] * 4)]
     strides = [2, 2, 2] + [1] * depth
     for i, stride in enumerate(strides):
@@ -223,7 +227,7 @@ def deep_on_small_maps(depth):
     return nodes
 
 
-def test_small_maps_get_a_pass_of_their_own_where_that_saves_work():
+def test_small_maps_get_a_pass_of_their_own_if_that_saves_time():
     plan = plan_for(deep_on_small_maps(12), WIDE, (1, 16, 8192, 8192), 512)
     chosen = with_passes(plan)
     assert (plan.passes, chosen.passes) == (1, 2)
@@ -234,7 +238,7 @@ def test_small_maps_get_a_pass_of_their_own_where_that_saves_work():
     assert borrowed[1] < 0.2 * borrowed[0]
 
 
-def test_one_pass_stays_one_where_nothing_is_saved():
+def test_no_pass_is_added_if_that_saves_nothing():
     plan = plan_for(deep_on_small_maps(0), WIDE, (1, 16, 8192, 8192), 1024)
     assert with_passes(plan) is plan
 
@@ -243,15 +247,15 @@ def test_one_pass_stays_one_where_nothing_is_saved():
 
 
 def test_the_projection_grows_with_the_tile():
-    found = survey(question(CONV, W, (1, 3, 1024, 1024)))
+    found = analyze_tiling(request_for(CONV, W, (1, 3, 1024, 1024)))
     small, large = (projected_bytes(found.plan({2: t, 3: t}, ("y",))) for t in (64, 128))
-    # A tile in and a tile out, three channels of float32 each.
+    # An input tile and an output tile, of three float32 channels each.
     assert small == pytest.approx(2 * 3 * 4 * 64**2, rel=0.1)
     assert 3.7 < large / small < 4
 
 
 def test_an_automatic_tile_is_the_largest_that_fits():
-    found = survey(question(CONV, W, (1, 3, 2048, 2048)))
+    found = analyze_tiling(request_for(CONV, W, (1, 3, 2048, 2048)))
     limit = 10 * 2**20
     tiles = automatic_tile(found, ("y",), limit, slots=2)
     larger = {k: 2 * size for k, size in tiles.items()}
@@ -260,17 +264,20 @@ def test_an_automatic_tile_is_the_largest_that_fits():
 
 
 def test_an_automatic_tile_keeps_all_workers_busy():
-    found = survey(question(CONV, W, (1, 3, 2048, 2048)))
+    found = analyze_tiling(request_for(CONV, W, (1, 3, 2048, 2048)))
     tiles = automatic_tile(found, ("y",), 2**40, slots=16)
     assert len(found.plan(tiles, ("y",)).grids[2].tiles) ** 2 >= 16
 
 
 def test_a_tile_that_cannot_fit_is_refused_with_the_projection():
     nodes = [node("MaxPool", "x", "y", kernel_shape=[8, 8], strides=[8, 8])]
-    found = survey(question(nodes, {}, (1, 3, 2048, 2048)))
-    with pytest.raises(dx.InputError, match="8 x 8") as caught:
+    found = analyze_tiling(request_for(nodes, {}, (1, 3, 2048, 2048)))
+    with pytest.raises(dx.InputError) as caught:
         automatic_tile(found, ("y",), 100, slots=1)
-    assert "780" in caught.value.cause  # an 8 x 8 tile in, one pixel out: (64 + 1) * 3 * 4 bytes
+    # An input tile of 8 x 8 and one output pixel, of three float32 channels each.
+    needed = (64 + 1) * 3 * 4
+    assert caught.value.numbers == {"needed_bytes": needed, "limit_bytes": 100}
+    assert caught.value.suggestions == (dx.Suggestion("memory_limit", needed),)
 
 
 # Statistics.
@@ -283,7 +290,7 @@ def test_a_tile_that_cannot_fit_is_refused_with_the_projection():
     st.integers(0, 2**31),
     st.data(),
 )
-def test_statistics_of_tiles_make_that_of_the_whole(kind, height, width, seed, data):
+def test_partial_statistics_combine_to_that_of_all_pixels(kind, height, width, seed, data):
     array = np.random.default_rng(seed).uniform(0.5, 2, (2, height, width)).astype(np.float32)
     rows = data.draw(st.integers(1, height - 1))
     columns = data.draw(st.integers(1, width - 1))
@@ -300,34 +307,34 @@ def test_statistics_of_tiles_make_that_of_the_whole(kind, height, width, seed, d
         "mean": wide.mean, "variance": wide.var, "sum": wide.sum, "max": wide.max,
         "min": wide.min, "product": wide.prod, "l1": np.abs(wide).sum,
         "l2": lambda **k: np.sqrt((wide**2).sum(**k)),
-        "sum of squares": (wide**2).sum,
-        "logarithm of sum": lambda **k: np.log(wide.sum(**k)),
+        "sum_of_squares": (wide**2).sum,
+        "log_sum": lambda **k: np.log(wide.sum(**k)),
         "logsumexp": lambda **k: np.log(np.exp(wide).sum(**k)),
     }[kind]  # fmt: skip
     np.testing.assert_allclose(whole, expected(axis=(1, 2), keepdims=True), rtol=1e-5)
 
 
-def test_a_variance_far_from_zero_is_not_lost():
+def test_a_variance_of_values_far_from_zero_is_accurate():
     array = (np.random.default_rng(0).standard_normal((1, 64, 64)) + 1e4).astype(np.float32)
     parts = [partial("variance", array[:, i : i + 8], (1, 2)) for i in range(0, 64, 8)]
     found = finish("variance", merge("variance", parts), np.dtype(np.float64))
     np.testing.assert_allclose(found.item(), array.astype(np.float64).var(), rtol=1e-6)
 
 
-def test_halves_are_summed_in_a_wider_type():
+def test_float16_is_summed_in_a_wider_dtype():
     array = np.full((1, 300, 300), 2, np.float16)
     for kind in ("mean", "variance", "l2"):
         found = finish(kind, partial(kind, array, (1, 2)), np.dtype(np.float32))
         assert found.item() == pytest.approx({"mean": 2, "variance": 0, "l2": 600}[kind])
 
 
-def test_whole_numbers_stay_exact():
+def test_sums_of_integers_are_exact():
     array = np.full((1, 3, 3), 2**30 + 1, np.int64)
     found = finish("sum", partial("sum", array, (1, 2)), np.dtype(np.int64))
     assert found.item() == 9 * (2**30 + 1)
 
 
-def test_a_tile_without_finite_values_does_not_spoil_a_logsumexp():
+def test_a_tile_without_finite_values_leaves_a_logsumexp_finite():
     low, some = np.full((1, 2, 2), -np.inf, np.float32), np.zeros((1, 2, 2), np.float32)
     joined = merge(
         "logsumexp", [partial("logsumexp", low, (1, 2)), partial("logsumexp", some, (1, 2))]
@@ -342,18 +349,20 @@ def test_a_tile_without_finite_values_does_not_spoil_a_logsumexp():
     st.integers(1, 400), st.integers(8, 64), st.integers(0, 32), st.sampled_from([1, 2, 4]),
     st.sampled_from([Fraction(1), Fraction(1, 2), Fraction(1, 4), Fraction(2)]),
 )  # fmt: skip
-def test_overlapping_tiles_cover_an_axis_and_count_one(size, length, overlap, align, ratio):
+def test_overlapping_tiles_cover_an_axis_with_weights_that_add_up_to_one(
+    size, length, overlap, align, ratio
+):
     align = max(align, ratio.denominator)
     length = length // align * align or align
     size = max(size // align, 1) * align
-    row = row_of_tiles(size, length, min(overlap, length // 2), align)
-    assert row.starts[0] == 0
-    assert row.tile(len(row.starts) - 1)[1] == size
+    tiling = axis_tiling(size, length, min(overlap, length // 2), align)
+    assert tiling.starts[0] == 0
+    assert tiling.tile(len(tiling.starts) - 1)[1] == size
     positions = int(size * ratio)
-    each = ramp_weights(row, ratio, positions)
+    each = ramp_weights(tiling, ratio, positions)
     total = np.zeros(positions)
     for _, _, place, ramp in covering(each, 0, positions):
         total[place] += ramp
     np.testing.assert_allclose(total, 1)
-    for before, after in zip(row.starts, row.starts[1:], strict=False):
+    for before, after in zip(tiling.starts, tiling.starts[1:], strict=False):
         assert before < after <= before + length - min(overlap, length // 2, length - align)

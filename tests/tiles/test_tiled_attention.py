@@ -1,4 +1,4 @@
-"""Attention over pixels by tiles, against ONNX Runtime on the whole."""
+"""Attention over pixels by tiles, compared with ONNX Runtime on the untiled image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from builders import node
 from tiles.tiled_models import (
     CONSTANTS,
-    assert_equals_whole,
+    assert_equals_untiled,
     attention_block,
     conv,
     kernel,
     model_of,
-    picture,
+    random_image,
     vision_transformer,
 )
 
@@ -20,23 +20,26 @@ import dask_onnx as dx
 from dask_onnx.tiles.predict import predict_tiled
 
 
-def test_a_vision_transformer_runs_its_tokens_on_the_whole_where_they_are_few():
-    assert_equals_whole(vision_transformer(), picture(1, 3, 36, 44), 12)
+def test_a_vision_transformer_with_few_tokens_runs_them_untiled():
+    assert_equals_untiled(vision_transformer(), random_image(1, 3, 36, 44), 12)
 
 
-def test_a_vision_transformer_runs_by_blocks_of_queries_where_tokens_are_many():
+def test_a_vision_transformer_with_many_tokens_runs_in_blocks_of_queries():
     proto = vision_transformer()
-    assert_equals_whole(proto, picture(1, 3, 36, 44), 12, memory_limit=60_000)
+    assert_equals_untiled(proto, random_image(1, 3, 36, 44), 12, memory_limit=60_000)
 
 
 def test_memory_too_small_for_the_keys_and_values_is_refused():
-    with pytest.raises(dx.InputError, match="memory_limit"):
+    with pytest.raises(dx.InputError) as caught:
         predict_tiled(
-            dx.load(vision_transformer()), picture(1, 3, 36, 44), tile=12, memory_limit=2_000
+            dx.load(vision_transformer()), random_image(1, 3, 36, 44), tile=12, memory_limit=2_000
         )
+    assert caught.value.option == "tile"
+    assert caught.value.numbers["limit_bytes"] == 2_000
+    assert caught.value.numbers["needed_bytes"] > 2_000
 
 
-def test_a_class_token_makes_the_rest_run_on_the_whole():
+def test_a_class_token_makes_the_rest_of_the_model_run_untiled():
     constants = {
         "patches": kernel(8, 3, 4, 4), "flat": np.array([0, 8, -1]), "class": kernel(1, 1, 8),
         "first": np.array(0), "m": kernel(8, 3),
@@ -51,10 +54,10 @@ def test_a_class_token_makes_the_rest_run_on_the_whole():
         node("MatMul", "c m", "y"),
     ]
     proto = model_of(nodes, constants, inputs=(1, 3, "H", "W"))
-    assert_equals_whole(proto, picture(1, 3, 36, 44), 12)
+    assert_equals_untiled(proto, random_image(1, 3, 36, 44), 12)
 
 
-def test_an_embedding_that_is_resized_to_the_picture_is_cut_like_its_tokens():
+def test_an_embedding_that_is_resized_to_the_image_is_cut_like_its_tokens():
     constants = {
         "patches": kernel(8, 3, 4, 4), "flat": np.array([0, 8, -1]),
         "embedding": kernel(1, 8, 5, 5), "two": np.array([2]), "four": np.array([4]),
@@ -73,11 +76,11 @@ def test_an_embedding_that_is_resized_to_the_picture_is_cut_like_its_tokens():
         conv("h v", "y", pads=[1] * 4),
     ]
     constants["v"] = kernel(2, 8, 3, 3)
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 36, 44), 12)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 36, 44), 12)
 
 
 def test_window_attention_has_exact_tiles():
-    """Reshapes cut the picture into windows of 4 x 4 pixels, which attend within themselves."""
+    # Reshapes cut the image into windows of 4 x 4 pixels, with attention inside each window.
     constants = {
         "m": kernel(3, 3), "v": kernel(3, 3, 3, 3), "tokens": np.array([-1, 16, 3]),
         "four": np.array([4]), "two": np.array([2]), "three": np.array([3]),
@@ -107,10 +110,10 @@ def test_window_attention_has_exact_tiles():
         conv("h v", "y", pads=[1] * 4),
     ]
     constants["zero_"] = np.array([0])
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 32, 48), 12)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 32, 48), 12)
 
 
-def test_products_of_channels_over_all_pixels_equal_the_whole():
+def test_products_of_channels_over_all_pixels_equal_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("Reshape", "a flat", "b"),
@@ -123,4 +126,4 @@ def test_products_of_channels_over_all_pixels_equal_the_whole():
         conv("d w", "y", pads=[1] * 4),
     ]
     constants = {**CONSTANTS, "flat": np.array([0, 3, -1])}
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 32, 40), 16)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 32, 40), 16)

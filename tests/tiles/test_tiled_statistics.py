@@ -1,4 +1,4 @@
-"""Statistics over all pixels by tiles, against ONNX Runtime on the whole."""
+"""Statistics over all pixels by tiles, compared with ONNX Runtime on the untiled image."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from builders import node
 from PIL import Image
 from tiles.tiled_models import (
     CONSTANTS,
-    assert_equals_whole,
+    assert_equals_untiled,
     conv,
     kernel,
     model_of,
-    picture,
+    random_image,
 )
 
 import dask_onnx as dx
@@ -34,7 +34,7 @@ def squeeze_and_excite(x, out, channels, constants):
     ]
 
 
-def test_squeeze_and_excite_equals_the_whole():
+def test_squeeze_and_excite_equals_the_untiled_result():
     constants = {"w": kernel(4, 3, 3, 3), "v": kernel(4, 4, 3, 3)}
     nodes = [
         conv("x w", "a", pads=[1] * 4),
@@ -42,10 +42,10 @@ def test_squeeze_and_excite_equals_the_whole():
         conv("b v", "c", pads=[1] * 4, strides=[2, 2]),
         *squeeze_and_excite("c", "y", 4, constants),
     ]
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 37, 41), 8)
 
 
-def test_instance_normalization_equals_the_whole():
+def test_instance_normalization_equals_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("InstanceNormalization", "a scale bias", "b"),
@@ -54,12 +54,12 @@ def test_instance_normalization_equals_the_whole():
         node("InstanceNormalization", "d scale bias", "y", epsilon=1e-3),
     ]
     constants = {"w": CONSTANTS["w"], "scale": kernel(3), "bias": kernel(3)}
-    image = picture(2, 3, 37, 41) + 100  # far from zero, where E[x**2] - E[x]**2 would fail
-    assert_equals_whole(model_of(nodes, constants), image, 8, tolerance=2e-4)
+    image = random_image(2, 3, 37, 41) + 100  # far from zero, where E[x**2] - E[x]**2 would fail
+    assert_equals_untiled(model_of(nodes, constants), image, 8, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("opset", [18, 21])
-def test_group_normalization_equals_the_whole(opset):
+def test_group_normalization_equals_the_untiled_result(opset):
     size = 2 if opset == 18 else 4
     nodes = [
         conv("x w", "a", pads=[1] * 4),
@@ -70,10 +70,10 @@ def test_group_normalization_equals_the_whole(opset):
         "w": kernel(4, 3, 3, 3), "v": kernel(2, 4, 3, 3),
         "scale": kernel(size), "bias": kernel(size),
     }  # fmt: skip
-    assert_equals_whole(model_of(nodes, constants, opset=opset), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, constants, opset=opset), random_image(1, 3, 37, 41), 8)
 
 
-def test_group_normalization_as_pytorch_exports_it_equals_the_whole():
+def test_group_normalization_as_pytorch_exports_it_equals_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("Reshape", "a groups", "b"),
@@ -89,31 +89,31 @@ def test_group_normalization_as_pytorch_exports_it_equals_the_whole():
         "ones": np.ones(2, np.float32), "zeros": np.zeros(2, np.float32),
         "scale": kernel(4, 1, 1), "bias": kernel(4, 1, 1),
     }  # fmt: skip
-    assert_equals_whole(model_of(nodes, constants), picture(2, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, constants), random_image(2, 3, 37, 41), 8)
 
 
-def test_layer_normalization_over_all_pixels_equals_the_whole():
+def test_layer_normalization_over_all_pixels_equals_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("LayerNormalization", "a scale bias", "b", axis=1),
         conv("b w", "y", pads=[1] * 4),
     ]
     constants = {
-        "w": CONSTANTS["w"], "scale": picture(3, 20, 30), "bias": picture(3, 20, 30)
+        "w": CONSTANTS["w"], "scale": random_image(3, 20, 30), "bias": random_image(3, 20, 30)
     }  # fmt: skip
     proto = model_of(nodes, constants, inputs=("N", 3, 20, 30))
-    assert_equals_whole(proto, picture(1, 3, 20, 30), 8)
+    assert_equals_untiled(proto, random_image(1, 3, 20, 30), 8)
 
 
-def test_mean_variance_normalization_equals_the_whole():
+def test_mean_variance_normalization_equals_the_untiled_result():
     nodes = [node("MeanVarianceNormalization", "x", "a"), conv("a w", "y", pads=[1] * 4)]
-    assert_equals_whole(model_of(nodes, CONSTANTS), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, CONSTANTS), random_image(1, 3, 37, 41), 8)
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
-def test_a_softmax_over_rows_equals_the_whole(op):
+def test_a_softmax_over_rows_equals_the_untiled_result(op):
     nodes = [conv("x w", "a", pads=[1] * 4), node(op, "a", "y", axis=3)]
-    assert_equals_whole(model_of(nodes, CONSTANTS), picture(1, 3, 37, 41) * 9, 8)
+    assert_equals_untiled(model_of(nodes, CONSTANTS), random_image(1, 3, 37, 41) * 9, 8)
 
 
 REDUCTIONS = [
@@ -124,7 +124,7 @@ REDUCTIONS = [
 
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("op", REDUCTIONS)
-def test_reductions_over_pixels_equal_the_whole(op, keepdims):
+def test_reductions_over_pixels_equal_the_untiled_result(op, keepdims):
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("Abs", "a", "b"),
@@ -135,7 +135,7 @@ def test_reductions_over_pixels_equal_the_whole(op, keepdims):
     ]
     constants = {"w": CONSTANTS["w"], "axes": np.array([2, 3]), "row": np.array([-1])}
     proto = model_of(nodes, constants, opset=18, outputs=("y", "z", "u"))
-    assert_equals_whole(proto, picture(1, 3, 37, 41), 8, tolerance=1e-4, relative=1e-5)
+    assert_equals_untiled(proto, random_image(1, 3, 37, 41), 8, tolerance=1e-4, relative=1e-5)
 
 
 def test_pooling_along_one_axis_only_leaves_strips():
@@ -153,10 +153,12 @@ def test_pooling_along_one_axis_only_leaves_strips():
         node("Add", "d top", "y"),
     ]
     constants = {"w": CONSTANTS["w"], "v": kernel(3, 3, 3, 1), "u": kernel(3, 3, 1, 3)}
-    assert_equals_whole(model_of(nodes, constants, outputs=("y", "r")), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(
+        model_of(nodes, constants, outputs=("y", "r")), random_image(1, 3, 37, 41), 8
+    )
 
 
-def test_an_output_without_pixels_is_given_whole():
+def test_an_output_without_pixels_has_one_chunk():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("GlobalAveragePool", "a", "b"),
@@ -165,35 +167,35 @@ def test_an_output_without_pixels_is_given_whole():
     ]
     constants = {"w": CONSTANTS["w"], "m": kernel(3, 5)}
     proto = model_of(nodes, constants, outputs=("y", "a"))
-    assert_equals_whole(proto, picture(1, 3, 37, 41), 8)
-    lazy = predict_tiled(dx.load(proto), da.from_array(picture(1, 3, 37, 41), 16), outputs="y")
+    assert_equals_untiled(proto, random_image(1, 3, 37, 41), 8)
+    lazy = predict_tiled(dx.load(proto), da.from_array(random_image(1, 3, 37, 41), 16), outputs="y")
     assert lazy.numblocks == (1, 1)
 
 
-def test_the_picture_itself_may_be_normalised_by_its_mean():
+def test_the_image_itself_can_be_normalized_by_its_mean():
     nodes = [
         node("ReduceMean", "x", "mean", axes=[2, 3], keepdims=1),
         node("Sub", "x mean", "a"),
         conv("a w", "y", pads=[1] * 4),
     ]
-    assert_equals_whole(model_of(nodes, CONSTANTS), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, CONSTANTS), random_image(1, 3, 37, 41), 8)
 
 
-def test_dynamic_quantisation_takes_the_range_of_the_whole():
+def test_dynamic_quantization_uses_the_range_of_the_untiled_image():
     nodes = [
         node("DynamicQuantizeLinear", "x", "q scale point"),
         node("DequantizeLinear", "q scale point", "a"),
         conv("a w", "y", pads=[1] * 4),
     ]
-    assert_equals_whole(model_of(nodes, CONSTANTS), picture(1, 3, 37, 41), 8)
+    assert_equals_untiled(model_of(nodes, CONSTANTS), random_image(1, 3, 37, 41), 8)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("tile", [96, 128, 160])
-def test_text_detection_equals_the_whole(asset, tile):
+def test_text_detection_equals_the_untiled_result(asset, tile):
     image = page(asset, 352, 480)
     proto = onnx.load(asset("det.onnx"))
-    assert_equals_whole(proto, image, tile, tolerance=1e-4)
+    assert_equals_untiled(proto, image, tile, tolerance=1e-4)
 
 
 @pytest.mark.real
@@ -211,7 +213,7 @@ def test_building_reads_no_weights(asset, monkeypatch):
 
 
 def page(asset, height, width):
-    """A page of text as PP-OCR takes it."""
+    """Return a page of text, normalized as PP-OCR takes it."""
     with Image.open(asset("page.png")) as image:
         pixels = np.asarray(image.convert("RGB"), np.float32)
     repeats = (-(-height // pixels.shape[0]), -(-width // pixels.shape[1]), 1)

@@ -1,4 +1,4 @@
-"""Convolutions, pools, resizing and layout by tiles, against ONNX Runtime on the whole."""
+"""Convolutions, pools, resizing and layout by tiles, compared with the untiled result."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from builders import node
 from tiles.tiled_models import (
     CONSTANTS,
-    assert_equals_whole,
+    assert_equals_untiled,
     conv,
     kernel,
     model_of,
-    picture,
+    random_image,
     u_net,
 )
 
@@ -72,10 +72,12 @@ EVEN_ONLY = {"SpaceToDepth", "every second pixel"}
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_windows_over_pixels_equal_the_whole(name):
+def test_windows_over_pixels_equal_the_untiled_result(name):
     sizes = [(36, 44)] if name in EVEN_ONLY else [(36, 44), (37, 53)]
     for size in sizes:
-        assert_equals_whole(model_of(WINDOWS[name], CONSTANTS), picture(1, 3, *size), (8, 12))
+        assert_equals_untiled(
+            model_of(WINDOWS[name], CONSTANTS), random_image(1, 3, *size), (8, 12)
+        )
 
 
 RESIZES = [
@@ -96,7 +98,7 @@ RESIZES = [
 
 
 @pytest.mark.parametrize(("mode", "where", "scale", "nearest", "is_antialiased"), RESIZES)
-def test_resizing_by_a_scale_equals_the_whole(mode, where, scale, nearest, is_antialiased):
+def test_resizing_by_a_scale_equals_the_untiled_result(mode, where, scale, nearest, is_antialiased):
     resize = node(
         "Resize",
         "a - scales",
@@ -109,13 +111,13 @@ def test_resizing_by_a_scale_equals_the_whole(mode, where, scale, nearest, is_an
     nodes = [conv("x w", "a", pads=[1] * 4), resize, conv("b w", "y", pads=[1] * 4)]
     constants = {"w": CONSTANTS["w"], "scales": np.array([1, 1, scale, scale], np.float32)}
     proto = model_of(nodes, constants, opset=18)
-    assert_equals_whole(proto, picture(1, 3, 36, 40), 8)
+    assert_equals_untiled(proto, random_image(1, 3, 36, 40), 8)
     if scale == 0.5:
-        assert_equals_whole(proto, picture(1, 3, 37, 41), 8)
+        assert_equals_untiled(proto, random_image(1, 3, 37, 41), 8)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
-def test_resizing_to_the_size_of_another_value_equals_the_whole(mode):
+def test_resizing_to_the_size_of_another_value_equals_the_untiled_result(mode):
     nodes = [
         conv("x w", "skip", pads=[1] * 4),
         node("MaxPool", "skip", "low", kernel_shape=[2, 2], strides=[2, 2]),
@@ -136,24 +138,24 @@ def test_resizing_to_the_size_of_another_value_equals_the_whole(mode):
         "two_1": np.array([2]),
         "four_1": np.array([4]),
     }
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 36, 40), 8)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 36, 40), 8)
 
 
-def test_a_u_net_with_skips_equals_the_whole():
-    assert_equals_whole(u_net(), picture(1, 3, 48, 64), (12, 20))
+def test_a_u_net_with_skips_equals_the_untiled_result():
+    assert_equals_untiled(u_net(), random_image(1, 3, 48, 64), (12, 20))
 
 
 @pytest.mark.parametrize("size", [(49, 63), (50, 61), (51, 62)])
-def test_a_u_net_that_pads_to_its_skips_equals_the_whole_at_odd_sizes(size):
-    assert_equals_whole(u_net(pads_to_match=True), picture(1, 3, *size), (12, 20))
+def test_a_u_net_that_pads_to_its_skips_equals_the_untiled_result_at_odd_sizes(size):
+    assert_equals_untiled(u_net(pads_to_match=True), random_image(1, 3, *size), (12, 20))
 
 
 def test_a_volume_is_cut_along_three_axes():
-    assert_equals_whole(u_net(2, 3), picture(1, 3, 16, 20, 24), (8, 8, 10))
+    assert_equals_untiled(u_net(2, 3), random_image(1, 3, 16, 20, 24), (8, 8, 10))
 
 
 def test_a_volume_is_cut_along_the_axes_that_are_named():
-    assert_equals_whole(u_net(2, 3), picture(1, 3, 16, 20, 24), 8, axes=(2,))
+    assert_equals_untiled(u_net(2, 3), random_image(1, 3, 16, 20, 24), 8, axes=(2,))
 
 
 def test_a_signal_is_cut_along_its_one_axis():
@@ -163,11 +165,11 @@ def test_a_signal_is_cut_along_its_one_axis():
         conv("b w", "y", strides=[2]),
     ]
     proto = model_of(nodes, {"w": kernel(2, 2, 3)}, inputs=("N", 2, "T"))
-    assert_equals_whole(proto, picture(2, 2, 101), 16)
+    assert_equals_untiled(proto, random_image(2, 2, 101), 16)
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
-def test_super_resolution_equals_the_whole(mode):
+def test_super_resolution_equals_the_untiled_result(mode):
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("Relu", "a", "b"),
@@ -175,10 +177,10 @@ def test_super_resolution_equals_the_whole(mode):
         conv("c v", "y", pads=[1] * 4),
     ]
     proto = model_of(nodes, {"w": kernel(8, 3, 3, 3), "v": kernel(2, 2, 3, 3)})
-    assert_equals_whole(proto, picture(1, 3, 25, 31), 8)
+    assert_equals_untiled(proto, random_image(1, 3, 25, 31), 8)
 
 
-def test_super_resolution_by_reshape_and_transpose_equals_the_whole():
+def test_super_resolution_by_reshape_and_transpose_equals_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("Shape", "a", "shape"),
@@ -197,20 +199,20 @@ def test_super_resolution_by_reshape_and_transpose_equals_the_whole():
         "w": kernel(8, 3, 3, 3), "v": kernel(2, 2, 3, 3),
         "one": np.array([1]), "two": np.array([2]), "three": np.array([3]),
     }  # fmt: skip
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 24, 30), 8)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 24, 30), 8)
 
 
-def test_two_outputs_of_different_strides_equal_the_whole():
+def test_two_outputs_of_different_strides_equal_the_untiled_result():
     nodes = [
         conv("x w", "y", pads=[1] * 4),
         conv("y w", "z", pads=[1] * 4, strides=[4, 4]),
         node("ConvTranspose", "y w", "u", strides=[2, 2]),
     ]
     proto = model_of(nodes, CONSTANTS, outputs=("y", "z", "u"))
-    assert_equals_whole(proto, picture(1, 3, 35, 43), 12)
+    assert_equals_untiled(proto, random_image(1, 3, 35, 43), 12)
 
 
-def test_coordinates_made_of_the_size_are_those_of_the_whole():
+def test_coordinates_computed_from_the_size_are_those_of_the_untiled_image():
     nodes = [
         node("Shape", "x", "shape"),
         node("Gather", "shape three", "width", axis=0),
@@ -225,18 +227,18 @@ def test_coordinates_made_of_the_size_are_those_of_the_whole():
         "w": CONSTANTS["w"],
         "zero": np.array(0), "one": np.array(1), "three": np.array(3),
     }  # fmt: skip
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 20, 37), 8)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 20, 37), 8)
 
 
-def test_an_embedding_of_fixed_size_is_cut_like_the_picture():
+def test_an_embedding_of_fixed_size_is_cut_like_the_image():
     nodes = [node("Add", "x position", "a"), conv("a w", "y", pads=[1] * 4)]
-    constants = {"w": CONSTANTS["w"], "position": picture(1, 3, 20, 30)}
+    constants = {"w": CONSTANTS["w"], "position": random_image(1, 3, 20, 30)}
     proto = model_of(nodes, constants, inputs=(1, 3, 20, 30))
-    assert_equals_whole(proto, picture(1, 3, 20, 30), 8)
+    assert_equals_untiled(proto, random_image(1, 3, 20, 30), 8)
 
 
-def test_a_whole_batch_goes_through_each_tile():
-    assert_equals_whole(u_net(2), picture(3, 3, 20, 24), 8)
+def test_a_tile_holds_all_rows_of_a_batch():
+    assert_equals_untiled(u_net(2), random_image(3, 3, 20, 24), 8)
 
 
 def test_channels_may_be_last():
@@ -246,10 +248,10 @@ def test_channels_may_be_last():
         node("Transpose", "b", "y", perm=[0, 2, 3, 1]),
     ]
     proto = model_of(nodes, CONSTANTS, inputs=("N", "H", "W", 3))
-    assert_equals_whole(proto, picture(1, 21, 26, 3), 8)
+    assert_equals_untiled(proto, random_image(1, 21, 26, 3), 8)
 
 
-def test_nodes_without_windows_equal_the_whole():
+def test_nodes_without_windows_equal_the_untiled_result():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("BatchNormalization", "a scale bias mean variance", "b"),
@@ -265,10 +267,10 @@ def test_nodes_without_windows_equal_the_whole():
     constants = {name: np.asarray(array) for name, array in constants.items()}
     proto = model_of(nodes, constants, outputs=("y", "z"))
     proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
-    assert_equals_whole(proto, picture(1, 3, 33, 44), 16)
+    assert_equals_untiled(proto, random_image(1, 3, 33, 44), 16)
 
 
-def test_quantised_convolutions_equal_the_whole():
+def test_quantised_convolutions_equal_the_untiled_result():
     nodes = [
         node("QuantizeLinear", "x scale point", "q"),
         node("QLinearConv", "q scale point w w_scale w_point scale point", "r", pads=[1] * 4),
@@ -279,10 +281,10 @@ def test_quantised_convolutions_equal_the_whole():
         "w": np.arange(81, dtype=np.uint8).reshape(3, 3, 3, 3) + np.uint8(90),
         "w_scale": np.array(0.01, np.float32), "w_point": np.array(120, np.uint8),
     }  # fmt: skip
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 33, 44), 16)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 33, 44), 16)
 
 
-def test_maps_of_several_strides_that_are_joined_as_rows_are_gathered():
+def test_concatenated_maps_of_several_strides_are_gathered():
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         conv("x w", "b", pads=[1] * 4, strides=[2, 2]),
@@ -291,4 +293,4 @@ def test_maps_of_several_strides_that_are_joined_as_rows_are_gathered():
         node("Concat", "fa fb", "y", axis=2),
     ]
     constants = {**CONSTANTS, "flat": np.array([0, 3, -1])}
-    assert_equals_whole(model_of(nodes, constants), picture(1, 3, 32, 40), 16)
+    assert_equals_untiled(model_of(nodes, constants), random_image(1, 3, 32, 40), 16)

@@ -1,4 +1,4 @@
-"""Models to cut into tiles, and the comparison with the whole."""
+"""Models for tiled prediction, and the comparison with the untiled result."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RNG = np.random.default_rng(0)
 
 
 def kernel(*shape: int) -> np.ndarray:
-    """Weights whose sums keep the size of their inputs."""
+    """Return random weights that keep the scale of their inputs."""
     scale = 1 / np.sqrt(np.prod(shape[1:]))
     return (RNG.standard_normal(shape) * scale).astype(np.float32)
 
 
-def picture(*shape: int) -> np.ndarray:
+def random_image(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
@@ -31,12 +31,12 @@ def model_of(nodes, weights=None, *, inputs=("N", 3, "H", "W"), outputs=("y",), 
     )
 
 
-def assert_equals_whole(proto, image, tile, *, tolerance=2e-5, relative=0.0, **options):
-    """Compare every output with ONNX Runtime on the whole."""
-    whole = run_onnx(proto, {proto.graph.input[0].name: image})
+def assert_equals_untiled(proto, image, tile, *, tolerance=2e-5, relative=0.0, **options):
+    """Compare every output with ONNX Runtime on the untiled image."""
+    untiled = run_onnx(proto, {proto.graph.input[0].name: image})
     names = [output.name for output in proto.graph.output]
     found = predict_tiled(dx.load(proto), image, tile=tile, outputs=names, **options)
-    for name, expected in zip(names, whole, strict=True):
+    for name, expected in zip(names, untiled, strict=True):
         assert found[name].shape == expected.shape, name
         assert found[name].dtype == expected.dtype, name
         np.testing.assert_allclose(
@@ -65,8 +65,7 @@ CONSTANTS = {
 
 
 def u_net(levels=3, dims=2, *, pads_to_match=False):
-    """Convolutions down and up with skips; `pads_to_match` pads what comes up to the skip's
-    size, as models for any size do."""
+    """Return a U-Net; `pads_to_match` pads upsampled maps to the size of the skip connection."""
     nodes, constants, skips = [], {}, []
     last, width = "x", 2
     ones, twos = [1] * (2 * dims), [2] * dims
@@ -108,7 +107,7 @@ def u_net(levels=3, dims=2, *, pads_to_match=False):
 
 
 def padding_to(skip, up, out):
-    """What ``F.pad(up, [dx // 2, dx - dx // 2, ...])`` becomes."""
+    """Return the nodes to which PyTorch exports ``F.pad(up, [dx // 2, dx - dx // 2, ...])``."""
     return [
         node("Shape", skip, f"{out}s"),
         node("Shape", up, f"{out}u"),
@@ -122,7 +121,7 @@ def padding_to(skip, up, out):
 
 
 def attention_block(x, out, width, heads, constants):
-    """Multi-head attention over tokens (N, T, width), as PyTorch exports it."""
+    """Return multi-head attention over tokens (N, T, width), as PyTorch exports it."""
     for name in "qkv":
         constants[f"{out}{name}"] = kernel(width, width)
     constants |= {
@@ -154,7 +153,7 @@ def attention_block(x, out, width, heads, constants):
 
 
 def vision_transformer(blocks=2, width=8, patch=4):
-    """Patches, tokens, attention, and back to pixels: for pictures of any multiple of `patch`."""
+    """Return a vision transformer with an output for each pixel, for multiples of `patch`."""
     constants = {
         "patches": kernel(width, 3, patch, patch), "back": kernel(width, 2, patch, patch),
         "smooth": kernel(2, 2, 3, 3),
@@ -181,7 +180,7 @@ def vision_transformer(blocks=2, width=8, patch=4):
 
 
 def two_passes():
-    """A convolution, a norm over all pixels, and a convolution behind it."""
+    """Return a convolution, a normalization over all pixels, and another convolution."""
     nodes = [
         conv("x w", "a", pads=[1] * 4),
         node("InstanceNormalization", "a s b", "c"),

@@ -1,4 +1,4 @@
-"""Rules of attention, and of what rotates queries and keys."""
+"""Rules of attention operators and of rotary embeddings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from dask_onnx.analysis.axes.view import NodeView, join
 
 
 def attention(v: NodeView) -> Sequence[Dependence]:
-    """ONNX's Attention: queries, keys, values (batch, heads, tokens, size) or (batch, tokens,
-    features), a mask broadcast to (batch, heads, queries, keys), earlier keys and values (batch,
-    heads, tokens, size), and how many of these there are (batch)."""
+    """Follow positions through ai.onnx Attention.
+
+    Inputs are query, key and value, shape (batch, heads, tokens, head size) or (batch, tokens,
+    features); a mask broadcast to (batch, heads, queries, keys); past key and value, shape (batch,
+    heads, tokens, head size); and the number of valid tokens, shape (batch,). Batch, heads and, if
+    no mask or causality orders them, queries are independent; keys are PAIRED.
+    """
     carriers = v.carriers
     if not carriers:
         return v.all(FREE)
@@ -37,7 +41,7 @@ def attention(v: NodeView) -> Sequence[Dependence]:
 
 
 def _role(v: NodeView, index: int) -> str:
-    """What the axis of an input of Attention that carries the positions is."""
+    """Return the meaning of the positions' axis: batch, heads, queries, keys or unknown."""
     axis, rank = v.dep(index).axis or 0, v.rank(index)
     if rank is None:
         return "unknown"
@@ -51,7 +55,10 @@ def _role(v: NodeView, index: int) -> str:
 
 
 def _queries(v: NodeView, result: Dependence) -> Sequence[Dependence]:
-    """Each query by itself, unless it matters where it stands."""
+    """Return the outputs' dependences where query tokens are the positions.
+
+    They are independent unless causality, a local window or a mask depends on their index.
+    """
     is_placed = v.attr("is_causal", 0) or any(
         v.attr(f"{side}_window_size", -1) >= 0 for side in ("left", "right")
     )
@@ -62,7 +69,10 @@ def _queries(v: NodeView, result: Dependence) -> Sequence[Dependence]:
 
 
 def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.Attention and QAttention: (batch, tokens, features) times weights for all."""
+    """Follow the batch through com.microsoft Attention and QAttention.
+
+    The input has shape (batch, tokens, features); one weight projects it to query, key and value.
+    """
     is_quantized = v.op == "QAttention"
     mask, past = (5, 8) if is_quantized else (3, 4)
     inputs = {0: 0, past: 1}
@@ -76,8 +86,11 @@ def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
 
 
 def rotary(v: NodeView) -> Sequence[Dependence]:
-    """RotaryEmbedding of ONNX (x, cos, sin, positions) and of com.microsoft (x, positions, cos,
-    sin). Without positions ONNX's tables are (batch, tokens, size / 2)."""
+    """Follow positions through RotaryEmbedding.
+
+    Inputs are (x, cos, sin, position ids) in ai.onnx and (x, position ids, cos, sin) in
+    com.microsoft. Without position ids the tables have shape (batch, tokens, head size / 2).
+    """
     dep, rank = v.dep(0), v.rank(0)
     place = 1 if v.proto.domain else 3
     if dep.axis is None:
@@ -101,13 +114,16 @@ def rotary(v: NodeView) -> Sequence[Dependence]:
 
 
 def _has_rows(v: NodeView, index: int) -> bool:
-    """Whether an input has a row for each element of a batch."""
+    """Return whether an input has an entry for each element of the batch."""
     return v.size(index, 0) != 1 and v.rank(index) != 0
 
 
 def multi_head_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.MultiHeadAttention: query, key, value (batch first), bias, key padding mask,
-    attention bias (batch or 1, ...), past key and value (batch first)."""
+    """Follow the batch, or query tokens, through com.microsoft MultiHeadAttention.
+
+    Inputs are query, key, value (batch first), bias, key padding mask, attention bias (batch or 1,
+    ...), past key and value (batch first).
+    """
     inputs = {0: 0, 1: 0, 2: 0, 5: 0, 6: 0, 7: 0}
     if (v.rank(4) or 0) >= 2 or v.size(4, 0) == v.size(0, 0):
         inputs[4] = 0
@@ -123,14 +139,20 @@ def multi_head_attention(v: NodeView) -> Sequence[Dependence]:
 
 
 def decoding_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.DecoderMaskedMultiHeadAttention: one token of each sequence and a cache."""
+    """Follow the batch through com.microsoft DecoderMaskedMultiHeadAttention.
+
+    Each sequence has one token and a cache of past keys and values.
+    """
     inputs = dict.fromkeys((0, 1, 2, 3, 4, 5, 6, 9), 0)
     rule = batched(inputs, dict.fromkeys(range(4), 0), kind=Kind.PAIRED, how="attention")
     return rule(v)
 
 
 def grouped_query_attention(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.GroupQueryAttention: always causal, so that tokens depend on their place."""
+    """Follow the batch through com.microsoft GroupQueryAttention.
+
+    It is always causal, so tokens depend on their index.
+    """
     inputs = {0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 9: 0, 10: 0}
     rule = batched(inputs, dict.fromkeys(range(4), 0), kind=Kind.PAIRED, how="attention")
     return rule(v)

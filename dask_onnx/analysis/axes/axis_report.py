@@ -1,4 +1,4 @@
-"""What `model.axes()` says: every axis of every input, and what becomes of it at each output."""
+"""Result of `Model.axes`: how each output depends on each axis of the inputs."""
 
 from __future__ import annotations
 
@@ -6,51 +6,105 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
-from dask_onnx.analysis.axes.propagate import propagate
+from dask_onnx.analysis.axes.propagate import Specs, propagate
 from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import Dim, TensorSpec
 
-Specs = Mapping[str, TensorSpec]
-
 
 @dataclass(frozen=True, slots=True)
 class AxisFact:
-    """How one value depends on one axis of the inputs."""
+    """Dependence of one value on one axis of the inputs; `AxisTable` explains the kinds."""
 
     inputs: tuple[tuple[str, int], ...]
-    """The axis: input and number, for all inputs that share it by a symbol."""
+    """Input name and axis number, for each input that has the axis; several share it by a symbol.
+    """
     symbol: Dim
-    """Its declared size: a number, a symbol, or None."""
+    """Declared size of the axis: a number, a symbol such as "N", or None if the model has none."""
     value: str
     """Name of the output or intermediate value."""
     kind: str
-    """"free", "independent", "coupled", "window", "reduced", "contracted", "factored", "gathered",
-    "scanned", "paired", "length" or "opaque"."""
+    """Kind of the dependence, such as "independent"; see `AxisTable`."""
     axis: int | None
-    """Axis of `value` along which the positions lie; None for none."""
+    """Axis of `value` along which the positions lie; None if there is none."""
     offset: float
-    """First input position that output 0 reads, relative to position 0."""
+    """First input position that element 0 of `axis` reads; negative where it reads padding."""
     stride: float
-    """Input positions from one output to the next."""
+    """Input positions from the first one that an element reads to the first of the next."""
     extent: float
-    """Input positions that one output reads; inf where it reads all, or it is not known."""
+    """Input positions that one element reads; inf if it reads all, or an unknown number."""
     node: str
-    """Name of the node that decides, if `kind` is neither "free" nor "independent"."""
+    """Name of the ONNX node that decides the kind; empty for "free" and "independent"."""
     how: str
-    """What that node does, in a word or two."""
+    """Operation of that node in a few words, such as "softmax" or "recurrence". "position" stands
+    for an operand that has one element for each position and does not carry the axis."""
 
     @property
     def is_independent(self) -> bool:
-        """Whether cutting the inputs along the axis, and joining the value, changes nothing."""
+        """True if the inputs can be cut along the axis and the value concatenated, exactly."""
         return self.kind == "independent" and self.axis is not None
 
 
 @dataclass(frozen=True)
 class AxisTable:
-    """The facts of all axes; prints as a table."""
+    """Dependence of each output on each axis of the inputs; ``print`` shows it as a table.
+
+    Each row is an `AxisFact`. Iterate over the table, or look up one axis with `of`:
+
+    >>> table = model.axes()  # doctest: +SKIP
+    >>> print(table)  # doctest: +SKIP
+    input axis  size  value  kind         axis  reads  decided by
+    x[0]        N     y      independent  0     1
+    x[1]        4     y      contracted   -     all    MatMul_0 (matrix product)
+    >>> table.of("x", 0).is_independent  # doctest: +SKIP
+    True
+
+    The column "reads" is the number of input positions that one element reads: "1", "all", "-" for
+    none, and for a window "extent from stride o + offset", where o is the element's index.
+
+    The *positions* of an axis are its indices, 0 to size - 1. The kind says which positions one
+    element of the value reads, and so whether the axis can be cut into pieces that are computed
+    separately.
+
+    ``"free"``
+        None: the value does not depend on the axis. Example: an output computed from weights or
+        from other inputs only.
+    ``"independent"``
+        Its own position only: cutting the inputs along the axis, and concatenating the value along
+        its `axis`, changes nothing. Example: the batch axis of a ``MatMul`` with a weight matrix.
+    ``"coupled"``
+        As "independent", but quantisation parameters are computed over all positions, so pieces
+        differ by rounding. Example: the batch axis behind ``DynamicQuantizeLinear``.
+    ``"window"``
+        A bounded range of positions, given by the fact's `offset`, `stride` and `extent`. Example:
+        the height of an image under a 3x3 ``Conv``.
+    ``"reduced"``
+        All positions, through a statistic that can be combined from partial results. Example: the
+        axis of a ``ReduceMean``, or of a ``Softmax``.
+    ``"contracted"``
+        All positions, through a sum of products. Example: the inner axis of a ``MatMul``, or the
+        input channels of a ``Conv``.
+    ``"factored"``
+        The positions in an order that a reshape changed. Example: ``Reshape`` of an axis N of shape
+        (N, 4) to (3, -1).
+    ``"gathered"``
+        Positions chosen by indices, values or layout. Example: ``Gather`` along the axis, ``TopK``
+        along it, or ``Concat`` of other rows along it.
+    ``"scanned"``
+        All positions up to its own, in order. Example: the time axis of an ``LSTM``, or the axis of
+        a ``CumSum``.
+    ``"paired"``
+        All pairs of positions. Example: the token axis of self-attention.
+    ``"length"``
+        The number of positions, or the element's own index. Example: the token axis behind the
+        ``Add`` of a table of position embeddings.
+    ``"opaque"``
+        Not known, so anything is possible. Example: any axis behind an operator of a custom domain
+        that declares nothing.
+    """
 
     facts: tuple[AxisFact, ...]
+    """Facts in order of the inputs' axes and, for each axis, of the values."""
 
     def __iter__(self) -> Iterator[AxisFact]:
         return iter(self.facts)
@@ -59,12 +113,21 @@ class AxisTable:
         return len(self.facts)
 
     def of(self, name: str, axis: int, value: str | None = None) -> AxisFact:
-        """Return the fact of one axis of one input, at `value` or else the first output.
+        """Return the fact of one axis of one input.
+
+        Parameters
+        ----------
+        name : str
+            Name of the input.
+        axis : int
+            Axis of that input; not negative.
+        value : str, optional
+            Name of the output; by default the first one.
 
         Raises
         ------
         KeyError
-            No such axis or value.
+            The table has no such axis or value. Axes of size 1 are left out.
         """
         for fact in self.facts:
             if (name, axis) in fact.inputs and value in (None, fact.value):
@@ -72,7 +135,7 @@ class AxisTable:
         raise KeyError((name, axis, value))
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table as text: a header, and a row for each fact."""
+        """Return the table as strings: a header, and one row for each fact."""
         header = ("input axis", "size", "value", "kind", "axis", "reads", "decided by")
         return [header, *map(_row, self.facts)]
 
@@ -109,12 +172,21 @@ def _row(fact: AxisFact) -> tuple[str, ...]:
 def axis_groups(
     inputs: Sequence[TensorSpec], rows: Mapping[str, int] | None = None
 ) -> list[tuple[Dim, dict[str, int]]]:
-    """Return the axes of inputs that have more than one element, those of one symbol together.
+    """Return the groups of input axes that must be cut together; axes of size 1 are left out.
+
+    Axes declared with the same symbol form a group, each other axis a group of its own. Inputs of
+    unknown rank, sequences and optionals have no axes here.
 
     Parameters
     ----------
+    inputs : sequence of TensorSpec
     rows : mapping of input to axis, optional
-        Axes that carry rows together, whatever their symbols are.
+        Axes that carry the rows; they form the first group, whatever their symbols are.
+
+    Returns
+    -------
+    list of (size, mapping of input to axis)
+        Size as declared: a number, a symbol or None.
     """
     found: dict[object, tuple[Dim, dict[str, int]]] = {}
     if rows:
@@ -142,13 +214,19 @@ def axis_table(
     values: Sequence[str],
     custom: CustomAxes | None = None,
 ) -> AxisTable:
-    """Return the facts of groups of input axes at `values`.
+    """Return the table of facts of each group of input axes at each of `values`.
 
     Parameters
     ----------
-    groups : sequence of (size, axes), such as `axis_groups` returns
-    specs_for : function of the axes
-        Every value's spec at definite sizes of the inputs, for which the facts hold.
+    facts : GraphFacts
+    groups : sequence of (size, mapping of input to axis)
+        Groups as `axis_groups` returns them.
+    specs_for : function of a group's mapping
+        Returns the specs of all values at definite sizes of the inputs, for which the facts hold.
+    values : sequence of str
+        Names of outputs or intermediate values.
+    custom : mapping of (domain, op type) to axes, optional
+        Axes that custom operators declare, see `CustomAxes`.
     """
     rows = []
     for symbol, seeds in groups:
@@ -164,7 +242,7 @@ def axis_facts(
     values: Sequence[str],
     custom: CustomAxes | None = None,
 ) -> dict[str, AxisFact]:
-    """Return the facts of one axis, which several inputs may share, by value."""
+    """Return the facts of one source axis by value; see `propagate` for the parameters."""
     deps = propagate(facts, specs, seeds, custom)
     return {value: _fact(None, seeds, value, deps.get(value, FREE)) for value in values}
 

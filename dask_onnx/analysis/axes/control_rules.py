@@ -1,4 +1,4 @@
-"""Rules of operators with bodies: If, Loop and Scan."""
+"""Rules of the control-flow operators If, Loop and Scan, by way of their bodies."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView, join
 from dask_onnx.analysis.graph import GraphFacts
 
-CONTROL = frozenset(("If", "Loop", "Scan"))
-"""Operators whose bodies are followed."""
+CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
+"""Operators whose bodies are analysed."""
 
-_MOST_ROUNDS = 6
-"""States of a loop that have not settled after so many rounds are opaque."""
+_MAX_ROUNDS = 6
+"""Rounds of the fixed-point iteration of loop states; states that still change are OPAQUE."""
 
 RunBody = Callable[[int, Mapping[str, Dependence]], list[Dependence]]
-"""Outputs of a body, by its number and what its own inputs depend on."""
+"""Function from a body's number and its inputs' dependences to its outputs' dependences."""
 
 
 def body_outputs(
     v: NodeView, bodies: Sequence[GraphFacts], is_capturing: bool, run: RunBody
 ) -> list[Dependence]:
-    """Return the dependence of each output of a node with bodies.
+    """Return the dependence of each output of a control-flow node.
 
     Parameters
     ----------
+    v : NodeView
+    bodies : sequence of GraphFacts
+        Bodies in the order of the node's attributes.
     is_capturing : bool
-        Whether the bodies read values of the graph around them that depend on the source axis.
+        True if a body captures values of the enclosing graph that depend on the source axis.
+    run : function of a body's number and its inputs' dependences
+        Returns the dependences of that body's outputs.
     """
     if v.op == "If":
         return _if(v, bodies, run)
@@ -36,6 +41,7 @@ def body_outputs(
 
 
 def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
+    """Return the outputs of If: those of both branches merged, raised to the condition's kind."""
     results = [run(index, {}) for index in range(len(bodies))]
     outputs = []
     for branches in zip(*results, strict=True):
@@ -51,7 +57,7 @@ def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Depende
 
 
 def _merged(v: NodeView, first: Dependence, second: Dependence) -> Dependence:
-    """The dependence of a value that is one or the other."""
+    """Return the dependence of a value that is either of two."""
     if first.kind == Kind.FREE and second.kind == Kind.FREE:
         return FREE
     if first.index != second.index:
@@ -63,24 +69,21 @@ def _merged(v: NodeView, first: Dependence, second: Dependence) -> Dependence:
 
 
 def _loop(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
-    """Trip count, condition, states ...; the body gives condition, states, scanned values."""
-    states = [v.dep(i) for i in range(2, len(v.ins))]
-    names = list(body.inputs[: 2 + len(states)])
+    """Return the outputs of Loop: final states, then values stacked over the iterations.
+
+    Inputs are the trip count, the condition and the initial states; the body returns condition,
+    states and values to stack.
+    """
+    first_states = [v.dep(i) for i in range(2, len(v.ins))]
+    names = list(body.inputs[: 2 + len(first_states)])
     count = v.dep(0)
-    for _ in range(_MOST_ROUNDS):
-        given = dict(zip(names[2:], states, strict=True))
-        if count.kind != Kind.FREE:
-            given[names[0]] = Dependence(Kind.LENGTH, node=v.name, how="iterations")
-        results = run(0, {name: dep for name, dep in given.items() if dep.kind != Kind.FREE})
-        after = [
-            new if old.kind == Kind.FREE else _merged(v, old, new)
-            for old, new in zip(states, results[1 : 1 + len(states)], strict=True)
-        ]
-        if after == states:
-            break
-        states = after
-    else:
-        return list(v.opaque("states that do not settle"))
+    fixed: dict[str, Dependence] = {}
+    if count.kind != Kind.FREE:
+        fixed[names[0]] = Dependence(Kind.LENGTH, node=v.name, how="iterations")
+    settled = _settled(v, names[2:], first_states, fixed, run, first=1)
+    if settled is None:
+        return list(v.opaque("states without a fixed point"))
+    states, results = settled
     scanned = [
         dep if dep.axis is None else dep.at(dep.axis + 1) for dep in results[1 + len(states) :]
     ]
@@ -92,14 +95,55 @@ def _loop(v: NodeView, body: GraphFacts, run: RunBody) -> list[Dependence]:
     return outputs
 
 
+def _settled(
+    v: NodeView,
+    names: Sequence[str],
+    states: list[Dependence],
+    fixed: Mapping[str, Dependence],
+    run: RunBody,
+    first: int = 0,
+) -> tuple[list[Dependence], list[Dependence]] | None:
+    """Iterate a body until its states' dependences no longer change.
+
+    Parameters
+    ----------
+    v : NodeView
+    names : sequence of str
+        The body's inputs that are states.
+    states : list of Dependence
+        Initial states.
+    fixed : mapping of the body's other inputs to Dependence
+    run : function that returns the outputs of the body
+    first : int
+        Index of the first state among the body's outputs.
+
+    Returns
+    -------
+    (states, outputs of the body) or None
+        None if they still change after `_MAX_ROUNDS`.
+    """
+    for _ in range(_MAX_ROUNDS):
+        given = {**fixed, **dict(zip(names, states, strict=True))}
+        results = run(0, {name: dep for name, dep in given.items() if dep.kind != Kind.FREE})
+        after = [
+            new if old.kind == Kind.FREE else _merged(v, old, new)
+            for old, new in zip(states, results[first : first + len(states)], strict=True)
+        ]
+        if after == states:
+            return states, results
+        states = after
+    return None
+
+
 def _scan(v: NodeView, body: GraphFacts, is_capturing: bool, run: RunBody) -> list[Dependence]:
+    """Return the outputs of Scan: final states, then values stacked over the iterations."""
     count = v.attr("num_scan_inputs", 1)
     n_states = len(v.ins) - count
     axes = v.attr("scan_input_axes") or [0] * count
     out_axes = v.attr("scan_output_axes") or [0] * (len(v.proto.output) - n_states)
     names = list(body.inputs[: len(v.ins)])
     if v.opset < 9:
-        return list(v.opaque("batch of scans"))
+        return list(v.opaque("Scan before opset 9"))
     if any(v.dep(i).is_resized for i in range(n_states, len(v.ins))):
         return [v.lost(v.dep(n_states), Kind.SCANNED, "iterations")] * len(v.proto.output)
     given: dict[str, Dependence] = {}
@@ -120,7 +164,7 @@ def _scan(v: NodeView, body: GraphFacts, is_capturing: bool, run: RunBody) -> li
         else:
             given[name] = dep if dep.axis is None else dep.at(dep.axis - (axis < dep.axis))
     if by_element:
-        # Whatever else is scanned has an element for each position, and what is captured has all.
+        # Other inputs are read once for each position, and captured values as a whole.
         is_alone = not given and not is_capturing and len(by_element) == count
         return _scan_positions(v, body, n_states, by_element, is_alone, out_axes)
     return _scan_beside(v, n_states, names, given, run, out_axes)
@@ -134,17 +178,20 @@ def _scan_positions(
     is_alone: bool,
     out_axes: Sequence[int],
 ) -> list[Dependence]:
-    """The positions are what is scanned: outputs that no state goes into have them apart."""
+    """Return the outputs where the positions are the scanned axis.
+
+    Outputs computed without a state are independent; the others are SCANNED.
+    """
     deps = [v.dep(body.inputs.index(name)) for name in by_element]
     lead = deps[0]
     for dep in deps[1:]:
         lead = join(lead, dep, v.name)
     if not is_alone:
-        return [v.lost(lead, Kind.PAIRED, "scan of several")] * len(v.proto.output)
+        return [v.lost(lead, Kind.PAIRED, "scan that reads other inputs")] * len(v.proto.output)
     if any((dep.outer, dep.inner) != (1, 1) for dep in deps):
-        return list(v.opaque("joined axes"))
+        return list(v.opaque("merged axes"))
     if v.attr("scan_input_directions") or v.attr("scan_output_directions"):
-        return list(v.opaque("directions"))
+        return list(v.opaque("scan directions"))
     states = set(body.inputs[:n_states])
     outputs = []
     for number, value in enumerate(body.outputs):
@@ -164,7 +211,7 @@ def _scan_positions(
 
 
 def _inputs_of(body: GraphFacts, value: str) -> set[str]:
-    """Inputs of the body that a value follows from; "" among them, unless it is a copy."""
+    """Return the body's inputs that a value is computed from, and "" unless it is a plain copy."""
     if value in body.inputs:
         return {value}
     nodes, read = body.between((), (value,))
@@ -180,25 +227,19 @@ def _scan_beside(
     run: RunBody,
     out_axes: Sequence[int],
 ) -> list[Dependence]:
-    """The positions lie beside what is scanned: states have to keep them where they are."""
-    states = [given.get(name, FREE) for name in names[:n_states]]
-    rest = {name: dep for name, dep in given.items() if name not in names[:n_states]}
-    for _ in range(_MOST_ROUNDS):
-        now = dict(zip(names, states, strict=False))
-        results = run(0, {**rest, **{n: d for n, d in now.items() if d.kind != Kind.FREE}})
-        after = [
-            new if old.kind == Kind.FREE else _merged(v, old, new)
-            for old, new in zip(states, results[:n_states], strict=True)
-        ]
-        if after == states:
-            break
-        states = after
-    else:
-        return list(v.opaque("states that do not settle"))
+    """Return the outputs where the positions lie on another axis than the scanned one."""
+    first_states = [given.get(name, FREE) for name in names[:n_states]]
+    fixed = {name: dep for name, dep in given.items() if name not in names[:n_states]}
+    settled = _settled(v, names[:n_states], first_states, fixed, run)
+    if settled is None:
+        return list(v.opaque("states without a fixed point"))
+    states, results = settled
     scanned = []
     for dep, axis in zip(results[n_states:], out_axes, strict=False):
         if dep.axis is None or axis < 0:
-            scanned.append(dep if dep.axis is None else v.lost(dep, Kind.OPAQUE, "axis"))
+            scanned.append(
+                dep if dep.axis is None else v.lost(dep, Kind.OPAQUE, "negative output axis")
+            )
         else:
             scanned.append(dep.at(dep.axis + (axis <= dep.axis)))
     return [*states, *scanned]

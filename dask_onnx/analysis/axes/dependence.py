@@ -1,4 +1,7 @@
-"""How a value depends on the positions of one input axis, and where that axis lies in it."""
+"""Abstract values of the axis analysis: how a value depends on one input axis, and where.
+
+The *source axis* is the input axis under analysis; its *positions* are the indices 0 to size - 1.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from typing import NamedTuple
 
 
 class Kind(IntEnum):
-    """What one element of a value needs of an input axis, from nothing to anything."""
+    """Positions of the source axis that one element of a value reads, ordered from best to worst.
+
+    Where two dependences meet, the larger kind prevails.
+    """
 
     FREE = 0
-    """Nothing."""
+    """No position: the value does not depend on the source axis."""
     INDEPENDENT = 1
-    """The one position that it stands for."""
+    """Only the element's own position (elementwise operators)."""
     WINDOW = 2
     """A bounded range of positions (convolution, pooling, resizing, padding, strided slices)."""
     REDUCED = 3
@@ -23,45 +29,52 @@ class Kind(IntEnum):
     CONTRACTED = 4
     """All positions, through a sum of products (matrix products, convolution over channels)."""
     FACTORED = 5
-    """Positions that a Reshape put together with others, or took apart."""
+    """Positions in an order that a Reshape changed by merging or splitting the axis."""
     GATHERED = 6
-    """Positions that indices or values pick (Gather, sorting, flipping, concatenation)."""
+    """Positions chosen by indices, values or layout (Gather, sorting, flipping, concatenation)."""
     SCANNED = 7
-    """All positions before it (recurrent networks, cumulative sums, loops)."""
+    """All positions up to its own (recurrent networks, cumulative sums, loops)."""
     PAIRED = 8
-    """Every position, paired with every other (attention scores, outer products)."""
+    """Every pair of positions (attention scores, outer products)."""
     LENGTH = 9
-    """The number of positions, or its own place among them."""
+    """The number of positions, or the element's own index among them."""
     OPAQUE = 10
-    """Unknown: everything is possible."""
+    """Unknown: the element may read anything."""
 
     @property
     def label(self) -> str:
-        """The kind in lower case, as tables and messages print it."""
+        """Name of the kind in lower case, as printed in tables and messages."""
         return self.name.lower()
 
 
 def _longest_rest(offset: Fraction, stride: Fraction) -> Fraction:
-    """How far ``offset + o * stride`` can be from the whole number below it."""
+    """Return the largest distance of ``offset + o * stride`` to the integer below it.
+
+    With both as fractions of a common denominator d, the largest fractional part is (d - 1) / d.
+    """
     return 1 - Fraction(1, lcm(offset.denominator, stride.denominator))
 
 
 class Window(NamedTuple):
-    """Positions that one element reads: element o needs `extent` of them from o * stride + offset.
+    """Receptive field: element o reads `extent` positions starting at ``o * stride + offset``.
 
-    Units are positions of the axis that is read. See Araujo, Norris and Sim, "Computing Receptive
-    Fields of Convolutional Neural Networks" (Distill, 2019), for the arithmetic.
+    All fields are in positions of the axis that is read. The arithmetic follows Araujo, Norris and
+    Sim, "Computing Receptive Fields of Convolutional Neural Networks" (Distill, 2019).
     """
 
     offset: Fraction
+    """First position that element 0 reads; negative where padding is read."""
     stride: Fraction
+    """Positions from the start of one element's range to the start of the next; below 1 where the
+    axis is upsampled."""
     extent: Fraction
+    """Positions that one element reads."""
 
     def after(self, inner: Window) -> Window:
-        """Return the window of this node over the input of a node with window `inner`.
+        """Return the composition: this window applied to the output of a node with `inner`.
 
-        Positions of the value between them are whole: where this window begins or ends in between,
-        it is widened by as much as that can be.
+        Positions of the intermediate value are integers. Where this window starts or ends at a
+        fraction, it is widened to the farthest integer that any element reaches.
         """
         is_shift = inner.stride == 1 and inner.offset.denominator == inner.extent.denominator == 1
         front = Fraction(0) if is_shift else _longest_rest(self.offset, self.stride)
@@ -73,7 +86,7 @@ class Window(NamedTuple):
         )
 
     def union(self, other: Window) -> Window | None:
-        """Return the smallest window that covers both; None if they do not advance alike."""
+        """Return the smallest window that covers both; None if their strides differ."""
         if self.stride != other.stride:
             return None
         offset = min(self.offset, other.offset)
@@ -81,76 +94,93 @@ class Window(NamedTuple):
         return Window(offset, self.stride, end - offset)
 
     def interval(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the input positions that outputs ``[start, stop)`` need, not yet clipped."""
+        """Return the half-open range of positions that outputs ``[start, stop)`` read.
+
+        The range is not clipped to the axis: it may start below 0 or end behind the last position.
+        """
         first = start * self.stride + self.offset
         last = (stop - 1) * self.stride + self.offset + self.extent
         return floor(first), ceil(last)
 
 
 SAME = Window(Fraction(0), Fraction(1), Fraction(1))
-"""Each element reads its own position."""
+"""Window of an element that reads its own position only."""
 
 
 def window(offset: float | Fraction, stride: float | Fraction, extent: float | Fraction) -> Window:
-    """Return a `Window` of exact fractions."""
+    """Return a `Window` with its three numbers, in positions, as exact fractions."""
     return Window(Fraction(offset), Fraction(stride), Fraction(extent))
 
 
 class Index(NamedTuple):
-    """Whole numbers made of positions: ``scale * position + r`` with `low` <= r <= `high`."""
+    """Integers of the form ``scale * position + r`` with ``low <= r <= high``."""
 
     scale: int
+    """Factor of the element's own position; 0 for bounded integers."""
     low: int
+    """Smallest remainder r."""
     high: int
+    """Largest remainder r."""
 
 
 POSITIONS = Index(1, 0, 0)
-"""The positions 0, 1, 2 ... themselves."""
-OWN_INDEX = "own index"
-"""How vectors depend on positions whose first element is their own position, and whose others
-follow from that position alone, as GatherND takes them."""
+"""Form of the positions 0, 1, 2 ... themselves, as Range produces them."""
+POSITION_VECTORS = "index vectors that start with the position"
+"""`Dependence.how` of index vectors for GatherND and ScatterND whose first element is the vector's
+own position and whose other elements depend on that position only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependence:
-    """How a value depends on the positions of one input axis (the *source axis*)."""
+    """Dependence of one value on the source axis: what its elements read, and its layout.
+
+    A value that merges the source axis with others, such as (batch * heads, ...), has the positions
+    in blocks on one axis: index ``(o * positions + p) * inner + i`` belongs to position p, with
+    ``0 <= o < outer`` and ``0 <= i < inner``.
+    """
 
     kind: Kind
+    """Positions that one element reads."""
     axis: int | None = None
-    """Axis of the value along which the source positions lie; None where they lie on none."""
+    """Axis of the value along which the source positions lie; None if there is none."""
     outer: int = 1
-    """Blocks of positions on that axis: its index is ``(o * positions + p) * inner + i``."""
+    """Number of blocks on that axis, each of which holds all positions once."""
     inner: int = 1
-    """Elements of that axis for each position."""
+    """Consecutive elements of that axis that belong to one position."""
     is_uniform: bool = False
-    """All positions hold the same, so that the axis fits any `outer` and `inner`."""
+    """True if all positions hold equal values, so that the axis matches any `outer` and `inner`."""
     window: Window = SAME
-    """Which source positions an element reads, while `kind` is at most WINDOW."""
+    """Source positions that an element reads; meaningful while `kind` is at most WINDOW."""
     node: str = ""
-    """Name of the node that decides `kind`, where that is more than INDEPENDENT."""
+    """Name of the node that decides `kind`; empty while that is FREE or INDEPENDENT."""
     how: str = ""
-    """What the node does, in a word or two: "mean", "recurrence", "positions"."""
+    """Operation of that node in a few words: "mean", "recurrence", "positions"."""
     index: Index | None = None
-    """What the elements are, where they are known to be made of their position, or bounded."""
+    """Form of the elements where they are integers computed from their position, or bounded; None
+    if unknown."""
     coupled: str = ""
-    """Name of the first node that takes a quantisation statistic over all positions."""
+    """Name of the first node that computes quantisation parameters over all positions; "" if none.
+    """
     is_resized: bool = False
-    """Sizes on axes that carry no positions depend on their number, or on values."""
+    """True if sizes of axes other than `axis` depend on the number of positions, or on values."""
 
     @property
     def is_broken(self) -> bool:
-        """Whether an element needs more than a bounded range of positions."""
+        """True if an element reads more than a bounded range of positions."""
         return self.kind > Kind.WINDOW
 
     @property
-    def is_own(self) -> bool:
-        """Whether the value has one element block for each position, which needs that one only."""
+    def is_independent(self) -> bool:
+        """True if the value has elements for each position on an axis that read only that one."""
         return self.kind == Kind.INDEPENDENT and self.axis is not None
 
     def at(
         self, axis: int | None, outer: int | None = None, inner: int | None = None
     ) -> Dependence:
-        """Return the same dependence with the positions on another axis."""
+        """Return the same dependence with the positions on another axis.
+
+        `outer` and `inner` stay as they are unless given.
+        """
         outer = self.outer if outer is None else outer
         inner = self.inner if inner is None else inner
         if (axis, outer, inner) == (self.axis, self.outer, self.inner):
@@ -158,30 +188,33 @@ class Dependence:
         return replace(self, axis=axis, outer=outer, inner=inner)
 
     def has_blocks_of(self, other: Dependence) -> bool:
-        """Return whether positions lie in the same blocks, or in any, on the axis of both."""
+        """Return whether the block layouts on the axis are equal, or one of the two is uniform."""
         if self.is_uniform or other.is_uniform:
             return True
         return (self.outer, self.inner) == (other.outer, other.inner)
 
     def broken(self, kind: Kind, node: str, how: str = "") -> Dependence:
-        """Return the dependence once `node` has broken it; what broke it first stands."""
+        """Return the dependence raised to `kind` by `node`.
+
+        A dependence that is broken already keeps the node that broke it first.
+        """
         if self.is_broken or kind <= self.kind:
             return self.without_index() if kind > Kind.WINDOW else self
         return replace(self, kind=kind, node=node, how=how, index=None)
 
     def resized(self, node: str, how: str, kind: Kind = Kind.LENGTH) -> Dependence:
-        """Return the dependence once `node` has made other sizes depend on the positions."""
+        """Return the dependence after `node` made sizes of other axes depend on the positions."""
         return replace(self.broken(kind, node, how), is_resized=True)
 
     def without_index(self) -> Dependence:
-        """Return the same dependence, of elements of which nothing is known."""
-        if self.index is None and self.how != OWN_INDEX:
+        """Return the same dependence without what is known of integer elements."""
+        if self.index is None and self.how != POSITION_VECTORS:
             return self
-        how = "position" if self.how in ("positions", OWN_INDEX) else self.how
+        how = "position" if self.how in ("positions", POSITION_VECTORS) else self.how
         return replace(self, index=None, how=how)
 
     def windowed(self, over: Window, node: str, how: str = "") -> Dependence:
-        """Return the dependence behind a node that reads a window of positions."""
+        """Return the dependence of the output of a node that reads a window of positions."""
         if over == SAME:
             return self
         widened = replace(self, window=over.after(self.window), is_uniform=False)
@@ -190,9 +223,9 @@ class Dependence:
         return replace(widened, kind=Kind.WINDOW, node=self.node or node, how=self.how or how)
 
     def with_coupled(self, node: str) -> Dependence:
-        """Return the dependence marked as coupled by `node`, unless one before did."""
+        """Return the dependence marked as coupled by `node`, unless an earlier node did so."""
         return self if self.coupled or not node else replace(self, coupled=node)
 
 
 FREE = Dependence(Kind.FREE)
-"""The value does not depend on the source axis."""
+"""Dependence of a value that does not depend on the source axis."""

@@ -1,7 +1,7 @@
-"""Whole numbers made of positions, as exporters compute them to pick elements of a flat tensor.
+"""Integer arithmetic on positions, by which exporters compute indices into a flattened tensor.
 
-``x[rows, columns]`` is often written as ``flat(x)[row * width + column]``. With ``row`` the
-position itself and ``column`` within the width, every element is one of its own position's.
+``x[rows, columns]`` is often exported as ``flat(x)[row * width + column]``. If ``row`` is the
+position itself and ``column`` lies in the width, each picked element belongs to its own position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from dask_onnx.analysis.axes.view import NodeView
 
 
 def index_of(v: NodeView, output: int = 0) -> Index | None:
-    """Return what an output of a node is known to be made of; None for anything."""
+    """Return the form ``scale * position + r`` of a node's integer output; None if unknown.
+
+    Covers Add and Mul of such integers, and the indices of ArgMax, ArgMin, TopK and MaxPool.
+    """
     if v.proto.domain:
         return None
     if v.op in ("ArgMax", "ArgMin", "TopK", "MaxPool"):
@@ -33,23 +36,23 @@ def index_of(v: NodeView, output: int = 0) -> Index | None:
 
 
 def _picked(v: NodeView) -> Index | None:
-    """Indices along an axis; those of MaxPool count all elements."""
+    """Return the form of indices along an axis; those of MaxPool count elements of the tensor."""
     shape, dep = v.shape(0), v.dep(0)
     if shape is None:
         return None
     if v.op == "MaxPool":
         is_batch = dep.axis == 0 and (dep.outer, dep.inner) == (1, 1) and None not in shape
         elements = math.prod(size or 0 for size in shape[1:])
-        # Order 1 counts columns first, within a picture as well.
+        # storage_order=1 counts in column-major order; its indices lie in the same range.
         return Index(elements, 0, elements - 1) if is_batch else None
     size = shape[v.attr("axis", -1 if v.op == "TopK" else 0) % len(shape)]
     return None if size is None else Index(0, 0, size - 1)
 
 
 def _operand(v: NodeView, index: int) -> Index | None:
-    """An input as positions and a bounded rest; a constant is a rest alone."""
+    """Return the form of an operand; a constant has scale 0. None if unknown."""
     if (found := v.dep(index).index) is not None:
-        # What is added to a position has to be its own.
+        # A bounded addend must depend on its own position only, or other positions leak in.
         return None if found.scale == 0 and v.dep(index).is_broken else found
     array = v.constant(index)
     if array is None or array.dtype.kind not in "iu" or not array.size:

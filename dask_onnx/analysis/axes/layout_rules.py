@@ -1,4 +1,4 @@
-"""Rules of operators that move elements: reshaping, transposing, slicing, picking, joining."""
+"""Rules of operators that move elements: reshaping, transposing, squeezing, concatenating."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from dask_onnx.analysis.axes.dependence import (
     FREE,
-    OWN_INDEX,
+    POSITION_VECTORS,
     POSITIONS,
     SAME,
     Dependence,
@@ -21,18 +22,28 @@ from dask_onnx.analysis.axes.view import DEPENDENT, NodeView, Shape, join
 
 
 def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Dependence:
-    """Return where the positions lie once elements are read in another shape, row by row.
+    """Return the dependence after a reshape in row-major order, exact for the sizes given.
 
-    Exact for the sizes given: with all axes in front of the positions (and the outer blocks) put
-    together, and all behind, an axis of the new shape carries the positions if its own outer and
-    inner blocks complete the same two numbers.
+    Let `in_front` be the product of the sizes before the positions, outer blocks included, and
+    `behind` that after them. An axis of the new shape carries the positions if the sizes before and
+    after it divide these two numbers, and the quotients, as outer and inner blocks, complete the
+    size of the axis.
+
+    Parameters
+    ----------
+    dep : Dependence
+        Its `axis` must not be None.
+    before, after : tuple of int or None
+        Shapes; None for a size that is not known.
+    node : str
+        Name of the node, for the case that the reshape breaks the dependence.
     """
     axis = dep.axis
     assert axis is not None
     if before == after:
         return dep
     if axis == 0 and dep.outer == dep.inner == 1 and after and after[0] == before[0] is not None:
-        return dep  # what stands behind has as many elements, known or not
+        return dep  # the sizes behind the first axis have equal products, known or not
     if None in before or None in after:
         return _reshaped_inside(dep, before, after, node)
     if 0 in before:
@@ -60,7 +71,10 @@ def reshaped(dep: Dependence, before: Shape, after: Shape, node: str) -> Depende
 
 
 def _parts_of(size: int, in_front: int, after: Shape) -> list[int]:
-    """Axes of a new shape that an axis with `in_front` elements in front is split into."""
+    """Return the axes of a new shape into which one axis is split; [] if it is not.
+
+    `size` is the size of the axis, `in_front` the product of the sizes before it.
+    """
     products = list(itertools.accumulate((part or 0 for part in after), operator.mul, initial=1))
     if in_front not in products or in_front * size not in products:
         return []
@@ -69,7 +83,7 @@ def _parts_of(size: int, in_front: int, after: Shape) -> list[int]:
 
 
 def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) -> Dependence:
-    """The same where a size is unknown: equal leading axes leave the positions alone."""
+    """Return the same where sizes are unknown: equal leading axes keep the positions in place."""
     axis = dep.axis
     assert axis is not None
     leading = before[: axis + 1]
@@ -79,26 +93,26 @@ def _reshaped_inside(dep: Dependence, before: Shape, after: Shape, node: str) ->
 
 
 def reshape(v: NodeView) -> Sequence[Dependence]:
-    """Reshape and Flatten."""
+    """Follow positions through Reshape, by the inferred shapes or else by the target."""
     dep, before, after = v.dep(0), _completed(v), v.out_shape()
     if after is None or None in after:
         after = _target(v, before) or after
     if dep.axis is None:
         if v.dep(1).kind == Kind.LENGTH and v.dep(1).axis is None:
-            # Elements that no position owns, in a shape made of the number of positions.
+            # Elements without positions, in a shape computed from the number of positions.
             return v.all(v.broken(Kind.LENGTH, "shape"))
         return v.all(dep)
     if before is None or after is None:
         found = _by_target(v, dep, before)
     else:
         found = _by_length(v, reshaped(dep, before, after, v.name))
-    if dep.how == OWN_INDEX and (not before or not after or before[-1] != after[-1]):
+    if dep.how == POSITION_VECTORS and (not before or not after or before[-1] != after[-1]):
         found = found.without_index()
     return v.all(found)
 
 
 def _completed(v: NodeView) -> Shape | None:
-    """The shape of what is reshaped, with the size that its positions have."""
+    """Return the input's shape, with the size of the positions' axis filled in if unknown."""
     dep, before = v.dep(0), v.shape(0)
     if before is None or dep.axis is None or dep.window != SAME or dep.is_resized:
         return before
@@ -107,7 +121,7 @@ def _completed(v: NodeView) -> Shape | None:
 
 
 def _target(v: NodeView, before: Shape | None) -> Shape | None:
-    """The shape that a Reshape says, where inference has not found it."""
+    """Return the output shape computed from the target of a Reshape; None if not possible."""
     known = v.known(1) if v.op == "Reshape" else None
     if known is None or before is None or None in before or v.attr("allowzero", 0):
         return None
@@ -122,7 +136,7 @@ def _target(v: NodeView, before: Shape | None) -> Shape | None:
 
 
 def _by_length(v: NodeView, dep: Dependence) -> Dependence:
-    """Break `dep` if another size than the positions' own follows from the number of positions."""
+    """Break `dep` if the target's size of another axis depends on the number of positions."""
     target = v.known(1)
     if target is None or not target.is_tainted:
         return dep
@@ -135,7 +149,7 @@ def _by_length(v: NodeView, dep: Dependence) -> Dependence:
 
 
 def _by_target(v: NodeView, dep: Dependence, before: Shape | None) -> Dependence:
-    """Leading axis kept by the target alone, where the shapes are not known."""
+    """Return the dependence by the target alone, which may keep a leading axis of positions."""
     target = v.known(1) if v.op == "Reshape" else None
     if dep.axis == 0 and dep.outer == dep.inner == 1 and target is not None and target.array.size:
         first = int(target.array.reshape(-1)[0])
@@ -146,6 +160,7 @@ def _by_target(v: NodeView, dep: Dependence, before: Shape | None) -> Dependence
 
 
 def transpose(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Transpose."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -156,15 +171,16 @@ def transpose(v: NodeView) -> Sequence[Dependence]:
 
 
 def squeeze(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Squeeze; without named axes the rank depends on their number."""
     dep, shape, after = v.dep(0), v.shape(0), v.out_shape()
     if dep.axis is None:
         return v.all(dep)
     if not v.has(1) and v.attr("axes") is None:
-        # All axes of size 1 go, that of the positions too once there is one of them.
+        # All axes of size 1 are removed, which includes the positions' axis if there is one.
         if shape is None or None in shape or shape[dep.axis] == 1:
-            return v.all(v.lost(dep, Kind.LENGTH, "squeezed if there is one"))
+            return v.all(v.lost(dep, Kind.LENGTH, "squeezed if the size is 1"))
         ones = sum(size == 1 for size in shape[: dep.axis])
-        return v.all(dep.at(dep.axis - ones).resized(v.name, "squeezed if there is one"))
+        return v.all(dep.at(dep.axis - ones).resized(v.name, "squeezed if the size is 1"))
     axes = v.axes(1 if v.opset >= 13 else None)
     if shape is None or axes is None:
         return v.opaque("unknown axes")
@@ -174,11 +190,12 @@ def squeeze(v: NodeView) -> Sequence[Dependence]:
             return v.opaque("unknown shape")
         gone = {i for i, size in enumerate(shape) if size == 1}
     if dep.axis in gone or (after is not None and len(after) != len(shape) - len(gone)):
-        return v.all(v.lost(dep, Kind.OPAQUE, "squeezed away"))
+        return v.all(v.lost(dep, Kind.OPAQUE, "squeezed"))
     return v.all(dep.at(dep.axis - sum(a < dep.axis for a in gone)))
 
 
 def unsqueeze(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Unsqueeze."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -191,7 +208,7 @@ def unsqueeze(v: NodeView) -> Sequence[Dependence]:
 
 
 def expand_dims(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.ExpandDims: one new axis."""
+    """Follow positions through com.microsoft.ExpandDims, which inserts one axis."""
     dep, rank, axis = v.dep(0), v.rank(0), v.constant(1)
     if dep.axis is None:
         return v.all(dep)
@@ -201,7 +218,10 @@ def expand_dims(v: NodeView) -> Sequence[Dependence]:
 
 
 def concat(v: NodeView) -> Sequence[Dependence]:
-    """Concat; also of positions with indices of their own, as GatherND takes them."""
+    """Follow positions through Concat.
+
+    Recognises index vectors that start with their own position, see `POSITION_VECTORS`.
+    """
     axis = v.attr("axis", 1)
     after = v.out_shape()
     carriers = v.carriers
@@ -227,13 +247,16 @@ def concat(v: NodeView) -> Sequence[Dependence]:
             return v.all(result.broken(Kind.OPAQUE, v.name, "unknown size"))
     if axis == rank - 1 and first.index == POSITIONS and v.size(0, axis) == 1:
         rest = [v.dep(i) for i in range(1, len(v.proto.input))]
-        if rest and all(dep.is_own for dep in rest):
-            return v.all(replace(first, index=None, how=OWN_INDEX))
+        if rest and all(dep.is_independent for dep in rest):
+            return v.all(replace(first, index=None, how=POSITION_VECTORS))
     return v.all(result)
 
 
 def _stacked(v: NodeView, result: Dependence, carriers: Sequence[int]) -> Dependence:
-    """Several times all positions, one after the other: as many outer blocks."""
+    """Return the dependence of Concat along the axis of the positions, as outer blocks.
+
+    Each input must have all positions.
+    """
     counts = {v.size(i, result.axis or 0) for i in carriers}
     is_all = len(carriers) == len(v.proto.input) and len(counts) == 1 and None not in counts
     if not is_all or result.kind > Kind.INDEPENDENT or result.is_uniform:
@@ -242,7 +265,10 @@ def _stacked(v: NodeView, result: Dependence, carriers: Sequence[int]) -> Depend
 
 
 def quantized_concat(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.QLinearConcat: (scale, zero point), and the same behind each input."""
+    """Follow positions through com.microsoft.QLinearConcat.
+
+    Inputs are the output's scale and zero point, then (tensor, scale, zero point) for each tensor.
+    """
     data = range(2, len(v.proto.input), 3)
     if not v.carriers:
         return v.all(FREE)
@@ -255,7 +281,10 @@ def quantized_concat(v: NodeView) -> Sequence[Dependence]:
 
 
 def same_axis(v: NodeView, carriers: Sequence[int], node: str) -> Dependence:
-    """Return the layout that several inputs of equal rank share, or a broken one."""
+    """Return the joined dependence of inputs of equal rank that share one layout.
+
+    Inputs of different axes are PAIRED, of different blocks FACTORED.
+    """
     leader = next((i for i in carriers if not v.dep(i).is_uniform), carriers[0])
     result = v.dep(leader)
     for index in carriers:
@@ -269,6 +298,7 @@ def same_axis(v: NodeView, carriers: Sequence[int], node: str) -> Dependence:
 
 
 def one_hot(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions of the indices through OneHot, which inserts an axis."""
     dep, rank = v.dep(0), v.rank(0)
     if any(v.dep(i).kind != Kind.FREE for i in (1, 2)):
         return v.all(v.broken(Kind.LENGTH, "depth"))
@@ -276,13 +306,15 @@ def one_hot(v: NodeView) -> Sequence[Dependence]:
         return v.all(dep)
     if rank is None:
         return v.opaque("unknown rank")
-    axis = v.attr("axis", -1)
-    axis = axis % (rank + 1)
+    axis = v.attr("axis", -1) % (rank + 1)
     return v.all(dep.at(dep.axis + (axis <= dep.axis)))
 
 
 def depth_to_space(v: NodeView) -> Sequence[Dependence]:
-    """DepthToSpace and SpaceToDepth: blocks of pixels become channels, or the other way round."""
+    """Follow positions through DepthToSpace and SpaceToDepth.
+
+    Along a spatial axis an element reads a window: `blocksize` pixels, or a fraction of one.
+    """
     dep, block = v.dep(0), v.attr("blocksize", 1)
     if dep.axis is None or dep.axis == 0:
         return v.all(dep)
@@ -290,11 +322,11 @@ def depth_to_space(v: NodeView) -> Sequence[Dependence]:
         return v.all(v.lost(dep, Kind.FACTORED, "channels and pixels"))
     if v.op == "SpaceToDepth":
         return v.all(dep.windowed(window(0, block, block), v.name, "blocks of pixels"))
-    grown = window(0, 1, 1)._replace(stride=window(0, 1, 1).stride / block)
-    return v.all(dep.windowed(grown, v.name, "blocks of pixels"))
+    return v.all(dep.windowed(window(0, Fraction(1, block), 1), v.name, "blocks of pixels"))
 
 
 def trilu(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Trilu; on the last two axes elements depend on their index."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)

@@ -1,4 +1,4 @@
-"""Rules of operators that are whole layers: recurrent networks, attention, ai.onnx.ml, random."""
+"""Rules of whole layers: recurrent networks, ai.onnx.ml, losses, random numbers, regions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from dask_onnx.analysis.axes.dependence import FREE, POSITIONS, Dependence, Kind
 from dask_onnx.analysis.axes.layout_rules import reshaped, same_axis
-from dask_onnx.analysis.axes.pick_rules import picks_own
+from dask_onnx.analysis.axes.pick_rules import picks_own_elements
 from dask_onnx.analysis.axes.view import NodeView, Rule, join
 
 _Axes = Mapping[int, int]
-"""Input or output to the axis that carries the batch."""
+"""Index of an input or output to the axis of the batch in it."""
 
 
 def batched(
@@ -24,15 +24,20 @@ def batched(
     how: str = "",
     needed: Sequence[int] = (),
 ) -> Rule:
-    """A layer that treats each element of a batch by itself.
+    """Return the rule of a layer that computes each element of a batch separately.
 
     Parameters
     ----------
-    inputs, outputs : mapping of position to the axis of the batch
-    queries : mapping of input to an axis whose positions go through to the same axis of the first
-        output, if no other input carries them (the queries of an attention)
-    kind, how : of positions on all other axes
-    needed : inputs that must carry the batch too if they are there, and have more than one element
+    inputs, outputs : mapping of index to axis
+        Axis of the batch in each input and output that has it.
+    queries : mapping of input to axis, optional
+        Axis whose positions keep their place in the first output if no other input carries them,
+        such as the query tokens of an attention.
+    kind, how : Kind, str
+        Kind, and its reason, of positions on all other axes.
+    needed : sequence of int
+        Inputs that must carry the batch, if present and of size other than 1 on its axis; by
+        default all of `inputs`.
     """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
@@ -56,6 +61,7 @@ def batched(
 def _through(
     v: NodeView, carriers: Sequence[int], inputs: _Axes, outputs: _Axes, needed: Sequence[int]
 ) -> Sequence[Dependence]:
+    """Return the outputs' dependences where the positions are the batch."""
     result = next((v.dep(i) for i in carriers if not v.dep(i).is_uniform), v.dep(carriers[0]))
     for index in carriers:
         dep = v.dep(index)
@@ -72,7 +78,10 @@ def _through(
 
 
 def recurrent(v: NodeView) -> Sequence[Dependence]:
-    """RNN, GRU, LSTM: (time, batch, features), or (batch, time, features) under layout 1."""
+    """Follow positions through RNN, GRU and LSTM.
+
+    The input has shape (time, batch, features), or (batch, time, features) with layout=1.
+    """
     layout = int(v.attr("layout", 0))
     batch = 0 if layout else 1
     states = dict.fromkeys((5, 6), batch)
@@ -88,7 +97,7 @@ def recurrent(v: NodeView) -> Sequence[Dependence]:
 
 
 def dynamic_quantize(v: NodeView) -> Sequence[Dependence]:
-    """DynamicQuantizeLinear: scale and zero point are a statistic over everything."""
+    """Mark the outputs of DynamicQuantizeLinear as coupled by scale and zero point."""
     dep = v.dep(0)
     if dep.kind == Kind.FREE:
         return v.all(FREE)
@@ -98,7 +107,7 @@ def dynamic_quantize(v: NodeView) -> Sequence[Dependence]:
 
 
 def coupled(rule: Rule) -> Rule:
-    """A rule of an operator that quantises its first input dynamically inside."""
+    """Return `rule` for an operator that quantises its first input dynamically."""
 
     def marked(v: NodeView) -> Sequence[Dependence]:
         return [dep if dep.kind == Kind.FREE else dep.with_coupled(v.name) for dep in rule(v)]
@@ -107,12 +116,16 @@ def coupled(rule: Rule) -> Rule:
 
 
 def random_like(v: NodeView) -> Sequence[Dependence]:
-    """Numbers drawn for each element; whether that may be repeated is asked elsewhere."""
+    """Follow positions through RandomNormalLike and others, which draw each element separately.
+
+    `analysis.randomness` reports random nodes themselves.
+    """
     dep = v.dep(0)
     return v.all(dep if dep.axis is not None else FREE)
 
 
 def multinomial(v: NodeView) -> Sequence[Dependence]:
+    """Follow rows through Multinomial, which samples over axis 1."""
     dep = v.dep(0)
     if dep.axis == 1:
         return v.all(v.lost(dep, Kind.REDUCED, "sampling"))
@@ -120,15 +133,18 @@ def multinomial(v: NodeView) -> Sequence[Dependence]:
 
 
 def dropout(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Dropout, to the output and the mask."""
     return v.all(v.dep(0))
 
 
 def eye_like(v: NodeView) -> Sequence[Dependence]:
+    """Return kind LENGTH for EyeLike, which reads the shape of its input only."""
     dep = v.dep(0)
     return v.all(dep if dep.kind == Kind.FREE else v.lost(dep, Kind.LENGTH, "positions"))
 
 
 def embed_layer_norm(v: NodeView) -> Sequence[Dependence]:
+    """Follow the batch through com.microsoft EmbedLayerNormalization."""
     rule = batched(
         {0: 0, 1: 0, 7: 0, 8: 0},
         {0: 0, 1: 0, 2: 0},
@@ -139,12 +155,13 @@ def embed_layer_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def zip_map(v: NodeView) -> Sequence[Dependence]:
-    """A list of maps, one for each row."""
+    """Follow rows through ZipMap, which returns a list with one map for each row."""
     dep = v.dep(0)
     return v.all(dep if dep.axis in (None, 0) else v.lost(dep, Kind.REDUCED, "features"))
 
 
 def normalizer(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through ai.onnx.ml Normalizer, which takes norms along the last axis."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is not None and rank is not None and dep.axis == rank - 1:
         return v.all(dep.broken(Kind.REDUCED, v.name, "norm"))
@@ -152,6 +169,7 @@ def normalizer(v: NodeView) -> Sequence[Dependence]:
 
 
 def array_feature_extractor(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through ArrayFeatureExtractor, which gathers along the last axis."""
     dep, rank, indices = v.dep(0), v.rank(0), v.dep(1)
     if indices.axis is None:
         if dep.axis is not None and (rank is None or dep.axis == rank - 1):
@@ -160,13 +178,14 @@ def array_feature_extractor(v: NodeView) -> Sequence[Dependence]:
     shape = v.shape(1)
     if dep.axis is not None or rank is None or shape is None or None in shape:
         return v.all(v.lost(dep, Kind.PAIRED, "indices"))
-    # The indices are read as one list, for each of which the last axis has an element.
+    # The indices are flattened; the output's last axis has one element for each.
     count = math.prod(size or 0 for size in shape)
     flat = reshaped(indices, shape, (count,), v.name)
     return v.all(flat if flat.axis is None else flat.at(max(rank, 2) - 1))
 
 
 def feature_vectorizer(v: NodeView) -> Sequence[Dependence]:
+    """Follow rows through FeatureVectorizer, which concatenates features."""
     result = same_axis(v, v.carriers, v.name) if v.carriers else FREE
     if result.axis not in (None, 0):
         return v.all(v.lost(result, Kind.GATHERED, "concatenation"))
@@ -177,72 +196,75 @@ def feature_vectorizer(v: NodeView) -> Sequence[Dependence]:
 
 
 def appended_axis(v: NodeView) -> Sequence[Dependence]:
-    """Every element becomes a vector (OneHotEncoder): a new last axis."""
+    """Follow positions through OneHotEncoder, which appends an axis."""
     return v.all(v.dep(0))
 
 
 def text_rows(v: NodeView) -> Sequence[Dependence]:
-    """Vectors of counts for each row of tokens, which lie on the last axis (TfIdfVectorizer)."""
+    """Follow rows through TfIdfVectorizer, which counts n-grams along the last axis."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
     if dep.axis == 0 and (rank is None or rank > 1) and dep.how == PADDED:
-        own = replace(dep, kind=Kind.INDEPENDENT, node="", how="", is_resized=False)
-        return v.all(own)
+        # Padding is no token, so counts do not depend on the longest text.
+        return v.all(replace(dep, kind=Kind.INDEPENDENT, node="", how="", is_resized=False))
     if rank is None or dep.axis == rank - 1:
         return v.all(v.lost(dep, Kind.REDUCED, "counts"))
     return v.all(dep)
 
 
 PADDED = "padding to the longest"
-"""How tokens of several texts depend on each other: counting n-grams leaves the padding out."""
+"""`Dependence.how` of token lists that are padded to the longest text of the batch."""
 
 
 def tokenizer(v: NodeView) -> Sequence[Dependence]:
-    """Every text becomes a list of tokens on a new last axis, as long as the longest of all."""
+    """Follow texts through Tokenizer, which appends an axis of tokens, padded to the longest."""
     dep = v.dep(0)
     return v.all(dep if dep.axis is None else dep.resized(v.name, PADDED, Kind.GATHERED))
 
 
 def string_split(v: NodeView) -> Sequence[Dependence]:
-    """Every text becomes a list of parts, as long as the longest of all; and their number."""
+    """Follow texts through StringSplit: padded parts on a new last axis, and their numbers."""
     dep = v.dep(0)
     return [tokenizer(v)[0], dep][: len(v.proto.output)]
 
 
 def string_normalizer(v: NodeView) -> Sequence[Dependence]:
-    """Drops stopwords: then the number of elements depends on the values."""
+    """Follow texts through StringNormalizer, which may drop texts that are stop words."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is not None and v.attr("stopwords"):
         return v.all(v.lost(dep, Kind.GATHERED, "selection by value"))
     if dep.axis is not None and rank == 2 and dep.axis == 0:
-        return v.opaque("one row only")
+        return v.opaque("accepts one row only")
     return v.all(dep)
 
 
 def reversed_blocks(v: NodeView) -> Sequence[Dependence]:
-    """Col2Im: blocks of the last axes go to places that are computed."""
+    """Follow the batch through Col2Im, which adds up blocks at computed positions."""
     dep = v.dep(0)
     if dep.axis in (None, 0):
         return v.all(dep)
-    return v.all(v.lost(dep, Kind.GATHERED, "places"))
+    return v.all(v.lost(dep, Kind.GATHERED, "computed indices"))
 
 
 def max_unpool(v: NodeView) -> Sequence[Dependence]:
-    """MaxUnpool: to places in the whole tensor, which are a row's own if MaxPool has found them in
-    rows of the same size."""
+    """Follow rows through MaxUnpool, which scatters by indices into the flattened tensor.
+
+    Rows are independent if the indices come from a MaxPool over rows of the output's size.
+    """
     dep, places, after = v.dep(0), v.dep(1), v.out_shape()
     if not v.carriers:
         return v.all(join(dep, places, v.name))
     if dep.axis == places.axis == 0 and places.index is not None and after and None not in after:
         elements = math.prod(size or 0 for size in after[1:])
-        is_own = (dep.outer, dep.inner) == (places.outer, places.inner) == (1, 1)
-        if is_own and picks_own(places.index, elements):
+        is_plain = (dep.outer, dep.inner) == (places.outer, places.inner) == (1, 1)
+        if is_plain and picks_own_elements(places.index, elements):
             return v.all(dep)
-    return v.all(v.lost(dep, Kind.GATHERED, "places"))
+    return v.all(v.lost(dep, Kind.GATHERED, "computed indices"))
 
 
 def flatten(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Flatten."""
     dep, before, after = v.dep(0), v.shape(0), v.out_shape()
     if dep.axis is None:
         return v.all(dep)
@@ -254,7 +276,7 @@ def flatten(v: NodeView) -> Sequence[Dependence]:
 
 
 def spectrum(v: NodeView) -> Sequence[Dependence]:
-    """DFT and STFT: along the signal every sample meets every other."""
+    """Follow positions through DFT and STFT; along the signal all samples are combined."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -275,7 +297,7 @@ def spectrum(v: NodeView) -> Sequence[Dependence]:
 
 
 def loss(v: NodeView) -> Sequence[Dependence]:
-    """Losses: without a reduction one number for each row."""
+    """Follow rows through losses; with reduction="none" each row has its own loss."""
     result = same_axis(v, v.carriers, v.name) if v.carriers else FREE
     if result.axis is None:
         return v.all(result)
@@ -284,10 +306,11 @@ def loss(v: NodeView) -> Sequence[Dependence]:
         return v.all(v.lost(result, Kind.REDUCED, "mean"))
     if any(v.has(i) and v.dep(i).axis is None for i in (0, 1)):
         return v.all(result.broken(Kind.LENGTH, v.name, "position"))
-    return v.all(replace(result))
+    return v.all(result)
 
 
 def affine_grid(v: NodeView) -> Sequence[Dependence]:
+    """Follow the batch through AffineGrid."""
     dep = v.dep(0)
     if dep.axis not in (None, 0):
         return v.all(v.lost(dep, Kind.OPAQUE, "parameters"))
@@ -295,43 +318,47 @@ def affine_grid(v: NodeView) -> Sequence[Dependence]:
 
 
 def roi_align(v: NodeView) -> Sequence[Dependence]:
-    """Boxes by themselves; the pictures that they pick from are given once."""
+    """Follow boxes through RoiAlign and CropAndResize.
+
+    Boxes are independent of each other if the images do not carry the positions, or if each box
+    reads the image of its own position.
+    """
     boxes, picks = v.dep(1), v.dep(2)
     blocks = {(v.dep(i).outer, v.dep(i).inner) for i in v.carriers}
     if v.dep(0).axis == boxes.axis == 0 and picks.index == POSITIONS and blocks == {(1, 1)}:
         return v.all(join(v.dep(0), boxes, v.name))
     if v.dep(0).axis is not None or boxes.axis != 0 or picks.axis != 0:
-        return v.opaque("boxes of pictures") if v.carriers else v.all(FREE)
+        return v.opaque("boxes of several images") if v.carriers else v.all(FREE)
     if not boxes.has_blocks_of(picks):
         return v.opaque("different blocks")
     return v.all(join(boxes, picks, v.name))
 
 
 def roi_pool(v: NodeView) -> Sequence[Dependence]:
-    """MaxRoiPool: boxes by themselves, of pictures that are given once."""
+    """Follow boxes through MaxRoiPool over images that do not carry the positions."""
     boxes = v.dep(1)
     if v.dep(0).axis is not None or boxes.axis != 0:
-        return v.opaque("boxes of pictures") if v.carriers else v.all(FREE)
+        return v.opaque("boxes of several images") if v.carriers else v.all(FREE)
     return v.all(boxes)
 
 
 def tensor_scatter(v: NodeView) -> Sequence[Dependence]:
-    """TensorScatter: an update written into a cache, at a place for each element of the batch."""
+    """Follow the batch through TensorScatter, which writes updates into a cache."""
     rank = v.rank(0)
     if not v.carriers:
         return v.all(FREE)
     if rank is None or v.attr("axis", -2) % rank == 0:
-        return v.opaque("axis of the batch")
-    return batched({0: 0, 1: 0, 2: 0}, {0: 0}, how="places")(v)
+        return v.opaque("written along the batch")
+    return batched({0: 0, 1: 0, 2: 0}, {0: 0}, how="computed indices")(v)
 
 
 def stepwise(inputs: _Axes) -> Rule:
-    """A layer with a state that it hands from token to token, and a batch on the first axis."""
+    """Return the rule of a recurrent layer with the batch on the first axis of its outputs."""
     return batched(inputs, {0: 0, 1: 0}, kind=Kind.SCANNED, how="recurrence")
 
 
 def moe(v: NodeView) -> Sequence[Dependence]:
-    """Mixture of experts: every token by itself, through the experts that its scores pick."""
+    """Follow tokens through a mixture of experts; each uses the experts that its scores select."""
     data, scores = v.dep(0), v.dep(1)
     rank = v.rank(0)
     if not v.carriers:
@@ -342,7 +369,7 @@ def moe(v: NodeView) -> Sequence[Dependence]:
 
 
 def pairs_of_rows(v: NodeView) -> Sequence[Dependence]:
-    """CDist: the distance of every row of one input from every row of the other."""
+    """Follow rows of either input through CDist, the matrix of distances between rows."""
     a, b = v.dep(0), v.dep(1)
     if a.axis is not None and b.axis is not None:
         return v.all(v.lost(a, Kind.PAIRED, "distances"))

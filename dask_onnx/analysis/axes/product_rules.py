@@ -1,4 +1,4 @@
-"""Rules of products: matrices, quantised ones, and sums over letters."""
+"""Rules of matrix products, plain, fused and quantised, and of Einsum."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView, Rule, Shape, join
 
 
-def matmul(v: NodeView, first: int = 0, second: int = 1) -> Sequence[Dependence]:
-    return v.all(product(v, v.dep(first), v.shape(first), v.dep(second), v.shape(second)))
+def matmul(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through MatMul."""
+    return v.all(product(v, v.dep(0), v.shape(0), v.dep(1), v.shape(1)))
 
 
 def product(
@@ -19,14 +20,24 @@ def product(
     b: Dependence,
     b_shape: Shape | None,
 ) -> Dependence:
-    """Return the dependence of a stack of matrix products (numpy.matmul)."""
+    """Return the dependence of a batched matrix product with the semantics of ``numpy.matmul``.
+
+    Parameters
+    ----------
+    v : NodeView
+        The node, for its name.
+    a, b : Dependence
+        Dependences of the operands.
+    a_shape, b_shape : tuple of int or None
+        Shapes of the operands; the last two axes are those of the matrices.
+    """
     if a.axis is None and b.axis is None:
         return FREE
     if a_shape is None or b_shape is None:
         return v.opaque("unknown rank")[0]
     a_rank, b_rank = len(a_shape), len(b_shape)
     rank = max(a_rank, b_rank, 2)
-    # Axes from the last, as numpy lays vectors: a row before, a column behind.
+    # Axes counted from the last. A rank-1 operand is a row vector before, a column vector after.
     a_place = None if a.axis is None else a.axis - a_rank
     b_place = None if b.axis is None else b.axis - b_rank
     if a_rank == 1 and a_place is not None:
@@ -53,11 +64,13 @@ def product(
 
 
 def _product_axis(dep: Dependence, place: int, rank: int, a_rank: int) -> Dependence:
-    # A vector in front gives a result without rows.
+    """Return `dep` on the axis of the product that `place`, counted from the last, becomes."""
+    # If the first operand is a vector, the product has no axis of rows.
     return dep.at(rank - 2 if a_rank == 1 and place == -1 else rank + place)
 
 
 def gemm(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Gemm: rows of A, columns of B, and the addend C."""
     a, b, c = v.dep(0), v.dep(1), v.dep(2)
     rows, columns = (
         (1, 0) if v.attr("transA", 0) else (0, 1),
@@ -87,7 +100,7 @@ def gemm(v: NodeView) -> Sequence[Dependence]:
 
 
 def _with_bias(v: NodeView, product: Dependence, bias: Dependence) -> Dependence:
-    """Gemm's third input carries positions: those of the product have to be the same."""
+    """Return the sum of a product and an addend that carries positions, which must coincide."""
     place = (bias.axis or 0) + 2 - (v.rank(2) or 2)
     if product.axis is None:
         return bias.at(place).broken(Kind.LENGTH, v.name, "position")
@@ -99,7 +112,7 @@ def _with_bias(v: NodeView, product: Dependence, bias: Dependence) -> Dependence
 
 
 def fused_matmul(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.FusedMatMul: a matrix product of transposed operands."""
+    """Follow positions through com.microsoft FusedMatMul, a product of transposed operands."""
     if v.attr("transBatchA", 0) or v.attr("transBatchB", 0):
         if v.carriers:
             return v.opaque("transposed batch")
@@ -110,20 +123,29 @@ def fused_matmul(v: NodeView) -> Sequence[Dependence]:
 
 
 def _transposed(v: NodeView, index: int, swap: bool) -> tuple[Dependence, Shape | None]:
+    """Return dependence and shape of an operand, with its last two axes swapped on request."""
     dep, shape = v.dep(index), v.shape(index)
     if not swap or shape is None or len(shape) < 2:
         return dep, shape
-    turned = (*shape[:-2], shape[-1], shape[-2])
+    swapped = (*shape[:-2], shape[-1], shape[-2])
     if dep.axis is not None and dep.axis >= len(shape) - 2:
         dep = dep.at(2 * len(shape) - 3 - dep.axis)
-    return dep, turned
+    return dep, swapped
 
 
 def quantized_matmul(
     first: int, second: int, of_rows: Collection[int], of_columns: Collection[int]
 ) -> Rule:
-    """Products of quantised operands with scales and zero points: one, or a vector of them for the
-    rows of the first operand and the columns of the second, or as many axes as the result has."""
+    """Return the rule of a product of quantised operands.
+
+    Parameters
+    ----------
+    first, second : int
+        Indices of the operands.
+    of_rows, of_columns : collection of int
+        Indices of scales and zero points: scalars, vectors along the rows of the first operand or
+        the columns of the second, or arrays of the result's rank.
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         result = product(v, v.dep(first), v.shape(first), v.dep(second), v.shape(second))
@@ -134,7 +156,10 @@ def quantized_matmul(
 
 
 def quantized_gemm(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.QGemm: a, b and the result with a scale and a zero point each, and a bias."""
+    """Follow positions through com.microsoft QGemm.
+
+    A, B and the result each have a scale and a zero point; input 6 is a bias.
+    """
     a, a_shape = _transposed(v, 0, bool(v.attr("transA", 0)))
     b, b_shape = _transposed(v, 3, bool(v.attr("transB", 0)))
     result = product(v, a, a_shape, b, b_shape)
@@ -148,7 +173,7 @@ def _scaled(
     of_rows: Collection[int],
     of_columns: Collection[int],
 ) -> Dependence:
-    """What the parameters of a product leave of its positions."""
+    """Return the dependence of a product joined with that of its quantisation parameters."""
     for index in (*of_rows, *of_columns):
         dep, shape = v.dep(index), v.shape(index)
         vector = rank - 2 if index in of_rows else rank - 1
@@ -165,7 +190,7 @@ def _scaled(
 
 
 def _sizes_of(shape: Shape | None, rank: int, vector: int) -> Shape:
-    """The sizes of a parameter on the axes of the result, where a vector lies along one of them."""
+    """Return the sizes of a parameter broadcast to `rank` axes; a vector lies along `vector`."""
     if shape is not None and len(shape) == rank > 1:
         return shape
     sizes: list[int | None] = [1] * rank
@@ -178,6 +203,7 @@ def _sizes_of(shape: Shape | None, rank: int, vector: int) -> Shape:
 
 
 def einsum(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Einsum, by the letter of their axis in each term."""
     if not v.carriers:
         return v.all(FREE)
     spelled = _equation(v)
@@ -205,7 +231,7 @@ def einsum(v: NodeView) -> Sequence[Dependence]:
 
 
 def _equation(v: NodeView) -> tuple[list[str], str] | None:
-    """Return the terms and the result of an equation, a letter for each axis."""
+    """Return the terms and the result of an equation, one letter per axis; None if unknown."""
     equation = v.attr("equation", b"").decode().replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
@@ -221,7 +247,7 @@ def _equation(v: NodeView) -> tuple[list[str], str] | None:
 def _spelled_out(
     terms: Sequence[str], ranks: Sequence[int | None], right: str | None
 ) -> tuple[list[str], str] | None:
-    """Return an equation's terms with digits in place of its ellipses, the last axis "0"."""
+    """Return terms and result with each ellipsis replaced by digits, "0" for its last axis."""
     counts = [
         (rank or 0) - len(term.replace("...", ""))
         for term, rank in zip(terms, ranks, strict=True)
@@ -239,7 +265,7 @@ def _spelled_out(
 
 
 def det(v: NodeView) -> Sequence[Dependence]:
-    """Det and Inverse: matrices on the last two axes."""
+    """Follow positions through Det and Inverse, whose matrices are on the last two axes."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)

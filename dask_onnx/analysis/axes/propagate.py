@@ -1,4 +1,4 @@
-"""The composition: how every value of a graph depends on one axis of its inputs."""
+"""Propagation of dependences: the rules of all nodes applied in topological order."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from dask_onnx.analysis.axes.control_rules import CONTROL, body_outputs
-from dask_onnx.analysis.axes.dependence import FREE, OWN_INDEX, Dependence, Kind
+from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW, body_outputs
+from dask_onnx.analysis.axes.dependence import FREE, POSITION_VECTORS, Dependence, Kind
 from dask_onnx.analysis.axes.index_rules import index_of
-from dask_onnx.analysis.axes.shape_values import MOST_ELEMENTS, folded, length_of, shape_value
-from dask_onnx.analysis.axes.table import KEEPS_POSITIONS, NAMES_SHAPES, CustomAxes, Entry, rule_of
-from dask_onnx.analysis.axes.view import Known, NodeView, Shape, at_least
+from dask_onnx.analysis.axes.shape_values import (
+    MAX_FOLDED_ELEMENTS,
+    fold_node,
+    folded_dependences,
+    shape_value,
+)
+from dask_onnx.analysis.axes.table import (
+    POSITION_PRESERVING,
+    SHAPE_OPERATORS,
+    CustomAxes,
+    Entry,
+    rule_of,
+)
+from dask_onnx.analysis.axes.view import Known, NodeView, Shape, with_kind_of
 from dask_onnx.analysis.bodies import body_graphs
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
@@ -29,19 +40,19 @@ def propagate(
     seeds: Mapping[str, int],
     custom: CustomAxes | None = None,
 ) -> dict[str, Dependence]:
-    """Return how each value depends on the source axis; values that do not are left out.
+    """Return the dependence of each value on the source axis; FREE values are left out.
 
     Parameters
     ----------
     facts : GraphFacts
     specs : mapping of value to TensorSpec
-        At definite sizes of the inputs, such as `infer_shapes` gives. What is found is exact for
+        Specs at definite sizes of the inputs, as `infer_shapes` returns them. The result holds for
         these sizes.
     seeds : mapping of input to axis
-        One source axis, which several inputs may share (the batch of all of them). Their sizes on
-        it must be equal.
-    own : mapping of (domain, op type) to axes, optional
-        What the caller's own operators declare of themselves; without, they are opaque.
+        The source axis; several inputs may share it, as they share a batch. All must have the same
+        size on it.
+    custom : mapping of (domain, op type) to axes, optional
+        Axes that custom operators declare, see `CustomAxes`; undeclared operators are opaque.
     """
     sizes = {
         size
@@ -57,7 +68,21 @@ def propagate(
 
 
 class Walk:
-    """One pass over a graph, or over a body in it."""
+    """One pass over a graph, or over the body of a control-flow node.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    specs : mapping of value to TensorSpec
+        Specs at definite sizes of the inputs.
+    given : mapping of value to Dependence
+        Dependences of inputs, and of values captured from the enclosing graph.
+    positions : int
+        Size of the source axis.
+    known : mapping of value to Known
+        Values of small tensors captured from the enclosing graph.
+    custom : mapping of (domain, op type) to axes
+    """
 
     def __init__(
         self,
@@ -70,7 +95,9 @@ class Walk:
     ) -> None:
         self.facts, self.specs, self.positions, self.custom = facts, specs, positions, custom
         self.deps: dict[str, Dependence] = dict(given)
+        """Dependences found so far; FREE values are left out."""
         self.known: dict[str, Known] = dict(known)
+        """Values of small tensors found so far."""
         self._initializers: dict[str, TensorProto] = {
             tensor.name: tensor for tensor in facts.proto.graph.initializer
         }
@@ -78,39 +105,44 @@ class Walk:
         self._shapes: dict[str, Shape | None] = {}
 
     def run(self) -> None:
-        """Visit the nodes in their order, which is topological."""
+        """Visit all nodes in the order of the file, which ONNX requires to be topological."""
         deps = self.deps
         nodes = self.facts.proto.graph.node
         for node in self.facts.nodes:
             if not deps.keys().isdisjoint(node.inputs) or (
                 node.captures and not deps.keys().isdisjoint(node.captures)
             ):
-                self._visit(node, nodes[node.index])
-            elif node.op_type in NAMES_SHAPES:
-                self._fold(node, nodes[node.index])
+                self.visit(node, nodes[node.index])
+            elif node.op_type in SHAPE_OPERATORS:
+                self.fold(node, nodes[node.index])
             elif node.op_type == "Constant":
                 self._note_constant(nodes[node.index])
 
     def constant(self, name: str) -> Known | None:
-        """The value of a small tensor that is known."""
+        """Return the value of a small tensor, or None if it is not known.
+
+        Reads initializers of at most `MAX_FOLDED_ELEMENTS` elements that are stored in the file
+        itself.
+        """
         if name in self.known:
             return self.known[name]
         tensor = self._initializers.get(name)
-        if tensor is None or is_external(tensor) or math.prod(tensor.dims) > MOST_ELEMENTS:
+        if tensor is None or is_external(tensor) or math.prod(tensor.dims) > MAX_FOLDED_ELEMENTS:
             return None
         self.known[name] = Known(numpy_helper.to_array(tensor))
         return self.known[name]
 
     def _note_constant(self, proto: NodeProto) -> None:
-        """Constants in bodies, which are not made initializers when a model is loaded."""
+        """Record a Constant of a body; those of the main graph became initializers on loading."""
         attribute = proto.attribute[0]
-        if attribute.name == "value" and math.prod(attribute.t.dims) <= MOST_ELEMENTS:
+        if attribute.name == "value" and math.prod(attribute.t.dims) <= MAX_FOLDED_ELEMENTS:
             if not is_external(attribute.t):
                 self.known[proto.output[0]] = Known(numpy_helper.to_array(attribute.t))
         elif attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
             self.known[proto.output[0]] = Known(np.array(helper.get_attribute_value(attribute)))
 
-    def _view(self, node: NodeFacts, proto: NodeProto) -> NodeView:
+    def view(self, node: NodeFacts, proto: NodeProto) -> NodeView:
+        """Return a node as the rules see it, with the dependences found so far."""
         deps = self.deps
         ins = [deps.get(name, FREE) for name in node.inputs]
         return NodeView(
@@ -125,7 +157,7 @@ class Walk:
         )
 
     def _shape(self, name: str) -> Shape | None:
-        """Sizes of a value, None for one that is not known; looked up once."""
+        """Return the sizes of a value, looked up in `specs` once."""
         if name not in self._shapes:
             spec = self.specs.get(name)
             self._shapes[name] = (
@@ -135,9 +167,16 @@ class Walk:
             )
         return self._shapes[name]
 
-    def _fold(self, node: NodeFacts, proto: NodeProto) -> list[Dependence] | None:
-        """Work out shape arithmetic; None where a node is none."""
-        view = self._view(node, proto)
+    def forget_shape(self, name: str) -> None:
+        """Discard the cached shape of a value after its entry in `specs` changed."""
+        self._shapes.pop(name, None)
+
+    def fold(self, node: NodeFacts, proto: NodeProto) -> list[Dependence] | None:
+        """Evaluate a node of shape arithmetic, record its values and return their dependences.
+
+        Returns None if an input is not known or the operator is not evaluated here.
+        """
+        view = self.view(node, proto)
         if node.op_type in ("Shape", "Size") and not node.domain:
             value = shape_value(view)
             if value is None:
@@ -145,62 +184,77 @@ class Walk:
                 return [FREE if is_free else view.broken(Kind.LENGTH, "unknown shape")]
             values: list[Known] | None = [value]
         else:
-            values = folded(view)
+            values = fold_node(view)
         if values is None:
             return None
         self.known.update(zip(proto.output, values, strict=False))
-        return length_of(values)
+        return folded_dependences(values)
 
-    def _visit(self, node: NodeFacts, proto: NodeProto) -> None:
-        view = self._view(node, proto)
-        if node.op_type in NAMES_SHAPES and _may_be_known(view):
-            found = self._fold(node, proto)
+    def visit(self, node: NodeFacts, proto: NodeProto) -> None:
+        """Record the dependences of a node's outputs."""
+        view = self.view(node, proto)
+        if node.op_type in SHAPE_OPERATORS and _may_be_known(view):
+            found = self.fold(node, proto)
             if found is not None:
-                self._note(proto, found)
+                self.note(proto, found)
                 return
-        if node.op_type in CONTROL and not node.domain:
-            self._note(proto, self._control(node, view))
+        if node.op_type in CONTROL_FLOW and not node.domain:
+            self.note(proto, self._control_flow(node, view))
             return
         entry = rule_of(node.domain, node.op_type, self.custom)
         outputs = entry.rule(view)
-        self._note(
-            proto,
-            [self._finished(view, dep, i, entry) for i, dep in enumerate(outputs)],
-        )
+        self.note(proto, [self.finished(view, dep, i, entry) for i, dep in enumerate(outputs)])
 
-    def _note(self, proto: NodeProto, outputs: Sequence[Dependence]) -> None:
+    def note(self, proto: NodeProto, outputs: Sequence[Dependence]) -> None:
+        """Record the dependences of a node's outputs, given in their order."""
         for name, dep in zip(proto.output, outputs, strict=False):
             if name and dep.kind != Kind.FREE:
                 self.deps[name] = dep
 
-    def _finished(self, v: NodeView, dep: Dependence, output: int, entry: Entry) -> Dependence:
-        """What a rule found, with what its inputs lack already, held against the inferred shape."""
+    def finished(self, v: NodeView, dep: Dependence, output: int, entry: Entry) -> Dependence:
+        """Return a rule's result joined with the inputs' kinds and checked against the shape.
+
+        Parameters
+        ----------
+        v : NodeView
+        dep : Dependence
+            Result of the rule for one output.
+        output : int
+            Index of that output.
+        entry : Entry
+            Table entry that has the rule.
+
+        Returns
+        -------
+        Dependence
+            OPAQUE if `dep` contradicts the inferred rank, or the size of the positions' axis.
+        """
         for index, other in enumerate(v.ins):
             if other is dep or other.kind == Kind.FREE or index in entry.joined:
                 continue
             if index not in entry.operands or v.known(index) is None:
-                dep = at_least(dep, other)
+                dep = with_kind_of(dep, other)
         if dep.kind == Kind.FREE:
             return dep
-        if v.op not in KEEPS_POSITIONS:
+        if v.op not in POSITION_PRESERVING:
             made = index_of(v, output)
-            if made != dep.index or dep.how == OWN_INDEX:
+            if made != dep.index or dep.how == POSITION_VECTORS:
                 dep = replace(dep.without_index(), index=made)
         shape = v.out_shape(output)
         if dep.axis is not None and shape is not None and dep.axis >= len(shape):
             return v.lost(dep, Kind.OPAQUE, f"rank {len(shape)}")
         if dep.kind == Kind.INDEPENDENT:
             if dep.axis is None:
-                # Own values on no axis: only a quantisation statistic is that.
-                return dep if dep.coupled else dep.broken(Kind.OPAQUE, v.name, "lost axis")
+                # Independent but on no axis: only quantisation parameters may be so.
+                return dep if dep.coupled else dep.broken(Kind.OPAQUE, v.name, "axis lost")
             if shape is not None and (size := shape[dep.axis]) is not None:
                 expected = self.positions * dep.outer * dep.inner
                 if size != expected and self.positions > 1:
                     return dep.resized(v.name, f"size {size} instead of {expected}", Kind.OPAQUE)
         return dep
 
-    def _control(self, node: NodeFacts, v: NodeView) -> list[Dependence]:
-        """If, Loop and Scan: by way of their bodies."""
+    def _control_flow(self, node: NodeFacts, v: NodeView) -> list[Dependence]:
+        """Return the outputs' dependences of If, Loop or Scan, by a walk over each body."""
         bodies = []
         for facts, specs in body_graphs(self.facts, node, self.specs):
             captured = {n: self.deps[n] for n in node.captures if n in self.deps}
@@ -215,7 +269,7 @@ class Walk:
 
         graphs = [a.name for a in v.proto.attribute if a.HasField("g")]
         if len(bodies) != len(graphs):
-            return list(v.opaque("body of unknown types"))
+            return list(v.opaque("body with unknown types"))
         condition = v.constant(0) if v.op == "If" else None
         if condition is not None:
             taken = "then_branch" if condition.any() else "else_branch"
@@ -225,7 +279,7 @@ class Walk:
 
 
 def _may_be_known(v: NodeView) -> bool:
-    """Whether all inputs can be shapes, so that the node may be shape arithmetic."""
+    """Return whether the node may be shape arithmetic: no input carries the positions."""
     if v.op in ("Shape", "Size"):
         return True
     return all(dep.axis is None and dep.kind in (Kind.FREE, Kind.LENGTH) for dep in v.ins)

@@ -1,4 +1,4 @@
-"""Rules of sequences and optionals of tensors that carry the positions on one axis."""
+"""Rules of sequences and optionals whose tensors all carry the positions on the same axis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dask_onnx.analysis.axes.view import NodeView, join
 
 
 def sequence_of(v: NodeView) -> Sequence[Dependence]:
-    """Sequences and optionals of tensors that all carry the positions on one axis."""
+    """Follow positions into a sequence or optional; its tensors must have equal layouts."""
     held = [v.dep(i) for i in range(len(v.ins)) if v.has(i)]
     if not held or all(dep.kind == Kind.FREE for dep in held):
         return v.all(FREE)
@@ -22,13 +22,14 @@ def sequence_of(v: NodeView) -> Sequence[Dependence]:
 
 
 def sequence_item(v: NodeView) -> Sequence[Dependence]:
-    """SequenceAt, SequenceErase: by an index that is given once."""
+    """Follow positions through SequenceAt and SequenceErase by an index that is FREE."""
     if v.dep(1).kind != Kind.FREE:
         return v.opaque("index")
     return v.all(v.dep(0))
 
 
 def sequence_insert(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through SequenceInsert of a tensor with the sequence's layout."""
     first, second = v.dep(0), v.dep(1)
     if v.dep(2).kind != Kind.FREE or (first.axis, first.kind) != (second.axis, second.kind):
         return v.opaque("sequence of different tensors")
@@ -36,6 +37,7 @@ def sequence_insert(v: NodeView) -> Sequence[Dependence]:
 
 
 def split_to_sequence(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through SplitToSequence along another axis."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -48,6 +50,7 @@ def split_to_sequence(v: NodeView) -> Sequence[Dependence]:
 
 
 def concat_from_sequence(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through ConcatFromSequence along another, or a new, axis."""
     dep, after = v.dep(0), v.out_shape()
     if dep.axis is None:
         return v.all(dep)

@@ -1,4 +1,8 @@
-"""Values that follow from shapes, with a mark on each element that depends on the positions."""
+"""Constant folding of shape arithmetic, with a taint mark on each element.
+
+Elements that depend on the number of positions are marked, see `Known`; multiples of that number
+keep the mark PROPORTIONAL through arithmetic that preserves it.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from onnx import helper, numpy_helper
 from dask_onnx.analysis.axes.dependence import FREE, SAME, Dependence, Kind
 from dask_onnx.analysis.axes.view import DEPENDENT, PROPORTIONAL, Known, NodeView
 
-MOST_ELEMENTS = 1024
-"""A shape has few elements; a tensor larger than this is data."""
+MAX_FOLDED_ELEMENTS = 1024
+"""Elements of the largest array that is folded; shapes have few, a larger tensor is data."""
 
 
 def shape_value(v: NodeView) -> Known | None:
-    """Return the value of Shape or Size; None where a size is not known."""
+    """Return the value of Shape or Size; None if a size is not known."""
     shape, dep = v.shape(0), v.dep(0)
     if (known := v.known(0)) is not None:
-        shape, dep = known.array.shape, FREE  # whatever its elements, it is as long at any size
+        shape, dep = known.array.shape, FREE  # elements may vary, the length does not
     if shape is None or None in shape:
         return None
     sizes = np.array(shape, np.int64)
@@ -36,8 +40,8 @@ def shape_value(v: NodeView) -> Known | None:
     return Known(sizes[part], tainted[part])
 
 
-def folded(v: NodeView) -> list[Known] | None:
-    """Return the outputs of a node whose inputs are all known; None if that is not possible."""
+def fold_node(v: NodeView) -> list[Known] | None:
+    """Return the values of a node's outputs; None if an input or the operator is not known."""
     fold = _FOLDS.get(v.op)
     if fold is None or v.proto.domain:
         return None
@@ -47,20 +51,20 @@ def folded(v: NodeView) -> list[Known] | None:
     try:
         found = fold(v, [k for k in inputs if k is not None])
     except (ValueError, IndexError, TypeError, ZeroDivisionError, KeyError):
-        # Not arithmetic that a shape is made of: the node's rule decides.
+        # The operands do not fit the operator as shapes do: leave the node to its rule.
         return None
-    if found is None or any(k.array.size > MOST_ELEMENTS for k in found):
+    if found is None or any(k.array.size > MAX_FOLDED_ELEMENTS for k in found):
         return None
     return found
 
 
-def length_of(values: Sequence[Known]) -> list[Dependence]:
-    """Return the dependence of folded outputs."""
+def folded_dependences(values: Sequence[Known]) -> list[Dependence]:
+    """Return the dependence of folded outputs: LENGTH if any element is tainted, else FREE."""
     return [Dependence(Kind.LENGTH, how="length") if known.is_tainted else FREE for known in values]
 
 
 def _mark_of_product(marks: np.ndarray) -> int:
-    """A product of numbers is a multiple of the number of positions if one of them is."""
+    """Return the mark of a product: PROPORTIONAL if one factor is and no other is marked."""
     marked = marks[marks != 0]
     if not len(marked):
         return 0
@@ -68,10 +72,15 @@ def _mark_of_product(marks: np.ndarray) -> int:
 
 
 _Fold = Callable[[NodeView, list[Known]], list[Known] | None]
+"""Function from the node's view and its inputs' values to its outputs' values."""
 
 
 def _moved(function: Callable[[NodeView, np.ndarray, list[np.ndarray]], Any]) -> _Fold:
-    """An operator that moves elements of its first input, by operands that must not be marked."""
+    """Return the fold of an operator that moves elements of its first input.
+
+    `function` receives the view, the first input (or its marks) and the other operands, which must
+    not be tainted.
+    """
 
     def fold(v: NodeView, inputs: list[Known]) -> list[Known] | None:
         operands = [known.array for known in inputs[1:]]
@@ -87,7 +96,7 @@ def _moved(function: Callable[[NodeView, np.ndarray, list[np.ndarray]], Any]) ->
 
 
 def _computed(function: Callable[..., Any]) -> _Fold:
-    """An operator element by element."""
+    """Return the fold of an elementwise operator; any tainted operand makes a DEPENDENT element."""
 
     def fold(v: NodeView, inputs: list[Known]) -> list[Known]:
         with np.errstate(all="ignore"):
@@ -100,54 +109,58 @@ def _computed(function: Callable[..., Any]) -> _Fold:
 
 
 def _multiplied(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """A multiple of the number of positions times a constant is one too."""
+    """Fold Mul: a multiple of the number of positions times a constant stays a multiple."""
     (known,) = _computed(np.multiply)(v, inputs) or [inputs[0]]
     a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     return [Known(known.array, np.where((a == 0) | (b == 0), a | b, DEPENDENT).astype(np.uint8))]
 
 
 def _divided(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """Of two multiples the number of positions cancels out."""
+    """Fold Div: the number of positions cancels out of the quotient of two multiples."""
     (known,) = _computed(_divide)(v, inputs) or [inputs[0]]
     a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     top, bottom = np.broadcast_arrays(inputs[0].array, inputs[1].array)
     marks = np.where((a == 0) & (b == 0), 0, DEPENDENT)
     marks = np.where((a == PROPORTIONAL) & (b == PROPORTIONAL), 0, marks)
     with np.errstate(all="ignore"):
-        # A divisor of the constant factor leaves a multiple.
+        # n * c / b stays a multiple of n if b divides c.
         is_exact = (a == PROPORTIONAL) & (b == 0) & (top // v.positions % bottom == 0)
     return [Known(known.array, np.where(is_exact, PROPORTIONAL, marks).astype(np.uint8))]
 
 
 def _added(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """The sum of two multiples is one."""
+    """Fold Add: the sum of two multiples is a multiple."""
     (known,) = _computed(np.add)(v, inputs) or [inputs[0]]
     a, b = np.broadcast_arrays(*(known.marks for known in inputs))
     return [Known(known.array, np.where(a == b, a, DEPENDENT).astype(np.uint8))]
 
 
 def _smallest(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """The smallest of multiples is one."""
+    """Fold Min: the minimum of elements with equal marks keeps the mark."""
     arrays, marks = _aligned(inputs)
     found = np.where(np.all(marks == marks[0], axis=0), marks[0], DEPENDENT)
     return [Known(np.minimum.reduce(arrays), found.astype(np.uint8))]
 
 
 def _largest(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """The largest of multiples is one; so is one and what no number of positions makes smaller."""
+    """Fold Max: the maximum of multiples is a multiple.
+
+    So is the maximum of multiples and constants if no constant exceeds the largest multiple at one
+    position, and hence at any number of positions.
+    """
     arrays, marks = _aligned(inputs)
     values = np.maximum.reduce(arrays)
-    ones = np.where(marks == PROPORTIONAL, arrays // v.positions, arrays)
+    at_one = np.where(marks == PROPORTIONAL, arrays // v.positions, arrays)
     is_multiple = np.all(marks != DEPENDENT, axis=0) & np.any(marks == PROPORTIONAL, axis=0)
-    of_one = np.where(marks == PROPORTIONAL, ones, np.iinfo(np.int64).min).max(axis=0)
-    is_multiple &= np.where(marks == 0, ones, of_one).max(axis=0) <= of_one
-    is_multiple &= (of_one >= 0) | np.all(marks == PROPORTIONAL, axis=0)
+    largest = np.where(marks == PROPORTIONAL, at_one, np.iinfo(np.int64).min).max(axis=0)
+    is_multiple &= np.where(marks == 0, at_one, largest).max(axis=0) <= largest
+    is_multiple &= (largest >= 0) | np.all(marks == PROPORTIONAL, axis=0)
     found = np.where(np.all(marks == 0, axis=0), 0, np.where(is_multiple, PROPORTIONAL, DEPENDENT))
     return [Known(values, found.astype(np.uint8))]
 
 
 def _aligned(inputs: list[Known]) -> tuple[np.ndarray, np.ndarray]:
-    """Values and marks of several, each with a new first axis."""
+    """Return the values and the marks of several inputs, stacked along a new first axis."""
     return (
         np.stack(np.broadcast_arrays(*(known.array for known in inputs))),
         np.stack(np.broadcast_arrays(*(known.marks for known in inputs))),
@@ -232,7 +245,7 @@ def _reshape(v: NodeView, data: np.ndarray, operands: list[np.ndarray]) -> np.nd
 
 def _expand(v: NodeView, data: np.ndarray, operands: list[np.ndarray]) -> np.ndarray:
     shape = np.broadcast_shapes(data.shape, tuple(operands[0].reshape(-1).tolist()))
-    if np.prod(shape) > MOST_ELEMENTS:
+    if np.prod(shape) > MAX_FOLDED_ELEMENTS:
         raise ValueError("data")
     return np.broadcast_to(data, shape)
 
@@ -251,21 +264,24 @@ def _transpose(v: NodeView, data: np.ndarray, operands: list[np.ndarray]) -> np.
 def _cast(v: NodeView, inputs: list[Known]) -> list[Known]:
     (known,) = inputs
     array = known.array.astype(helper.tensor_dtype_to_np_dtype(v.attr("to")))
-    # A multiple that is rounded, or told from zero, is none.
+    # A multiple that the cast rounds, or turns into a boolean, is a multiple no longer.
     is_exact = (array == known.array) & (array % v.positions == 0)
     marks = np.where(is_exact | (known.marks == 0), known.marks, DEPENDENT)
     return [Known(array, marks.astype(np.uint8))]
 
 
 def _equal(v: NodeView, inputs: list[Known]) -> list[Known]:
-    """No number of positions makes a multiple equal to what is none, as -1."""
+    """Fold Equal: False whatever the number of positions if a constant is below the multiple.
+
+    Exporters compare sizes with -1 so, to fill in the target of an Expand.
+    """
     (known,) = _computed(np.equal)(v, inputs) or [inputs[0]]
     a, b = np.broadcast_arrays(*(each.marks for each in inputs))
     first, second = np.broadcast_arrays(*(each.array for each in inputs))
-    multiple = np.where(a == PROPORTIONAL, first, second) // v.positions
+    at_one = np.where(a == PROPORTIONAL, first, second) // v.positions
     number = np.where(a == PROPORTIONAL, second, first)
     is_one_multiple = ((a == PROPORTIONAL) & (b == 0)) | ((b == PROPORTIONAL) & (a == 0))
-    is_never = is_one_multiple & (multiple > 0) & (number < multiple)
+    is_never = is_one_multiple & (at_one > 0) & (number < at_one)
     return [Known(known.array, np.where(is_never, 0, known.marks).astype(np.uint8))]
 
 
@@ -273,7 +289,7 @@ def _range(v: NodeView, inputs: list[Known]) -> list[Known] | None:
     if any(known.is_tainted for known in inputs):
         return None
     start, limit, delta = (known.array.item() for known in inputs)
-    if delta == 0 or abs(limit - start) > MOST_ELEMENTS * abs(delta):
+    if delta == 0 or abs(limit - start) > MAX_FOLDED_ELEMENTS * abs(delta):
         return None
     return [Known(np.arange(start, limit, delta, dtype=inputs[0].array.dtype))]
 
@@ -282,7 +298,7 @@ def _full(v: NodeView, inputs: list[Known]) -> list[Known] | None:
     if inputs[0].is_tainted:
         return None
     shape = inputs[0].array.reshape(-1).tolist()
-    if np.prod(shape) > MOST_ELEMENTS:
+    if np.prod(shape) > MAX_FOLDED_ELEMENTS:
         return None
     value = v.attr("value")
     fill: Any = np.float32(0)

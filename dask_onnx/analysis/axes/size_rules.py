@@ -1,4 +1,4 @@
-"""Rules of operators whose result has a size that is computed."""
+"""Rules of operators whose output size is computed: Expand, Tile, Range, ConstantOfShape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from dask_onnx.analysis.axes.view import PROPORTIONAL, NodeView, Shape, join
 
 
 def expand(v: NodeView) -> Sequence[Dependence]:
-    """Expand: also of something that no position owns, to as many as there are positions."""
+    """Follow positions through Expand.
+
+    A value without positions that is repeated once for each position becomes uniform along the new
+    axis.
+    """
     dep, shape, after = v.dep(0), v.shape(0), v.out_shape()
     if dep.axis is not None:
         if shape is None or after is None:
@@ -32,6 +36,7 @@ def expand(v: NodeView) -> Sequence[Dependence]:
 
 
 def constant_of_shape(v: NodeView) -> Sequence[Dependence]:
+    """Return a uniform dependence where the shape has the number of positions on one axis."""
     after = v.out_shape()
     place = _length_axis(v, 0, after)
     if place is None:
@@ -40,8 +45,10 @@ def constant_of_shape(v: NodeView) -> Sequence[Dependence]:
 
 
 def _length_axis(v: NodeView, operand: int, after: Shape | None) -> int | None:
-    """The axis whose size a shape operand takes from the number of positions, as a multiple of it;
-    -1 for several or an unknown one, None for none."""
+    """Return the output axis whose size is a multiple of the number of positions.
+
+    None if the shape operand does not depend on that number; -1 if several or unknown axes do.
+    """
     if v.dep(operand).kind == Kind.FREE:
         return None
     target = v.known(operand)
@@ -55,6 +62,7 @@ def _length_axis(v: NodeView, operand: int, after: Shape | None) -> int | None:
 
 
 def _uniform(v: NodeView, dep: Dependence, place: int, after: Shape | None) -> Dependence:
+    """Return the dependence of `dep` repeated for each position along axis `place`."""
     size = None if after is None or place < 0 else after[place]
     if not size or size % v.positions:
         return v.broken(Kind.LENGTH, "shape", place if place >= 0 else None)
@@ -65,6 +73,7 @@ def _uniform(v: NodeView, dep: Dependence, place: int, after: Shape | None) -> D
 
 
 def tile(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Tile, whose repeats along their axis must be 1."""
     dep, repeats = v.dep(0), v.known(1)
     if dep.axis is not None:
         if repeats is None or v.dep(1).kind != Kind.FREE:
@@ -78,12 +87,12 @@ def tile(v: NodeView) -> Sequence[Dependence]:
     if place < 0 or v.size(0, place) is None:
         return v.all(v.broken(Kind.LENGTH, "shape"))
     found = _uniform(v, dep, place, v.out_shape())
-    # Every position has all that is repeated: alike, but not the same element over and over.
+    # Each position gets a copy of all repeated elements; uniform only if that is one element.
     return v.all(replace(found, is_uniform=found.is_uniform and v.size(0, place) == 1))
 
 
 def range_(v: NodeView) -> Sequence[Dependence]:
-    """Range: the positions themselves, if it counts them from 0."""
+    """Return the dependence of Range, whose output is the positions if it counts them from 0."""
     start, delta, after = v.constant(0), v.constant(2), v.out_shape()
     if all(dep.kind == Kind.FREE for dep in v.ins):
         return v.all(FREE)
@@ -97,7 +106,7 @@ def range_(v: NodeView) -> Sequence[Dependence]:
 
 
 def shape_of(v: NodeView) -> Sequence[Dependence]:
-    """Numbers that say how much there is, where they could not be worked out."""
+    """Return kind LENGTH for sizes that shape arithmetic could not evaluate."""
     if all(dep.kind == Kind.FREE for dep in v.ins):
         return v.all(FREE)
     return v.all(v.broken(Kind.LENGTH, "length"))

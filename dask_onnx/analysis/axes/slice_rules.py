@@ -1,18 +1,18 @@
-"""Rules of operators that cut pieces out, or put something around."""
+"""Rules of operators that slice, split, crop or pad."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from dask_onnx.analysis.axes.dependence import Dependence, Kind, window
-from dask_onnx.analysis.axes.view import PROPORTIONAL, NodeView, at_least
+from dask_onnx.analysis.axes.view import PROPORTIONAL, NodeView, with_kind_of
 
 _TO_THE_END = 10**9
-"""Exporters write this, or more, for a slice that goes to the end."""
+"""Smallest end that counts as "to the end of the axis"; exporters write at least this."""
 
 
 def unfold(v: NodeView) -> Sequence[Dependence]:
-    """com.microsoft.UnfoldTensor: windows along one axis, on a new last one."""
+    """Follow positions through com.microsoft UnfoldTensor, which appends an axis of windows."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is not None and (rank is None or v.attr("dim", -1) % rank == dep.axis):
         return v.all(v.lost(dep, Kind.GATHERED, "windows"))
@@ -20,6 +20,7 @@ def unfold(v: NodeView) -> Sequence[Dependence]:
 
 
 def split(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Split; along their own axis, parts of whole blocks keep them."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "split"))
@@ -38,7 +39,7 @@ def split(v: NodeView) -> Sequence[Dependence]:
 
 
 def _blocks(v: NodeView, dep: Dependence, start: int, end: int | None) -> Dependence:
-    """Some of the outer blocks, each of which has all positions."""
+    """Return the dependence of elements ``[start, end)`` if these are whole outer blocks."""
     block = v.positions * dep.inner
     if end is None or dep.outer == 1 or dep.is_uniform or start % block or end % block:
         return v.lost(dep, Kind.GATHERED, "split")
@@ -48,6 +49,7 @@ def _blocks(v: NodeView, dep: Dependence, start: int, end: int | None) -> Depend
 
 
 def slice_(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Slice, axis by axis."""
     dep, shape = v.dep(0), v.shape(0)
     if v.opset < 10:
         starts, ends = v.attr("starts", []), v.attr("ends", [])
@@ -73,7 +75,7 @@ def slice_(v: NodeView) -> Sequence[Dependence]:
         marks = [_mark(v, i, place) if v.opset >= 10 else 0 for i in (1, 2, 4)]
         if axis == dep.axis:
             own = _sliced(v, dep, starts[place], ends[place], steps[place], marks)
-            found = at_least(own, found)
+            found = with_kind_of(own, found)
         elif any(marks) and dep.axis is None and dep.kind == Kind.FREE:
             found = v.broken(Kind.LENGTH, "position", axis)
         elif any(marks):
@@ -82,13 +84,13 @@ def slice_(v: NodeView) -> Sequence[Dependence]:
 
 
 def _mark(v: NodeView, index: int, place: int) -> int:
-    """How an element of an operand depends on the number of positions."""
+    """Return the taint mark of one element of an operand."""
     found = v.known(index)
     return 0 if found is None or found.tainted is None else int(found.tainted.reshape(-1)[place])
 
 
 def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
-    """Bounds that follow from values: of axes other than the positions' they pick features."""
+    """Return the dependence for bounds computed from values, which must be of other axes."""
     axes = v.constant(3) if v.has(3) else None
     rank = v.rank(0)
     if dep.axis is None:
@@ -101,7 +103,10 @@ def _unknown_slice(v: NodeView, dep: Dependence) -> Sequence[Dependence]:
 def _sliced(
     v: NodeView, dep: Dependence, start: int, end: int, step: int, marks: Sequence[int]
 ) -> Dependence:
-    """The slice of the positions themselves."""
+    """Return the dependence of a slice along the axis of the positions.
+
+    `marks` are the taint marks of start, end and step.
+    """
     size = v.size(0, dep.axis or 0)
     tainted = any(marks)
     is_whole = (
@@ -118,13 +123,14 @@ def _sliced(
     if step < 1 or dep.outer != 1 or dep.inner != 1 or dep.is_uniform or size is None:
         return v.lost(dep, Kind.GATHERED, "slice")
     if start < 0 or tainted or (0 <= end < _TO_THE_END):
-        # Counted from the end, or up to a fixed number of positions.
+        # A start counted from the end, or a fixed end, selects by the number of positions.
         return v.lost(dep, Kind.GATHERED, "slice")
-    # What is cut off at the end has to be there all the same.
+    # With a negative end, element o exists only if -end positions follow it: the window has them.
     return dep.windowed(window(start, step, 1 - min(end, 0)), v.name, "slice")
 
 
 def pad(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Pad of modes constant, edge and reflect, by a window."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "padding"))
@@ -151,7 +157,7 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     front, back = max(begin, 0), max(end, 0)
     before, after = {
         "constant": (0, 0),
-        "edge": (back, front),  # the first and the last are read again
+        "edge": (back, front),  # elements of the padding read the first or the last position
         "reflect": (2 * back, 2 * front),
     }[mode]
     shifted = window(-begin - before, 1, before + 1 + after)
@@ -159,6 +165,7 @@ def pad(v: NodeView) -> Sequence[Dependence]:
 
 
 def center_crop_pad(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through CenterCropPad along other axes."""
     dep, rank, shape = v.dep(0), v.rank(0), v.known(1)
     if dep.axis is None:
         return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "shape"))

@@ -1,9 +1,10 @@
-"""The rule of every operator, grouped by family. An operator that is not here is opaque.
+"""Table of the rule of every operator, by family. An operator that is not listed is opaque.
 
-Families are how an operator treats its axes in the main: *elementwise* (every axis goes through),
-*axis* (one axis is seen as a whole, the others go through), *reduction*, *product* (contracts),
-*window*, *layout* (moves elements), *layer* (a batch axis goes through), *rows* (the first axis
-goes through), *random*, *control* (bodies are followed) and *opaque*, on purpose.
+The family says how an operator mainly treats its axes: *elementwise* (all axes are independent),
+*axis* (elements along one axis are combined, the shape stays), *reduction*, *product* (contracts an
+axis), *window*, *layout* (moves elements), *layer* (the batch axis is independent), *rows* (the
+first axis is independent), *random*, *shape*, *control* (bodies are analysed) and *opaque* (on
+purpose).
 """
 
 from __future__ import annotations
@@ -22,28 +23,34 @@ from dask_onnx.analysis.axes import size_rules as sizes
 from dask_onnx.analysis.axes import slice_rules as slices
 from dask_onnx.analysis.axes import value_rules as values
 from dask_onnx.analysis.axes import window_rules as windows
-from dask_onnx.analysis.axes.control_rules import CONTROL
+from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.axes.layout_rules import same_axis
 from dask_onnx.analysis.axes.view import NodeView, Rule
 
 ML = "ai.onnx.ml"
+"""Domain of classical machine learning operators."""
 ORT = "com.microsoft"
+"""Domain of ONNX Runtime's contrib operators."""
 
 OperatorName = tuple[str, str]
+"""Domain and operator type; "" is the domain ai.onnx."""
 CustomAxes = Mapping[OperatorName, object]
-"""What the caller's operators declare: "independent" for all axes, or the axes that go through."""
+"""Axes that custom operators declare as independent: "independent" for all, a number, or several.
+"""
 
 
 class Entry(NamedTuple):
-    """How an operator treats axes."""
+    """Rule of an operator, with the inputs that it joins itself."""
 
     family: str
+    """Name of the family, see the module's docstring."""
     rule: Rule
+    """Function from a node's view to the dependence of each output."""
     operands: frozenset[int] = frozenset()
-    """Inputs that say shapes: as far as these are known, the rule looks at them itself."""
+    """Inputs that hold shapes, axes or bounds; the rule reads them itself where they are known."""
     joined: frozenset[int] = frozenset()
-    """Inputs, indices mostly, whose dependence the rule joins itself."""
+    """Inputs, mostly indices, whose dependence the rule joins itself in any case."""
 
 
 _TABLE: dict[OperatorName, Entry] = {}
@@ -57,8 +64,9 @@ def _add(
     operands: Sequence[int] = (),
     joined: Sequence[int] = (),
 ) -> None:
+    """Add the operators `names`, separated by spaces, of one domain to the table."""
     for name in names.split():
-        assert (domain, name) not in _TABLE, f"{name} stands twice"
+        assert (domain, name) not in _TABLE, f"{domain}.{name} is listed twice"
         _TABLE[domain, name] = Entry(family, rule, frozenset(operands), frozenset(joined))
 
 
@@ -66,7 +74,7 @@ def _opaque(v: NodeView) -> Sequence[Dependence]:
     return v.opaque()
 
 
-# Element by element, with broadcasting.
+# Elementwise, with broadcasting.
 _add(
     "elementwise",
     values.elementwise,
@@ -96,7 +104,7 @@ _add("elementwise", values.by_channel, "ImageScaler")
 _add("elementwise", values.quantized_elementwise(0, 3), "QLinearAdd QLinearMul", ORT)
 _add("elementwise", values.quantized_elementwise(0, 1, 4), "QLinearWhere", ORT)
 
-# One axis is seen as a whole.
+# Elements along one axis are combined; the shape stays.
 _add("axis", values.softmax_like, "Softmax LogSoftmax Hardmax")
 _add("axis", values.along(-1, Kind.REDUCED, "norm"), "LpNormalization")
 _add("axis", values.along(-1, Kind.REDUCED, "mean", to_end_before=-1), "RMSNormalization")
@@ -117,7 +125,7 @@ _add("axis", layers.normalizer, "Normalizer", ML)
 _add("axis", values.along(-1, Kind.REDUCED, "softmax"), "QLinearSoftmax", ORT)
 _add("axis", layers.spectrum, "DFT STFT")
 
-# One number for an axis.
+# Reductions of an axis.
 for _names, _how in (
     ("ReduceMean", "mean"),
     ("ReduceSum", "sum"),
@@ -164,7 +172,7 @@ _add(
     ORT,
 )
 
-# Sliding over pixels.
+# Windows over spatial axes.
 _add("window", windows.conv(), "Conv ConvInteger")
 _add("window", windows.conv(0, 3), "QLinearConv")
 _add("window", windows.conv_transpose, "ConvTranspose")
@@ -180,7 +188,7 @@ _add("window", windows.pool, "QLinearAveragePool", ORT)
 _add("window", slices.pad, "Pad", operands=(1, 3))
 _add("window", slices.pad, "Pad", ORT, operands=(1,))
 
-# Moving elements.
+# Layout: operators that move elements.
 _add("layout", layout.reshape, "Reshape", operands=(1,))
 _add("layout", layers.flatten, "Flatten")
 _add("layout", layout.transpose, "Transpose")
@@ -226,7 +234,7 @@ _add("layout", sequences.split_to_sequence, "SplitToSequence")
 _add("layout", sequences.concat_from_sequence, "ConcatFromSequence")
 _add("layout", layers.string_normalizer, "StringNormalizer")
 
-# Layers with a batch.
+# Layers with a batch axis.
 _add("layer", layers.recurrent, "RNN GRU LSTM")
 _add("layer", layers.coupled(layers.recurrent), "DynamicQuantizeLSTM", ORT)
 _add("layer", attentions.attention, "Attention")
@@ -251,7 +259,7 @@ _add("layer", layers.roi_align, "CropAndResize", ORT, joined=(2,))
 _add("layer", layers.moe, "MoE QMoE", ORT)
 _add("layer", layers.dynamic_quantize, "DynamicQuantizeLinear")
 
-# Rows by themselves.
+# Operators whose rows, on the first axis, are independent.
 _add(
     "rows",
     values.leading(0),
@@ -270,18 +278,18 @@ _add("rows", values.leading(0, 2), "GatedRMSNorm", ORT)
 _add("rows", layers.pairs_of_rows, "CDist", ORT)
 _add("rows", values.leading(0), "QLinearGlobalAveragePool", ORT)
 
-# Random numbers: drawn for each element; that they differ is asked elsewhere.
+# Random numbers, drawn for each element; `analysis.randomness` reports the nodes.
 _add("random", layers.random_like, "Bernoulli RandomNormalLike RandomUniformLike")
 _add("random", layers.multinomial, "Multinomial")
 
-# Of shapes alone; their values are worked out before any rule is asked.
+# Operators that read shapes only; shape arithmetic evaluates them before their rule is used.
 _add("shape", sizes.shape_of, "Shape Size")
 _add("shape", sizes.shape_of, "SequenceLength OptionalHasElement")
 
-for _name in sorted(CONTROL):
+for _name in sorted(CONTROL_FLOW):
     _TABLE["", _name] = Entry("control", _opaque)
 
-# Without inputs that could carry positions, or seen as a whole, on purpose.
+# Opaque on purpose: no input can carry positions, or no axis is known to be independent.
 _add(
     "opaque",
     _opaque,
@@ -316,40 +324,40 @@ _add(
 
 _UNKNOWN = Entry("opaque", _opaque)
 
-NAMES_SHAPES = frozenset(
+SHAPE_OPERATORS = frozenset(
     """Shape Size Gather Slice Squeeze Unsqueeze Reshape Expand Split Transpose Identity Cast Concat
     Where Range ConstantOfShape Add Sub Mul Div Mod Pow Min Max Equal Less LessOrEqual Greater
     GreaterOrEqual And Or Not Neg Abs Floor Ceil Sqrt ReduceProd ReduceSum ReduceMax
     ReduceMin""".split()
 )
-"""Operators that shape arithmetic is made of."""
+"""Operators of ai.onnx that occur in shape arithmetic and may be evaluated by `shape_values`."""
 
-KEEPS_POSITIONS = frozenset(
+POSITION_PRESERVING = frozenset(
     "Range Reshape Squeeze Unsqueeze Expand Cast Identity Concat Transpose".split()
 )
-"""Operators that hand on the positions 0, 1, 2 ... as they are."""
+"""Operators that preserve integers computed from positions, see `Index`."""
 
 
 def rule_of(domain: str, op_type: str, custom: CustomAxes) -> Entry:
-    """Return how an operator treats axes; opaque where nobody has said."""
+    """Return the entry of an operator: as declared in `custom`, else of the table, else opaque."""
     if (domain, op_type) in custom:
         return Entry("custom", _custom_rule(custom[domain, op_type]))
     return _TABLE.get((domain, op_type), _UNKNOWN)
 
 
-def classified() -> Mapping[OperatorName, str]:
-    """Return the family of every operator in the table."""
+def operator_families() -> Mapping[OperatorName, str]:
+    """Return the family of every operator in the table, by (domain, operator type)."""
     return {name: entry.family for name, entry in _TABLE.items()}
 
 
-def families() -> dict[str, int]:
-    """Return how many operators of the table are in each family, the largest first."""
-    counts = Counter(classified().values())
+def count_families() -> dict[str, int]:
+    """Return the number of operators of each family, the largest first."""
+    counts = Counter(operator_families().values())
     return dict(counts.most_common())
 
 
 def _custom_rule(declared: object) -> Rule:
-    """What a caller's operator says of its axes."""
+    """Return the rule of a custom operator from what it declares; opaque if that is no axis."""
     if declared == "independent":
         return values.elementwise
     if isinstance(declared, int):

@@ -1,19 +1,26 @@
-"""Rules of operators that compute on values: element by element, along axes, or by products."""
+"""Rules of operators that compute elementwise, with broadcasting, or along axes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
-from dask_onnx.analysis.axes.layout_rules import same_axis
 from dask_onnx.analysis.axes.view import NodeView, Rule, join
 
 
 def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> Dependence:
-    """Return the dependence of a value made element by element of several, by ONNX's broadcasting.
+    """Return the dependence of an elementwise result under ONNX's multidirectional broadcasting.
 
-    Axes are counted from the last. All inputs that carry the positions must do so on the same
-    axis; the others must have one element there, or none.
+    All inputs that carry the positions must do so on the same axis, counted from the last; the
+    others must have size 1 there, or no such axis.
+
+    Parameters
+    ----------
+    v : NodeView
+    inputs : sequence of int
+        Indices of the operands.
+    rank : int, optional
+        Rank of the result; by default the largest rank of the operands.
     """
     carriers = [i for i in inputs if v.dep(i).axis is not None]
     if not carriers:
@@ -22,7 +29,7 @@ def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> De
     first = v.dep(carriers[0])
     is_alike = len(carriers) == len(inputs) and len(set(ranks)) == 1 and None not in ranks
     if is_alike and rank in (None, ranks[0]) and all(v.dep(i) is first for i in carriers):
-        return first  # the most frequent case
+        return first  # fast path of the most frequent case
     if any(r is None for r in ranks):
         return v.opaque("unknown rank")[0]
     rank = max(r or 0 for r in ranks) if rank is None else rank
@@ -54,26 +61,30 @@ def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> De
 
 
 def elementwise(v: NodeView) -> Sequence[Dependence]:
-    """Every output element from the input elements at its own place."""
+    """Follow positions through an elementwise operator."""
     if len(v.ins) == 1:
         return v.all(v.dep(0))
     return v.all(broadcast(v, range(len(v.ins))))
 
 
 def first_input(v: NodeView) -> Sequence[Dependence]:
-    """Element by element of the first input; the others are parameters given once."""
+    """Follow positions of the first input; the others are parameters and must carry none."""
     return v.all(_with_parameters(v, v.dep(0)))
 
 
 def _with_parameters(v: NodeView, dep: Dependence, first: int = 1) -> Dependence:
-    """Break `dep` if a parameter carries the positions."""
+    """Return `dep`, broken if an input from index `first` on carries the positions."""
     if any(v.dep(i).axis is not None for i in range(first, len(v.ins))):
         return v.lost(dep, Kind.OPAQUE, "positions in a parameter")
     return dep
 
 
-def as_one_axis(axis: int) -> Callable[[NodeView], Sequence[Dependence]]:
-    """Scale and zero point lie along one axis of the first input (QuantizeLinear and the like)."""
+def as_one_axis(axis: int) -> Rule:
+    """Return the rule of QuantizeLinear and DequantizeLinear.
+
+    Scale and zero point are scalars, or vectors along the attribute ``axis`` (by default `axis`) of
+    the first input, or blocks with as many axes as it has.
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         dep, rank = v.dep(0), v.rank(0)
@@ -84,7 +95,7 @@ def as_one_axis(axis: int) -> Callable[[NodeView], Sequence[Dependence]]:
                 if other.axis is not None or dep.axis is not None:
                     return v.opaque("positions in a parameter")
                 continue
-            # A vector lies along one axis; with blocks there are as many axes as the input has.
+            # A vector lies along the attribute's axis, blocks on the axes of the input.
             place = own % rank if v.rank(index) == 1 else other.axis
             if other.axis is None:
                 if _has_own(v, index, dep.axis, own % rank):
@@ -99,7 +110,7 @@ def as_one_axis(axis: int) -> Callable[[NodeView], Sequence[Dependence]]:
 
 
 def _has_own(v: NodeView, index: int, axis: int, own: int) -> bool:
-    """Whether a parameter that is given once has an element for each place on an axis."""
+    """Return whether a parameter without positions has one element per index on an axis."""
     if not v.has(index):
         return False
     shape = v.shape(index)
@@ -111,7 +122,10 @@ def _has_own(v: NodeView, index: int, axis: int, own: int) -> bool:
 
 
 def quantized_elementwise(*data: int) -> Rule:
-    """Element by element, of inputs between which their scales and zero points stand."""
+    """Return the rule of a quantised elementwise operator.
+
+    `data` are the indices of the tensors; scales and zero points stand between them.
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         result = broadcast(v, data)
@@ -123,7 +137,7 @@ def quantized_elementwise(*data: int) -> Rule:
 
 
 def by_channel(v: NodeView) -> Sequence[Dependence]:
-    """Element by element, with a parameter of its own for each place on axis 1."""
+    """Follow positions through an elementwise operator with one parameter per channel (axis 1)."""
     dep = v.dep(0)
     if dep.axis == 1:
         return v.all(dep.broken(Kind.LENGTH, v.name, "parameter of a channel"))
@@ -131,7 +145,7 @@ def by_channel(v: NodeView) -> Sequence[Dependence]:
 
 
 def by_feature(v: NodeView) -> Sequence[Dependence]:
-    """Element by element, with a parameter of its own for each place behind the first axis."""
+    """Follow rows through an elementwise operator with one parameter per feature."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is not None and (rank is None or rank < 2 or dep.axis > 0):
         return v.all(dep.broken(Kind.LENGTH, v.name, "parameter of a feature"))
@@ -141,7 +155,7 @@ def by_feature(v: NodeView) -> Sequence[Dependence]:
 def _axes_of(
     v: NodeView, operand: int | None, attribute: str, default: Sequence[int] | None
 ) -> set[int] | None:
-    """Non-negative axes that a node works along; None if unknown."""
+    """Return the non-negative axes that a node works along; None if unknown."""
     rank, named = v.rank(0), v.axes(operand, attribute)
     if rank is None or named is None:
         return None
@@ -150,8 +164,11 @@ def _axes_of(
     return {a % rank for a in named if -rank <= a < rank}
 
 
-def reduction(how: str, kind: Kind = Kind.REDUCED, since: int = 18) -> Rule:
-    """One number for all elements along some axes; axes are an input from opset `since` on."""
+def reduction(how: str, kind: Kind = Kind.REDUCED) -> Rule:
+    """Return the rule of a reduction along axes given by an input or an attribute.
+
+    `how` names the statistic in reports.
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         dep, rank = v.dep(0), v.rank(0)
@@ -172,7 +189,7 @@ def reduction(how: str, kind: Kind = Kind.REDUCED, since: int = 18) -> Rule:
 
 
 def arg_reduction(v: NodeView) -> Sequence[Dependence]:
-    """ArgMax and ArgMin."""
+    """Follow positions through ArgMax and ArgMin."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -187,9 +204,21 @@ def arg_reduction(v: NodeView) -> Sequence[Dependence]:
 def along(
     default: int, kind: Kind, how: str, *, attribute: str = "axis", to_end_before: int = 0
 ) -> Rule:
-    """Elements along one axis see each other; the shape stays (Softmax, normalisations).
+    """Return the rule of an operator that combines elements along one axis and keeps the shape.
 
-    Before opset `to_end_before` the axis and all behind it are one; 0 for never, -1 for always.
+    Softmax and norms are such operators.
+
+    Parameters
+    ----------
+    default : int
+        Axis if the attribute is missing.
+    kind, how : Kind, str
+        Kind, and its reason, of positions along that axis.
+    attribute : str
+        Name of the attribute that has the axis.
+    to_end_before : int
+        Opset before which the operator combines the axis and all behind it; 0 for never, -1 for
+        always.
     """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
@@ -209,11 +238,18 @@ def along(
 
 
 def softmax_like(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through Softmax, LogSoftmax and Hardmax.
+
+    Before opset 13 they flatten the axis and all behind it.
+    """
     return along(-1, Kind.REDUCED, "softmax", to_end_before=13)(v)
 
 
 def layer_norm(v: NodeView) -> Sequence[Dependence]:
-    """Normalised along an axis and all behind it, after adding a second input (Skip...)."""
+    """Follow positions through layer normalisation along an axis and all behind it.
+
+    The operators named Skip... add a second input first.
+    """
     skips = "Skip" in v.op
     dep = broadcast(v, (0, 1)) if skips else v.dep(0)
     if dep.axis is None:
@@ -228,7 +264,10 @@ def layer_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def spatial_norm(v: NodeView) -> Sequence[Dependence]:
-    """InstanceNormalization and GroupNormalization: a statistic over pixels, and over channels."""
+    """Follow positions through InstanceNormalization and GroupNormalization.
+
+    Both reduce over the spatial axes, GroupNormalization over channels too.
+    """
     dep = v.dep(0)
     if dep.axis is None:
         return v.all(_with_parameters(v, dep))
@@ -241,7 +280,7 @@ def spatial_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def batch_norm(v: NodeView) -> Sequence[Dependence]:
-    """BatchNormalization: parameters by channel; in training a statistic over all else."""
+    """Follow positions through BatchNormalization; training reduces over all but channels."""
     dep = _with_parameters(v, v.dep(0))
     is_training = bool(v.attr("training_mode", 0))
     if v.opset < 14 and not is_training:
@@ -256,6 +295,7 @@ def batch_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def mean_variance_norm(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through MeanVarianceNormalization."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep)
@@ -267,7 +307,7 @@ def mean_variance_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def prefix_sum(v: NodeView) -> Sequence[Dependence]:
-    """CumSum and CumProd."""
+    """Follow positions through CumSum and CumProd."""
     dep, rank, axis = v.dep(0), v.rank(0), v.constant(1)
     if dep.axis is None:
         return v.all(dep)
@@ -279,6 +319,7 @@ def prefix_sum(v: NodeView) -> Sequence[Dependence]:
 
 
 def top_k(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through TopK along another axis."""
     dep, rank = v.dep(0), v.rank(0)
     if dep.axis is None:
         return v.all(dep if v.dep(1).kind == Kind.FREE else v.broken(Kind.LENGTH, "k"))
@@ -292,6 +333,7 @@ def top_k(v: NodeView) -> Sequence[Dependence]:
 
 
 def reverse_sequence(v: NodeView) -> Sequence[Dependence]:
+    """Follow the batch through ReverseSequence, whose lengths must carry it too."""
     dep, lengths = v.dep(0), v.dep(1)
     time, batch = v.attr("time_axis", 0), v.attr("batch_axis", 1)
     if dep.axis == time:
@@ -299,12 +341,12 @@ def reverse_sequence(v: NodeView) -> Sequence[Dependence]:
     if dep.axis is None or dep.axis != batch:
         return v.opaque("lengths")
     if lengths.axis != 0:
-        return v.all(dep.broken(Kind.LENGTH, v.name, "lengths given once"))
+        return v.all(dep.broken(Kind.LENGTH, v.name, "lengths without a batch"))
     return v.all(dep)
 
 
 def selection(v: NodeView) -> Sequence[Dependence]:
-    """How many elements there are, and which, depends on values (NonZero, Unique, Compress)."""
+    """Return kind GATHERED for operators that select by value, such as NonZero and Unique."""
     if all(dep.kind == Kind.FREE for dep in v.ins):
         return v.all(FREE)
     if v.op == "Compress" and v.attr("axis") is not None and v.dep(1).kind == Kind.FREE:
@@ -314,12 +356,12 @@ def selection(v: NodeView) -> Sequence[Dependence]:
     return v.all(v.broken(Kind.GATHERED, "selection by value"))
 
 
-# Products.
+def leading(*carried: int) -> Rule:
+    """Return the rule of an operator that keeps the first axis and combines all others.
 
-
-def leading(*carried: int, rank_after: int | None = None) -> Rule:
-    """The first axis of the inputs `carried` (of all, if none is named) goes through to the first
-    axis of every output; all other axes are seen as a whole."""
+    `carried` are the inputs whose first axis becomes the first axis of every output; by default all
+    inputs.
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         named = carried or tuple(range(len(v.ins)))
@@ -330,7 +372,7 @@ def leading(*carried: int, rank_after: int | None = None) -> Rule:
                 kind = Kind.REDUCED if index in named else Kind.OPAQUE
                 return v.all(v.lost(dep, kind, "features"))
             if v.rank(index) in (None, 1):
-                return v.opaque("one row, or one number of each")
+                return v.opaque("rank-1 input is one row or one value per row")
             result = dep if result is None else join(result, dep, v.name)
         if result is None:
             return v.all(FREE)
@@ -340,9 +382,3 @@ def leading(*carried: int, rank_after: int | None = None) -> Rule:
         return v.all(result)
 
     return rule
-
-
-def sum_of_equal_shapes(v: NodeView) -> Sequence[Dependence]:
-    """Inputs of one shape, joined on the last axis or added (FeatureVectorizer)."""
-    result = same_axis(v, v.carriers, v.name) if v.carriers else FREE
-    return v.all(result)

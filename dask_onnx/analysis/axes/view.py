@@ -1,4 +1,7 @@
-"""A node with the dependences, shapes and constants of what it reads, as the rules see it."""
+"""View of one node for the rules: its inputs' dependences, shapes and constants; and joining.
+
+`NodeView` offers what a rule reads and the results that it commonly returns.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,54 @@ from onnx import helper
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 
 Shape = tuple[int | None, ...]
-
+"""Sizes of a value's axes; None for a size that is not known."""
 
 DEPENDENT, PROPORTIONAL = 1, 2
-"""How an element of a known array depends on the number of positions."""
+"""Marks of elements of a `Known` array: a function, or a multiple, of the number of positions."""
 
 
 class Known(NamedTuple):
-    """A small array of numbers that follows from the graph and the shapes of its inputs."""
+    """A small array computed from constants and shapes, with a taint mark for each element."""
 
     array: np.ndarray
+    """The elements at the sizes under analysis."""
     tainted: np.ndarray | None = None
-    """uint8, of the same shape: 0 for elements that do not depend on the number of positions,
-    PROPORTIONAL for those that are a multiple of it, else DEPENDENT; None for all 0."""
+    """Marks: uint8, same shape as `array`; 0 for elements that do not depend on the number of
+    positions, PROPORTIONAL for multiples of it, DEPENDENT for other functions of it. None: all 0.
+    """
 
     @property
     def marks(self) -> np.ndarray:
-        """`tainted`, with zeros where it is None."""
+        """Marks as an array, with zeros where `tainted` is None."""
         return np.zeros(self.array.shape, np.uint8) if self.tainted is None else self.tainted
 
     @property
     def is_tainted(self) -> bool:
-        """Whether any element depends on the number of positions."""
+        """True if any element depends on the number of positions."""
         return self.tainted is not None and bool(self.tainted.any())
 
 
 class NodeView:
-    """One node at given shapes of the inputs."""
+    """One node of a graph at definite shapes of the graph's inputs.
+
+    Parameters
+    ----------
+    proto : onnx.NodeProto
+    name : str
+        Name of the node in reports; unique in the graph.
+    inputs : sequence of str
+        Names of the inputs; "" for one that is omitted.
+    ins : sequence of Dependence
+        Dependence of each input.
+    shape_of : function of a name
+        Returns the sizes of a value, or None if its rank is not known.
+    constant : function of a name
+        Returns the value of a small known tensor, or None.
+    opset : int
+        Version of the ai.onnx operator set that the model imports.
+    positions : int
+        Size of the source axis.
+    """
 
     __slots__ = (
         "_attributes",
@@ -67,79 +91,80 @@ class NodeView:
         self.proto = proto
         self.name = name
         self.inputs = inputs
-        """Names of what the node reads; "" for an input that is left out."""
+        """Names of the inputs; "" for one that is omitted."""
         self.ins = ins
-        """The dependence of each input; FREE for one that is left out."""
+        """Dependence of each input; FREE for one that is omitted."""
         self.opset = opset
-        """Version of ai.onnx that the model imports."""
+        """Version of the ai.onnx operator set that the model imports."""
         self.positions = positions
-        """Size of the source axis in these shapes."""
+        """Size of the source axis."""
         self._shape_of = shape_of
         self._constant = constant
         self._attributes: dict[str, onnx.AttributeProto] | None = None
 
     @property
     def op(self) -> str:
+        """Operator type of the node."""
         return self.proto.op_type
 
     def has(self, index: int) -> bool:
-        """Whether the input is there."""
+        """Return whether the node has the input at `index`."""
         return index < len(self.inputs) and bool(self.inputs[index])
 
     def dep(self, index: int) -> Dependence:
-        """The dependence of an input; FREE where it is left out."""
+        """Return the dependence of an input; FREE if it is omitted."""
         return self.ins[index] if index < len(self.ins) else FREE
 
     @property
     def carriers(self) -> list[int]:
-        """Inputs with the source positions along one of their axes."""
+        """Indices of the inputs that carry the source positions along one of their axes."""
         return [i for i, dep in enumerate(self.ins) if dep.axis is not None]
 
     def shape(self, index: int) -> Shape | None:
-        """Sizes of an input, None for one that is not known; None if not even the rank is."""
+        """Return the sizes of an input; None if its rank is not known or it is omitted."""
         return self._shape_of(self.inputs[index]) if self.has(index) else None
 
     def out_shape(self, index: int = 0) -> Shape | None:
-        """Sizes of an output."""
+        """Return the sizes of an output; None if its rank is not known or it does not exist."""
         if index >= len(self.proto.output):
             return None
         return self._shape_of(self.proto.output[index])
 
     def rank(self, index: int) -> int | None:
-        """Number of axes of an input."""
+        """Return the number of axes of an input; None if it is not known."""
         shape = self.shape(index)
         return None if shape is None else len(shape)
 
     def size(self, index: int, axis: int) -> int | None:
-        """One size of an input."""
+        """Return the size of one axis of an input; None if it is not known or out of range."""
         shape = self.shape(index)
         return None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
 
     def sizes_differ(self, carriers: Sequence[int]) -> bool:
-        """Whether some inputs have more positions, or windows of them, than others."""
+        """Return whether the inputs `carriers` differ in size along the axis of the positions."""
         sizes = {self.size(i, self.dep(i).axis or 0) for i in carriers}
         return len(sizes - {None}) > 1
 
     def attr(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute."""
+        """Return the value of an attribute, or `default`."""
         if self._attributes is None:
             self._attributes = {a.name: a for a in self.proto.attribute}
         found = self._attributes.get(name)
         return default if found is None else helper.get_attribute_value(found)
 
     def known(self, index: int) -> Known | None:
-        """The value of an input, if it is small and follows from the graph and the shapes."""
+        """Return the value of an input if it is small and follows from constants and shapes."""
         return self._constant(self.inputs[index]) if self.has(index) else None
 
     def constant(self, index: int) -> np.ndarray | None:
-        """The value of an input, if it is known and no element depends on the positions."""
+        """Return the value of an input if it is known and free of the number of positions."""
         found = self.known(index)
         return None if found is None or found.is_tainted else found.array
 
     def axes(self, index: int | None, attribute: str = "axes") -> list[int] | None:
-        """Axes that an input (later opsets) or an attribute names, as written; None if unknown.
+        """Return the axes that an input (later opsets) or an attribute names, as written.
 
-        An empty list stands for none named.
+        None if the input's value is unknown; an empty list if no axes are named.
         """
         if index is not None and self.has(index):
             found = self.constant(index)
@@ -147,23 +172,23 @@ class NodeView:
         named = self.attr(attribute)
         return [] if named is None else [int(a) for a in np.atleast_1d(named)]
 
-    # What rules return.
+    # Results of rules.
 
     def all(self, dep: Dependence) -> list[Dependence]:
-        """The same dependence for every output."""
+        """Return `dep` for every output."""
         return [dep] * max(len(self.proto.output), 1)
 
     def opaque(self, why: str = "") -> list[Dependence]:
-        """Every output may depend on everything."""
+        """Return a dependence of kind OPAQUE for every output; `why` is the reason in brief."""
         return self.all(self.broken(Kind.OPAQUE, why))
 
     def broken(self, kind: Kind, how: str = "", axis: int | None = None) -> Dependence:
-        """A dependence that this node breaks."""
+        """Return a new dependence that this node breaks, with the positions on `axis` or none."""
         is_resized = kind > Kind.CONTRACTED
         return Dependence(kind, axis, node=self.name, how=how, is_resized=is_resized)
 
     def lost(self, dep: Dependence, kind: Kind, how: str = "") -> Dependence:
-        """The dependence of an output in which the positions lie on no axis any more."""
+        """Return `dep` broken by this node, for an output without an axis of positions."""
         gone = replace(dep, axis=None, outer=1, inner=1, is_uniform=False)
         if kind > Kind.CONTRACTED:
             return gone.resized(self.name, how, kind)
@@ -171,29 +196,37 @@ class NodeView:
 
 
 Rule = Callable[[NodeView], Sequence[Dependence]]
-"""The dependence of each output. What the inputs lack on their way here is added by the caller."""
+"""Function from a node's view to the dependence of each output (a transfer function).
+
+A rule describes its own operator only: `propagate` joins the result with what the nodes before have
+broken already.
+"""
 
 
 def join(first: Dependence, second: Dependence, node: str) -> Dependence:
-    """Return the dependence of a value made of two, with the layout of the first.
+    """Return the dependence of a value computed from two, with the layout of the first.
 
-    The worse kind prevails, and of two broken ones the first; windows are united.
+    The larger kind prevails; of two broken ones the first is kept. Windows are united; if their
+    strides differ, the result is OPAQUE, decided by `node`.
     """
     if first is second or second.kind == Kind.FREE:
         return first
-    merged = at_least(first, second)
+    merged = with_kind_of(first, second)
     if first.is_uniform and second.axis is not None and not second.is_uniform:
         merged = replace(merged, outer=second.outer, inner=second.inner, is_uniform=False)
     if first.window != second.window:
         both = first.window.union(second.window)
         if both is None:
-            return merged.broken(Kind.OPAQUE, node, "windows that advance differently")
+            return merged.broken(Kind.OPAQUE, node, "windows of different strides")
         merged = replace(merged, window=both)
     return merged
 
 
-def at_least(first: Dependence, second: Dependence) -> Dependence:
-    """Return the first dependence with the kind of the second, if that is worse."""
+def with_kind_of(first: Dependence, second: Dependence) -> Dependence:
+    """Return the first dependence, raised to the kind of the second if that is larger.
+
+    The layout of the second is ignored.
+    """
     merged = first.with_coupled(second.coupled)
     if second.is_resized and not merged.is_resized:
         merged = replace(merged, is_resized=True)

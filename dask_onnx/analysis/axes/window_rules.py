@@ -1,4 +1,4 @@
-"""Rules of operators that slide over pixels or samples: convolutions, pools, resizing."""
+"""Rules of operators that slide over spatial axes: convolution, pooling, resizing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ import numpy as np
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, window
 from dask_onnx.analysis.axes.view import PROPORTIONAL, Known, NodeView, Rule, join
 
-_FIRST_PIXEL_AXIS = 2
+_FIRST_SPATIAL_AXIS = 2
+"""First spatial axis of (batch, channels, spatial ...)."""
 
 
 def conv(data: int = 0, weight: int = 1) -> Rule:
-    """(batch, channels, pixels ...) with a kernel (channels out, channels in of a group, ...)."""
+    """Return the rule of a convolution.
+
+    `data` is the index of the input, shape (batch, channels, spatial ...), `weight` that of the
+    kernel, shape (output channels, input channels per group, spatial ...).
+    """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         others = [i for i in v.carriers if i != data]
@@ -24,7 +29,7 @@ def conv(data: int = 0, weight: int = 1) -> Rule:
         if dep.axis is None:
             return v.all(dep)
         if v.op == "FusedConv" and v.has(3) and v.size(3, dep.axis) != 1:
-            return v.all(v.lost(dep, Kind.LENGTH, "position"))  # what is added, given once
+            return v.all(v.lost(dep, Kind.LENGTH, "position"))  # a constant addend
         if dep.axis == 0:
             return v.all(dep)
         if v.attr("channels_last", 0):  # QLinearConv of com.microsoft
@@ -32,8 +37,8 @@ def conv(data: int = 0, weight: int = 1) -> Rule:
         if dep.axis == 1:
             return v.all(_channels(v, dep, weight))
         if dep.outer != 1 or dep.inner != 1:
-            return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
-        sliding = conv_window(v, dep.axis - _FIRST_PIXEL_AXIS, weight)
+            return v.all(v.lost(dep, Kind.FACTORED, "kernel over merged axes"))
+        sliding = conv_window(v, dep.axis - _FIRST_SPATIAL_AXIS, weight)
         if sliding is None:
             return v.opaque("unknown kernel")
         return v.all(dep.windowed(sliding, v.name, "kernel"))
@@ -42,52 +47,73 @@ def conv(data: int = 0, weight: int = 1) -> Rule:
 
 
 def _channels(v: NodeView, dep: Dependence, weight: int) -> Dependence:
+    """Return the dependence of positions on channels: each has a kernel, or all are summed."""
     group = v.attr("group", 1)
     if group > 1 and v.size(weight, 1) == 1 and v.size(weight, 0) == group:
         return dep.broken(Kind.LENGTH, v.name, "kernel of a channel")
     return v.lost(dep, Kind.CONTRACTED, "channels")
 
 
-def _kernel(v: NodeView, pixel: int, weight: int | None) -> int | None:
+def _kernel(v: NodeView, place: int, weight: int | None) -> int | None:
+    """Return the kernel size along spatial axis `place`; None if unknown."""
     named = v.attr("kernel_shape")
     if named is not None:
-        return int(named[pixel])
-    return v.size(weight, _FIRST_PIXEL_AXIS + pixel) if weight is not None else None
+        return int(named[place])
+    return v.size(weight, _FIRST_SPATIAL_AXIS + place) if weight is not None else None
 
 
-def _begin(v: NodeView, pixel: int, kernel: int, stride: int, dilation: int) -> int | None:
-    """Padding in front of the first position; None where it depends on the size."""
+def _step(v: NodeView, name: str, place: int) -> int:
+    """Return the element of "strides" or "dilations" for spatial axis `place`; 1 by default."""
+    named = v.attr(name)
+    return int(named[place]) if named else 1
+
+
+def _begin(v: NodeView, place: int, kernel: int, stride: int, dilation: int) -> int | None:
+    """Return the padding before the first position; None if it depends on the size.
+
+    With auto_pad=SAME_UPPER and SAME_LOWER it does, unless the size is a multiple of the stride.
+    """
     automatic = v.attr("auto_pad", b"NOTSET").decode()
     if automatic in ("NOTSET", ""):
         pads = v.attr("pads")
-        return int(pads[pixel]) if pads else 0
+        return int(pads[place]) if pads else 0
     if automatic == "VALID":
         return 0
     total = dilation * (kernel - 1) + 1 - stride
     if stride != 1 and automatic.startswith("SAME"):
-        # Depends on the size, unless that is a multiple of the stride.
-        size = v.size(0, _FIRST_PIXEL_AXIS + pixel)
+        size = v.size(0, _FIRST_SPATIAL_AXIS + place)
         if size is None or size % stride:
             return None
     total = max(total, 0)
     return total // 2 if automatic == "SAME_UPPER" else (total + 1) // 2
 
 
-def conv_window(v: NodeView, pixel: int, weight: int | None) -> Window | None:
-    """Return the positions that one output reads along a pixel axis (0 for the first)."""
-    kernel = _kernel(v, pixel, weight)
-    stride = int((v.attr("strides") or [1] * (pixel + 1))[pixel])
-    dilation = int((v.attr("dilations") or [1] * (pixel + 1))[pixel])
+def conv_window(v: NodeView, place: int, weight: int | None) -> Window | None:
+    """Return the window of a convolution or pool along one spatial axis; None if unknown.
+
+    Parameters
+    ----------
+    v : NodeView
+    place : int
+        Number of the spatial axis: 0 for axis 2.
+    weight : int or None
+        Index of the kernel; None for a pool.
+    """
+    kernel = _kernel(v, place, weight)
+    stride, dilation = _step(v, "strides", place), _step(v, "dilations", place)
     if kernel is None:
         return None
-    begin = _begin(v, pixel, kernel, stride, dilation)
+    begin = _begin(v, place, kernel, stride, dilation)
     if begin is None:
         return None
     return window(-begin, stride, dilation * (kernel - 1) + 1)
 
 
 def conv_transpose(v: NodeView) -> Sequence[Dependence]:
-    """Output o is made of the inputs i with o = i * stride - pad + k * dilation."""
+    """Follow positions through ConvTranspose.
+
+    Output o sums the inputs i with ``o = i * stride - pad + k * dilation`` for k in the kernel.
+    """
     dep = v.dep(0)
     others = [i for i in v.carriers if i != 0]
     if others:
@@ -96,47 +122,47 @@ def conv_transpose(v: NodeView) -> Sequence[Dependence]:
         return v.all(dep)
     if dep.axis == 1:
         return v.all(v.lost(dep, Kind.CONTRACTED, "channels"))
-    pixel = dep.axis - _FIRST_PIXEL_AXIS
-    kernel = _kernel(v, pixel, 1)
+    place = dep.axis - _FIRST_SPATIAL_AXIS
+    kernel = _kernel(v, place, 1)
     automatic = v.attr("auto_pad", b"NOTSET").decode() or "NOTSET"
     if kernel is None or automatic not in ("NOTSET", "VALID") or v.attr("output_shape"):
         return v.opaque("unknown kernel")
     if dep.outer != 1 or dep.inner != 1:
-        return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
-    stride = int((v.attr("strides") or [1] * (pixel + 1))[pixel])
-    dilation = int((v.attr("dilations") or [1] * (pixel + 1))[pixel])
+        return v.all(v.lost(dep, Kind.FACTORED, "kernel over merged axes"))
+    stride, dilation = _step(v, "strides", place), _step(v, "dilations", place)
     pads = v.attr("pads")
-    begin = int(pads[pixel]) if pads and automatic == "NOTSET" else 0
+    begin = int(pads[place]) if pads and automatic == "NOTSET" else 0
     reach = Fraction((kernel - 1) * dilation, stride)
     sliding = Window(Fraction(begin, stride) - reach, Fraction(1, stride), reach + 1)
     return v.all(dep.windowed(sliding, v.name, "kernel"))
 
 
 def pool(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through AveragePool, MaxPool and LpPool."""
     dep = v.dep(0)
     if any(i != 0 for i in v.carriers):
         return v.opaque("positions in a parameter")
     if v.attr("channels_last", 0):  # QLinearAveragePool
         return v.all(dep if dep.axis in (None, 0) else v.lost(dep, Kind.OPAQUE, "channels last"))
-    if dep.axis is None or dep.axis < _FIRST_PIXEL_AXIS:
+    if dep.axis is None or dep.axis < _FIRST_SPATIAL_AXIS:
         if dep.axis is not None and len([o for o in v.proto.output if o]) > 1:
-            # Indices count from the first element of the whole tensor.
+            # MaxPool's indices count from the first element of the whole tensor.
             return [dep, dep.broken(Kind.LENGTH, v.name, "positions")]
         return v.all(dep)
     if dep.outer != 1 or dep.inner != 1:
-        return v.all(v.lost(dep, Kind.FACTORED, "kernel over joined axes"))
-    sliding = conv_window(v, dep.axis - _FIRST_PIXEL_AXIS, None)
+        return v.all(v.lost(dep, Kind.FACTORED, "kernel over merged axes"))
+    sliding = conv_window(v, dep.axis - _FIRST_SPATIAL_AXIS, None)
     if sliding is None or len([o for o in v.proto.output if o]) > 1:
         return v.opaque("unknown kernel")
     return v.all(dep.windowed(sliding, v.name, "kernel"))
 
 
 def global_pool(how: str) -> Rule:
-    """One number for all pixels of a channel."""
+    """Return the rule of a pool over all spatial axes; `how` names the statistic."""
 
     def rule(v: NodeView) -> Sequence[Dependence]:
         dep = v.dep(0)
-        if dep.axis is None or dep.axis < _FIRST_PIXEL_AXIS:
+        if dep.axis is None or dep.axis < _FIRST_SPATIAL_AXIS:
             return v.all(dep)
         return v.all(v.lost(dep, Kind.REDUCED, how))
 
@@ -144,6 +170,7 @@ def global_pool(how: str) -> Rule:
 
 
 def local_response_norm(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through LRN, which reads a window of channels."""
     dep, size = v.dep(0), v.attr("size", 1)
     if dep.axis != 1:
         return v.all(dep)
@@ -151,7 +178,10 @@ def local_response_norm(v: NodeView) -> Sequence[Dependence]:
 
 
 def resize(v: NodeView) -> Sequence[Dependence]:
-    """Resize and Upsample, by a ratio that does not depend on the size."""
+    """Follow positions through Resize and Upsample.
+
+    The result is a window if the ratio does not depend on the size, and a simple fraction.
+    """
     dep, before, after = v.dep(0), v.shape(0), v.out_shape()
     if dep.axis is None:
         lengths = [i for i in range(1, len(v.ins)) if v.dep(i).kind != Kind.FREE]
@@ -166,7 +196,7 @@ def resize(v: NodeView) -> Sequence[Dependence]:
     if old == new and _keeps(v, dep.axis):
         return v.all(dep)
     if dep.outer != 1 or dep.inner != 1:
-        return v.all(v.lost(dep, Kind.FACTORED, "resizing joined axes"))
+        return v.all(v.lost(dep, Kind.FACTORED, "resizing merged axes"))
     ratio = _ratio(v, dep.axis, old, new)
     sliding = None if ratio is None else _resize_window(v, ratio, old, new)
     if sliding is None:
@@ -175,7 +205,7 @@ def resize(v: NodeView) -> Sequence[Dependence]:
 
 
 def _place(v: NodeView, axis: int) -> int | None:
-    """Where sizes and scales speak of an axis; None if they do not."""
+    """Return the element of sizes and scales that stands for an axis; None if none does."""
     axes, rank = v.attr("axes"), v.rank(0) or 1
     if axes is None:
         return axis
@@ -184,7 +214,7 @@ def _place(v: NodeView, axis: int) -> int | None:
 
 
 def _operands(v: NodeView) -> tuple[Known | None, Known | None]:
-    """Scales and sizes, of which a node has one."""
+    """Return scales and sizes, of which a node has one; None for the other or if unknown."""
     scales = v.known(2 if v.op == "Resize" and v.opset >= 11 else 1)
     if scales is None and v.attr("scales") is not None:
         scales = Known(np.array(v.attr("scales"), np.float32))
@@ -192,11 +222,12 @@ def _operands(v: NodeView) -> tuple[Known | None, Known | None]:
 
 
 def _filled(known: Known | None) -> Known | None:
+    """Return an operand, or None if it is empty, which ONNX treats as omitted."""
     return known if known is not None and known.array.size else None
 
 
 def _resizes_by_length(v: NodeView, axis: int) -> bool:
-    """Whether a scale, or the size of another axis, depends on the number of positions."""
+    """Return whether a scale, or the size of another axis, depends on the number of positions."""
     place, (scales, sizes) = _place(v, axis), _operands(v)
     marks = [] if sizes is None else sizes.marks.reshape(-1).tolist()
     others = [mark for index, mark in enumerate(marks) if index != place]
@@ -204,13 +235,13 @@ def _resizes_by_length(v: NodeView, axis: int) -> bool:
 
 
 def _keeps(v: NodeView, axis: int) -> bool:
-    """Whether an axis keeps its size whatever that is: by a factor of 1, or a size of its own."""
+    """Return whether an axis keeps any size that it has: scale 1, or a size computed from it."""
     place, (scales, sizes) = _place(v, axis), _operands(v)
     if place is None:
         return True
     where, nearest = v.attr("coordinate_transformation_mode"), v.attr("nearest_mode")
     if where == b"tf_crop_and_resize":
-        return False  # cut by a region of interest
+        return False  # crops to a region of interest
     if where == b"tf_half_pixel_for_nn" and nearest not in (None, b"floor", b"round_prefer_floor"):
         return False
     if sizes is not None:
@@ -219,28 +250,34 @@ def _keeps(v: NodeView, axis: int) -> bool:
 
 
 def _ratio(v: NodeView, axis: int, old: int, new: int) -> Fraction | None:
-    """Elements that become of one; None for a scale that is no simple fraction."""
+    """Return output elements per input element; None for a scale that is no simple fraction."""
     place, (scales, _) = _place(v, axis), _operands(v)
     if scales is None or place is None:
         return Fraction(new, old)
     scale = float(scales.array.reshape(-1)[place])
-    simple = Fraction(scale).limit_denominator(_LARGEST_FACTOR)
+    simple = Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
     return simple if np.float32(float(simple)) == np.float32(scale) else None
 
 
-_LARGEST_FACTOR = 64
-"""Scales up to this, and its inverse, are told from rounded numbers."""
+_MAX_DENOMINATOR = 64
+"""Largest denominator of a scale that is recognised as a fraction behind its float32 rounding."""
 _TAPS = {"nearest": 2, "linear": 2, "cubic": 4, "bilinear": 2}
+"""Input elements that one output element reads, by mode; "nearest" may round either way."""
 
 
 def _resize_window(v: NodeView, ratio: Fraction, old: int, new: int) -> Window | None:
+    """Return the window of Resize along one axis; None for modes that depend on the size.
+
+    ``shift`` is the input coordinate of output 0, from the formulas of the ONNX operator Resize for
+    each coordinate_transformation_mode.
+    """
     mode = v.attr("mode", b"nearest").decode()
     default = b"half_pixel" if v.op == "Resize" and v.opset >= 11 else b"asymmetric"
     where = v.attr("coordinate_transformation_mode", default).decode()
     if ratio.numerator != 1 and ratio.denominator != 1:
         return None
     if where == "pytorch_half_pixel" and new == 1:
-        return None  # reads the first
+        return None  # this mode reads position 0 if the output has one element
     if where == "half_pixel_symmetric" and old * ratio != new:
         return None
     shift = {
@@ -259,7 +296,7 @@ def _resize_window(v: NodeView, ratio: Fraction, old: int, new: int) -> Window |
 
 
 def grid_sample(v: NodeView) -> Sequence[Dependence]:
-    """Pixels picked by coordinates: the batch goes through, and the grid's pixels by themselves."""
+    """Follow the batch, and the spatial axes of the grid, through GridSample."""
     image, grid = v.dep(0), v.dep(1)
     if image.axis is None and grid.axis is None:
         return v.all(FREE)

@@ -1,5 +1,8 @@
-"""Values that do not depend on the rows but were made for a number of them: their first row, and
-that row for any number."""
+"""Constant values exported for a number of rows: their elements, first row and repetition.
+
+Such a value has equal rows. The rewritten graph keeps one of them and repeats it for each row of
+the batch, or computes row numbers if that is what the value holds.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,23 @@ RANDOM = frozenset(
     """RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli
     Dropout""".split()
 )
-_MOST_NODES = 64
-"""Nodes of a constant value that is worked out here."""
-_MOST_ELEMENTS = 2**18
-"""Elements of its largest tensor."""
+"""Operators whose outputs may be random."""
+_MAX_NODES = 64
+"""Nodes of the largest constant subgraph that is evaluated."""
+_MAX_ELEMENTS = 2**18
+"""Elements of the largest tensor in it."""
 
 
 class Constants:
-    """Elements of constant values, each found out once."""
+    """Elements of constant values, computed on demand and kept.
+
+    Parameters
+    ----------
+    draft : Draft
+        Draft of the graph.
+    read_weights : bool
+        True to read external initializers from the model's files.
+    """
 
     def __init__(self, draft: Draft, *, read_weights: bool) -> None:
         self._draft = draft
@@ -39,22 +51,25 @@ class Constants:
         self._draws = any(node.op_type in RANDOM for node in draft.facts.nodes)
 
     def of(self, name: str) -> np.ndarray | None:
-        """The elements of a value that follows from initializers; None where it follows from
-        inputs, is random, or is large."""
+        """Return the elements of a value computed from initializers.
+
+        None if it depends on inputs, is random, or is too large.
+        """
         if name not in self._found:
             tensor = self._tensors.get(name)
             self._found[name] = self._evaluated(name) if tensor is None else self._read(tensor)
         if self._found[name] is None:
-            # Made of shapes, but not of the number of rows.
+            # Computed from shapes, but not from the number of rows.
             known = self._draft.fixed(name)
             return None if known is None or known.is_tainted else known.array
         return self._found[name]
 
     def is_inline(self, name: str) -> bool:
-        """Whether a value is an initializer that stands in the proto itself."""
+        """Return whether a value is an initializer stored in the proto itself."""
         return name in self._tensors and not is_external(self._tensors[name])
 
     def _read(self, tensor: onnx.TensorProto) -> np.ndarray | None:
+        """Return the elements of an initializer; None if it is external and not to be read."""
         if not is_external(tensor):
             return numpy_helper.to_array(tensor)
         key, offset, length = blob_of(tensor)
@@ -63,22 +78,23 @@ class Constants:
         data = self._draft.facts.model.blob_bytes(key)[offset : offset + length]
         dtype = numpy_dtype(tensor.data_type)
         if math.prod(tensor.dims) * dtype.itemsize != length:
-            return None  # packed elements, such as int4
+            return None  # packed elements, such as int4, are not unpacked
         return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
     def _evaluated(self, name: str) -> np.ndarray | None:
+        """Return a value of a small constant subgraph, run by ONNX's reference evaluator."""
         facts = self._draft.facts
         nodes, read = facts.between((), [name])
         protos = [facts.proto.graph.node[index] for index in nodes]
-        if len(nodes) > _MOST_NODES or not nodes or self.is_random(name):
+        if len(nodes) > _MAX_NODES or not nodes or self.is_random(name):
             return None
         if any(proto.domain for proto in protos) or not read.isdisjoint(facts.inputs):
             return None
         given = [tensor for n in read if (tensor := self._tensors.get(n)) is not None]
         shapes = [self._draft.exported_shape(n) for proto in protos for n in proto.output if n]
-        if any(s is None or math.prod(s) > _MOST_ELEMENTS for s in shapes):
+        if any(s is None or math.prod(s) > _MAX_ELEMENTS for s in shapes):
             return None
-        if any(is_external(t) or math.prod(t.dims) > _MOST_ELEMENTS for t in given):
+        if any(is_external(t) or math.prod(t.dims) > _MAX_ELEMENTS for t in given):
             return None
         graph = helper.make_graph(
             protos, "constant", [], [helper.make_tensor_value_info(name, 0, None)], given
@@ -87,17 +103,25 @@ class Constants:
         try:
             return np.asarray(_run(model, name))
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, KeyError):
-            return None  # no constant that the reference operators know: it stays unknown
+            return None  # the reference evaluator lacks an operator or rejects the operands
 
     def is_random(self, name: str) -> bool:
-        """Whether a value is drawn, or made of something that is."""
+        """Return whether a value is random, or computed from one that is."""
         facts = self._draft.facts
         if not self._draws:
             return False
         return any(facts.nodes[i].op_type in RANDOM for i in facts.ancestors([name]))
 
     def is_equal(self, name: str, layout: Layout) -> bool:
-        """Whether a value made for the exported number of rows has equal rows on an axis."""
+        """Return whether the rows of a value are known to be equal.
+
+        Parameters
+        ----------
+        name : str
+            Value exported for the draft's number of rows.
+        layout : Layout
+            Axis and blocks of the rows in it.
+        """
         if self._draft.rows == 1:
             return True
         array = self.of(name)
@@ -107,7 +131,7 @@ class Constants:
         return self._is_repeated(name, layout)
 
     def _is_repeated(self, name: str, layout: Layout) -> bool:
-        """The same by the node that makes it, where its elements are not known."""
+        """Return the same from the node that produces the value, if elements are not known."""
         draft, facts, (axis, outer, inner) = self._draft, self._draft.facts, layout
         index = facts.producer.get(name)
         shape = draft.exported_shape(name)
@@ -132,7 +156,7 @@ class Constants:
         return False
 
     def _is_aligned(self, name: str, rank: int, layout: Layout) -> bool:
-        """Whether an operand that broadcasts is the same for each row."""
+        """Return whether an operand that broadcasts to `rank` axes is equal for each row."""
         axis, outer, inner = layout
         shape = self._draft.exported_shape(name)
         if shape is None:
@@ -142,96 +166,107 @@ class Constants:
 
 
 def _gather_axis(proto: onnx.NodeProto, shape: tuple[int, ...] | None) -> int | None:
-    """Where the axes of the indices begin in what a Gather gives."""
+    """Return the first axis of a Gather's output that stems from its indices; None if unknown."""
     axis = next((attribute.i for attribute in proto.attribute if attribute.name == "axis"), 0)
     return None if shape is None else int(axis) % len(shape)
 
 
 def _run(model: onnx.ModelProto, name: str) -> np.ndarray:
+    """Return one output of a model without inputs."""
     results: list[Any] = list(ReferenceEvaluator(model).run([name], {}))
     return np.asarray(results[0])
 
 
 def _blocks(array: np.ndarray, layout: Layout, rows: int) -> np.ndarray:
-    """An array as (what stands before a row, rows, what stands behind)."""
+    """Return an array reshaped to (elements before a row, rows, elements after)."""
     axis, outer, inner = layout
     before = math.prod(array.shape[:axis]) * outer
     return array.reshape(before, rows, math.prod(array.shape[axis + 1 :]) * inner)
 
 
 def first_row(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
-    """Return the name of a value of the first row alone.
+    """Return the name of a value that holds the first row of a constant value only.
 
     Parameters
     ----------
-    layout : where the rows lie in it
-    node : name of the node that reads it
+    draft : Draft
+    constants : Constants
+    name : str
+        Value exported for the draft's number of rows.
+    layout : Layout
+        Axis and blocks of the rows in it.
+    node : str
+        Name of the node that reads it, for the error.
 
     Raises
     ------
     NotOpenedError
-        Its rows differ, or are not known to be equal, or are drawn at random.
+        The rows differ, are not known to be equal, or are random.
     """
     if constants.is_random(name):
-        raise NotOpenedError(node, Kind.OPAQUE, f"random numbers {name!r} for one run")
+        raise NotOpenedError(
+            node, Kind.OPAQUE, f"{name!r} is random and drawn for a fixed number of rows"
+        )
     if not constants.is_equal(name, layout):
         if constants.of(name) is None:
-            raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r}, which may differ")
-        raise NotOpenedError(node, Kind.LENGTH, f"rows of {name!r}, which differ")
+            raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r} are not known to be equal")
+        raise NotOpenedError(node, Kind.LENGTH, f"rows of {name!r} differ")
     if draft.rows == 1:
         return name
     axis, outer, inner = layout
     array = constants.of(name)
     shape = draft.exported_shape(name)
     assert shape is not None
-    less = tuple(outer * inner if i == axis else size for i, size in enumerate(shape))
-    is_small = array is not None and math.prod(less) * array.dtype.itemsize <= INLINE_BYTES
+    of_row = tuple(outer * inner if i == axis else size for i, size in enumerate(shape))
+    is_small = array is not None and math.prod(of_row) * array.dtype.itemsize <= INLINE_BYTES
     if array is not None and (constants.is_inline(name) or is_small):
         row = _blocks(array, layout, draft.rows)[:, 0]
-        return draft.constant(np.ascontiguousarray(row).reshape(less), name)
+        return draft.constant(np.ascontiguousarray(row).reshape(of_row), name)
     if outer == 1:
         bounds = [draft.numbers([n], name) for n in (0, inner, axis)]
         return draft.helper("Slice", [name, *bounds], name)
-    raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r} in blocks")
+    raise NotOpenedError(node, Kind.OPAQUE, f"rows of {name!r} are interleaved in blocks")
 
 
-def spread(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
-    """Return the name of a value with its one row repeated for every row of the batch.
+def repeat_row(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
+    """Return the name of a value whose single row is repeated for each row of the batch.
+
+    The parameters are those of `first_row`.
 
     Raises
     ------
     NotOpenedError
         As for `first_row`.
     """
-    what = ("spread", name, layout)
-    if what in draft.made:
-        return draft.made[what]
+    what = ("repeat", name, layout)
+    if what in draft.helpers:
+        return draft.helpers[what]
     axis, outer, inner = layout
     shape = draft.exported_shape(name)
     assert shape is not None
     row = first_row(draft, constants, name, layout, node)
     if not draft.is_fixed(name) and (outer != 1 or inner != 1):
-        raise NotOpenedError(node, Kind.OPAQUE, f"{name!r}, whose size is open")
+        raise NotOpenedError(node, Kind.OPAQUE, f"{name!r} has a dynamic size besides the rows")
     if outer == inner == 1:
-        made = draft.helper("Expand", [row, _counted(draft, len(shape), axis, name)], name)
+        repeated = draft.helper("Expand", [row, _row_shape(draft, len(shape), axis, name)], name)
     else:
         front, back = shape[:axis], shape[axis + 1 :]
         apart = draft.reshape(row, [*front, outer, 1, inner, *back], name)
-        counted = _counted(draft, len(shape) + 2, axis + 1, name)
-        expanded = draft.helper("Expand", [apart, counted], name)
-        made = draft.reshape(expanded, [*front, -1, *back], name)
-    draft.made[what] = made
-    return made
+        target = _row_shape(draft, len(shape) + 2, axis + 1, name)
+        expanded = draft.helper("Expand", [apart, target], name)
+        repeated = draft.reshape(expanded, [*front, -1, *back], name)
+    draft.helpers[what] = repeated
+    return repeated
 
 
-def _counted(draft: Draft, rank: int, axis: int, base: str) -> str:
-    """Name of a shape of ones, but for the number of rows on one axis."""
+def _row_shape(draft: Draft, rank: int, axis: int, base: str) -> str:
+    """Return the name of a shape with the number of rows on `axis` and 1 on all other axes."""
     parts: list[int | Rows] = [Rows() if i == axis else 1 for i in range(rank)]
     return draft.shape_vector(parts, base)
 
 
 def row_numbers(draft: Draft, rank: int, axis: int) -> str:
-    """Return the name of the numbers of the rows, 0, 1, 2 ..., along one axis of `rank`."""
+    """Return the name of the row numbers 0, 1, 2 ... along one axis of `rank`; int64."""
     scalars = [draft.constant(np.array(n, np.int64), "rows") for n in (0, 1)]
     count = draft.reshape(draft.count(), [], "rows")
     numbers = draft.helper("Range", [scalars[0], count, scalars[1]], "rows")
@@ -239,7 +274,7 @@ def row_numbers(draft: Draft, rank: int, axis: int) -> str:
 
 
 def counts_rows(array: np.ndarray, axis: int, rows: int) -> bool:
-    """Whether whole numbers along an axis are the numbers of the rows."""
+    """Return whether the integers along an axis are the row numbers 0 to rows - 1."""
     if array.shape[axis] != rows or array.dtype.kind not in "iu":
         return False
     expected = np.arange(rows).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
@@ -247,8 +282,7 @@ def counts_rows(array: np.ndarray, axis: int, rows: int) -> bool:
 
 
 def step_of(array: np.ndarray, axis: int) -> int:
-    """Return what whole numbers grow by from row to row on an axis, everywhere alike; 0 if they do
-    not."""
+    """Return the constant step of integers from row to row along an axis; 0 if it varies."""
     if array.dtype.kind not in "iu" or array.shape[axis] < 2:
         return 0
     steps = np.diff(array, axis=axis)
@@ -257,7 +291,10 @@ def step_of(array: np.ndarray, axis: int) -> int:
 
 
 def numbered_rows(draft: Draft, constants: Constants, name: str, layout: Layout, node: str) -> str:
-    """Return the name of whole numbers that grow by a step from row to row, for any number."""
+    """Return the name of integers that grow by a constant step per row, for any number of rows.
+
+    The parameters are those of `first_row`; the value's elements must be known.
+    """
     array = constants.of(name)
     axis = layout[0]
     assert array is not None

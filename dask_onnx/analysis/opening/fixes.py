@@ -1,10 +1,12 @@
-"""How each operator is written where it was exported for a fixed number of rows.
+"""Table of the rewrites of each operator that may name a fixed number of rows.
 
-With one row the graph alone does not always say where that row goes, and what comes after decides:
-then there are several ways.
+A graph exported for one row does not always tell which axis of size 1 is the batch. Then an
+operator has several alternatives, and the search decides by what later nodes need.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from dask_onnx.analysis.axes import value_rules
 from dask_onnx.analysis.axes.dependence import Kind
@@ -36,7 +38,7 @@ from dask_onnx.analysis.opening.size_fixes import (
 
 
 def alternatives(site: Site) -> list[Alternative]:
-    """Return the ways to write a node, the likeliest first."""
+    """Return the alternatives of a node, the most likely first."""
     key = (site.facts.domain, site.facts.op_type)
     if not any(site.draft.dep(name).kind != Kind.FREE for name in site.facts.reads):
         return repeated(site) if site.draft.rows > 1 else site.keep()
@@ -47,7 +49,7 @@ def alternatives(site: Site) -> list[Alternative]:
     return site.keep()
 
 
-FIXES: dict[tuple[str, str], Fix] = {
+FIXES: Mapping[tuple[str, str], Fix] = {
     ("", "Reshape"): reshape,
     ("", "Flatten"): reshape,
     ("", "Squeeze"): reshape,
@@ -85,3 +87,4 @@ FIXES: dict[tuple[str, str], Fix] = {
     (ORT, "SkipLayerNormalization"): operands({0: 0, 1: 0}),
     (ORT, "SkipSimplifiedLayerNormalization"): operands({0: 0, 1: 0}),
 }
+"""Rewrite by (domain, operator type); other operators are kept, or broadcast if elementwise."""

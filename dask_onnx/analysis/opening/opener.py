@@ -1,7 +1,7 @@
-"""Giving a graph that was exported for a fixed number of rows an open batch.
+"""Entry point of the rewriting of graphs that were exported for a fixed number of rows.
 
-`open_batch` follows the rows through the graph by the algebra of axes and rewrites, node by node,
-what names their number. Nothing is proven here: whoever uses the result asks `find_batch` for it.
+`open_batch` follows the rows through the graph by the axis analysis and rewrites each node that
+names their number. It proves nothing: callers must check the result with `find_batch`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.weights import is_external
 
-_OPEN_SIZES = (64, 48, 224, 16)
-"""What other open axes are while the rows are followed: the first that the graph can have."""
-_MOST_GUESSES = 4
-"""Numbers of rows that are tried for a graph that declares an open batch."""
+_DYNAMIC_SIZES = (64, 48, 224, 16)
+"""Sizes tried for other dynamic axes until all shapes can be inferred; else the size that leaves
+the fewest unknown."""
+_MAX_GUESSES = 4
+"""Numbers of rows tried for a graph that declares a dynamic batch but names a number inside."""
 _SHAPE_OPERANDS = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
-"""Which input says a shape."""
+"""Index of the input that holds a shape."""
 _STATE = 5
-"""Which input of a recurrent operator is its initial state, with rows on axis 1."""
+"""Index of a recurrent operator's initial state, which has the rows on axis 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why a graph keeps its number of rows."""
+    """Reason why a graph keeps its number of rows."""
 
     rows: int | None
-    """The exported number of rows; None where the graph has none."""
+    """The exported number of rows; None if the graph has none."""
     node: str
-    """Name of the node in the way; empty where no node is."""
+    """Name of the node that cannot be rewritten; empty if there is none."""
     op_type: str
+    """Operator of that node; empty if there is none."""
     kind: Kind
+    """Kind of the dependence on the rows at that node."""
     how: str
-    """What is in the way, in words."""
+    """Reason in a few words."""
 
     def __str__(self) -> str:
         where = f"node {self.node!r} ({self.op_type})" if self.op_type else f"{self.node!r}"
@@ -53,19 +56,19 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A graph whose number of rows has become open."""
+    """A graph whose batch axis has become dynamic."""
 
     model: OnnxModel
-    """The graph rewritten; its weights are where they were."""
+    """The rewritten model; external weights stay where they are stored."""
     rows: int
     """The exported number of rows."""
     input_axes: Mapping[str, int]
-    """Input to the axis that carries rows; inputs that are left out are given once."""
+    """Axis of the rows by input; inputs that are not listed have no rows."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Input to its shape at that number of rows; other open axes have a size that the graph can
-    have."""
+    """Shape by input at the exported number of rows; other dynamic axes have a size at which the
+    graph's shapes can be inferred."""
     changes: Mapping[str, str]
-    """Name of each node that was rewritten to what was done."""
+    """Description of the change by name of each rewritten node."""
 
 
 def open_batch(
@@ -76,42 +79,45 @@ def open_batch(
     *,
     read_weights: bool = False,
 ) -> Opened | Blocked:
-    """Rewrite a graph that was exported for a fixed number of rows so that any number may be given.
+    """Rewrite a graph that was exported for a fixed number of rows to accept any number.
 
-    Also a graph that declares an open batch and names a number of rows inside.
+    Applies also to a graph that declares a dynamic batch but names a number of rows inside.
 
     Parameters
     ----------
     model : OnnxModel
     axes : mapping of input to axis, optional
-        What carries rows; by default what the caller has declared (``rows=``), else the axes 0 of
-        one size that inputs and outputs have in common.
-    schemas, own : as for `find_batch`
+        Axis of the rows in each input that has them; by default as declared by ``rows=``, else axis
+        0 of the inputs that agree on its size with each other and, if possible, with the outputs.
+    schemas : Schemas, optional
+        Schemas of custom operators for shape inference.
+    custom : mapping of (domain, op type) to axes, optional
+        Axes that custom operators declare, see `CustomAxes`.
     read_weights : bool
-        Read large constants that have a row for each of several rows from the model's file, to see
-        whether these are equal; by default such a constant is in the way.
+        True to read external constants that hold several rows, to see whether these are equal; by
+        default such a constant blocks the rewriting.
 
     Returns
     -------
     Opened or Blocked
-        Not yet proven: ask `find_batch` of the model in it.
+        `Opened` is not yet proven: check its model with `find_batch`.
     """
     facts = GraphFacts(model)
     first: Blocked | None = None
     for rows, batch in _candidates(facts, axes):
-        specs, is_definite = _specs_at(facts, rows, batch, schemas)
-        draft = Draft(facts, specs, batch, rows, custom or {}, is_definite=is_definite)
-        found = _written(draft, Constants(draft, read_weights=read_weights))
+        specs, is_static = _specs_at(facts, rows, batch, schemas)
+        draft = Draft(facts, specs, batch, rows, custom or {}, is_static=is_static)
+        found = _rewrite(draft, Constants(draft, read_weights=read_weights))
         if isinstance(found, Opened):
             return found
         first = first or found
-    return first or Blocked(None, "", "", Kind.OPAQUE, "no inputs with a number of rows in common")
+    return first or Blocked(None, "", "", Kind.OPAQUE, "no inputs agree on a number of rows")
 
 
 def _candidates(
     facts: GraphFacts, axes: Mapping[str, int] | None
 ) -> Iterator[tuple[int, dict[str, int]]]:
-    """Numbers of rows and the axes that have them, the likeliest first."""
+    """Return candidates of (number of rows, axis by input), the most likely first."""
     model = facts.model
     if model.rows == "none":
         return
@@ -122,7 +128,7 @@ def _candidates(
         if not is_open:
             for size in _sizes(model):
                 yield size, {s.name: 0 for s in model.inputs if _first_size(s) == size}
-            if not _sizes(model):  # a vector of one may be one row after all
+            if not _sizes(model):  # a vector of one element may be one row after all
                 vectors = {s.name: 0 for s in model.inputs if s.shape == (1,)}
                 yield from [(1, vectors)] if vectors else []
             return
@@ -140,22 +146,24 @@ def _candidates(
 
 
 def _sizes(model: OnnxModel) -> list[int]:
-    """Sizes of axis 0 that may be numbers of rows, that of all outputs first."""
+    """Return sizes of axis 0 that may be numbers of rows, the one common to all outputs first."""
     given = [size for spec in model.inputs if (size := _first_size(spec))]
-    made = {_first_size(spec) for spec in model.outputs}
-    agreed = [size for size in made if size] if len(made) == 1 else []
+    of_outputs = {_first_size(spec) for spec in model.outputs}
+    agreed = [size for size in of_outputs if size] if len(of_outputs) == 1 else []
     return list(dict.fromkeys([size for size in agreed if size in given] + given))
 
 
 def _first_size(spec: TensorSpec) -> int | None:
-    """Size of axis 0, where it is fixed; of a vector of one it is not taken for rows."""
+    """Return the fixed size of axis 0; None if it is dynamic, or for a vector of one element."""
     size = spec.shape[0] if spec.shape else None
     return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
 
 
 def _numbers_inside(facts: GraphFacts) -> list[int]:
-    """Numbers of rows that a graph with a declared open batch may name inside: in the shapes that
-    it makes, in initial states, in what it declares of its outputs."""
+    """Return numbers of rows that a graph with a dynamic batch may name inside.
+
+    Found in constant shapes, in initial states and in the declarations of outputs.
+    """
     tensors = {tensor.name: tensor for tensor in facts.proto.graph.initializer}
     found: dict[int, None] = {1: None}
     for node in facts.nodes:
@@ -168,11 +176,11 @@ def _numbers_inside(facts: GraphFacts) -> list[int]:
             state = tensors.get(node.inputs[_STATE])
             found.update(dict.fromkeys(state.dims[1:2] if state is not None else ()))
     found.update(dict.fromkeys(size for s in facts.model.outputs if (size := _first_size(s))))
-    return [size for size in found if size > 0][:_MOST_GUESSES]
+    return [size for size in found if size > 0][:_MAX_GUESSES]
 
 
-def _written(draft: Draft, constants: Constants) -> Opened | Blocked:
-    """The graph that a draft becomes, or what is in the way."""
+def _rewrite(draft: Draft, constants: Constants) -> Opened | Blocked:
+    """Search for a rewrite of all nodes of a draft, and assemble the model."""
     facts, rows = draft.facts, draft.rows
     try:
         rewriting = Rewriting(draft, constants)
@@ -181,14 +189,14 @@ def _written(draft: Draft, constants: Constants) -> Opened | Blocked:
         op_type = next((node.op_type for node in facts.nodes if node.name == error.node), "")
         return Blocked(rows, error.node, op_type, error.kind, error.how)
     shapes = {name: shape for name in facts.inputs if (shape := draft.exported_shape(name))}
-    opened = assembled(draft, rewriting.renamed)
-    return Opened(opened, rows, draft.axes, shapes, dict(draft.notes))
+    rewritten = assembled(draft, rewriting.renamed)
+    return Opened(rewritten, rows, draft.axes, shapes, dict(draft.notes))
 
 
 def _specs_at(
     facts: GraphFacts, rows: int, axes: Mapping[str, int], schemas: Schemas | None
 ) -> tuple[dict[str, TensorSpec], bool]:
-    """Specs of all values at a number of rows, and whether no other axis is open."""
+    """Return the specs of all values at a number of rows, and whether no other axis is dynamic."""
     model = facts.model
     carried = {
         spec.shape[axis]
@@ -197,13 +205,13 @@ def _specs_at(
     }
     best: dict[str, TensorSpec] | None = None
     fewest = 0
-    for size in _OPEN_SIZES:
-        bound, is_definite = {}, True
+    for size in _DYNAMIC_SIZES:
+        bound, is_static = {}, True
         for spec in model.inputs:
             shape = []
             for axis, dim in enumerate(spec.shape or ()):
                 is_row = axes.get(spec.name) == axis or (isinstance(dim, str) and dim in carried)
-                is_definite = is_definite and (is_row or isinstance(dim, int))
+                is_static = is_static and (is_row or isinstance(dim, int))
                 shape.append(rows if is_row else dim if isinstance(dim, int) else size)
             if spec.shape is not None and spec.kind is None:
                 bound[spec.name] = tuple(shape)
@@ -215,7 +223,7 @@ def _specs_at(
         )
         if best is None or unknown < fewest:
             best, fewest = specs, unknown
-        if not fewest or is_definite:
+        if not fewest or is_static:
             break
     assert best is not None
-    return best, is_definite
+    return best, is_static

@@ -1,4 +1,4 @@
-"""Sizes, bounds and indices that name a fixed number of rows."""
+"""Fixes of nodes whose sizes, bounds or indices name a fixed number of rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import numpy as np
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.opening.constants import counts_rows, first_row, row_numbers
 from dask_onnx.analysis.opening.draft import Rows
-from dask_onnx.analysis.opening.site import Alternative, Site, written
+from dask_onnx.analysis.opening.site import Alternative, Site, single
 from dask_onnx.modelio.weights import subgraphs_of, with_bodies
 
 _END = 2**63 - 1
-"""A slice to the end."""
+"""End of a slice to the end of the axis."""
 
 
 def expand(site: Site) -> list[Alternative]:
-    """A target that names the rows of a value that has them already, or a value that has been made
-    for all rows and is to be repeated for as many as there are."""
+    """Rewrite Expand.
+
+    Its target may name the rows of a value that has them already, or its constant input may hold
+    all exported rows while the target is computed from their number.
+    """
     dep, shape = site.dep(0), site.shape(0)
     if shape is None:
         return site.keep()
@@ -37,31 +40,32 @@ def expand(site: Site) -> list[Alternative]:
         site.proto.input[1] = site.replaced(1, len(target), place, 1)
         site.emit("keeps the number of rows")
 
-    return written(write)
+    return single(write)
 
 
 def _expand_one(site: Site, shape: Sequence[int]) -> list[Alternative]:
+    """Reduce the constant input of Expand to a single row."""
     known = site.draft.known(site.original.input[1])
     if known is None or known.tainted is None or site.draft.rows == 1:
         return site.keep()
     shift = len(shape) - known.array.size
     places = [int(p) + shift for p in np.flatnonzero(known.tainted.reshape(-1))]
-    if len(places) != 1 or not site.is_made_for_rows(0, (places[0], 1, 1)):
+    if len(places) != 1 or not site.has_exported_rows(0, (places[0], 1, 1)):
         return site.keep()
     layout = (places[0], 1, 1)
 
     def write() -> None:
         name = site.original.input[0]
         site.proto.input[0] = first_row(site.draft, site.constants, name, layout, site.name)
-        site.emit(f"one row of {name}")
+        site.emit(f"uses one row of {name}")
 
-    return written(write)
+    return single(write)
 
 
 def slice_(site: Site) -> list[Alternative]:
-    """Slices of the axis of the rows: all of them, or whole blocks."""
+    """Rewrite the bounds of Slice along the axis of the rows, if it takes whole batches."""
     dep, shape = site.dep(0), site.shape(0)
-    if dep.axis is None or shape is None or site.draft.opset < 10 or not site.is_apart:
+    if dep.axis is None or shape is None or site.draft.opset < 10 or not site.is_unmerged:
         return site.keep()
     starts, ends = site.constant(1), site.constant(2)
     axes = site.constant(3) if site.has(3) else list(range(len(starts or ())))
@@ -85,21 +89,21 @@ def slice_(site: Site) -> list[Alternative]:
             parts: list[int | Rows] = [*numbers[:place], new, *numbers[place + 1 :]]
             site.proto.input[index] = site.draft.shape_vector(parts, site.name)
         for index, same in ((3, axes), (4, steps)):
-            if site.has(index):  # all of them have one type
+            if site.has(index):  # all operands must have one type
                 site.proto.input[index] = site.draft.numbers(same, site.name)
-        site.emit("slices whole rows")
+        site.emit("slices whole batches")
 
-    return written(write)
+    return single(write)
 
 
 def split(site: Site) -> list[Alternative]:
-    """Parts of the axis of the rows that are whole blocks."""
+    """Rewrite the sizes of Split along the axis of the rows, if the parts are whole batches."""
     dep, shape = site.dep(0), site.shape(0)
     rank = len(shape or ())
     parts = [site.out_shape(i) for i in range(len(site.original.output))]
     if dep.axis is None or not rank or site.attribute("axis", 0) % rank != dep.axis:
         return site.keep()
-    if site.draft.opset < 13 or any(part is None for part in parts) or not site.is_apart:
+    if site.draft.opset < 13 or any(part is None for part in parts) or not site.is_unmerged:
         return site.keep()
     sizes = [(part or ())[dep.axis] for part in parts]
     if any(size % (site.draft.rows * dep.inner) for size in sizes):
@@ -110,16 +114,16 @@ def split(site: Site) -> list[Alternative]:
         del site.proto.input[1:]
         site.proto.input.append(vector)
         site.set("num_outputs", None)
-        site.emit("splits whole rows")
+        site.emit("splits whole batches")
 
-    return written(write)
+    return single(write)
 
 
 def resize(site: Site) -> list[Alternative]:
-    """Sizes, of which one is the number of rows."""
+    """Rewrite the element of Resize's sizes that names the number of rows."""
     dep, rank = site.dep(0), len(site.shape(0) or ())
     known = site.draft.known(site.original.input[3]) if site.has(3) else None
-    if dep.axis is None or known is None or not rank or not site.is_apart:
+    if dep.axis is None or known is None or not rank or not site.is_unmerged:
         return site.keep()
     axes, sizes = site.attribute("axes"), known.array.reshape(-1)
     named = list(range(rank)) if axes is None else [a % rank for a in axes]
@@ -132,26 +136,26 @@ def resize(site: Site) -> list[Alternative]:
     def write() -> None:
         rows = Rows(int(sizes[place]) // site.draft.rows)
         site.proto.input[3] = site.replaced(3, len(sizes), place, rows)
-        site.emit("resizes any number of rows")
+        site.emit("keeps the number of rows")
 
-    return written(write)
+    return single(write)
 
 
 def affine_grid(site: Site) -> list[Alternative]:
-    """The first of the sizes is the number of rows."""
+    """Rewrite the first element of AffineGrid's size, the number of rows."""
     sizes = site.constant(1)
     if site.dep(0).axis != 0 or not sizes or sizes[0] != site.draft.rows:
         return site.keep()
 
     def write() -> None:
         site.proto.input[1] = site.draft.shape_vector([Rows(), *sizes[1:]], site.name)
-        site.emit("a grid for each row")
+        site.emit("computes a grid for each row")
 
-    return written(write)
+    return single(write)
 
 
 def gather_nd(site: Site) -> list[Alternative]:
-    """GatherND and ScatterND: a grid of indices, each of which names its own row."""
+    """Rewrite constant indices of GatherND and ScatterND that start with their own row number."""
     data = site.dep(0)
     indices = site.constants.of(site.original.input[1]) if site.dep(1).kind == Kind.FREE else None
     shape = site.shape(1)
@@ -162,7 +166,7 @@ def gather_nd(site: Site) -> list[Alternative]:
         return site.keep()
     rest = indices[..., 1:]
     if not np.array_equal(rest, np.broadcast_to(rest[:1], rest.shape)):
-        raise site.refuse(Kind.GATHERED, "indices that differ from row to row")
+        raise site.refuse(Kind.GATHERED, "indices differ between rows")
 
     def write() -> None:
         draft, middle = site.draft, list(shape[1:-1])
@@ -177,28 +181,28 @@ def gather_nd(site: Site) -> list[Alternative]:
         if len(parts) > 1:
             joined = draft.helper("Concat", parts, site.name, axis=len(shape) - 1)
         site.proto.input[1] = joined
-        if site.is_made_for_rows(2, (0, 1, 1)):
-            site.spread(2, (0, 1, 1))
-        site.emit("indices that name each row")
+        if site.has_exported_rows(2, (0, 1, 1)):
+            site.repeat(2, (0, 1, 1))
+        site.emit("computes the row numbers of the indices")
 
-    return [Alternative("own rows", write), *site.keep()]
+    return [Alternative("row numbers", write), *site.keep()]
 
 
 def control(site: Site) -> list[Alternative]:
-    """If, Loop and Scan: the shapes that are written down in their bodies no longer hold."""
+    """Remove the shapes declared in the bodies of If, Loop and Scan, which may no longer hold."""
 
     def write() -> None:
-        told = 0
+        n_removed = 0
         for node in with_bodies(site.proto):
             for body in subgraphs_of(node):
-                told += len(body.value_info)
+                n_removed += len(body.value_info)
                 del body.value_info[:]
-                # The first two inputs of a Loop's body are its own.
+                # The first two inputs of a Loop's body, iteration and condition, are scalars.
                 inputs = body.input[2 if node.op_type == "Loop" else 0 :]
                 for value in (*inputs, *body.output):
                     for dim in value.type.tensor_type.shape.dim:
-                        told += dim.HasField("dim_value")
+                        n_removed += dim.HasField("dim_value")
                         dim.Clear()
-        site.emit("forgets the shapes in its bodies" if told else "")
+        site.emit("removes the shapes declared in its bodies" if n_removed else "")
 
-    return written(write)
+    return single(write)

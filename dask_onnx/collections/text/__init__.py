@@ -1,4 +1,4 @@
-"""Texts in and vectors out: tokenising, columns of texts, bad texts.
+"""Encoding of text to vectors: tokens, columns of text, invalid text.
 
-Imports what `collections` may.
+Imports the same layers as `collections`.
 """

@@ -1,4 +1,4 @@
-"""Columns with text that is none: which rows, and what files can hold of them."""
+"""Columns of text: their values, and their rows that are not valid UTF-8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dask_onnx.collections.text.texts import NO_TEXT, escaped, text_fault
 
 
 def texts_of(column: pd.Series) -> list[Any]:
-    """The values; bytes for those of an Arrow column that holds what is no UTF-8."""
+    """Return the values of a column; as bytes if an Arrow column holds invalid UTF-8."""
     try:
         return list(column)
     except UnicodeDecodeError:
@@ -23,12 +23,14 @@ def texts_of(column: pd.Series) -> list[Any]:
 
 
 _SAMPLE = 1000
-"""Rows that tell whether a column repeats itself."""
+"""Rows from which the share of distinct values is estimated."""
 
 
 def strings_of(column: pd.Series) -> np.ndarray:
-    """The values as objects; of an Arrow column that repeats itself each value is made once, which
-    takes half the time."""
+    """Return the values of a column as objects.
+
+    If few values of an Arrow column are distinct, each becomes one object, in half the time.
+    """
     if _is_arrow_text(column.dtype):
         array = pa.chunked_array(column.array.__arrow_array__())
         sample = array.slice(0, _SAMPLE)
@@ -42,19 +44,21 @@ def strings_of(column: pd.Series) -> np.ndarray:
 
 
 def column_faults(column: Any, *, bytes_too: bool = False) -> dict[int, str]:
-    """Position of each value that is no UTF-8 text to where it is none.
+    """Return the values that are not UTF-8, as a dict of position to the fault in words.
 
     Parameters
     ----------
     column : Series or Index
-    bytes_too : bytes among Python's objects are meant for text; else they are taken for data
+        Column of any dtype; most dtypes hold no text.
+    bytes_too : bool
+        Whether bytes among Python's objects are meant as text; otherwise they are ignored.
     """
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        of_kind = column_faults(dtype.categories, bytes_too=bytes_too)
+        by_code = column_faults(dtype.categories, bytes_too=bytes_too)
         codes = column.cat.codes.to_numpy()
-        places = np.flatnonzero(np.isin(codes, list(of_kind)))
-        return {int(place): of_kind[int(codes[place])] for place in places}
+        places = np.flatnonzero(np.isin(codes, list(by_code)))
+        return {int(place): by_code[int(codes[place])] for place in places}
     if _is_arrow_text(dtype):
         try:
             pa.chunked_array(column.array.__arrow_array__()).validate(full=True)
@@ -73,28 +77,38 @@ def _faults(values: Iterable[Any]) -> dict[int, str]:
 
 
 def kept_faults(table: pd.DataFrame, fed: Iterable[Any]) -> dict[int, str]:
-    """Position of each row that holds such text to what is wrong with it.
+    """Return the rows with text that is not UTF-8, as a dict of position to message.
 
     Parameters
     ----------
-    fed : columns that are looked at elsewhere
+    table : pandas DataFrame
+        Columns that the result keeps.
+    fed : iterable
+        Labels of the columns that feed the model, which are checked as inputs.
     """
     found: dict[int, str] = {}
-    elsewhere = set(fed)
+    checked = set(fed)
     for place, name in enumerate(table.columns):
-        if name not in elsewhere:
+        if name not in checked:
             for row, fault in column_faults(table.iloc[:, place]).items():
                 found.setdefault(row, f"column {name!r}, which is kept, {NO_TEXT}: {fault}")
     return found
 
 
 def check_kept(table: pd.DataFrame, fed: Iterable[Any]) -> None:
-    """Whether the columns that stay beside the result can be written to a file.
+    """Check that files can hold the columns that the result keeps.
+
+    Parameters
+    ----------
+    table : pandas DataFrame
+        Columns that the result keeps.
+    fed : iterable
+        Labels of the columns that feed the model, which are checked as inputs.
 
     Raises
     ------
     RowsError
-        They hold text that is no UTF-8.
+        Some rows hold text that is not UTF-8.
     """
     faults = kept_faults(table, fed)
     if faults:
@@ -103,12 +117,13 @@ def check_kept(table: pd.DataFrame, fed: Iterable[Any]) -> None:
             f"in {faults[min(faults)]}",
             "decode it, or leave the column out",
             np.isin(np.arange(len(table)), list(faults)),
-            of_rows=faults,
+            row_causes=faults,
+            option="append",
         )
 
 
 def storable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with text that Arrow and files can hold: see `texts.escaped`."""
+    """Return the table with its text escaped where files cannot hold it; see `texts.escaped`."""
     columns: dict[Any, Any] = {}
     for name, column in table.items():
         if isinstance(column.dtype, pd.StringDtype) and column.dtype.storage == "python":

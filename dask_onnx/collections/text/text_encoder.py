@@ -1,4 +1,4 @@
-"""Texts of one partition: tokens, padding by length, the model, pooling."""
+"""Encoding of the texts of one partition: tokens, padding by length, the model, pooling."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from dask_onnx.collections.bad_rows import ERROR, Found, RowsError, located, run
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.collections.text.texts import NO_TEXT, Unfit, text_fault
-from dask_onnx.core.errors import InputError, ModelError
+from dask_onnx.core.errors import InputError, ModelError, Suggestion
 
 Pooling = Literal["mean", "max", "first"]
+"""Reduction of several vectors to one."""
 
 BUCKETS = (
     *range(8, 64, 4),
@@ -26,59 +27,104 @@ BUCKETS = (
     *range(256, 512, 32),
     *(512, 768, 1024, 2048, 4096),
 )
-"""Fine enough that padding is a few per cent, coarse enough that rows of a partition meet."""
+"""Default lengths to pad to, in tokens: fine enough that padding is a few per cent of the work,
+coarse enough that rows of a partition share a length."""
+
+
+_VECTORS = "vectors"
+"""Name under which texts go in and vectors come out of `run_rows`."""
+_SPECIAL_TOKENS = 2
+"""Special tokens of a row, such as BERT's CLS and SEP."""
+_FEWEST_TOKENS = _SPECIAL_TOKENS + 1
+"""Smallest length of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How text becomes tokens, and tokens vectors."""
+    """Options of the conversion of text to tokens, and of tokens to vectors; see `TextModel`."""
 
     pooling: Pooling | None = "mean"
+    """Reduction of the vectors of a row's tokens; None if the model returns one vector a row."""
     normalize: bool = False
+    """True if vectors are divided by their 2-norm."""
     max_length: int = 512
+    """Largest number of tokens of a text without windows, special tokens included."""
     window: int | None = None
+    """Tokens of a window, special tokens included; None to truncate long texts."""
     stride: int = 0
+    """Tokens that two successive windows share."""
     merge: Pooling | None = "mean"
+    """Reduction of the vectors of a text's windows; None keeps all."""
     length_buckets: tuple[int, ...] = BUCKETS
+    """Lengths in tokens, ascending; rows between the same two of them run together."""
 
     def __post_init__(self) -> None:
         for name, value in (("pooling", self.pooling), ("merge", self.merge)):
             if value not in ("mean", "max", "first", None):
-                raise InputError(f"{name} is {value!r}", "choose 'mean', 'max' or 'first'")
-        length = self.max_length if self.window is None else self.window
-        if length < 3:
-            raise InputError(f"a text may have {length} tokens", "give 3 or more")
-        if not 0 <= self.stride < length - 2:
+                raise InputError(
+                    f"{name} is {value!r}",
+                    "choose 'mean', 'max', 'first' or None",
+                    option=name,
+                    suggestions=[Suggestion(name, "mean")],
+                )
+        option = "max_length" if self.window is None else "window"
+        length = self.row_tokens
+        if length < _FEWEST_TOKENS:
+            raise InputError(
+                f"{option} is {length} tokens, special tokens included",
+                f"give {_FEWEST_TOKENS} or more",
+                option=option,
+                numbers={"tokens": length},
+                suggestions=[Suggestion(option, _FEWEST_TOKENS)],
+            )
+        if not 0 <= self.stride < length - _SPECIAL_TOKENS:
             raise InputError(
                 f"stride is {self.stride} of windows of {length} tokens",
-                "the tokens that two windows share must be fewer than a window has, without its "
-                "special ones",
+                "two windows must share fewer tokens than a window has besides its special tokens",
+                option="stride",
+                numbers={"stride": self.stride, "tokens": length},
+                suggestions=[Suggestion("stride", 0)],
             )
         buckets = tuple(sorted(b for b in self.length_buckets if b < length))
         object.__setattr__(self, "length_buckets", (*buckets, length))
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a row at most, special ones included."""
+        """Largest number of tokens of a row, special tokens included."""
         return self.max_length if self.window is None else self.window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoder:
-    """All that happens to the texts of one partition."""
+    """Function that encodes the texts of one partition."""
 
     graph: InlineGraph
+    """Stages to run."""
     output: str
+    """Name of the output that holds the vectors."""
     feeds: Mapping[str, tuple[str, np.dtype[Any]]]
-    """Input to what it takes ("ids", "mask", "types"), and its dtype."""
+    """Input to the tokenizer's output that feeds it ("ids", "mask", "types"), and its dtype."""
     options: TextOptions
+    """Options of tokens and vectors."""
     rows: RowOptions
+    """Treatment of bad texts."""
     tokenizer: str
-    """Digest of its content."""
+    """Digest of the tokenizer's content."""
     token: str
+    """Digest of the stages."""
 
     def __call__(self, content: bytes, texts: Sequence[Any], *supplies: Any) -> Found:
-        """The vectors of the good texts, and what is wrong with the others."""
+        """Return the vectors of the good texts, and the errors of the others.
+
+        Parameters
+        ----------
+        content : bytes
+            Content of the tokenizer's JSON file.
+        texts : sequence
+            Texts of the partition.
+        supplies
+            Results of the tasks that bring the model here.
+        """
         stops = self.rows.on_error == "raise"
 
         def convert(positions: np.ndarray | None) -> dict[str, Any]:
@@ -91,7 +137,13 @@ class Encoder:
         return run_rows(len(texts), convert, run, stops=stops)
 
     def vectors(self, content: bytes, texts: Sequence[str], supplies: Sequence[Any]) -> Any:
-        """(texts, d), or for unmerged windows a list of (windows, d)."""
+        """Return the vectors of texts.
+
+        Returns
+        -------
+        ndarray, shape (texts, d), or list of ndarray
+            For windows that are not merged, an array of shape (windows, d) for each text.
+        """
         stride = 0 if self.options.window is None else self.options.stride
         tokenizer = _tokenizer(content, self.options.row_tokens, stride)
         rows, owners = _tokenize(tokenizer, texts, self.options)
@@ -119,7 +171,22 @@ class Encoder:
         return np.split(merged, np.searchsorted(owners, np.arange(1, len(texts))))
 
     def filled(self, found: Found, count: int, width: int | None) -> Any:
-        """Something for every text: the first error is raised, or bad ones become NaN."""
+        """Return vectors for all texts: NaN, or None for a list, in place of bad ones.
+
+        Parameters
+        ----------
+        found : Found
+            Results.
+        count : int
+            Number of texts.
+        width : int or None
+            Elements of a vector, if the model fixes them.
+
+        Raises
+        ------
+        InputError, StageError
+            The first bad text's, if bad rows are errors.
+        """
         self.raise_first(found, count, lambda position: f"text {position:,} of {count:,}: ")
         if found.values is None and not found.errors:
             return np.empty((0, width or 0), np.float32)
@@ -132,11 +199,23 @@ class Encoder:
         return np.stack(in_place(found, values, np.full(size, np.nan, np.float32)))
 
     def raise_first(self, found: Found, count: int, where: Callable[[int], str]) -> None:
+        """Raise the first error if bad rows are errors.
+
+        Parameters
+        ----------
+        found : Found
+            Results.
+        count : int
+            Number of texts.
+        where : callable
+            Takes a position, and returns the location that precedes the message.
+        """
         if self.rows.on_error == "raise" and found.errors:
             ((position, error),) = found.errors.items()
-            raise located(error, where(position)) from None
+            raise located(error, where(position), position, count) from None
 
     def bad_items(self, texts: Sequence[Any], found: Found) -> list[dict[str, Any]]:
+        """Return a dict of ``row`` and ``error`` for each bad text."""
         return [
             {"row": texts[place], ERROR: message}
             for place, message in zip(found.bad, found.messages(), strict=True)
@@ -146,29 +225,30 @@ class Encoder:
         return (self.token, self.tokenizer, repr(self.options), repr(self.rows), repr(self.feeds))
 
 
-_VECTORS = "vectors"
-
-
 def vectors_of(found: Found) -> Any:
+    """Return the vectors of the good texts; there must be some."""
     assert found.values is not None
     return found.values[_VECTORS]
 
 
-def in_place(found: Found, values: Any, nothing: Any) -> list[Any]:
-    """Of the good texts their values, of the bad ones `nothing`, in the order of the texts."""
+def in_place(found: Found, values: Any, missing: Any) -> list[Any]:
+    """Return the values of the good texts, and `missing` for bad ones, in the texts' order."""
     rows = dict(zip(found.good, values, strict=True))
-    return [rows.get(place, nothing) for place in range(len(found.good) + len(found.errors))]
+    return [rows.get(place, missing) for place in range(len(found.good) + len(found.errors))]
 
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(content: bytes, length: int, stride: int) -> tokenizers.Tokenizer:
-    # It would start a thread for each core beside Dask's own.
+    # By default the package starts a thread for each core beside Dask's own threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         made = tokenizers.Tokenizer.from_str(content.decode())
     except Exception as error:  # the package raises plain Exceptions
         raise ModelError(
-            f"the tokenizer cannot be read: {str(error)[:200]}", "pass a tokenizer.json"
+            f"the tokenizer cannot be read: {str(error)[:200]}",
+            "pass a tokenizer.json",
+            option="tokenizer",
+            reason=str(error),
         ) from None
     made.no_padding()
     made.enable_truncation(length, stride=stride)
@@ -176,25 +256,24 @@ def _tokenizer(content: bytes, length: int, stride: int) -> tokenizers.Tokenizer
 
 
 def decoded(texts: Sequence[Any]) -> list[str]:
-    """Texts that a tokenizer takes; bytes are UTF-8.
+    """Return texts as str; bytes are decoded as UTF-8.
 
     Raises
     ------
     RowsError
-        Some are missing, no text, or undecodable.
+        Some texts are missing, of another type, or not UTF-8.
     """
     faults = {
         place: fault for place, text in enumerate(texts) if (fault := _fault(text)) is not None
     }
     if faults:
-        wrong = np.isin(np.arange(len(texts)), list(faults))
         first = min(faults)
         raise RowsError(
             f"{len(faults):,} of {len(texts):,} texts are missing, no text or no UTF-8, the "
             f"first at position {first}: {faults[first]}",
             "fill them, decode them or drop the rows",
-            wrong,
-            of_rows=faults,
+            np.isin(np.arange(len(texts)), list(faults)),
+            row_causes=faults,
         )
     return [text.decode() if isinstance(text, bytes) else text for text in texts]
 
@@ -203,7 +282,7 @@ def _fault(text: Any) -> str | None:
     if isinstance(text, Unfit):
         return text.reason
     if not isinstance(text, str | bytes):
-        return f"the text is missing, or is none: {_short(text)}"
+        return f"the text is missing, or of another type: {_short(text)}"
     fault = text_fault(text)
     return None if fault is None else f"the text {NO_TEXT}: {fault}"
 
@@ -216,7 +295,7 @@ def _short(value: Any) -> str:
 def _tokenize(
     tokenizer: tokenizers.Tokenizer, texts: Sequence[str], options: TextOptions
 ) -> tuple[list[tokenizers.Encoding], list[int]]:
-    """Rows of tokens, and for each the text that it is of."""
+    """Return rows of tokens, and the position of each row's text."""
     is_windowed = options.window is not None
     rows: list[tokenizers.Encoding] = []
     owners: list[int] = []
@@ -228,7 +307,10 @@ def _tokenize(
 
 
 def _buckets(lengths: np.ndarray, sizes: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """Lengths to pad to, and the positions of the rows that are; shortest first."""
+    """Return each length to pad to, and the positions of the rows to pad to it; shortest first.
+
+    The length is that of the longest row between two buckets, not that of the bucket.
+    """
     chosen = np.searchsorted(np.asarray(sizes), lengths)
     found = []
     for number in np.unique(chosen):
@@ -246,10 +328,23 @@ def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
 
 
 def _pool(values: np.ndarray, mask: np.ndarray, options: TextOptions) -> np.ndarray:
+    """Return one vector for each row of tokens.
+
+    Parameters
+    ----------
+    values : ndarray, shape (rows, tokens, d) or (rows, d)
+        Output of the model.
+    mask : ndarray of int, shape (rows, tokens)
+        0 for padding.
+    """
     if options.pooling is None or values.ndim == 2:
         if values.ndim != 2:
             raise InputError(
-                f"the model gives {values.ndim - 1} axes a text", "choose a pooling: 'mean'"
+                f"the model returns an array of rank {values.ndim - 1} for each text",
+                "choose a pooling: 'mean'",
+                option="pooling",
+                numbers={"rank": values.ndim, "expected_rank": 2},
+                suggestions=[Suggestion("pooling", "mean")],
             )
         return values
     if options.pooling == "first":
@@ -262,7 +357,17 @@ def _pool(values: np.ndarray, mask: np.ndarray, options: TextOptions) -> np.ndar
 
 
 def _merge(vectors: np.ndarray, owners: np.ndarray, count: int, options: TextOptions) -> np.ndarray:
-    """One vector a text from those of its windows, which stand one after the other."""
+    """Return one vector for each text, from the vectors of its windows.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape (windows, d)
+        Vectors of all windows; those of a text are adjacent.
+    owners : ndarray of int, shape (windows,)
+        Position of each window's text.
+    count : int
+        Number of texts.
+    """
     if len(vectors) == count or options.merge is None:
         return vectors
     starts = np.searchsorted(owners, np.arange(count))

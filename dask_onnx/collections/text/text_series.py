@@ -1,4 +1,4 @@
-"""Columns of text in, columns of vectors out."""
+"""Encoding of columns of text, of pandas and Dask, to columns of vectors."""
 
 from __future__ import annotations
 
@@ -22,26 +22,46 @@ from dask_onnx.collections.checked_partitions import (
 from dask_onnx.collections.text.text_columns import kept_faults, texts_of
 from dask_onnx.collections.text.text_encoder import Encoder
 from dask_onnx.collections.text.texts import Unfit
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.dask_internals import meta_of
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.stage_tasks import Hints
 
 
 def predict_series(
     x: Any,
     encode: Encoder,
-    place: Place,
+    place: TextPlace,
     width: int | None,
     compute: Callable[[list[Any]], Found],
     arguments: Sequence[Delayed],
 ) -> Any:
-    """A Series for a Series, a DataFrame for a DataFrame, of pandas or dask; for "split" also a
-    DataFrame of the bad texts.
+    """Return the vectors of a column of text: pandas at once, Dask lazily.
 
     Parameters
     ----------
-    width : elements of a vector, where the model says it
-    compute : encodes the texts of a pandas Series now
-    arguments : what the encoder needs besides the texts, for Dask to compute first
+    x : Series or DataFrame of pandas or Dask
+        Texts.
+    encode : Encoder
+        Function for one partition.
+    place : TextPlace
+        Column of the texts and of the vectors.
+    width : int or None
+        Elements of a vector, if the model fixes them.
+    compute : callable
+        Encodes a list of texts at once.
+    arguments : sequence of Delayed
+        Further arguments of the encoder, which Dask computes first: the tokenizer's content and
+        the supplies.
+
+    Returns
+    -------
+    Series or DataFrame, or tuple of two
+        Of the kind of `x`; for "split" the results, and a DataFrame of the bad texts.
+
+    Raises
+    ------
+    InputError
+        A column is missing or has a reserved name; at once for pandas, a text is bad.
     """
     is_split = encode.rows.on_error == "split"
     place.check(x, is_split=is_split)
@@ -50,29 +70,36 @@ def predict_series(
     if not hasattr(x, "map_partitions"):
         found = part.finish(x, compute(place.texts(x)), "")
         return (found.good, found.bad) if isinstance(found, CheckedPart) else found
-    meta = part.result(x._meta, Found(None, np.empty(0, np.int64), {}))
+    meta = part.result(meta_of(x), Found(None, np.empty(0, np.int64), {}))
     lazy = x.map_partitions(part, *arguments, meta=CELL_META if is_split else meta)
-    return take_apart(lazy, meta, _as_table(x._meta)) if is_split else lazy
+    return take_apart(lazy, meta, _as_table(meta_of(x))) if is_split else lazy
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where texts are in what the caller gave, and where the vectors go."""
+class TextPlace:
+    """Columns of a table that hold the texts and the vectors."""
 
     column: Any = None
-    """Of a table; None for a Series."""
+    """Label of the column of text; None for a Series."""
     name: str = "embedding"
-    """The new column."""
+    """Label of the new column of vectors."""
 
     def check(self, x: Any, *, is_split: bool) -> None:
-        """
+        """Check that the columns fit a Series or DataFrame.
+
         Raises
         ------
         InputError
+            A column is missing, or the name of a new column is taken.
         """
         if x.ndim == 1:
             if self.column is not None:
-                raise InputError("column names a column, and a Series was given", "leave it out")
+                raise InputError(
+                    f"column is {self.column!r}, and a Series was given",
+                    "leave it out",
+                    option="column",
+                    suggestions=[Suggestion("column")],
+                )
             names = [x.name]
         else:
             names = list(x.columns)
@@ -80,20 +107,29 @@ class Place:
                 what = "a table was given" if self.column is None else f"no column {self.column!r}"
                 raise InputError(
                     f"{what}; its columns are {', '.join(map(repr, names[:20]))}",
-                    "name the one of text: column='text', or pass ddf['text']",
+                    "name the column of text: column='text', or pass ddf['text']",
+                    option="column",
+                    column=None if self.column is None else str(self.column),
                 )
             if self.name in names:
                 raise InputError(
-                    f"the table has a column {self.name!r} already", "choose another: name=..."
+                    f"the table has a column {self.name!r} already",
+                    "choose another name for the vectors: name=...",
+                    option="name",
+                    column=self.name,
                 )
         if is_split and ERROR in names:
             raise InputError(
-                f"there is a column {ERROR!r}, which is what bad rows get", "rename that column"
+                f"there is a column {ERROR!r}, the name of the column of errors of bad rows",
+                "rename that column",
+                column=ERROR,
             )
 
     def texts(self, part: Any) -> list[Any]:
-        """The texts of a partition; in their place `Unfit` where a column that stays beside the
-        vectors cannot be written."""
+        """Return the texts of a partition.
+
+        `Unfit` replaces those beside which another column holds text that is not UTF-8.
+        """
         if self.column is None:
             return texts_of(part)
         texts = texts_of(part[self.column])
@@ -104,20 +140,23 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeriesTexts:
-    """The encoder on one partition; what `map_partitions` calls."""
+    """Function that `map_partitions` calls: the encoder on one partition."""
 
     encode: Encoder
-    place: Place
+    """Encoder of texts."""
+    place: TextPlace
+    """Columns of texts and vectors."""
     dtype: pd.ArrowDtype = field(repr=False)
-    """Of the result."""
+    """Dtype of the column of vectors: Arrow lists of float32."""
 
     @property
     def __name__(self) -> str:
-        """What the dashboard calls the task."""
+        """Name of the task on Dask's dashboard."""
         return self.encode.graph.label
 
     @property
     def hints(self) -> Hints:
+        """Facts for Dask's scheduler."""
         return self.encode.graph.hints
 
     def __call__(
@@ -127,13 +166,36 @@ class SeriesTexts:
         *supplies: Any,
         partition_info: dict[str, Any] | None = None,
     ) -> Any:
+        """Return the vectors of a partition, or a cell with these and its bad texts.
+
+        Parameters
+        ----------
+        part : Series or DataFrame
+            Partition.
+        content : bytes
+            Content of the tokenizer's JSON file.
+        supplies
+            Results of the tasks that bring the model here.
+        partition_info : dict, optional
+            Number of the partition, given by Dask.
+        """
         where = f"partition {partition_info['number']}, " if partition_info else ""
         texts = self.place.texts(part)
         found = self.finish(part, self.encode(content, texts, *supplies), where)
         return as_cell(found) if isinstance(found, CheckedPart) else found
 
     def finish(self, part: Any, found: Found, where: str) -> Any:
-        """Raise, or put what was found into a Series, a DataFrame or a CheckedPart."""
+        """Return the result as a Series, DataFrame or CheckedPart, or raise the first error.
+
+        Parameters
+        ----------
+        part : Series or DataFrame
+            Rows.
+        found : Found
+            Vectors and errors.
+        where : str
+            Location that precedes the messages of errors.
+        """
         count = len(part)
         self.encode.raise_first(
             found,
@@ -147,11 +209,11 @@ class SeriesTexts:
         return self.result(part, found)
 
     def result(self, part: Any, found: Found) -> Any:
-        """A vector for each text, or for each window; missing where the text is bad."""
+        """Return a row for each text, or for each window; a missing value for a bad text."""
         values: Any = [] if found.values is None else next(iter(found.values.values()))
         counts = np.ones(len(part), int)
         if isinstance(values, list):
-            # Windows of their own: a row for each of them.
+            # Windows that are not merged: each becomes a row.
             counts[found.good] = [len(windows) for windows in values]
             values = np.concatenate(values) if values else np.empty((0, 0), np.float32)
         column: Any = pd.arrays.ArrowExtensionArray(self._lists(np.asarray(values, np.float32)))

@@ -1,4 +1,4 @@
-"""Text that is none: bytes that are not UTF-8, and the surrogates that readers leave of them.
+"""Detection of invalid UTF-8: bytes, and the lone surrogates that readers make of them.
 
 Python's ``surrogateescape`` keeps a byte that it cannot decode as a lone surrogate, U+DC80 to
 U+DCFF. No file, no Arrow column and no string input of a model can hold one.
@@ -14,20 +14,23 @@ import numpy as np
 from dask_onnx.core.errors import InputError
 
 NO_TEXT = "is not UTF-8"
+"""Message about a text, as the end of a sentence."""
 _SHOWN = 40
+"""Characters of a text that a message shows."""
 _ESCAPES = range(0xDC80, 0xDD00)
-"""What surrogateescape makes of bytes, each 0xDC00 above its byte."""
+"""Code points that ``surrogateescape`` makes of bytes, each 0xDC00 above its byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """In place of a text that is not used, for a reason that lies beside it."""
+    """Placeholder of a text that cannot be used because of another column of its row."""
 
     reason: str
+    """Message about the other column."""
 
 
 def text_fault(value: Any) -> str | None:
-    """Where a str or bytes is no UTF-8; None if it is, or is neither."""
+    """Return where a str or bytes is not UTF-8, in words; None if it is, or for other types."""
     try:
         if isinstance(value, bytes):
             value.decode()
@@ -43,22 +46,34 @@ def text_fault(value: Any) -> str | None:
 
 
 def escaped(value: Any) -> Any:
-    """A text as files can hold it, what is no UTF-8 as ``\\xe9``; anything else as it is."""
+    r"""Return a text that files can hold: invalid bytes become ``\xe9``.
+
+    Other types are returned unchanged.
+    """
     if not isinstance(value, str) or value.isascii():
         return value
     try:
         return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    except UnicodeEncodeError:  # surrogates that no byte became
+    except UnicodeEncodeError:  # surrogates that do not stand for a byte
         return value.encode(errors="backslashreplace").decode()
 
 
 def as_texts(array: np.ndarray, name: str) -> np.ndarray:
-    """Strings as a model takes them, of any shape: bytes are decoded.
+    """Return an array of strings, of any shape, as objects; bytes are decoded.
+
+    Arrays of other dtypes are returned unchanged.
+
+    Parameters
+    ----------
+    array : ndarray
+        Strings, bytes or objects.
+    name : str
+        Name of the input.
 
     Raises
     ------
     InputError
-        One is no UTF-8.
+        A text is not UTF-8.
     """
     if array.dtype.kind not in "OSU":
         return array
@@ -66,7 +81,10 @@ def as_texts(array: np.ndarray, name: str) -> np.ndarray:
     for place, value in enumerate(values.flat):
         if fault := text_fault(value):
             raise InputError(
-                f"input {name!r} takes text; the row {NO_TEXT}: {fault}", "decode it yourself"
+                f"input {name!r} takes text; the row {NO_TEXT}: {fault}",
+                "decode it yourself",
+                input=name,
+                reason=fault,
             )
         if isinstance(value, bytes):
             values.flat[place] = value.decode()

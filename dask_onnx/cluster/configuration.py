@@ -1,0 +1,158 @@
+"""Preparation of a cluster: plugins, registered once, and measurements on request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from distributed import Client
+
+from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.links import measure_link
+from dask_onnx.cluster.overhead import measure_overhead
+from dask_onnx.cluster.placement import (
+    CompressionPlugin,
+    Placement,
+    RecordedRunsPlugin,
+)
+from dask_onnx.cluster.scheduler_plugin import StagePlugin, is_configured
+from dask_onnx.core import config
+from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.core.peers import is_inside_task
+from dask_onnx.core.process_caches import BoundedCache
+
+log = logging.getLogger(__name__)
+
+_configured: BoundedCache[str, bool] = BoundedCache("configured clusters", 256)
+"""True if the cluster of a client has our plugins, by the client's id."""
+
+
+def configure(client: Client) -> Any:
+    """Prepare a cluster for dask_onnx, and measure it.
+
+    - Retries reach the tasks of lazy collections too.
+    - Stages whose weights must not be on every worker stay on their workers, and move to others
+      when these are lost.
+    - Tasks that load a micro-batch's input wait for the micro-batch's turn.
+    - The measured runs of workers that close are kept.
+    - Values sent to other hosts are compressed with lz4 (``distributed.comm.compression``) on
+      connections made from then on, unless that setting has been given on the workers.
+    - `calibrate` measures the cluster, about a second, unless ``onnx.plan.calibrate`` is off.
+
+    The first prediction on a client does the same, without measuring, unless
+    ``onnx.auto-configure`` is off. Another call only measures again.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Client of the cluster. Its scheduler must be able to import dask_onnx.
+
+    Returns
+    -------
+    None or awaitable
+        An awaitable for an asynchronous client, which is not measured.
+
+    Raises
+    ------
+    PlanError
+        The scheduler cannot import dask_onnx.
+
+    Examples
+    --------
+    >>> dx.configure(Client("tcp://scheduler:8786"))  # doctest: +SKIP
+    """
+    if client.asynchronous:
+        return asyncio.gather(*_register(client))
+    try:
+        _register(client)
+    except Exception as error:  # any type: it was raised while the scheduler unpickled a plugin
+        raise _not_importable(error) from error
+    _configured.put(client.id, True)
+    if config.get("plan.calibrate"):
+        calibrate(client)
+    return None
+
+
+def calibrate(client: Client | None = None) -> None:
+    """Measure a cluster: the speed of its workers relative to this process, and its links.
+
+    Plans made from then on are predicted with these numbers, and `Plan.explain` shows them. It
+    takes about a second, runs small tasks on every worker, and does nothing while the cluster is
+    busy.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        By default the client that Dask would use; without one, this process is measured.
+
+    Examples
+    --------
+    >>> dx.calibrate(client)  # doctest: +SKIP
+    """
+    client = current_client() if client is None else client
+    measure_overhead(client)
+    measure_link(client)
+
+
+def ensure_configured(client: Any, placement: Placement | None) -> None:
+    """Configure a cluster before its first prediction, without measuring it.
+
+    Does nothing if the cluster was configured before, for asynchronous clients, and inside tasks.
+    With ``onnx.auto-configure`` off it only asks whether the scheduler is configured.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+        Client of the cluster; None for no cluster.
+    placement : Placement or None
+        Placement of the plan that is about to run.
+
+    Raises
+    ------
+    PlanError
+        The placement restricts stages to workers, but the scheduler has no `StagePlugin` and
+        cannot get one.
+    """
+    if client is None or client.asynchronous or is_inside_task():
+        return
+    is_needed = placement is not None and not placement.allow_other_workers
+    known = _configured.get(client.id)
+    if known or (known is not None and not is_needed):
+        return
+    try:
+        if config.get("auto-configure"):
+            _register(client)
+            log.debug("configured the cluster at %s", client.scheduler.address)
+            found = True
+        else:
+            found = bool(client.run_on_scheduler(is_configured))
+    except Exception as error:  # dask_onnx cannot be imported there, or the cluster is gone
+        log.debug("the cluster was not configured", exc_info=True)
+        _configured.put(client.id, False)
+        if is_needed:
+            raise _not_importable(error) from error
+        return
+    _configured.put(client.id, found)
+    if is_needed and not found:
+        raise PlanError(
+            "the plan restricts stages to workers, but the cluster's scheduler is not configured "
+            "for that: each worker would load every stage",
+            "call dx.configure(client) once, or let stages run anywhere: plan.with_placement(None)",
+            option="placement",
+            suggestions=[Suggestion("placement")],
+        )
+
+
+def _register(client: Client) -> list[Any]:
+    plugins = (StagePlugin(), CompressionPlugin(), RecordedRunsPlugin())
+    return [client.register_plugin(plugin, name=plugin.name) for plugin in plugins]
+
+
+def _not_importable(error: Exception) -> PlanError:
+    return PlanError(
+        "the cluster's scheduler could not be configured for dask_onnx",
+        "install dask-onnx in the scheduler's environment too, or let stages run anywhere: "
+        "plan.with_placement(None)",
+        reason=f"{type(error).__name__}: {error}",
+    )

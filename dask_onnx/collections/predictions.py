@@ -1,0 +1,164 @@
+"""Predictions for a collection of any kind; the result is a collection of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from dask.base import is_dask_collection
+from dask.delayed import Delayed
+from dask.task_spec import Alias
+
+from dask_onnx.collections.array import predict_arrays
+from dask_onnx.collections.delayed import as_delayed, predict_delayed
+from dask_onnx.collections.eager import predict_eager
+from dask_onnx.collections.extraction import with_fed_defaults
+from dask_onnx.collections.kinds import as_array, is_bag, is_dataarray, is_table, kind_of
+from dask_onnx.collections.partitions import (
+    meta_of_table,
+    partition_request,
+    predict_bags,
+    predict_labelled,
+    predict_tables,
+)
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_builder import build_request, check_inputs
+from dask_onnx.collections.request_checks import resolve_feeds
+from dask_onnx.collections.run_options import BatchSize, RowOptions, RunOptions, TableOptions
+from dask_onnx.core.errors import InputError
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.staged_model import StagedModel
+
+_PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
+    "eager": predict_eager,
+    "array": predict_arrays,
+    "delayed": predict_delayed,
+}
+"""Kind of collection, as `kinds.kind_of` names it, to the function that predicts for it."""
+
+
+def predict(
+    facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
+) -> Any:
+    """Run a model on a collection; see `Model.predict`."""
+    if is_table(x):
+        return predict_tables(facts, x, run, table, rows)
+    table.refuse(x)
+    if is_bag(x):
+        return predict_bags(facts, x, run, rows)
+    rows.refuse(x)
+    if is_dataarray(x):
+        return predict_labelled(facts, x, run, lambda array, named: _arrays(facts, array, named))
+    return _arrays(facts, x, run)
+
+
+def predict_checked(
+    facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, *, require_finite: bool
+) -> tuple[Any, Any]:
+    """Return the results of the good rows, and the bad rows; see `Model.predict_checked`.
+
+    Raises
+    ------
+    InputError
+        `x` is neither a table nor a bag.
+    """
+    rows = RowOptions("split", require_finite)
+    if is_table(x):
+        good, bad = predict_tables(facts, x, run, table, rows)
+    elif is_bag(x):
+        good, bad = predict_bags(facts, x, run, rows)
+    else:
+        raise InputError(
+            f"predict_checked checks the rows of tables and bags; {type(x).__name__} was given",
+            "pass a DataFrame or a bag",
+            option="x",
+        )
+    return good, bad
+
+
+def predict_inline(
+    facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
+) -> Any:
+    """Run a model on arrays or a pandas table in this thread; see `Model.__call__`.
+
+    Raises
+    ------
+    InputError
+        `x` is lazy, or does not fit the model.
+    """
+    if is_table(x) and not is_dask_collection(x):
+        return predict_tables(facts, x, run, table, rows, inline=True)
+    request, feeds, kind = build_request(facts, x, run, inline=True)
+    if kind != "eager":
+        raise InputError(
+            "a model called like a function takes arrays in memory, not lazy collections",
+            "use model.predict(...), which stays lazy",
+            option="x",
+        )
+    return request.wanted.shape_result(predict_eager(request, feeds, inline=True))
+
+
+def check(
+    facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
+) -> None:
+    """Compare a collection with a model, as far as is possible without running anything.
+
+    Raises
+    ------
+    InputError, PlanError
+        Those that `predict` raises before any work.
+    """
+    if is_table(x):
+        meta_of_table(facts, x, run.outputs, table, rows)
+        return
+    table.refuse(x)
+    if is_bag(x):
+        partition_request(facts, run)
+        return
+    rows.refuse(x)
+    check_inputs(facts, x.data if is_dataarray(x) else x, run.outputs)
+
+
+def as_lazy_inputs(facts: ModelFacts, x: Any) -> Any:
+    """Return inputs as Delayed values, in the form in which they were given.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    x : array or Delayed; or mapping of str to these
+        The first input of the model, or inputs by name.
+    """
+    specs = {spec.name: spec for spec in (*facts.inputs, *facts.onnx.defaults)}
+
+    def as_lazy(name: str, value: Any) -> Any:
+        is_in_memory = name in specs and not is_dask_collection(value)
+        return as_delayed(name, as_array(value, specs[name]) if is_in_memory else value)
+
+    if isinstance(x, Mapping):
+        return {name: as_lazy(name, value) for name, value in x.items()}
+    return as_lazy(facts.inputs[0].name, x)
+
+
+def task_graph(staged: StagedModel, x: Any, batch_size: BatchSize) -> dict[Any, Any]:
+    """Return the Dask graph of one request, inputs included; see `Plan.graph`."""
+    facts = with_fed_defaults(staged.facts, x)
+    if facts is not staged.facts:
+        return task_graph(staged.on(facts), x, batch_size)
+    feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in staged.stage_graph.inputs])
+    outputs = [spec.name for spec in staged.stage_graph.outputs]
+    if kind_of(feeds) == "eager":
+        check_inputs(facts, {n: np.asarray(v) for n, v in feeds.items()}, outputs)
+        feeds = {name: as_delayed(name, value) for name, value in feeds.items()}
+    run = RunOptions(outputs, batch_size, staged)
+    tasks: dict[Any, Any] = {}
+    for name, collection in predict(facts, feeds, run, TableOptions(), RowOptions()).items():
+        tasks.update(collection.__dask_graph__())
+        if isinstance(collection, Delayed):
+            tasks[name] = Alias(name, collection.key)
+    return tasks
+
+
+def _arrays(facts: ModelFacts, x: Any, run: RunOptions) -> Any:
+    request, feeds, kind = build_request(facts, x, run)
+    return request.wanted.shape_result(_PREDICT[kind](request, feeds))

@@ -1,0 +1,226 @@
+"""Requests: what a caller asks of a model, checked and resolved before any work starts.
+
+`Model`, `Plan`, tables, bags and text all come through `build_request`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import uuid
+from typing import Any
+
+from dask.delayed import Delayed
+
+from dask_onnx.analysis.batch import input_axes
+from dask_onnx.analysis.batch_facts import BatchFacts
+from dask_onnx.cluster.capacity import Load, check_fits
+from dask_onnx.cluster.configuration import ensure_configured
+from dask_onnx.cluster.delivery import current_client, plan_delivery
+from dask_onnx.cluster.placement import effective_retries
+from dask_onnx.collections.extraction import with_fed_defaults
+from dask_onnx.collections.kinds import as_array, has_rows, is_empty, kind_of, most_rows, shapes_of
+from dask_onnx.collections.prediction_request import Request
+from dask_onnx.collections.request_checks import (
+    Wanted,
+    check_arrays,
+    resolve_feeds,
+    resolve_outputs,
+)
+from dask_onnx.collections.row_checks import check_uncut, resolve_batching
+from dask_onnx.collections.run_options import Outputs, RunOptions
+from dask_onnx.core.errors import PlanError
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.staged_model import StagedModel, whole_model
+from dask_onnx.lowering.lower import LoweringOptions
+from dask_onnx.runtime.batching import Batching
+from dask_onnx.runtime.stage_options import StageOptions
+from dask_onnx.store.publishing import publish
+
+
+def build_request(
+    facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False
+) -> tuple[Request, dict[str, Any], str]:
+    """Check what a caller asks for, without looking at values, and return it as a request.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    x : array_like, dask.array or Delayed; or mapping of str to these
+        The one input, or inputs by name.
+    run : RunOptions
+    inline : bool
+        True if the request runs in this thread: then no cluster is checked, and no weights are
+        delivered.
+
+    Returns
+    -------
+    request : Request
+        The checked request.
+    feeds : dict of str to array_like, dask.array or Delayed
+        Inputs by name, in the order of the graph.
+    kind : str
+        Kind of collection, as `kinds.kind_of` names it.
+
+    Raises
+    ------
+    InputError, PlanError
+        See `Model.predict`.
+    """
+    if not isinstance(run.plan, StagedModel | None):
+        raise PlanError(
+            f"plan is a {type(run.plan).__name__}, not a Plan",
+            "give a plan of this model: plan=model.plan('pipeline')",
+            option="plan",
+        )
+    fed = with_fed_defaults(facts, x)
+    if fed is not facts:
+        plan = None if run.plan is None else run.plan.on(fed)
+        return build_request(fed, x, dataclasses.replace(run, plan=plan), inline=inline)
+    chosen = _chosen_plan(facts, run)
+    wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
+    chosen = chosen.for_outputs(wanted.names)
+    feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in chosen.stage_graph.inputs])
+    kind = kind_of(feeds)
+    batch = _batch_of(facts, wanted, feeds, kind, run)
+    batching = resolve_batching(batch, wanted.names, run.batch_size)
+    if batching.is_auto and len(chosen.stages) > 1:
+        batching = Batching(chosen.rows_per_run)
+    publish(facts.onnx)
+    if not inline:
+        axes, _ = input_axes(facts.onnx)
+        # With "auto" the number of rows is not known yet, but at least one row must fit.
+        rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
+        scale = facts.row_scale(shapes_of(feeds, facts.inputs), chosen.recipe.shapes)
+        _check_cluster(chosen, rows, wanted.names, scale)
+    request = request_of(chosen, wanted, batch, batching, run.retries)
+    delivery = None if inline else plan_delivery(facts.onnx, chosen.stage_graph)
+    is_batched = isinstance(run.batch_size, int)
+    return dataclasses.replace(request, delivery=delivery, is_batched=is_batched), feeds, kind
+
+
+def request_of(
+    staged: StagedModel,
+    wanted: Wanted,
+    batch: BatchFacts,
+    batching: Batching,
+    retries: int | None = None,
+) -> Request:
+    """Return a request for a model cut into stages, without a delivery of its weights.
+
+    Parameters
+    ----------
+    staged : StagedModel
+        Model, stages, placement and schedule.
+    wanted : Wanted
+        Outputs of the request.
+    batch : BatchFacts
+        Axes that carry rows.
+    batching : Batching
+        Rows of each run of a session.
+    retries : int, optional
+        Times that Dask repeats a task that raised; None for ``onnx.retries``.
+    """
+    facts = staged.facts
+    options = LoweringOptions(
+        StageOptions(staged.recipe.session, batching, staged.lossy),
+        batch.output_axes,
+        effective_retries(retries),
+        custom=facts.custom,
+        # Requests that draw random numbers without a seed must not share keys and thus results.
+        salt=uuid.uuid4().hex if facts.has_unseeded_nodes else "",
+        placement=staged.placement,
+        schedule=staged.effective_schedule,
+        rows=staged.rows,
+        expects=staged.is_measured,
+    )
+    return Request(facts.onnx.ref, staged.stage_graph, wanted, batch, options)
+
+
+def check_inputs(facts: ModelFacts, x: Any, outputs: Outputs = None) -> None:
+    """Compare inputs with the model, without running anything; see `Model.check`.
+
+    Raises
+    ------
+    InputError
+        Names, dtypes, ranks or static sizes do not fit.
+    """
+    facts = with_fed_defaults(facts, x)
+    wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values)
+    needed = whole_model(facts).for_outputs(wanted.names).stage_graph.inputs
+    specs = {spec.name: spec for spec in facts.inputs}
+    arrays = {
+        name: value if hasattr(value, "dtype") else as_array(value, specs[name])
+        for name, value in resolve_feeds(x, facts.inputs, [spec.name for spec in needed]).items()
+        # The dtype and shape of a Delayed are not known before it is computed.
+        if not isinstance(value, Delayed)
+    }
+    batch = facts.batch_at(wanted.names, shapes_of(arrays, facts.inputs))
+    axes = batch.input_axes if batch.is_proven else dict.fromkeys(batch.input_axes)
+    check_arrays(arrays, facts.inputs, axes)
+
+
+def _chosen_plan(facts: ModelFacts, run: RunOptions) -> StagedModel:
+    if run.plan is None:
+        return whole_model(facts)
+    chosen: StagedModel = run.plan
+    if chosen.facts.__dask_tokenize__() != facts.__dask_tokenize__():
+        raise PlanError(
+            f"the plan is of another model, {chosen.facts.name!r}",
+            "make it with this model's plan()",
+            option="plan",
+        )
+    return chosen
+
+
+def _batch_of(
+    facts: ModelFacts, wanted: Wanted, feeds: dict[str, Any], kind: str, run: RunOptions
+) -> BatchFacts:
+    """Return the axes that carry rows, and check that no axis is cut without a proof."""
+    axes, fixed = input_axes(facts.onnx)
+    batch_size = run.batch_size
+    is_cut = kind != "eager" or isinstance(batch_size, int) or fixed is not None
+    if not (is_cut or is_empty(feeds, axes) or (batch_size == "auto" and has_rows(feeds, axes))):
+        # All rows are one run, which needs no proof that they are independent.
+        return BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
+    shapes = shapes_of(feeds, facts.inputs)
+    is_table = kind == "table"
+    batch = facts.batch_at(wanted.names, shapes, first_axis_only=is_table)
+    if batch.is_proven or is_table:
+        return batch
+    check_uncut(batch, feeds, facts.inputs, batch_size)
+    return facts.whole_batch(batch, wanted.names, shapes)
+
+
+def _check_cluster(
+    plan: StagedModel, rows: float | None, outputs: tuple[str, ...], scale: float
+) -> None:
+    """Configure the cluster that Dask would use, and check that the plan fits its workers.
+
+    Parameters
+    ----------
+    plan : StagedModel
+    rows : float or None
+        Rows of a run.
+    outputs : tuple of str
+        Outputs of the request.
+    scale : float
+        Size of each row, as a multiple of the rows that the plan was made for.
+
+    Raises
+    ------
+    PlanError
+        The plan does not fit, or the cluster cannot be configured for its placement.
+    """
+    client = current_client()
+    ensure_configured(client, plan.placement)
+    load = Load(
+        plan.facts.name,
+        plan.stage_graph,
+        plan.placement,
+        rows,
+        plan.rows,
+        plan.effective_schedule,
+        scale,
+    )
+    check_fits(client, load, functools.partial(plan.facts.fewest_stages, plan.recipe, outputs))

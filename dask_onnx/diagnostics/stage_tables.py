@@ -1,0 +1,131 @@
+"""Stages and the edges between them as tables, and predicted schedules as lines of characters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds
+from dask_onnx.diagnostics.sections import Column, Table
+from dask_onnx.planning.stages import StageGraph
+from dask_onnx.planning.timeline import Timeline
+
+_TIMETABLE_COLUMNS = 64
+"""Characters of a line, each a slice of the time."""
+_MOST_VALUES = 3
+"""Names of values that an edge lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageLink:
+    """All values that go from one stage to another."""
+
+    producer: int
+    consumer: int
+    values: tuple[str, ...]
+    """Names of the values."""
+    bytes: int
+
+    @property
+    def value_names(self) -> str:
+        """The first names, and how many follow."""
+        shown = ", ".join(self.values[:_MOST_VALUES])
+        more = len(self.values) - _MOST_VALUES
+        return f"{shown} and {more} more" if more > 0 else shown
+
+
+def stage_links(stages: StageGraph) -> list[StageLink]:
+    """Return the edges, with those between the same two stages joined."""
+    grouped: defaultdict[tuple[int, int], list[tuple[str, int]]] = defaultdict(list)
+    for edge in stages.edges:
+        grouped[edge.producer, edge.consumer].append((edge.value, edge.bytes))
+    return [
+        StageLink(producer, consumer, tuple(v for v, _ in values), sum(b for _, b in values))
+        for (producer, consumer), values in grouped.items()
+    ]
+
+
+def stage_table(
+    stages: StageGraph,
+    *,
+    worker_groups: Sequence[int] | None = None,
+    measured: Sequence[float | None] | None = None,
+) -> Table:
+    """Return a row for each stage: its cost, and what is known of where it runs.
+
+    Parameters
+    ----------
+    stages : StageGraph
+    worker_groups : sequence of int, optional
+        Worker group of each stage.
+    measured : sequence of float or None, optional
+        Seconds that each stage took, None where that is not known.
+    """
+    every = stages.stages
+    columns = [
+        _numbers("#", map(str, range(len(every)))),
+        _words("stage", (stage.label for stage in every)),
+        _numbers("nodes", (str(len(stage.nodes)) for stage in every)),
+        _numbers("compute", (format_flops(stage.cost.flops) for stage in every)),
+        _numbers("predicted", (format_seconds(stage.cost.seconds) for stage in every)),
+    ]
+    if measured is not None:
+        times = ("" if seconds is None else format_seconds(seconds) for seconds in measured)
+        columns.append(_numbers("measured", times))
+    columns += [
+        _numbers("weights", (format_bytes(stage.cost.parameter_bytes) for stage in every)),
+        _numbers("outputs", (format_bytes(stage.cost.activation_bytes) for stage in every)),
+    ]
+    if worker_groups is not None:
+        columns.append(_numbers("worker", map(str, worker_groups)))
+    if any(stage.kernel != "onnxruntime" for stage in every):
+        columns.append(_words("runs on", (stage.kernel for stage in every)))
+    return Table(tuple(columns))
+
+
+def edge_table(stages: StageGraph) -> Table:
+    """Return a row for each pair of stages with values between them."""
+    links = stage_links(stages)
+    return Table(
+        (
+            _numbers("from", (str(link.producer) for link in links)),
+            _numbers("to", (str(link.consumer) for link in links)),
+            _numbers("bytes", (format_bytes(link.bytes) for link in links)),
+            _words("values", (link.value_names for link in links)),
+        )
+    )
+
+
+def _numbers(head: str, cells: Iterable[str]) -> Column:
+    return Column(head, tuple(cells))
+
+
+def _words(head: str, cells: Iterable[str]) -> Column:
+    return Column(head, tuple(cells), is_text=True)
+
+
+def timetable(timeline: Timeline) -> list[str]:
+    """Return a line for each worker, in which each character is a slice of the time.
+
+    It is the last digit of the micro-batch that takes most of the slice, or a dot where the worker
+    is idle for more than half of it.
+    """
+    step = timeline.busy_seconds / _TIMETABLE_COLUMNS or 1.0
+    shares: list[list[defaultdict[int, float]]] = [
+        [defaultdict(float) for _ in range(_TIMETABLE_COLUMNS)] for _ in range(timeline.workers)
+    ]
+    for span in timeline.spans:
+        first, last = int(span.start / step), min(int(span.stop / step), _TIMETABLE_COLUMNS - 1)
+        for column in range(first, last + 1):
+            inside = min(span.stop, (column + 1) * step) - max(span.start, column * step)
+            shares[span.worker][column][span.chunk] += inside
+    digits = len(str(timeline.workers - 1))
+    return [
+        f"worker {worker:>{digits}}  "
+        + "".join(
+            str(max(slot, key=slot.__getitem__) % 10) if sum(slot.values()) >= step / 2 else "."
+            for slot in slots
+        )
+        for worker, slots in enumerate(shares)
+    ]

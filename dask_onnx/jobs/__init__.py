@@ -1,0 +1,4 @@
+"""Predictions from file to file: arrays, tables and rasters, block by block on a cluster.
+
+Imports `tiles` and the layers below it.
+"""

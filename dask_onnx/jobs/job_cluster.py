@@ -1,0 +1,156 @@
+"""Cluster of a job: an existing one, or a local one that is started for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import dask.config
+from dask.utils import parse_bytes
+from distributed import Client, LocalCluster
+
+from dask_onnx.cluster.configuration import ensure_configured
+from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.placement import COMPRESSION, wants_compression
+from dask_onnx.core.errors import InputError
+
+_CONNECT_SECONDS = 5
+"""Timeout of the connection to a scheduler: a wrong address is reported within ten seconds."""
+_WORKERS_SECONDS = 30
+"""Time that a cluster may take to have its first worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobCluster:
+    """Description of the cluster of a job.
+
+    Raises
+    ------
+    InputError
+        Options of a local cluster together with a scheduler; a memory limit that cannot be parsed.
+    """
+
+    scheduler: Client | str | None = None
+    """A client, the address of a scheduler, or None for the current client or a local cluster."""
+    workers: int | None = None
+    """Processes of a local cluster; one for each core by default."""
+    threads: int | None = None
+    """Threads of each process; 1 by default."""
+    worker_memory_limit: int | str | None = None
+    """Memory of each process, in bytes or as text; its share of the host by default."""
+    is_verbose: bool = False
+    """True if processes of a local cluster log warnings."""
+
+    def __post_init__(self) -> None:
+        if self.is_shaped and self.scheduler is not None:
+            raise InputError(
+                "workers, threads and worker_memory_limit describe a local cluster, but a "
+                "scheduler was given",
+                "leave out the scheduler, or the other options",
+                option="scheduler",
+            )
+        if isinstance(self.worker_memory_limit, str) and self.worker_memory_limit != "auto":
+            try:
+                parse_bytes(self.worker_memory_limit)
+            except ValueError as error:
+                raise InputError(
+                    f"the memory of a worker is {self.worker_memory_limit!r}, which is no size",
+                    "give it as 4GiB or 800MB",
+                    option="worker_memory_limit",
+                    reason=str(error),
+                ) from error
+
+    @property
+    def is_shaped(self) -> bool:
+        """True if an option of a local cluster was given."""
+        return (self.workers, self.threads, self.worker_memory_limit) != (None, None, None)
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Client]:
+        """Return a client that is configured for dask_onnx; a local cluster is closed afterwards.
+
+        Raises
+        ------
+        InputError
+            The scheduler cannot be reached or has no workers; no local cluster can be started.
+        """
+        with contextlib.ExitStack() as stack:
+            client = self.scheduler
+            if client is None and not self.is_shaped:
+                client = current_client()
+            if client is None:
+                client = stack.enter_context(self._start())
+            elif isinstance(client, str):
+                client = stack.enter_context(_client_at(client))
+            ensure_configured(client, None)
+            yield client
+
+    @contextlib.contextmanager
+    def _start(self) -> Iterator[Client]:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        try:
+            # Processes read the setting when they start; set later, it would only affect new
+            # connections.
+            compression = {COMPRESSION: "lz4"} if wants_compression() else {}
+            with _ignored_interrupts(), dask.config.set(compression):
+                cluster = LocalCluster(
+                    n_workers=self.workers or cores or 1,
+                    threads_per_worker=self.threads or 1,
+                    memory_limit=self.worker_memory_limit or "auto",
+                    dashboard_address=":0",
+                    silence_logs=logging.WARNING if self.is_verbose else logging.CRITICAL,
+                )
+        except ValueError as error:
+            raise InputError(
+                f"no local cluster can be started: {error}",
+                "check the number of workers and threads, and the memory of a worker",
+                reason=str(error),
+            ) from error
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C, which a terminal sends to all.
+
+    This process handles it and shuts the others down; their tracebacks would hide its message.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _client_at(address: str) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"the scheduler {address} cannot be reached within {_CONNECT_SECONDS} s",
+            "check the address, and that `dask scheduler` runs there",
+            option="scheduler",
+            reason=str(error),
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"the scheduler {address} had no worker within {_WORKERS_SECONDS} s",
+                f"start one with `dask worker {address}`",
+                option="scheduler",
+                numbers={"waited_seconds": _WORKERS_SECONDS},
+            ) from error
+        yield client

@@ -1,0 +1,91 @@
+"""Progress of a job: what it reports to its caller while blocks are computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, as_completed
+
+from dask_onnx.core.errors import StageError, Suggestion
+
+
+class JobProgress:
+    """Receiver of a job's reports. This one passes warnings on and ignores everything else."""
+
+    is_verbose = False
+    """True if the processes of a local cluster log warnings."""
+
+    def connected(self, client: Client) -> None:
+        """Note the cluster that the job runs on."""
+
+    def warn(self, message: str) -> None:
+        """Tell the caller about an assumption that changes results or speed."""
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+    def advanced(self, done: int, total: int, unit: str) -> None:
+        """Note that `done` of `total` units ("rows", "parts" or "tiles") are complete."""
+
+    def stopping(self) -> None:
+        """Note that the job failed or was interrupted, before its blocks are cancelled."""
+
+
+def wait_for(
+    futures: Sequence[Future],
+    sizes: Mapping[str, int],
+    unit: str,
+    progress: JobProgress,
+    suggestions: Sequence[Suggestion] = (),
+) -> None:
+    """Wait for all blocks, and report each that is done.
+
+    Parameters
+    ----------
+    futures : sequence of Future
+    sizes : mapping of str to int
+        Key of each future to the units that it completes.
+    unit : str
+        Noun of the units, such as "rows".
+    progress : JobProgress
+    suggestions : sequence of Suggestion
+        Options that reduce the memory of a block.
+
+    Raises
+    ------
+    StageError
+        Workers died while they ran a block; besides, whatever a block raised.
+    """
+    done, total = 0, sum(sizes.values())
+    progress.advanced(done, total, unit)
+    for future in as_completed(futures):
+        block_result(future, suggestions)
+        done += sizes[future.key]
+        progress.advanced(done, total, unit)
+
+
+def block_result(future: Future, suggestions: Sequence[Suggestion] = ()) -> Any:
+    """Return the result of a task.
+
+    Parameters
+    ----------
+    future : Future
+    suggestions : sequence of Suggestion
+        Options that reduce the memory of a task.
+
+    Raises
+    ------
+    StageError
+        Workers died while they ran it; besides, whatever the task raised.
+    """
+    try:
+        return future.result()
+    except KilledWorker as error:
+        workers = error.allowed_failures + 1
+        names = " or ".join(each.option for each in suggestions)
+        raise StageError(
+            f"{workers} workers died while they ran {error.task}",
+            f"they may have run out of memory: change {names or 'the size of blocks'}",
+            numbers={"workers": workers},
+            suggestions=suggestions,
+        ) from None

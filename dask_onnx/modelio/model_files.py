@@ -1,0 +1,83 @@
+"""Model files at paths and URLs, read and decoded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+import onnx
+from onnx import serialization
+
+from dask_onnx.core.errors import ModelError
+from dask_onnx.core.files import FileSource, is_url, read_file
+from dask_onnx.modelio.forms import Context, decode, is_text, to_model
+
+
+def is_path(source: Any) -> bool:
+    """Return whether a model is given as a path or URL, rather than as itself."""
+    return isinstance(source, os.PathLike) or (isinstance(source, str) and not is_text(source))
+
+
+def read_stored_proto(source: Any) -> onnx.ModelProto:
+    """Return a model's proto as stored, before it is brought into its normal form.
+
+    Functions, names, ``Constant`` nodes and references to external data are unchanged.
+
+    Parameters
+    ----------
+    source : path, URL for fsspec, or a form that `to_model` takes
+        An object of the caller is copied.
+
+    Raises
+    ------
+    ModelError
+        No such file, or not an ONNX model. External data are not looked at.
+    """
+    if not is_path(source):
+        return to_model(source, Context())
+    model, _, _ = read_model_file(os.fspath(source))
+    return model
+
+
+def read_model_file(path: str) -> tuple[onnx.ModelProto, bytes, FileSource]:
+    """Return the model at a path or URL, the bytes of its file, and the file's identity.
+
+    Raises
+    ------
+    ModelError
+        No such file, a folder, unreadable, or not an ONNX model.
+    """
+    if not is_url(path):
+        path = str(Path(path).expanduser().absolute())
+        _check_path(Path(path))
+    try:
+        data, source = read_file(path)
+    except ImportError as error:
+        # fsspec names the package that reads this kind of URL.
+        raise ModelError(
+            f"{path} cannot be opened: {error}",
+            "install the package that the reason names",
+            reason=str(error),
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ModelError(
+            f"{path} cannot be read: {reason}", "check the file", reason=reason
+        ) from error
+    return decode(data, path, file_format=file_format_of(path)), data, source
+
+
+def file_format_of(path: str) -> str | None:
+    """Return the name in ``onnx.serialization`` of a file's format; None if it has no such name."""
+    found: str | None = serialization.registry.get_format_from_file_extension(PurePath(path).suffix)
+    return found
+
+
+def _check_path(path: Path) -> None:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder", "pass the .onnx file inside it")
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        hint = f"{path.parent} contains {', '.join(near[:5])}" if near else "check the path"
+        raise ModelError(f"{path} does not exist", hint)

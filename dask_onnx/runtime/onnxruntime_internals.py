@@ -1,0 +1,101 @@
+"""Undocumented interfaces of ONNX Runtime (ORT) that this package uses, all in one place.
+
+Each was checked with onnxruntime 1.23.0, the oldest version that dask_onnx accepts, and 1.32.0.
+tests/runtime/test_onnxruntime_internals.py fails where a new version changes one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dask_onnx.analysis.shapes import OperatorSchema
+from dask_onnx.core.process_caches import cached_in_process
+
+_ONNX_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
+# Every message of ORT's C++ code begins so, then a number and a name of the kind of error.
+_ERROR_PREFIX = "[ONNXRuntimeError] : "
+
+# Nodes are called by their positions (`number_nodes`), since ORT's names have no escapes.
+_KERNEL_EVENT = re.compile(r"node_(\d+)_kernel_time$")
+
+
+@cached_in_process("ONNX Runtime CPU kernels")
+def _cpu_kernel_versions() -> Mapping[tuple[str, str], Sequence[tuple[int, int]]]:
+    # The documented way to ask for a kernel is to build a session, which takes seconds for a node
+    # with megabytes of attributes; this list is read in milliseconds, but has no types.
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    versions: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for kernel in state.get_all_opkernel_def():
+        if kernel.provider == "CPUExecutionProvider":
+            versions[kernel.domain, kernel.op_name].append(kernel.version_range)
+    return dict(versions)
+
+
+def has_kernel(domain: str, op_type: str, version: int) -> bool:
+    """Return whether ORT lists a kernel for the CPU, whatever the types and attributes.
+
+    Parameters
+    ----------
+    domain : str
+        Domain of the operator, "" for ai.onnx.
+    op_type : str
+        Name of the operator.
+    version : int
+        Opset version of the domain in the model.
+    """
+    ranges = _cpu_kernel_versions().get((domain, op_type), ())
+    return any(first <= version <= last for first, last in ranges)
+
+
+def contrib_schemas() -> Mapping[tuple[str, str], OperatorSchema]:
+    """Return the operators that ORT has and ONNX does not define, by domain and op type."""
+    # ORT publishes no schemas of its own operators to Python; shape inference needs to know which
+    # output has the type of which input.
+    import onnxruntime.capi.onnxruntime_pybind11_state as state
+
+    schemas = {}
+    for schema in state.get_all_operator_schema():
+        if schema.domain in _ONNX_DOMAINS:
+            continue
+        types = [parameter.typeStr for parameter in schema.inputs]
+        schemas[schema.domain, schema.name] = OperatorSchema(
+            tuple(
+                types.index(output.typeStr) if output.typeStr in types else None
+                for output in schema.outputs
+            )
+        )
+    return schemas
+
+
+def without_error_prefix(message: str) -> str:
+    """Return a message of ORT without the prefix that all of them have."""
+    return message.removeprefix(_ERROR_PREFIX)
+
+
+def read_kernel_seconds(profile: Path) -> Mapping[int, Sequence[float]]:
+    """Return the seconds of every kernel call, by node and in the order of the calls.
+
+    Parameters
+    ----------
+    profile : Path
+        File that ``InferenceSession.end_profiling()`` names, in Chrome's trace format. The names
+        of its events are not documented.
+
+    Returns
+    -------
+    mapping of int to sequence of float
+        Position of a node, as in its name ``node_<position>``, to seconds of its runs. Nodes that
+        ORT removed are missing.
+    """
+    seconds: dict[int, list[float]] = defaultdict(list)
+    for event in json.loads(profile.read_text()):
+        match = _KERNEL_EVENT.search(event.get("name", ""))
+        if match and event.get("cat") == "Node":
+            seconds[int(match[1])].append(event["dur"] * 1e-6)
+    return dict(seconds)

@@ -1,0 +1,123 @@
+"""Sessions of stages: taken from the cache, or built from the weights in the host's store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx
+
+from dask_onnx.core.process_caches import BoundedCache
+from dask_onnx.core.specs import SessionSpec
+from dask_onnx.modelio.onnx_model import ModelRef, StageExtractor
+from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
+from dask_onnx.runtime.canonical import canonical_form
+from dask_onnx.runtime.cores import task_threads
+from dask_onnx.runtime.memory_check import check_memory
+from dask_onnx.runtime.package_versions import check_versions
+from dask_onnx.runtime.prepack import MODEL, prepacked_folder
+from dask_onnx.runtime.reference import build_reference
+from dask_onnx.runtime.session import build_session
+from dask_onnx.runtime.session_cache import SESSION_CACHE, Build, Runnable, SessionKey
+from dask_onnx.runtime.stage_refs import StageRef
+from dask_onnx.store.maintenance import evict_above_limit
+from dask_onnx.store.supply import fetch_blobs, fetch_proto
+from dask_onnx.store.weight_parts import Supply
+from dask_onnx.store.weight_store import Store
+
+_extractors: BoundedCache[str, StageExtractor] = BoundedCache("stage extractors", 8)
+"""Model token to the parsed proto that stages are extracted from."""
+
+
+def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply] = ()) -> Runnable:
+    """Return the session of a stage, from this process's cache or built now.
+
+    Parameters
+    ----------
+    stage : StageRef
+        Stage to run.
+    spec : SessionSpec
+        Options of the session.
+    supplies : sequence of Supply
+        Results of tasks that bring the model here.
+
+    Raises
+    ------
+    StageError
+        The stage cannot be built or run here.
+    StoreError
+        The model cannot be found from here.
+    """
+    spec = with_threads(spec)
+    return SESSION_CACHE.get((stage.token, spec), lambda: _prepare(stage, spec, supplies))
+
+
+def with_threads(spec: SessionSpec) -> SessionSpec:
+    """Return the options with the number of threads in this process, a part of a session's key."""
+    if spec.intra_op_num_threads:
+        return spec
+    return replace(spec, intra_op_num_threads=task_threads(spec.intra_op_num_threads))
+
+
+def _prepare(
+    stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]
+) -> tuple[SessionKey, Build]:
+    """Return the key that all stages equal to this one share, and a function that builds it."""
+    check_versions(stage.versions)
+    store = Store()
+    with store.shared_access():
+        is_new = not store.has(stage.model.token)
+        whole = fetch_proto(store, stage.model, supplies)
+    proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
+    shared = canonical_form(proto) if stage.kernel == "onnxruntime" else None
+    name = stage.token
+    if shared is not None:
+        proto = shared
+        data = proto.SerializeToString(deterministic=True)
+        name = hashlib.sha256(data).hexdigest()[:32]
+    return (name, spec), lambda: _build(stage, spec, supplies, proto, is_new=is_new)
+
+
+def _build(
+    stage: StageRef,
+    spec: SessionSpec,
+    supplies: Sequence[Supply],
+    proto: onnx.ModelProto,
+    *,
+    is_new: bool,
+) -> Runnable:
+    store = Store()
+    with store.shared_access():
+        # The lease keeps the model from eviction for as long as the session lives.
+        lease = store.lease(stage.model.token)
+        tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
+        places = [blob_of(tensor) for tensor in tensors]
+        keys = [key for key, _, _ in places]
+        is_new |= fetch_blobs(store, stage.model, keys, supplies)
+        size = sum(length for _, _, length in places)
+        check_memory(stage.label, size)
+        session = _build_on_kernel(store, stage, spec, proto, size)
+        session.lease = lease
+    if is_new:
+        evict_above_limit(store)
+    return session
+
+
+def _build_on_kernel(
+    store: Store, stage: StageRef, spec: SessionSpec, proto: onnx.ModelProto, size: int
+) -> Runnable:
+    """Build the session for the kernel in the plan; no other kernel is tried if that fails."""
+    if stage.kernel != "onnxruntime":
+        operators = () if stage.custom is None else stage.custom.operators()
+        return build_reference(proto, store.blobs, operators, stage.label)
+    data = proto.SerializeToString()
+    folder = prepacked_folder(store, stage.model.token, stage.token, data, spec, size)
+    saved = None if folder is None else folder / MODEL
+    return build_session(data, store.blobs, spec, weight_bytes=size, label=stage.label, saved=saved)
+
+
+def _extractor(model: ModelRef, proto: bytes) -> StageExtractor:
+    return _extractors.get_or_make(
+        model.token, lambda: StageExtractor(onnx.ModelProto.FromString(proto))
+    )

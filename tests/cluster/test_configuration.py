@@ -1,0 +1,101 @@
+"""Clusters are configured by the first prediction, once; measuring is left to a verb."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from builders import dense_model, layers_model
+from distributed import Client, LocalCluster
+
+import dask_onnx as dx
+from dask_onnx.cluster import configuration
+from dask_onnx.cluster.links import known_link
+from dask_onnx.cluster.overhead import known_overhead
+from dask_onnx.cluster.scheduler_plugin import is_configured
+
+pytestmark = pytest.mark.cluster
+
+X = np.ones((8, 8), np.float32)
+
+
+@pytest.fixture
+def bare_client():
+    """A client of a cluster that nobody has configured."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def two_stages():
+    model = dx.load(layers_model([100] * 2, 8))
+    plan = model.plan("pipeline", n_stages=2).with_placement(dx.Placement((0, 1)))
+    return model, plan
+
+
+def test_the_first_prediction_configures_and_measures_nothing(bare_client):
+    model, plan = two_stages()
+    with dask.config.set({"onnx.plan.calibrate": True}):
+        found = model.predict(X, plan=plan, batch_size=4)
+    np.testing.assert_allclose(found, model(X), rtol=1e-5)
+    assert bare_client.run_on_scheduler(is_configured)
+    assert known_link(bare_client) is None and known_overhead(bare_client) is None
+
+
+def test_a_lazy_prediction_configures_too(bare_client):
+    model = dx.load(dense_model())
+    lazy = model.predict(da.ones((8, 8), dtype=np.float32, chunks=(4, 8)))
+    assert bare_client.run_on_scheduler(is_configured)
+    np.testing.assert_allclose(lazy.compute(), model(X), rtol=1e-5)
+
+
+def test_it_is_done_once(bare_client, monkeypatch):
+    model, _ = two_stages()
+    model.predict(X)
+    monkeypatch.setattr(configuration, "_register", None)
+    model.predict(X)
+
+
+def test_without_it_a_plan_on_workers_of_its_own_is_refused(bare_client):
+    model, plan = two_stages()
+    with (
+        dask.config.set({"onnx.auto-configure": False}),
+        pytest.raises(dx.PlanError) as caught,
+    ):
+        model.predict(X, plan=plan)
+    assert caught.value.option == "placement"
+
+
+def test_a_scheduler_that_lacks_the_package_is_the_error(bare_client, monkeypatch):
+    def register(client):
+        raise ModuleNotFoundError("No module named 'dask_onnx'")
+
+    monkeypatch.setattr(configuration, "_register", register)
+    model, plan = two_stages()
+    with pytest.raises(dx.PlanError) as caught:
+        model.predict(X, plan=plan)
+    assert "No module named 'dask_onnx'" in caught.value.reason
+    with pytest.raises(dx.PlanError):
+        dx.configure(bare_client)
+    # Whole models need nothing of the scheduler.
+    np.testing.assert_allclose(model.predict(X), model(X), rtol=1e-5)
+
+
+def test_measuring_is_a_verb(bare_client):
+    dx.calibrate(bare_client)
+    assert known_link(bare_client).bytes_per_second > 0
+    assert known_overhead(bare_client) is not None
+
+
+def test_workers_in_this_process_leave_its_configuration():
+    before = dask.config.get("distributed.comm.compression")
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+        assert client.run_on_scheduler(is_configured)
+    assert dask.config.get("distributed.comm.compression") == before

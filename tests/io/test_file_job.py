@@ -1,0 +1,81 @@
+"""Blocks of a file-to-file job: preprocessing, postprocessing and writing."""
+
+from __future__ import annotations
+
+import os.path
+
+import numpy as np
+import pytest
+
+from dask_onnx.core.errors import InputError
+from dask_onnx.io.file_job import (
+    NamedFunction,
+    WriteBlock,
+    apply_post,
+    output_specs,
+    read_blocks,
+    write_blocks,
+)
+from dask_onnx.io.sinks import open_sink
+from dask_onnx.io.sources import open_source
+
+ROWS = np.arange(14, dtype=np.float32).reshape(7, 2)
+
+
+class Function(NamedFunction):
+    """A function of this module, which cannot be imported by name here."""
+
+    __slots__ = ()
+
+    def resolve(self):
+        return globals()[self.text]
+
+
+def doubled(x):
+    return x * 2
+
+
+def split(x):
+    return {"left": x[:, 0], "right": x[:, 1:]}
+
+
+def test_a_function_is_found_by_module_and_name():
+    assert NamedFunction("os:path.join", "pre").resolve() is os.path.join
+
+
+@pytest.mark.parametrize("text", ["os", "os:", ":join", "no_such_module:f", "os:no.such.name"])
+def test_an_unknown_function_is_refused_with_the_option(text):
+    with pytest.raises(InputError) as caught:
+        NamedFunction(text, "pre").resolve()
+    assert caught.value.option == "pre"
+
+
+@pytest.mark.parametrize(
+    ("name", "prepared"), [("doubled", {"": ROWS * 2}), ("split", split(ROWS)), (None, {"": ROWS})]
+)
+def test_inputs_are_read_and_preprocessed_by_blocks(name, prepared, tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    function = None if name is None else Function(name, "pre")
+    specs = {spec.name: spec for spec in output_specs(prepared)}
+    arrays = read_blocks(open_source(str(tmp_path / "x.npy")), 3, function, specs)
+    assert set(arrays) == set(prepared)
+    for key, array in arrays.items():
+        assert array.chunks[0] == (3, 3, 1)
+        np.testing.assert_array_equal(array.compute(scheduler="sync"), prepared[key])
+
+
+def test_outputs_are_postprocessed_and_written_by_blocks(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    arrays = read_blocks(open_source(str(tmp_path / "x.npy")), 3, None, {})
+    sink = open_sink(str(tmp_path / "y.npy"), overwrite=False)
+    sink.prepare(7, 3, output_specs({"y": ROWS}))
+    write = WriteBlock(sink, ("y",), Function("doubled", "post"), "y")
+    written = write_blocks({"y": arrays[""]}, 3, 7, write).compute(scheduler="sync")
+    sink.finish()
+    assert written.tolist() == [3, 3, 1]
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), ROWS * 2)
+
+
+def test_a_postprocessed_mapping_keeps_its_names():
+    assert set(apply_post(Function("split", "post"), ("y",), [ROWS], "y")) == {"left", "right"}
+    assert set(apply_post(None, ("a", "b"), [ROWS, ROWS], "y")) == {"a", "b"}
