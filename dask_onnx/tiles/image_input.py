@@ -15,7 +15,7 @@ from dask.base import compute
 from dask_onnx.collections.kinds import is_dataarray
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.peers import is_inside_task
-from dask_onnx.core.specs import TensorSpec, dtype_name
+from dask_onnx.core.specs import TensorSpec, converts, dtype_name
 from dask_onnx.tiles.output_labels import with_labels
 from dask_onnx.tiles.places import Place, Places
 
@@ -63,6 +63,8 @@ def as_input_image(image: Any, spec: TensorSpec) -> InputImage:
     is_single = data.ndim == rank - 1
     if is_single:
         data = data[None]
+    if spec.dtype is not None and data.dtype != spec.dtype and converts(data.dtype, spec.dtype):
+        data = data.astype(spec.dtype)
     _check(data, spec, is_single=is_single)
     return InputImage(data, is_lazy, is_single, labelled)
 

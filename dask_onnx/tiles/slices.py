@@ -15,7 +15,7 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.kinds import is_dataarray
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.specs import TensorSpec, converts
 from dask_onnx.core.stage_tasks import Key
 
 Array = npt.NDArray[Any]
@@ -212,6 +212,8 @@ def fit_to_input(image: ChunkedImage, layout: InputLayout) -> ChunkedImage:
         Dtype or number of channels differ from those of the input.
     """
     array, axis = image.array, image.channel_axis
+    if array.dtype != layout.dtype and converts(array.dtype, layout.dtype):
+        array = array.astype(layout.dtype)
     if array.dtype != layout.dtype:
         raise InputError(
             f"image has dtype {array.dtype}; input {layout.name!r} takes {layout.dtype}",

@@ -452,7 +452,7 @@ def test_invalid_options_are_refused_before_any_work(model, options, option):
             detect_sliced(model, IMAGE, **options)
         assert caught.value.option == option
         assert caught.value.next_step
-        for image in (IMAGE.astype("f8"), np.zeros((3, 90, 90), np.float32), "image.tif"):
+        for image in (IMAGE.astype("i8"), np.zeros((3, 90, 90), np.float32), "image.tif"):
             with pytest.raises(dx.InputError) as caught:
                 detect_sliced(model, image)
             assert caught.value.option == "image"

@@ -294,7 +294,7 @@ def test_unknown_outputs_are_refused():
 @pytest.mark.parametrize(
     ("image", "numbers"),
     [
-        (np.zeros((1, 3, 32, 32)), {}),
+        (np.zeros((1, 3, 32, 32), np.int64), {}),
         (np.zeros((1, 4, 32, 32), np.float32), {"size": 4, "expected_size": 3}),
         (np.zeros((32, 32), np.float32), {"rank": 2, "expected_rank": 4}),
         (np.zeros((1, 3, 0, 32), np.float32), {}),
@@ -412,3 +412,10 @@ def test_any_small_graph_equals_the_untiled_result_with_small_maps_in_passes_of_
 ):
     with mock.patch.object(predict, "with_passes", lambda plan, costs: split(plan, stride)):
         assert_any_tiles_equal_untiled(made, height, width)
+
+
+def test_an_image_of_float64_gives_what_float32_gives():
+    model = dx.load(u_net())
+    image = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
+    found = dx.predict_tiled(model, image.astype(np.float64), tile=32)
+    np.testing.assert_array_equal(found, dx.predict_tiled(model, image, tile=32))
