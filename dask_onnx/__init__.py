@@ -22,11 +22,14 @@ if os.name == "nt":
     )
 
 if TYPE_CHECKING:
+    from dask_onnx.analysis.axes.axis_report import AxisFact, AxisTable
+    from dask_onnx.analysis.batch_facts import BatchFacts
+    from dask_onnx.analysis.report import Analysis
     from dask_onnx.api.loading import load
     from dask_onnx.api.model import Model
     from dask_onnx.api.plan import Plan
     from dask_onnx.api.text_model import TextModel
-    from dask_onnx.api.verify import verify_axes
+    from dask_onnx.api.verify import AxisCheck, Verification, verify_axes
     from dask_onnx.cluster.configuration import calibrate, configure
     from dask_onnx.cluster.placement import Placement
     from dask_onnx.core.errors import (
@@ -40,45 +43,69 @@ if TYPE_CHECKING:
         Suggestion,
     )
     from dask_onnx.core.specs import SessionSpec, TensorSpec
+    from dask_onnx.diagnostics.summary import Summary
     from dask_onnx.jobs.file_prediction import predict_files
+    from dask_onnx.jobs.job_result import FilePrediction
+    from dask_onnx.planning.alternatives import Alternative, Verdict
+    from dask_onnx.planning.measured_stages import Measured
     from dask_onnx.planning.recipe import Strategy, at_values, from_annotations
     from dask_onnx.planning.stages import Edge, Stage, StageGraph
     from dask_onnx.planning.strategies import Branches, Fused, Pipeline
+    from dask_onnx.planning.timeline import Timeline
+    from dask_onnx.planning.worker_memory import WorkerMemory
+    from dask_onnx.sharding.sequence_plan import SequencePlan
     from dask_onnx.sharding.strategy import Sharded
+    from dask_onnx.sharding.tensor_plan import TensorPlan
     from dask_onnx.tiles.boxes import Boxes
     from dask_onnx.tiles.detect import detect_sliced
-    from dask_onnx.tiles.predict import predict_tiled, tiling_drift
+    from dask_onnx.tiles.predict import TilingDrift, predict_tiled, tiling_drift
 
 _HOMES = {
-    "load": "api.loading",
-    "Model": "api.model",
-    "TextModel": "api.text_model",
-    "Plan": "api.plan",
-    "calibrate": "cluster.configuration",
-    "configure": "cluster.configuration",
-    "Placement": "cluster.placement",
-    "Strategy": "planning.recipe",
-    "at_values": "planning.recipe",
-    "from_annotations": "planning.recipe",
-    "Stage": "planning.stages",
-    "Edge": "planning.stages",
-    "StageGraph": "planning.stages",
-    "TensorSpec": "core.specs",
-    "SessionSpec": "core.specs",
-    "DaskOnnxError": "core.errors",
-    "InputError": "core.errors",
-    "ModelError": "core.errors",
-    "PlanError": "core.errors",
-    "RunError": "core.errors",
-    "StageError": "core.errors",
-    "StoreError": "core.errors",
-    "Suggestion": "core.errors",
-    "Sharded": "sharding.strategy",
+    "Alternative": "planning.alternatives",
+    "Analysis": "analysis.report",
+    "AxisCheck": "api.verify",
+    "AxisFact": "analysis.axes.axis_report",
+    "AxisTable": "analysis.axes.axis_report",
+    "BatchFacts": "analysis.batch_facts",
     "Boxes": "tiles.boxes",
     "Branches": "planning.strategies",
+    "DaskOnnxError": "core.errors",
+    "Edge": "planning.stages",
+    "FilePrediction": "jobs.job_result",
     "Fused": "planning.strategies",
+    "InputError": "core.errors",
+    "Measured": "planning.measured_stages",
+    "Model": "api.model",
+    "ModelError": "core.errors",
     "Pipeline": "planning.strategies",
+    "Placement": "cluster.placement",
+    "Plan": "api.plan",
+    "PlanError": "core.errors",
+    "RunError": "core.errors",
+    "SequencePlan": "sharding.sequence_plan",
+    "SessionSpec": "core.specs",
+    "Sharded": "sharding.strategy",
+    "Stage": "planning.stages",
+    "StageError": "core.errors",
+    "StageGraph": "planning.stages",
+    "StoreError": "core.errors",
+    "Strategy": "planning.recipe",
+    "Suggestion": "core.errors",
+    "Summary": "diagnostics.summary",
+    "TensorPlan": "sharding.tensor_plan",
+    "TensorSpec": "core.specs",
+    "TextModel": "api.text_model",
+    "TilingDrift": "tiles.predict",
+    "Timeline": "planning.timeline",
+    "Verdict": "planning.alternatives",
+    "Verification": "api.verify",
+    "WorkerMemory": "planning.worker_memory",
+    "at_values": "planning.recipe",
+    "calibrate": "cluster.configuration",
+    "configure": "cluster.configuration",
     "detect_sliced": "tiles.detect",
+    "from_annotations": "planning.recipe",
+    "load": "api.loading",
     "predict_files": "jobs.file_prediction",
     "predict_tiled": "tiles.predict",
     "tiling_drift": "tiles.predict",
@@ -89,12 +116,20 @@ __version__: str
 """Version of the installed package."""
 
 __all__ = [
+    "Alternative",
+    "Analysis",
+    "AxisCheck",
+    "AxisFact",
+    "AxisTable",
+    "BatchFacts",
     "Boxes",
     "Branches",
     "DaskOnnxError",
     "Edge",
+    "FilePrediction",
     "Fused",
     "InputError",
+    "Measured",
     "Model",
     "ModelError",
     "Pipeline",
@@ -102,6 +137,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RunError",
+    "SequencePlan",
     "SessionSpec",
     "Sharded",
     "Stage",
@@ -110,8 +146,15 @@ __all__ = [
     "StoreError",
     "Strategy",
     "Suggestion",
+    "Summary",
+    "TensorPlan",
     "TensorSpec",
     "TextModel",
+    "TilingDrift",
+    "Timeline",
+    "Verdict",
+    "Verification",
+    "WorkerMemory",
     "at_values",
     "calibrate",
     "configure",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +192,8 @@ class TextModel:
                 return lazy
             return lazy.map_partitions(_good_texts), lazy.map_partitions(_bad_texts)
         if is_table(x):
-            series = importlib.import_module("dask_onnx.collections.text.text_series")
+            from dask_onnx.collections.text import text_series as series  # needs pandas
+
             return series.predict_series(
                 x,
                 encode,

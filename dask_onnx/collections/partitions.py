@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -75,7 +74,8 @@ def meta_of_table(
 
 def predict_bags(facts: ModelFacts, x: Any, run: RunOptions, rows: RowOptions) -> Any:
     """Return a bag for a bag; two bags if `rows` splits off the bad rows."""
-    bags = importlib.import_module("dask_onnx.collections.bag")
+    from dask_onnx.collections import bag as bags  # dask.bag is loaded by those who use it
+
     return bags.predict_bag(partition_request(facts, run), x, rows)
 
 
@@ -109,7 +109,8 @@ def predict_labelled(facts: ModelFacts, x: Any, run: RunOptions, of_array: Any) 
     of_array : function of an array and `RunOptions`
         Prediction for the array inside `x`, as a dict by output name.
     """
-    labelled = importlib.import_module("dask_onnx.collections.labelled_arrays")
+    from dask_onnx.collections import labelled_arrays as labelled  # needs xarray
+
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     needed = [spec.name for spec in facts.inputs_of(wanted.names)]
     (name,) = resolve_feeds(x, facts.inputs, needed)
@@ -138,10 +139,11 @@ def _refuse_cut(plan: Any, what: str) -> None:
 def _tables() -> Any:
     """Return the module for tables; imported when needed, since it needs pandas."""
     try:
-        return importlib.import_module("dask_onnx.collections.dataframe")
+        from dask_onnx.collections import dataframe
     except ImportError as error:
         raise InputError(
             f"tables need {error.name}, which is not installed",
             "pip install 'dask-onnx[dataframe]'",
             reason=str(error),
         ) from error
+    return dataframe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -233,7 +232,8 @@ def _table_job(
     overwrite: bool,
 ) -> TableJob:
     # Tables need pandas, which is an extra.
-    tables = importlib.import_module("dask_onnx.jobs.table_job")
+    from dask_onnx.jobs import table_job as tables  # needs pandas
+
     targets = [target] if request.quarantine is None else [target, request.quarantine]
     if len(set(targets)) < len(targets):
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -47,7 +46,8 @@ def with_labels(
     is_single : bool
         Whether the image has no batch axis.
     """
-    labelled_arrays = importlib.import_module("dask_onnx.collections.labelled_arrays")
+    from dask_onnx.collections import labelled_arrays  # needs xarray
+
     shift = int(is_single)
     dims: list[Any] = [f"{name}_{axis}" for axis in range(value.ndim)]
     surviving: set[Any] = set()
