@@ -59,11 +59,14 @@ class _View:
     """True if each worker uses this process's store or sees the model's file."""
 
 
+_shared_stores: BoundedCache[tuple[str, str, frozenset[str]], bool] = BoundedCache(
+    "stores of clusters", 256
+)
+"""Answers of `_share_store`, by client, this process's store and the workers' addresses."""
 _views: BoundedCache[tuple[str, str, frozenset[str]], _View] = BoundedCache(
     "views of workers on models", 256
 )
-"""Views by the client's id, the model's token and the addresses of the workers, which are asked
-with the first request of a model, and when other workers have come."""
+"""Views by the client's id, the model's token and the workers' addresses."""
 
 
 def current_client() -> Any:
@@ -99,16 +102,31 @@ def client_of(scheduler: Any) -> Any:
 def plan_delivery(model: OnnxModel, stages: StageGraph) -> Delivery | None:
     """Return what must travel with the graph; None if every worker can get the model by itself.
 
-    The workers of the current client are asked what they can read; no weights are read.
+    Workers are asked once whether they share this process's store, and only where they do not, once
+    for each model whether they see its file. No weights are read.
     """
     client = current_client()
     if client is None or client.asynchronous:
         return None
-    key = client.id, model.token, frozenset(workers_of(client))
+    workers = frozenset(workers_of(client))
+    if _share_store(client, workers):
+        return None
+    key = client.id, model.token, workers
     view = _views.get_or_make(key, lambda: _ask_workers(client, model))
     if view.share_store or (view.can_read and _is_whole(model, stages)):
         return None
     return deliver(model, stages, with_weights=not view.can_read)
+
+
+def _share_store(client: Any, workers: frozenset[str]) -> bool:
+    """Return whether all workers use this process's store; they are asked once."""
+    own = Store().identity
+
+    def ask() -> bool:
+        answers = client.run(view_store, None, on_error="return").values()
+        return all(isinstance(each, StoreView) and each.store == own for each in answers)
+
+    return bool(workers) and _shared_stores.get_or_make((client.id, own, workers), ask)
 
 
 def _ask_workers(client: Any, model: OnnxModel) -> _View:
