@@ -108,7 +108,7 @@ class Model:
 
     @classmethod
     def _of(cls, facts: ModelFacts) -> Model:
-        model = cls(facts.onnx, facts.custom, facts.libraries)
+        model = cls.__new__(cls)
         model._facts = facts
         return model
 
