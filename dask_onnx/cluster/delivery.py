@@ -120,13 +120,14 @@ def plan_delivery(model: OnnxModel, stages: StageGraph) -> Delivery | None:
 
 def _share_store(client: Any, workers: frozenset[str]) -> bool:
     """Return whether all workers use this process's store; they are asked once."""
-    own = Store().identity
+    store = Store()
 
     def ask() -> bool:
+        own = store.identity
         answers = client.run(view_store, None, on_error="return").values()
         return all(isinstance(each, StoreView) and each.store == own for each in answers)
 
-    return bool(workers) and _shared_stores.get_or_make((client.id, own, workers), ask)
+    return bool(workers) and _shared_stores.get_or_make((client.id, str(store.root), workers), ask)
 
 
 def _ask_workers(client: Any, model: OnnxModel) -> _View:
