@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance bench bench-network assets clean
+.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance registry bench bench-network assets clean
 
 test: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -46,6 +46,15 @@ demo: $(STAMP) assets
 
 conformance: $(STAMP)
 	$(BIN)/python tests/conformance/suite.py --output tests/conformance
+	$(BIN)/python tests/conformance/kernels.py
+
+# The page CONVERSIONS.md, from the table in the code.
+conversions: $(STAMP)
+	$(BIN)/python tests/conversion_page.py
+
+# Every operator that ONNX Runtime registers, loaded and run.
+registry: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/conformance/registry.py --output tests/conformance
 
 bench: $(STAMP) assets
 	$(BIN)/python benchmarks/throughput.py --assets $(ASSETS) --output benchmarks/results

@@ -136,7 +136,7 @@ def prepare(folder: Path, path: Path, x: np.ndarray, runs: int) -> int:
     import dask_onnx as dx
     from dask_onnx.lowering.lower import stage_ref
     from dask_onnx.runtime.batching import Batching
-    from dask_onnx.runtime.kernel import StageCall
+    from dask_onnx.runtime.stage_calls import StageCall
     from dask_onnx.runtime.stage_options import StageOptions
 
     model = dx.load(path)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dask_onnx.analysis.axes.axis_report import AxisFact, AxisTable
     from dask_onnx.analysis.batch_facts import BatchFacts
     from dask_onnx.analysis.report import Analysis
+    from dask_onnx.api.image_model import ImageModel
     from dask_onnx.api.loading import load
     from dask_onnx.api.model import Model
     from dask_onnx.api.plan import Plan
@@ -32,15 +33,23 @@ if TYPE_CHECKING:
     from dask_onnx.api.verify import AxisCheck, Verification, verify_axes
     from dask_onnx.cluster.configuration import calibrate, configure
     from dask_onnx.cluster.placement import Placement
+    from dask_onnx.collections.images.boxes import Boxes
+    from dask_onnx.collections.images.geometry import Geometry
+    from dask_onnx.collections.images.image_results import ImageResult
+    from dask_onnx.collections.images.resize import Resize
     from dask_onnx.core.errors import (
+        ClusterError,
+        CrashError,
         DaskOnnxError,
         InputError,
         ModelError,
+        OutputError,
         PlanError,
         RunError,
         StageError,
         StoreError,
         Suggestion,
+        UnexpectedModelError,
     )
     from dask_onnx.core.specs import SessionSpec, TensorSpec
     from dask_onnx.diagnostics.summary import Summary
@@ -56,7 +65,6 @@ if TYPE_CHECKING:
     from dask_onnx.sharding.sequence_plan import SequencePlan
     from dask_onnx.sharding.strategy import Sharded
     from dask_onnx.sharding.tensor_plan import TensorPlan
-    from dask_onnx.tiles.boxes import Boxes
     from dask_onnx.tiles.detect import detect_sliced
     from dask_onnx.tiles.predict import TilingDrift, predict_tiled, tiling_drift
 
@@ -67,20 +75,27 @@ _HOMES = {
     "AxisFact": "analysis.axes.axis_report",
     "AxisTable": "analysis.axes.axis_report",
     "BatchFacts": "analysis.batch_facts",
-    "Boxes": "tiles.boxes",
+    "Boxes": "collections.images.boxes",
     "Branches": "planning.strategies",
+    "ClusterError": "core.errors",
+    "CrashError": "core.errors",
     "DaskOnnxError": "core.errors",
     "Edge": "planning.stages",
     "FilePrediction": "jobs.job_result",
     "Fused": "planning.strategies",
+    "Geometry": "collections.images.geometry",
+    "ImageModel": "api.image_model",
+    "ImageResult": "collections.images.image_results",
     "InputError": "core.errors",
     "Measured": "planning.measured_stages",
     "Model": "api.model",
     "ModelError": "core.errors",
+    "OutputError": "core.errors",
     "Pipeline": "planning.strategies",
     "Placement": "cluster.placement",
     "Plan": "api.plan",
     "PlanError": "core.errors",
+    "Resize": "collections.images.resize",
     "RunError": "core.errors",
     "SequencePlan": "sharding.sequence_plan",
     "SessionSpec": "core.specs",
@@ -97,6 +112,7 @@ _HOMES = {
     "TextModel": "api.text_model",
     "TilingDrift": "tiles.predict",
     "Timeline": "planning.timeline",
+    "UnexpectedModelError": "core.errors",
     "Verdict": "planning.alternatives",
     "Verification": "api.verify",
     "WorkerMemory": "planning.worker_memory",
@@ -124,18 +140,25 @@ __all__ = [
     "BatchFacts",
     "Boxes",
     "Branches",
+    "ClusterError",
+    "CrashError",
     "DaskOnnxError",
     "Edge",
     "FilePrediction",
     "Fused",
+    "Geometry",
+    "ImageModel",
+    "ImageResult",
     "InputError",
     "Measured",
     "Model",
     "ModelError",
+    "OutputError",
     "Pipeline",
     "Placement",
     "Plan",
     "PlanError",
+    "Resize",
     "RunError",
     "SequencePlan",
     "SessionSpec",
@@ -152,6 +175,7 @@ __all__ = [
     "TextModel",
     "TilingDrift",
     "Timeline",
+    "UnexpectedModelError",
     "Verdict",
     "Verification",
     "WorkerMemory",

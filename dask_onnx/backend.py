@@ -12,6 +12,7 @@ from onnx.backend.base import Backend, BackendRep, Device, DeviceType
 from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
 from dask_onnx.api.plan import Plan
+from dask_onnx.collections.output_forms import output_forms
 from dask_onnx.core.errors import DaskOnnxError, InputError, Suggestion
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.modelio.value_types import kind_of_value
@@ -67,7 +68,8 @@ class DaskOnnxBackendRep(BackendRep):
         names = [spec.name for spec in facts.onnx.outputs]
         with dask.config.set(scheduler=self._scheduler):
             results = self.plan.predict(inputs, outputs=names, batch_size=None)
-        return tuple(results[name] for name in names)
+        forms = output_forms(facts, names)
+        return tuple(forms[name].as_onnx(results[name]) for name in names)
 
 
 class DaskOnnxBackend(Backend):

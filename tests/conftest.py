@@ -25,11 +25,19 @@ def store_directory(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("store"))
     os.environ["DASK_ONNX__STORE__DIRECTORY"] = folder
     os.environ["DASK_ONNX__PLAN__CALIBRATE"] = "False"
+    # Each test of a command has a model of its own, which would be tried in a subprocess first.
+    os.environ["DASK_ONNX__UNTRUSTED__COMMAND_LINE"] = "False"
     # Plans must not depend on the machine that tests run on, nor on the test that ran before.
-    with dask.config.set({"onnx.store.directory": folder, "onnx.plan.calibrate": False}):
+    settings = {
+        "onnx.store.directory": folder,
+        "onnx.plan.calibrate": False,
+        "onnx.untrusted.command-line": False,
+    }
+    with dask.config.set(settings):
         yield folder
     del os.environ["DASK_ONNX__STORE__DIRECTORY"]
     del os.environ["DASK_ONNX__PLAN__CALIBRATE"]
+    del os.environ["DASK_ONNX__UNTRUSTED__COMMAND_LINE"]
 
 
 @pytest.fixture(autouse=True)

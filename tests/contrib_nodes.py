@@ -24,6 +24,7 @@ DTYPES: Mapping[str, np.dtype] = {
     "L": np.dtype("i8"),
     "b": np.dtype("?"),
     "e": np.dtype(ml_dtypes.float8_e4m3fn),
+    "S": np.dtype(object),
 }
 Values = Callable[[Mapping[str, int]], Mapping[str, Any]]
 

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from dask_onnx.analysis.axes.dependence import Kind
+from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
+from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch_facts import BatchFacts, ExportedRows
+from dask_onnx.analysis.exported_batch import exported_rows
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.opening.opener import Blocked, open_batch
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.row_candidates import (
     Candidate,
@@ -26,12 +27,8 @@ from dask_onnx.analysis.row_candidates import (
 from dask_onnx.analysis.row_probes import shape_of
 from dask_onnx.analysis.row_proofs import coupled_nodes, prove_best
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
-
-_exported_rows: BoundedCache[str, ExportedRows | None] = BoundedCache("exported rows", 256)
-"""Results of `exported_rows` by the model's token: a proof rewrites and infers the whole graph."""
 
 
 def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
@@ -39,8 +36,8 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
 
     Nothing is proven for open axes: costs are predicted for one row along these. The likely axes
     are an open axis 0 and axes of the same symbol in other inputs, unless the caller has declared
-    others. A graph without an open axis 0 whose inputs and outputs have k rows is run k rows at a
-    time, if the algebra of axes proves that k could be any number.
+    others. A graph whose inputs have k rows, or that takes k rows only because of a constant
+    inside, is run k rows at a time, if the algebra of axes proves that k could be any number.
 
     Returns
     -------
@@ -50,86 +47,15 @@ def input_axes(model: OnnxModel) -> tuple[dict[str, int | None], int | None]:
         Rows of one run; None where any number is possible.
     """
     inputs = model.inputs
+    exported = exported_rows(model)
+    if exported is not None and exported.is_proven:
+        return {spec.name: exported.axes.get(spec.name) for spec in inputs}, exported.rows
     declared = declared_rows(model)
-    if declared is not None:
-        return {spec.name: declared.get(spec.name) for spec in inputs}, None
-    if not open_first(model):
-        exported = exported_rows(model)
-        if exported is None or not exported.is_proven:
-            return dict.fromkeys(spec.name for spec in inputs), None
-        return _axes_of_size(model, exported.rows), exported.rows
-    likely = next(iter(first_axis_candidates(model, None)))
+    if declared is None and open_first(model):
+        likely: Candidate = next(iter(first_axis_candidates(model, None)))
+    else:
+        likely = declared or {}
     return {spec.name: likely.get(spec.name) for spec in inputs}, None
-
-
-def exported_rows(model: OnnxModel) -> ExportedRows | None:
-    """Return what is proven of the rows of a graph that was exported with a fixed number of them.
-
-    None where an axis 0 is open, or where inputs and outputs have no size of axis 0 in common.
-    """
-    if open_first(model):
-        return None
-    return _exported_rows.get_or_make(model.token, lambda: _find_exported_rows(model))
-
-
-def _find_exported_rows(model: OnnxModel) -> ExportedRows | None:
-    counts = {_first_size(spec) for spec in _outputs_with_sizes(model)}
-    rows = counts.pop() if len(counts) == 1 else None
-    if not rows:
-        return None
-    axes = _axes_of_size(model, rows)
-    if not any(axis == 0 for axis in axes.values()):
-        return None
-    # A single row cannot depend on another.
-    return ExportedRows(rows) if rows == 1 else _prove_exported_rows(model, axes, rows)
-
-
-def _outputs_with_sizes(model: OnnxModel) -> Sequence[TensorSpec]:
-    """Return the outputs of a graph without open first axes, inferred where axis 0 is a symbol."""
-    if all(
-        spec.shape is None or not spec.shape or isinstance(spec.shape[0], int)
-        for spec in model.outputs
-    ):
-        return model.outputs
-    specs = infer_shapes(GraphFacts(model))
-    return [specs.get(spec.name, spec) for spec in model.outputs]
-
-
-def _axes_of_size(model: OnnxModel, rows: int) -> dict[str, int | None]:
-    """Return 0 for each input whose axis 0 has that size, else None."""
-    return {spec.name: 0 if _first_size(spec) == rows else None for spec in model.inputs}
-
-
-def _first_size(spec: TensorSpec) -> int | None:
-    """Return the size of axis 0 where it is fixed; a vector of one element has no rows."""
-    size = spec.shape[0] if spec.shape else None
-    return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
-
-
-def _prove_exported_rows(
-    model: OnnxModel, axes: Mapping[str, int | None], rows: int
-) -> ExportedRows:
-    """Return whether any number of rows would give as many independent rows.
-
-    The graph is rewritten with an open batch, and that batch is proven.
-    """
-    seeds = {name: axis for name, axis in axes.items() if axis is not None}
-    opened = open_batch(model, seeds)
-    names = tuple(spec.name for spec in model.outputs)
-    if isinstance(opened, Blocked):
-        return _blocked_rows(opened, rows, names)
-    found = find_batch(GraphFacts(opened.model), names)
-    lost = tuple(name for name, axis in found.output_axes.items() if axis != 0)
-    return ExportedRows(rows, found.dependent, found.opaque, lost)
-
-
-def _blocked_rows(blocked: Blocked, rows: int, outputs: Sequence[str]) -> ExportedRows:
-    """Return the facts of rows whose number cannot be opened."""
-    if not blocked.op_type and blocked.node in outputs:
-        return ExportedRows(rows, lost=(blocked.node,))
-    if blocked.kind == Kind.OPAQUE:
-        return ExportedRows(rows, opaque=(blocked.node,))
-    return ExportedRows(rows, mixing=(blocked.node,))
 
 
 def find_batch(
@@ -171,6 +97,7 @@ def find_batch(
         random=random,
         unseeded=unseeded,
         likely_axes=likely,
+        exported=exported_rows(facts.model) if found.blockers else None,
         is_declared=facts.model.rows is not None,
     )
 
@@ -192,7 +119,7 @@ def _without_open_batch(
         found = prove_best(facts, outputs, others, shapes, schemas, custom, proven_only=True)
         if found is not None:
             return found
-    return _fixed_batch(facts, outputs, shapes, schemas, likely, fixed)
+    return _fixed_batch(facts, outputs, shapes, schemas, custom, likely, fixed)
 
 
 def _with_open_batch(
@@ -228,23 +155,37 @@ def _fixed_batch(
     outputs: tuple[str, ...],
     shapes: Mapping[str, tuple[Dim, ...]] | None,
     schemas: Schemas | None,
+    custom: CustomAxes | None,
     axes: Mapping[str, int | None],
     fixed: int | None,
 ) -> BatchFacts:
     """Return the facts of a graph without rows, or with a fixed number of them."""
+    exported = exported_rows(facts.model)
     specs = infer_shapes(facts, _fixed_shapes(facts.model, axes, shapes, fixed), schemas)
     sizes = {name: _sizes(specs.get(name)) for name in outputs}
-    row_axes = {name: _fixed_axis(sizes[name], fixed) for name in outputs}
+    row_axes: dict[str, int | None] = dict.fromkeys(outputs)
+    if fixed is not None and exported is not None:
+        deps = propagate(facts, specs, exported.axes, custom)
+        row_axes = {
+            name: _fixed_axis(exported, name, deps.get(name, FREE), sizes[name]) for name in outputs
+        }
+        if facts.model.rows is not None:
+            row_axes = {
+                name: _only_axis(sizes[name], fixed) if axis is None else axis
+                for name, axis in row_axes.items()
+            }
     return BatchFacts(
         input_axes=dict(axes),
         fixed_rows=fixed,
         output_axes=row_axes,
         sizes={
-            name: (1, *found[1:]) if found and row_axes[name] == 0 else found
-            for name, found in sizes.items()
+            name: None
+            if (found := sizes[name]) is None
+            else tuple(1 if i == row_axes[name] else size for i, size in enumerate(found))
+            for name in outputs
         },
         coupled=coupled_nodes(facts, outputs) if fixed != 1 else (),
-        exported=exported_rows(facts.model),
+        exported=exported,
     )
 
 
@@ -279,11 +220,28 @@ def _fixed_shapes(
     return bound
 
 
-def _fixed_axis(sizes: tuple[int | float, ...] | None, rows: int | None) -> int | None:
-    """Return 0, or None where inference says that axis 0 has another size than the rows."""
-    if rows is None or (sizes is not None and not sizes):
+def _fixed_axis(
+    exported: ExportedRows, name: str, dep: Dependence, sizes: tuple[int | float, ...] | None
+) -> int | None:
+    """Return the axis of the rows in an output of a graph that takes a fixed number of them.
+
+    The proven axis of a graph output; for other values that on which the rows lie at the exported
+    number. Of a single row, whose place cannot be told from other axes of size 1, axis 0.
+    """
+    if name in exported.output_axes:
+        return exported.output_axes[name]
+    if exported.rows > 1 or any(exported.axes.values()):
+        lies_alone = dep.axis is not None and (dep.outer, dep.inner) == (1, 1)
+        return dep.axis if lies_alone else None
+    if sizes is not None and not sizes:
         return None
-    return 0 if sizes is None or math.isnan(sizes[0]) or sizes[0] == rows else None
+    return 0 if sizes is None or math.isnan(sizes[0]) or sizes[0] == 1 else None
+
+
+def _only_axis(sizes: tuple[int | float, ...] | None, rows: int) -> int | None:
+    """Return the only axis of that size; None if there is not exactly one."""
+    found = [axis for axis, size in enumerate(sizes or ()) if size == rows]
+    return found[0] if len(found) == 1 else None
 
 
 def _sizes(spec: TensorSpec | None) -> tuple[int | float, ...] | None:

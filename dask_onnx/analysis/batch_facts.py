@@ -40,13 +40,21 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRows:
-    """The size of axis 0 that all outputs of a graph without open batch axes agree on.
+    """A number of rows that a graph was exported for, in its inputs or in constants inside.
 
     It is a proven number of rows if no node and no output contradicts it.
     """
 
     rows: int
-    """Size of axis 0."""
+    """The number."""
+    axes: Mapping[str, int] = field(default_factory=dict)
+    """Axis of the rows by input; inputs that are not listed have none."""
+    output_axes: Mapping[str, int | None] = field(default_factory=dict)
+    """Axis of the rows by output of the graph, as proven; empty without a proof."""
+    is_open: bool = False
+    """True if the inputs declare an open number, and a constant inside names this one."""
+    conflict: str = ""
+    """For an open number: the node that takes this number only, in words."""
     mixing: tuple[str, ...] = ()
     """Names of the nodes that would make rows depend on each other."""
     opaque: tuple[str, ...] = ()
@@ -118,6 +126,7 @@ class BatchFacts:
         """
         return replace(
             self,
+            fixed_rows=None,
             input_axes=dict.fromkeys(self.input_axes),
             output_axes=dict.fromkeys(self.output_axes),
             sizes=sizes,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import shape_inference
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.known_constants import scalar_constant
 from dask_onnx.analysis.operands import Specs, known_size
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import public_op_type, standard_op_type
 from dask_onnx.modelio.value_types import spec_of, value_info
-
-log = logging.getLogger(__name__)
 
 _NO_BOUND = 2**31 - 1
 """Smallest trip count that exporters write for a loop that ends by its condition alone."""
@@ -48,13 +45,8 @@ def body_graphs(
         if given is None:
             continue
         body = _as_model(facts, node, attribute.g, specs, given)
-        if body is None:
-            continue
-        try:
+        if body is not None:
             yield body, infer_shapes(body)
-        except shape_inference.InferenceError as error:
-            # Costs are an aid: the model itself is checked where it is loaded.
-            log.debug("body %s of %s has no shapes: %s", attribute.name, node.name, error)
 
 
 def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
@@ -63,12 +55,13 @@ def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
     1 where that is unknown, and for nodes other than Loop, Scan and ONNX Runtime's generators.
     """
     proto = facts.proto.graph.node[node.index]
-    if node.op_type == "Scan":
+    op_type = standard_op_type(node)
+    if op_type == "Scan":
         count, axes = _scan_inputs(proto)
         for name, axis in zip(proto.input[len(proto.input) - count :], axes, strict=True):
             if (size := known_size(specs, name, axis)) is not None:
                 return size
-    if node.op_type == "Loop":
+    if op_type == "Loop":
         most = scalar_constant(facts, proto.input[0]) if proto.input[0] else None
         if most is not None and most < _NO_BOUND:
             return max(int(most), 0)
@@ -76,7 +69,7 @@ def trip_count(facts: GraphFacts, node: NodeFacts, specs: Specs) -> int:
         for name in proto.output[len(proto.input) - 2 :]:
             if name and (size := known_size(specs, name, 0)) is not None:
                 return size
-    if node.op_type in _GENERATORS:
+    if public_op_type(node) in _GENERATORS:
         return _generated_tokens(facts, proto, specs)
     return 1
 
@@ -106,13 +99,14 @@ def _formal_inputs(
 ) -> list[TensorSpec] | None:
     """Return the specs of a body's formal inputs; None if one of them is unknown."""
     names = [value.name for value in body.input]
-    if proto.op_type == "Loop":
+    op_type = public_op_type(proto)
+    if op_type == "Loop":
         outer = [
             TensorSpec("", np.dtype(np.int64), ()),
             TensorSpec("", np.dtype(bool), ()),
             *(specs.get(name) for name in proto.input[2:]),
         ]
-    elif proto.op_type == "Scan":
+    elif op_type == "Scan":
         count, axes = _scan_inputs(proto)
         states = len(proto.input) - count
         outer = [
@@ -122,7 +116,7 @@ def _formal_inputs(
                 for name, axis in zip(proto.input[states:], axes, strict=True)
             ),
         ]
-    elif proto.op_type == "FlexAttention":
+    elif op_type == "FlexAttention":
         outer = [_scores(specs, proto)]
     else:  # generators declare the inputs of their bodies; open sizes count as 1
         outer = [spec_of(value) for value in body.input]

@@ -104,8 +104,10 @@ def _convolved_with_state(call: Call) -> str | None:
     return f"(x, _, _, past) => (y, state) {{ y = Identity (x) {state} }}"
 
 
-def _upsampled(call: Call) -> str:
+def _upsampled(call: Call) -> str | None:
     scales = [float(scale) for scale in call.integers("scales")]
+    if not scales:
+        return None
     return f"(x) => (y) {{ s = Constant <value_floats = {scales}> () y = Resize (x, , s) }}"
 
 

@@ -4,8 +4,8 @@ Each is a function of standard operators in ONNX's text form, whose results have
 dtypes as the operator's, with other values. ``_`` is an input that the body does not read. The
 operators are described in
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md. Operators whose output
-sizes depend on data or on another model have no stand-in: generators (BeamSearch, GreedySearch,
-Sampling), Tokenizer, EPContext and operators on packed tokens.
+ranks depend on data or on another model have no stand-in: generators (BeamSearch, GreedySearch,
+Sampling), EPContext and operators on packed tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dask_onnx.analysis.contrib_parts import (
     permuted,
     resized,
     sliced,
+    unknown,
 )
 
 CONTRIB = "com.microsoft"
@@ -150,6 +151,14 @@ def _expanded(call: Call) -> str | None:
     if axis is None:
         return None
     return f"(x) => (y) {{ a = Constant <value_ints = [{int(axis[0])}]> () y = Unsqueeze (x, a) }}"
+
+
+def _tokens(call: Call) -> str:
+    """Return strings with one more axis, as long as the text with most tokens."""
+    return (
+        "(x) => (y) { a = Constant <value_ints = [-1]> () u = Unsqueeze (x, a) "
+        f"{unknown('y', 'u', -1)} }}"
+    )
 
 
 def _unfolded(call: Call) -> str:
@@ -328,6 +337,7 @@ Unique (x) => (y, indices, counts) { y, _i, _r, counts = Unique (x) indices = Ca
     "MurmurHash3": _hashed,
     "Range": _range,
     "Rfft": _spectrum,
+    "Tokenizer": _tokens,
     "UnfoldTensor": _unfolded,
 }
 

@@ -8,6 +8,7 @@ the same pass, also in bodies of If and Loop.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx
@@ -17,7 +18,10 @@ from dask_onnx.analysis.contrib_images import BLOCKED
 from dask_onnx.analysis.contrib_operators import TABLES
 from dask_onnx.analysis.contrib_parts import Call
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.weights import subgraphs_of
+
+log = logging.getLogger(__name__)
 
 _DOMAIN = "dask_onnx.stand_in"
 """Domain of the functions."""
@@ -29,8 +33,6 @@ _WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 
 def write_stand_ins(model: onnx.ModelProto, facts: GraphFacts) -> frozenset[str]:
     """Replace nodes that ONNX does not know by calls of functions with the same shapes and dtypes.
-
-    Domains that the model uses and does not import are imported, as ONNX Runtime does.
 
     Parameters
     ----------
@@ -48,11 +50,10 @@ def write_stand_ins(model: onnx.ModelProto, facts: GraphFacts) -> frozenset[str]
     bodies = [
         body
         for owner in facts.nodes
-        if owner.op_type in _WITH_BODIES
+        if standard_op_type(owner) in _WITH_BODIES
         for body in _bodies(nodes[owner.index])
     ]
     inner = [node for body in bodies for node in body.node]
-    _import_domains(model, {n.domain for n in facts.nodes} | {n.domain for n in inner})
     candidates = [*outer, *(n for n in inner if n.op_type in TABLES.get(n.domain, ()))]
     if candidates:
         _replace(model, candidates, _constants([model.graph, *bodies]))
@@ -67,20 +68,13 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from _bodies(inner)
 
 
-def _import_domains(model: onnx.ModelProto, domains: set[str]) -> None:
-    # Inference raises on a node of a domain that is not imported.
-    for domain in sorted(domains - {opset.domain for opset in model.opset_import}):
-        versions = [s.since_version for s in onnx.defs.get_all_schemas() if s.domain == domain]
-        model.opset_import.append(helper.make_opsetid(domain, max(versions, default=1)))
-
-
 def _constants(graphs: Iterable[onnx.GraphProto]) -> Mapping[str, onnx.TensorProto]:
     """Return initializers and values of Constant nodes, by name."""
     found: dict[str, onnx.TensorProto] = {}
     for graph in graphs:
         found.update((tensor.name, tensor) for tensor in graph.initializer)
         for node in graph.node:
-            if node.op_type == "Constant":
+            if standard_op_type(node) == "Constant":
                 found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     return found
 
@@ -100,17 +94,34 @@ def _replace(
         key = node.domain, node.op_type
         if key in kept or (not node.domain and onnx.defs.has(node.op_type, opsets.get("", 1))):
             continue
-        entry = TABLES[node.domain][node.op_type]
-        text = entry(Call(node, constants, convolutions)) if callable(entry) else entry
+        text = _text_of(node, Call(node, constants, convolutions))
         if text is None:
             continue
         variant = text, len(node.output)
         if variant not in names:
-            names[variant] = f"{node.op_type}_{len(names)}"
-            model.functions.append(_function(names[variant], *variant))
+            name = f"{node.op_type}_{len(names)}"
+            try:
+                model.functions.append(_function(name, *variant))
+            except parser.ParseError as error:
+                log.debug("no stand-in of node %r (%r): %r", node.name, node.op_type, error)
+                continue
+            names[variant] = name
         node.domain, node.op_type = _DOMAIN, names[variant]
     if names:
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+
+
+def _text_of(node: onnx.NodeProto, call: Call) -> str | None:
+    """Return the text of a node's stand-in; None where there is none."""
+    entry = TABLES[node.domain][node.op_type]
+    if not callable(entry):
+        return entry
+    try:
+        return entry(call)
+    except (IndexError, KeyError, ValueError) as error:
+        # Rules read what the schema demands; a node without it is refused by its runtime.
+        log.debug("no stand-in of node %r (%r): %r", node.name, node.op_type, error)
+        return None
 
 
 @functools.lru_cache(maxsize=256)

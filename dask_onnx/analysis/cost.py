@@ -15,6 +15,7 @@ from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.known_constants import scalar_constant
 from dask_onnx.analysis.operands import Specs, elements
 from dask_onnx.core.specs import Kernel, TensorSpec
+from dask_onnx.modelio.operator_names import public_op_type, standard_op_type
 from dask_onnx.modelio.weights import subgraphs_of, with_bodies
 
 
@@ -128,11 +129,19 @@ class CostTable:
         return self.python_seconds_per_node + self.python_slowdown * work
 
 
+MAX_COUNTED = 2**53
+"""Largest number of bytes of a value, and of FLOPs of a node, that costs tell apart: no computer
+has more, and floating-point numbers hold it exactly."""
+
+
 def value_bytes(spec: TensorSpec | None) -> int:
-    """Return the bytes of a value; an open dimension counts as 1, an unknown value as 0."""
+    """Return the bytes of a value, at most `MAX_COUNTED`.
+
+    An open dimension counts as 1, an unknown value as 0.
+    """
     if spec is None or spec.shape is None or spec.dtype is None:
         return 0
-    return elements(spec) * (spec.dtype.itemsize or 1)
+    return min(elements(spec) * (spec.dtype.itemsize or 1), MAX_COUNTED)
 
 
 def node_costs(facts: GraphFacts, specs: Specs) -> list[NodeCost]:
@@ -171,8 +180,9 @@ def _node_cost(
             parameters += initializers[name]
         else:
             activations += sizes[name]
-    flops = flops_of(proto, specs, partial(scalar_constant, facts))
-    is_conv, is_tree = node.op_type in CONVOLUTIONS, node.op_type in TREES
+    flops = min(flops_of(proto, specs, partial(scalar_constant, facts)), MAX_COUNTED)
+    op_type = public_op_type(node)
+    is_conv, is_tree = op_type in CONVOLUTIONS, op_type in TREES
     in_bodies = sum(
         sum(_initializer_bytes(body).values())
         for inner in with_bodies(proto)
@@ -186,7 +196,7 @@ def _node_cost(
         tree_steps=flops if is_tree else 0,
         own_bytes=in_bodies + (proto.ByteSize() if proto.domain == "ai.onnx.ml" else 0),
     )
-    if not any(inner.op_type in WEIGHTY for inner in with_bodies(proto)):
+    if not any(public_op_type(inner) in WEIGHTY for inner in with_bodies(proto)):
         return own  # bodies without heavy operators cost too little to be worth inferring
     bodies = [
         sum(node_costs(body, inner), NodeCost(0, 0, 0))
@@ -203,7 +213,7 @@ def _initializer_bytes(graph: onnx.GraphProto) -> dict[str, int]:
     tensors += [
         (node.output[0], attribute.t)
         for node in graph.node
-        if node.op_type == "Constant"
+        if standard_op_type(node) == "Constant"
         for attribute in node.attribute
         if attribute.name == "value"
     ]

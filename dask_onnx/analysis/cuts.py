@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import public_op_type
 
 _NAMES_KEPT = 4
 """Largest number of crossing values whose names a cut lists."""
@@ -73,7 +74,7 @@ def _continues(facts: GraphFacts, before: int, node: int, outputs: Collection[st
         return False
     if any(name in outputs for name in facts.nodes[before].outputs):
         return False
-    return facts.nodes[node].op_type in _FUSED_INTO_PRODUCER
+    return public_op_type(facts.nodes[node]) in _FUSED_INTO_PRODUCER
 
 
 def crossing_bytes(

@@ -10,6 +10,7 @@ from dask_onnx.analysis.attention import ATTENTION
 from dask_onnx.analysis.elementwise import MOVES_ONLY, PER_INPUT_ELEMENT, PER_OUTPUT_ELEMENT
 from dask_onnx.analysis.operands import Constants, Operands, Rule, Specs
 from dask_onnx.analysis.products import CONVOLUTIONS, PRODUCTS, window_positions
+from dask_onnx.modelio.operator_names import public_op_type
 
 __all__ = ["CONVOLUTIONS", "COUNTED", "TREES", "WEIGHTY", "flops_of"]
 
@@ -28,7 +29,7 @@ def flops_of(proto: onnx.NodeProto, specs: Specs, constants: Constants = lambda 
         Lookup of the model's scalar constants by name; None for other values.
     """
     call = Operands(proto, specs, constants)
-    op = proto.op_type
+    op = public_op_type(proto)
     if op in _RULES:
         return _RULES[op](call)
     if op in MOVES_ONLY:

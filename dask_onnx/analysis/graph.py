@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import onnx
 
+from dask_onnx.analysis.learned_types import LearnedType
 from dask_onnx.modelio.normalise import captured_names
 from dask_onnx.modelio.onnx_model import OnnxModel
 
@@ -40,7 +41,9 @@ class NodeFacts:
 
 
 class GraphFacts:
-    """Producers and consumers of the values of a model's main graph. Not changed after creation.
+    """Producers and consumers of the values of a model's main graph.
+
+    Not changed after creation, but for `learned`.
 
     Parameters
     ----------
@@ -61,6 +64,8 @@ class GraphFacts:
         Value to the node that computes it; inputs and initializers are missing.
     consumers : dict of str to list of int
         Value to the nodes that read it, ascending; values that no node reads are missing.
+    learned : mapping of str to LearnedType
+        Types of values that runs of their nodes have shown; `analysis.shapes` reads them.
     """
 
     def __init__(self, model: OnnxModel) -> None:
@@ -92,6 +97,7 @@ class GraphFacts:
         for node in self.nodes:
             for name in dict.fromkeys(node.reads):
                 self.consumers.setdefault(name, []).append(node.index)
+        self.learned: Mapping[str, LearnedType] = {}
 
     @cached_property
     def predecessors(self) -> list[list[int]]:

@@ -7,6 +7,7 @@ import onnx
 from onnx import numpy_helper
 
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.weights import is_external
 
 
@@ -27,7 +28,7 @@ def _constant_tensor(facts: GraphFacts, name: str) -> onnx.TensorProto | None:
     producer = facts.producer.get(name)
     if producer is not None:
         node = graph.node[producer]
-        attributes = node.attribute if node.op_type == "Constant" else ()
+        attributes = node.attribute if standard_op_type(node) == "Constant" else ()
         return next((a.t for a in attributes if a.name == "value"), None)
     if name not in facts.initializers:
         return None

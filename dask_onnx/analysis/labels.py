@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.modelio.operator_names import operator_name, public_op_type, standard_op_type
+from dask_onnx.modelio.plain_outputs import Labels, class_labels_of
 
 _LABELS = (
     "classlabels_strings",
@@ -15,7 +17,7 @@ _KEEP_ORDER = frozenset("Cast Identity Normalizer Softmax Sigmoid Clip Div Mul Z
 """Operators that keep the order of the classes."""
 
 
-def class_labels(facts: GraphFacts, value: str) -> tuple[str | int, ...] | None:
+def class_labels(facts: GraphFacts, value: str) -> Labels | None:
     """Return the class of each column of a value, in order; None where the graph has no labels.
 
     Labels are attributes of ``ZipMap`` and of the classifiers of ``ai.onnx.ml``. They are searched
@@ -23,28 +25,45 @@ def class_labels(facts: GraphFacts, value: str) -> tuple[str | int, ...] | None:
     """
     while value in facts.producer:
         node = facts.nodes[facts.producer[value]]
-        labels = _labels(facts.proto.graph.node[node.index])
+        proto = facts.proto.graph.node[node.index]
+        labels = class_labels_of(proto) or _labels(proto)
         if labels:
-            return labels
-        if node.op_type not in _KEEP_ORDER:
+            return None if _makes_labels(node, value) else labels
+        if public_op_type(node) not in _KEEP_ORDER:
             return None
         value = node.inputs[0]
     return None
 
 
-def tensor_before_zipmap(facts: GraphFacts, value: str) -> str:
-    """Return the input of the ``ZipMap`` that makes a value (a list of maps), else the value."""
-    if value in facts.producer:
+def map_labels(facts: GraphFacts, value: str) -> Labels | None:
+    """Return the keys of the maps that a value stands for; None if the model has no maps there.
+
+    The model as it was exported has a list of maps there, one for each row, made by ``ZipMap``; the
+    value is the matrix of their items, as `modelio.plain_outputs` writes it.
+    """
+    while value in facts.producer:
         node = facts.nodes[facts.producer[value]]
-        if node.domain == "ai.onnx.ml" and node.op_type == "ZipMap":
-            return node.inputs[0]
-    return value
+        labels = class_labels_of(facts.proto.graph.node[node.index])
+        if labels or standard_op_type(node) != "Identity":
+            return labels
+        value = node.inputs[0]
+    return None
 
 
-def _labels(node: onnx.NodeProto) -> tuple[str | int, ...] | None:
+def _makes_labels(node: NodeFacts, value: str) -> bool:
+    """Return whether a value is the label that a classifier of ai.onnx.ml chose for each row."""
+    domain, op_type = operator_name(node)
+    is_classifier = domain == "ai.onnx.ml" and op_type.endswith("Classifier")
+    return is_classifier and value == node.outputs[0]
+
+
+def _labels(node: onnx.NodeProto) -> Labels | None:
     for attribute in node.attribute:
         if attribute.name in _LABELS:
             found = onnx.helper.get_attribute_value(attribute)
             if found:
-                return tuple(v.decode() if isinstance(v, bytes) else int(v) for v in found)
+                return tuple(
+                    v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else int(v)
+                    for v in found
+                )
     return None

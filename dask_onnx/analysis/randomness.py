@@ -6,11 +6,22 @@ import onnx
 from onnx import helper
 
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
+from dask_onnx.modelio.operator_names import operator_name, standard_op_type
 from dask_onnx.modelio.weights import with_bodies
 
 _RANDOM = frozenset(
-    ("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli").split()
+    [
+        *(
+            ("", op_type)
+            for op_type in (
+                "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial "
+                "Bernoulli"
+            ).split()
+        ),
+        ("com.microsoft", "Sampling"),
+    ]
 )
+"""Operators that draw random numbers, by domain and type."""
 
 
 def random_nodes(
@@ -40,14 +51,14 @@ def random_nodes(
 
 def _is_random(facts: GraphFacts, node: NodeFacts, *, unseeded: bool = False) -> bool:
     return any(
-        (inner.op_type in _RANDOM or _is_training_dropout(inner))
+        (operator_name(inner) in _RANDOM or _is_training_dropout(inner))
         and not (unseeded and _is_seeded(inner))
         for inner in with_bodies(facts.proto.graph.node[node.index])
     )
 
 
 def _is_training_dropout(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
+    return standard_op_type(node) == "Dropout" and len(node.input) > 2 and bool(node.input[2])
 
 
 def _is_seeded(node: onnx.NodeProto) -> bool:

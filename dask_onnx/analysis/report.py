@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dask_onnx.analysis.assumed_sizes import ASSUMED_SIZE, assumed_sizes
 from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import find_batch, input_axes
 from dask_onnx.analysis.batch_facts import BatchFacts
@@ -18,8 +19,6 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
-_ASSUMED_SIZE = 64
-"""Size of open dimensions other than the batch: a multiple of the strides of common networks."""
 _FREE_SHARE = 0.01
 """Share of the predicted time that branches may repeat rather than send values."""
 
@@ -79,8 +78,9 @@ def assumed_shapes(
 ) -> tuple[dict[str, tuple[int, ...]], bool]:
     """Return a size for every axis of every input, and whether one of them was assumed.
 
-    The batch axis has the size that any input has in `shapes`, else 1; another open dimension the
-    size that its symbol has in `shapes`, else 64.
+    The batch axis has the size that any input has in `shapes`, else the number of rows that the
+    graph takes, else 1; another open dimension the size that its symbol has in `shapes`, else one
+    with which the graph can run; see `assumed_sizes`.
 
     Parameters
     ----------
@@ -88,17 +88,18 @@ def assumed_shapes(
     shapes : mapping of input to shape, optional
         Shapes of some inputs.
     """
-    axes, _ = input_axes(model)
+    axes, fixed = input_axes(model)
     given = [
         shape[axis] for n, shape in (shapes or {}).items() if (axis := axes.get(n)) is not None
     ]
-    rows = given[0] if given else 1
+    rows = given[0] if given else fixed or 1
     symbols = {
         dim: size
         for spec in model.inputs
         for dim, size in zip(spec.shape or (), (shapes or {}).get(spec.name, ()), strict=False)
         if isinstance(dim, str)
     }
+    sizes_by_name = assumed_sizes(model, axes, rows, symbols)
     found, is_assumed = {}, False
     for spec in model.inputs:
         if spec.kind is not None:
@@ -111,7 +112,7 @@ def assumed_shapes(
             if axis == axes[spec.name] or isinstance(dim, int):
                 sizes.append(dim if isinstance(dim, int) else symbols.get(dim or "", rows))
             else:
-                sizes.append(symbols.get(dim or "", _ASSUMED_SIZE))
+                sizes.append(sizes_by_name.get(dim or "", ASSUMED_SIZE))
                 is_assumed = is_assumed or (dim or "") not in symbols
         found[spec.name] = tuple(sizes)
     return found, is_assumed

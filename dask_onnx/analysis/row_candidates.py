@@ -55,6 +55,23 @@ def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
     return list(found.values())
 
 
+def _by_size(group: dict[str, int], shapes: Mapping[str, tuple[Dim, ...]]) -> list[dict[str, int]]:
+    """Return the axes of one symbol apart by their sizes, which exporters do not always keep equal.
+
+    Axes of unknown size stay with the first.
+    """
+    parts: dict[int, dict[str, int]] = {}
+    unknown: dict[str, int] = {}
+    for name, axis in group.items():
+        shape = shapes.get(name, ())
+        size = shape[axis] if axis < len(shape) else None
+        (parts.setdefault(size, {}) if isinstance(size, int) else unknown)[name] = axis
+    if len(parts) <= 1:
+        return [group]
+    first, *others = parts.values()
+    return [{**first, **unknown}, *others]
+
+
 def first_axis_candidates(
     model: OnnxModel, shapes: Mapping[str, tuple[Dim, ...]] | None
 ) -> Iterator[dict[str, int]]:
@@ -66,7 +83,9 @@ def first_axis_candidates(
     shapes : mapping of input to shape, optional
         Sizes that the caller gave, by which axes may turn out to be of different lengths.
     """
-    groups = open_groups(model, first=True)
+    groups = [
+        part for group in open_groups(model, first=True) for part in _by_size(group, shapes or {})
+    ]
     union: dict[str, int] = {}
     for group in groups:
         for name, axis in group.items():

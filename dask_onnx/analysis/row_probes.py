@@ -17,7 +17,7 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 
 PROBES = (7, 4099)
 """Two batch sizes: primes, which real dimensions seldom are, the second above most bounds."""
-_OPEN_SIZES = ((64,), (48,), (224,), (16,))
+OPEN_SIZES = ((64,), (48,), (224,), (16,))
 """Sizes of other open dimensions at the first batch size: the first that the graph accepts."""
 _UNLIKE_SIZES = (96, 160, 224, 288)
 """Sizes of other open dimensions at the second batch size, in turns: no two are equal."""
@@ -51,15 +51,15 @@ def probe_specs(
 
     if not has_open(facts.model, seeds, shapes):
         return infer(0, ())[1], infer(1, ())[1]
-    best = infer(0, _OPEN_SIZES[0])
-    sizes, number = _OPEN_SIZES[0], 1
-    while best[0] and number < len(_OPEN_SIZES):
-        other = infer(0, _OPEN_SIZES[number])
+    best = infer(0, OPEN_SIZES[0])
+    sizes, number = OPEN_SIZES[0], 1
+    while best[0] and number < len(OPEN_SIZES):
+        other = infer(0, OPEN_SIZES[number])
         if other[0] < best[0]:
-            best, sizes = other, _OPEN_SIZES[number]
+            best, sizes = other, OPEN_SIZES[number]
         number += 1
-    for again in (_UNLIKE_SIZES, *_OPEN_SIZES[1:], sizes):
-        if again == sizes or again != _OPEN_SIZES[0]:
+    for again in (_UNLIKE_SIZES, *OPEN_SIZES[1:], sizes):
+        if again == sizes or again != OPEN_SIZES[0]:
             second = infer(1, again)
             if second[0] <= best[0]:
                 break
@@ -125,10 +125,12 @@ def probe_shapes(
     symbols: dict[object, int] = {}
 
     def size(spec: TensorSpec, axis: int, given: Dim, declared: Dim) -> Dim:
-        if seeds.get(spec.name) == axis or declared in carried:
+        if seeds.get(spec.name) == axis:
             return rows
         if isinstance(given, int):
-            return given
+            return given  # also where the axis has the symbol of the rows: exporters repeat names
+        if declared in carried:
+            return rows
         if declared in leading and axis == 0 and spec.name not in seeds and shapes is None:
             return 1  # rows of another kind, of which every run gets the same
         if not sizes:

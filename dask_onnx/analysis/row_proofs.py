@@ -21,6 +21,7 @@ from dask_onnx.analysis.row_candidates import Candidate
 from dask_onnx.analysis.row_probes import PROBES, has_open, probe_shapes, probe_specs
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.modelio.operator_names import public_op_type
 from dask_onnx.modelio.weights import with_bodies
 
 _SIZE_FREE_FAMILIES = frozenset(("elementwise", "axis", "reduction", "product", "rows", "layer"))
@@ -97,7 +98,7 @@ def coupled_nodes(facts: GraphFacts, outputs: Sequence[str]) -> tuple[str, ...]:
         facts.nodes[index].name
         for index in facts.ancestors(outputs)
         if any(
-            inner.op_type.startswith("DynamicQuantize")
+            public_op_type(inner).startswith("DynamicQuantize")
             for inner in with_bodies(facts.proto.graph.node[index])
         )
     )
@@ -177,8 +178,12 @@ def _row_axis(dep: Dependence, few: TensorSpec | None, many: TensorSpec | None) 
     The proven axis; else the one whose size equals the number of rows at both sizes; else axis 0
     where inference left its size open.
     """
-    if few is None or few.dtype is None:
-        return None  # sequences and maps are neither cut nor joined
+    if few is None:
+        return None
+    if few.dtype is None:
+        # Sequences of tensors that all have the rows on one axis are cut and joined item by item.
+        is_own = dep.is_independent and (dep.outer, dep.inner) == (1, 1)
+        return dep.axis if is_own and (few.kind or "").startswith("seq(tensor(") else None
     if dep.kind == Kind.FREE:
         return None
     if dep.axis is not None and (dep.outer, dep.inner) == (1, 1):

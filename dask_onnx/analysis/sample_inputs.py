@@ -13,6 +13,7 @@ from dask_onnx.analysis.known_constants import constant_array
 from dask_onnx.analysis.operands import Specs, known_size
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import standard_op_type
 
 _SAME_NUMBERS = frozenset(
     """Cast Identity Reshape Squeeze Unsqueeze Flatten Transpose Expand Slice Tile Concat Split
@@ -79,7 +80,7 @@ def table_size(facts: GraphFacts, specs: Specs, name: str) -> int | None:
             size = _indexed_size(facts, specs, proto, list(node.inputs).index(value))
             if size:
                 found.append(size)
-            elif node.op_type in _SAME_NUMBERS and node.inputs[0] == value:
+            elif standard_op_type(node) in _SAME_NUMBERS and node.inputs[0] == value:
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
                 pending += fresh
@@ -91,12 +92,13 @@ def _indexed_size(
 ) -> int | None:
     """Return the size of the table that a node's input indexes; None if it is no index."""
     attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-    if proto.op_type in ("Gather", "GatherElements") and position == 1:
+    op_type = standard_op_type(proto)
+    if op_type in ("Gather", "GatherElements") and position == 1:
         return known_size(specs, proto.input[0], attributes.get("axis", 0))
-    if proto.op_type == "OneHot" and position == 0:
+    if op_type == "OneHot" and position == 0:
         depth = _integers(facts, proto.input[1])
         return None if depth is None else int(depth.reshape(-1)[0])
-    if proto.op_type == "Equal":  # JAX exports one-hot encoding so
+    if op_type == "Equal":  # JAX exports one-hot encoding so
         classes = _integers(facts, proto.input[1 - position])
         return None if classes is None or classes.size < 2 else int(classes.max()) + 1
     tables = _EMBEDDINGS.get((proto.domain, proto.op_type), {})

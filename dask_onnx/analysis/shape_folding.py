@@ -7,7 +7,7 @@ in a copy of the model that only shape inference reads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -120,17 +120,35 @@ def _evaluate(
             known[name] = numpy_helper.to_array(tensor)
         if name:
             feeds[name] = known[name]
-    if not feeds:
+    if not feeds or _elements_made(node, [feeds.get(n) for n in node.input]) > _MAX_FOLD_ELEMENTS:
         return None
     evaluator = ReferenceEvaluator(_single_node_model(node, feeds, opsets))
     try:
         results = evaluator.run(None, feeds)
     except Exception as error:
         # Inference is an aid: what the reference cannot evaluate stays unknown, and shows as such.
-        log.debug("shape arithmetic of %s (%s) not folded: %s", node.name, node.op_type, error)
+        log.debug("shape arithmetic of %r (%r) not folded: %r", node.name, node.op_type, error)
         return None
     arrays = [np.asarray(result) for result in results]
     return arrays if all(array.size <= _MAX_FOLD_ELEMENTS for array in arrays) else None
+
+
+def _elements_made(node: onnx.NodeProto, inputs: Sequence[np.ndarray | None]) -> float:
+    """Return the elements of the output of an operator whose inputs tell its size; 0 for others.
+
+    Two small numbers are enough for an output that fills all memory. The outputs of other operators
+    have no more elements than all their inputs multiplied.
+    """
+    first, last = inputs[0], inputs[-1]
+    if first is None or last is None:
+        return 0
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile"):
+        elements = float(np.prod(np.abs(last.astype(np.float64)), initial=1.0))
+        return elements * first.size if node.op_type == "Tile" else elements
+    if node.op_type == "Range" and len(inputs) == 3 and inputs[1] is not None:
+        start, limit, step = (float(each.reshape(-1)[0]) for each in (first, inputs[1], last))
+        return abs(limit - start) / abs(step) if step else np.inf
+    return 0
 
 
 def _single_node_model(

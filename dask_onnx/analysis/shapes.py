@@ -8,21 +8,21 @@ inference goes on with their values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import shape_inference
 
 from dask_onnx.analysis.contrib_shapes import write_stand_ins
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.ml_shapes import inferred_outputs
+from dask_onnx.analysis.ml_shapes import inferred_outputs, merged_spec
+from dask_onnx.analysis.onnx_inference import inferred_model
 from dask_onnx.analysis.pool_sizes import round_pools_down
 from dask_onnx.analysis.shape_folding import fold_shape_arithmetic
-from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import Dim, TensorSpec
-from dask_onnx.modelio.value_types import numpy_dtype, spec_of, value_info
+from dask_onnx.modelio.operator_names import OperatorName, onnx_has
+from dask_onnx.modelio.value_types import numpy_dtype, output_spec_of, spec_of, value_info
 
 _MAX_FOLD_ROUNDS = 16
 """Rounds of inference and folding; each gets past one chain of shape arithmetic."""
@@ -34,9 +34,16 @@ class OperatorSchema:
 
     output_type_from: tuple[int | None, ...]
     """For each output the index of the input whose dtype it has; None where it has another."""
+    versions: Mapping[int, bool] = field(default_factory=lambda: {1: False})
+    """Opset versions that define the operator anew, ascending, to whether they remove it."""
+
+    def is_in(self, version: int) -> bool:
+        """Return whether an opset version of its domain has the operator."""
+        past = [since for since in self.versions if since <= version]
+        return bool(past) and not self.versions[max(past)]
 
 
-Schemas = Mapping[tuple[str, str], OperatorSchema]
+Schemas = Mapping[OperatorName, OperatorSchema]
 """Schemas by (domain, op type)."""
 
 
@@ -44,6 +51,9 @@ def infer_shapes(
     facts: GraphFacts,
     shapes: Mapping[str, tuple[Dim, ...]] | None = None,
     schemas: Schemas | None = None,
+    *,
+    is_strict: bool = False,
+    trusts_outputs: bool = True,
 ) -> dict[str, TensorSpec]:
     """Return the spec of every value of the main graph.
 
@@ -54,47 +64,81 @@ def infer_shapes(
         Takes the place of the declared shapes of those inputs.
     schemas : mapping of (domain, op type) to OperatorSchema, optional
         Operators that ONNX itself does not know.
+    is_strict : bool
+        True to raise if ONNX finds sizes that do not fit together. By default the outputs of such
+        nodes are unknown.
+    trusts_outputs : bool
+        False to leave out what the model declares of its outputs and what is not inferred.
 
     Returns
     -------
     dict of value to TensorSpec
         Dims are ints where they follow from `shapes` and the graph, else names or None. A value
         whose type cannot be found is missing.
+
+    Raises
+    ------
+    onnx.shape_inference.InferenceError
+        With `is_strict`: the graph does not accept these shapes.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(facts.proto)
-    declared = {value.name: spec_of(value) for value in model.graph.output}
-    stand_ins = write_stand_ins(model, facts)
-    round_pools_down(model)
-    noted = _bind_inputs(model, facts, shapes or {}, stand_ins)
+    model, noted = bound_model(facts, shapes or {})
     known: dict[str, np.ndarray] = {}
     for _ in range(_MAX_FOLD_ROUNDS):
-        inferred = shape_inference.infer_shapes(model, data_prop=True)
+        inferred = inferred_model(model, mode="raise" if is_strict else "lenient")
         specs = _specs_in(inferred.graph)
         if all(_is_complete(specs.get(name)) for node in facts.nodes for name in node.outputs):
             break
         is_folded = fold_shape_arithmetic(model, specs, known)
         if (
-            not _add_ml_types(model, specs)
+            not _add_types(model, specs, facts)
             and not is_folded
             and not _add_noted(model, specs, noted)
         ):
             break
     _propagate_types(facts, specs, schemas or {})
+    return with_declared_outputs(facts, specs, shapes) if trusts_outputs else specs
+
+
+def with_declared_outputs(
+    facts: GraphFacts,
+    specs: Mapping[str, TensorSpec],
+    shapes: Mapping[str, tuple[Dim, ...]] | None = None,
+) -> dict[str, TensorSpec]:
+    """Return inferred specs, completed by what the model declares of its outputs.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    specs : mapping of value to TensorSpec
+        Result of `infer_shapes` with ``trusts_outputs=False``.
+    shapes : mapping of input to shape, optional
+        Shapes for which `specs` were inferred.
+    """
     symbols = _symbols(facts, shapes or {})
-    for name, spec in declared.items():
-        specs[name] = _merge(specs.get(name), _substitute(spec, symbols))
-    return specs
+    declared = map(output_spec_of, facts.proto.graph.output)
+    return {
+        **specs,
+        **{
+            spec.name: _merge(specs.get(spec.name), _substitute(spec, symbols)) for spec in declared
+        },
+    }
+
+
+def bound_model(
+    facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]
+) -> tuple[onnx.ModelProto, dict[str, TensorSpec]]:
+    """Return a copy of the proto for inference at these input shapes, and the model's notes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(facts.proto)
+    stand_ins = write_stand_ins(model, facts)
+    round_pools_down(model)
+    return model, _bind_inputs(model, facts, shapes, stand_ins)
 
 
 def _symbols(facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]) -> dict[str, int]:
-    """Return the sizes that `shapes` give to symbols of the declared inputs."""
-    return {
-        dim: size
-        for value in facts.proto.graph.input
-        for dim, size in zip(spec_of(value).shape or (), shapes.get(value.name, ()), strict=False)
-        if isinstance(dim, str) and isinstance(size, int)
-    }
+    """Return the sizes that `shapes` give to symbols of the declared inputs, where they agree."""
+    inputs = tuple(map(spec_of, facts.proto.graph.input))
+    return {name: sizes[0] for name, sizes in symbol_sizes(inputs, shapes).items() if not sizes[1:]}
 
 
 def _substitute(spec: TensorSpec, symbols: Mapping[str, int]) -> TensorSpec:
@@ -152,11 +196,10 @@ def _bind_inputs(
         if value.type.WhichOneof("value") == "tensor_type":
             value.type.tensor_type.ClearField("shape")
     # Behind operators of other domains inference finds nothing: there the notes are all there is.
-    foreign = {
-        name for node in facts.nodes if not is_standard(node.domain) for name in node.outputs
-    }
+    opsets = facts.model.opsets
+    foreign = {name for node in facts.nodes if not onnx_has(node, opsets) for name in node.outputs}
     noted = {
-        value.name: _substitute(spec_of(value), symbols)
+        value.name: _substitute(output_spec_of(value), symbols)
         for value in graph.value_info
         if (value.name in foreign or value.name in stand_ins) and spec_of(value).dtype is not None
     }
@@ -187,11 +230,6 @@ def _add_noted(
     return bool(added)
 
 
-def is_standard(domain: str) -> bool:
-    """Return whether ONNX itself defines the operators of the domain."""
-    return not domain or domain.startswith(("ai.onnx.ml", "ai.onnx.preview"))
-
-
 def _specs_in(graph: onnx.GraphProto) -> dict[str, TensorSpec]:
     """Return the specs of a graph's values, as far as they are written in it."""
     # Chained, not listed: a list would keep a wrapper object of protobuf for each value.
@@ -213,18 +251,23 @@ def _is_complete(spec: TensorSpec | None) -> bool:
     return all(isinstance(dim, int) for dim in spec.shape)
 
 
-def _add_ml_types(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> bool:
-    """Add types behind operators of ai.onnx.ml that ONNX's inference leaves open.
+def _add_types(model: onnx.ModelProto, specs: Mapping[str, TensorSpec], facts: GraphFacts) -> bool:
+    """Add types that ONNX's inference leaves open, and return whether any were added.
 
-    Return whether any were added.
+    Those behind operators of ai.onnx.ml follow from their rules, others from runs of their nodes.
     """
     added = [
         spec
         for node in model.graph.node
         if node.domain == "ai.onnx.ml" and specs.get(node.input[0]) is not None
         for spec in inferred_outputs(node, specs)
-        if not _has_type(specs.get(spec.name))
     ]
+    for name, learned in facts.learned.items():
+        inputs = facts.nodes[facts.producer[name]].inputs
+        spec = learned.spec(name, [specs.get(each) for each in inputs])
+        merged = merged_spec(name, spec, specs.get(name))
+        if merged is not None:
+            added.append(merged)
     outputs = {value.name: value for value in model.graph.output}
     kept = [v for v in model.graph.value_info if v.name not in {spec.name for spec in added}]
     del model.graph.value_info[:]
@@ -232,11 +275,6 @@ def _add_ml_types(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> bo
     for spec in added:
         (outputs.get(spec.name) or model.graph.value_info.add()).CopyFrom(value_info(spec))
     return bool(added)
-
-
-def _has_type(spec: TensorSpec | None) -> bool:
-    """Return whether both dtype and rank are known."""
-    return spec is not None and spec.dtype is not None and spec.shape is not None
 
 
 def _propagate_types(facts: GraphFacts, specs: dict[str, TensorSpec], schemas: Schemas) -> None:
@@ -255,52 +293,24 @@ def _propagate_types(facts: GraphFacts, specs: dict[str, TensorSpec], schemas: S
                 specs[name] = TensorSpec(name, origin.dtype, shape)
 
 
-def bind_symbols(
-    inputs: tuple[TensorSpec, ...], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, int]:
-    """Return the sizes that `shapes` give to the symbolic dimensions of inputs.
+def symbol_sizes(
+    inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[Dim, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the sizes that `shapes` give to the symbolic dimensions of inputs, each once.
+
+    Several for a symbol whose axes differ: ONNX Runtime takes the names of dimensions as a
+    comment, and exporters repeat them on unequal axes.
 
     Parameters
     ----------
-    inputs : tuple of TensorSpec
-        Declared inputs; those without a shape in `shapes` are skipped.
+    inputs : sequence of TensorSpec
+        Declared inputs.
     shapes : mapping of input to shape
-
-    Raises
-    ------
-    InputError
-        If a rank or a static dimension differs from the declared one, or one symbol gets two sizes.
+        Shapes of some inputs; sizes that are no numbers are left out.
     """
-    symbols: dict[str, tuple[int, str]] = {}
+    found: dict[str, dict[int, None]] = {}
     for spec in inputs:
-        shape = shapes.get(spec.name)
-        if shape is None or spec.shape is None:
-            continue
-        if len(shape) != len(spec.shape):
-            raise InputError(
-                f"input {spec.name!r} has rank {len(shape)}, shape {shape}; the model takes {spec}",
-                "give every axis that the model names, the batch axis included",
-                input=spec.name,
-                numbers={"rank": len(shape), "expected_rank": len(spec.shape)},
-            )
-        for axis, (size, dim) in enumerate(zip(shape, spec.shape, strict=True)):
-            if isinstance(dim, int) and dim != size:
-                raise InputError(
-                    f"input {spec.name!r} has size {size} on axis {axis}; the model takes {spec}",
-                    f"make axis {axis} of {spec.name!r} {dim} long",
-                    input=spec.name,
-                    axis=axis,
-                    numbers={"size": size, "expected_size": dim},
-                )
-            if isinstance(dim, str):
-                first_size, first_input = symbols.setdefault(dim, (size, spec.name))
-                if first_size != size:
-                    raise InputError(
-                        f"dimension {dim!r} is {first_size} in input {first_input!r} "
-                        f"and {size} in {spec.name!r}",
-                        "inputs that share a symbolic dimension must agree on its size",
-                        input=spec.name,
-                        axis=axis,
-                        numbers={"size": size, "expected_size": first_size},
-                    )
-    return {name: size for name, (size, _) in symbols.items()}
+        for dim, size in zip(spec.shape or (), shapes.get(spec.name, ()), strict=False):
+            if isinstance(dim, str) and isinstance(size, int):
+                found.setdefault(dim, {})[size] = None
+    return {name: tuple(sizes) for name, sizes in found.items()}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import onnx
 from onnx.reference.op_run import OpRun
 
 from dask_onnx.api.model import Model
-from dask_onnx.modelio.forms import Context, InputTypes, Opsets
-from dask_onnx.modelio.onnx_model import RowsDeclaration, check_rows, load_onnx
+from dask_onnx.api.model_trials import try_model
+from dask_onnx.modelio.forms import Context, InputTypes, Opsets, to_model
+from dask_onnx.modelio.model_faults import model_faults
+from dask_onnx.modelio.onnx_model import load_onnx
+from dask_onnx.modelio.rows_declaration import RowsDeclaration, check_rows
 from dask_onnx.planning.stage_checks import check_operators
 from dask_onnx.runtime.custom_kernels import collect_custom_kernels
+from dask_onnx.runtime.model_support import check_versions_known
 
 
 def load(
@@ -31,6 +34,7 @@ def load(
     rows: RowsDeclaration = None,
     free_batch: bool = False,
     name: str | None = None,
+    untrusted: bool = False,
 ) -> Model:
     """Load an ONNX model from a file, a URL, bytes, text, or an object in memory.
 
@@ -70,13 +74,19 @@ def load(
         native code; no other library is ever loaded.
     rows : {"independent", "none"} or mapping of str to int, optional
         Declaration of the axes that carry rows, which is not checked. "independent": the open first
-        axes. ``{"x": 1}``: axis 1 of input ``x``, and no other. "none": no axis, so every input is
-        passed whole. By default rows are proven from the graph, and without a proof not cut.
+        axes. ``{"x": 1}``: axis 1 of input ``x``, and no other; rows of tables and items of bags
+        then lie along it. "none": no axis, so every input is passed whole. By default rows are
+        proven from the graph, and without a proof not cut.
     free_batch : bool
         True to open the number of rows that the graph was exported with; see `Model.freed`.
     name : str, optional
         Name of the model in dashboards, plans and messages. By default the name of its file without
-        the extension, or else of its graph.
+        the extension, with that of its folder if files are called alike ("model.onnx"); of a model
+        in memory the name of its graph, with a part of the token if graphs are ("main_graph").
+    untrusted : bool
+        True to load, plan and run the model in a subprocess first, unless this host has done so
+        before: a damaged or hostile model may crash ONNX Runtime, or never end. The limits of time
+        and memory are ``onnx.untrusted.seconds`` and ``onnx.untrusted.memory-bytes``.
 
     Returns
     -------
@@ -86,9 +96,10 @@ def load(
     Raises
     ------
     ModelError
-        The file does not exist, is not ONNX, or is truncated; its external data are missing; an
-        operator or opset is unknown; a custom kernel cannot be sent to workers; or, with
-        `free_batch`, the number of rows cannot be opened.
+        With `untrusted`, the subprocess crashed or exceeded a limit. The file does not exist,
+        is not ONNX, or is damaged; its external data are missing; an operator or opset is unknown;
+        a custom kernel cannot be sent to workers; or, with `free_batch`, the number of rows cannot
+        be opened.
     InputError
         `rows` does not fit the model's inputs.
 
@@ -100,21 +111,24 @@ def load(
     >>> model.inputs  # doctest: +SKIP
     """
     custom = collect_custom_kernels(custom_ops, replace or {})
-    onnx_model = load_onnx(
-        source,
-        context=Context(opsets, input_types, attributes, tuple(functions)),
-        kept_functions=[] if custom is None else custom.names,
-    )
-    if name is None and onnx_model.source is not None:
-        # Exporters give most graphs the same name, such as "main_graph".
-        name = PurePath(onnx_model.source.path).stem
+    context = Context(opsets, input_types, attributes, tuple(functions))
+    kept = [] if custom is None else custom.names
+    if untrusted:
+        if hasattr(source, "read"):
+            source = source.read()  # a file object can be read once
+        elif not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+            source, context = to_model(source, context), Context()
+        try_model(source, kept)
+    onnx_model = load_onnx(source, context=context, kept_functions=kept)
     if name:
         onnx_model = dataclasses.replace(onnx_model, name=name)
     if rows is not None:
-        check_rows(rows, onnx_model)
+        check_rows(rows, onnx_model.inputs)
         onnx_model = dataclasses.replace(onnx_model, rows=rows)
+    check_versions_known(onnx_model.ir_version, onnx_model.opsets)
     model = Model(onnx_model, custom, tuple(os.fspath(path) for path in custom_op_libraries))
     if not custom_op_libraries:  # their operators are unknown until ORT builds a session
         names = () if custom is None else custom.names
-        check_operators(model.facts, model._facts.schemas, names)
+        with model_faults("loaded", model.name):
+            check_operators(model.facts, model._facts.schemas, names)
     return model.freed() if free_batch else model

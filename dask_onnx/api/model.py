@@ -16,6 +16,7 @@ from dask_onnx.api.types import BagOptions as ForBags
 from dask_onnx.api.types import TableOptions as ForTables
 from dask_onnx.collections.extraction import extract
 from dask_onnx.collections.freed_rows import free_rows
+from dask_onnx.collections.output_forms import class_names
 from dask_onnx.collections.partitions import meta_of_table
 from dask_onnx.collections.predictions import (
     as_lazy_inputs,
@@ -40,6 +41,7 @@ from dask_onnx.core.specs import SessionSpec, TensorSpec
 from dask_onnx.diagnostics.page import model_html
 from dask_onnx.diagnostics.summary import Basis, basis_of
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.model_faults import model_faults
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.planning.strategies import StrategyObject
@@ -132,6 +134,22 @@ class Model:
         return self._onnx.outputs
 
     @property
+    def classes(self) -> Mapping[str, tuple[str | int, ...]]:
+        """Classes of each output with scores of a classifier, in the order of its last axis.
+
+        Converters end classifiers with ``ZipMap``, which makes a list of maps from class to score.
+        Arrays and tables get the scores without it: an array of shape (rows, classes), or a column
+        for each class. Rows of bags and Delayed get the maps. If an output is a sequence, its items
+        are named by output and position: ``"probabilities_0"``.
+
+        Examples
+        --------
+        >>> model.classes  # doctest: +SKIP
+        {'output_probability': ('setosa', 'versicolor', 'virginica')}
+        """
+        return class_names(self._facts)
+
+    @property
     def defaults(self) -> tuple[TensorSpec, ...]:
         """Inputs with an initializer: they may be fed, and take the initializer otherwise."""
         return self._onnx.defaults
@@ -183,7 +201,8 @@ class Model:
         """
         facts = self._facts
         bound = facts.bound_shapes(shapes)
-        return analyse(self.facts, bound, facts.schemas, facts.costs, facts.custom_axes)
+        with model_faults("analysed", self.name):
+            return analyse(self.facts, bound, facts.schemas, facts.costs, facts.custom_axes)
 
     def axes(self, shapes: Shapes | None = None, *, outputs: Outputs = None) -> AxisTable:
         """Return how the outputs depend on every axis of the inputs. Runs nothing.
@@ -274,7 +293,8 @@ class Model:
         >>> backbone = model.extract(outputs=["features"])  # doctest: +SKIP
         >>> head = model.extract(inputs=["features"])  # doctest: +SKIP
         """
-        return Model._of(extract(self._facts, inputs, outputs))
+        with model_faults("cut", self.name):
+            return Model._of(extract(self._facts, inputs, outputs))
 
     def freed(self, axes: Mapping[str, int] | None = None) -> Model:
         """Return the model with an open number of rows instead of the exported one.
@@ -304,7 +324,8 @@ class Model:
         >>> model = dx.load("exported_for_one_row.onnx").freed()  # doctest: +SKIP
         >>> model.predict(np.zeros((100, 3, 224, 224), "f4"))  # doctest: +SKIP
         """
-        return Model._of(free_rows(self._facts, axes))
+        with model_faults("opened along its rows", self.name):
+            return Model._of(free_rows(self._facts, axes))
 
     @overload
     def plan(
@@ -508,8 +529,9 @@ class Model:
         """Run the model on a collection; the result is a collection of the same kind.
 
         Lazy collections stay lazy: nothing runs and no weights are read, and dtype, shape, chunks
-        and columns of the result follow from the graph. Collections in memory are computed at once,
-        on the scheduler that Dask would use.
+        and columns of the result follow from the graph. Where no rule infers them, as behind a
+        custom operator, that node alone runs once on a few made-up rows in this process.
+        Collections in memory are computed at once, on the scheduler that Dask would use.
 
         Parameters
         ----------
@@ -526,8 +548,9 @@ class Model:
             - ``xarray.DataArray``, for a model of one input: the result keeps the dimensions that
               the model leaves as they are, with their coordinates; lazy if its data are.
 
-            Floating-point values are converted to the model's floating-point dtype. Arrays of any
-            other dtype than the input's are refused.
+            Values are converted to the model's types by the table of conversions, the same for
+            every kind of collection (CONVERSIONS.md). Masked places are missing values: NaN in a
+            floating-point input, refused by any other.
         outputs : str or sequence of str, optional
             A name: that value bare, which may be an intermediate one. A sequence: a dict in that
             order. By default the one output bare, or a dict of all outputs.
@@ -535,7 +558,8 @@ class Model:
             Rows of each run of a session, whatever the chunks are. "auto" finds the fastest number
             while the first tasks do their work, and saves it in the host's store; rows that are not
             proven to be independent stay in one run. None: all rows of a chunk (of an array in
-            memory: all rows) are one run.
+            memory: all rows) are one run. A graph whose inputs are open, and that takes one number
+            of rows only because of a constant inside, runs that many whatever is asked for.
         plan : Plan, SequencePlan or TensorPlan, optional
             A plan of this model; by default the whole model is one stage.
         retries : int, optional
@@ -569,7 +593,9 @@ class Model:
         -------
         collection, or dict of str to collection
             Of the kind of `x`: one bare, or several by output name. A table or bag is always one
-            collection. Sizes that depend on data are NaN.
+            collection. Sizes that depend on data are NaN. A sequence is a list. Scores that the
+            exported model turns into maps are an array of shape (rows, classes), or a column for
+            each class; see `classes`. Bags and Delayed have the maps.
 
         Raises
         ------

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.overhead import with_known_overhead
 from dask_onnx.cluster.placement import Placement, any_cluster
 from dask_onnx.collections.predictions import predict, task_graph
@@ -42,7 +42,7 @@ from dask_onnx.facts.staged_model import StagedModel
 from dask_onnx.modelio.model_files import read_stored_proto
 from dask_onnx.modelio.onnx_model import with_weights
 from dask_onnx.planning.alternatives import Verdict
-from dask_onnx.planning.annotations import annotate
+from dask_onnx.planning.annotations import annotate, digest_without_annotations
 from dask_onnx.planning.measured_stages import Measured
 from dask_onnx.planning.plan_options import parse_whole_number
 from dask_onnx.planning.schedule import Mode, Schedule
@@ -205,7 +205,7 @@ class Plan(StagedModel):
         >>> plan.measured().seconds  # doctest: +SKIP
         """
         found = measured_stages(self.facts, self.stage_graph, self.recipe, current_client())
-        self.facts.kept[self._runs_key] = found
+        self.facts.kept.put(self._runs_key, found)
         return found
 
     def visualize(self, path: str | os.PathLike[str]) -> None:
@@ -237,7 +237,7 @@ class Plan(StagedModel):
                 self.stage_graph,
                 self._title,
                 worker_groups=self._worker_groups,
-                measured=None if measured is None else measured.seconds,
+                measured=_seconds_as_planned(measured),
             )
         with open(path, "w", encoding="utf-8") as file:
             file.write(content)
@@ -248,8 +248,8 @@ class Plan(StagedModel):
         Parameters
         ----------
         other : Plan
-            A plan of the same model. For a plan of another model only the numbers are compared,
-            and the text says so.
+            A plan of the same model, or of a copy of it with other annotations. For a plan of
+            another model only the numbers are compared, and the text says so.
 
         Returns
         -------
@@ -309,7 +309,7 @@ class Plan(StagedModel):
         >>> plan.drift.relative  # doctest: +SKIP
         """
         drift = measure_loss(self, way, sample, budget)
-        return dataclasses.replace(self, drift=drift, lossy=way, _others={})
+        return dataclasses.replace(self, drift=drift, lossy=way)
 
     def with_placement(self, placement: Placement | None) -> Plan:
         """Return the same stages, kept on worker groups of the cluster.
@@ -355,7 +355,7 @@ class Plan(StagedModel):
                 numbers={"worker_groups": groups, "stages": stages},
                 suggestions=[one_each],
             )
-        return dataclasses.replace(self, placement=placement, _others={})
+        return dataclasses.replace(self, placement=placement)
 
     def with_schedule(self, mode: Mode | None = "async", *, in_flight: int | None = None) -> Plan:
         """Return the same stages with another order of micro-batches. Results stay the same.
@@ -389,7 +389,7 @@ class Plan(StagedModel):
         >>> plan = plan.with_schedule("async", in_flight=8)  # doctest: +SKIP
         """
         schedule = None if mode is None else Schedule(mode, in_flight)
-        return dataclasses.replace(self, schedule=schedule, _others={})
+        return dataclasses.replace(self, schedule=schedule)
 
     def annotate(self, model: Any = None, *, configuration: str = "dask_onnx") -> onnx.ModelProto:
         """Return the model with the plan's stages as ONNX annotations.
@@ -512,7 +512,7 @@ class Plan(StagedModel):
             self._sections(measured, self._outlook()),
             self._title,
             worker_groups=self._worker_groups,
-            measured=None if measured is None else measured.seconds,
+            measured=_seconds_as_planned(measured),
         )
 
     @property
@@ -570,9 +570,8 @@ class Plan(StagedModel):
             asked["other workers"] = "allowed"
         asked |= {name: str(value) for name, value in dataclasses.asdict(recipe.session).items()}
         names = [node.name for node in facts.graph.nodes]
-        return Compared(
-            facts.name, facts.onnx.token, asked, self.stage_graph, names, self._worker_groups
-        )
+        token = digest_without_annotations(facts.onnx.parse())
+        return Compared(facts.name, token, asked, self.stage_graph, names, self._worker_groups)
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -607,3 +606,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         raise PlanError(
             f"the folder {target.parent} does not exist", "create it first", option="path"
         )
+
+
+def _seconds_as_planned(measured: Measured | None) -> list[float | None] | None:
+    """Return the measured seconds of each stage, if they are of the shapes of the plan."""
+    return measured.seconds if measured is not None and measured.is_planned else None

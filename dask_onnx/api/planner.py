@@ -11,11 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from dask_onnx.api.plan import Plan
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.current_scheduler import current_client, ensure_connected
 from dask_onnx.cluster.links import known_link
 from dask_onnx.cluster.overhead import with_known_overhead
 from dask_onnx.cluster.placement import Placement, cluster_facts
-from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request_builder import check_inputs
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
 from dask_onnx.collections.run_options import Outputs
@@ -32,6 +31,7 @@ from dask_onnx.planning.recipe import Recipe, Strategy
 from dask_onnx.planning.strategies import StrategyObject, as_strategy
 from dask_onnx.runtime.batching import row_count, take_rows
 from dask_onnx.runtime.calibration import calibrate
+from dask_onnx.runtime.input_values import as_input
 from dask_onnx.runtime.session import has_onnxruntime
 from dask_onnx.sharding.auto_sharding import shards_that_fit, weigh_shards
 from dask_onnx.sharding.on_shards import ShardedPlan, plan_as_annotated, plan_on_shards
@@ -226,11 +226,13 @@ def _plan_stages(facts: ModelFacts, request: PlanRequest) -> Plan:
         _calibrate()
     client = request.client if request.client is not None else current_client()
     link = known_link(client) if request.name in _LINK_STRATEGIES else None
+    if client is not None and (request.name == "auto" or _asks_for_size(request)):
+        ensure_connected(client)
     if request.name == "auto":
         recipe = Recipe("whole", shapes, session, link=link)
         return _choose(facts, request, client, recipe, outputs)
     recipe = Recipe(request.name, shapes, session, request.given, link)
-    if request.name == "pipeline" and not request.given:
+    if _asks_for_size(request):
         size = size_for(Pieces(facts.cut_inputs(recipe, outputs)), cluster_facts(client))
         recipe = dataclasses.replace(recipe, options=size.options)
     stages = facts.cut(recipe, outputs)
@@ -243,6 +245,11 @@ def _plan_stages(facts: ModelFacts, request: PlanRequest) -> Plan:
         )
         placement = None if worker_groups is None else Placement(worker_groups)
     return Plan(facts, recipe, stages, placement=placement)
+
+
+def _asks_for_size(request: PlanRequest) -> bool:
+    """Return whether the number of stages follows from the workers' memory."""
+    return request.name == "pipeline" and not request.given
 
 
 def _choose(
@@ -307,7 +314,7 @@ def _measured_feeds(facts: ModelFacts, feeds: Any) -> dict[str, np.ndarray]:
     check_inputs(facts, feeds)
     specs = {spec.name: spec for spec in facts.inputs}
     given = resolve_feeds(feeds, facts.inputs, list(specs))
-    return {name: as_array(value, specs[name]) for name, value in given.items()}
+    return {name: as_input(value, specs[name]) for name, value in given.items()}
 
 
 def _one_row(facts: ModelFacts, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:

@@ -12,9 +12,10 @@ from dask_onnx.analysis.axes.axis_report import axis_groups
 from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.api.model import Model
-from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.request_checks import resolve_feeds
 from dask_onnx.core.errors import DaskOnnxError, InputError, Suggestion
+from dask_onnx.core.formatting import printable
+from dask_onnx.runtime.input_values import as_input
 
 _TOLERANCE = 1e-3
 """Largest difference that counts as rounding, as a share of the range of an output."""
@@ -55,13 +56,14 @@ class AxisCheck:
         return self.claimed == "independent" and not self.is_equal
 
     def __str__(self) -> str:
-        where = ", ".join(f"{name}[{axis}]" for name, axis in self.inputs)
+        where = ", ".join(f"{printable(name)}[{axis}]" for name, axis in self.inputs)
+        output = printable(self.output)
         if self.axis is None:
-            return f"{where} -> {self.output}: {self.claimed} at {self.node!r}, not run in pieces"
+            return f"{where} -> {output}: {self.claimed} at {self.node!r}, not run in pieces"
         verdict = "equal" if self.is_equal else f"differs by {self.difference:.3g} of the range"
         sizes = "+".join(map(str, self.pieces))
         mark = "  WRONG" if self.is_wrong else ""
-        return f"{where} -> {self.output}: {self.claimed}; {sizes} {verdict}{mark}"
+        return f"{where} -> {output}: {self.claimed}; {sizes} {verdict}{mark}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def verify_axes(
     model.check(sample)
     specs = {spec.name: spec for spec in model.inputs}
     given = resolve_feeds(sample, model.inputs, list(specs))
-    feeds = {name: as_array(value, specs[name]) for name, value in given.items()}
+    feeds = {name: as_input(value, specs[name]) for name, value in given.items()}
     outputs = [spec.name for spec in model.outputs if spec.kind is None]
     whole = _run(model, feeds, outputs)
     checks: list[AxisCheck] = []

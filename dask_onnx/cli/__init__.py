@@ -1,29 +1,35 @@
 """The command ``dask-onnx``, which is also reachable as ``dask onnx``.
 
-Exit codes: 0 done; 1 failed while running; 2 bad input or usage; 130 interrupted.
+Exit codes: 0 done; 1 failed while running; 2 bad input or usage; 130 interrupted; 143 ended by
+SIGTERM; 129 ended by SIGHUP. `status` has two more: 3 for a run that goes on, 4 for one that ended.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from typing import Any
 
 import click
 
 from dask_onnx.cli.error_report import ErrorReport, report_of
+from dask_onnx.cli.printing import echo
 from dask_onnx.core.errors import DaskOnnxError, InputError, ModelError, PlanError
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SIGNAL = 1, 2, 128
+"""Exit codes; a signal adds its number to the last."""
 
 _COMMANDS = {
     "inspect": "Show the inputs, outputs, operators and cost of a model.",
     "plan": "Show how a model would be divided into stages.",
     "predict": "Run a model over a data set in files.",
+    "status": "Show how far a run that writes an output has come.",
     "store": "List, verify and clean up the models that this host keeps.",
 }
 _ASKED_JSON = "dask_onnx.cli.asked_json"
@@ -64,12 +70,16 @@ class LazyGroup(click.Group):
         options = Options()
         ctx.obj = options
         try:
+            _tell_unknown_keys()
             return super().invoke(ctx)
         except click.ClickException as error:
-            if not (options.as_json or ctx.meta[_ASKED_JSON]):
-                raise
-            kind = type(error).__name__
-            ErrorReport(kind, error.format_message(), _help_of(error)).show(as_json=True)
+            if options.as_json or ctx.meta[_ASKED_JSON]:
+                kind = type(error).__name__
+                ErrorReport(kind, error.format_message(), _help_of(error)).show(as_json=True)
+            else:
+                usage = io.StringIO()
+                error.show(usage)
+                echo(usage.getvalue().rstrip(), err=True)
             ctx.exit(error.exit_code)
         except click.exceptions.Exit:
             raise
@@ -78,8 +88,11 @@ class LazyGroup(click.Group):
             ErrorReport("Aborted", "aborted, nothing was changed").show(as_json=options.as_json)
             ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
-            ErrorReport("Interrupted", "interrupted").show(as_json=options.as_json)
-            ctx.exit(EXIT_INTERRUPTED)
+            # The exception may be another one: libraries below raise it anew.
+            number = _ended_by[0] if _ended_by else signal.SIGINT
+            kind = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+            ErrorReport("Interrupted", kind).show(as_json=options.as_json)
+            ctx.exit(EXIT_SIGNAL + number)
         except DaskOnnxError as error:
             is_input = isinstance(error, InputError | ModelError | PlanError)
             _fail(options, report_of(error, options.command), error)
@@ -91,11 +104,22 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_FAILED)
 
 
+def _tell_unknown_keys() -> None:
+    """Tell of misspelt keys of the configuration, in the form of this command line."""
+    with warnings.catch_warnings():
+        # The module warns of them too when it is imported.
+        warnings.filterwarnings("ignore", message="nothing reads the configuration key")
+        config = importlib.import_module("dask_onnx.core.config")
+    for key in config.unknown():
+        echo(f"warning: {key}", err=True)
+
+
 class Options:
     """Options that all commands share, and the command that was called."""
 
     as_json = False
     debug = False
+    trusted = False
     command: click.Command | None = None
 
 
@@ -120,7 +144,7 @@ def _help_of(error: click.ClickException) -> str:
 
 def _fail(options: Options, report: ErrorReport, error: Exception) -> None:
     if options.debug:
-        traceback.print_exception(error)
+        echo("".join(traceback.format_exception(error)).rstrip(), err=True)
     report.show(as_json=options.as_json)
 
 
@@ -146,10 +170,29 @@ def _resend_interrupt(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ended_by: list[signal.Signals] = []
+"""The one of these signals that ends this process, if it has arrived."""
+
+
+def _terminate(number: int, _: Any) -> None:
+    """Let a command clean up and end, as on Ctrl-C."""
+    # A service manager may send both signals, and the second must not end the clean-up.
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    _ended_by[:] = [signal.Signals(number)]
+    raise KeyboardInterrupt
+
+
+def _handle_endings() -> None:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, unless they are ignored as by nohup."""
+    for number in _ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _terminate)
+
+
 def run() -> None:
     """Run the command line; the entry point of ``dask-onnx``."""
     sys.unraisablehook = _resend_interrupt
-    # Functions that are named as MODULE:FUNCTION are found in the current folder, as with
-    # `python -m`.
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  # sys.path holds strings
+    _handle_endings()
     main(prog_name="dask-onnx")

@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from dask_onnx.cli.printing import echo
 from dask_onnx.core.errors import DaskOnnxError, Suggestion
 
-_NAMES = {"values": "cut_at", "mode": "schedule"}
+_NAMES = {"values": "cut_at", "mode": "schedule", "dtype": "dtypes", "append": "keep"}
 """Names of options in Python that are spelled differently on the command line."""
 
 
@@ -38,11 +39,11 @@ class ErrorReport:
             if self.fields is not None:
                 error["fields"] = dict(self.fields)
             # Values of suggestions are whatever Python's options take.
-            click.echo(json.dumps({"error": error}, default=str))
+            echo(json.dumps({"error": error}, default=str))
             return
-        click.echo(f"error: {self.cause}", err=True)
+        echo(f"error: {self.cause}", err=True)
         if self.next_step:
-            click.echo(f"       {self.next_step}", err=True)
+            echo(f"       {self.next_step}", err=True)
 
 
 def report_of(error: DaskOnnxError, command: click.Command | None) -> ErrorReport:

@@ -6,22 +6,37 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from dask_onnx.analysis.cuts import Cut
+from dask_onnx.analysis.lossy_fusions import LossyFusions, lossy_fusions
 from dask_onnx.analysis.report import Analysis
 from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
 from dask_onnx.api.verify import random_sample, verify_axes
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.error_report import in_options
-from dask_onnx.cli.parameters import parse_rows, parse_shapes, rows_option, shape_option
+from dask_onnx.cli.parameters import (
+    is_untrusted,
+    parse_rows,
+    parse_shapes,
+    rows_option,
+    shape_option,
+    trusted_option,
+)
 from dask_onnx.cli.plan_command import command as plan_command
-from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds, format_shapes
+from dask_onnx.cli.printing import echo
+from dask_onnx.core.formatting import (
+    format_bytes,
+    format_flops,
+    format_seconds,
+    format_shapes,
+    printable,
+)
 from dask_onnx.core.specs import TensorSpec, dtype_name
 from dask_onnx.diagnostics.plan_text import BASIS_IN_WORDS, MEASURE
 from dask_onnx.diagnostics.summary import Basis, speed_basis
@@ -37,6 +52,7 @@ _LEAST_SHARE = 0.1
 @click.argument("model_path", metavar="MODEL")
 @shape_option
 @rows_option
+@trusted_option
 @click.option(
     "--verify",
     is_flag=True,
@@ -47,8 +63,11 @@ _LEAST_SHARE = 0.1
 def command(
     options: Options, model_path: str, shapes: Sequence[str], rows: str | None, verify: bool
 ) -> None:
-    """Show the inputs, outputs, operators and cost of MODEL. Nothing is run without --verify."""
-    model = load(model_path, rows=parse_rows(rows))
+    """Show the inputs, outputs, operators and cost of MODEL. Nothing is run without --verify.
+
+    A model that this host has not seen is first tried in a subprocess: see --trusted.
+    """
+    model = load(model_path, rows=parse_rows(rows), untrusted=is_untrusted(options))
     bound = parse_shapes(shapes)
     analysis, axes = model.analyse(bound), model.axes(bound)
     verified = verify_axes(model, random_sample(model, bound)) if verify else None
@@ -56,14 +75,14 @@ def command(
         found = as_dict(model, analysis) | {"axes": [asdict(fact) for fact in axes]}
         if verified is not None:
             found["verified"] = [asdict(check) for check in verified.checks]
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         _print(model, analysis)
-        click.echo()
-        click.echo(str(axes))
+        echo()
+        echo(str(axes))
         if verified is not None:
-            click.echo()
-            click.echo(str(verified))
+            echo()
+            echo(str(verified))
     if verified is not None and not verified.is_right:
         raise click.exceptions.Exit(1)
 
@@ -99,6 +118,7 @@ def as_dict(model: Model, analysis: Analysis) -> dict[str, Any]:
         "fixed_batch": analysis.batch.fixed_rows,
         "rows": analysis.rows,
         "random_nodes": list(analysis.batch.random),
+        "lossy_fusions": asdict(_lossy(model)),
         "batch_dependent_nodes": list(analysis.batch.dependent),
     }
 
@@ -111,9 +131,9 @@ def _spec_dict(spec: TensorSpec) -> dict[str, Any]:
 def _print(model: Model, analysis: Analysis) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for title, value in _rows(model, analysis):
-        click.echo(
+        echo(
             textwrap.fill(
-                value,
+                printable(value),
                 width=max(width, 60),
                 initial_indent=f"{title:<17}",
                 subsequent_indent=" " * 17,
@@ -160,8 +180,21 @@ def _rows(model: Model, analysis: Analysis) -> list[tuple[str, str]]:
         ("cheapest cuts", _cuts(analysis.cuts)),
         ("longest path", f"{len(path)} nodes: {_shorten(path)}"),
         ("random", _shorten(batch.random) or "none"),
+        *_lossy_lines(model),
         ("batch-dependent", _shorten(batch.dependent) or "none"),
     ]
+
+
+def _lossy(model: Model) -> LossyFusions:
+    return lossy_fusions(model.facts, model.facts.outputs)
+
+
+def _lossy_lines(model: Model) -> Iterator[tuple[str, str]]:
+    """Yield a line for quantised nodes whose results depend on where a plan cuts, if any."""
+    found = _lossy(model)
+    names = (*found.products, *found.steps, *found.repeated)
+    if names:
+        yield "lossy fusions", f"plans may differ by a quantisation error at {_shorten(names)}"
 
 
 def _plan_basis(model: Model, analysis: Analysis) -> Basis:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import cast
 
 import click
 
+from dask_onnx.cli import Options
+from dask_onnx.core import config
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.modelio.onnx_model import RowsDeclaration
+from dask_onnx.modelio.rows_declaration import RowsDeclaration
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.recipe import Strategy
 
@@ -52,6 +56,25 @@ rows_option = click.option(
     metavar="independent|none|NAME=AXIS,...",
     help="Axes that carry rows; proven from the graph by default.",
 )
+
+
+def _keep_trust(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    options: Options = context.find_root().obj or context.obj
+    options.trusted = value
+
+
+trusted_option = click.option(
+    "--trusted",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_trust,
+    help="Do not try MODEL in a subprocess before its first use on this host.",
+)
+
+
+def is_untrusted(options: Options) -> bool:
+    """Return what `load` takes as `untrusted`."""
+    return not options.trusted and bool(config.get("untrusted.command-line"))
 
 
 def parse_rows(text: str | None) -> RowsDeclaration:
@@ -119,3 +142,14 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]] | None:
             )
         shapes[name] = tuple(int(size) for size in re.split("[,x]", sizes))
     return shapes or None
+
+
+def find_in_current_folder() -> None:
+    """Let functions that are named as MODULE:FUNCTION be found in the current folder first.
+
+    Only for a command that was given such a name: a folder that came with a model must not be able
+    to replace the modules that are imported to read it.
+    """
+    folder = os.getcwd()  # noqa: PTH109  # sys.path holds strings
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

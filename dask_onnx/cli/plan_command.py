@@ -20,13 +20,16 @@ from dask_onnx.cli.error_report import in_options
 from dask_onnx.cli.parameters import (
     STRATEGY_NAMES,
     configuration_option,
+    is_untrusted,
     n_stages_option,
     outputs_option,
     shape_option,
     strategy_option,
+    trusted_option,
 )
 from dask_onnx.cli.plan_json import as_dict
 from dask_onnx.cli.plan_request import PlanOptions
+from dask_onnx.cli.printing import echo
 from dask_onnx.cluster.configuration import calibrate
 from dask_onnx.core import config
 from dask_onnx.core.errors import InputError, Suggestion
@@ -148,6 +151,7 @@ def _plan_options(function: Callable[..., None]) -> Any:
 @click.command("plan")
 @click.argument("model_path", metavar="MODEL")
 @_plan_options
+@trusted_option
 @common_options
 @click.pass_context
 def command(
@@ -175,7 +179,7 @@ def command(
         _check_annotate(Path(annotate))
     common: Options = context.obj
     with contextlib.ExitStack() as stack:
-        model, client = load(model_path), None
+        model, client = load(model_path, untrusted=is_untrusted(common)), None
         if scheduler is not None:
             client = stack.enter_context(JobCluster(scheduler).connect())
             if config.get("plan.calibrate"):
@@ -191,16 +195,16 @@ def command(
             _write_annotated(plan, model_path, Path(annotate))
         batches = asked.batches or _BATCHES
         if common.as_json:
-            click.echo(json.dumps(as_dict(plan, difference, batches=batches), indent=2))
+            echo(json.dumps(as_dict(plan, difference, batches=batches), indent=2))
             return
         sections = plan.sections(batches=batches)
-        click.echo(render_text(sections, lambda each: _in_options(each, context)))
+        echo(render_text(sections, lambda each: _in_options(each, context)))
     if difference is not None:
-        click.echo(f"\nthe other is {asked.rival}\n{difference}")
+        echo(f"\nthe other is {asked.rival}\n{difference}")
     if output is not None:
-        click.echo(f"\nwritten: {output}")
+        echo(f"\nwritten: {output}")
     if annotate is not None:
-        click.echo(f"\nannotated model: {annotate}")
+        echo(f"\nannotated model: {annotate}")
 
 
 def _in_options(suggestion: Suggestion, context: click.Context) -> str:

@@ -51,6 +51,7 @@ def as_dict(plan: Plan, difference: str | None = None, *, batches: int = 16) -> 
         "rows_of_run": asdict(summary.rows),
         "not_on_onnxruntime": [asdict(each) for each in summary.other_kernels],
         "random_nodes": {"seeded": summary.random, "unseeded": summary.unseeded},
+        "lossy_fusions": asdict(summary.fusions),
         **dict(_measured(plan, measured)),
         "verdict": verdict.sentence,
         "alternatives": [asdict(each) for each in verdict.alternatives],
@@ -106,12 +107,16 @@ def _placement(plan: Plan) -> Iterator[tuple[str, Any]]:
 def _measured(plan: Plan, measured: Measured | None) -> Iterator[tuple[str, Any]]:
     if measured is None:
         return
-    total, stage = measured.error(plan.stage_graph)
+    total, stage = measured.error()
     yield (
         "measured",
         {
             "runs": measured.runs,
             "rows": measured.rows,
+            "shapes": dict(measured.shapes),
+            "threads": measured.threads,
+            "other_runs": measured.other_runs,
+            "predicted_seconds": sum(measured.predicted),
             "prediction_error": total,
             "stage_error": stage,
             "peaks": dict(measured.peaks),

@@ -28,6 +28,8 @@ from dask_onnx.api.loading import load
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
     configuration_option,
+    find_in_current_folder,
+    is_untrusted,
     n_stages_option,
     named_strategy,
     outputs_option,
@@ -35,10 +37,14 @@ from dask_onnx.cli.parameters import (
     rows_option,
     split_names,
     strategy_option,
+    trusted_option,
 )
+from dask_onnx.cli.picture_options import picture_options, take_picture_options
+from dask_onnx.cli.printing import echo
+from dask_onnx.cli.table_options import parse_dtypes, parse_missing
 from dask_onnx.collections.run_options import Columns
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.formatting import format_count
+from dask_onnx.core.formatting import format_count, printable_lines
 from dask_onnx.jobs.file_prediction import predict_files
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
@@ -55,10 +61,17 @@ from dask_onnx.tiles.predict import Tile
     metavar="N",
     help="Rows of a run; tuned by default.",
 )
+@click.option(
+    "--block-rows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rows of a block, which a task reads and writes.",
+)
 @strategy_option
 @configuration_option
 @n_stages_option
 @rows_option
+@trusted_option
 @outputs_option
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
@@ -77,7 +90,8 @@ from dask_onnx.tiles.predict import Tile
     metavar="auto|N|N,N",
     help="Run INPUT, one large raster (.tif, .npy, .zarr, .png), in tiles of so many pixels.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists or was begun.")
+@click.option("--resume", is_flag=True, help="Go on with a run that failed or was ended.")
 @click.option(
     "--columns", metavar="NAME,...", help="Of a table, for the one input; numeric ones by default."
 )
@@ -88,10 +102,26 @@ from dask_onnx.tiles.predict import Tile
 @click.option("--keep", metavar="NAME,...", help="Columns of the input table to write too.")
 @click.option("--append", is_flag=True, help="Write all columns of the input table too.")
 @click.option("--encoding", metavar="NAME", help="Encoding of a .csv; UTF-8 by default.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    metavar="COLUMN=TYPE",
+    help="Type of a column: string, int64, float64, bool, datetime, ...; may be repeated.",
+)
+@click.option(
+    "--na-values",
+    multiple=True,
+    metavar="[COLUMN=]TEXT",
+    help="Text of a .csv that means a missing value, in text columns too; may be repeated.",
+)
+@click.option("--delimiter", "--sep", "delimiter", metavar="CHAR", help="Of a .csv; ',' or tab.")
+@click.option("--decimal", metavar="CHAR", help="Before the decimals of a .csv; '.' by default.")
 @click.option("--length-buckets", metavar="N,N,...", help="Lengths that lists are padded to.")
 @click.option("--require-finite", is_flag=True, help="Treat rows with NaN or infinity as bad.")
 @click.option("--on-error", type=click.Choice(["raise", "null"]), default="raise")
 @click.option("--quarantine", metavar="PATH", help="Write bad rows there, with the reasons.")
+@picture_options
 @common_options
 @click.pass_obj
 def command(
@@ -110,13 +140,18 @@ def command(
     keep: str | None,
     append: bool,
     length_buckets: str | None,
+    dtypes: tuple[str, ...],
+    na_values: tuple[str, ...],
     **others: Any,
 ) -> None:
     """Run MODEL over INPUT and write OUTPUT, block by block, on a cluster.
 
-    INPUT is .npy, .npz, .zarr or a glob of pictures; OUTPUT .npy, .zarr or .parquet. A table is
-    .parquet or .csv, in and out. Both are opened by path inside the tasks, so the workers must see
-    them.
+    INPUT is .npy, .npz, .zarr, or a picture, a folder or a glob of pictures; OUTPUT .npy, .zarr or
+    .parquet. What is found in pictures is written to .parquet, .csv or .jsonl, and masks to a
+    folder, which has no ending, or to .npy or .zarr. A table is .parquet, .csv, .tsv, .jsonl (text
+    also as .gz, .bz2, .xz, .zst), .arrow, .feather or .orc, a folder or a glob of these; it is
+    written to .parquet, .csv or .jsonl. All may be URLs: s3://, gs://, hf://, https://. They are
+    opened inside the tasks, so the workers must see them.
     """
     arguments: dict[str, Any] = {
         "strategy": named_strategy(strategy, configuration),
@@ -125,15 +160,20 @@ def command(
         "columns": parse_columns(columns, feeds),
         "append": append or tuple(split_names(keep)) or False,
         "length_buckets": parse_lengths(length_buckets),
+        "dtype": parse_dtypes(dtypes),
+        "na_values": parse_missing(na_values),
         "batch_size": others.pop("batch_size") or "auto",
+        "image": take_picture_options(others),
     }
-    model = load(model_path, rows=parse_rows(rows))
+    if others["pre"] or others["post"]:
+        find_in_current_folder()
+    model = load(model_path, rows=parse_rows(rows), untrusted=is_untrusted(options))
     console = Console(stderr=True, highlight=False, quiet=options.as_json)
     with ConsoleProgress(console, is_verbose=options.debug) as progress:
         found = predict_files(
             model, input_path, output_path, progress=progress, **arguments, **others
         )
-    click.echo(json.dumps(as_dict(found)) if options.as_json else summary_of(found))
+    echo(json.dumps(as_dict(found)) if options.as_json else summary_of(found))
 
 
 def parse_tile(text: str) -> Tile:
@@ -218,7 +258,12 @@ def as_dict(found: FilePrediction) -> dict[str, Any]:
 
 def summary_of(found: FilePrediction) -> str:
     """Return the numbers of a job as a line of text."""
-    if found.pixels is not None:
+    if found.pictures is not None:
+        amount = (
+            f"{format_count(found.pictures, 'picture')}, {format_count(found.rows or 0, 'row')}"
+        )
+        rate = f"{found.pictures / found.seconds:,.1f} pictures/s"
+    elif found.pixels is not None:
         amount, rate = (
             format_count(found.pixels, "pixel"),
             f"{found.pixels / found.seconds:,.0f} pixels/s",
@@ -227,6 +272,9 @@ def summary_of(found: FilePrediction) -> str:
         rows = found.rows or 0
         amount, rate = format_count(rows, "row"), f"{rows / found.seconds:,.1f} rows/s"
     bad = "" if found.bad_rows is None else f"; {found.bad_rows:,} bad rows: {found.files[1]}"
+    if found.resumed_blocks:
+        total = format_count(found.blocks, "block")
+        bad += f"; {found.resumed_blocks:,} of {total} were complete before"
     return (
         f"{amount} in {found.seconds:.2f} s, {rate}, {format_count(found.workers, 'worker')}: "
         f"{found.files[0]}{bad}"
@@ -276,7 +324,11 @@ class ConsoleProgress(JobProgress):
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self._console.print(f"warning: {message}", style="yellow", markup=False)
+        self._console.print(f"warning: {printable_lines(message)}", style="yellow", markup=False)
+
+    def note(self, message: str) -> None:
+        """Print what the job does where the caller has left it open."""
+        self._console.print(printable_lines(message), markup=False, soft_wrap=True)
 
     def advanced(self, done: int, total: int, unit: str) -> None:
         """Move the bar, which appears with the first report."""

@@ -11,11 +11,13 @@ import click
 from dask.utils import parse_bytes, parse_timedelta
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dask_onnx.cli import Options, common_options
+from dask_onnx.cli.printing import echo
 from dask_onnx.core import config
 from dask_onnx.core.errors import InputError, StoreError, Suggestion
-from dask_onnx.core.formatting import format_bytes, format_count
+from dask_onnx.core.formatting import format_bytes, format_count, printable
 from dask_onnx.store.maintenance import (
     Pruned,
     StoredModel,
@@ -62,7 +64,9 @@ def list_command(options: Options) -> None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(model.last_used))
         state = "in use" if model.in_use else ""
         size = format_bytes(model.bytes)
-        table.add_row(model.name or "-", model.token[:12], blobs, size, when, state)
+        table.add_row(
+            Text(printable(model.name or "-")), model.token[:12], blobs, size, when, state
+        )
     console = Console(highlight=False)
     if found:
         console.print(table)
@@ -101,7 +105,7 @@ def verify_command(context: click.Context) -> None:
         click.echo(json.dumps({"blobs": found.blobs, "bytes": found.bytes, "damaged": damaged}))
     else:
         for name in damaged:
-            click.echo(f"damaged, removed: {name}")
+            echo(f"damaged, removed: {name}")
         state = f"{len(damaged)} damaged" if damaged else "all match their digests"
         blobs = format_count(found.blobs, "blob")
         click.echo(f"{blobs}, {format_bytes(found.bytes)} read in {store.root}: {state}")
@@ -152,7 +156,7 @@ def prune_command(
     now = time.time()
     preview = preview_prune(store, limit, unused_seconds=seconds, now=now)
     for model in () if options.as_json else preview.models:
-        click.echo(f"{model.name or '-'} {model.token[:12]}, {format_bytes(model.bytes)}")
+        echo(f"{model.name or '-'} {model.token[:12]}, {format_bytes(model.bytes)}")
     what = f"remove {_summary(preview)} in {store.root}"
     _confirm(options, yes, preview.freed_bytes > 0 or bool(preview.models), what)
     pruned = prune(store, limit, unused_seconds=seconds, now=now)
@@ -204,9 +208,18 @@ def _confirm(options: Options, yes: bool, has_work: bool, what: str) -> None:
     click.Abort
         The answer is no.
     InputError
-        Nobody can be asked: JSON was asked for, or the standard input is not a terminal.
+        A key of the configuration is misspelt, so that the folder may be the wrong one; or nobody
+        can be asked: JSON was asked for, or the standard input is not a terminal.
     """
-    if yes or not has_work:
+    if not has_work:
+        return
+    if unknown := config.unknown():
+        raise InputError(
+            f"it would {what}, and {unknown[0]}",
+            "correct or remove the key first: it may be meant to name another folder",
+            reason=unknown[0].name,
+        )
+    if yes:
         return
     if options.as_json or not _is_terminal():
         reason = "output is JSON" if options.as_json else "the standard input is not a terminal"

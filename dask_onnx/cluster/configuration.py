@@ -8,13 +8,14 @@ from typing import Any
 
 from distributed import Client
 
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.links import measure_link
 from dask_onnx.cluster.overhead import measure_overhead
 from dask_onnx.cluster.placement import (
     CompressionPlugin,
     Placement,
     RecordedRunsPlugin,
+    is_left_to_dask,
 )
 from dask_onnx.cluster.scheduler_plugin import StagePlugin, is_configured
 from dask_onnx.core import config
@@ -28,6 +29,37 @@ _configured: BoundedCache[str, bool] = BoundedCache("configured clusters", 256)
 """True if the cluster of a client has our plugins, by the client's id."""
 
 
+WORKER_TTL = "distributed.scheduler.worker-ttl"
+"""Dask's setting: time after which a worker that does not answer is given up."""
+LOST_WORKER_TIMEOUT = "distributed.deploy.lost-worker-timeout"
+"""Dask's setting: time after which a local cluster no longer expects a lost worker back."""
+_DASK_TTL, _OWN_TTL_SECONDS = "5 minutes", 60
+_DASK_LOST, _OWN_LOST_SECONDS = "15s", 600
+"""Dask's defaults, and the seconds in clusters that dask_onnx starts."""
+
+
+def own_cluster_settings() -> dict[str, str]:
+    """Return settings of Dask for a cluster that dask_onnx starts, as far as nobody has set them.
+
+    A worker that hangs is given up after a minute, so that its tasks run elsewhere. A nanny whose
+    worker dies twice in short order is kept. The settings must hold as long as the cluster does.
+
+    Returns
+    -------
+    dict of str to str
+        For `dask.config.set`.
+    """
+    settings = {
+        WORKER_TTL: (_DASK_TTL, _OWN_TTL_SECONDS),
+        LOST_WORKER_TIMEOUT: (_DASK_LOST, _OWN_LOST_SECONDS),
+    }
+    return {
+        key: f"{seconds}s"
+        for key, (default, seconds) in settings.items()
+        if is_left_to_dask(key, default)
+    }
+
+
 def configure(client: Client) -> Any:
     """Prepare a cluster for dask_onnx, and measure it.
 
@@ -39,6 +71,9 @@ def configure(client: Client) -> Any:
     - Values sent to other hosts are compressed with lz4 (``distributed.comm.compression``) on
       connections made from then on, unless that setting has been given on the workers.
     - `calibrate` measures the cluster, about a second, unless ``onnx.plan.calibrate`` is off.
+
+    If the scheduler gives up workers that hang only after more than a minute, that is logged: its
+    own configuration decides (``distributed.scheduler.worker-ttl``), when it starts.
 
     The first prediction on a client does the same, without measuring, unless
     ``onnx.auto-configure`` is off. Another call only measures again.
@@ -69,6 +104,7 @@ def configure(client: Client) -> Any:
     except Exception as error:  # any type: it was raised while the scheduler unpickled a plugin
         raise _not_importable(error) from error
     _configured.put(client.id, True)
+    _tell_worker_ttl(client)
     if config.get("plan.calibrate"):
         calibrate(client)
     return None
@@ -142,6 +178,33 @@ def ensure_configured(client: Any, placement: Placement | None) -> None:
             option="placement",
             suggestions=[Suggestion("placement")],
         )
+
+
+def _tell_worker_ttl(client: Client) -> None:
+    """Log how long a hanging worker holds up a request, if it is long."""
+    seconds = client.run_on_scheduler(worker_ttl_seconds)
+    if seconds is None:
+        log.warning(
+            "workers of %s that hang are never given up; set %s to '%d s' where it starts",
+            *(client.scheduler.address, WORKER_TTL, _OWN_TTL_SECONDS),
+        )
+    elif seconds > _OWN_TTL_SECONDS:
+        log.info(
+            "a worker of %s that hangs is given up after %d s; set %s where it starts",
+            *(client.scheduler.address, seconds, WORKER_TTL),
+        )
+
+
+def worker_ttl_seconds(dask_scheduler: Any) -> float | None:
+    """Return the seconds after which a scheduler gives up a worker that does not answer.
+
+    Returns
+    -------
+    float or None
+        None if it never does.
+    """
+    seconds: float | None = dask_scheduler.worker_ttl
+    return seconds or None
 
 
 def _register(client: Client) -> list[Any]:

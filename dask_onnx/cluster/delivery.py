@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask.config
 from dask.task_spec import Task
-from distributed import Client
 
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.links import workers_of
-from dask_onnx.core.peers import is_inside_task
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor, blob_keys_of
 from dask_onnx.planning.stages import StageGraph
@@ -67,36 +65,6 @@ _views: BoundedCache[tuple[str, str, frozenset[str]], _View] = BoundedCache(
     "views of workers on models", 256
 )
 """Views by the client's id, the model's token and the workers' addresses."""
-
-
-def current_client() -> Any:
-    """Return the client that Dask would use here.
-
-    None inside a task, if there is no client, or if Dask's option ``scheduler`` names another
-    scheduler than a client's.
-    """
-    if is_inside_task():
-        return None
-    scheduler = dask.config.get("scheduler", None)
-    if scheduler and str(scheduler).lower() not in ("distributed", "dask.distributed"):
-        return client_of(scheduler)
-    try:
-        client = Client.current(allow_global=True)
-    except ValueError:
-        return None
-    return client if client.status == "running" else None
-
-
-def client_of(scheduler: Any) -> Any:
-    """Return the client that a value of Dask's option ``scheduler`` stands for, or None.
-
-    Parameters
-    ----------
-    scheduler : Client, callable or str
-        A client, its method ``get``, or anything else that Dask takes.
-    """
-    client = getattr(scheduler, "__self__", scheduler)
-    return client if isinstance(client, Client) else None
 
 
 def plan_delivery(model: OnnxModel, stages: StageGraph) -> Delivery | None:

@@ -12,11 +12,10 @@ from dask_onnx.core.stage_runs import (
     recorded_runs,
     runs_from_message,
 )
-from dask_onnx.planning.measured_stages import Measured, measured
 
 
-def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | None:
-    """Return the measured runs of stages, from this process and from a client's workers.
+def collect(client: Any, tokens: Sequence[str]) -> tuple[dict[str, list[StageRun]], dict[str, int]]:
+    """Return the recorded runs of stages, from this process and from a client's workers.
 
     Workers that have closed in good order are included; those that do not answer, or have no
     dask_onnx, are left out.
@@ -27,23 +26,24 @@ def collect(client: Any, tokens: Sequence[str], rows: int | None) -> Measured | 
         Client of the cluster; None for this process alone.
     tokens : sequence of str
         Tokens of the plan's stages, in their order.
-    rows : int or None
-        Rows of the run that the plan is for; None where no input has rows.
 
     Returns
     -------
-    Measured or None
-        None if none of the stages has run.
+    runs : dict of str to list of StageRun
+        Recorded runs of each process by the worker's address; an empty string stands for this
+        process.
+    peaks : dict of str to int
+        Peak resident bytes of each of these processes.
     """
     found = {"": report(tokens)}
-    if client is not None and not client.asynchronous:
+    if client is not None and not client.asynchronous and client.status == "running":
         for _, message in client.get_events(RUNS_TOPIC):
             worker, recorded = runs_from_message(message, set(tokens))
             found[worker] = recorded
         found |= client.run(report, tokens, on_error="ignore")
     runs = {worker: own for worker, (own, _) in found.items()}
     peaks = {worker: peak for worker, (_, peak) in found.items()}
-    return measured(tokens, runs, peaks, rows)
+    return runs, peaks
 
 
 def report(tokens: Sequence[str]) -> tuple[list[StageRun], int]:

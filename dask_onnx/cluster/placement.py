@@ -95,15 +95,27 @@ def effective_retries(retries: int | None) -> int:
 
 
 def wants_compression() -> bool:
-    """Return whether Dask's compression may be switched on: nobody has set it.
+    """Return whether Dask's compression may be switched on: nobody has set it."""
+    return is_left_to_dask(COMPRESSION, False)
 
-    It counts as set if a configuration file, an environment variable or code has set it, even to
-    its default.
+
+def is_left_to_dask(key: str, default: Any) -> bool:
+    """Return whether nobody has set a key of Dask's configuration in this process.
+
+    It counts as set if a configuration file or an environment variable has set it, even to its
+    default, or code to another value.
+
+    Parameters
+    ----------
+    key : str
+        Key of the configuration.
+    default : object
+        Dask's own default.
     """
     missing = object()
-    if dask.config.get(COMPRESSION, missing, config=dask.config.collect()) is not missing:
+    if dask.config.get(key, missing, config=dask.config.collect()) is not missing:
         return False
-    return not dask.config.get(COMPRESSION, False)
+    return bool(dask.config.get(key, default) == default)
 
 
 class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
@@ -183,9 +195,10 @@ def cluster_facts(client: Any) -> Cluster:
 def any_cluster(client: Any) -> Cluster:
     """Return the facts of a client's cluster, or of this process if it has no workers.
 
-    The same holds for an asynchronous client, which cannot be asked.
+    The same holds for a client that cannot be asked: an asynchronous one, or one that has lost its
+    scheduler.
     """
-    if client is None or client.asynchronous:
+    if client is None or client.asynchronous or client.status != "running":
         return cluster_facts(None)
     try:
         return cluster_facts(client)

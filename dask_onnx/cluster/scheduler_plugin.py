@@ -17,6 +17,7 @@ from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_onnx.cluster.task_restrictions import TaskRestrictions
+from dask_onnx.cluster.worker_deaths import WorkerDeaths
 from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, WorkerGroups
 from dask_onnx.core.dask_internals import (
     add_dependency,
@@ -25,6 +26,7 @@ from dask_onnx.core.dask_internals import (
     reschedule_unrunnable,
     set_priority,
     set_retries,
+    unrunnable_preferences,
 )
 from dask_onnx.core.stage_tasks import (
     Hints,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from distributed import Scheduler
 
 PLUGIN_NAME = "dask_onnx-stages"
+_RECHECK_SECONDS = 1.0
+"""Seconds between looks at tasks that could run on any worker, but have none."""
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +67,15 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """Worker of each worker group."""
         self.restrictions = TaskRestrictions()
         """Tasks that are restricted by this plugin."""
+        self.deaths = WorkerDeaths()
+        """Tasks whose workers may die."""
         self.inputs: dict[Key, tuple[Any, Any]] = {}
         """State of each input task that has not run, and of the barrier that was added to it.
 
         The barrier is None for tasks that have dependencies of their own.
         """
+        self._is_rechecking = False
+        """True if `_recheck` is going to be called."""
 
     @property
     def places(self) -> dict[WorkerGroup, str]:
@@ -77,11 +85,13 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     async def start(self, scheduler: Scheduler) -> None:
         """Keep a reference to the scheduler, which `transition` is not given."""
         self.scheduler = scheduler
+        self.deaths.threads = {each.address: each.nthreads for each in scheduler.workers.values()}
 
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all tasks and worker groups, as the scheduler does."""
         self.worker_groups = WorkerGroups()
         self.restrictions = TaskRestrictions()
+        self.deaths = WorkerDeaths()
         self.inputs = {}
 
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Key], **_: Any) -> None:
@@ -98,6 +108,9 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 set_retries(state, max(each.retries for each in hints))
                 expect_duration(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
+        if found:
+            states = (scheduler.tasks[key] for key in tasks if key in scheduler.tasks)
+            self.deaths.watch(scheduler, states, {state.key for state, _ in found})
         _rank(found)
         self._place_worker_groups(scheduler, found)
         for state, _hints in found:
@@ -112,21 +125,31 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 remove_dependency(state, barrier)
             if self.scheduler is not None and finish != "forgotten":
                 self.restrictions.restore(self.scheduler, state)
+        if finish == "released" and start == "processing" and self.scheduler is not None:
+            self.deaths.released(self.scheduler.tasks[key])
+        elif finish == "erred" and key in self.deaths.given_up and self.scheduler is not None:
+            self.deaths.ended(self.scheduler.tasks[key])
         if finish == "forgotten":
             self.restrictions.forget(key)
+            self.deaths.forget(key)
+        elif finish == "no-worker":
+            self._schedule_recheck()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Let the worker groups of a lost worker wait for the one that replaces it."""
+        self.deaths.removed(worker)
+        # An input may prefer a worker that its worker group has left since.
+        for state, _ in self.inputs.values():
+            if state.worker_restrictions and worker in state.worker_restrictions:
+                self.restrictions.restore(scheduler, state)
         lost = self.worker_groups.lost(worker, time.monotonic())
         if lost:
-            for state, _ in self.inputs.values():
-                if state.worker_restrictions == {worker}:
-                    self.restrictions.restore(scheduler, state)
             self._restrict_tasks(scheduler, lost, "lost-worker")
             self._schedule_takeover()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Move worker groups to a new worker."""
+        self.deaths.threads[worker] = scheduler.workers[worker].nthreads
         # The new worker is not in state "running" yet, but is about to be.
         limits = memory_limits(scheduler) | {worker: scheduler.workers[worker].memory_limit}
         self._refresh_demands(scheduler)
@@ -139,6 +162,24 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def _schedule_takeover(self) -> None:
         # A moment later than what waits now is due.
         asyncio.get_running_loop().call_later(TAKEOVER_SECONDS + 0.1, self._take_over)
+
+    def _schedule_recheck(self) -> None:
+        if not self._is_rechecking:
+            self._is_rechecking = True
+            asyncio.get_running_loop().call_later(_RECHECK_SECONDS, self._recheck)
+
+    def _recheck(self) -> None:
+        """Start tasks that prefer workers that are gone or paused, once another worker runs.
+
+        No event tells a plugin that a worker goes on; so it looks again as long as there are any.
+        """
+        self._is_rechecking = False
+        scheduler = self.scheduler
+        if scheduler is None or not unrunnable_preferences(scheduler):
+            return
+        reschedule_unrunnable(scheduler, f"dask-onnx-recheck-{time.time()}")
+        if unrunnable_preferences(scheduler):
+            self._schedule_recheck()
 
     def _take_over(self) -> None:
         scheduler = self.scheduler

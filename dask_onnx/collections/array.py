@@ -16,11 +16,12 @@ from dask_onnx.cluster.barriers import BarrierTasks
 from dask_onnx.collections.blocks import (
     LITERAL_BYTES,
     TakeOutput,
+    block_type,
     feeds_token,
     output_chunks,
     predict_blocks,
 )
-from dask_onnx.collections.kinds import as_array, most_rows
+from dask_onnx.collections.kinds import most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
 from dask_onnx.collections.row_checks import check_joins
@@ -36,8 +37,9 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
     ----------
     request : Request
         Checked request.
-    feeds : mapping of str to dask.array or array_like
-        Inputs by name; dask arrays are chunked along their batch axis only.
+    feeds : mapping of str to dask.array or ndarray
+        Inputs by name, converted by `build_request`; dask arrays are chunked along their batch
+        axis only.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def _as_arrays(feeds: Mapping[str, Any], request: Request) -> dict[str, Any]:
                 "pass all inputs as Delayed, or numpy arrays and lists",
                 input=name,
             )
-        arrays[name] = value if isinstance(value, da.Array) else as_array(value, specs[name])
+        arrays[name] = value
     return arrays
 
 
@@ -275,8 +277,10 @@ def _stage_array(
     output = lowered.outputs[name]
     layer = output.layer
     axis = request.batch.output_axes[name]
-    if not (output.is_bare and output.layout == layout and lowered.layer_of(output) == layer):
-        take = TakeOutput(output.position, axis)
+    is_placed = output.layout == layout and lowered.layer_of(output) == layer
+    if not (output.is_bare and is_placed and name not in request.unproven_types):
+        label = output.layer.partition("-")[0]
+        take = TakeOutput(output.position, axis, block_type(request, name, label))
         layer = output.own_layer(name)
         tasks = {
             (key := layout.key(layer, i)): Task(

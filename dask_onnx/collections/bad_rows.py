@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dask_onnx.core.errors import DaskOnnxError, InputError, RunError
+from dask_onnx.core.errors import CrashError, DaskOnnxError, InputError, RunError
 
 Arrays = Mapping[str, Any]
 """Inputs by name: arrays, or anything else with a length whose rows a slice selects."""
@@ -56,14 +57,6 @@ class RowsError(InputError):
         cause = self.row_causes.get(position, self.row_cause)
         return InputError(cause, self.next_step, **fields)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        own = (self.cause, self.next_step, self.mask, self.row_cause, self.row_causes)
-        return _rebuild, (type(self), own, self.fields)
-
-
-def _rebuild(kind: type[RowsError], own: tuple[Any, ...], fields: Mapping[str, Any]) -> RowsError:
-    return kind(*own, **fields)
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -105,15 +98,39 @@ class _Search:
             return
         try:
             self.pieces.append((positions, self.run(arrays)))
-        except (ValueError, RunError) as error:
-            if len(positions) == 1:
-                self.errors[int(positions[0])] = error
+        except CrashError as error:
+            if error.rows:
+                self._set_aside(error, positions, arrays)
                 return
+            failure: DaskOnnxError | ValueError = error
+        except (ValueError, RunError) as error:
+            failure = error
         else:
+            return
+        if len(positions) == 1:
+            self.errors[int(positions[0])] = failure
             return
         middle = len(positions) // 2
         for half in (slice(0, middle), slice(middle, None)):
             self.try_rows(positions[half], {name: value[half] for name, value in arrays.items()})
+
+    def _set_aside(self, error: CrashError, positions: np.ndarray, arrays: Arrays) -> None:
+        """Note the bad rows that an error names, and run the others."""
+        start = 0
+        count = len(positions)
+        bad = list(error.rows)
+        for row in bad:
+            self.errors[int(positions[row])] = _of_one_row(error, count)
+        if self.stops:
+            return
+        if all(isinstance(value, np.ndarray) for value in arrays.values()):
+            good = np.delete(np.arange(count), bad)
+            self.try_rows(positions[good], {name: value[good] for name, value in arrays.items()})
+            return
+        for row in [*bad, count]:  # values of other kinds have slices only
+            part = slice(start, row)
+            self.try_rows(positions[part], {name: value[part] for name, value in arrays.items()})
+            start = row + 1
 
     def found(self) -> Found:
         """Return the result of the search."""
@@ -127,17 +144,42 @@ class _Search:
         return Found(values, np.concatenate(good or [np.empty(0, np.int64)]), self.errors)
 
 
+@contextlib.contextmanager
+def crashes_at(positions: Sequence[int] | np.ndarray) -> Iterator[None]:
+    """Let errors about rows that end their process name positions among all rows.
+
+    Parameters
+    ----------
+    positions : sequence of int
+        Position of each row that runs inside the context.
+    """
+    try:
+        yield
+    except CrashError as error:
+        rows = sorted({int(positions[row]) for row in error.rows if row < len(positions)})
+        raise error.at_rows(rows) from None
+
+
+def _of_one_row(error: CrashError, count: int) -> CrashError:
+    """Return the error of one of the rows that an error names."""
+    cause = f"stage {error.stage} ends its process on this row: {error.reason}"
+    numbers = {**error.numbers, "rows": count, "bad_rows": 1}
+    return CrashError(cause, error.next_step, **{**error.fields, "numbers": numbers})
+
+
 def run_rows(
     count: int,
     convert: Callable[[np.ndarray | None], Arrays],
     run: Callable[[Arrays], Arrays],
     *,
     stops: bool,
+    is_independent: bool = True,
 ) -> Found:
     """Run all rows, and find those that fail.
 
-    A conversion reports all its bad rows at once. A kernel reports none: rows on which it fails are
-    bisected until single rows are left, so that one bad row about doubles the work.
+    A conversion reports all its bad rows at once, and so does a run that ends its process. A kernel
+    that raises reports none: rows on which it fails are bisected until single rows are left, so
+    that one bad row about doubles the work.
 
     Parameters
     ----------
@@ -150,9 +192,15 @@ def run_rows(
         Takes inputs by name, and returns values by name with one row for each input row.
     stops : bool
         Whether to stop at the first bad row, which is then the only one in `Found.errors`.
+    is_independent : bool
+        False if rows are not proven to be independent: then the good rows are run together in the
+        end, as they would be without the bad ones.
     """
     search = _Search(run, stops)
     _convert_rows(np.arange(count), None, convert, search)
+    if not is_independent and len(search.pieces) > 1 and not (stops and search.errors):
+        good = np.concatenate([positions for positions, _ in search.pieces])
+        search.pieces = [(good, run(convert(good)))]
     return search.found()
 
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
 from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
-from dask_onnx.collections.kinds import as_array
+from dask_onnx.collections.output_forms import OutputForm, computed_values
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_checks import Wanted, check_dtype
+from dask_onnx.collections.request_checks import Wanted
 from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.collections.run_options import RowOptions
-from dask_onnx.collections.text.texts import as_texts
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec, is_floating
 from dask_onnx.core.stage_tasks import Hints, digest
+from dask_onnx.runtime.input_values import as_input
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +32,14 @@ class BagPredictor:
     """Inputs of the model."""
     wanted: Wanted
     """Outputs, and the form of each result."""
+    forms: Mapping[str, OutputForm]
+    """Output to the values that hold it."""
     rows: RowOptions
     """Treatment of bad rows."""
+    optional: tuple[str, ...]
+    """Optional inputs of the model, which rows cannot feed."""
+    is_independent: bool
+    """False if rows are not proven to be independent, so that those of a partition run together."""
     token: str
     """Digest of all of the above."""
 
@@ -62,7 +68,18 @@ class BagPredictor:
                 errors[place] = error
                 if self.rows.on_error == "raise":
                     break
-        for alike in _alike(items):
+        groups = _alike(items)
+        if len(groups) > 1 and not self.is_independent:
+            raise InputError(
+                f"a partition has rows of {len(groups)} different shapes, which cannot run "
+                "together, and the rows of this model are not proven to be independent",
+                "give rows of one shape; or, if rows are independent, declare it: dx.load(..., "
+                "rows='independent')",
+                option="rows",
+                numbers={"shapes": len(groups)},
+                suggestions=[Suggestion("rows", "independent")],
+            )
+        for alike in groups:
             if errors and self.rows.on_error == "raise":
                 break
             self._run(
@@ -96,13 +113,15 @@ class BagPredictor:
                 if positions is None
                 else {name: array[positions] for name, array in arrays.items()}
             ),
-            lambda feeds: self.graph.run(feeds, supplies),
+            lambda feeds: _row_by_row(self.graph.run(feeds, supplies), feeds),
             stops=self.rows.on_error == "raise",
+            is_independent=self.is_independent,
         )
         for number, position in enumerate(found.good):
             assert found.values is not None
             row = {name: value[number] for name, value in found.values.items()}
-            results[places[position]] = self.wanted.shape_result(row)
+            outputs = {name: form.of_row(row) for name, form in self.forms.items()}
+            results[places[position]] = self.wanted.shape_result(outputs)
         errors |= {places[position]: error for position, error in found.errors.items()}
 
     def _by_name(self, row: Any) -> dict[str, np.ndarray]:
@@ -126,18 +145,24 @@ class BagPredictor:
                 "make each row a dict by input name",
                 input=missing[0],
             )
-        found = {spec.name: as_array(row[spec.name], spec) for spec in self.inputs}
+        dropped = [name for name in self.optional if name in row]
+        if dropped:
+            raise InputError(
+                f"a row of the bag has {dropped[0]!r}, an optional input of the model, which has "
+                "one value for all rows",
+                "leave it out of the rows; feed it with arrays, or rename it if it is another",
+                input=dropped[0],
+            )
+        found = {spec.name: as_input(row[spec.name], spec) for spec in self.inputs}
         for spec in self.inputs:
-            if spec.dtype is not None and spec.dtype.kind == "O":
-                found[spec.name] = as_texts(found[spec.name], spec.name)
             self._check(found[spec.name], spec)
         return found
 
     def _check(self, array: np.ndarray, spec: TensorSpec) -> None:
         if spec.dtype is None or spec.shape is None:
             return
-        check_dtype(array.dtype, spec)
-        shape = spec.shape[1:]
+        axis = self.graph.input_axes.get(spec.name, 0)
+        shape = (*spec.shape[:axis], *spec.shape[axis + 1 :])
         fits = len(array.shape) == len(shape) and all(
             not isinstance(dim, int) or dim == size
             for dim, size in zip(shape, array.shape, strict=True)
@@ -164,6 +189,17 @@ class BagPredictor:
 
     def __dask_tokenize__(self) -> str:
         return self.token
+
+
+def _row_by_row(values: Mapping[str, Any], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with one entry for each row: sequences of tensors as a list of each row's."""
+    count = len(next(iter(feeds.values())))
+    return {
+        name: [[item[row] for item in value] for row in range(count)]
+        if isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
 
 
 def _alike(items: list[dict[str, np.ndarray]]) -> list[list[int]]:
@@ -197,7 +233,13 @@ def _bad(rows: Iterable[Checked]) -> list[Any]:
     return [row.bad for row in rows if row.bad is not None]
 
 
-def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
+def predict_bag(
+    request: Request,
+    bag: db.Bag,
+    rows: RowOptions,
+    optional: Sequence[str],
+    forms: Mapping[str, OutputForm],
+) -> Any:
     """Return a lazy bag with the result of each row; two bags if the bad rows are split off.
 
     Parameters
@@ -208,6 +250,10 @@ def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
         Each item is a row: an array, or a dict of arrays by input name, without the batch axis.
     rows : RowOptions
         Treatment of bad rows.
+    optional : sequence of str
+        Names of the model's optional inputs; a row that has one of them is a bad row.
+    forms : mapping of str to OutputForm
+        Output to the values that hold it.
 
     Returns
     -------
@@ -218,13 +264,13 @@ def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
     Raises
     ------
     InputError
-        An output has no rows on axis 0, or rows are not proven to be independent.
+        An output has no rows, or rows are not proven to be independent.
     """
-    values = list(request.wanted.names)
+    values = computed_values(forms)
     for name in values:
-        if request.batch.output_axes[name] != 0:
+        if request.batch.output_axes[name] is None:
             raise InputError(
-                f"output {name!r} has no rows on axis 0, so it cannot be split into items of a bag",
+                f"output {name!r} has no rows, so it cannot be split into items of a bag",
                 "name other outputs: outputs=[...]",
                 option="outputs",
             )
@@ -238,8 +284,12 @@ def predict_bag(request: Request, bag: db.Bag, rows: RowOptions) -> Any:
     inputs = tuple(request.stages.inputs)
     graph = inline_graph(request, [spec.name for spec in inputs], values)
     keys = sorted(map(str, graph.tasks))
-    token = digest(keys, values, request.wanted.is_bare, repr(rows), request.options.salt)
-    predictor = BagPredictor(graph, inputs, request.wanted, rows, token)
+    options = (repr(rows), list(optional), request.options.salt)
+    token = digest(keys, repr(forms), request.wanted.is_bare, *options)
+    proven = request.batch.is_proven
+    predictor = BagPredictor(
+        graph, inputs, request.wanted, forms, rows, tuple(optional), proven, token
+    )
     lazy: db.Bag = bag.map_partitions(predictor, *supply_collections(request))
     if rows.on_error != "split":
         return lazy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -15,12 +15,14 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias, TaskRef
 
+from dask_onnx.collections.block_checks import BlockType
 from dask_onnx.collections.kinds import most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.stage_tasks import Hints, digest
 from dask_onnx.lowering.lower import Feeds, Layout, Lowered, lower
-from dask_onnx.runtime.kernel import StageCall, run_stage, take_output
+from dask_onnx.runtime.kernel import run_stage, take_output
+from dask_onnx.runtime.stage_calls import StageCall
 
 LITERAL_BYTES = 1024
 """Bytes up to which an input without rows is written into each task; a larger one is a key."""
@@ -46,6 +48,8 @@ class BlockPredictor:
     """Stage and options."""
     token: str
     """Digest of the stage, its options and its inputs."""
+    type: BlockType | None = None
+    """Type of its only output; None if it has several."""
 
     @property
     def hints(self) -> Hints:
@@ -54,7 +58,8 @@ class BlockPredictor:
 
     def __call__(self, *blocks: Any) -> Any:
         """Run the stage."""
-        return run_stage(self.call, *map(_unwrap, blocks))
+        result = run_stage(self.call, *map(_unwrap, blocks))
+        return result if self.type is None else self.type.checked(result)
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -68,10 +73,13 @@ class TakeOutput:
     """Position of the output; None if the task has one output."""
     axis: int | None
     """Batch axis of the output."""
+    type: BlockType | None = None
+    """Type of the output; None if it is not checked."""
 
     def __call__(self, block: Any) -> Any:
         """Return the output, its micro-batches joined."""
-        return take_output(_unwrap(block), self.position, self.axis)
+        value = take_output(_unwrap(block), self.position, self.axis)
+        return value if self.type is None else self.type.checked(value)
 
 
 def _unwrap(block: Any) -> Any:
@@ -111,6 +119,7 @@ def predict_blocks(
     predictor = BlockPredictor(task.args[0], name)
     if len(stage.outputs) == 1:
         output = stage.outputs[0].name
+        predictor = replace(predictor, type=block_type(request, output, stage.label))
         made = _predicted(request, predictor, arrays, output, chunks, name)
         return {output: made}
     out_index = (_ROWS, _ONE)
@@ -129,7 +138,9 @@ def predict_blocks(
     return {
         output: _taken(
             request,
-            TakeOutput(lowered.outputs[output].position, None),
+            TakeOutput(
+                lowered.outputs[output].position, None, block_type(request, output, stage.label)
+            ),
             results,
             output,
             chunks,
@@ -319,6 +330,13 @@ def output_chunks(
         The rank of the output is unknown.
     """
     sizes = request.batch.sizes[output]
+    kind = request.spec(output).kind
+    if kind is not None:
+        raise InputError(
+            f"output {output!r} is {kind}, which cannot be a dask.array",
+            "pass Delayed or a bag instead, or name the tensors that it is made of: outputs=[...]",
+            option="outputs",
+        )
     if sizes is None:
         raise InputError(
             f"the rank of output {output!r} does not follow from the graph",
@@ -329,6 +347,13 @@ def output_chunks(
     rows = tuple(chunk if axis is not None and sizes[axis] == 1 else math.nan for chunk in chunks)
     own = tuple(rows if i == axis else (size,) for i, size in enumerate(sizes))
     return Layout(len(sizes), -1 if axis is None else axis), own
+
+
+def block_type(request: Request, output: str, label: str) -> BlockType:
+    """Return what the array of an output says of its blocks, but for their number of rows."""
+    layout, own = output_chunks(request, output, (math.nan,))
+    sizes = tuple(math.nan if i == layout.axis else axis[0] for i, axis in enumerate(own))
+    return BlockType(output, label, request.spec(output).dtype, sizes)
 
 
 def feeds_token(arrays: Mapping[str, Any]) -> str:

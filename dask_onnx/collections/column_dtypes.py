@@ -1,17 +1,79 @@
-"""Predicates on the dtypes of table columns, pandas' and Arrow's alike."""
+"""Types of table columns, pandas' and Arrow's alike, as rows of the table of conversions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from dask.dataframe.utils import UNKNOWN_CATEGORIES
+
+from dask_onnx.core.conversions import family_of, source_of
 
 
-def values_dtype(column: pd.Series) -> Any:
-    """Return the dtype of a column's values; for categories that of the categories."""
-    dtype = column.dtype
-    return dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
+def source_of_dtype(dtype: Any) -> str:
+    """Return the source type of a column's values, one of `conversions.SOURCES`.
+
+    Categories are those of their values. Categories that Dask does not know yet are "object": each
+    value is converted by its own type.
+    """
+    if isinstance(dtype, np.dtype):
+        return source_of(dtype)
+    if isinstance(dtype, pd.CategoricalDtype):
+        is_open = has_unknown_categories(dtype)
+        return "object" if is_open else source_of_dtype(dtype.categories.dtype)
+    if isinstance(dtype, pd.SparseDtype):
+        return source_of_dtype(dtype.subtype)
+    if isinstance(dtype, pd.ArrowDtype):
+        return _source_of_arrow(dtype.pyarrow_dtype)
+    kinds = (
+        (pd.StringDtype, "text"),
+        (pd.DatetimeTZDtype, "datetime"),
+        (pd.PeriodDtype, "period"),
+        (pd.IntervalDtype, "interval"),
+    )
+    for kind, source in kinds:
+        if isinstance(dtype, kind):
+            return source
+    masked = getattr(dtype, "numpy_dtype", None)  # pandas' nullable booleans and numbers
+    return source_of(masked) if isinstance(masked, np.dtype) else "unknown"
+
+
+_ARROW: Sequence[tuple[Callable[[pa.DataType], bool], str]] = (
+    (pa.types.is_decimal, "decimal"),
+    (pa.types.is_string, "text"),
+    (pa.types.is_large_string, "text"),
+    (pa.types.is_string_view, "text"),
+    (pa.types.is_binary, "bytes"),
+    (pa.types.is_large_binary, "bytes"),
+    (pa.types.is_fixed_size_binary, "bytes"),
+    (pa.types.is_binary_view, "bytes"),
+    (pa.types.is_date, "date"),
+    (pa.types.is_timestamp, "datetime"),
+    (pa.types.is_duration, "duration"),
+    (pa.types.is_time, "time"),
+    (pa.types.is_null, "missing"),
+    (pa.types.is_interval, "interval"),
+    (pa.types.is_nested, "list"),
+)
+"""Arrow's types other than numbers, and their source types."""
+
+
+def _source_of_arrow(kind: pa.DataType) -> str:
+    if pa.types.is_dictionary(kind):
+        return _source_of_arrow(kind.value_type)
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return str(np.dtype(kind.to_pandas_dtype()).name)
+    if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_union(kind):
+        return "structured"
+    return next((source for is_kind, source in _ARROW if is_kind(kind)), "unknown")
+
+
+def has_unknown_categories(dtype: Any) -> bool:
+    """Return whether a dtype holds categories that Dask does not know before it computes."""
+    return isinstance(dtype, pd.CategoricalDtype) and UNKNOWN_CATEGORIES in dtype.categories
 
 
 def fixed_list_size(dtype: Any) -> int | None:
@@ -25,39 +87,26 @@ def is_list_dtype(dtype: Any) -> bool:
     """Return whether a dtype holds Arrow lists."""
     if not isinstance(dtype, pd.ArrowDtype):
         return False
-    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    kinds = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
     return any(is_kind(dtype.pyarrow_dtype) for is_kind in kinds)
 
 
 def is_text_dtype(dtype: Any) -> bool:
     """Return whether a dtype can hold text: Arrow's or pandas' strings, objects, categories."""
-    if isinstance(dtype, pd.ArrowDtype):
-        kind = dtype.pyarrow_dtype
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-    if isinstance(dtype, pd.CategoricalDtype):
-        return is_text_dtype(dtype.categories.dtype)
-    return bool(getattr(dtype, "kind", "") == "O" or pd.api.types.is_string_dtype(dtype))
+    return source_of_dtype(dtype) in ("text", "object")
 
 
 def is_number_dtype(dtype: Any) -> bool:
     """Return whether a dtype holds numbers or booleans. Categories of numbers are no numbers."""
     if isinstance(dtype, pd.CategoricalDtype):
         return False
-    return bool(pd.api.types.is_numeric_dtype(dtype))
-
-
-def is_integer_dtype(dtype: Any) -> bool:
-    """Return whether a dtype holds integers or booleans."""
-    return bool(pd.api.types.is_integer_dtype(dtype) or pd.api.types.is_bool_dtype(dtype))
-
-
-def is_unsigned_dtype(dtype: Any) -> bool:
-    """Return whether a dtype holds unsigned integers."""
-    return bool(pd.api.types.is_unsigned_integer_dtype(dtype))
-
-
-def is_time_dtype(dtype: Any) -> bool:
-    """Return whether a dtype holds points in time or durations."""
-    return bool(
-        pd.api.types.is_datetime64_any_dtype(dtype) or pd.api.types.is_timedelta64_dtype(dtype)
-    )
+    if isinstance(dtype, pd.ArrowDtype) and pa.types.is_dictionary(dtype.pyarrow_dtype):
+        return False
+    families = ("bool", "integer", "float", "complex", "decimal")
+    return family_of(source_of_dtype(dtype)) in families

@@ -1,9 +1,6 @@
 """Conversion of the columns of a table to the input arrays of a model.
 
-Numbers go into a floating-point input by value, rounded to its precision; only integers and
-booleans in range go into an integer input, and times as nanoseconds since 1970; only booleans go
-into a boolean input; text, categories of text and UTF-8 bytes go into a string input. A missing
-value becomes NaN in a floating-point input, and makes a bad row of any other.
+`core.conversions` says which values an input takes; one that it does not take makes a bad row.
 """
 
 from __future__ import annotations
@@ -14,14 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dask_onnx.collections.bad_rows import RowsError
-from dask_onnx.collections.column_dtypes import is_time_dtype, is_unsigned_dtype
-from dask_onnx.collections.columns import ColumnInput
+from dask_onnx.collections.column_arrays import convert_column
+from dask_onnx.collections.columns import ColumnInput, holds_lists, is_list
 from dask_onnx.collections.ragged import Ragged
-from dask_onnx.collections.text.text_columns import column_faults, strings_of
-from dask_onnx.collections.text.texts import NO_TEXT
-from dask_onnx.core.specs import dtype_name, is_floating
+from dask_onnx.core.array_values import join_arrays, plain_array
+from dask_onnx.core.object_conversions import convert_array
+from dask_onnx.core.specs import is_floating
+from dask_onnx.core.value_conversions import Unfit
 
 
 class _ColumnError(RowsError):
@@ -113,7 +112,8 @@ def _to_array(part: pd.DataFrame, target: ColumnInput, require_finite: bool) -> 
     wanted = target.spec.dtype
     assert wanted is not None
     first = part[target.columns[0]]
-    if target.is_list:
+    # Dask knows of a column of objects only here whether it holds lists.
+    if target.is_list and (first.dtype != object or holds_lists(first)):
         sizes, values = _flat_lists(first, target)
         if require_finite:
             _check_finite(values, np.repeat(np.arange(len(first)), sizes), first, target)
@@ -125,6 +125,8 @@ def _to_array(part: pd.DataFrame, target: ColumnInput, require_finite: bool) -> 
         if require_finite:
             _check_finite(values, np.arange(len(first)), first, target)
         return values
+    if target.is_list:
+        _check_single(first, target)
     if len(target.columns) == 1 and not require_finite:
         return _convert(first, wanted, target.spec.name).reshape(-1, 1)
     rows = np.empty((len(part), len(target.columns)), dtype=wanted)
@@ -133,6 +135,21 @@ def _to_array(part: pd.DataFrame, target: ColumnInput, require_finite: bool) -> 
         if require_finite:
             _check_finite(rows[:, place], np.arange(len(part)), part[name], target)
     return rows
+
+
+def _check_single(column: pd.Series, target: ColumnInput) -> None:
+    """Check that an input takes one value a row, where a column might have had lists."""
+    if target.width in (None, 1) and not target.is_ragged:
+        return
+    raise _ColumnError.of(
+        column,
+        np.ones(len(column), bool),
+        target.spec.name,
+        f"takes {target.width or 'a list of'} values a row",
+        "has one",
+        "name a column of lists, or as many columns as the input takes: columns=[...]",
+        numbers={"list_length": 1, "expected_length": int(target.width or 0)},
+    )
 
 
 def _check_finite(
@@ -167,109 +184,36 @@ def _check_finite(
 
 def _convert(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
     """Return the values of a column in the dtype of input `name`."""
-    is_plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "fiub"
-    if is_plain and is_floating(wanted):
-        return np.asarray(column.to_numpy()).astype(wanted, copy=False)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
-    missing = column.isna()
-    if missing.any() and not is_floating(wanted):
+    try:
+        return convert_column(column, wanted)
+    except Unfit as fault:
         raise _ColumnError.of(
             column,
-            missing.to_numpy(),
+            fault.bad,
             name,
-            f"takes {dtype_name(wanted)}, which has no NaN",
-            "is missing",
-            "fill them or drop the rows",
-        )
-    if wanted.kind == "O":
-        return _texts(column, name)
-    if wanted.kind in "iu":
-        return _integers(column, wanted, name)
-    if wanted.kind == "b":
-        return np.asarray(column, dtype=bool)
-    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan)).astype(wanted)
-
-
-def _texts(column: pd.Series, name: str) -> np.ndarray:
-    faults = column_faults(column, bytes_too=True)
-    if faults:
-        raise _ColumnError.of(
-            column,
-            np.isin(np.arange(len(column)), list(faults)),
-            name,
-            "takes text",
-            NO_TEXT,
-            "decode it, or drop the rows",
-            faults,
-        )
-    objects = strings_of(column)
-    is_text = isinstance(column.dtype, pd.StringDtype | pd.ArrowDtype)
-    if is_text or pd.api.types.infer_dtype(objects) == "string":
-        return np.asarray(objects)
-    return np.asarray(
-        [value.decode() if isinstance(value, bytes) else str(value) for value in objects],
-        dtype=object,
-    )
-
-
-def _integers(column: pd.Series, wanted: np.dtype, name: str) -> np.ndarray:
-    if is_time_dtype(column.dtype):
-        column = _nanoseconds(column)
-    source = column.to_numpy(dtype=np.uint64 if is_unsigned_dtype(column.dtype) else np.int64)
-    limits = np.iinfo(wanted)
-    beyond = (source < limits.min) | (source > limits.max) if len(source) else source.astype(bool)
-    if beyond.any():
-        raise _ColumnError.of(
-            column,
-            beyond,
-            name,
-            f"takes {dtype_name(wanted)}, {limits.min} to {limits.max}",
-            "does not fit",
-            "export the model with a wider type",
-        )
-    return np.asarray(source).astype(wanted)
-
-
-def _nanoseconds(column: pd.Series) -> pd.Series:
-    """Return times as nanoseconds since 1970 in UTC, and durations as nanoseconds."""
-    if isinstance(column.dtype, pd.ArrowDtype):
-        column = column.astype(
-            "datetime64[ns]" if pa.types.is_timestamp(column.dtype.pyarrow_dtype) else "m8[ns]"
-        )
-    if isinstance(column.dtype, pd.DatetimeTZDtype):
-        column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-    kind = "datetime64[ns]" if column.dtype.kind == "M" else "timedelta64[ns]"
-    return column.astype(kind).astype(np.int64)
+            fault.rule,
+            fault.fault,
+            fault.next_step,
+            fault.places,
+        ) from None
 
 
 def _flat_lists(column: pd.Series, target: ColumnInput) -> tuple[np.ndarray, np.ndarray]:
     """Return the length of each row's list, and the elements of all lists in a row."""
     wanted = target.spec.dtype
     assert wanted is not None
+    is_arrow = isinstance(column.dtype, pd.ArrowDtype)
     missing = column.isna()
     if missing.any():
         raise _ColumnError.of(
             column,
-            missing.to_numpy(),
+            missing.to_numpy(dtype=bool),
             target.spec.name,
             "takes a list a row",
             "is missing",
             "fill them or drop the rows",
         )
-    if isinstance(column.dtype, pd.ArrowDtype):
-        chunks = pa.chunked_array(column.array.__arrow_array__())
-        lengths = chunks.combine_chunks().value_lengths() if not _is_fixed(column) else None
-        flat = _flat(chunks)
-        sizes = (
-            np.full(len(column), column.dtype.pyarrow_dtype.list_size)
-            if lengths is None
-            else lengths.to_numpy(zero_copy_only=False)
-        )
-    else:
-        sizes = np.fromiter((len(row) for row in column), np.int64, len(column))
-        flat = np.concatenate([np.asarray(row) for row in column]) if len(column) else np.empty(0)
-    sizes = np.asarray(sizes)
+    sizes, flat = _arrow_lists(column) if is_arrow else _python_lists(column, target)
     # If neither the model nor the dtype fixes the length, the most frequent one is expected.
     width = np.bincount(sizes).argmax() if target.width is None and len(sizes) else target.width
     bad = sizes != width
@@ -287,54 +231,57 @@ def _flat_lists(column: pd.Series, target: ColumnInput) -> tuple[np.ndarray, np.
     return sizes, _convert_elements(flat, sizes, column, target)
 
 
+def _arrow_lists(column: pd.Series) -> tuple[np.ndarray, pd.Series]:
+    """Return the length of each row's list, and the elements of all lists, of an Arrow column."""
+    chunks = pa.chunked_array(column.array.__arrow_array__())
+    sizes = pc.list_value_length(chunks).to_numpy()
+    return np.asarray(sizes), pd.Series(pd.arrays.ArrowExtensionArray(pc.list_flatten(chunks)))
+
+
+def _python_lists(column: pd.Series, target: ColumnInput) -> tuple[np.ndarray, Any]:
+    """Return the length of each row's list, and the elements of all lists, of Python's objects."""
+    rows = list(column)
+    bad = np.asarray([not is_list(row) or np.ndim(row) != 1 for row in rows], bool)
+    if bad.any():
+        raise _ColumnError.of(
+            column,
+            bad,
+            target.spec.name,
+            "takes a list a row",
+            "is none",
+            "give each row a list or an array of rank 1",
+        )
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    return sizes, join_arrays(rows, target.spec.dtype)
+
+
 def _convert_elements(
-    flat: np.ndarray, sizes: np.ndarray, column: pd.Series, target: ColumnInput
+    flat: Any, sizes: np.ndarray, column: pd.Series, target: ColumnInput
 ) -> np.ndarray:
     """Return the elements of all lists in the model's dtype; errors name the lists' rows.
 
     Parameters
     ----------
-    flat : ndarray, shape (elements,)
+    flat : ndarray or Series, shape (elements,)
         Elements of all lists.
     sizes : ndarray of int, shape (rows,)
         Length of each list.
     """
     wanted = target.spec.dtype
     assert wanted is not None
-    # The dtype is given, since pandas would infer strings from objects and encode them.
-    elements = pd.Series(flat, dtype=flat.dtype)
     try:
-        if wanted.kind in "iu" and flat.dtype.kind == "f":
-            broken = np.isfinite(flat) & (flat != np.floor(flat))
-            if broken.any():
-                raise _ColumnError.of(
-                    elements,
-                    broken,
-                    target.spec.name,
-                    f"takes {dtype_name(wanted)}",
-                    "is no whole number",
-                    "round it yourself",
-                )
-        return _convert(elements, wanted, target.spec.name)
-    except _ColumnError as error:
+        if isinstance(flat, pd.Series):
+            return convert_column(flat, wanted)
+        array, missing = plain_array(flat, wanted)
+        return convert_array(array, wanted, missing)
+    except Unfit as fault:
         bad = np.zeros(len(column), bool)
-        bad[np.repeat(np.arange(len(column)), sizes)[error.mask]] = True
+        bad[np.repeat(np.arange(len(column)), sizes)[fault.bad]] = True
         raise _ColumnError.of(
             column,
             bad,
             target.spec.name,
-            error.rule,
-            f"has an element that {error.fault}",
-            error.next_step,
+            fault.rule,
+            f"has an element that {fault.fault}",
+            fault.next_step,
         ) from None
-
-
-def _is_fixed(column: pd.Series) -> bool:
-    return bool(pa.types.is_fixed_size_list(column.dtype.pyarrow_dtype))
-
-
-def _flat(chunks: pa.ChunkedArray) -> np.ndarray:
-    array = chunks.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    return np.asarray(array.flatten().to_numpy(zero_copy_only=False))

@@ -14,15 +14,15 @@ import pandas as pd
 
 from dask_onnx.collections.column_dtypes import (
     fixed_list_size,
-    is_integer_dtype,
     is_list_dtype,
     is_number_dtype,
     is_text_dtype,
-    is_time_dtype,
-    values_dtype,
+    source_of_dtype,
 )
 from dask_onnx.collections.run_options import Columns
+from dask_onnx.core.conversions import conversion, target_of
 from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.object_conversions import is_missing
 from dask_onnx.core.specs import TensorSpec, dtype_name
 
 
@@ -136,17 +136,43 @@ def _by_default(
     (spec,) = inputs
     if spec.name in meta.columns:
         return {spec.name: spec.name}
+    return {spec.name: _columns_of_kind(meta, spec)}
+
+
+def _columns_of_kind(meta: pd.DataFrame, spec: TensorSpec) -> list[Any]:
+    """Return the columns that a single input takes by default: all of numbers, or all of text.
+
+    Columns that the input can never take, such as text beside numbers, are left out. One that it
+    may take, but that does not say so, is an error: objects, categories of numbers, times.
+    """
     wants_text = spec.dtype is not None and spec.dtype.kind == "O"
-    found = [
-        name
-        for name in meta.columns
-        if (is_text_dtype(meta[name].dtype) if wants_text else is_number_dtype(meta[name].dtype))
-    ]
-    lists = [name for name in meta.columns if is_list_dtype(meta[name].dtype)]
+    is_own = is_text_dtype if wants_text else is_number_dtype
+    dtypes = list(meta.dtypes.items())
+    if len(dtypes) == 1:
+        return [dtypes[0][0]]  # a Series, or a table that has nothing else to take
+    found = [name for name, dtype in dtypes if is_own(dtype)]
+    lists = [name for name, dtype in dtypes if is_list_dtype(dtype)]
     if not found and len(lists) == 1:
-        return {spec.name: lists[0]}
+        return lists
+    unclear = [
+        name
+        for name, dtype in dtypes
+        if name not in found and spec.dtype is not None and _may_feed(dtype, spec.dtype)
+    ]
+    kind = "text" if wants_text else "numbers"
+    if unclear:
+        column = unclear[0]
+        dtype = meta.dtypes.iloc[list(meta.columns).index(column)]
+        raise InputError(
+            f"column {column!r} is {dtype}, which may or may not be {kind} for input "
+            f"{spec.name!r}; the table has {_kinds(meta)}",
+            "name the columns: columns=[...], or convert the column to the dtype of its values",
+            option="columns",
+            input=spec.name,
+            column=str(column),
+            suggestions=[Suggestion("columns", found or None)],
+        )
     if not found:
-        kind = "text" if wants_text else "numbers"
         raise InputError(
             f"no column has {kind} for input {spec}; the table has {_kinds(meta)}",
             "name the columns: columns=[...]",
@@ -154,7 +180,14 @@ def _by_default(
             input=spec.name,
             suggestions=[Suggestion("columns")],
         )
-    return {spec.name: found}
+    return found
+
+
+def _may_feed(dtype: Any, wanted: np.dtype) -> bool:
+    """Return whether an input may take values, or lists of values, of a column's dtype."""
+    if is_list_dtype(dtype):
+        dtype = pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
+    return not conversion(source_of_dtype(dtype), target_of(wanted)).is_refused
 
 
 def _column_input(
@@ -176,16 +209,19 @@ def _column_input(
             input=spec.name,
             column=str(missing[0]),
         )
-    takes_text = spec.dtype.kind == "O"
-    is_list = len(names) == 1 and _holds_lists(meta[names[0]], takes_text=takes_text)
-    found = ColumnInput(spec, names, is_list, fixed_list_size(meta[names[0]].dtype))
+    for name in names:
+        check_single_label(meta.columns, name, spec.name)
+    has_lists = len(names) == 1 and spec.rank != 1 and _may_hold_lists(meta[names[0]], spec)
+    found = ColumnInput(spec, names, has_lists, fixed_list_size(meta[names[0]].dtype))
     if ragged and found.row_width is None:
         found = replace(found, is_ragged=True)
     _check_rank(found, meta)
-    if not is_list and found.width is not None and found.width != len(names):
+    if not has_lists and found.width is not None and found.width != len(names):
+        others = [name for name in meta.columns if name not in names]
+        left = f", and {_names(others[:8])} for none" if others else ""
         raise InputError(
-            f"input {spec} takes {found.width} numbers a row; there are {len(names)} columns for "
-            f"it: {_names(names[:8])}{' ...' if len(names) > 8 else ''}",
+            f"input {spec} takes {found.width} {_values_of(spec)} a row; there are {len(names)} "
+            f"columns for it: {_names(names[:8])}{' ...' if len(names) > 8 else ''}{left}",
             "name them: columns=[...]",
             option="columns",
             input=spec.name,
@@ -233,50 +269,81 @@ def _check_rank(target: ColumnInput, meta: pd.DataFrame) -> None:
 
 def _check_kind(column: pd.Series, target: ColumnInput) -> None:
     """Check that the input takes the column's dtype, whatever the values."""
-    dtype, wanted = values_dtype(column), target.spec.dtype
+    dtype, wanted = column.dtype, target.spec.dtype
     assert wanted is not None
     if target.is_list:
         if not is_list_dtype(dtype):
             return  # the dtype of a column of Python lists does not give that of their elements
         dtype = pd.ArrowDtype(dtype.pyarrow_dtype.value_type)
-    kinds = {"O": is_text_dtype, "b": pd.api.types.is_bool_dtype}
-    if wanted.kind in kinds:
-        fits = kinds[wanted.kind](dtype)
-    elif wanted.kind in "iu":
-        fits = is_integer_dtype(dtype) or is_time_dtype(dtype)
-    else:
-        fits = is_number_dtype(dtype)
-    if not fits:
+    cell = conversion(source_of_dtype(dtype), target_of(wanted))
+    if cell.is_refused:
         raise InputError(
             f"column {column.name!r} is {column.dtype}; input {target.spec.name!r} takes "
-            f"{dtype_name(wanted)}",
-            _next_step(dtype, wanted),
+            f"{dtype_name(wanted)}: {cell.rule}",
+            f"{cell.next_step}; or name other columns: columns=...",
             input=target.spec.name,
             column=str(column.name),
+            reason=cell.rule,
         )
 
 
-def _next_step(dtype: Any, wanted: np.dtype) -> str:
-    if is_time_dtype(dtype):
-        return "convert the times to the numbers that the model was trained on"
-    if wanted.kind in "iu" and is_number_dtype(dtype):
-        return "round it yourself: .round().astype('int64'), missing values filled"
-    return "convert the column, or name others: columns=..."
+def check_single_label(labels: pd.Index, name: Any, spec: str) -> None:
+    """Check that one column only has a label.
+
+    Parameters
+    ----------
+    labels : Index
+        Labels of the table's columns.
+    name : hashable
+        Label of a column that feeds an input.
+    spec : str
+        Name of the input.
+
+    Raises
+    ------
+    InputError
+        Several columns have the label.
+    """
+    count = int((labels == name).sum()) if not labels.is_unique else 1
+    if count > 1:
+        raise InputError(
+            f"{count} columns are called {name!r}, and input {spec!r} takes one",
+            "rename them, or drop all but one: table.loc[:, ~table.columns.duplicated()]",
+            option="columns",
+            input=spec,
+            column=str(name),
+            numbers={"columns": count, "expected_columns": 1},
+        )
 
 
-def _holds_lists(column: pd.Series, *, takes_text: bool) -> bool:
-    """Return whether a column holds lists.
+def _may_hold_lists(column: pd.Series, spec: TensorSpec) -> bool:
+    """Return whether a column may hold lists.
 
-    Objects are judged by the first of them. If there is none yet, as in Dask's meta, objects can
-    only be lists where the input takes numbers.
+    Objects are judged by their values. If there are none yet, as in Dask's meta, they may be lists
+    where the input takes numbers, or more than one text a row.
     """
     if is_list_dtype(column.dtype):
         return True
     if column.dtype != object:
         return False
-    if not len(column):
-        return not takes_text
-    return isinstance(column.iloc[0], list | tuple | np.ndarray)
+    if len(column):
+        return holds_lists(column)
+    takes_text = spec.dtype is not None and spec.dtype.kind == "O"
+    return not takes_text or ColumnInput(spec, (), is_list=True).width not in (None, 1)
+
+
+def holds_lists(column: pd.Series) -> bool:
+    """Return whether the first value of a column that is not missing is a list."""
+    return next((is_list(value) for value in column if not is_missing(value)), False)
+
+
+def is_list(value: Any) -> bool:
+    """Return whether a value is a list, a tuple, or an array of any package with axes."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _values_of(spec: TensorSpec) -> str:
+    return "texts" if spec.dtype is not None and spec.dtype.kind == "O" else "numbers"
 
 
 def _kinds(meta: pd.DataFrame) -> str:

@@ -69,7 +69,9 @@ def predict_part(part: pd.DataFrame, layout: FrameLayout, run: Run, where: str) 
 
     mode = layout.rows.on_error
     if len(part):
-        found = run_rows(len(part), convert, run, stops=mode == "raise")
+        found = run_rows(
+            len(part), convert, run, stops=mode == "raise", is_independent=layout.is_independent
+        )
     else:
         found = Found(None, np.empty(0, np.int64), {})
     if mode == "raise" and found.errors:

@@ -13,7 +13,6 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.array import layered_graph
-from dask_onnx.collections.kinds import as_array
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
 from dask_onnx.collections.row_checks import check_joins
@@ -29,9 +28,9 @@ def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Del
     ----------
     request : Request
         Checked request.
-    feeds : mapping of str to Delayed, dask.array or array_like
-        Inputs by name. Dtypes and shapes of Delayed are checked in the task, where they are first
-        known.
+    feeds : mapping of str to Delayed, dask.array or array
+        Inputs by name, converted by `build_request`. Dtypes and shapes of Delayed are checked in
+        the task, where they are first known.
 
     Raises
     ------
@@ -46,10 +45,9 @@ def predict_delayed(request: Request, feeds: Mapping[str, Any]) -> dict[str, Del
         chunks=1,
         rows_per_run=per_run,
     )
-    specs = {spec.name: spec for spec in request.stages.inputs}
-    arrays = {n: as_array(v, specs[n]) for n, v in feeds.items() if not is_dask_collection(v)}
+    arrays = {name: value for name, value in feeds.items() if not is_dask_collection(value)}
     check_arrays(arrays, request.stages.inputs, request.batch.input_axes)
-    sources = {name: as_delayed(name, arrays.get(name, value)) for name, value in feeds.items()}
+    sources = {name: as_delayed(name, value) for name, value in feeds.items()}
     references = {name: [TaskRef(source.key)] for name, source in sources.items()}
     token = digest({name: tokenize(source.key) for name, source in sources.items()})
     cuts_rows = per_run or request.batching.is_auto

@@ -9,18 +9,18 @@ from typing import Any
 
 import dask.local
 import dask.threaded
-import numpy as np
 from dask.base import tokenize
 
+from dask_onnx.cluster.current_scheduler import chosen_scheduler
 from dask_onnx.cluster.delivery import hold
-from dask_onnx.collections.kinds import as_array, is_empty, most_rows
+from dask_onnx.collections.kinds import is_empty, most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
 from dask_onnx.collections.row_checks import check_joins
-from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.core.peers import is_inside_task
 from dask_onnx.lowering.lower import Feeds, lower, stage_ref
 from dask_onnx.planning.choice import LEAST_TASK_SECONDS
+from dask_onnx.runtime.batching import concatenated
 from dask_onnx.runtime.cores import available_cores, task_threads
 from dask_onnx.runtime.kernel import take_output
 from dask_onnx.runtime.tuning import find_tuning, row_shapes
@@ -49,8 +49,8 @@ def predict_eager(
     ----------
     request : Request
         Checked request.
-    feeds : mapping of str to array_like
-        Inputs by name.
+    feeds : mapping of str to array
+        Inputs by name, converted by `build_request`.
     inline : bool
         Whether to run in this thread rather than on Dask's scheduler.
 
@@ -61,8 +61,7 @@ def predict_eager(
     StageError, StoreError
         See `runtime.kernel.run_stage`.
     """
-    specs = {spec.name: spec for spec in request.stages.inputs}
-    arrays = {name: as_array(value, specs[name]) for name, value in feeds.items()}
+    arrays = dict(feeds)
     get, client = (
         (dask.local.get_sync, None) if inline else chosen_scheduler(request.options.retries)
     )
@@ -184,4 +183,4 @@ def _slots(client: Any) -> int:
 
 
 def _join(pieces: list[Any], axis: int | None) -> Any:
-    return pieces[0] if len(pieces) == 1 or axis is None else np.concatenate(pieces, axis=axis)
+    return pieces[0] if axis is None else concatenated(pieces, axis)

@@ -68,10 +68,10 @@ def with_fed_defaults(facts: ModelFacts, x: Any) -> ModelFacts:
     fed = tuple(spec.name for spec in defaults if spec.name in x)
     if not fed:
         return facts
-    key = ("with fed defaults", fed)
-    if key not in facts.kept:
-        facts.kept[key] = extract(facts, [*facts.graph.inputs, *fed], facts.graph.outputs)
-    found: ModelFacts = facts.kept[key]
+    found: ModelFacts = facts.kept.get_or_make(
+        ("with fed defaults", fed),
+        lambda: extract(facts, [*facts.graph.inputs, *fed], facts.graph.outputs),
+    )
     return found
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.batch_facts import BatchFacts
-from dask_onnx.analysis.labels import class_labels, tensor_before_zipmap
+from dask_onnx.analysis.labels import class_labels
 from dask_onnx.collections.bad_rows import ERROR
 from dask_onnx.collections.column_values import to_arrays
 from dask_onnx.collections.columns import ColumnInput, resolve_columns
 from dask_onnx.collections.frames import OutputColumns, empty_frame, output_columns
-from dask_onnx.collections.kinds import Placeholder
+from dask_onnx.collections.kinds import Placeholder, with_rows_first, with_rows_in_place
+from dask_onnx.collections.output_forms import labelled_values
 from dask_onnx.collections.ragged import check_lengths
 from dask_onnx.collections.row_checks import unproven
 from dask_onnx.collections.run_options import RowOptions, TableOptions
@@ -43,6 +45,8 @@ class FrameLayout:
     """Treatment of bad rows."""
     length_buckets: tuple[int, ...] = ()
     """Lengths that lists are padded to, ascending; empty if all lists have one length."""
+    is_independent: bool = True
+    """False if rows are not proven to be independent, so that those of a partition run together."""
 
     @property
     def used(self) -> list[Any]:
@@ -122,39 +126,54 @@ def plan_layout(
             "rename that column",
             column=ERROR,
         )
-    values = {name: tensor_before_zipmap(facts.graph, name) for name in wanted}
-    names = tuple(values.values())
-    needed = facts.inputs_of(names)
+    values = labelled_values(facts, wanted)
+    names = tuple(dict.fromkeys(values.values()))
+    axes, _ = input_axes(facts.onnx)
+    needed = [with_rows_first(spec, axes[spec.name]) for spec in facts.inputs_of(names)]
     buckets = tuple(options.length_buckets or ())
     inputs = resolve_columns(meta, needed, options.columns, ragged=bool(buckets))
-    shapes = {t.spec.name: _dims(placeholder(t)) for t in inputs}
+    shapes = with_rows_in_place({t.spec.name: _dims(placeholder(t)) for t in inputs}, axes)
     batch = facts.batch_at(names, shapes, first_axis_only=True)
     if buckets and not batch.is_proven:
         raise unproven(batch, "length_buckets runs rows of one length together")
     ragged = _as_long_as_inputs(facts, names, inputs)
-    outputs = []
-    for name, value in values.items():
-        if batch.output_axes[value] != 0:
-            axis = batch.output_axes[value]
-            where = "has no rows" if axis is None else f"has its rows on axis {axis}"
-            raise InputError(
-                f"output {name!r} {where}, so it cannot be columns of a table",
-                "name other outputs: outputs=[...]",
-                option="outputs",
-            )
-        outputs.append(
-            output_columns(
-                name,
-                value,
-                facts.typed_spec(value).dtype or np.dtype(object),
-                batch.sizes[value],
-                class_labels(facts.graph, name),
-                options.max_columns,
-                is_nullable=rows.on_error == "null",
-                is_ragged=value in ragged,
-            )
+    outputs = [
+        output_columns(
+            name,
+            value,
+            facts.typed_spec(value).dtype or np.dtype(object),
+            _rows_first(facts, batch, name, value),
+            class_labels(facts.graph, value),
+            options.max_columns,
+            is_nullable=rows.on_error == "null",
+            is_ragged=value in ragged,
         )
-    return FrameLayout(inputs, tuple(outputs), options.kept(meta.columns), rows, buckets)
+        for name, value in values.items()
+    ]
+    kept = options.kept(meta.columns)
+    return FrameLayout(inputs, tuple(outputs), kept, rows, buckets, batch.is_proven)
+
+
+def _rows_first(
+    facts: ModelFacts, batch: BatchFacts, name: str, value: str
+) -> tuple[int | float, ...] | None:
+    """Return the sizes of a value with its batch axis first, as partitions have it."""
+    axis = batch.output_axes[value]
+    kind = facts.typed_spec(value).kind
+    if kind is not None:
+        raise InputError(
+            f"output {name!r} is {kind}, so it cannot be columns of a table",
+            "name other outputs, or the tensors that it is made of: outputs=[...]",
+            option="outputs",
+        )
+    if axis is None:
+        raise InputError(
+            f"output {name!r} has no rows, so it cannot be columns of a table",
+            "name other outputs: outputs=[...]",
+            option="outputs",
+        )
+    sizes = batch.sizes[value]
+    return None if sizes is None else (sizes[axis], *sizes[:axis], *sizes[axis + 1 :])
 
 
 def _as_long_as_inputs(
@@ -170,7 +189,13 @@ def _as_long_as_inputs(
     def sizes(length: int) -> BatchFacts:
         return facts.batch_at(
             names,
-            {t.spec.name: (None, length) if t.is_ragged else _dims(placeholder(t)) for t in inputs},
+            with_rows_in_place(
+                {
+                    t.spec.name: (None, length) if t.is_ragged else _dims(placeholder(t))
+                    for t in inputs
+                },
+                input_axes(facts.onnx)[0],
+            ),
             first_axis_only=True,
         )
 

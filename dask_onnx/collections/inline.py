@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask.local
+import numpy as np
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, Task, TaskRef
@@ -29,6 +30,8 @@ class InlineGraph:
     """Keys of the tasks that bring the model to workers that cannot read it."""
     label: str
     """Label of the stages on Dask's dashboard."""
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    """Batch axis of each input that has another one than axis 0."""
 
     @property
     def hints(self) -> Hints:
@@ -36,24 +39,37 @@ class InlineGraph:
         return next(hints for task in self.tasks.values() for hints in hints_of(task))
 
     def run(self, arrays: Mapping[str, Any], supplies: Sequence[Any]) -> dict[str, Any]:
-        """Run the stages, and return values by name.
+        """Run the stages, and return values by name, with their batch axis first.
 
         Parameters
         ----------
         arrays : mapping of str to array
-            Inputs by name.
+            Inputs by name, with their batch axis first.
         supplies : sequence
             Results of the tasks of `supply_collections`.
         """
-        given = {**arrays, **dict(zip(self.supplies, supplies, strict=True))}
+        placed = {
+            name: np.moveaxis(array, 0, self.input_axes[name]) if name in self.input_axes else array
+            for name, array in arrays.items()
+        }
+        given = {**placed, **dict(zip(self.supplies, supplies, strict=True))}
         dsk = {**self.tasks, **{key: DataNode(key, value) for key, value in given.items()}}
         results = dask.local.get_sync(dsk, [key for key, _, _ in self.outputs.values()])
         return {
-            name: take_output(result, position, axis)
+            name: rows_first(take_output(result, position, axis), axis)
             for (name, (_, position, axis)), result in zip(
                 self.outputs.items(), results, strict=True
             )
         }
+
+
+def rows_first(value: Any, axis: int | None) -> Any:
+    """Return an array, or a list of arrays, with the batch axis as axis 0; views of it."""
+    if not axis:
+        return value
+    if isinstance(value, list):
+        return [np.moveaxis(item, axis, 0) for item in value]
+    return np.moveaxis(value, axis, 0)
 
 
 def inline_graph(request: Request, inputs: Sequence[str], values: Sequence[str]) -> InlineGraph:
@@ -82,7 +98,8 @@ def inline_graph(request: Request, inputs: Sequence[str], values: Sequence[str])
     tasks = () if request.delivery is None else request.delivery.tasks
     labels = [stage.label for stage in request.stages.stages]
     label = labels[0] if len(labels) == 1 else f"{labels[0]}..{labels[-1]}"
-    return InlineGraph(lowered.tasks, outputs, tuple(tasks), label)
+    axes = {name: axis for name, axis in request.batch.input_axes.items() if axis}
+    return InlineGraph(lowered.tasks, outputs, tuple(tasks), label, axes)
 
 
 def supply_collections(request: Request) -> list[Delayed]:

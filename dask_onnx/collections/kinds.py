@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask.delayed import Delayed
 
-from dask_onnx.core.errors import InputError
-from dask_onnx.core.specs import Dim, TensorSpec, converts, dtype_name
+from dask_onnx.core.specs import Dim, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,51 @@ class Placeholder:
     """The model's dtype."""
     shape: tuple[float, ...]
     """Sizes; NaN where one is known only in the task, such as the number of rows."""
+    has_rows_first: bool = True
+    """True if the rows are on axis 0 unless the caller declared another axis, as in tables."""
+
+
+def with_rows_first(spec: TensorSpec, axis: int | None) -> TensorSpec:
+    """Return the spec of an input with its batch axis moved to axis 0, as rows of a table have it.
+
+    Parameters
+    ----------
+    spec : TensorSpec
+    axis : int or None
+        Batch axis.
+    """
+    if not axis or spec.shape is None:
+        return spec
+    others = (*spec.shape[:axis], *spec.shape[axis + 1 :])
+    return TensorSpec(spec.name, spec.dtype, (spec.shape[axis], *others), spec.kind)
+
+
+def with_rows_in_place(feeds: Mapping[str, Any], axes: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return arrays, placeholders or shapes with axis 0 moved to the batch axis of their input.
+
+    Parameters
+    ----------
+    feeds : mapping of str to array, Placeholder or tuple
+        Inputs by name, with their rows first.
+    axes : mapping of str to int or None
+        Batch axis of each input of the model.
+    """
+
+    def sizes(shape: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+        rows, *others = shape
+        return (*others[:axis], rows, *others[axis:])
+
+    def placed(value: Any, axis: int) -> Any:
+        if isinstance(value, tuple):
+            return sizes(value, axis)
+        if isinstance(value, Placeholder):
+            return replace(value, shape=sizes(value.shape, axis))
+        return np.moveaxis(np.asarray(value), 0, axis)
+
+    return {
+        name: placed(value, axis) if (axis := axes.get(name)) else value
+        for name, value in feeds.items()
+    }
 
 
 def kind_of(feeds: Mapping[str, Any]) -> str:
@@ -37,49 +81,6 @@ def kind_of(feeds: Mapping[str, Any]) -> str:
     if any(isinstance(value, da.Array) for value in feeds.values()):
         return "array"
     return "eager"
-
-
-def as_array(value: Any, spec: TensorSpec) -> Any:
-    """Return a value in memory as a numpy array.
-
-    Floating-point arrays and Python's numbers take the model's dtype where `specs.converts` and
-    their values allow it. Other arrays keep their dtype, for `check_dtype` to compare.
-
-    Parameters
-    ----------
-    value : array_like
-        For an input that is a sequence, a map or an optional, anything; it is returned unchanged.
-    spec : TensorSpec
-        Input of the model.
-
-    Raises
-    ------
-    InputError
-        An integer does not fit the model's integer dtype.
-    """
-    if spec.kind is not None:
-        return value
-    if spec.dtype is None:
-        return np.asarray(value)
-    if hasattr(value, "dtype"):
-        array = np.asarray(value, dtype=spec.dtype if np.isscalar(value) else None)
-        return array.astype(spec.dtype, copy=False) if converts(array.dtype, spec.dtype) else array
-    # Python's numbers have no dtype of their own: they take the model's if their kind fits.
-    array = np.asarray(value)
-    is_integer = array.dtype.kind in "iub" and spec.dtype.kind != "O"
-    if not (is_integer or converts(array.dtype, spec.dtype) or np.isscalar(value)):
-        return array
-    converted = array.astype(spec.dtype)
-    if is_integer and spec.dtype.kind in "iu" and not np.array_equal(converted, array):
-        limits = np.iinfo(spec.dtype)
-        raise InputError(
-            f"input {spec.name!r} takes {dtype_name(spec.dtype)}, {limits.min} to {limits.max}; "
-            f"the values range from {array.min()} to {array.max()}",
-            "give values in that range, or export the model with a wider type",
-            input=spec.name,
-            numbers={"lowest": int(array.min()), "highest": int(array.max())},
-        )
-    return converted
 
 
 def is_table(x: Any) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from onnx.shape_inference import InferenceError
 
 from dask_onnx.analysis.axes.axis_report import AxisFact
+from dask_onnx.analysis.axes.propagate import propagate
+from dask_onnx.analysis.labels import class_labels
+from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.core.errors import InputError
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.plain_outputs import Labels
 
 _KEPT_AXES = "kept axes"
 """First part of the key, among a model's facts, of the axes found last for a set of outputs."""
@@ -59,7 +63,11 @@ def predict_dataarray(
         )
     found = _axis_facts(facts, feed, tuple(x.shape), tuple(output_axes))
     return {
-        name: _labelled_output(name, value, x, axis, output_axes[name], found)
+        name: _with_classes(
+            _labelled_output(name, value, x, axis, output_axes[name], found),
+            class_labels(facts.graph, name),
+            x,
+        )
         for name, value in run(x.data).items()
     }
 
@@ -107,13 +115,10 @@ def _axis_facts(
     last: tuple[tuple[int, ...], Sequence[AxisFact]] | None = facts.kept.get(key)
     if last is not None and last[0] == shape:
         return last[1]
-    try:
-        table = facts.axes({feed: shape}, outputs)
-    except InferenceError:
-        found = []
-    else:
-        found = [fact for fact in table if any(name == feed for name, _ in fact.inputs)]
-    facts.kept[key] = (shape, found)
+    table = facts.axes({feed: shape}, outputs)
+    own = [fact for fact in table if any(name == feed for name, _ in fact.inputs)]
+    found = [_placed(fact, facts, feed, shape) for fact in own]
+    facts.kept.put(key, (shape, found))
     return found
 
 
@@ -125,7 +130,7 @@ def _labelled_output(
     output_axis: int | None,
     facts: Iterable[AxisFact],
 ) -> xr.DataArray:
-    dims: list[Any] = [f"{name}_{i}" for i in range(value.ndim)]
+    dims: list[Any] = new_dimensions(name, value.ndim)
     surviving = set()
     if output_axis is not None:
         dims[output_axis] = x.dims[axis]
@@ -140,6 +145,63 @@ def _labelled_output(
         dims[own] = x.dims[place]
         surviving.add(x.dims[place])
     return label(value, dims, x, surviving, name=name)
+
+
+def _with_classes(
+    result: xr.DataArray, classes: Labels | None, source: xr.DataArray
+) -> xr.DataArray:
+    """Return scores of a classifier with the classes as labels of their last dimension."""
+    last = result.dims[-1] if result.dims else None
+    if classes is None or last in source.dims or result.shape[-1] != len(classes):
+        return result
+    return result.assign_coords({last: list(classes)})
+
+
+def new_dimensions(name: str, count: int) -> list[str]:
+    """Return names for the dimensions of an output, by its name where that is a word.
+
+    Parameters
+    ----------
+    name : str
+        Name of the output; exporters also write "sigmoid_0.tmp_0" or "model/head:0".
+    count : int
+        Number of dimensions.
+    """
+    word = name if name.isidentifier() else "dim"
+    return [f"{word}_{axis}" for axis in range(count)]
+
+
+def _placed(fact: AxisFact, facts: ModelFacts, feed: str, shape: tuple[int, ...]) -> AxisFact:
+    """Return a fact with the place of positions where elements also read a statistic over all.
+
+    A network that scales an image by its mean reads all pixels, and leaves them where they are.
+    """
+    if fact.kind != "reduced" or fact.axis is None or len(fact.inputs) > 1:
+        return fact
+    ((_, place),) = fact.inputs
+    specs = infer_shapes(facts.graph, {feed: shape}, facts.schemas)
+    found = propagate(
+        facts.graph, specs, {feed: place}, facts.custom_axes, ignores_statistics=True
+    ).get(fact.value)
+    if (
+        found is None
+        or found.is_broken
+        or (found.axis, found.outer, found.inner)
+        != (
+            fact.axis,
+            1,
+            1,
+        )
+    ):
+        return fact
+    window = found.window
+    return replace(
+        fact,
+        kind=found.kind.label,
+        offset=float(window.offset),
+        stride=float(window.stride),
+        extent=float(window.extent),
+    )
 
 
 def _is_in_place(fact: AxisFact) -> bool:

@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dask_onnx.analysis.batch import input_axes
 from dask_onnx.collections.eager import predict_eager
-from dask_onnx.collections.kinds import Placeholder
+from dask_onnx.collections.inline import rows_first
+from dask_onnx.collections.kinds import Placeholder, with_rows_in_place
+from dask_onnx.collections.observed_types import observe_types
+from dask_onnx.collections.output_forms import computed_values, output_forms
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_builder import build_request
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
@@ -48,14 +52,21 @@ def predict_tables(
     """
     _refuse_cut(run.plan, "a table")
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values).ordered
+    observe_types(facts, computed_values(output_forms(facts, wanted)))
+
+    axes, _ = input_axes(facts.onnx)
 
     def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
+        feeds = with_rows_in_place(feeds, axes)
         return build_request(facts, feeds, dataclasses.replace(run, outputs=names))[0]
 
     def of_arrays(arrays: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
         named = dataclasses.replace(run, outputs=names)
-        request, feeds, _ = build_request(facts, arrays, named, inline=inline)
-        return predict_eager(request, feeds, inline=inline)
+        placed = with_rows_in_place(arrays, axes)
+        request, feeds, _ = build_request(facts, placed, named, inline=inline)
+        found = predict_eager(request, feeds, inline=inline)
+        places = request.batch.output_axes
+        return {name: rows_first(value, places[name]) for name, value in found.items()}
 
     return _tables().predict_table(
         facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
@@ -65,8 +76,9 @@ def predict_tables(
 def meta_of_table(
     facts: ModelFacts, x: Any, outputs: Outputs, table: TableOptions, rows: RowOptions
 ) -> Any:
-    """Return the result of `predict_tables` without rows. Runs nothing."""
+    """Return the result of `predict_tables` without rows. Runs nothing on a cluster."""
     wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).ordered
+    observe_types(facts, computed_values(output_forms(facts, wanted)))
     meta = meta_of(x)
     frame = meta.to_frame() if meta.ndim == 1 else meta
     return _tables().plan_layout(facts, frame, wanted, table, rows).meta(frame)
@@ -76,24 +88,31 @@ def predict_bags(facts: ModelFacts, x: Any, run: RunOptions, rows: RowOptions) -
     """Return a bag for a bag; two bags if `rows` splits off the bad rows."""
     from dask_onnx.collections import bag as bags  # dask.bag is loaded by those who use it
 
-    return bags.predict_bag(partition_request(facts, run), x, rows)
+    optional = [spec.name for spec in facts.onnx.defaults]
+    request = partition_request(facts, run)
+    forms = output_forms(facts, request.wanted.names)
+    return bags.predict_bag(request, x, rows, optional, forms)
 
 
 def partition_request(facts: ModelFacts, run: RunOptions) -> Request:
     """Return a request for rows that are known only inside tasks, partition by partition."""
     _refuse_cut(run.plan, "a bag")
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
+    values = computed_values(output_forms(facts, wanted.names))
+    observe_types(facts, values)
+    axes, _ = input_axes(facts.onnx)
     feeds = {
         spec.name: Placeholder(
             spec.dtype or np.dtype(object),
             tuple(
-                dim if isinstance(dim, int) and axis else math.nan
-                for axis, dim in enumerate(spec.shape or ())
+                dim if isinstance(dim, int) and place != (axes[spec.name] or 0) else math.nan
+                for place, dim in enumerate(spec.shape or ())
             ),
+            has_rows_first=any(axis is not None for axis in axes.values()),
         )
-        for spec in facts.inputs_of(wanted.names)
+        for spec in facts.inputs_of(tuple(values))
     }
-    run = dataclasses.replace(run, outputs=list(wanted.names))
+    run = dataclasses.replace(run, outputs=values)
     return dataclasses.replace(build_request(facts, feeds, run)[0], wanted=wanted)
 
 
@@ -112,16 +131,17 @@ def predict_labelled(facts: ModelFacts, x: Any, run: RunOptions, of_array: Any) 
     from dask_onnx.collections import labelled_arrays as labelled  # needs xarray
 
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
-    needed = [spec.name for spec in facts.inputs_of(wanted.names)]
+    forms = output_forms(facts, wanted.names)
+    values = tuple(computed_values(forms))
+    needed = [spec.name for spec in facts.inputs_of(values)]
     (name,) = resolve_feeds(x, facts.inputs, needed)
-    batch = facts.batch_at(wanted.names, {name: tuple(x.shape)})
-    named = dataclasses.replace(run, outputs=list(wanted.names))
-    axes = {output: batch.output_axes[output] for output in wanted.names}
-    return wanted.shape_result(
-        labelled.predict_dataarray(
-            x, facts, name, batch.input_axes[name], axes, lambda array: of_array(array, named)
-        )
+    batch = facts.batch_at(values, {name: tuple(x.shape)})
+    named = dataclasses.replace(run, outputs=list(values))
+    axes = {value: batch.output_axes[value] for value in values}
+    found = labelled.predict_dataarray(
+        x, facts, name, batch.input_axes[name], axes, lambda array: of_array(array, named)
     )
+    return wanted.shape_result({output: form.of_arrays(found) for output, form in forms.items()})
 
 
 def _refuse_cut(plan: Any, what: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ class Request:
     """True if the caller gave the number of rows of a batch."""
     delivery: Delivery | None = None
     """Tasks that bring the model to workers that cannot get it themselves."""
+    types: Mapping[str, TensorSpec] = field(default_factory=dict)
+    """Specs of outputs that are known better than when the stages were cut."""
+    unproven_types: frozenset[str] = frozenset()
+    """Outputs whose rank is declared but follows from no rule; their blocks are checked."""
 
     @property
     def batching(self) -> Batching:
@@ -50,8 +55,9 @@ class Request:
         return {key: {key: task} for key, task in tasks.items()}
 
     def spec(self, output: str) -> TensorSpec:
-        """Return the declared dtype and shape of an output."""
-        return next(spec for spec in self.stages.outputs if spec.name == output)
+        """Return the dtype and shape of an output."""
+        known = self.types.get(output)
+        return known or next(spec for spec in self.stages.outputs if spec.name == output)
 
     def dtype(self, output: str) -> np.dtype:
         """Return the dtype of an output; object where ONNX's type has no numpy dtype."""

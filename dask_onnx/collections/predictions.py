@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from dask.base import is_dask_collection
 from dask.delayed import Delayed
 from dask.task_spec import Alias
@@ -14,7 +14,10 @@ from dask_onnx.collections.array import predict_arrays
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.extraction import with_fed_defaults
-from dask_onnx.collections.kinds import as_array, is_bag, is_dataarray, is_table, kind_of
+from dask_onnx.collections.feeds import convert_feeds
+from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, kind_of
+from dask_onnx.collections.observed_types import observe_types
+from dask_onnx.collections.output_forms import OutputForm, computed_values, output_forms
 from dask_onnx.collections.partitions import (
     meta_of_table,
     partition_request,
@@ -22,13 +25,15 @@ from dask_onnx.collections.partitions import (
     predict_labelled,
     predict_tables,
 )
+from dask_onnx.collections.path_inputs import refuse_paths
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_builder import build_request, check_inputs
-from dask_onnx.collections.request_checks import resolve_feeds
+from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
 from dask_onnx.collections.run_options import BatchSize, RowOptions, RunOptions, TableOptions
 from dask_onnx.core.errors import InputError
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.staged_model import StagedModel
+from dask_onnx.runtime.input_values import as_input
 
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
     "eager": predict_eager,
@@ -42,6 +47,7 @@ def predict(
     facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
 ) -> Any:
     """Run a model on a collection; see `Model.predict`."""
+    refuse_paths(x, facts.inputs)
     if is_table(x):
         return predict_tables(facts, x, run, table, rows)
     table.refuse(x)
@@ -63,6 +69,7 @@ def predict_checked(
     InputError
         `x` is neither a table nor a bag.
     """
+    refuse_paths(x, facts.inputs)
     rows = RowOptions("split", require_finite)
     if is_table(x):
         good, bad = predict_tables(facts, x, run, table, rows)
@@ -87,16 +94,10 @@ def predict_inline(
     InputError
         `x` is lazy, or does not fit the model.
     """
+    refuse_paths(x, facts.inputs)
     if is_table(x) and not is_dask_collection(x):
         return predict_tables(facts, x, run, table, rows, inline=True)
-    request, feeds, kind = build_request(facts, x, run, inline=True)
-    if kind != "eager":
-        raise InputError(
-            "a model called like a function takes arrays in memory, not lazy collections",
-            "use model.predict(...), which stays lazy",
-            option="x",
-        )
-    return request.wanted.shape_result(predict_eager(request, feeds, inline=True))
+    return _arrays(facts, x, run, inline=True)
 
 
 def check(
@@ -109,6 +110,7 @@ def check(
     InputError, PlanError
         Those that `predict` raises before any work.
     """
+    refuse_paths(x, facts.inputs)
     if is_table(x):
         meta_of_table(facts, x, run.outputs, table, rows)
         return
@@ -129,11 +131,12 @@ def as_lazy_inputs(facts: ModelFacts, x: Any) -> Any:
     x : array or Delayed; or mapping of str to these
         The first input of the model, or inputs by name.
     """
+    refuse_paths(x, facts.inputs)
     specs = {spec.name: spec for spec in (*facts.inputs, *facts.onnx.defaults)}
 
     def as_lazy(name: str, value: Any) -> Any:
         is_in_memory = name in specs and not is_dask_collection(value)
-        return as_delayed(name, as_array(value, specs[name]) if is_in_memory else value)
+        return as_delayed(name, as_input(value, specs[name]) if is_in_memory else value)
 
     if isinstance(x, Mapping):
         return {name: as_lazy(name, value) for name, value in x.items()}
@@ -147,18 +150,42 @@ def task_graph(staged: StagedModel, x: Any, batch_size: BatchSize) -> dict[Any, 
         return task_graph(staged.on(facts), x, batch_size)
     feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in staged.stage_graph.inputs])
     outputs = [spec.name for spec in staged.stage_graph.outputs]
+    feeds = convert_feeds(feeds, staged.stage_graph.inputs)
     if kind_of(feeds) == "eager":
-        check_inputs(facts, {n: np.asarray(v) for n, v in feeds.items()}, outputs)
+        check_inputs(facts, feeds, outputs)
         feeds = {name: as_delayed(name, value) for name, value in feeds.items()}
     run = RunOptions(outputs, batch_size, staged)
     tasks: dict[Any, Any] = {}
-    for name, collection in predict(facts, feeds, run, TableOptions(), RowOptions()).items():
-        tasks.update(collection.__dask_graph__())
-        if isinstance(collection, Delayed):
-            tasks[name] = Alias(name, collection.key)
+    for name, found in predict(facts, feeds, run, TableOptions(), RowOptions()).items():
+        for collection in found if isinstance(found, list) else [found]:
+            tasks.update(collection.__dask_graph__())
+            if isinstance(collection, Delayed):
+                tasks[name] = Alias(name, collection.key)
     return tasks
 
 
-def _arrays(facts: ModelFacts, x: Any, run: RunOptions) -> Any:
-    request, feeds, kind = build_request(facts, x, run)
-    return request.wanted.shape_result(_PREDICT[kind](request, feeds))
+def _is_lazy_array(x: Any) -> bool:
+    """Return whether the prediction for `x` is a dask.array, whose type must be known at once."""
+    return kind_of(x if isinstance(x, Mapping) else {"": x}) == "array"
+
+
+def _arrays(facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False) -> Any:
+    """Run a model on arrays or Delayed; the outputs come in the forms of `output_forms`."""
+    wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
+    forms = output_forms(facts, wanted.names)
+    named = replace(run, outputs=computed_values(forms))
+    if isinstance(run.batch_size, int) or _is_lazy_array(x):
+        observe_types(with_fed_defaults(facts, x), computed_values(forms))
+    request, feeds, kind = build_request(facts, x, named, inline=inline)
+    if not inline:
+        found = _PREDICT[kind](request, feeds)
+    elif kind == "eager":
+        found = predict_eager(request, feeds, inline=True)
+    else:
+        raise InputError(
+            "a model called like a function takes arrays in memory, not lazy collections",
+            "use model.predict(...), which stays lazy",
+            option="x",
+        )
+    as_output = OutputForm.of_delayed if kind == "delayed" else OutputForm.of_arrays
+    return wanted.shape_result({name: as_output(form, found) for name, form in forms.items()})

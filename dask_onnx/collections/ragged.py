@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.collections.bad_rows import RowsError
+from dask_onnx.collections.bad_rows import RowsError, crashes_at
 from dask_onnx.core.errors import Suggestion
 
 
@@ -140,7 +140,9 @@ def run_by_length(
             name: value.padded(positions, length) if isinstance(value, Ragged) else value[positions]
             for name, value in arrays.items()
         }
-        for name, values in run(feeds).items():
+        with crashes_at(positions):
+            found = run(feeds)
+        for name, values in found.items():
             in_order = rows.setdefault(name, [None] * len(lengths))
             for position, value in zip(positions, values, strict=True):
                 in_order[position] = value[: lengths[position]] if name in trimmed else value

@@ -8,18 +8,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from dask.delayed import Delayed
 
 from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.batch_facts import BatchFacts
+from dask_onnx.analysis.input_sizes import check_symbol_sizes
+from dask_onnx.analysis.learned_types import is_typed
 from dask_onnx.cluster.capacity import Load, check_fits
 from dask_onnx.cluster.configuration import ensure_configured
-from dask_onnx.cluster.delivery import current_client, plan_delivery
+from dask_onnx.cluster.current_scheduler import current_client, ensure_connected
+from dask_onnx.cluster.delivery import plan_delivery
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.extraction import with_fed_defaults
-from dask_onnx.collections.kinds import as_array, has_rows, is_empty, kind_of, most_rows, shapes_of
+from dask_onnx.collections.feeds import convert_feeds, describe_feeds
+from dask_onnx.collections.kinds import (
+    Placeholder,
+    has_rows,
+    is_empty,
+    kind_of,
+    most_rows,
+    shapes_of,
+)
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import (
     Wanted,
@@ -27,9 +39,11 @@ from dask_onnx.collections.request_checks import (
     resolve_feeds,
     resolve_outputs,
 )
-from dask_onnx.collections.row_checks import check_uncut, resolve_batching
+from dask_onnx.collections.row_checks import check_named_rows, check_uncut, resolve_batching
 from dask_onnx.collections.run_options import Outputs, RunOptions
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import InputError, PlanError, Suggestion
+from dask_onnx.core.specs import Dim
+from dask_onnx.facts.host_checks import check_hosts
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.staged_model import StagedModel, whole_model
 from dask_onnx.lowering.lower import LoweringOptions
@@ -41,7 +55,7 @@ from dask_onnx.store.publishing import publish
 def build_request(
     facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False
 ) -> tuple[Request, dict[str, Any], str]:
-    """Check what a caller asks for, without looking at values, and return it as a request.
+    """Check what a caller asks for, with its values in memory converted, and return a request.
 
     Parameters
     ----------
@@ -57,8 +71,8 @@ def build_request(
     -------
     request : Request
         The checked request.
-    feeds : dict of str to array_like, dask.array or Delayed
-        Inputs by name, in the order of the graph.
+    feeds : dict of str to array, dask.array or Delayed
+        Inputs by name, in the order of the graph; those in memory in the model's types.
     kind : str
         Kind of collection, as `kinds.kind_of` names it.
 
@@ -81,7 +95,9 @@ def build_request(
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     chosen = chosen.for_outputs(wanted.names)
     feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in chosen.stage_graph.inputs])
+    feeds = convert_feeds(feeds, chosen.stage_graph.inputs)
     kind = kind_of(feeds)
+    check_symbol_sizes(facts.graph, shapes_of(feeds, facts.inputs))
     batch = _batch_of(facts, wanted, feeds, kind, run)
     batching = resolve_batching(batch, wanted.names, run.batch_size)
     if batching.is_auto and len(chosen.stages) > 1:
@@ -134,7 +150,17 @@ def request_of(
         rows=staged.rows,
         expects=staged.is_measured,
     )
-    return Request(facts.onnx.ref, staged.stage_graph, wanted, batch, options)
+    types = {name: spec for name in wanted.names if (spec := facts.declared.get(name)) is not None}
+    unproven = (name for name in wanted.names if not is_typed(facts.inferred.get(name)))
+    return Request(
+        facts.onnx.ref,
+        staged.stage_graph,
+        wanted,
+        batch,
+        options,
+        types=types,
+        unproven_types=frozenset(unproven),
+    )
 
 
 def check_inputs(facts: ModelFacts, x: Any, outputs: Outputs = None) -> None:
@@ -148,14 +174,16 @@ def check_inputs(facts: ModelFacts, x: Any, outputs: Outputs = None) -> None:
     facts = with_fed_defaults(facts, x)
     wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values)
     needed = whole_model(facts).for_outputs(wanted.names).stage_graph.inputs
-    specs = {spec.name: spec for spec in facts.inputs}
+    feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in needed])
     arrays = {
-        name: value if hasattr(value, "dtype") else as_array(value, specs[name])
-        for name, value in resolve_feeds(x, facts.inputs, [spec.name for spec in needed]).items()
+        name: value
+        for name, value in describe_feeds(feeds, facts.inputs).items()
         # The dtype and shape of a Delayed are not known before it is computed.
         if not isinstance(value, Delayed)
     }
-    batch = facts.batch_at(wanted.names, shapes_of(arrays, facts.inputs))
+    shapes = shapes_of(arrays, facts.inputs)
+    check_symbol_sizes(facts.graph, shapes)
+    batch = facts.batch_at(wanted.names, shapes)
     axes = batch.input_axes if batch.is_proven else dict.fromkeys(batch.input_axes)
     check_arrays(arrays, facts.inputs, axes)
 
@@ -179,17 +207,67 @@ def _batch_of(
     """Return the axes that carry rows, and check that no axis is cut without a proof."""
     axes, fixed = input_axes(facts.onnx)
     batch_size = run.batch_size
+    if _is_one_run(facts, feeds, kind, batch_size):
+        return BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
     is_cut = kind != "eager" or isinstance(batch_size, int) or fixed is not None
     if not (is_cut or is_empty(feeds, axes) or (batch_size == "auto" and has_rows(feeds, axes))):
         # All rows are one run, which needs no proof that they are independent.
         return BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
     shapes = shapes_of(feeds, facts.inputs)
     is_table = kind == "table"
-    batch = facts.batch_at(wanted.names, shapes, first_axis_only=is_table)
+    rows_first = any(isinstance(v, Placeholder) and v.has_rows_first for v in feeds.values())
+    batch = facts.batch_at(wanted.names, shapes, first_axis_only=rows_first)
     if batch.is_proven or is_table:
         return batch
     check_uncut(batch, feeds, facts.inputs, batch_size)
+    _check_runs_whole(facts, batch, shapes)
     return facts.whole_batch(batch, wanted.names, shapes)
+
+
+def _check_runs_whole(
+    facts: ModelFacts, batch: BatchFacts, shapes: Mapping[str, tuple[Dim, ...]]
+) -> None:
+    """Refuse inputs that a graph cannot run at once, and that it cannot be given in pieces either.
+
+    Raises
+    ------
+    InputError
+        A constant inside the graph names other sizes.
+    """
+    conflict = facts.conflict_at(shapes)
+    if conflict is not None:
+        given = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+        raise InputError(
+            f"the model cannot run with inputs of shape {given}: {conflict}; and its rows are not "
+            f"proven to be independent: {batch.blockers[0]}",
+            "give sizes as the model was exported with; or open them: dx.load(..., "
+            "free_batch=True), if the graph can be rewritten; or export it with open dimensions",
+            input=next(iter(shapes), None),
+            node=conflict.node,
+            suggestions=[Suggestion("free_batch", True)],
+        )
+
+
+def _is_one_run(facts: ModelFacts, feeds: dict[str, Any], kind: str, batch_size: Any) -> bool:
+    """Return whether a graph that names a number of rows inside runs all given rows at once.
+
+    Raises
+    ------
+    InputError
+        A node cannot run with so many rows, and they are not proven to be independent.
+    """
+    exported = facts.exported_rows
+    if exported is None or not exported.is_open or kind not in ("eager", "array"):
+        return False
+    shapes = shapes_of(feeds, facts.inputs)
+    conflict = facts.conflict_at(shapes)
+    if conflict is None:
+        return kind == "eager" and not isinstance(batch_size, int)
+    if not exported.is_proven:
+        name, axis = next(iter(exported.axes.items()))
+        rows = shapes[name][axis] if name in shapes else None
+        check_named_rows(exported, conflict, rows if isinstance(rows, int) else None, name)
+    return False
 
 
 def _check_cluster(
@@ -209,11 +287,15 @@ def _check_cluster(
 
     Raises
     ------
+    ClusterError
+        The cluster is gone.
     PlanError
         The plan does not fit, or the cluster cannot be configured for its placement.
     """
     client = current_client()
+    ensure_connected(client)
     ensure_configured(client, plan.placement)
+    check_hosts(client, plan.facts, plan.recipe.session)
     load = Load(
         plan.facts.name,
         plan.stage_graph,

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from dask_onnx.analysis.shapes import bind_symbols
+from dask_onnx.analysis.input_sizes import check_static_sizes
 from dask_onnx.collections.run_options import Outputs
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import TensorSpec, converts, dtype_name
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.runtime.input_values import check_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +192,9 @@ def _check_static(
     known = {
         name: shape
         for name, shape in shapes.items()
-        if axes[name] is None or shape[_within(axes[name], shape)] >= 0
+        if (axis := axes[name]) is None or axis >= len(shape) or shape[axis] >= 0
     }
-    bind_symbols(tuple(inputs), known)
+    check_static_sizes(inputs, known)
     # The other axes of inputs whose number of rows is unknown can still be checked.
     for spec in inputs:
         shape = shapes.get(spec.name)
@@ -203,14 +202,16 @@ def _check_static(
             axis = axes[spec.name]
             assert axis is not None
             rows = tuple(1 if i == axis else size for i, size in enumerate(shape))
-            bind_symbols((spec,), {spec.name: rows})
+            check_static_sizes((spec,), {spec.name: rows})
 
 
 def _check_rows(arrays: Mapping[str, Any], axes: Mapping[str, int | None]) -> None:
     rows = {
         name: array.shape[axis]
         for name, array in arrays.items()
-        if (axis := axes[name]) is not None and not math.isnan(array.shape[axis])
+        if (axis := axes[name]) is not None
+        and axis < len(array.shape)
+        and not math.isnan(array.shape[axis])
     }
     if len(set(rows.values())) > 1:
         first, *others = rows
@@ -229,10 +230,6 @@ def format_row_counts(rows: Mapping[str, Any]) -> str:
     return ", ".join(f"{name!r} has {count}" for name, count in rows.items())
 
 
-def _within(axis: int | None, shape: tuple[int, ...]) -> int:
-    return min(axis or 0, len(shape) - 1)
-
-
 def _check_kind(value: Any, spec: TensorSpec) -> None:
     wanted = {"seq": list, "map": dict}.get((spec.kind or "").partition("(")[0])
     if wanted is not None and not isinstance(value, wanted):
@@ -241,26 +238,3 @@ def _check_kind(value: Any, spec: TensorSpec) -> None:
             f"pass a {wanted.__name__}",
             input=spec.name,
         )
-
-
-def check_dtype(dtype: np.dtype[Any], spec: TensorSpec) -> None:
-    """Compare the dtype of an array with an input of the model.
-
-    Raises
-    ------
-    InputError
-        The dtypes differ, neither both are strings nor `specs.converts` applies.
-    """
-    if spec.dtype is None or dtype == spec.dtype or _are_strings(dtype, spec.dtype):
-        return
-    if converts(dtype, spec.dtype):
-        return
-    raise InputError(
-        f"input {spec.name!r} has dtype {dtype}; the model takes {dtype_name(spec.dtype)}",
-        f"convert it: .astype({dtype_name(spec.dtype)!r})",
-        input=spec.name,
-    )
-
-
-def _are_strings(dtype: Any, wanted: Any) -> bool:
-    return bool(wanted.kind == "O" and dtype.kind in "UOST")

@@ -8,7 +8,8 @@ from typing import Any
 
 from dask.delayed import Delayed
 
-from dask_onnx.analysis.batch_facts import BatchFacts
+from dask_onnx.analysis.batch_facts import BatchFacts, ExportedRows
+from dask_onnx.analysis.size_conflicts import SizeConflict
 from dask_onnx.collections.request_checks import check_arrays, format_row_counts
 from dask_onnx.collections.run_options import BatchSize
 from dask_onnx.core.errors import InputError, Suggestion
@@ -28,12 +29,14 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
         Requested outputs.
     batch_size : int, "auto" or None
         "auto" leaves the choice to the task, unless rows may depend on each other or an output has
-        no rows; then, and for None, all rows of a task are one run.
+        no rows; then, and for None, all rows of a task are one run. A graph that takes one number
+        of rows only, for a constant inside it, runs that many whatever is asked for.
 
     Raises
     ------
     InputError
-        `batch_size` is not a positive integer, or the graph fixes another number of rows.
+        `batch_size` is not a positive integer, or the inputs of the graph fix another number of
+        rows.
     """
     is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
     if batch_size not in (None, "auto") and not (is_number and int(batch_size or 0) >= 1):
@@ -45,13 +48,16 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
         )
     fixed = batch.fixed_rows
     if fixed is None:
-        if batch_size != "auto":
-            return Batching(batch_size)
         has_rows = any(axis is not None for axis in batch.input_axes.values())
         rows_are_free = has_rows and not batch.dependent and not batch.opaque
         have_rows = all(batch.output_axes[name] is not None for name in outputs)
-        return Batching(is_auto=rows_are_free and have_rows)
-    if batch_size not in (None, "auto", fixed):
+        is_free = rows_are_free and have_rows
+        if batch_size != "auto":
+            return Batching(batch_size, is_divisible=is_free and not batch.random)
+        return Batching(is_auto=is_free)
+    # A graph that declares an open number of rows does not show the one that it takes.
+    is_open = batch.exported is not None and batch.exported.is_open
+    if batch_size not in (None, "auto", fixed) and not is_open:
         raise InputError(
             f"batch_size is {batch_size}; the graph takes exactly {fixed} "
             f"row{'s' if fixed > 1 else ''} a run",
@@ -149,6 +155,45 @@ def unproven(
         node=blocker.node or None,
         numbers=numbers,
         suggestions=[Suggestion("rows", "independent"), Suggestion("batch_size", None)],
+    )
+
+
+def check_named_rows(
+    exported: ExportedRows, conflict: SizeConflict, rows: float | None, what: str
+) -> None:
+    """Refuse a number of rows that a graph with open rows cannot run, since it names another one.
+
+    Parameters
+    ----------
+    exported : ExportedRows
+        The number that the graph names, which is not proven to be one of independent rows.
+    conflict : SizeConflict
+        Node that cannot run with the given sizes.
+    rows : float, optional
+        Given number of rows; None if it is not known.
+    what : str
+        Name of the first input that carries rows.
+
+    Raises
+    ------
+    InputError
+        Always, unless the number of rows is the exported one.
+    """
+    if rows == exported.rows:
+        return
+    reasons = [*exported.mixing, *exported.opaque, *exported.lost]
+    raise InputError(
+        f"the model declares an open number of rows, and was exported for {exported.rows}: with "
+        f"{'these' if rows is None else f'{rows:g}'} rows {conflict}; its rows are not proven to "
+        f"be independent, because of node {reasons[0]!r}",
+        f"give {exported.rows} rows; or, if rows are independent, declare it, so that they are run "
+        f"{exported.rows} at a time: dx.load(..., rows='independent'); or export the model with "
+        "an open batch dimension",
+        option="rows",
+        input=what,
+        node=conflict.node,
+        numbers={"exported_rows": exported.rows, **({} if rows is None else {"rows": rows})},
+        suggestions=[Suggestion("rows", "independent")],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,9 +95,26 @@ class TableOptions:
         object.__setattr__(self, "length_buckets", sizes)
 
     def kept(self, columns: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the columns of a table that the result keeps."""
+        """Return the columns of a table that the result keeps.
+
+        Raises
+        ------
+        InputError
+            There is no column of a name, or there are several.
+        """
+        names = self.append if not isinstance(self.append, bool) else columns if self.append else ()
+        counts = Counter(columns)
+        twice = [name for name in names if counts[name] > 1]
+        if twice:
+            raise InputError(
+                f"{counts[twice[0]]} columns are called {twice[0]!r}, and append keeps them",
+                "rename them, or drop all but one: table.loc[:, ~table.columns.duplicated()]",
+                option="append",
+                column=str(twice[0]),
+                numbers={"columns": counts[twice[0]], "expected_columns": 1},
+            )
         if isinstance(self.append, bool):
-            return tuple(columns) if self.append else ()
+            return tuple(names)
         missing = [name for name in self.append if name not in columns]
         if missing:
             raise InputError(

@@ -10,6 +10,8 @@ from typing import Any
 import dask.config
 import yaml
 
+from dask_onnx.core.config_keys import UnknownKey, unknown_keys
+
 FILE = Path(__file__).parents[1] / "onnx.yaml"
 """Every key with its default and its unit."""
 
@@ -47,5 +49,17 @@ def _rename_old_keys() -> None:
         )
 
 
+def unknown() -> list[UnknownKey]:
+    """Return the keys and environment variables that look like those of dask_onnx and are not."""
+    return unknown_keys(DEFAULTS)
+
+
+def _tell_unknown_keys() -> None:
+    """Warn of misspelt keys, for which the default would be used without a word."""
+    for key in unknown():
+        warnings.warn(str(key), UserWarning, stacklevel=2)
+
+
 dask.config.update_defaults({"onnx": DEFAULTS})
 _rename_old_keys()
+_tell_unknown_keys()

@@ -17,6 +17,9 @@ from dask.layers import ArraySliceDep
 # The documented serializers of arrays choose their own compression; this one takes a context.
 from distributed.protocol.numpy import serialize_numpy_ndarray
 
+# A thread notes here whether it still belongs to its worker's thread pool.
+from distributed.threadpoolexecutor import thread_state as pool_thread_state
+
 # Workers have no documented way to run blocking work off their event loop in their own thread pool.
 from distributed.utils import offload
 
@@ -26,11 +29,16 @@ from distributed.worker import thread_state
 __all__ = [
     "ArraySliceDep",
     "add_dependency",
+    "annotate",
+    "count_deaths_from",
     "expect_duration",
+    "has_left_pool",
+    "has_lost_scheduler",
     "is_running_task",
     "meta_of",
     "offload",
     "remove_dependency",
+    "replace_task",
     "reschedule_unrunnable",
     "run_function_on_scheduler",
     "run_function_on_worker",
@@ -38,12 +46,32 @@ __all__ = [
     "set_other_restrictions",
     "set_priority",
     "set_retries",
+    "unrunnable_preferences",
 ]
 
 
 def is_running_task() -> bool:
     """Return whether this thread runs a task of a Dask cluster."""
     return hasattr(thread_state, "execution_state")
+
+
+def has_left_pool() -> bool:
+    """Return whether this thread's task has left the thread pool of its worker.
+
+    `distributed.secede` and `distributed.worker_client` make it do so, and it may then wait for
+    other tasks of the cluster. There is no documented way to tell.
+    """
+    return not getattr(pool_thread_state, "proceed", True)
+
+
+def has_lost_scheduler(client: Any) -> bool:
+    """Return whether a client was closed because it could not reach its scheduler again.
+
+    A client that the caller closes, or that closes with a cluster of this process, keeps the
+    connection as an attribute. `Client.status` is the same for both.
+    """
+    is_closed = client.status in ("closing", "closed", "connecting")
+    return is_closed and client.scheduler_comm is None
 
 
 def run_function_on_scheduler(worker: Any) -> Callable[..., Awaitable[dict[str, Any]]]:
@@ -92,11 +120,56 @@ def set_other_restrictions(
 def reschedule_unrunnable(scheduler: Any, stimulus_id: str) -> None:
     """Start tasks in state "no-worker" that a worker may run now.
 
-    The scheduler looks at them only when a worker joins, not when restrictions change.
+    The scheduler looks at them only when a worker joins or goes on, not when restrictions change.
+    Even then it leaves out tasks that merely prefer workers that are gone or paused: it decides by
+    the preferred workers alone.
     """
-    for worker in list(scheduler.workers.values()):
-        runnable = scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
-        scheduler.transitions(runnable, stimulus_id=stimulus_id)
+    if not scheduler.running:
+        return
+    runnable: dict[Any, str] = {}
+    for worker in list(scheduler.running):
+        runnable |= scheduler.bulk_schedule_unrunnable_after_adding_worker(worker)
+    for state in unrunnable_preferences(scheduler):
+        runnable.setdefault(state.key, "processing")
+    scheduler.transitions(runnable, stimulus_id=stimulus_id)
+
+
+def unrunnable_preferences(scheduler: Any) -> list[Any]:
+    """Return the tasks in state "no-worker" that any worker may run, though they prefer some.
+
+    Those that require resources are left out: Dask's preferences do not reserve them.
+    """
+    return [
+        state
+        for state in list(scheduler.unrunnable)
+        if state.loose_restrictions and not state.resource_restrictions
+    ]
+
+
+def annotate(state: Any, name: str, value: Any) -> None:
+    """Add an annotation to a task, which its next worker sees.
+
+    The documented way to annotate is for graphs that are about to be submitted.
+    """
+    state.annotations = {**(state.annotations or {}), name: value}
+
+
+def count_deaths_from(state: Any, first: int) -> None:
+    """Let Dask's count of workers that died with a task begin at `first`.
+
+    Dask gives a task up when the count exceeds ``allowed-failures``, which no documented interface
+    changes for some tasks only.
+    """
+    state.suspicious = first
+
+
+def replace_task(state: Any, spec: Any, *, retries: int) -> None:
+    """Replace what a task runs, under the same key, and how often it is repeated if it raises.
+
+    Nothing documented changes a graph that the scheduler already has.
+    """
+    state.run_spec = spec
+    state.retries = retries
 
 
 def set_retries(state: Any, retries: int) -> None:

@@ -7,9 +7,13 @@ since most are raised on a worker and caught on a client.
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dask_onnx.core.formatting import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,10 @@ class Suggestion:
         return self.option if self.value is None else f"{self.option}={self.value!r}"
 
 
+_MAX_CHARACTERS = 4000
+"""Length of a cause and of a next step; together less than ``distributed.admin.max-error-length``.
+"""
+_LINE_BREAK = re.compile(r"\s*[\n\r]\s*")
 _FIELDS = (
     "option",
     "input",
@@ -44,7 +52,9 @@ class DaskOnnxError(Exception):
     Parameters
     ----------
     cause : str
-        One line: what happened, where, with the numbers.
+        One line: what happened, where, with the numbers. Names in it come from models and files:
+        line breaks become spaces, and characters without a glyph are escaped. The fields below keep
+        names as they are.
     next_step : str
         One line: what the caller can do about it. Empty if nothing sensible can be said.
     option : str, optional
@@ -87,6 +97,7 @@ class DaskOnnxError(Exception):
         numbers: Mapping[str, float] | None = None,
         suggestions: Sequence[Suggestion] = (),
     ) -> None:
+        cause, next_step = _one_line(cause), _one_line(next_step)
         super().__init__(cause, next_step)
         self.cause = cause
         self.next_step = next_step
@@ -110,21 +121,65 @@ class DaskOnnxError(Exception):
         return {name: value for name, value in found.items() if value not in (None, {}, ())}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.cause, self.next_step, self.fields)
+        # Dask sends the errors behind this one too, as attributes; where one of them cannot be
+        # pickled, it would send nothing but the text.
+        is_context_hidden = self.__suppress_context__
+        self.__cause__ = _portable(self.__cause__)
+        self.__context__ = _portable(self.__context__)
+        self.__suppress_context__ = is_context_hidden
+        state = {
+            **self.__dict__,
+            "__cause__": self.__cause__,
+            "__context__": self.__context__,
+            "__suppress_context__": is_context_hidden,
+        }
+        return _rebuild, (type(self), self.args), state
 
 
-def _rebuild(
-    kind: type[DaskOnnxError], cause: str, next_step: str, fields: Mapping[str, Any]
-) -> DaskOnnxError:
-    return kind(cause, next_step, **fields)
+def _rebuild(kind: type[DaskOnnxError], args: tuple[Any, ...]) -> DaskOnnxError:
+    """Return an error without its attributes, whatever parameters the class takes."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """Return an error itself if it survives pickling, else one with the same text."""
+    if error is None or isinstance(error, DaskOnnxError):
+        return error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the reduction or the reconstruction of a class raises
+        return RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    return error
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line, its middle left out if it is very long: Dask drops such fields."""
+    text = printable(_LINE_BREAK.sub(" ", text))
+    if len(text) <= _MAX_CHARACTERS:
+        return text
+    half = _MAX_CHARACTERS // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 class ModelError(DaskOnnxError):
     """A model cannot be read, or cannot be run as it is."""
 
 
+class UnexpectedModelError(ModelError):
+    """Code failed on a model in a way that no check of models foresees.
+
+    ``reason`` and ``__cause__`` are what it raised; ``node`` is the node that it worked on.
+    """
+
+
 class PlanError(DaskOnnxError):
     """A plan cannot be made as asked, or does not fit the model or the cluster."""
+
+
+class ClusterError(DaskOnnxError, RuntimeError):
+    """A cluster is gone, cannot be reached, or cannot be used from here."""
 
 
 class InputError(DaskOnnxError, ValueError):
@@ -137,6 +192,36 @@ class StageError(DaskOnnxError, RuntimeError):
 
 class RunError(StageError):
     """A kernel rejected the values that it was given, or failed on them."""
+
+
+class CrashError(RunError):
+    """A run ended the process that it was in: native code crashed, or was ended.
+
+    Parameters
+    ----------
+    cause, next_step
+        As for `DaskOnnxError`.
+    rows : sequence of int
+        Positions, in the run's input, of the rows that do so by themselves; empty where that could
+        not be found.
+    fields
+        Fields of `DaskOnnxError`. ``reason`` tells how the process ended, and
+        ``numbers["signal"]`` the signal, if one ended it.
+    """
+
+    def __init__(
+        self, cause: str, next_step: str = "", rows: Sequence[int] = (), **fields: Any
+    ) -> None:
+        super().__init__(cause, next_step, **fields)
+        self.rows = tuple(rows)
+
+    def at_rows(self, rows: Sequence[int]) -> CrashError:
+        """Return the error with other positions of the same rows."""
+        return CrashError(self.cause, self.next_step, rows, **self.fields)
+
+
+class OutputError(DaskOnnxError):
+    """An output cannot be written, as on a full disk, after the job has started."""
 
 
 class StoreError(DaskOnnxError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 
 from dask_onnx.core.errors import ModelError
+from dask_onnx.core.filesystems import filesystem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,10 @@ come first."""
 
 
 def _stat_url(path: str) -> FileSource:
-    system, inner = fsspec.core.url_to_fs(path)
+    system, inner = filesystem_of(path)
     info = system.info(inner)
     version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-    return FileSource(path, int(info["size"]), version)
+    return FileSource(path, int(info.get("size") or 0), version)
 
 
 def check_unchanged(source: FileSource) -> None:
@@ -111,11 +113,15 @@ class OpenFiles:
     """
 
     descriptors: dict[FileSource, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def open(self, source: FileSource) -> None:
         """Hold a local file open; a URL is ignored."""
-        if source not in self.descriptors and not is_url(source.path):
-            self.descriptors[source] = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        if is_url(source.path):
+            return
+        with self._lock:  # two threads would open it twice, and one descriptor would be lost
+            if source not in self.descriptors:
+                self.descriptors[source] = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def has(self, source: FileSource) -> bool:
         """Return whether the file is open here and unchanged since it was recorded."""

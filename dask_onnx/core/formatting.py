@@ -1,7 +1,13 @@
-"""Text of numbers: bytes, FLOPs, seconds, shapes and counts."""
+"""Text of numbers (bytes, FLOPs, seconds, shapes, counts), and names without control characters.
+
+Names come out of models that somebody else made, and may hold escape sequences of terminals, marks
+that reverse the direction of text, or line breaks. `printable` is what every text passes on its way
+to a terminal, a page, a picture, a log or an exception.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from dask.utils import parse_bytes
@@ -13,6 +19,8 @@ __all__ = [
     "format_seconds",
     "format_shapes",
     "parse_bytes",
+    "printable",
+    "printable_lines",
 ]
 
 
@@ -41,9 +49,53 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, with an escape in the place of each character that has no glyph.
+
+    Parameters
+    ----------
+    text : str
+        A name from a model or a file, or a sentence with such names in it.
+
+    Returns
+    -------
+    str
+        The text itself where `str.isprintable` holds. Otherwise control characters, marks of
+        direction, characters of no width, separators of lines and lone surrogates are written as in
+        Python's own literals, by which an escape (27) becomes the four characters of its literal.
+
+    Examples
+    --------
+    >>> printable("conv" + chr(27) + "[2J") == "conv" + repr(chr(27))[1:-1] + "[2J"
+    True
+    """
+    if text.isprintable():
+        return str(text)
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each as `printable` returns it.
+
+    Parameters
+    ----------
+    text : str
+        Lines that are separated by line feeds; other separators are escaped.
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def _escape(character: str) -> str:
+    """Return a character as Python's `repr` writes it; spaces of any width as a space."""
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return repr(character)[1:-1]
+
+
 def format_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Return shapes by name, such as ``x=1x3x224x224, scale=scalar``."""
-    return ", ".join(f"{name}={'x'.join(map(str, s)) or 'scalar'}" for name, s in shapes.items())
+    texts = {name: "x".join(map(str, shape)) or "scalar" for name, shape in shapes.items()}
+    return ", ".join(f"{printable(name)}={text}" for name, text in texts.items())
 
 
 def format_count(count: int, noun: str, plural: str = "s") -> str:

@@ -10,6 +10,7 @@ import distributed
 from distributed import sync
 
 from dask_onnx.core.dask_internals import (
+    has_left_pool,
     is_running_task,
     run_function_on_scheduler,
     run_function_on_worker,
@@ -20,8 +21,17 @@ _ANSWER_SECONDS = 60
 
 
 def is_inside_task() -> bool:
-    """Return whether this thread runs a task of a Dask cluster."""
-    return is_running_task()
+    """Return whether this thread runs a task of a Dask cluster, and holds a thread of its worker.
+
+    A task that has left its worker's thread pool, by `distributed.secede` or
+    `distributed.worker_client`, counts as any other caller: it may wait for other tasks.
+    """
+    return is_running_task() and not has_left_pool()
+
+
+def has_seceded() -> bool:
+    """Return whether this thread runs a task that has left its worker's thread pool."""
+    return is_running_task() and has_left_pool()
 
 
 def current_worker() -> Any:

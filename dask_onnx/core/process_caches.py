@@ -130,31 +130,29 @@ class KeyedLocks:
                     self._users[key] = lock, users - 1
 
 
-class BoundedCache(Generic[Key, Value]):
-    """Entries of one kind; the least recently used one makes room for a new one.
+class KeptResults(Generic[Key, Value]):
+    """Entries of one object; the least recently used one makes room for a new one.
 
     Safe to use from several threads. Values should be immutable, or have a lock of their own.
 
     Parameters
     ----------
-    name : str
-        Plural noun for the entries, unique in the process.
     max_entries : int
         Bound on the number of entries.
     max_age_seconds : float, optional
         Age after which an entry counts as missing.
     """
 
-    def __init__(
-        self, name: str, max_entries: int, *, max_age_seconds: float | None = None
-    ) -> None:
-        self.name = name
+    def __init__(self, max_entries: int, *, max_age_seconds: float | None = None) -> None:
         self.max_entries = max_entries
         self.max_age_seconds = max_age_seconds
         self._entries: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
         self._lock = threading.RLock()
         self._making = KeyedLocks()
-        PROCESS_CACHES.register(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process finds its own results.
+        return _empty, (self.max_entries, self.max_age_seconds)
 
     def __len__(self) -> int:
         with self._lock:
@@ -214,6 +212,29 @@ class BoundedCache(Generic[Key, Value]):
                 return default
             self._entries.move_to_end(key)
             return value
+
+
+def _empty(max_entries: int, max_age_seconds: float | None) -> KeptResults[Any, Any]:
+    return KeptResults(max_entries, max_age_seconds=max_age_seconds)
+
+
+class BoundedCache(KeptResults[Key, Value]):
+    """Entries of one kind in this process, listed in `PROCESS_CACHES`.
+
+    Parameters
+    ----------
+    name : str
+        Plural noun for the entries, unique in the process.
+    max_entries, max_age_seconds
+        As for `KeptResults`.
+    """
+
+    def __init__(
+        self, name: str, max_entries: int, *, max_age_seconds: float | None = None
+    ) -> None:
+        super().__init__(max_entries, max_age_seconds=max_age_seconds)
+        self.name = name
+        PROCESS_CACHES.register(self)
 
 
 def cached_in_process(

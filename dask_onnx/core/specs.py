@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.core.formatting import printable
 
 Dim = int | str | None
 """Size of one axis: a number, the name of a symbolic size, or None where it is unknown."""
@@ -48,9 +49,10 @@ class TensorSpec:
         return None if self.shape is None else len(self.shape)
 
     def __str__(self) -> str:
+        name = printable(self.name)
         if self.dtype is None:
-            return f"{self.name}: {self.kind or '(unknown type)'}"
-        return f"{self.name}: {dtype_name(self.dtype)} {format_shape(self.shape)}"
+            return f"{name}: {printable(self.kind or '(unknown type)')}"
+        return f"{name}: {dtype_name(self.dtype)} {format_shape(self.shape)}"
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -64,20 +66,11 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
-def converts(dtype: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Return whether arrays of a dtype are converted to the model's dtype without being asked to.
-
-    Floating-point values are, rounded to the model's precision: numpy, pandas and Python compute in
-    float64, most models in float32. Every other conversion is left to the caller.
-    """
-    return is_floating(dtype) and is_floating(wanted)
-
-
 def format_shape(shape: tuple[Dim, ...] | None) -> str:
     """Return a shape as text, such as ``(N, 3, 224, ?)`` or ``(unknown rank)``."""
     if shape is None:
         return "(unknown rank)"
-    dims = ["?" if dim is None else str(dim) for dim in shape]
+    dims = ["?" if dim is None else printable(str(dim)) for dim in shape]
     return f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
 
 

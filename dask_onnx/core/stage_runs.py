@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ class StageRun:
     """Number of kernel runs."""
     rows: int | None
     """Rows of all runs together; None where no input has rows."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the stage's inputs, in its order: of all rows of the task, or of the first run
+    where they came in micro-batches."""
+    threads: int = 1
+    """Threads that a run could use."""
 
 
 _PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
@@ -73,8 +78,14 @@ def runs_from_message(
     message: Mapping[str, Any], tokens: Collection[str]
 ) -> tuple[str, tuple[list[StageRun], int]]:
     """Return the worker's address, its runs of the stages with these tokens, and its peak bytes."""
-    runs = [StageRun(*each) for each in message["runs"]]
+    runs = [_run_of(each) for each in message["runs"]]
     return message["worker"], ([run for run in runs if run.token in tokens], message["peak"])
+
+
+def _run_of(fields: Sequence[Any]) -> StageRun:
+    """Return the run of a list of its fields, as which events carry it."""
+    run = StageRun(*fields)
+    return replace(run, shapes=tuple(map(tuple, run.shapes)))
 
 
 def peak_bytes() -> int:

@@ -74,6 +74,12 @@ def barrier_key_of(spec: Any) -> Key | None:
     return barrier.key if isinstance(barrier, TaskRef) else None
 
 
+def block_number(key: Key) -> int | None:
+    """Return the position along the rows of the block that a task computes; None if unknown."""
+    places = [each for each in key[1:] if isinstance(each, int)] if isinstance(key, tuple) else []
+    return sum(places) if places else None  # other axes have one block, 0
+
+
 def pass_barrier(*results: Any) -> None:
     """Return None once all `results` exist: the function of a barrier's task."""
 

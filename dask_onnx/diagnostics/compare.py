@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dask_onnx.core.formatting import format_bytes, format_seconds
+from dask_onnx.core.formatting import format_bytes, format_seconds, printable
 from dask_onnx.planning.stages import StageGraph
 
 _MOST_LINES = 20
@@ -22,7 +22,7 @@ class Compared:
     model: str
     """Name of the model."""
     token: str
-    """Content digest of the model."""
+    """Content digest of the model, its annotations left out."""
     asked: Mapping[str, str]
     """Options of the plan besides its stages, in words: strategy, shapes, threads and others."""
     stages: StageGraph
@@ -48,7 +48,7 @@ def compare(this: Compared, other: Compared) -> str:
     if not same_model:
         names = " and ".join(f"{side.model} ({side.token[:12]})" for side in (this, other))
         lines.insert(0, f"different models, whose stages cannot be compared: {names}")
-    return "\n".join(lines) or "no difference"
+    return "\n".join(map(printable, lines)) or "no difference"
 
 
 def _numbers(this: Compared, other: Compared) -> Iterator[str]:

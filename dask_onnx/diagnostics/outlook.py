@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.cluster.measurements import collect
 from dask_onnx.cluster.placement import Placement
+from dask_onnx.diagnostics.as_ran import measured_as_ran
 from dask_onnx.facts.model_facts import ModelFacts
-from dask_onnx.facts.staged_model import rows_of
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.alternatives import Verdict, alternative_of_plan
 from dask_onnx.planning.choice import judge
@@ -46,9 +46,9 @@ def measured_stages(
     facts: ModelFacts, stages: StageGraph, recipe: Recipe, client: object
 ) -> Measured | None:
     """Return what this process, and a client's workers, have recorded of the stages."""
-    shapes, _ = assumed_shapes(facts.onnx, recipe.shapes)
     tokens = [stage_ref(facts.onnx.ref, stage, facts.custom).token for stage in stages.stages]
-    return collect(client, tokens, rows_of(facts, shapes))
+    runs, peaks = collect(client, tokens)
+    return measured_as_ran(facts, stages, recipe, tokens, runs, peaks)
 
 
 def course_of(facts: ModelFacts, recipe: Recipe, outlook: Outlook) -> Scenario:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dask_onnx.core.formatting import format_bytes, format_count
+from dask_onnx.core.formatting import format_bytes, format_count, printable
 from dask_onnx.core.process_caches import cached_in_process
 from dask_onnx.core.specs import TensorSpec, dtype_name, format_shape
 from dask_onnx.diagnostics.picture import to_svg
@@ -55,7 +55,7 @@ def explain_html(
         _templates()
         .get_template("plan.html.j2")
         .render(
-            title=title,
+            title=printable(title),
             sections={section.name: section for section in sections},
             others=[section for section in sections if section.name not in _ARRANGED],
             picture=picture,
@@ -68,20 +68,21 @@ def explain_html(
 def explain_page(content: str, title: str) -> str:
     """Return what `explain_html` made as a whole document."""
     template = _templates().get_template("plan_page.html.j2")
-    return template.render(content=Markup(content), title=title)
+    return template.render(content=Markup(content), title=printable(title))
 
 
 def model_html(model: OnnxModel) -> str:
     """Return a model as a piece of HTML: its size, its inputs and its outputs."""
     opsets = ", ".join(
-        f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items()
+        f"{printable(domain) or 'ai.onnx'} {version}" for domain, version in model.opsets.items()
     )
 
     def rows(specs: Sequence[TensorSpec]) -> list[tuple[str, str, str]]:
         return [
             (
-                spec.name,
-                spec.kind or ("unknown" if spec.dtype is None else dtype_name(spec.dtype)),
+                printable(spec.name),
+                printable(spec.kind or "")
+                or ("unknown" if spec.dtype is None else dtype_name(spec.dtype)),
                 "" if spec.kind else format_shape(spec.shape),
             )
             for spec in specs
@@ -91,7 +92,7 @@ def model_html(model: OnnxModel) -> str:
         _templates()
         .get_template("model.html.j2")
         .render(
-            name=model.name,
+            name=printable(model.name),
             nodes=format_count(model.n_nodes, "node"),
             weights=format_bytes(model.parameter_bytes),
             opsets=opsets,

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from dask_onnx.core.formatting import format_bytes, format_count, format_flops, format_seconds
+from dask_onnx.core.formatting import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_seconds,
+    printable,
+)
 from dask_onnx.diagnostics.lettering import as_many, shorten, shorten_label, text_width
+from dask_onnx.diagnostics.picture_colours import colour, mix, tint
 from dask_onnx.diagnostics.picture_layout import Layers, Place, into_layers, place_all, width_of
 from dask_onnx.diagnostics.stage_tables import StageLink, stage_links
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -30,17 +37,6 @@ _THIN, _THICK = 1.0, 9.0
 _THIN_BYTES, _THICK_BYTES = 2**10, 2**30
 """Bytes that are drawn as a line of `_THIN` and of `_THICK` pixels."""
 _HEAVY, _LIGHT, _BROWN, _GREY = "#c2410c", "#fdf3e7", "#8a5a33", "#7c8794"
-_COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#f0e442",
-    "#999999",
-)
-"""Palette of Okabe and Ito (2008), which readers with colour vision deficiency can tell apart."""
 _MOST_LEGENDS = 16
 _LEGEND_WIDTH, _LEGEND_HEIGHT = 96, 22
 """Pixels of one entry of the legend."""
@@ -94,6 +90,7 @@ def to_svg(
     measured : sequence of float or None, optional
         Seconds that each stage took, None where that is not known.
     """
+    title = printable(title)  # XML has no control characters, not even escaped
     between = stage_links(stages)
     lines = 3 if measured is None else 4
     legend = [] if worker_groups is None else sorted(set(worker_groups))
@@ -105,9 +102,9 @@ def to_svg(
     slowest = max((stage.cost.seconds for stage in stages.stages), default=0.0)
     for i, stage in enumerate(stages.stages):
         heat = stage.cost.seconds / slowest if slowest else 0.0
-        fill, stroke = _mix(_LIGHT, _HEAVY, heat * 0.55), _BROWN
+        fill, stroke = mix(_LIGHT, _HEAVY, heat * 0.55), _BROWN
         if worker_groups is not None:
-            fill, stroke = _tint(worker_groups[i]), _colour(worker_groups[i])
+            fill, stroke = tint(worker_groups[i]), colour(worker_groups[i])
         took = None if measured is None else measured[i]
         worker = "" if worker_groups is None else f", worker {worker_groups[i]}"
         _draw_stage(svg, drawing, i, stage, (fill, stroke), took, worker)
@@ -207,7 +204,7 @@ def _draw_head(
         group.set("class", "legend")
         if worker_group is not None:
             swatch = {"x": f"{x:.1f}", "y": f"{y:.1f}", "width": "14", "height": "14", "rx": "3"}
-            swatch |= {"fill": _tint(worker_group), "stroke": _colour(worker_group)}
+            swatch |= {"fill": tint(worker_group), "stroke": colour(worker_group)}
             ElementTree.SubElement(group, "rect", swatch)
         _text(group, x + 20, y + 11, text, size=11, fill="#333333")
 
@@ -345,7 +342,8 @@ def _draw_stage(
     group.set("class", "stage")
     nodes = format_count(len(stage.nodes), "node")
     ElementTree.SubElement(group, "title").text = (
-        f"{number}  {stage.label}{worker}\n{nodes}\nin: {', '.join(map(str, stage.inputs))}\n"
+        f"{number}  {printable(stage.label)}{worker}\n{nodes}\n"
+        f"in: {', '.join(map(str, stage.inputs))}\n"
         f"out: {', '.join(map(str, stage.outputs))}"
     )
     box = {"x": f"{middle - width / 2:.1f}", "y": f"{top:.1f}", "width": f"{width:.1f}"}
@@ -359,7 +357,7 @@ def _draw_stage(
         texts.append(f"{format_seconds(took)} measured")
     room = width - 14
     texts.append(as_many((nodes, format_flops(stage.cost.flops), weights), room, 10))
-    name = shorten_label(stage.label, room - text_width(f"{number}: ", 12), 12)
+    name = shorten_label(printable(stage.label), room - text_width(f"{number}: ", 12), 12)
     y = top + 6 + _LINE_HEIGHT - 3
     _text(group, middle, y, f"{number}: {name}", size=12, weight="bold", anchor="middle")
     for text in texts:
@@ -367,23 +365,6 @@ def _draw_stage(
         size = 10 if text is texts[-1] else 11
         shown = shorten(text, room, size)
         _text(group, middle, y, shown, size=size, fill="#333333", anchor="middle")
-
-
-def _colour(worker_group: int) -> str:
-    return _COLOURS[worker_group % len(_COLOURS)]
-
-
-def _tint(worker_group: int) -> str:
-    """Return a light shade of the worker group's colour, on which black text can be read."""
-    return _mix("#ffffff", _colour(worker_group), 0.45)
-
-
-def _mix(light: str, heavy: str, share: float) -> str:
-    channels = [
-        round(int(light[i : i + 2], 16) * (1 - share) + int(heavy[i : i + 2], 16) * share)
-        for i in (1, 3, 5)
-    ]
-    return "#" + "".join(f"{channel:02x}" for channel in channels)
 
 
 def _text(

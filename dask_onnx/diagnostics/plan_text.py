@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from dask_onnx.analysis.lossy_fusions import LossyFusions
 from dask_onnx.core.errors import Suggestion
 from dask_onnx.core.formatting import format_bytes, format_count, format_seconds, format_shapes
 from dask_onnx.diagnostics.drift import Drift
@@ -13,6 +14,7 @@ from dask_onnx.diagnostics.outlook import Outlook, course_of, memory_of
 from dask_onnx.diagnostics.sections import Column, Note, Section, Table
 from dask_onnx.diagnostics.stage_tables import edge_table, stage_table, timetable
 from dask_onnx.diagnostics.summary import (
+    ACCURACY_LEVEL,
     Basis,
     CriticalPath,
     KernelNodes,
@@ -82,6 +84,7 @@ def plan_sections(
         stages,
         worker_groups=outlook.worker_groups,
         measured=None if measured is None else measured.seconds,
+        as_ran=None if measured is None or measured.is_planned else measured.predicted,
     )
     sections = [
         Section("overview", tuple(_overview(stages, recipe, summary, measured))),
@@ -97,6 +100,7 @@ def plan_sections(
         _threads(summary.threads),
         *_rows(summary.rows, stages),
         *_random(summary),
+        *_fusions(summary.fusions),
     ]
     if drift is not None:
         runs.append(Note(drift.describe(), "on slow links"))
@@ -124,19 +128,27 @@ def _overview(
         suggestion=MEASURE if summary.basis == "defaults" else None,
     )
     if measured is not None:
-        yield _prediction_error(stages, measured)
+        yield _prediction_error(measured)
 
 
-def _prediction_error(stages: StageGraph, measured: Measured) -> Note:
+def _prediction_error(measured: Measured) -> Note:
     """Describe the runs that were measured, and how far the prediction is from them."""
     workers = {each for times in measured.stages if times is not None for each in times.workers}
     where = "in this process" if workers == {""} else f"on {format_count(len(workers), 'worker')}"
     rows = "" if measured.rows is None else f" of {format_count(round(measured.rows), 'row')}"
-    total, each = measured.error(stages)
-    beside = f", a stage by {each:.0%} (median)" if len(stages.stages) > 1 else ""
+    threads = "" if measured.threads == 1 else f" on {format_count(measured.threads, 'thread')}"
+    total, each = measured.error()
+    beside = f", a stage by {each:.0%} (median)" if len(measured.stages) > 1 else ""
+    shapes = "" if measured.is_planned else f" for {format_shapes(measured.shapes)}"
+    made = "the prediction" if measured.is_planned else "the prediction for that"
+    others = (
+        f"; {format_count(measured.other_runs, 'run')} of inputs of other shapes not counted"
+        if measured.other_runs
+        else ""
+    )
     return Note(
-        f"the prediction is off by {total:+.0%}{beside}",
-        f"measured {where}, {format_count(measured.runs, 'run')}{rows}",
+        f"{made} is off by {total:+.0%}{beside}{others}",
+        f"measured {where}, {format_count(measured.runs, 'run')}{rows}{threads}{shapes}",
     )
 
 
@@ -211,6 +223,32 @@ def _kernels(found: Sequence[KernelNodes], stages: StageGraph) -> Iterator[Note]
 def _names(nodes: Sequence[str]) -> str:
     more = len(nodes) - _MOST_NODES
     return ", ".join(nodes[:_MOST_NODES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fusions(found: LossyFusions) -> Iterator[Note]:
+    """Describe the quantised nodes whose results differ between plans."""
+    if found.products:
+        yield Note(
+            f"{_names(found.products)}: in one stage with the DequantizeLinear of its weights, "
+            "onnxruntime multiplies activations of 8 bits, apart from it those of the graph; "
+            "plans may differ by up to this quantisation error, unless session=dx.SessionSpec("
+            f'config={{"{ACCURACY_LEVEL}": "1"}})',
+            "numbers",
+        )
+    if found.steps:
+        yield Note(
+            f"{_names(found.steps)}: in one stage with DequantizeLinear and QuantizeLinear, "
+            "onnxruntime computes on integers; plans may differ by one step of quantisation, "
+            'unless session=dx.SessionSpec(optimization="basic")',
+            "numbers",
+        )
+    if found.repeated:
+        yield Note(
+            f"{_names(found.repeated)}: in one stage with the quantisation before it, onnxruntime "
+            "drops one of both; plans may differ by one step of quantisation, "
+            'unless session=dx.SessionSpec(optimization="disable")',
+            "numbers",
+        )
 
 
 def _random(summary: Summary) -> Iterator[Note]:

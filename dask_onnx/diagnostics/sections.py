@@ -1,4 +1,7 @@
-"""Sections: notes and tables as data, which a terminal and a page render in their own way."""
+"""Sections: notes and tables as data, which a terminal and a page render in their own way.
+
+Their texts have names of models in them, so that each is made printable, and one line, here.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dask_onnx.core.errors import Suggestion
+from dask_onnx.core.formatting import printable
 
 _INDENT = " " * 4
 
@@ -19,6 +23,9 @@ class Column:
     """Text of each row."""
     is_text: bool = False
     """Words, which are aligned left; numbers are aligned right."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", tuple(map(printable, self.cells)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,10 @@ class Note:
     """Lines in a fixed-width font, such as the timetable of a worker."""
     suggestion: Suggestion | None = None
     """Option of `Model.plan` that makes the statement more precise."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", printable(self.text))
+        object.__setattr__(self, "details", tuple(map(printable, self.details)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds
+from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds, printable
 from dask_onnx.diagnostics.sections import Column, Table
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.planning.timeline import Timeline
@@ -29,8 +29,8 @@ class StageLink:
 
     @property
     def value_names(self) -> str:
-        """The first names, and how many follow."""
-        shown = ", ".join(self.values[:_MOST_VALUES])
+        """The first names, printable, and how many follow."""
+        shown = ", ".join(map(printable, self.values[:_MOST_VALUES]))
         more = len(self.values) - _MOST_VALUES
         return f"{shown} and {more} more" if more > 0 else shown
 
@@ -51,6 +51,7 @@ def stage_table(
     *,
     worker_groups: Sequence[int] | None = None,
     measured: Sequence[float | None] | None = None,
+    as_ran: Sequence[float] | None = None,
 ) -> Table:
     """Return a row for each stage: its cost, and what is known of where it runs.
 
@@ -61,6 +62,9 @@ def stage_table(
         Worker group of each stage.
     measured : sequence of float or None, optional
         Seconds that each stage took, None where that is not known.
+    as_ran : sequence of float, optional
+        Predicted seconds of each stage for the shapes that `measured` is for, where the plan was
+        made for others.
     """
     every = stages.stages
     columns = [
@@ -70,6 +74,8 @@ def stage_table(
         _numbers("compute", (format_flops(stage.cost.flops) for stage in every)),
         _numbers("predicted", (format_seconds(stage.cost.seconds) for stage in every)),
     ]
+    if as_ran is not None:
+        columns.append(_numbers("predicted as run", map(format_seconds, as_ran)))
     if measured is not None:
         times = ("" if seconds is None else format_seconds(seconds) for seconds in measured)
         columns.append(_numbers("measured", times))

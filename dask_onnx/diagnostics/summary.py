@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dask_onnx.analysis.batch import input_axes
+from dask_onnx.analysis.lossy_fusions import LossyFusions, lossy_fusions
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.rows import rows_in_words
 from dask_onnx.collections.row_checks import resolve_batching
-from dask_onnx.core.specs import Kernel
+from dask_onnx.core.specs import Kernel, SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.staged_model import predicted_rows, rows_of
 from dask_onnx.lowering.lower import stage_ref
@@ -19,7 +20,7 @@ from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.calibration import saved_calibration
 from dask_onnx.runtime.profile import saved_speed
-from dask_onnx.runtime.tuning import BatchTuning, stage_tunings
+from dask_onnx.runtime.tuning import BatchTuning, sizes_tried, stage_tunings
 
 Basis = Literal[
     "node_times", "node_times_at_other_shapes", "speed_of_other_models", "calibration", "defaults"
@@ -79,6 +80,10 @@ class RunRows:
     """Results of tuning, for each shape of rows that ran on this host."""
 
 
+ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
+"""Entry of ONNX Runtime's configuration: 4 multiplies activations of 8 bits, 1 those of float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Facts that `Plan.explain` tells, besides stages, schedule, memory and verdict."""
@@ -100,6 +105,8 @@ class Summary:
     """Names of nodes that draw random numbers from a seed."""
     unseeded: tuple[str, ...]
     """Names of nodes that draw random numbers without a seed."""
+    fusions: LossyFusions
+    """Quantised nodes whose results depend on whether ONNX Runtime fuses them."""
 
 
 def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
@@ -116,7 +123,19 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
         rows=_run_rows(facts, stages, recipe, shapes),
         random=tuple(name for name in random if name not in unseeded),
         unseeded=tuple(unseeded),
+        fusions=_fusions(facts, stages, recipe.session),
     )
+
+
+def _fusions(facts: ModelFacts, stages: StageGraph, session: SessionSpec) -> LossyFusions:
+    if session.optimization == "disable":
+        return LossyFusions((), (), ())
+    found = lossy_fusions(facts.graph, [spec.name for spec in stages.outputs])
+    if session.optimization == "basic":
+        return LossyFusions((), (), found.repeated)
+    if dict(session.config).get(ACCURACY_LEVEL, "4") in ("0", "1"):
+        return replace(found, products=())
+    return found
 
 
 def basis_of(facts: ModelFacts, shapes: Mapping[str, tuple[int, ...]]) -> Basis:
@@ -185,9 +204,12 @@ def _run_rows(
     if len(stages.stages) > 1:
         rows = predicted_rows(facts, stages, recipe)
         return RunRows(rows, f"{rows}, by the work that a row is predicted to be")
-    found = list(stage_tunings(stage_ref(facts.onnx.ref, stages.stages[0], facts.custom).token))
+    token = stage_ref(facts.onnx.ref, stages.stages[0], facts.custom).token
+    found = list(stage_tunings(token))
     if not found:
-        return RunRows(None, "not measured on this host yet")
+        tried = ", ".join(map(str, sizes_tried(token)))
+        words = f"not settled yet, {tried} tried in this process" if tried else ""
+        return RunRows(None, words or "not measured on this host yet")
     measured = tuple(_beside_prediction(facts, stages, shapes, tuned) for tuned in found)
     rows_found = found[0].rows if len(found) == 1 else None
     return RunRows(rows_found, "as measured on this host", measured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,19 +17,25 @@ from dask_onnx.analysis.axes.axis_report import (
 )
 from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import find_batch, input_axes, whole_sizes
-from dask_onnx.analysis.batch_facts import BatchFacts
+from dask_onnx.analysis.batch_facts import BatchFacts, ExportedRows
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
+from dask_onnx.analysis.exported_batch import conflict_at, exported_rows
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.analysis.learned_types import LearnedType
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
-from dask_onnx.analysis.shapes import Schemas, infer_shapes, is_standard
+from dask_onnx.analysis.row_candidates import open_groups
+from dask_onnx.analysis.shapes import Schemas, infer_shapes, with_declared_outputs
+from dask_onnx.analysis.size_conflicts import SizeConflict
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.process_caches import BoundedCache
+from dask_onnx.core.process_caches import BoundedCache, KeptResults
 from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.measured_costs import seconds_at_shapes, speed_factor
 from dask_onnx.facts.row_shapes import row_scale, with_several_positions, without_rows
+from dask_onnx.modelio.model_faults import raises_model_errors
 from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.operator_names import onnx_has
 from dask_onnx.modelio.weights import graphs_of
 from dask_onnx.planning.alternatives import Verdict, Work
 from dask_onnx.planning.choice import choose
@@ -47,8 +53,10 @@ from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.profile import NodeTimes, save_speed, saved_node_times, saved_speed
 from dask_onnx.store.publishing import as_reference, from_reference
 
-_MAX_BATCHES = 64
-"""Largest number of row shapes whose batch facts are kept."""
+_MAX_SHAPES = 64
+"""Largest number of shapes of inputs for which facts of one kind are kept."""
+_MAX_KEPT = 256
+"""Largest number of results of other layers that are kept."""
 
 
 class ModelFacts:
@@ -73,11 +81,12 @@ class ModelFacts:
         self.onnx = onnx_model
         self.custom = custom
         self.libraries = libraries
-        self.kept: dict[object, Any] = {}
-        """Results of other layers about this model, by their own keys; kept as long as the model.
-        """
-        self._batches: dict[tuple[object, ...], BatchFacts] = {}
+        self.kept: KeptResults[Hashable, Any] = KeptResults(_MAX_KEPT)
+        """Results of other layers about this model, by their own keys."""
+        self._batches: KeptResults[Hashable, BatchFacts] = KeptResults(_MAX_SHAPES)
         """Batch facts by outputs and row shapes."""
+        self._conflicts: KeptResults[Hashable, SizeConflict | None] = KeptResults(_MAX_SHAPES)
+        """Results of `conflict_at` by the shapes of the inputs."""
 
     @property
     def name(self) -> str:
@@ -98,29 +107,57 @@ class ModelFacts:
         return (self.onnx.token, custom, repr(self.onnx.rows), *self.libraries)
 
     @cached_property
+    @raises_model_errors("analysed")
     def graph(self) -> GraphFacts:
         """Structure of the graph: nodes, and the producer and consumers of each value."""
         return GraphFacts(self.onnx)
 
     @cached_property
     def schemas(self) -> Schemas:
-        """ONNX Runtime's own operators; empty unless the model uses one."""
+        """ONNX Runtime's own operators; empty if the model uses ONNX's alone."""
         graphs = graphs_of(self.graph.proto)
-        if all(is_standard(node.domain) for graph in graphs for node in graph.node):
+        opsets = self.onnx.opsets
+        if all(onnx_has(node, opsets) for graph in graphs for node in graph.node):
             return {}
         return contrib_schemas()
 
     @cached_property
-    def declared(self) -> dict[str, TensorSpec]:
-        """Spec of every value, as far as it follows from the model without input shapes."""
-        return infer_shapes(self.graph, None, self.schemas)
+    @raises_model_errors("analysed")
+    def inferred(self) -> dict[str, TensorSpec]:
+        """Spec of every value, as far as it follows from the operators without input shapes.
+
+        What the model declares of its outputs is left out: kernels need not keep to it.
+        """
+        return infer_shapes(self.graph, None, self.schemas, trusts_outputs=False)
 
     @cached_property
+    @raises_model_errors("analysed")
+    def declared(self) -> dict[str, TensorSpec]:
+        """Spec of every value, as far as it follows from the model without input shapes."""
+        return with_declared_outputs(self.graph, self.inferred)
+
+    def learn(self, types: Mapping[str, LearnedType]) -> None:
+        """Add types of values that runs of their nodes have shown to what is inferred.
+
+        Parameters
+        ----------
+        types : mapping of str to LearnedType
+            Types by name of the value.
+        """
+        self.graph.learned = {**self.graph.learned, **types}
+        for name in ("inferred", "declared"):
+            self.__dict__.pop(name, None)
+        self._batches = KeptResults(_MAX_SHAPES)
+        self.kept = KeptResults(_MAX_KEPT)
+
+    @cached_property
+    @raises_model_errors("analysed")
     def kernels(self) -> tuple[NodeKernel, ...]:
         """Kernel of each node, in the order of the graph."""
         return find_kernels(Probe(self.graph, self.declared, self.custom, self.libraries))
 
     @cached_property
+    @raises_model_errors("analysed")
     def has_unseeded_nodes(self) -> bool:
         """True if equal requests may differ: a node draws random numbers without a seed."""
         return bool(random_nodes(self.graph, self.graph.outputs)[1])
@@ -135,6 +172,7 @@ class ModelFacts:
         """Axes along which the caller's operators declare to work independently."""
         return {} if self.custom is None else dict(self.custom.axes)
 
+    @raises_model_errors("analysed")
     def batch_at(
         self,
         outputs: tuple[str, ...],
@@ -154,31 +192,68 @@ class ModelFacts:
         first_axis_only : bool
             True if rows are on axis 0 of the inputs, as in tables and bags.
         """
-        row_shapes = None if shapes is None else without_rows(shapes, self._likely_axes)
-        key = (outputs, row_shapes, first_axis_only)
-        if key not in self._batches:
-            if len(self._batches) >= _MAX_BATCHES:
-                self._batches.clear()
-            self._batches[key] = find_batch(
-                self.graph,
-                outputs,
-                shapes,
-                self.schemas,
-                self.custom_axes,
-                first_axis_only=first_axis_only,
+
+        def at(key: Hashable) -> BatchFacts:
+            return self._batches.get_or_make(
+                (outputs, key, first_axis_only),
+                lambda: find_batch(
+                    self.graph,
+                    outputs,
+                    shapes,
+                    self.schemas,
+                    self.custom_axes,
+                    first_axis_only=first_axis_only,
+                ),
             )
-        return self._batches[key]
+
+        if shapes is None:
+            return at(None)
+        found = at(without_rows(shapes, self._likely_axes))
+        # Rows elsewhere were proven at one size of the likely axes, or were not.
+        return found if self._is_for_any_rows(found) else at(tuple(shapes.items()))
+
+    def _is_for_any_rows(self, batch: BatchFacts) -> bool:
+        """Return whether facts hold for any size of the axes that likely carry rows."""
+        if batch.blockers:
+            return not open_groups(self.onnx, first=False)
+        return all(axis in (None, self._likely_axes[n]) for n, axis in batch.input_axes.items())
+
+    @property
+    @raises_model_errors("analysed")
+    def exported_rows(self) -> ExportedRows | None:
+        """Number of rows that the graph was exported for; None if it runs any number."""
+        return exported_rows(self.onnx)
+
+    @raises_model_errors("analysed")
+    def conflict_at(self, shapes: Mapping[str, tuple[Dim, ...]]) -> SizeConflict | None:
+        """Return a node that cannot run with inputs of these shapes; the result is kept.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int, str or None
+            Shapes of inputs by name.
+
+        Returns
+        -------
+        SizeConflict or None
+            None if no such node is found, which is no proof that the graph runs.
+        """
+        key = tuple(shapes.items())
+        return self._conflicts.get_or_make(key, lambda: conflict_at(self.graph, shapes))
 
     @cached_property
+    @raises_model_errors("analysed")
     def _likely_axes(self) -> Mapping[str, int | None]:
         return input_axes(self.onnx)[0]
 
+    @raises_model_errors("analysed")
     def whole_batch(
         self, batch: BatchFacts, outputs: tuple[str, ...], shapes: Mapping[str, tuple[Dim, ...]]
     ) -> BatchFacts:
         """Return the batch facts of a request that runs whole, with inputs of these shapes."""
         return batch.whole(whole_sizes(self.graph, outputs, shapes, self.schemas))
 
+    @raises_model_errors("analysed")
     def axes(
         self, shapes: Mapping[str, tuple[int, ...]] | None, values: Sequence[str]
     ) -> AxisTable:
@@ -205,6 +280,7 @@ class ModelFacts:
 
         return axis_table(self.graph, groups, specs_for, values, self.custom_axes)
 
+    @raises_model_errors("analysed")
     def claims(
         self,
         seeds: Mapping[str, int],
@@ -337,6 +413,7 @@ class ModelFacts:
             if factor is not None:
                 save_speed(self.times_token, factor, is_calibrated=is_calibrated)
 
+    @raises_model_errors("analysed")
     def measured(
         self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
     ) -> dict[int, float]:
@@ -356,10 +433,12 @@ class ModelFacts:
         saved = list(self.saved_node_times())
         return seconds_at_shapes(self.graph, saved, shapes, costs, each, self._costs_at)
 
+    @raises_model_errors("analysed")
     def _costs_at(self, shapes: Mapping[str, tuple[int, ...]]) -> list[NodeCost]:
         bound, _ = assumed_shapes(self.onnx, shapes)
         return node_costs(self.graph, infer_shapes(self.graph, dict(bound), self.schemas))
 
+    @raises_model_errors("planned")
     def cut(self, recipe: Recipe, outputs: tuple[str, ...]) -> StageGraph:
         """Return the checked stage graph that a recipe makes for some outputs.
 
@@ -372,6 +451,7 @@ class ModelFacts:
         check_stages(stages, self.graph)
         return stages
 
+    @raises_model_errors("planned")
     def work(
         self,
         shapes: Mapping[str, tuple[int, ...]],
@@ -403,6 +483,7 @@ class ModelFacts:
             threads_of_task,
         )
 
+    @raises_model_errors("planned")
     def choose(
         self,
         recipe: Recipe,
@@ -433,6 +514,7 @@ class ModelFacts:
         check_stages(stages, self.graph)
         return stages, verdict
 
+    @raises_model_errors("planned")
     def fewest_stages(
         self, recipe: Recipe, outputs: tuple[str, ...], limit: int, rows: float | None = None
     ) -> int:
@@ -469,6 +551,7 @@ class ModelFacts:
             )
         return Pieces(self.cut_inputs(recipe, outputs)).fewest_stages(limit)
 
+    @raises_model_errors("planned")
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
         """Return the input of strategies: graph, kernels, and costs at the recipe's shapes."""
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)

@@ -12,6 +12,7 @@ from typing import Self
 from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.cluster.placement import Placement
+from dask_onnx.core.process_caches import KeptResults
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.planning.recipe import Recipe
@@ -24,6 +25,8 @@ _RUN_FLOPS = 200e6
 the CPU's caches."""
 _MAX_ROWS = 256
 """Largest number of rows in a run of a plan of several stages."""
+_MAX_OTHERS = 32
+"""Largest number of sets of outputs for which cuts of a plan are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,9 @@ class StagedModel:
     """Order of micro-batches; None leaves it to Dask where stages run anywhere."""
     lossy: Lossy | None = field(default=None, kw_only=True)
     """Precision that values between stages may lose; None for none."""
-    _others: dict[tuple[str, ...], Self] = field(default_factory=dict, repr=False, kw_only=True)
+    _others: KeptResults[tuple[str, ...], Self] = field(
+        default_factory=lambda: KeptResults(_MAX_OTHERS), init=False, repr=False
+    )
     """Cuts of the same recipe for other outputs, by these outputs."""
 
     @property
@@ -78,10 +83,10 @@ class StagedModel:
         """Return the cut of the same recipe for other outputs; `self` for the same outputs."""
         if outputs == tuple(spec.name for spec in self.stage_graph.outputs):
             return self
-        if outputs not in self._others:
-            cut = self.facts.cut(self.recipe, outputs)
-            self._others[outputs] = self._with_stages(self.facts, cut)
-        return self._others[outputs]
+        return self._others.get_or_make(
+            outputs,
+            lambda: self._with_stages(self.facts, self.facts.cut(self.recipe, outputs)),
+        )
 
     def on(self, facts: ModelFacts) -> Self:
         """Return the cut of the same recipe and outputs for another model with these outputs."""
@@ -96,17 +101,15 @@ class StagedModel:
                 len(set(placement.worker_groups)),
                 allow_other_workers=placement.allow_other_workers,
             )
-        return dataclasses.replace(
-            self, facts=facts, stage_graph=stages, placement=placement, _others={}
-        )
+        return dataclasses.replace(self, facts=facts, stage_graph=stages, placement=placement)
 
 
 def whole_model(facts: ModelFacts) -> StagedModel:
     """Return the model as one stage, for the graph's outputs. The result is kept."""
-    if "whole" not in facts.kept:
-        recipe = Recipe("whole", None, SessionSpec(custom_op_libraries=facts.libraries))
-        facts.kept["whole"] = StagedModel(facts, recipe, facts.cut(recipe, facts.graph.outputs))
-    whole: StagedModel = facts.kept["whole"]
+    recipe = Recipe("whole", None, SessionSpec(custom_op_libraries=facts.libraries))
+    whole: StagedModel = facts.kept.get_or_make(
+        "whole", lambda: StagedModel(facts, recipe, facts.cut(recipe, facts.graph.outputs))
+    )
     return whole
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
 import numpy as np
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.caller_functions import NamedFunction
 from dask_onnx.io.sinks import OutputSpec, Sink
 from dask_onnx.io.sources import FileArray
 
@@ -19,48 +19,30 @@ _ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True)
-class NamedFunction:
-    """A caller's function by module and name, imported where it runs."""
+class BlockPlace:
+    """Place of a block in a data set."""
 
-    text: str
-    """Module and function, as MODULE:FUNCTION."""
-    option: str
-    """Name of the option that gives the function, for errors."""
+    number: int
+    """Position of the block."""
+    start: int
+    """First row."""
+    stop: int
+    """Row after the last."""
+    path: str
+    """Files of the data set, for errors."""
 
-    def resolve(self) -> Callable[..., Any]:
-        """Return the function itself.
+    def __str__(self) -> str:
+        return f"rows {self.start:,} to {self.stop - 1:,} of {self.path} (block {self.number:,})"
 
-        Raises
-        ------
-        InputError
-            The text is malformed, or the function cannot be imported in this process.
-        """
-        module, separator, name = self.text.partition(":")
-        if not separator or not module or not name:
-            raise InputError(
-                f"{self.option} is {self.text!r}",
-                "give it as MODULE:FUNCTION, such as prepare:crop",
-                option=self.option,
-            )
-        try:
-            function: Any = importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(
-                f"{self.option} names module {module!r}, which cannot be imported: {error}",
-                "run from the module's folder, or install it, on the workers too",
-                option=self.option,
-                reason=str(error),
-            ) from error
-        for part in name.split("."):
-            if not hasattr(function, part):
-                raise InputError(
-                    f"{self.option} names {name!r}, which module {module!r} does not have",
-                    "check the spelling",
-                    option=self.option,
-                )
-            function = getattr(function, part)
-        result: Callable[..., Any] = function
-        return result
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Fields of an error about the block."""
+        return {"block": self.number, "first_row": self.start, "last_row": self.stop - 1}
+
+
+def _place(value: Any, path: str) -> BlockPlace:
+    ((block, start, stop),) = _unwrap(value)
+    return BlockPlace(int(block), int(start), int(stop), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +52,28 @@ class Preprocess:
     names: tuple[str, ...]
     """Names of the arrays; ("",) for one without a name, which is passed bare."""
     function: NamedFunction
+    path: str
+    """Files of the data set, for errors."""
 
-    def __call__(self, *blocks: Any) -> Any:
-        """Return the result of the function: an array, or a mapping of arrays by input name."""
+    def __call__(self, place: Any, *blocks: Any) -> Any:
+        """Return the result of the function: an array, or a mapping of arrays by input name.
+
+        Parameters
+        ----------
+        place : ndarray of shape (1, 3)
+            Number of the block, its first row, and the row after its last.
+        *blocks
+            Arrays of the block.
+
+        Raises
+        ------
+        InputError, StageError
+            As for `NamedFunction.call`.
+        """
+        where = _place(place, self.path)
         arrays = [_unwrap(block) for block in blocks]
         given = arrays[0] if self.names == ("",) else dict(zip(self.names, arrays, strict=True))
-        return self.function.resolve()(given)
+        return self.function.call(given, str(where), where.numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +98,10 @@ class WriteBlock:
     post: NamedFunction | None
     single: str
     """Name of a result of `post` that is an array without a name."""
+    path: str = "the input"
+    """Files of the data set, for errors."""
+    journal: BlockJournal | None = None
+    """Journal in which a block is recorded once it is written."""
 
     def __call__(self, place: Any, *blocks: Any) -> Any:
         """Write one block and return its number of rows, shape (1,).
@@ -111,14 +113,22 @@ class WriteBlock:
         *blocks
             The model's outputs.
         """
-        ((block, start, stop),) = _unwrap(place)
-        values = apply_post(self.post, self.names, [_unwrap(b) for b in blocks], self.single)
-        self.sink.write(int(block), int(start), int(stop), values)
-        return np.array([stop - start])
+        at = _place(place, self.path)
+        arrays = [_unwrap(block) for block in blocks]
+        values = apply_post(self.post, self.names, arrays, self.single, str(at), at.numbers)
+        written = self.sink.write(at.number, at.start, at.stop, values)
+        if self.journal is not None:
+            self.journal.record(at.number, [at.stop - at.start], written)
+        return np.array([at.stop - at.start])
 
 
 def apply_post(
-    post: NamedFunction | None, names: tuple[str, ...], arrays: list[Any], single: str
+    post: NamedFunction | None,
+    names: tuple[str, ...],
+    arrays: list[Any],
+    single: str,
+    where: str = "the first rows",
+    numbers: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return arrays by name after the caller's function.
 
@@ -130,11 +140,18 @@ def apply_post(
         Names of `arrays`.
     single : str
         Name of a result that is not a mapping.
+    where, numbers
+        The block, for errors; see `NamedFunction.call`.
+
+    Raises
+    ------
+    InputError, StageError
+        As for `NamedFunction.call`.
     """
     if post is None:
         return dict(zip(names, arrays, strict=True))
     given = arrays[0] if len(names) == 1 else dict(zip(names, arrays, strict=True))
-    result = post.resolve()(given)
+    result = post.call(given, where, numbers)
     if isinstance(result, Mapping):
         return {str(name): np.asarray(value) for name, value in result.items()}
     return {single: np.asarray(result)}
@@ -159,6 +176,7 @@ def read_blocks(
     block_rows: int,
     prepare: NamedFunction | None,
     prepared: Mapping[str, OutputSpec],
+    first: int = 0,
 ) -> dict[str, da.Array]:
     """Return the model's inputs as lazy arrays that are read by path in the tasks.
 
@@ -173,12 +191,16 @@ def read_blocks(
     prepared : mapping of str to OutputSpec
         Specs of the results of `prepare`, found by running it on the first rows; ``{"": spec}`` if
         it returns one array.
+    first : int
+        Number of the first of the blocks, where `source` is a part of a data set.
     """
     arrays = {name: array.to_dask(block_rows) for name, array in source.items()}
     if prepare is None:
         return arrays
-    pairs = [part for array in arrays.values() for part in (array, _index(array, array.name))]
-    preprocess = Preprocess(tuple(arrays), prepare)
+    rows = next(iter(source.values())).shape[0]
+    pairs = [_places(block_rows, rows, first), (_ROWS, "place")]
+    pairs += [part for array in arrays.values() for part in (array, _index(array, array.name))]
+    preprocess = Preprocess(tuple(arrays), prepare, described(source))
     chunks = next(iter(arrays.values())).chunks[0]
     if set(prepared) == {""}:
         return {"": _blocks(preprocess, pairs, prepared[""], chunks)}
@@ -214,12 +236,38 @@ def _blocks(function: Any, pairs: list[Any], spec: OutputSpec, chunks: tuple[int
     return array
 
 
+def described(source: Mapping[str, FileArray]) -> str:
+    """Return the files of a data set in words, for errors."""
+    first = next(iter(source.values()))
+    paths = [file.path for file in first.files] or [str(getattr(first, "url", "the input"))]
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} other files"
+
+
+def _places(block_rows: int, rows: int, first: int) -> da.Array:
+    """Return number, first row and end of each block, one block in each chunk.
+
+    Parameters
+    ----------
+    block_rows : int
+    rows : int
+        Rows of these blocks together.
+    first : int
+        Number of the first of them in the data set.
+    """
+    numbers = np.arange(first, first + -(-rows // block_rows))
+    starts = numbers * block_rows
+    ends = np.minimum(starts + block_rows, first * block_rows + rows)
+    places = np.stack([numbers, starts, ends], axis=1)
+    array: da.Array = da.from_array(places, chunks=(1, 3))
+    return array
+
+
 def _index(array: da.Array, name: str) -> tuple[str, ...]:
     return (_ROWS, *(f"{name}.{i}" for i in range(1, array.ndim)))
 
 
 def write_blocks(
-    outputs: Mapping[str, da.Array], block_rows: int, rows: int, write: WriteBlock
+    outputs: Mapping[str, da.Array], block_rows: int, rows: int, write: WriteBlock, first: int = 0
 ) -> da.Array:
     """Return a lazy array with the number of rows of each block; computing it writes the blocks.
 
@@ -228,11 +276,13 @@ def write_blocks(
     outputs : mapping of str to dask.array.Array
         The model's outputs, in the order of ``write.names``, with blocks of `block_rows` rows.
     rows : int
-        Rows of the data set.
+        Rows of these blocks together.
+    write : WriteBlock
+    first : int
+        Number of the first of the blocks in the data set.
     """
-    starts = range(0, rows, block_rows)
-    places = np.array([(i, start, min(start + block_rows, rows)) for i, start in enumerate(starts)])
-    pairs: list[Any] = [da.from_array(places, chunks=(1, 3)), (_ROWS, "place")]
+    places = _places(block_rows, rows, first)
+    pairs: list[Any] = [places, (_ROWS, "place")]
     for array in outputs.values():
         pairs += [array, _index(array, array.name)]
     done: da.Array = da.blockwise(
@@ -241,7 +291,7 @@ def write_blocks(
         *pairs,
         dtype=np.int64,
         meta=np.empty((0,), np.int64),
-        adjust_chunks={_ROWS: tuple(1 for _ in starts)},
+        adjust_chunks={_ROWS: places.chunks[0]},
         align_arrays=False,
         concatenate=None,
     )

@@ -58,6 +58,8 @@ class RasterSink(ABC):
     """True if an existing file is replaced."""
     compression: str | None
     """"deflate" or None; for TIFF only."""
+    run: str = ""
+    """Name of the run, in the names of incomplete files; empty for names that all runs share."""
 
     def check(self) -> None:
         """Raise an error if the raster cannot be written, before any work.
@@ -84,8 +86,19 @@ class RasterSink(ABC):
         """Create the incomplete file, unless it exists already."""
 
     @abstractmethod
-    def write(self, region: Region, block: Array) -> None:
-        """Write the pixels of a region."""
+    def is_begun(self) -> bool:
+        """Return whether the incomplete file exists, for this shape, dtype and blocks."""
+
+    def block_number(self, region: Region) -> int:
+        """Return the position of the block of a region, the last axis first."""
+        number = 0
+        for part, size, total in zip(region, self.block_shape, self.shape, strict=True):
+            number = number * -(-total // size) + part.start // size
+        return number
+
+    @abstractmethod
+    def write(self, region: Region, block: Array) -> list[str]:
+        """Write the pixels of a region; return the local files that hold them."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -103,25 +116,26 @@ class NpyRasterSink(RasterSink):
     @property
     def file(self) -> NpySink:
         """The .npy file."""
-        return NpySink(self.target)
+        return NpySink(self.target, self.run)
 
     def prepare(self) -> None:
         """Create a file of the final size, unless it exists already."""
-        if not self._is_prepared():
+        if not self.is_begun():
+            self.file.discard()
             spec = OutputSpec("raster", self.dtype, self.shape[1:])
             self.file.prepare(self.shape[0], self.shape[0], (spec,))
 
-    def _is_prepared(self) -> bool:
+    def is_begun(self) -> bool:
         """Return whether the file exists: a repeated task must not erase blocks in it."""
         if not self.file.partial.exists():
             return False
         try:
-            found: Array = np.load(self.file.partial, mmap_mode="r")
+            found: Array = np.load(self.file.partial, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):  # the remains of another run
             return False
         return (found.shape, found.dtype) == (self.shape, self.dtype)
 
-    def write(self, region: Region, block: Array) -> None:
+    def write(self, region: Region, block: Array) -> list[str]:
         """Write the pixels of a region, one contiguous run of bytes at a time.
 
         A memory map would end the process when the disk is full. A buffered file would also write
@@ -142,6 +156,7 @@ class NpyRasterSink(RasterSink):
                 starts[:split] = (start + i for start, i in zip(starts, place, strict=False))
                 offset = begin + sum(a * b for a, b in zip(starts, strides, strict=True))
                 _write_at(file.fileno(), block[place].reshape(-1).view(np.uint8).data, offset)
+        return [str(self.file.partial)]
 
     def finish(self) -> None:
         """Rename the file, unless an earlier call has done so."""
@@ -164,12 +179,12 @@ class TiffRasterSink(NpyRasterSink):
     @property
     def file(self) -> NpySink:
         """The .npy file beside the target."""
-        return NpySink(f"{self.target}.npy")
+        return NpySink(f"{self.target}.npy", self.run)
 
     @property
     def partial(self) -> Path:
         """Path of the incomplete TIFF file."""
-        return partial_path(self.target)
+        return partial_path(self.target, self.run)
 
     def check(self) -> None:
         """Raise an error for axes and dtypes that TIFF does not have, and as every raster sink."""
@@ -207,7 +222,7 @@ class TiffRasterSink(NpyRasterSink):
     def read_rows(self, plane: int, top: int, bottom: int) -> Array:
         """Return rows `top` to `bottom` (exclusive); of band `plane` if the band axis is first."""
         # Mapped again each time: pages of a kept map count as memory of this process.
-        mapped: Array = np.load(self.file.partial, mmap_mode="r")
+        mapped: Array = np.load(self.file.partial, mmap_mode="r", allow_pickle=False)
         return np.array(mapped[plane, top:bottom] if self.dims[0] == "band" else mapped[top:bottom])
 
     def discard(self) -> None:
@@ -232,7 +247,7 @@ class ZarrRasterSink(RasterSink):
     @property
     def partial(self) -> str:
         """Path or URL of the incomplete store."""
-        return str(partial_path(self.target)) if self.is_local else self.target
+        return str(partial_path(self.target, self.run)) if self.is_local else self.target
 
     def check(self) -> None:
         """Raise an error as every raster sink, or if zarr is not installed."""
@@ -259,6 +274,10 @@ class ZarrRasterSink(RasterSink):
             overwrite=True,
         )
 
+    def is_begun(self) -> bool:
+        """Return whether the array exists, with these blocks."""
+        return self._prepared() is not None
+
     def _prepared(self) -> Any:
         """Return the array if it exists: a repeated task must not erase blocks in it."""
         import zarr  # optional: only zarr files need it
@@ -271,12 +290,16 @@ class ZarrRasterSink(RasterSink):
         wanted = (self.shape, self.dtype, self.block_shape, self.dims)
         return found if found.metadata.zarr_format == 3 and facts == wanted else None
 
-    def write(self, region: Region, block: Array) -> None:
+    def write(self, region: Region, block: Array) -> list[str]:
         """Write the chunk of a region."""
         import zarr  # optional: only zarr files need it
 
         _require_block(self, region, block)
-        zarr.open_array(self.partial, mode="r+")[region] = block
+        array = zarr.open_array(self.partial, mode="r+")
+        array[region] = block
+        sizes = zip(region, self.block_shape, strict=True)
+        key = array.metadata.encode_chunk_key(tuple(part.start // size for part, size in sizes))
+        return [f"{self.partial}/{key}"] if self.is_local else []
 
     def finish(self) -> None:
         """Write the marker and rename a local store, unless an earlier call has done so."""
@@ -312,6 +335,7 @@ def open_raster_sink(
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     compression: str | None = "deflate",
+    run: str = "",
 ) -> RasterSink:
     """Return the sink for a raster, checked as far as this process can. Creates nothing.
 
@@ -324,6 +348,8 @@ def open_raster_sink(
     dtype : numpy.dtype
     dims, attributes, overwrite, compression
         As for `dask_onnx.io.raster_writing.write_raster`.
+    run : str
+        Name of the run, in the names of incomplete files; empty for names that all runs share.
 
     Raises
     ------
@@ -357,6 +383,7 @@ def open_raster_sink(
         attributes=attributes_for_grid(attributes or {}, height, width),
         overwrite=overwrite,
         compression=compression,
+        run=run,
     )
     sink.check()
     return sink

@@ -13,6 +13,7 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.core.dask_internals import ArraySliceDep
+from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.raster_sinks import RasterSink, is_regular, open_raster_sink
 from dask_onnx.io.tiff import Array, Region
 
@@ -121,7 +122,12 @@ def save_raster(
     return target
 
 
-def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.Array:
+def write_blocks(
+    array: da.Array,
+    sink: RasterSink,
+    prepared: Any = None,
+    journal: BlockJournal | None = None,
+) -> da.Array:
     """Return a lazy array with the number of pixels of each block; computing it writes the blocks.
 
     Parameters
@@ -132,6 +138,8 @@ def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.
         The caller calls its `finish` or `discard` afterwards.
     prepared : Delayed, optional
         Task that runs before the first block; None if `sink.prepare` has been called already.
+    journal : BlockJournal, optional
+        Journal in which a block is recorded once it is written.
     """
     axes = tuple(range(array.ndim))
     done: da.Array = da.blockwise(
@@ -143,6 +151,7 @@ def write_blocks(array: da.Array, sink: RasterSink, prepared: Any = None) -> da.
         axes,
         sink=sink,
         prepared=prepared,
+        journal=journal,
         # A unique name, so that a repeated call writes again.
         name=f"write-raster-{uuid.uuid4().hex}",
         dtype=np.int64,
@@ -171,9 +180,17 @@ def _prepare(sink: RasterSink) -> None:
     sink.prepare()
 
 
-def _write(block: Array, region: Region, sink: RasterSink, prepared: None) -> Array:
+def _write(
+    block: Array,
+    region: Region,
+    sink: RasterSink,
+    prepared: None,
+    journal: BlockJournal | None = None,
+) -> Array:
     """Write a block after `prepared` is done; return its number of pixels."""
-    sink.write(region, block)
+    written = sink.write(region, block)
+    if journal is not None:
+        journal.record(sink.block_number(region), [block.size], written)
     return np.full((1,) * block.ndim, block.size)
 
 

@@ -118,7 +118,7 @@ class NpyRaster(RasterArray):
 
     def read_block(self, region: Region) -> Array:
         """Return a copy of the pixels of a region."""
-        mapped: Array = np.load(self.files[0].path, mmap_mode="r")
+        mapped: Array = np.load(self.files[0].path, mmap_mode="r", allow_pickle=False)
         return np.array(mapped[region])
 
 

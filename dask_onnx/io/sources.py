@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import glob
 import math
+import warnings
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy_format
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import FileSource, is_url, stat_file
+from dask_onnx.core.filesystems import filesystem_of, open_seekable
 from dask_onnx.core.stage_tasks import digest
+from dask_onnx.io.npy_headers import checked_header, read_header, read_npy_rows
 from dask_onnx.io.optional_packages import require_package
 
 Array = npt.NDArray[Any]
@@ -89,8 +92,15 @@ class NpyArray(FileArray):
     """One .npy file, memory-mapped: a task reads the pages of its rows only."""
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Return rows `start` to `stop` (exclusive), as a view of the mapped file."""
-        mapped: Array = np.load(self.files[0].path, mmap_mode="r")
+        """Return rows `start` to `stop` (exclusive): a view of the mapped file, or read by URL.
+
+        A file in Fortran's order at a URL is read as a whole.
+        """
+        path = self.files[0].path
+        if is_url(path):
+            with open_seekable(path) as stream:
+                return read_npy_rows(stream, self.shape, start, stop)
+        mapped: Array = np.load(self.files[0].path, mmap_mode="r", allow_pickle=False)
         return mapped[start:stop]
 
 
@@ -103,8 +113,12 @@ class NpzArray(FileArray):
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Return rows `start` to `stop` (exclusive), read from the archive."""
-        with zipfile.ZipFile(self.files[0].path) as archive, archive.open(self.member) as stream:
-            _read_header(stream)
+        with (
+            open_seekable(self.files[0].path) as file,
+            zipfile.ZipFile(file) as archive,
+            archive.open(self.member) as stream,
+        ):
+            read_header(stream)
             stream.seek(stream.tell() + start * self.row_bytes)
             data = stream.read((stop - start) * self.row_bytes)
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
@@ -250,17 +264,17 @@ def open_source(path: str) -> dict[str, FileArray]:
 
 def _open(text: str) -> dict[str, FileArray]:
     if is_url(text):
-        return _open_zarr(text, ())
+        return _open_url(text)
     path = Path(text).expanduser().absolute()
     if path.suffix == ".zarr" or (path / "zarr.json").exists() or (path / ".zarray").exists():
         _require_exists(path)
         return _open_zarr(str(path), (stat_file(str(path)),))
     if path.suffix == ".npy":
         _require_exists(path)
-        return {"": _open_npy(path)}
+        return {"": _open_npy(str(path))}
     if path.suffix == ".npz":
         _require_exists(path)
-        return _open_npz(path)
+        return _open_npz(str(path))
     if path.suffix.lower() in IMAGE_SUFFIXES or glob.has_magic(text):
         return {"": _open_images(text)}
     _require_exists(path)
@@ -271,33 +285,58 @@ def _open(text: str) -> dict[str, FileArray]:
     )
 
 
+def _open_url(url: str) -> dict[str, FileArray]:
+    suffix = PurePosixPath(url.rstrip("/")).suffix.lower()
+    filesystem_of(url)
+    if suffix not in (".npy", ".npz"):
+        return _open_zarr(url, ())
+    try:
+        return {"": _open_npy(url)} if suffix == ".npy" else _open_npz(url)
+    except OSError as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"the input {url} cannot be read: {reason}",
+            "check the URL",
+            option="path",
+            reason=reason,
+        ) from error
+
+
 def _require_exists(path: Path) -> None:
     if not path.exists():
         raise InputError(f"the input {path} does not exist", "check the path", option="path")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"the input {path} is a pipe, socket or device, which may have no end",
+            "save what it gives to a file first",
+            option="path",
+        )
 
 
-def _open_npy(path: Path) -> NpyArray:
-    with path.open("rb") as stream:
-        shape, _, dtype = _checked_header(stream, path)
-    return NpyArray((stat_file(str(path)),), shape, dtype)
+def _open_npy(path: str) -> NpyArray:
+    file = stat_file(path)
+    with open_seekable(path) as stream:
+        shape, _, dtype = checked_header(stream, path, file.size)
+    return NpyArray((file,), shape, dtype)
 
 
-def _open_npz(path: Path) -> dict[str, FileArray]:
+def _open_npz(path: str) -> dict[str, FileArray]:
     arrays: dict[str, FileArray] = {}
-    file = stat_file(str(path))
+    file = stat_file(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as stream:
-                    shape, is_fortran, dtype = _checked_header(stream, path)
+        with open_seekable(path) as opened, zipfile.ZipFile(opened) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as stream:
+                    shape, is_fortran, dtype = checked_header(stream, path, info.file_size)
                 if is_fortran and len(shape) > 1:
                     raise InputError(
-                        f"{member} of {path} is in Fortran order and cannot be read by rows",
+                        f"{info.filename} of {path} is in Fortran order and cannot be read by rows",
                         "save it with np.ascontiguousarray",
                         option="path",
                     )
-                arrays[member.removesuffix(".npy")] = NpzArray((file,), shape, dtype, member)
-    except zipfile.BadZipFile as error:
+                name = info.filename.removesuffix(".npy")
+                arrays[name] = NpzArray((file,), shape, dtype, info.filename)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(
             f"{path} is not an npz archive: {error}",
             "save it again with np.savez",
@@ -308,33 +347,6 @@ def _open_npz(path: Path) -> dict[str, FileArray]:
         raise InputError(f"{path} has no arrays", "save at least one array in it", option="path")
     # np.savez names a single positional array "arr_0".
     return {"": arrays["arr_0"]} if set(arrays) == {"arr_0"} else arrays
-
-
-def _checked_header(stream: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the order is Fortran's, and dtype of an array that can be read."""
-    try:
-        shape, is_fortran, dtype = _read_header(stream)
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not a numpy file: {error}",
-            "save it with np.save",
-            option="path",
-            reason=str(error),
-        ) from error
-    if dtype.hasobject:
-        raise InputError(
-            f"{path} holds Python objects, which cannot be read without unpickling",
-            "save strings with a fixed width (dtype 'U'), or use zarr",
-            option="path",
-        )
-    return shape, is_fortran, dtype
-
-
-def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy_format.read_magic(stream)
-    if version == (1, 0):
-        return npy_format.read_array_header_1_0(stream)
-    return npy_format.read_array_header_2_0(stream)
 
 
 def _open_zarr(url: str, files: tuple[FileSource, ...]) -> dict[str, FileArray]:
@@ -352,7 +364,10 @@ def _open_zarr(url: str, files: tuple[FileSource, ...]) -> dict[str, FileArray]:
         ) from error
     if hasattr(node, "shape"):
         return {"": ZarrArray(files, tuple(node.shape), np.dtype(node.dtype), url)}
-    members = dict(node.arrays())
+    with warnings.catch_warnings():
+        # About the marker _SUCCESS of a group that a job has written.
+        warnings.simplefilter("ignore", UserWarning)
+        members = dict(node.arrays())
     if not members:
         raise InputError(
             f"the zarr group {url} has no arrays",

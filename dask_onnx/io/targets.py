@@ -1,55 +1,146 @@
-"""Paths and URLs of outputs: checks, names of incomplete files, and completion markers."""
+"""Paths and URLs of outputs: checks, names of incomplete files, markers, and the final swap."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError, OutputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.core.filesystems import filesystem_of
 
 MARKER = "_SUCCESS"
 """Name of the file that marks a complete folder, as Spark and Hadoop write it."""
+RUN_NAME = r"[\w-]+-\d+-[0-9a-f]{8}"
+"""Pattern of the names that `new_run_name` makes."""
+_PART = re.compile(r"\.?part-\d{6}(-\d{6})?(\.\w+){1,3}(\.partial)?")
+"""Names of the files that are written into a folder."""
+_ZARR_METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+_ZARR_CHUNK = re.compile(r"c|c(\.\d+)+|\d+([./]\d+)*")
+_SHOWN = 3
+"""Names of files that an error lists."""
 
 
 def absolute_target(path: str) -> str:
     """Return a local path as an absolute one, which is the same in every worker; a URL as it is."""
-    return path if is_url(path) else str(Path(path).expanduser().absolute())
+    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().absolute())
 
 
-def check_target(target: str, *, overwrite: bool) -> None:
-    """Raise an error if an output exists already or has no folder; a URL is not checked.
+def target_exists(target: str) -> bool:
+    """Return whether an output exists, at a path or URL.
 
     Raises
     ------
     InputError
-        The output exists and `overwrite` is False, or its folder does not exist.
+        The URL cannot be accessed.
     """
-    if is_url(target):
-        return
-    path = Path(target)
-    if path.exists() and not overwrite:
+    if not is_url(target):
+        return os.path.lexists(target)
+    system, root = filesystem_of(target)
+    try:
+        return bool(system.exists(root))
+    except Exception as error:  # file systems behind URLs raise errors of their own
         raise InputError(
-            f"the output {path} exists",
-            "remove it, choose another name, or pass overwrite=True",
-            option="overwrite",
-            suggestions=[Suggestion("overwrite", True)],
+            f"the output {target} cannot be accessed: {error}",
+            "check the URL and the credentials",
+            option="path",
+            reason=str(error),
+        ) from error
+
+
+def check_target(target: str, *, overwrite: bool) -> None:
+    """Raise an error if an output exists already, holds the files of others, or has no folder.
+
+    Raises
+    ------
+    InputError
+        The output exists and `overwrite` is False, or it is a folder with files that dask_onnx has
+        not written; its folder does not exist; it is on a server that is only read.
+    """
+    if target.startswith(("http://", "https://")):
+        raise InputError(
+            f"{target} cannot be written: servers of http:// are only read",
+            "write to a path, or to s3://, gs:// or hf://",
+            option="path",
         )
-    if not path.parent.is_dir():
+    if target_exists(target):
+        if not overwrite:
+            raise InputError(
+                f"the output {target} exists",
+                "remove it, choose another name, or pass overwrite=True",
+                option="overwrite",
+                suggestions=[Suggestion("overwrite", True)],
+            )
+        if foreign := foreign_files(target):
+            raise InputError(
+                f"the output {target} is a folder with files that dask_onnx has not written: "
+                f"{', '.join(foreign[:_SHOWN])}{', ...' if len(foreign) > _SHOWN else ''}",
+                "choose another name, or move these files away",
+                option="overwrite",
+                numbers={"foreign_files": len(foreign)},
+            )
+    if not is_url(target) and not Path(target).parent.is_dir():
         raise InputError(
-            f"the output's folder {path.parent} does not exist",
+            f"the output's folder {Path(target).parent} does not exist",
             "create the folder, or check the path",
             option="path",
         )
 
 
+def foreign_files(target: str) -> list[str]:
+    """Return the names of what a folder holds that dask_onnx has not written.
+
+    A folder of numbered parts and a zarr store are its own; empty for files and for what does not
+    exist.
+    """
+    if is_url(target):
+        system, root = filesystem_of(target)
+        names = sorted(path.removeprefix(root).strip("/") for path in system.find(root))
+        stores = {name.rpartition("/")[0] for name in names if _base(name) in _ZARR_METADATA}
+        return [name for name in names if name and not _is_own(name, stores)]
+    path = Path(target)
+    if not path.is_dir():
+        return []
+    files = [
+        os.path.relpath(Path(folder, name), path)
+        for folder, _, inside in os.walk(path)
+        for name in inside
+    ]
+    stores = {name.rpartition("/")[0] for name in files if _base(name) in _ZARR_METADATA}
+    return sorted(name for name in files if not _is_own(name, stores))
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _is_own(name: str, stores: set[str]) -> bool:
+    """Return whether a file is a part, a marker, or belongs to one of the zarr arrays."""
+    if "" not in stores:
+        return "/" not in name and (name == MARKER or _PART.fullmatch(name) is not None)
+    if name == MARKER or _base(name) in _ZARR_METADATA:
+        return name == MARKER or name.rpartition("/")[0] in stores
+    parts = name.split("/")
+    while parts and _ZARR_CHUNK.fullmatch(parts[-1]):
+        parts.pop()
+    return len(parts) < len(name.split("/")) and "/".join(parts) in stores
+
+
 def target_problem(target: str) -> str | None:
     """Return the reason why this process cannot write an output; None if it can."""
     if is_url(target):
+        try:
+            filesystem_of(target)
+        except InputError as error:
+            return error.cause
         return None
     folder = Path(target).parent
     if not folder.is_dir():
@@ -57,28 +148,85 @@ def target_problem(target: str) -> str | None:
     return None if os.access(folder, os.W_OK) else f"the folder {folder} is not writable"
 
 
-def partial_path(target: str) -> Path:
-    """Return the path of an incomplete output, a hidden file or folder beside its target."""
+def new_run_name() -> str:
+    """Return a name that no other run has: host, process and a random number.
+
+    Containers that share a folder may share process ids.
+    """
+    host = re.sub(r"[^0-9A-Za-z_-]+", "_", socket.gethostname())[:40] or "host"
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def partial_path(target: str, run: str = "") -> Path:
+    """Return the path of an incomplete output, a hidden file or folder beside its target.
+
+    Parameters
+    ----------
+    target : str
+        Local path.
+    run : str
+        Name of the run, from `new_run_name`; empty for a name that all runs share.
+    """
     path = Path(target)
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.name}.{run}.partial" if run else f".{path.name}.partial")
+
+
+def staging_of(target: str, run: str) -> str:
+    """Return where the files of an incomplete folder are collected, beside its target."""
+    return f"{target}.{run}.partial" if is_url(target) else str(partial_path(target, run))
+
+
+def state_path(target: str) -> str:
+    """Return the path or URL of the folder that records an incomplete run, beside its target."""
+    if is_url(target):
+        return f"{target}.resume"
+    path = Path(target)
+    return str(path.with_name(f".{path.name}.resume"))
 
 
 def _marker(target: str) -> tuple[Any, str]:
-    filesystem, root = fsspec.url_to_fs(target)
-    return filesystem, f"{root}/{MARKER}"
+    system, root = filesystem_of(target)
+    return system, f"{root}/{MARKER}"
 
 
 def write_marker(target: str) -> None:
     """Mark a folder or store, at a path or URL, as complete."""
-    filesystem, path = _marker(target)
-    filesystem.pipe_file(path, b"")
+    system, path = _marker(target)
+    system.pipe_file(path, b"")
 
 
 def remove_marker(target: str) -> None:
     """Remove the marker of a folder or store, if it has one."""
-    filesystem, path = _marker(target)
+    system, path = _marker(target)
     with contextlib.suppress(FileNotFoundError):
-        filesystem.rm(path)
+        system.rm(path)
+
+
+def remove_folder(target: str) -> None:
+    """Remove a folder of this run, at a path or URL, if it exists."""
+    if not is_url(target):
+        shutil.rmtree(target, ignore_errors=True)
+        return
+    system, root = filesystem_of(target)
+    with contextlib.suppress(FileNotFoundError):
+        system.rm(root, recursive=True)
+
+
+def remove_files(target: str, spared: Sequence[str]) -> None:
+    """Remove the files of a folder in an object store.
+
+    Parameters
+    ----------
+    target : str
+        URL.
+    spared : sequence of str
+        Names inside the folder that stay.
+    """
+    system, root = filesystem_of(target)
+    kept = set(spared)
+    found = [path for path in system.find(root) if path.removeprefix(root).strip("/") not in kept]
+    if found:
+        system.rm(found)
 
 
 def sync_and_rename(partial: Path, target: str) -> None:
@@ -86,3 +234,80 @@ def sync_and_rename(partial: Path, target: str) -> None:
     with partial.open("r+b") as file:
         os.fsync(file.fileno())
     partial.replace(target)
+
+
+def swap_folder(staging: str, target: str, run: str) -> None:
+    """Give a complete folder its final name, and remove the one that it replaces.
+
+    Files of others that have appeared in the replaced folder are moved into the new one.
+
+    Parameters
+    ----------
+    staging, target : str
+        Paths or URLs.
+    run : str
+        Name of the run, from `new_run_name`.
+    """
+    if is_url(target):
+        _swap_remote(staging, target)
+        return
+    path, old = Path(target), Path(target).with_name(f".{Path(target).name}.{run}.old")
+    if not os.path.lexists(path):
+        Path(staging).rename(path)
+        return
+    path.rename(old)
+    try:
+        Path(staging).rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    if old.is_symlink() or not old.is_dir():
+        old.unlink()
+        return
+    for name in foreign_files(str(old)):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).rename(path / name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap_remote(staging: str, target: str) -> None:
+    """Replace the files of an object store, which cannot rename folders."""
+    remove_marker(target)
+    system, root = filesystem_of(target)
+    remove_files(target, foreign_files(target))
+    _, source = filesystem_of(staging)
+    for path in system.find(source):
+        place = root + path.removeprefix(source)
+        system.makedirs(place.rpartition("/")[0], exist_ok=True)
+        system.mv(path, place)
+    remove_folder(staging)
+
+
+@contextlib.contextmanager
+def explained_writes(path: str) -> Iterator[None]:
+    """Turn an error of the operating system while an output is written into an OutputError.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL that is written.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        numbers = {}
+        if not is_url(path):
+            with contextlib.suppress(OSError):
+                numbers["free_bytes"] = shutil.disk_usage(Path(path).parent).free
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = f" ({numbers['free_bytes']:,} bytes are free)" if is_full and numbers else ""
+        raise OutputError(
+            f"the output {path} cannot be written: {reason}{free}",
+            "free some space there or write to another disk, and run it again"
+            if is_full
+            else "check the path and its permissions, and run it again",
+            option="path",
+            reason=reason,
+            numbers=numbers,
+        ) from error

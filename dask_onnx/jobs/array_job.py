@@ -5,30 +5,43 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client, Future, futures_of
+from distributed import Client, futures_of
 
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.api.model import Model
 from dask_onnx.api.plan import Plan
+from dask_onnx.collections.output_forms import as_row_arrays
 from dask_onnx.collections.row_checks import unproven
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import DaskOnnxError, InputError, StageError, Suggestion
+from dask_onnx.io.caller_functions import NamedFunction
 from dask_onnx.io.file_job import (
-    NamedFunction,
     WriteBlock,
     apply_post,
+    described,
     output_specs,
     read_blocks,
     write_blocks,
 )
+from dask_onnx.io.row_slices import rows_of
+from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.sinks import OutputSpec, Sink
 from dask_onnx.io.sources import FileArray
-from dask_onnx.jobs.job_progress import JobProgress, block_result, wait_for
+from dask_onnx.jobs.block_window import BlockWork, compute_blocks
+from dask_onnx.jobs.job_manifests import (
+    array_identities,
+    function_identity,
+    job_manifest,
+    spec_facts,
+)
+from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.resumable_run import ResumableRun
 
 _BLOCK_BYTES = 32 * 2**20
 """Bytes of input and output of a block, unless the workers are small."""
@@ -56,6 +69,8 @@ class ArrayJob:
     retries: int
     batch_size: int | None
     """Rows of a run; None where they are tuned."""
+    block_rows: int | None = None
+    """Rows of a block; None where they follow from the cluster."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -82,9 +97,29 @@ class ArrayJob:
         """
         if self.pre is None:
             # With `pre`, the model's input is known only after it has run on a worker.
-            self.model.check(_bare(self.source), outputs=list(self.outputs))
+            lazy = {name: array.to_dask(array.shape[0]) for name, array in self.source.items()}
+            self.model.check(_bare(lazy), outputs=list(self.outputs))
+            _check_rows_first(self)
 
-    def run(self, client: Client, progress: JobProgress) -> FilePrediction:
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        """Outputs that are written."""
+        return (self.sink,)
+
+    def manifest(self) -> RunManifest:
+        """Return what decides the results, as far as it is known before the job runs."""
+        options = {
+            "outputs": self.outputs,
+            "batch_size": self.batch_size,
+            "nodes of each stage": [len(stage.nodes) for stage in self.plan.stage_graph.stages],
+            "pre": function_identity(self.pre),
+            "post": function_identity(self.post),
+            "format": type(self.sink).__name__,
+        }
+        inputs = array_identities(self.source)
+        return job_manifest("arrays", self.model, options, inputs, rows=self.rows)
+
+    def run(self, client: Client, progress: JobProgress, resumable: ResumableRun) -> FilePrediction:
         """Check the job on the workers, run it, and write the result.
 
         Raises
@@ -95,7 +130,20 @@ class ArrayJob:
         StageError
             Workers died while they ran a block.
         """
-        return _run(self, client, progress)
+        return _run(self, client, progress, resumable)
+
+
+def _check_rows_first(job: ArrayJob) -> None:
+    """Refuse a model whose rows are on another axis than that along which files are read."""
+    for name, axis in _batch_of(job).input_axes.items():
+        if axis:
+            raise InputError(
+                f"input {name!r} has its rows on axis {axis}; files are read along axis 0",
+                "predict a dask.array that is chunked along that axis, and write the result; or "
+                "export the model with its rows first",
+                input=name,
+                axis=axis,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +157,9 @@ class ProbeResult:
     outputs: tuple[OutputSpec, ...]
 
 
-def _run(job: ArrayJob, client: Client, progress: JobProgress) -> FilePrediction:
+def _run(
+    job: ArrayJob, client: Client, progress: JobProgress, resumable: ResumableRun
+) -> FilePrediction:
     _check_workers(job, client)
     probed = _probe(job, client)
     job.sink.check_outputs(probed.outputs)
@@ -124,29 +174,35 @@ def _run(job: ArrayJob, client: Client, progress: JobProgress) -> FilePrediction
             raise unproven(batch, f"batch_size is {batch_size}")
         progress.warn(f"all {job.rows:,} rows are one block: {batch.blockers[0]}")
         block_rows = job.rows
+    # Other blocks than those of the run that is resumed would divide the rows otherwise.
+    block_rows = resumable.block_rows or block_rows
     began = time.perf_counter()
-    job.sink.prepare(job.rows, block_rows, probed.outputs)
-    futures: list[Future] = []
-    try:
-        lazy = _build(job, probed, block_rows, batch_size)
-        futures = futures_of(client.persist(lazy, retries=job.retries))
-        sizes = {
-            future.key: min(block_rows, job.rows - number * block_rows)
-            for number, future in enumerate(futures)
-        }
-        wait_for(futures, sizes, "rows", progress, _LESS_MEMORY)
-        job.sink.finish()
-    except BaseException:
-        # Also on Ctrl-C: an incomplete output must not look like a result.
-        progress.stopping()
-        client.cancel(futures, force=True)
-        job.sink.discard()
-        raise
+    blocks = math.ceil(job.rows / block_rows)
+    manifest = replace(
+        resumable.manifest,
+        outputs=spec_facts(probed.outputs),
+        blocks=blocks,
+        block_rows=block_rows,
+    )
+    build = partial(_build, job, probed, block_rows, batch_size, resumable)
+    work = BlockWork(
+        count=blocks,
+        submit=lambda part: futures_of(client.persist(build(part), retries=job.retries)),
+        units_of=lambda block: min(block_rows, job.rows - block * block_rows),
+        unit="rows",
+        is_done=resumable.is_done,
+        suggestions=_LESS_MEMORY,
+    )
+    with resumable.kept_on_failure(progress):
+        resumable.start(manifest, lambda: job.sink.prepare(job.rows, block_rows, probed.outputs))
+        computed = compute_blocks(client, work, progress)
+        resumable.finish()
     return FilePrediction(
         files=(job.sink.target,),
         seconds=time.perf_counter() - began,
         workers=len(workers),
-        blocks=len(futures),
+        blocks=blocks,
+        resumed_blocks=blocks - computed,
         rows=job.rows,
         block_rows=block_rows,
         batch_size=batch_size or "auto",
@@ -196,28 +252,35 @@ def _probe(job: ArrayJob, client: Client) -> ProbeResult:
     rows = min(job.rows, job.model.analysis.batch.fixed_rows or 1)
     key = f"probe-{time.time_ns()}"
     future = client.submit(probe_rows, job, rows, key=key, pure=False, retries=job.retries)
-    result: ProbeResult | InputError = block_result(future, _LESS_MEMORY)
-    if isinstance(result, InputError):
+    result: ProbeResult | DaskOnnxError = block_result(future, _LESS_MEMORY)
+    if isinstance(result, DaskOnnxError):
         raise result
     return result
 
 
-def probe_rows(job: ArrayJob, rows: int) -> ProbeResult | InputError:
+def probe_rows(job: ArrayJob, rows: int) -> ProbeResult | DaskOnnxError:
     """Run the first rows on a worker through all steps but the writing.
 
-    An InputError is returned rather than raised, since Dask would repeat a task that raises.
+    Errors of the input and of the caller's functions are returned rather than raised, since Dask
+    would repeat a task that raises.
     """
     try:
         return _probe_rows(job, rows)
     except InputError as error:
         return error
+    except StageError as error:
+        if error.option not in ("pre", "post"):
+            raise
+        return error
 
 
 def _probe_rows(job: ArrayJob, rows: int) -> ProbeResult:
     given = _bare({name: array.read_rows(0, rows) for name, array in job.source.items()})
-    prepared = given if job.pre is None else job.pre.resolve()(given)
+    count = "row" if rows == 1 else f"{rows:,} rows"
+    where = f"the first {count} of {described(job.source)}"
+    prepared = given if job.pre is None else job.pre.call(given, where)
     values = prepared if isinstance(prepared, Mapping) else {"": prepared}
-    arrays = {name: np.asarray(value) for name, value in values.items()}
+    arrays = {name: _as_array(name, value) for name, value in values.items()}
     for name, array in arrays.items():
         if array.ndim and array.shape[0] != rows:
             raise InputError(
@@ -228,14 +291,28 @@ def _probe_rows(job: ArrayJob, rows: int) -> ProbeResult:
                 numbers={"rows": rows, "returned_rows": array.shape[0]},
             )
     results = job.model(_bare(arrays), outputs=list(job.outputs))
-    found = [results[name] for name in job.outputs]
-    outputs = apply_post(job.post, job.outputs, found, job.result_name)
+    found = as_row_arrays(results, _batch_of(job).output_axes)
+    outputs = apply_post(job.post, tuple(found), list(found.values()), job.result_name, where)
     with_rows = {name: array for name, array in arrays.items() if array.ndim}
     return ProbeResult(
         inputs={spec.name: spec for spec in output_specs(with_rows)},
         constants={name: array for name, array in arrays.items() if not array.ndim},
         outputs=output_specs(outputs),
     )
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Return what `pre` returned for an input as an array."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise InputError(
+            f"pre returned {type(value).__name__} for input {name!r}, which is no array: {error}",
+            "return an array, or a dict of arrays by input name",
+            option="pre",
+            input=name,
+            reason=str(error),
+        ) from error
 
 
 def _batch_of(job: ArrayJob) -> BatchFacts:
@@ -275,14 +352,33 @@ def _block_rows(
     by_memory = min(_BLOCK_BYTES, share / _SHARE_OF_MEMORY) / max(row_bytes, 1)
     by_threads = math.ceil(job.rows / (threads * _BLOCKS_PER_THREAD))
     step = batch_size or 1
+    if job.block_rows is not None:
+        if job.block_rows % step:
+            raise InputError(
+                f"block_rows is {job.block_rows}, which is no multiple of the {step} rows of a run",
+                "give a multiple of batch_size",
+                option="block_rows",
+                numbers={"block_rows": job.block_rows, "batch_size": step},
+                suggestions=[Suggestion("block_rows", -(-job.block_rows // step) * step)],
+            )
+        return job.block_rows
     runs: int = max(1, math.floor(min(by_memory, by_threads) / step))
     return runs * step
 
 
-def _build(job: ArrayJob, probed: ProbeResult, block_rows: int, batch_size: int | None) -> da.Array:
-    """Return the lazy work of all blocks."""
+def _build(
+    job: ArrayJob,
+    probed: ProbeResult,
+    block_rows: int,
+    batch_size: int | None,
+    resumable: ResumableRun,
+    blocks: range,
+) -> da.Array:
+    """Return the lazy work of consecutive blocks."""
+    start, stop = blocks.start * block_rows, min(blocks.stop * block_rows, job.rows)
+    source = {name: rows_of(array, start, stop) for name, array in job.source.items()}
     arrays: dict[str, Any] = {
-        **read_blocks(job.source, block_rows, job.pre, probed.inputs),
+        **read_blocks(source, block_rows, job.pre, probed.inputs, blocks.start),
         **probed.constants,
     }
     results = job.model.predict(
@@ -292,5 +388,13 @@ def _build(job: ArrayJob, probed: ProbeResult, block_rows: int, batch_size: int 
         plan=job.plan,
         retries=job.retries,
     )
-    write = WriteBlock(job.sink, job.outputs, job.post, job.result_name)
-    return write_blocks(results, block_rows, job.rows, write)
+    found = as_row_arrays(results, _batch_of(job).output_axes)
+    write = WriteBlock(
+        job.sink,
+        tuple(found),
+        job.post,
+        job.result_name,
+        described(job.source),
+        resumable.journal,
+    )
+    return write_blocks(found, block_rows, stop - start, write, blocks.start)

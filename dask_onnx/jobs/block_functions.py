@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dask_onnx.io.file_job import NamedFunction
+from dask_onnx.io.caller_functions import NamedFunction
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,20 @@
-"""CSV files: blocks with bytes that are not in the encoding, and errors that say where they are.
+"""Encodings of CSV files: names that can be read by blocks, and places of invalid bytes.
 
-Where bad rows are an error, files are read in the usual way, and the place of an invalid byte is
-searched for after the failure. Where bad rows are written apart or become missing values, a block
-with invalid bytes is read again, with these bytes kept as lone surrogates, by which the bad rows
-are recognised.
+Where bad rows are an error, the place of an invalid byte is searched for after the failure.
 """
 
 from __future__ import annotations
 
 import codecs
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import dask.config
-import dask.dataframe as dd
-import fsspec
-import numpy as np
-import pandas as pd
-from dask.dataframe.io.csv import make_reader
-
-from dask_onnx.collections.text.text_columns import column_faults
 from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.io.table_files import TableFile
+from dask_onnx.io.text_files import open_text
 
 UTF_8 = "utf-8"
-_PYTHON_TEXT = pd.StringDtype("python", na_value=np.nan)
-"""Default string dtype of pandas, but stored as Python's str: Arrow cannot hold surrogates."""
 _CHUNK_BYTES = 2**22
 _SHOWN_BYTES = 20
 """Bytes that an error shows on either side of those that cannot be decoded."""
@@ -60,109 +49,20 @@ def check_encoding(encoding: str) -> str:
     return UTF_8 if name == "utf-8-sig" else name
 
 
-def read_csv(path: str, encoding: str, *, keeps_bad_rows: bool) -> dd.DataFrame:
-    """Return a lazy table.
-
-    Parameters
-    ----------
-    path : str
-        Path, URL or glob.
-    encoding : str
-    keeps_bad_rows : bool
-        Keep bytes that cannot be decoded as lone surrogates; otherwise they raise a
-        UnicodeDecodeError, here or in a task.
-    """
-    if not keeps_bad_rows:
-        strict: dd.DataFrame = dd.read_csv(path, encoding=encoding)
-        return strict
-    # Dask would convert text to Arrow strings, which cannot hold surrogates.
-    with dask.config.set({"dataframe.convert-string": False}):
-        read = make_reader(read_block, "read_csv", "CSV")
-        tolerant: dd.DataFrame = read(path, encoding=encoding)
-        return tolerant
-
-
-def read_block(content: BinaryIO, **options: Any) -> pd.DataFrame:
-    """Read a block as `pandas.read_csv` does, with lone surrogates for bytes that are not text.
-
-    Parameters
-    ----------
-    content : binary file
-    **options
-        Keywords of `pandas.read_csv`.
-    """
-    start = content.tell()
-    try:
-        return _with_python_text(pd.read_csv(content, **options))
-    except UnicodeDecodeError:
-        content.seek(start)
-    # Escapes are text of the same dtypes in the same rows, from which pandas infers the types.
-    frame = pd.read_csv(content, encoding_errors="backslashreplace", **options)
-    content.seek(start)
-    texts = [name for name, dtype in frame.dtypes.items() if pd.api.types.is_string_dtype(dtype)]
-    raw = pd.read_csv(
-        content,
-        encoding_errors="surrogateescape",
-        **{**options, "dtype": dict.fromkeys(texts, object)},
-    )
-    faulty = [name for name in texts if column_faults(raw[name])]
-    return _with_python_text(
-        frame.assign(**{name: raw[name].astype(_PYTHON_TEXT) for name in faulty})
-    )
-
-
-def _with_python_text(frame: pd.DataFrame) -> pd.DataFrame:
-    # Also in blocks without invalid bytes: to Dask, another storage of strings is another dtype.
-    texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
-    found: pd.DataFrame = frame.astype(dict.fromkeys(texts, _PYTHON_TEXT))
-    return found
-
-
-_MISMATCH = "Mismatched dtypes found in `pd.read_csv`"
-"""Start of the message of Dask's ValueError, whose table of columns is the only place where it
-names them."""
-_MISMATCHED = re.compile(
-    r"^\| (?P<column>.+?) +\| (?P<found>\S+) +\| (?P<expected>\S+) +\|$", re.MULTILINE
-)
-
-
-def other_types(path: str, error: ValueError) -> InputError | None:
-    """Translate Dask's error about columns whose type changes after the sampled rows.
-
-    Its own message proposes arguments of `read_csv`, which the caller did not call.
-
-    Returns
-    -------
-    InputError, or None if the error is about something else
-    """
-    text = str(error)
-    if not text.startswith(_MISMATCH):
-        return None
-    found = [match for match in _MISMATCHED.finditer(text) if match["column"] != "Column"]
-    columns = [
-        f"{match['column']!r} is {match['expected']} in its first rows and {match['found']} later"
-        for match in found
-    ]
-    values = re.findall(r"could not convert string to float: '(.*?)'", text)
-    shown = f", such as {values[0]!r}" if values else ""
-    return InputError(
-        f"column dtypes of the table {path} change after the sampled rows: "
-        f"{' and '.join(columns)}{shown}",
-        "fix these rows, or write the table as Parquet with the types that it should have",
-        column=found[0]["column"] if found else None,
-        reason=text,
-    )
-
-
-def undecodable(path: str, encoding: str) -> InputError | None:
+def undecodable(files: Sequence[TableFile], encoding: str) -> InputError | None:
     """Search for text that is not in the encoding.
+
+    Parameters
+    ----------
+    files : sequence of TableFile
+    encoding : str
 
     Returns
     -------
     InputError, which says where the first such text is, or None if there is none
     """
-    for file in fsspec.open_files(path, "rb"):
-        with file as opened:
+    for file in files:
+        with open_text(file) as opened:
             fault = _first_fault(opened, encoding)
         if fault is not None:
             others = ("latin-1", "cp1252") if encoding == UTF_8 else (None,)

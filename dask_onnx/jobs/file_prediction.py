@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client
@@ -14,15 +15,23 @@ from dask_onnx.api.plan import Plan
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.run_options import BatchSize, Columns, OnError, Outputs
 from dask_onnx.core.errors import InputError, PlanError
-from dask_onnx.io.sinks import open_sink
+from dask_onnx.io.begun_outputs import BegunOutputs
+from dask_onnx.io.output_formats import open_sink, suffix_of
+from dask_onnx.io.output_lock import locked_outputs
+from dask_onnx.io.sinks import Sink
 from dask_onnx.io.sources import open_source
+from dask_onnx.io.table_files import is_table
+from dask_onnx.io.table_sinks import CsvSink
+from dask_onnx.io.targets import absolute_target
 from dask_onnx.jobs.array_job import ArrayJob
 from dask_onnx.jobs.block_functions import block_function
+from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
 from dask_onnx.jobs.job_cluster import JobCluster
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
-from dask_onnx.jobs.raster_job import RasterJob, tiled_output
-from dask_onnx.jobs.table_request import Pooling, TableRequest, is_table
+from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, tiled_output
+from dask_onnx.jobs.resumable_run import ResumableRun, begun_before
+from dask_onnx.jobs.table_request import Missing, Pooling, TableRequest
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.planning.strategies import StrategyObject
 from dask_onnx.tiles.predict import Tile
@@ -44,6 +53,7 @@ def predict_files(
     threads: int | None = None,
     worker_memory_limit: int | str | None = None,
     batch_size: BatchSize = "auto",
+    block_rows: int | None = None,
     strategy: str | Strategy | StrategyObject = "whole",
     n_stages: int | None = None,
     outputs: Outputs = None,
@@ -51,6 +61,7 @@ def predict_files(
     post: BlockFunction | None = None,
     retries: int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     tile: Tile | None = None,
     columns: Columns = None,
     text: str | None = None,
@@ -58,24 +69,34 @@ def predict_files(
     pooling: Pooling = "mean",
     append: bool | Sequence[str] = False,
     encoding: str | None = None,
+    dtype: Mapping[str, str] | None = None,
+    na_values: Missing | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
     length_buckets: Sequence[int] | None = None,
     require_finite: bool = False,
     on_error: OnError = "raise",
     quarantine: str | os.PathLike[str] | None = None,
+    image: Mapping[str, Any] | None = None,
+    draw: str | os.PathLike[str] | None = None,
     progress: JobProgress | None = None,
 ) -> FilePrediction:
     """Run a model over a data set in files and write the results to files, block by block.
 
     Input and output are opened by path inside the tasks, so that the workers must see them under
     the same paths. Everything that can be is checked before the cluster is started or reached. A
-    job that fails leaves no output under its final name.
+    job that fails leaves no output under its final name. Blocks that were complete before it
+    failed, was interrupted or killed are kept beside the output, and `resume` goes on with them.
 
     Parameters
     ----------
     model : Model, or whatever `load` takes
     input : path or URL
-        Rows of ``.npy``, ``.npz`` (an array for each input) or ``.zarr``; a glob of pictures of one
-        size; a table of ``.parquet`` or ``.csv``; with `tile` one raster.
+        Rows of ``.npy``, ``.npz`` (an array for each input) or ``.zarr``; a picture, or a folder or
+        glob of pictures; a table of ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` (text also as
+        ``.gz``, ``.bz2``, ``.xz``, ``.zst``), ``.arrow``, ``.feather`` or ``.orc``, a folder (also
+        with Hive partitions) or a glob of these; with `tile` one raster. A file of text that is
+        compressed, or has line breaks in cells, is read by one task, block after block.
     output : path or URL
         ``.npy``, ``.zarr`` or ``.parquet``; for a table ``.parquet`` or ``.csv``; for a raster
         ``.zarr``, ``.npy`` or ``.tif``.
@@ -88,6 +109,10 @@ def predict_files(
         Memory of each process of the local cluster, in bytes or as "4GiB".
     batch_size : int or "auto", optional
         Rows of a run; tuned by default. Not for rasters.
+    block_rows : int, optional
+        Rows, or pictures, of a block, which is what a task reads and writes, and what is lost at
+        most for each thread if the job is killed; by default few enough for the memory of workers.
+        Not for tables and rasters.
     strategy : str, Strategy, Pipeline, Fused or Branches, default "whole"
         Division of the model into stages, as for `Model.plan`. Not for tables and rasters.
     n_stages : int, optional
@@ -103,7 +128,12 @@ def predict_files(
     retries : int, optional
         Times that a block is repeated if it raises; ``onnx.retries`` by default.
     overwrite : bool, default False
-        Replace an output that exists.
+        Replace an output that exists, or one that an earlier run has begun.
+    resume : bool, default False
+        Go on with what an earlier run has left that failed, was interrupted or killed: only blocks
+        that it had not completed are computed, and the result is that of one run. The model, the
+        input, the options and the versions of packages must be the same. Without such a run, the
+        job starts at the beginning.
     tile : int, sequence of int, or "auto", optional
         Run one large raster in tiles of so many pixels, as for `predict_tiled`.
     columns : str, sequence of str, or mapping of input to columns, optional
@@ -118,6 +148,18 @@ def predict_files(
         Columns of the input to write too; True for all.
     encoding : str, optional
         Encoding of ``.csv``; UTF-8 by default.
+    dtype : mapping of str to str, optional
+        Type of columns: "string", "int64", "float64", "bool", "datetime" and the like. In ``.csv``
+        a string input makes its columns text; a float input float64; other types follow from the
+        first rows. A column that is only kept is a number only if it can be written from it: 01234
+        stays a text. A later value of another type is an error that names it.
+    na_values : sequence of str, or mapping of column to these, optional
+        Texts of ``.csv`` that mean a missing value. In columns of numbers the usual ones do too
+        (empty, NA, null, ...); in columns of text nothing else does.
+    delimiter : str, optional
+        Character between the columns of ``.csv``; a comma by default, a tab in ``.tsv``.
+    decimal : {".", ","}, optional
+        Character before the decimals in ``.csv``.
     length_buckets : sequence of int, optional
         Lengths that columns of lists are padded to.
     require_finite : bool, default False
@@ -125,7 +167,15 @@ def predict_files(
     on_error : {"raise", "null"}
         Effect of a bad row of a table: an error, or missing values.
     quarantine : path or URL, optional
-        Output for the bad rows of a table, with the reasons in a column ``error``.
+        Output for the bad rows of a table, or for pictures that cannot be read, with the reasons in
+        a column ``error``.
+    image : mapping of str to value, optional
+        Options of `ImageModel` for pictures, such as ``{"preset": "yolo"}``. Boxes and classes are
+        written to a table, sorted by the names of the pictures, which are a column ``file``; masks
+        to a folder, if `output` has no ending, or to an array. With `pre`, pictures of one size and
+        mode are passed to that instead, and these options are refused.
+    draw : path, optional
+        Folder for pictures with the results drawn over them.
     progress : JobProgress, optional
         Receiver of reports; by default warnings are given by `warnings.warn`.
 
@@ -137,7 +187,8 @@ def predict_files(
     ------
     InputError
         Options that do not go together; an input or output that cannot be opened, does not fit the
-        model, or is not there on a worker; bad rows.
+        model, or is not there on a worker; bad rows; an earlier run has begun the output, and
+        differs, or neither `resume` nor `overwrite` says what becomes of it.
     ModelError, PlanError
         From `load` and `Model.plan`.
     StageError
@@ -150,6 +201,8 @@ def predict_files(
         scheduler, workers, threads, worker_memory_limit, is_verbose=progress.is_verbose
     )
     source, target = os.fspath(input), os.fspath(output)
+    begun = begun_before(target, resume=resume, overwrite=overwrite)
+    names_of_files = BegunOutputs() if begun is None else begun.outputs(resume=resume)
     request = TableRequest(
         columns=columns,
         text=text,
@@ -161,6 +214,10 @@ def predict_files(
         require_finite=require_finite,
         length_buckets=None if length_buckets is None else tuple(length_buckets),
         encoding=encoding,
+        dtype=dtype or None,
+        na_values=na_values,
+        delimiter=delimiter,
+        decimal=decimal,
     )
     given = {
         "pre": pre is not None,
@@ -168,33 +225,69 @@ def predict_files(
         "strategy": strategy != "whole",
         "n_stages": n_stages is not None,
         "batch_size": batch_size not in ("auto", None),
+        "block_rows": block_rows is not None,
     }
+    if block_rows is not None and (isinstance(block_rows, bool) or block_rows < 1):
+        raise InputError(
+            f"block_rows is {block_rows!r}", "give a number of at least 1", option="block_rows"
+        )
     given |= dict.fromkeys(request.given, True)
-    job: ArrayJob | TableJob | RasterJob
+    given |= {"image": bool(image), "draw": draw is not None}
+    job: ArrayJob | TableJob | RasterJob | ImageJob
+    prepared = is_image_request(source, image, draw, given)
     if tile is not None:
-        unused = ("post", "strategy", "n_stages", "batch_size", *request.given)
-        _refuse(given, unused, "rasters")
+        runs = ("strategy", "n_stages", "batch_size", "block_rows")
+        _refuse(given, ("post", *runs, "image", "draw", *request.given), "rasters")
         prepare = block_function(pre, "pre")
         name = tiled_output(loaded, names)
-        job = RasterJob(loaded, source, target, tile, name, prepare, overwrite)
+        place = RasterPlace.at(target, names_of_files)
+        job = RasterJob(loaded, source, place, tile, name, prepare, overwrite)
+    elif prepared:
+        others = [name for name in request.given if name not in ("on_error", "quarantine")]
+        _refuse(given, ("pre", "post", "strategy", "n_stages", *others), "pictures")
+        job = open_image_job(
+            loaded,
+            source,
+            target,
+            {**(image or {}), **({} if names is None else {"outputs": names})},
+            draw=None if draw is None else os.fspath(draw),
+            quarantine=request.quarantine,
+            overwrite=overwrite,
+            on_error=on_error,
+            batch_size=batch_size,
+            retries=effective_retries(retries),
+            block_rows=block_rows,
+            begun=names_of_files,
+        )
     elif is_table(source) or request.given:
-        _refuse(given, ("pre", "post", "strategy", "n_stages"), "tables")
-        job = _table_job(loaded, source, target, request, names, batch_size, overwrite)
+        _refuse(given, ("pre", "post", "strategy", "n_stages", "block_rows"), "tables")
+        open_output = partial(open_sink, overwrite=overwrite, tables=True, begun=names_of_files)
+        job = _table_job(loaded, source, target, request, names, batch_size, open_output)
     else:
         job = ArrayJob(
             model=loaded,
             plan=_plan(loaded, strategy, n_stages, names),
             source=open_source(source),
-            sink=open_sink(target, overwrite=overwrite),
+            sink=_array_sink(open_sink(target, overwrite=overwrite, begun=names_of_files)),
             pre=block_function(pre, "pre"),
             post=block_function(post, "post"),
             retries=effective_retries(retries),
             batch_size=None if batch_size in ("auto", None) else int(batch_size),
+            block_rows=block_rows,
         )
     job.check()
-    with cluster.connect() as client:
-        progress.connected(client)
-        return job.run(client, progress)
+    resumable = ResumableRun(job.sinks, job.manifest(), begun if resume else None)
+    resumable.check(block_rows)
+    targets = [target, *filter(None, [request.quarantine])]
+    with locked_outputs([absolute_target(path) for path in targets]):
+        # Another run may have begun or completed it since it was checked.
+        found = begun_before(target, resume=resume, overwrite=overwrite)
+        resumable.take_over(found)
+        for path in targets if not isinstance(job, ImageJob) else job.outputs.checked:
+            names_of_files.check(absolute_target(path), overwrite=overwrite)
+        with cluster.connect() as client:
+            progress.connected(client)
+            return job.run(client, progress, resumable)
 
 
 def _refuse(given: dict[str, bool], names: Sequence[str], what: str) -> None:
@@ -222,6 +315,12 @@ def _plan(
     return plan
 
 
+def _array_sink(sink: Sink) -> Sink:
+    if isinstance(sink, CsvSink):
+        sink.check_outputs(())
+    return sink
+
+
 def _table_job(
     model: Model,
     source: str,
@@ -229,8 +328,14 @@ def _table_job(
     request: TableRequest,
     outputs: list[str] | None,
     batch_size: BatchSize,
-    overwrite: bool,
+    open_output: Callable[[str], Sink],
 ) -> TableJob:
+    if not is_table(source) and suffix_of(source) in (".npy", ".zarr"):
+        raise InputError(
+            f"{' and '.join(request.given)} do not apply to arrays, and {source} has no columns",
+            "leave them out",
+            option=request.given[0],
+        )
     # Tables need pandas, which is an extra.
     from dask_onnx.jobs import table_job as tables  # needs pandas
 
@@ -239,6 +344,6 @@ def _table_job(
         raise InputError(
             f"the quarantine {target} is the output", "name another place", option="quarantine"
         )
-    sinks = [open_sink(path, overwrite=overwrite) for path in targets]
+    sinks = [open_output(path) for path in targets]
     job: TableJob = tables.TableJob(model, source, request, outputs, batch_size, sinks)
     return job

@@ -14,8 +14,8 @@ import dask.config
 from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
-from dask_onnx.cluster.configuration import ensure_configured
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.configuration import ensure_configured, own_cluster_settings
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.placement import COMPRESSION, wants_compression
 from dask_onnx.core.errors import InputError
 
@@ -98,7 +98,8 @@ class JobCluster:
             # Processes read the setting when they start; set later, it would only affect new
             # connections.
             compression = {COMPRESSION: "lz4"} if wants_compression() else {}
-            with _ignored_interrupts(), dask.config.set(compression):
+            settings = {**compression, **own_cluster_settings()}
+            with _ignored_interrupts(), dask.config.set(settings):
                 cluster = LocalCluster(
                     n_workers=self.workers or cores or 1,
                     threads_per_worker=self.threads or 1,
@@ -112,7 +113,8 @@ class JobCluster:
                 "check the number of workers and threads, and the memory of a worker",
                 reason=str(error),
             ) from error
-        with cluster, Client(cluster) as client:
+        # Dask reads one of the settings whenever a worker is lost.
+        with cluster, Client(cluster) as client, dask.config.set(own_cluster_settings()):
             yield client
 
 

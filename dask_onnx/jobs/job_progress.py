@@ -8,7 +8,8 @@ from typing import Any
 
 from distributed import Client, Future, KilledWorker, as_completed
 
-from dask_onnx.core.errors import StageError, Suggestion
+from dask_onnx.cluster.worker_deaths import killed_worker_error
+from dask_onnx.core.errors import Suggestion
 
 
 class JobProgress:
@@ -23,6 +24,9 @@ class JobProgress:
     def warn(self, message: str) -> None:
         """Tell the caller about an assumption that changes results or speed."""
         warnings.warn(message, UserWarning, stacklevel=3)
+
+    def note(self, message: str) -> None:
+        """Note what the job does where the caller has left it open."""
 
     def advanced(self, done: int, total: int, unit: str) -> None:
         """Note that `done` of `total` units ("rows", "parts" or "tiles") are complete."""
@@ -81,11 +85,4 @@ def block_result(future: Future, suggestions: Sequence[Suggestion] = ()) -> Any:
     try:
         return future.result()
     except KilledWorker as error:
-        workers = error.allowed_failures + 1
-        names = " or ".join(each.option for each in suggestions)
-        raise StageError(
-            f"{workers} workers died while they ran {error.task}",
-            f"they may have run out of memory: change {names or 'the size of blocks'}",
-            numbers={"workers": workers},
-            suggestions=suggestions,
-        ) from None
+        raise killed_worker_error(error, suggestions) from None

@@ -19,6 +19,8 @@ class FilePrediction:
     """Workers of the cluster."""
     blocks: int
     """Blocks, partitions or tiles that were written."""
+    resumed_blocks: int = 0
+    """Blocks that an earlier run had completed, and that were not computed again."""
     rows: int | None = None
     """Rows that were written; None for a raster."""
     bad_rows: int | None = None
@@ -29,6 +31,9 @@ class FilePrediction:
     """Rows of a run of the model, or "auto"; None for tables and rasters."""
     shape: tuple[int, ...] | None = None
     """Shape of the output of a raster; None for rows."""
+
+    pictures: int | None = None
+    """Pictures that were read; None for others."""
 
     @property
     def pixels(self) -> int | None:

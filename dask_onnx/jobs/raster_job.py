@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from os.path import lexists as exists
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client, Future, futures_of
+from distributed import Client
 
 from dask_onnx.api.model import Model
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.io.file_job import NamedFunction
+from dask_onnx.core.files import is_url, stat_file
+from dask_onnx.io.begun_outputs import BegunOutputs
+from dask_onnx.io.caller_functions import NamedFunction
+from dask_onnx.io.output_formats import suffix_of
 from dask_onnx.io.raster_axes import to_channels_first
-from dask_onnx.io.raster_sinks import open_raster_sink
+from dask_onnx.io.raster_sinks import RasterSink, open_raster_sink
 from dask_onnx.io.raster_writing import with_regular_blocks, write_blocks
 from dask_onnx.io.rasters import open_raster_source, raster_attributes
-from dask_onnx.jobs.job_progress import JobProgress, wait_for
+from dask_onnx.io.run_manifest import RunManifest, file_identities
+from dask_onnx.io.targets import absolute_target
+from dask_onnx.jobs.block_graph import BlockGraph
+from dask_onnx.jobs.block_window import BlockWork, compute_blocks
+from dask_onnx.jobs.job_manifests import (
+    folder_identity,
+    function_identity,
+    job_manifest,
+    versioned,
+)
+from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.resumable_run import Output, ResumableRun
 from dask_onnx.tiles.predict import Tile, predict_tiled
 
 _READ_PIXELS = 1024
@@ -28,13 +46,62 @@ _LESS_MEMORY = (Suggestion("tile"), Suggestion("worker_memory_limit"))
 
 
 @dataclass(frozen=True, slots=True)
+class RasterPlace:
+    """Output of a raster, whose sink is known once its blocks are."""
+
+    target: str
+    """Absolute path, or URL."""
+    run: str
+    """Name of the run."""
+    replaces: bool
+    """True if the target exists and is replaced."""
+    sink: RasterSink | None = None
+    """Sink of the raster; None before the lazy result is built."""
+
+    @classmethod
+    def at(cls, path: str, begun: BegunOutputs) -> RasterPlace:
+        """Return the place of an output at a path or URL.
+
+        Parameters
+        ----------
+        path : str
+        begun : BegunOutputs
+            What an earlier run has begun and is resumed or removed.
+        """
+        target = absolute_target(path)
+        return cls(target, begun.run, begun.will_replace(target))
+
+    @property
+    def is_complete(self) -> bool:
+        """True if there is no incomplete output any more, and the target exists."""
+        return not is_url(self.target) and not self._opened.is_begun() and exists(self.target)
+
+    @property
+    def _opened(self) -> RasterSink:
+        assert self.sink is not None
+        return self.sink
+
+    def kept(self, blocks: Collection[str]) -> set[str]:
+        """Return all blocks of an earlier run if its incomplete output fits."""
+        return set(blocks) if self._opened.is_begun() else set()
+
+    def finish(self) -> None:
+        """Give the complete output its name."""
+        self._opened.finish()
+
+    def discard(self) -> None:
+        """Remove the incomplete output."""
+        self._opened.discard()
+
+
+@dataclass(frozen=True, slots=True)
 class RasterJob:
     """A prediction over one raster, checked but not started."""
 
     model: Model
     path: str
-    target: str
-    """Path or URL of the output."""
+    place: RasterPlace
+    """The output."""
     tile: Tile
     output: str
     """Name of the output that is written."""
@@ -51,7 +118,22 @@ class RasterJob:
         """
         self.lazy_result()
 
-    def run(self, client: Client, progress: JobProgress) -> FilePrediction:
+    @property
+    def sinks(self) -> Sequence[Output]:
+        """Outputs that are written."""
+        return (self.place,)
+
+    def manifest(self) -> RunManifest:
+        """Return what decides the results, as far as it is known before the job runs."""
+        options = {
+            "tile": self.tile,
+            "outputs": self.output,
+            "pre": function_identity(self.pre),
+            "format": suffix_of(self.place.target),
+        }
+        return job_manifest("a raster", self.model, options, _identity(self.path))
+
+    def run(self, client: Client, progress: JobProgress, resumable: ResumableRun) -> FilePrediction:
         """Run the job and write its blocks.
 
         Raises
@@ -61,7 +143,7 @@ class RasterJob:
         StageError
             Workers died while they ran a block.
         """
-        return _run(self, client, progress)
+        return _run(self, client, progress, resumable)
 
     def lazy_result(self) -> da.Array:
         """Return the lazy output of the model on the raster, without a batch axis.
@@ -78,7 +160,7 @@ class RasterJob:
         if self.pre is not None:
             dtype = self.model.inputs[0].dtype
             meta = np.empty(0, dtype)
-            image = image.map_blocks(apply_pre, self.pre, dtype, dtype=dtype, meta=meta)
+            image = image.map_blocks(apply_pre, self.pre, dtype, self.path, dtype=dtype, meta=meta)
         if image.ndim == 2:
             image = image[None]
         result: da.Array = predict_tiled(self.model, image, tile=self.tile, outputs=self.output)
@@ -110,15 +192,37 @@ def tiled_output(model: Model, outputs: list[str] | None) -> str:
     return names[0]
 
 
-def apply_pre(block: np.ndarray, function: NamedFunction, dtype: Any) -> np.ndarray:
+def apply_pre(
+    block: np.ndarray,
+    function: NamedFunction,
+    dtype: Any,
+    path: str,
+    block_info: Any = None,
+) -> np.ndarray:
     """Apply the caller's function to a block of pixels, which must keep its shape.
+
+    Parameters
+    ----------
+    block : ndarray, shape (bands, height, width) or (height, width)
+    function : NamedFunction
+    dtype : numpy.dtype
+        Dtype of the result.
+    path : str
+        The raster, for errors.
+    block_info : dict, optional
+        Place of the block, as `dask.array.map_blocks` gives it.
 
     Raises
     ------
     InputError
         The function returned another shape.
+    StageError
+        The function raised.
     """
-    made = np.asarray(function.resolve()(block))
+    at = (block_info or {}).get(0, {}).get("array-location", ())
+    names = ("band", "y", "x")[-block.ndim :]
+    place = ", ".join(f"{n} {a:,} to {b - 1:,}" for n, (a, b) in zip(names, at, strict=False))
+    made = np.asarray(function.call(block, f"the block {place} of {path}"))
     if made.shape != block.shape:
         raise InputError(
             f"pre returned shape {made.shape} for a block of shape {block.shape}",
@@ -128,7 +232,17 @@ def apply_pre(block: np.ndarray, function: NamedFunction, dtype: Any) -> np.ndar
     return made.astype(dtype, copy=False)
 
 
-def _run(job: RasterJob, client: Client, progress: JobProgress) -> FilePrediction:
+def _identity(path: str) -> dict[str, Any]:
+    """Return the identity of a raster: of a file, or of all files of a store."""
+    target = absolute_target(path)
+    if is_url(target) or os.path.isdir(target):  # noqa: PTH112
+        return {target: folder_identity(target)}
+    return file_identities([versioned(stat_file(target))])
+
+
+def _run(
+    job: RasterJob, client: Client, progress: JobProgress, resumable: ResumableRun
+) -> FilePrediction:
     began = time.perf_counter()
     with warnings.catch_warnings():
         # `RasterJob.check` has given these warnings.
@@ -136,30 +250,36 @@ def _run(job: RasterJob, client: Client, progress: JobProgress) -> FilePredictio
         result = job.lazy_result()
     names = ("band", "y", "x")[-result.ndim :] if result.ndim <= 3 else None
     sink = open_raster_sink(
-        job.target,
+        job.place.target,
         result.chunks,
         result.dtype,
         dims=names,
         attributes=raster_attributes(job.path),
-        overwrite=job.overwrite,
+        # It was checked under the lock, and may exist if a run is resumed.
+        overwrite=True,
+        run=job.place.run,
     )
-    sink.prepare()
-    futures: list[Future] = []
-    try:
-        futures = futures_of(client.persist(write_blocks(result, sink)))
-        sizes = {future.key: 1 for future in futures}
-        wait_for(futures, sizes, "tiles", progress, _LESS_MEMORY)
-        client.submit(sink.finish, pure=False).result()
-    except BaseException:
-        # Also on Ctrl-C: an incomplete output must not look like a result.
-        progress.stopping()
-        client.cancel(futures, force=True)
-        sink.discard()
-        raise
+    resumable.outputs = [replace(job.place, sink=sink)]
+    blocks = math.prod(result.numblocks)
+    shapes = [list(result.shape), [sizes[0] for sizes in result.chunks], str(result.dtype)]
+    graph = BlockGraph.of(write_blocks(result, sink, journal=resumable.journal))
+    work = BlockWork(
+        count=blocks,
+        submit=lambda part: graph.submit(client, part),
+        units_of=lambda _: 1,
+        unit="tiles",
+        is_done=resumable.is_done,
+        suggestions=_LESS_MEMORY,
+    )
+    with resumable.kept_on_failure(progress):
+        resumable.start(replace(resumable.manifest, outputs=shapes, blocks=blocks), sink.prepare)
+        computed = compute_blocks(client, work, progress)
+        resumable.finish()
     return FilePrediction(
         files=(sink.target,),
         shape=tuple(map(int, result.shape)),
         seconds=time.perf_counter() - began,
         workers=len(client.scheduler_info(n_workers=-1)["workers"]),
-        blocks=len(futures),
+        blocks=blocks,
+        resumed_blocks=blocks - computed,
     )

@@ -1,35 +1,46 @@
-"""Jobs over tables: Parquet and CSV are read, predicted and written partition by partition."""
+"""Jobs over tables, which are read, predicted and written partition by partition."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from dask.base import compute
 from dask.delayed import delayed
-from distributed import Client, Future, futures_of
+from distributed import Client, futures_of
 
 from dask_onnx.api.model import Model
 from dask_onnx.api.text_model import TextModel
-from dask_onnx.collections.run_options import BatchSize
+from dask_onnx.collections.run_options import BatchSize, Columns
 from dask_onnx.collections.text.text_columns import storable
 from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.files import FileSource
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.csv_files import SplitInQuotesError, cuts_cells
+from dask_onnx.io.run_manifest import RunManifest, file_identities
 from dask_onnx.io.sinks import Sink
-from dask_onnx.jobs.csv_text import UTF_8, check_encoding, other_types, read_csv, undecodable
-from dask_onnx.jobs.job_progress import JobProgress, wait_for
+from dask_onnx.io.table_files import find_table
+from dask_onnx.io.table_sinks import CsvSink
+from dask_onnx.io.text_files import TextBlock
+from dask_onnx.jobs.block_window import BlockWork, compute_blocks
+from dask_onnx.jobs.csv_text import UTF_8, check_encoding, undecodable
+from dask_onnx.jobs.job_manifests import job_manifest, request_options, versioned
+from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.opening_options import OpenOptions
+from dask_onnx.jobs.resumable_run import ResumableRun
+from dask_onnx.jobs.table_opening import open_table
 from dask_onnx.jobs.table_request import TableRequest
+from dask_onnx.jobs.table_source import TableBlock, TableReader, TableSource, held_table
 
 VECTOR = "embedding"
 """Name of the column of a text's vectors."""
-_COLUMNS_SHOWN = 20
-_REASON_LENGTH = 300
-"""Characters of a reader's message that are shown: it may list a schema of hundreds of columns."""
 _LESS_MEMORY = (Suggestion("batch_size"), Suggestion("worker_memory_limit"))
 
 
@@ -45,63 +56,115 @@ class TableJob:
     batch_size: BatchSize
     sinks: Sequence[Sink]
     """The output and, with a quarantine, the output of bad rows."""
+    whole_files: bool = False
+    """True to read each file of CSV as a stream."""
 
     def check(self) -> None:
-        """Build the lazy result once, so that everything is refused that can be before it runs.
+        """Build the lazy result of one block, so that all is refused that can be before it runs.
 
         Raises
         ------
         InputError
             The table cannot be opened, or does not fit the model.
         """
-        self.lazy_tables()
+        source = self.open()
+        self.predicted(replace(source, blocks=source.blocks[:1]).to_dask(), source.fed)
 
-    def run(self, client: Client, progress: JobProgress) -> FilePrediction:
+    def manifest(self) -> RunManifest:
+        """Return what decides the results, as far as it is known before the job runs."""
+        options = {
+            **request_options(self.request),
+            "outputs": self.outputs,
+            "batch_size": self.batch_size,
+            "format": [type(sink).__name__ for sink in self.sinks],
+        }
+        files = [FileSource(f.path, f.size or 0, f.version) for f in find_table(self.path)]
+        inputs = file_identities(map(versioned, files))
+        return job_manifest("a table", self.model, options, inputs)
+
+    def run(self, client: Client, progress: JobProgress, resumable: ResumableRun) -> FilePrediction:
         """Run the job and write its partitions.
 
         Raises
         ------
         InputError
-            Bad rows, where these are an error; text that is not in the encoding; columns whose type
-            changes after the first rows.
+            Bad rows, where these are an error; text that is not in the encoding; values that are
+            not of the type of their column.
         StageError
             Workers died while they ran a partition.
         """
+        if resumable.stored is not None and resumable.stored.layout.get("whole_files"):
+            return self._as_stream()._run_once(client, progress, resumable)
         try:
-            return _run(self, client, progress)
-        except UnicodeDecodeError as error:
-            encoding = check_encoding(self.request.encoding or UTF_8)
-            raise undecodable(self.path, encoding) or error from None
-        except ValueError as error:
-            if (other := other_types(self.path, error)) is not None:
-                raise other from None
-            raise
+            return self._run_once(client, progress, resumable)
+        except SplitInQuotesError:
+            pass
+        except InputError:
+            # It may come from a block after the one that ends inside quotes.
+            if not self._cuts_cells():
+                raise
+        progress.warn("cells have line breaks, so that each file is read as a stream")
+        resumable.restart()
+        return self._as_stream()._run_once(client, progress, resumable)
 
-    def lazy_tables(self) -> list[dd.DataFrame]:
-        """Return the lazy result and, with a quarantine, the lazy bad rows.
+    def _as_stream(self) -> TableJob:
+        return replace(self, whole_files=True)
+
+    def _run_once(
+        self, client: Client, progress: JobProgress, resumable: ResumableRun
+    ) -> FilePrediction:
+        with resumable.kept_on_failure(progress, but_for=SplitInQuotesError):
+            try:
+                return _run(self, client, progress, resumable)
+            except UnicodeDecodeError as error:
+                encoding = check_encoding(self.request.encoding or UTF_8)
+                raise undecodable(self.open().files, encoding) or error from None
+
+    def _cuts_cells(self) -> bool:
+        """Return whether blocks of CSV begin or end inside quotes; for a job that has failed."""
+        source = self.open()
+        if self.whole_files or source.reader.dialect is None:
+            return False
+        return cuts_cells(
+            block.place for block in source.blocks if isinstance(block.place, TextBlock)
+        )
+
+    def open(self) -> TableSource:
+        """Open the files and choose the columns to read.
 
         Raises
         ------
         InputError
-            The table cannot be opened, lacks a column, or does not fit the model.
+            The table cannot be opened, or lacks a column.
         """
-        table, request = open_table(self.path, self.request), self.request
-        named = [*request.kept, *filter(None, [request.text])]
-        missing = [name for name in named if name not in table.columns]
-        if missing:
-            raise InputError(
-                f"the table has no column {missing[0]!r}",
-                f"its columns are {', '.join(map(str, table.columns[:_COLUMNS_SHOWN]))}",
-                column=missing[0],
-            )
+        return open_table(
+            self.path,
+            OpenOptions(
+                request=self.request,
+                inputs=_inputs_of(self.model, self.outputs),
+                is_verbatim=all(isinstance(sink, CsvSink) for sink in self.sinks),
+                whole_files=self.whole_files,
+            ),
+        )
+
+    def predicted(self, table: dd.DataFrame, fed: Columns) -> list[dd.DataFrame]:
+        """Return the lazy result of a lazy table and, with a quarantine, the lazy bad rows.
+
+        Parameters
+        ----------
+        table : dask DataFrame
+        fed : str, list or mapping
+            Columns that feed the model.
+        """
+        request = self.request
         if request.text is None or request.append is True:
-            return self._predicted(table)
+            return self._predicted(table, fed)
         if request.quarantine is None:
             table = table[list(dict.fromkeys([request.text, *request.kept]))]
-        good, *bad = self._predicted(table)
+        good, *bad = self._predicted(table, fed)
         return [good[[*request.kept, VECTOR]], *bad]
 
-    def _predicted(self, table: dd.DataFrame) -> list[dd.DataFrame]:
+    def _predicted(self, table: dd.DataFrame, fed: Columns) -> list[dd.DataFrame]:
         request = self.request
         owner: Any = self.model
         options: dict[str, Any] = {"batch_size": self.batch_size, **request.row_options}
@@ -111,7 +174,7 @@ class TableJob:
         else:
             options |= {
                 "outputs": self.outputs,
-                "columns": request.columns,
+                "columns": fed,
                 "append": request.append,
                 "require_finite": request.require_finite,
                 "length_buckets": request.length_buckets,
@@ -121,77 +184,133 @@ class TableJob:
         return [owner.predict(table, **options)]
 
 
-def open_table(path: str, request: TableRequest) -> dd.DataFrame:
-    """Return a lazy table of Parquet or CSV files.
-
-    Raises
-    ------
-    InputError
-        It cannot be opened; it is CSV in another encoding, as far as its first rows show.
-    """
-    is_csv = Path(path.rstrip("/")).suffix == ".csv"
-    if request.encoding is not None and not is_csv:
-        raise InputError(
-            f"an encoding is for .csv, and {path} is another format",
-            "leave it out: text in Parquet is UTF-8",
-            option="encoding",
-        )
-    encoding = check_encoding(request.encoding or UTF_8)
-    try:
-        table: dd.DataFrame = (
-            read_csv(path, encoding, keeps_bad_rows=request.keeps_bad_rows)
-            if is_csv
-            else dd.read_parquet(path)
-        )
-    except UnicodeDecodeError as error:
-        raise undecodable(path, encoding) or error from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:_REASON_LENGTH]
-        raise InputError(
-            f"the table {path} cannot be opened: {reason}",
-            "check the path; a folder of Parquet files ends in .parquet",
-            reason=reason,
-        ) from None
-    return table
+def _inputs_of(model: Model, outputs: Sequence[str] | None) -> tuple[TensorSpec, ...]:
+    """Return the inputs that some outputs need; all of them for outputs that do not exist."""
+    names = tuple(outputs or (spec.name for spec in model.outputs))
+    if not all(model.facts.is_known(name) for name in names):
+        return model.inputs
+    return tuple(model._facts.inputs_of(names))
 
 
-def _run(job: TableJob, client: Client, progress: JobProgress) -> FilePrediction:
-    # Built after the client is there: the weights that its workers lack travel with the graph.
-    tables, sinks = job.lazy_tables(), job.sinks
+def _run(
+    job: TableJob, client: Client, progress: JobProgress, resumable: ResumableRun
+) -> FilePrediction:
+    source, sinks = job.open(), job.sinks
     began = time.perf_counter()
-    for sink in sinks:
-        sink.prepare(0, 0, ())
-    futures: list[Future] = []
-    try:
-        parts = zip(*(table.to_delayed() for table in tables), strict=True)
-        writes = [
-            delayed(write_parts, pure=False)(list(part), sinks, number)
-            for number, part in enumerate(parts)
-        ]
-        futures = futures_of(client.persist(writes))
-        sizes = {future.key: 1 for future in futures}
-        wait_for(futures, sizes, "parts", progress, _LESS_MEMORY)
-        counts = np.sum(client.gather(futures), axis=0, dtype=int)
+    counts = np.zeros(len(sinks), int)
+
+    def collect(rows: Sequence[int]) -> None:
+        counts[:] += rows
+
+    def prepare() -> None:
         for sink in sinks:
-            sink.finish()
-    except BaseException:
-        # Also on Ctrl-C: an incomplete output must not look like a result.
-        progress.stopping()
-        client.cancel(futures, force=True)
-        for sink in sinks:
-            sink.discard()
-        raise
+            sink.prepare(0, 0, ())
+
+    work = BlockWork(
+        count=len(source.blocks),
+        # Built after the client is there: the weights that its workers lack travel with the graph.
+        submit=lambda part: futures_of(client.persist(_writes(job, source, resumable, part))),
+        units_of=lambda _: 1,
+        unit="files" if source.is_stream else "parts",
+        is_done=resumable.is_done,
+        collect=collect,
+        suggestions=_LESS_MEMORY,
+    )
+    resumable.start(
+        replace(
+            resumable.manifest,
+            blocks=len(source.blocks),
+            layout={"whole_files": job.whole_files},
+        ),
+        prepare,
+    )
+    for rows in resumable.counts():
+        collect(rows)
+    computed = compute_blocks(client, work, progress)
+    resumable.finish()
     return FilePrediction(
         files=tuple(sink.target for sink in sinks),
         rows=int(counts[0]),
         bad_rows=int(counts[1]) if len(counts) > 1 else None,
         seconds=time.perf_counter() - began,
         workers=len(client.scheduler_info(n_workers=-1)["workers"]),
-        blocks=len(futures),
+        blocks=len(source.blocks),
+        resumed_blocks=len(source.blocks) - computed,
     )
 
 
-def write_parts(tables: Sequence[pd.DataFrame], sinks: Sequence[Any], number: int) -> list[int]:
+def _writes(
+    job: TableJob, source: TableSource, resumable: ResumableRun, blocks: range
+) -> list[Any]:
+    """Return a lazy task for each of some consecutive partitions that predicts and writes it."""
+    part, journal = source.blocks[blocks.start : blocks.stop], resumable.journal
+    if source.is_stream:
+        write = delayed(predict_stream, pure=False, traverse=False)
+        # One record for all tasks, rather than a copy in each.
+        shared = delayed(Shared(job, source.reader, source.fed, journal), traverse=False)
+        return [
+            write(shared, block, number, resumable.pieces_of(number))
+            for number, block in zip(blocks, part, strict=True)
+        ]
+    tables = job.predicted(replace(source, blocks=part).to_dask(), source.fed)
+    parts = zip(*(table.to_delayed() for table in tables), strict=True)
+    write = delayed(write_parts, pure=False)
+    return [
+        write(list(each), job.sinks, number, journal)
+        for number, each in zip(blocks, parts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the tasks of all streams need."""
+
+    job: TableJob
+    reader: TableReader
+    fed: Columns
+    journal: BlockJournal
+
+
+def predict_stream(
+    shared: Shared, block: TableBlock, number: int, done: Mapping[int, Sequence[int]]
+) -> list[int]:
+    """Read a file piece by piece; predict and write each piece, so that memory stays bounded.
+
+    Parameters
+    ----------
+    shared : Shared
+    block : TableBlock
+        A file, or a block of one that can be cut.
+    number : int
+        Position of the block.
+    done : mapping of int to sequence of int
+        Rows of the pieces that an earlier run has written, by their positions.
+
+    Returns
+    -------
+    list of int
+        Rows of each sink.
+    """
+    job, counts = shared.job, [0] * len(shared.job.sinks)
+    for place, frame in enumerate(shared.reader.stream(block)):
+        written = done.get(place)
+        if written is None:
+            table = held_table(frame, shared.reader.meta)
+            # Inside a task, the model runs in the task's own thread.
+            found = compute(*job.predicted(table, shared.fed), scheduler="sync")
+            name = f"{number:06d}-{place:06d}"
+            written = write_parts(found, job.sinks, name, shared.journal)
+        counts = [a + b for a, b in zip(counts, written, strict=True)]
+    shared.journal.record(number, counts)
+    return counts
+
+
+def write_parts(
+    tables: Sequence[pd.DataFrame],
+    sinks: Sequence[Any],
+    part: int | str,
+    journal: BlockJournal,
+) -> list[int]:
     r"""Write one partition and its bad rows; return the rows of each.
 
     A named index becomes a column. Bytes of bad rows that are not text are written as ``\xe9``.
@@ -201,10 +320,15 @@ def write_parts(tables: Sequence[pd.DataFrame], sinks: Sequence[Any], number: in
     tables : sequence of DataFrame
     sinks : sequence of Sink
         One for each table.
-    number : int
-        Position of the partition.
+    part : int or str
+        Position of the partition, or the name of its place in the order of all.
+    journal : BlockJournal
+        Journal in which the part is recorded once all sinks have it.
     """
+    written: list[str] = []
     for table, sink in zip(tables, sinks, strict=True):
         named = table.reset_index() if table.index.name is not None else table
-        sink.write_frame(number, storable(named))
-    return [len(table) for table in tables]
+        written += sink.write_frame(part, storable(named))
+    counts = [len(table) for table in tables]
+    journal.record(part, counts, written)
+    return counts

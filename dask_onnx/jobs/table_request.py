@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from dask_onnx.collections.run_options import Columns, OnError
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 
 Pooling = Literal["mean", "max", "first"]
 
-_SUFFIXES = (".parquet", ".parq", ".csv")
+Missing = Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Texts that mean a missing value: in all columns, or by column."""
+
+DTYPES = {
+    "string": "string",
+    "str": "string",
+    "text": "string",
+    "object": "string",
+    "bool": "bool",
+    "boolean": "bool",
+    "int": "int64",
+    "float": "float64",
+    "double": "float64",
+    "datetime": "timestamp[ns]",
+    "datetime64": "timestamp[ns]",
+    "datetime64[ns]": "timestamp[ns]",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    "float32": "float32",
+    "float64": "float64",
+}
+"""Arrow's name of the type of a column, by the names that `dtype` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +55,10 @@ class TableRequest:
     require_finite: bool = False
     length_buckets: Sequence[int] | None = None
     encoding: str | None = None
+    dtype: Mapping[str, str] | None = None
+    na_values: Missing | None = None
+    delimiter: str | None = None
+    decimal: str | None = None
 
     def __post_init__(self) -> None:
         if self.quarantine is not None and self.on_error == "null":
@@ -43,6 +67,7 @@ class TableRequest:
                 "leave one out: bad rows either become missing values or are written apart",
                 option="quarantine",
             )
+        self._check_cells()
         if self.text is None:
             return
         if self.tokenizer is None:
@@ -59,6 +84,41 @@ class TableRequest:
                     "leave it out",
                     option=name,
                 )
+
+    def _check_cells(self) -> None:
+        for column, name in (self.dtype or {}).items():
+            if str(name) not in DTYPES:
+                near = difflib.get_close_matches(str(name), DTYPES, n=2) or ["string", "float64"]
+                raise InputError(
+                    f"{name!r} is no type of column {column!r}",
+                    f"did you mean {' or '.join(near)}? Types are {', '.join(DTYPES)}",
+                    option="dtype",
+                    column=str(column),
+                    suggestions=[Suggestion("dtype", f"{column}={each}") for each in near],
+                )
+        if isinstance(self.na_values, str):
+            raise InputError(
+                f"na_values is the text {self.na_values!r}",
+                f"pass a list: na_values=[{self.na_values!r}]",
+                option="na_values",
+            )
+        if self.decimal is not None and self.decimal not in (".", ","):
+            raise InputError(
+                f"the decimal sign is {self.decimal!r}",
+                "it is '.' or ','",
+                option="decimal",
+                suggestions=[Suggestion("decimal", ",")],
+            )
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Arrow types of the columns that `dtype` names."""
+        import pyarrow  # optional: only tables need it
+
+        return {
+            column: pyarrow.type_for_alias(DTYPES[str(name)])
+            for column, name in (self.dtype or {}).items()
+        }
 
     @property
     def given(self) -> list[str]:
@@ -87,8 +147,3 @@ class TableRequest:
         if isinstance(self.append, bool):
             return ()
         return (self.append,) if isinstance(self.append, str) else tuple(self.append)
-
-
-def is_table(path: str) -> bool:
-    """Return whether a data set of this name is read as a table."""
-    return Path(path.rstrip("/")).suffix in _SUFFIXES

@@ -18,8 +18,9 @@ from dask_onnx.modelio.onnx_model import ModelRef
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.custom_kernels import CustomKernels
-from dask_onnx.runtime.kernel import StageCall, run_stage
+from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.package_versions import installed_versions
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, as_ranges
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from dask_onnx.modelio.normalise import canonical_domain
+from dask_onnx.modelio.operator_names import canonical_domain
 from dask_onnx.modelio.weights import graphs_of, with_bodies
 
 FIRST_IR_VERSION = 11

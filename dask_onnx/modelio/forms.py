@@ -18,7 +18,8 @@ from onnx import helper
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.devices import annotate_bodies
-from dask_onnx.modelio.normalise import canonical_domain, captured_names
+from dask_onnx.modelio.normalise import captured_names
+from dask_onnx.modelio.operator_names import canonical_domain
 from dask_onnx.modelio.value_types import numpy_dtype, parse_type, value_info
 
 Opsets = int | Mapping[str, int]
@@ -158,7 +159,7 @@ def decode(data: bytes, where: str, *, file_format: str | None = None) -> onnx.M
         Not an ONNX model, truncated, or without a graph or opsets.
     """
     if file_format == "onnxtxt":
-        return parse_text(data.decode(), where)
+        return _parse_encoded(data, where)
     if file_format not in (None, "protobuf"):
         return _decode_text_format(data, where, file_format)
     # Field 1 of a ModelProto, `ir_version`, is a varint: every writer puts it first.
@@ -186,6 +187,18 @@ def decode(data: bytes, where: str, *, file_format: str | None = None) -> onnx.M
         )
     decoded: onnx.ModelProto = model
     return decoded
+
+
+def _parse_encoded(data: bytes, where: str) -> onnx.ModelProto:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{where} is not a model in ONNX's textual syntax: it is not text (UTF-8)",
+            "save the model as .onnx, or the text as UTF-8",
+            reason=str(error),
+        ) from None
+    return parse_text(text, where)
 
 
 def _decode_text_format(data: bytes, where: str, file_format: str) -> onnx.ModelProto:
@@ -284,7 +297,10 @@ def _model_of(
         ir_version=_IR_VERSION,
         functions=list(functions),
     )
-    return onnx.shape_inference.infer_shapes(model)
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError:
+        return model  # the types of the outputs stay open
 
 
 def _typed_inputs(names: list[str], context: Context, what: str) -> list[onnx.ValueInfoProto]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path, PurePath
 from typing import Any
 
 import onnx
 from onnx import serialization
 
-from dask_onnx.core.errors import ModelError
+from dask_onnx.core.errors import InputError, ModelError
 from dask_onnx.core.files import FileSource, is_url, read_file
 from dask_onnx.modelio.forms import Context, decode, is_text, to_model
+
+_MAX_BYTES = 2**31 - 1
+"""Size limit of a serialised message in protobuf."""
 
 
 def is_path(source: Any) -> bool:
@@ -50,17 +54,13 @@ def read_model_file(path: str) -> tuple[onnx.ModelProto, bytes, FileSource]:
     """
     if not is_url(path):
         path = str(Path(path).expanduser().absolute())
-        _check_path(Path(path))
+        check_model_path(Path(path))
     try:
         data, source = read_file(path)
-    except ImportError as error:
-        # fsspec names the package that reads this kind of URL.
-        raise ModelError(
-            f"{path} cannot be opened: {error}",
-            "install the package that the reason names",
-            reason=str(error),
-        ) from error
-    except (OSError, ValueError) as error:
+    except InputError as error:
+        # The protocol is unknown, or its package is missing.
+        raise ModelError(error.cause, error.next_step, **error.fields) from error
+    except Exception as error:  # file systems behind URLs raise errors of their own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ModelError(
             f"{path} cannot be read: {reason}", "check the file", reason=reason
@@ -74,10 +74,22 @@ def file_format_of(path: str) -> str | None:
     return found
 
 
-def _check_path(path: Path) -> None:
+def check_model_path(path: Path) -> None:
+    """Raise a `ModelError` unless a path is that of a regular file of a size that can be read."""
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "pass the .onnx file inside it")
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         hint = f"{path.parent} contains {', '.join(near[:5])}" if near else "check the path"
         raise ModelError(f"{path} does not exist", hint)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(
+            f"{path} is a pipe, socket or device, which may have no end", "pass a regular file"
+        )
+    if status.st_size > _MAX_BYTES:
+        raise ModelError(
+            f"{path} has {status.st_size:,} bytes; a model's file can have {_MAX_BYTES:,}",
+            "save large weights as external data",
+            numbers={"file_bytes": status.st_size, "most_bytes": _MAX_BYTES},
+        )

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, version_converter
 
 from dask_onnx.core.errors import ModelError
+from dask_onnx.modelio.operator_names import canonical_domain, standard_op_type
 from dask_onnx.modelio.weights import graphs_of, subgraphs_of
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ _CONSTANT_ATTRIBUTES = {
 def normalise(model: onnx.ModelProto) -> int:
     """Bring a model into its normal form, in place, without changing its results.
 
-    Afterwards the IR version is 4 or later, each opset domain is imported once, every node of the
-    main graph has a name, ``Constant`` nodes are initializers, initializers are not graph inputs,
+    Afterwards the IR version is 4 or later, the domain of every node is imported once, all nodes of
+    the main graph have names, ``Constant`` nodes are initializers and these no graph inputs,
     and nodes are in topological order. Documentation and metadata are removed.
 
     Returns
@@ -93,8 +94,12 @@ def upgrade_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         _broadcast_by_shape(bound)
         converted = version_converter.convert_version(bound, OLDEST_OPSET)
-    except (RuntimeError, version_converter.ConvertError) as error:
-        log.info("opset %d is not converted: %s", version, " ".join(str(error).split()))
+    except (
+        RuntimeError,
+        onnx.shape_inference.InferenceError,
+        version_converter.ConvertError,
+    ) as error:
+        log.info("opset %d is not converted: %r", version, " ".join(str(error).split()))
         return model
     for field in ("input", "output"):
         values = getattr(converted.graph, field)
@@ -151,29 +156,34 @@ def _broadcast_by_shape(model: onnx.ModelProto) -> None:
 
 def _first_axis(node: onnx.NodeProto) -> int | None:
     """Return the axis of A at which the axes of B begin; None if B is aligned at the end."""
-    if node.op_type == "PRelu":
+    if standard_op_type(node) == "PRelu":
         return 1
     attributes = {a.name: a.i for a in node.attribute if a.name in ("axis", "broadcast")}
     return attributes.get("axis") if attributes.get("broadcast") else None
 
 
 def _unify_domains(model: onnx.ModelProto) -> None:
-    """Write each domain in its canonical form, imported once with the newest of its versions."""
-    versions: dict[str, int] = {}
-    for opset in model.opset_import:
-        domain = canonical_domain(opset.domain)
-        versions[domain] = max(versions.get(domain, 0), opset.version)
-    del model.opset_import[:]
-    model.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items())
-    bodies = [graph.node for graph in graphs_of(model)] + [f.node for f in model.functions]
-    for nodes in bodies:
+    """Write each domain in its canonical form, and import it once.
+
+    As in ONNX Runtime, the last import of a domain counts, and a domain without import has the
+    newest version.
+    """
+    versions = {canonical_domain(opset.domain): opset.version for opset in model.opset_import}
+    for nodes in [graph.node for graph in graphs_of(model)] + [f.node for f in model.functions]:
         for node in nodes:
             node.domain = canonical_domain(node.domain)
+    used = {node.domain for graph in graphs_of(model) for node in graph.node}
+    versions.update({domain: newest_version(domain) for domain in sorted(used - versions.keys())})
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(d, v) for d, v in versions.items())
 
 
-def canonical_domain(domain: str) -> str:
-    """Return the canonical form of an opset domain: "" for "ai.onnx"."""
-    return "" if domain == "ai.onnx" else domain
+def newest_version(domain: str) -> int:
+    """Return the newest opset version of a domain that the installed onnx knows; 1 for others."""
+    if not domain:
+        return int(onnx.defs.onnx_opset_version())
+    schemas = onnx.defs.get_all_schemas()
+    return max((s.since_version for s in schemas if s.domain == domain), default=1)
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -192,7 +202,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 def _constant_value(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return the tensor of a ``Constant`` node; None for other nodes and sparse values."""
-    if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
+    if standard_op_type(node) != "Constant" or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
     if attribute.name == "value":

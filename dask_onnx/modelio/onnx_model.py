@@ -14,18 +14,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
-from dask_onnx.core.errors import InputError, ModelError
+from dask_onnx.core.errors import ModelError
 from dask_onnx.core.files import FileSource, OpenFiles, is_url
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.devices import copy_annotations
 from dask_onnx.modelio.forms import CONTEXT_ADVICE, Context, inline_functions, to_model
+from dask_onnx.modelio.loop_checks import check_loops
+from dask_onnx.modelio.model_faults import model_faults
 from dask_onnx.modelio.model_files import file_format_of, is_path, read_model_file
+from dask_onnx.modelio.model_names import model_name
 from dask_onnx.modelio.normalise import captured_names, normalise, upgrade_opset
-from dask_onnx.modelio.value_types import spec_of, value_info
+from dask_onnx.modelio.operator_names import canonical_domain, operator_name
+from dask_onnx.modelio.plain_outputs import restore_plain_outputs, write_plain_outputs
+from dask_onnx.modelio.rows_declaration import RowsDeclaration, rows_of_inputs
+from dask_onnx.modelio.structure import check_structure
+from dask_onnx.modelio.value_types import output_spec_of, spec_of, value_info
 from dask_onnx.modelio.weights import (
     INLINE_BYTES,
     BlobPlace,
@@ -33,6 +40,7 @@ from dask_onnx.modelio.weights import (
     graphs_of,
     is_external,
     strip_weights,
+    with_bodies,
 )
 from dask_onnx.modelio.wire import record_offsets
 
@@ -48,10 +56,6 @@ class ModelRef:
     host's store."""
 
 
-RowsDeclaration = Literal["independent", "none"] | Mapping[str, int] | None
-"""The caller's statement about rows, as `OnnxModel.rows`."""
-
-
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
     """A model as data: a proto without weights, and the locations of the weights."""
@@ -61,7 +65,7 @@ class OnnxModel:
     token: str
     """Content digest of `proto` and, through the blob keys in it, of the weights."""
     name: str
-    """Name of the graph, or of the file if the graph has none."""
+    """Name of the file, its folder or the graph; see `model_names`."""
     inputs: tuple[TensorSpec, ...]
     """Graph inputs without an initializer, in order."""
     outputs: tuple[TensorSpec, ...]
@@ -70,6 +74,8 @@ class OnnxModel:
     """Graph inputs with an initializer: constants, unless a caller feeds them."""
     opsets: Mapping[str, int]
     """Versions by domain; "" is ai.onnx."""
+    ir_version: int
+    """Version of ONNX's format."""
     parameters: int
     """Number of elements of all initializers."""
     parameter_bytes: int
@@ -159,8 +165,20 @@ def load_onnx(
     Raises
     ------
     ModelError
-        No such file, not an ONNX model, truncated, or without its external data.
+        No such file, not an ONNX model, damaged, or without its external data. An
+        `UnexpectedModelError` if other code failed on it.
     """
+    with model_faults("loaded", str(source) if is_path(source) else ""):
+        return _load(source, context, kept_functions, keep_weights=keep_weights)
+
+
+def _load(
+    source: Any,
+    context: Context | None,
+    kept_functions: Sequence[tuple[str, str]],
+    *,
+    keep_weights: bool,
+) -> OnnxModel:
     if not is_path(source):
         return _build(to_model(source, context or Context()), None, None, kept_functions)
     if context is not None and not context.is_empty:
@@ -173,7 +191,7 @@ def load_onnx(
 
 
 def with_weights(model: OnnxModel) -> onnx.ModelProto:
-    """Return a model's proto, in normal form, with its weights in it again.
+    """Return a model's proto, in normal form, with its weights, maps and optionals in it again.
 
     Raises
     ------
@@ -196,6 +214,7 @@ def with_weights(model: OnnxModel) -> onnx.ModelProto:
         tensor.raw_data = blobs[key][offset : offset + length]
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
+    restore_plain_outputs(proto)
     return proto
 
 
@@ -222,13 +241,16 @@ def _build(
     *,
     keep_weights: bool = False,
 ) -> OnnxModel:
+    check_structure(model, kept_functions)
     model = inline_functions(model, kept_functions)
     declared = {value.name: spec_of(value) for value in model.graph.input}
     parameters = normalise(model)
+    check_loops(model.graph)
     upgraded = upgrade_opset(model)
     if upgraded is not model:
         copy_annotations(model, upgraded)
         model = upgraded
+    write_plain_outputs(model)
     weights = strip_weights(model, folder, source)
     open_files = OpenFiles()
     for place in weights.places.values():
@@ -236,15 +258,16 @@ def _build(
     proto = model.SerializeToString(deterministic=True)
     drop = source is not None and not keep_weights
     inputs = {value.name for value in model.graph.input}
-    fallback = Path(source.path).stem if source is not None else "model"
+    token = hashlib.sha256(proto).hexdigest()[:32]
     return OnnxModel(
         proto=proto,
-        token=hashlib.sha256(proto).hexdigest()[:32],
-        name=model.graph.name or fallback,
+        token=token,
+        name=model_name(model.graph.name, None if source is None else source.path, token),
         inputs=tuple(spec_of(value) for value in model.graph.input),
-        outputs=tuple(spec_of(value) for value in model.graph.output),
+        outputs=tuple(output_spec_of(value) for value in model.graph.output),
         defaults=tuple(spec for name, spec in declared.items() if name not in inputs),
         opsets={opset.domain: opset.version for opset in model.opset_import},
+        ir_version=model.ir_version,
         parameters=parameters + weights.parameters,
         parameter_bytes=weights.parameter_bytes,
         # None with kept functions: another process that loads the file would inline them.
@@ -255,6 +278,19 @@ def _build(
         places=weights.places,
         open_files=open_files,
     )
+
+
+def called_functions(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]
+) -> list[onnx.FunctionProto]:
+    """Return the functions of a model that some nodes call: those that were not inlined.
+
+    The others may have nodes that only their owner's kernels run.
+    """
+    if not model.functions:
+        return []
+    called = {operator_name(inner) for node in nodes for inner in with_bodies(node)}
+    return [f for f in model.functions if (canonical_domain(f.domain), f.name) in called]
 
 
 class StageExtractor:
@@ -292,7 +328,7 @@ class StageExtractor:
         stage.ir_version = self.model.ir_version
         stage.opset_import.extend(self.model.opset_import)
         stage.configuration.extend(self.model.configuration)
-        stage.functions.extend(self.model.functions)
+        stage.functions.extend(called_functions(self.model, [self._nodes[i] for i in nodes]))
         graph = stage.graph
         graph.name = self.model.graph.name or "stage"
         graph.node.extend(self._nodes[i] for i in nodes)
@@ -336,6 +372,7 @@ def extract_onnx(
         outputs=tuple(outputs),
         defaults=(),
         opsets=model.opsets,
+        ir_version=model.ir_version,
         parameters=sum(math.prod(tensor.dims) for tensor in tensors),
         parameter_bytes=sum(blob_of(t)[2] if is_external(t) else t.ByteSize() for t in tensors),
         # No file holds this proto, so it travels like a model given as bytes.
@@ -343,57 +380,5 @@ def extract_onnx(
         blobs={key: blob for key, blob in model.blobs.items() if key in keys},
         places={key: place for key, place in model.places.items() if key in keys},
         open_files=model.open_files,
-        rows=_rows_of_inputs(model.rows, inputs),
+        rows=rows_of_inputs(model.rows, inputs),
     )
-
-
-def _rows_of_inputs(rows: RowsDeclaration, inputs: Sequence[TensorSpec]) -> RowsDeclaration:
-    """Return a declaration of rows restricted to some inputs."""
-    if isinstance(rows, str | None):
-        return rows
-    names = {spec.name for spec in inputs}
-    return {name: axis for name, axis in rows.items() if name in names}
-
-
-def check_rows(rows: RowsDeclaration, model: OnnxModel) -> None:
-    """Check a declaration of rows against the model's inputs.
-
-    Raises
-    ------
-    InputError
-        Neither "independent" nor "none", or an input or axis that the model does not have.
-    """
-    if rows is None or rows in ("independent", "none"):
-        return
-    if not isinstance(rows, Mapping) or not rows:
-        raise InputError(
-            f"rows is {rows!r}",
-            'pass "independent", "none", or a mapping such as {"x": 0}',
-            option="rows",
-        )
-    specs = {spec.name: spec for spec in model.inputs}
-    for name, axis in rows.items():
-        if name not in specs:
-            raise InputError(
-                f"rows names input {name!r}, which the model does not have",
-                f"use one of its inputs: {', '.join(map(repr, specs))}",
-                option="rows",
-                input=name,
-            )
-        rank = specs[name].rank
-        if isinstance(axis, bool) or not isinstance(axis, int) or axis < 0:
-            raise InputError(
-                f"rows[{name!r}] is {axis!r}, not an axis",
-                "pass an axis number, counted from 0",
-                option="rows",
-                input=name,
-            )
-        if rank is not None and axis >= rank:
-            raise InputError(
-                f"rows[{name!r}] is {axis}; input {name!r} has {rank} axes, {specs[name]}",
-                f"pass an axis from 0 to {rank - 1}",
-                option="rows",
-                input=name,
-                axis=axis,
-                numbers={"rank": rank},
-            )

@@ -7,6 +7,7 @@ The notation is that of operator schemas, such as ``seq(tensor(float))`` or
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ from onnx import TensorProto, helper
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import Dim, TensorSpec
 
+_MEANINGLESS = re.compile(
+    r"|\?|-1|\*|none|null|nan|any|dynamic|unknown|undefined|unk(__\d+)?|.*_dynamic_axes_\d+",
+    re.IGNORECASE,
+)
+"""Names that exporters write for a size that may be anything, on axes of any meaning: "None",
+"unk__12" (tf2onnx), "x_dynamic_axes_1" (torch)."""
 _WRAPPERS = {"seq": "sequence_type", "optional": "optional_type"}
 
 
@@ -33,6 +40,18 @@ def spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype, _shared_shape(tuple(map(_dim, tensor.shape.dim))))
 
 
+def output_spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Return the spec of a value that nodes compute, as far as its declaration can be trusted.
+
+    Exporters write 0 for a size that they do not know. ONNX Runtime takes a 0 word for word in
+    inputs alone.
+    """
+    spec = spec_of(value)
+    if spec.shape is None or 0 not in spec.shape:
+        return spec
+    return TensorSpec(spec.name, spec.dtype, tuple(None if d == 0 else d for d in spec.shape))
+
+
 @functools.lru_cache(maxsize=1024)
 def _shared_shape(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """Return the same object for equal shapes.
@@ -47,8 +66,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     size: int = dim.dim_value
     if size or dim.HasField("dim_value"):
         return size if size >= 0 else None  # Paddle's exporter writes -1 for "any"
-    # Some exporters write "?" for an unknown size.
-    return None if dim.dim_param in ("", "?") else dim.dim_param
+    return None if _MEANINGLESS.fullmatch(dim.dim_param) else dim.dim_param
 
 
 def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
@@ -134,6 +152,8 @@ def parse_type(text: str) -> onnx.TypeProto:
     elif head == "map":
         key, _, value = inner.partition(",")
         proto.map_type.key_type = _element_type(key.strip(), text)
+        # Schemas of ai.onnx.ml write ``map(string, float)``.
+        value = value.strip() if "(" in value else f"tensor({value.strip()})"
         proto.map_type.value_type.CopyFrom(parse_type(value))
     elif head in _WRAPPERS:
         getattr(proto, _WRAPPERS[head]).elem_type.CopyFrom(parse_type(inner))

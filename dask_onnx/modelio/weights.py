@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,6 +19,8 @@ from onnx import numpy_helper
 
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.files import FileSource, OpenFiles, is_url, read_ranges, stat_file
+from dask_onnx.modelio.external_files import external_file, hub_advice
+from dask_onnx.modelio.tensor_checks import tensor_bytes
 from dask_onnx.modelio.wire import pop_offset
 
 INLINE_BYTES = 1024
@@ -33,6 +35,8 @@ ALIGNMENT = 64
 """Alignment in bytes of tensors in a pack: a cache line, and the widest vector load of CPUs."""
 
 _EXTERNAL = onnx.TensorProto.EXTERNAL
+_MAX_DIGITS = 18
+"""Digits of an offset or length in bytes: those of numbers that a file system can address."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _Packed = tuple[onnx.TensorProto, bytes, int | None]
 """A tensor, its bytes, and their offset in the model's file if known."""
@@ -153,7 +157,7 @@ def strip_weights(
     for tensor in _tensors(model):
         stripped.parameters += math.prod(tensor.dims)
         if tensor.data_location == _EXTERNAL:
-            _strip_external(tensor, folder, stripped)
+            _strip_external(tensor, folder, file, stripped)
         if tensor.data_location != _EXTERNAL:
             _strip_inline(tensor, stripped, packed, file)
             if sum(len(raw) for _, raw, _ in packed) >= PACK_BYTES:
@@ -266,9 +270,15 @@ def _write_pack(packed: list[_Packed], stripped: StrippedWeights, file: FileSour
 
 
 def _strip_external(
-    tensor: onnx.TensorProto, folder: str | None, stripped: StrippedWeights
+    tensor: onnx.TensorProto,
+    folder: str | None,
+    model_file: FileSource | None,
+    stripped: StrippedWeights,
 ) -> None:
-    file, offset, length = _external_range(tensor, folder)
+    real_folder = None
+    if model_file is not None and not is_url(model_file.path):
+        real_folder = str(Path(model_file.path).resolve().parent)
+    file, offset, length = _external_range(tensor, folder, real_folder)
     if _stays_inline(tensor.data_type, length):
         (tensor.raw_data,) = read_ranges(file, [(offset, length)])
         tensor.ClearField("external_data")
@@ -280,8 +290,12 @@ def _strip_external(
     _refer_to_blob(tensor, key, 0, length)
 
 
-def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileSource, int, int]:
+def _external_range(
+    tensor: onnx.TensorProto, folder: str | None, real_folder: str | None = None
+) -> tuple[FileSource, int, int]:
     """Return file, offset and length of a tensor's bytes.
+
+    Looked for in `folder`, then in `real_folder`, where the model's file is if the path is a link.
 
     Raises
     ------
@@ -297,11 +311,27 @@ def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileS
             "load the model by its path instead",
             input=tensor.name,
         )
-    path = _inside(folder, location)
+    if "\0" in location:
+        raise ModelError(
+            f"initializer {tensor.name!r} refers to {location!r}, which is no name of a file",
+            "export the model again: it is damaged",
+            input=tensor.name,
+        )
+    path, refusal = external_file(folder, location)
     if path is None:
         raise ModelError(
-            f"initializer {tensor.name!r} refers to {location!r}, outside the model's folder",
-            "put external data into or below the folder of the model file",
+            f"initializer {tensor.name!r} refers to {location!r}, and this file {refusal}",
+            "put external data, not a link to them, into or below the folder of the model file",
+            input=tensor.name,
+            reason=refusal,
+        )
+    if real_folder is not None and not Path(path).exists():
+        beside, _ = external_file(real_folder, location)
+        path = beside if beside is not None and Path(beside).exists() else path
+    if not is_url(path) and Path(path).exists() and not Path(path).is_file():
+        raise ModelError(
+            f"initializer {tensor.name!r} is stored in {path}, which is a folder, pipe or device",
+            "put a regular file there",
             input=tensor.name,
         )
     try:
@@ -309,12 +339,21 @@ def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileS
     except OSError as error:
         raise ModelError(
             f"initializer {tensor.name!r} is stored in {path}, which does not exist",
-            f"copy the external data to {path}",
+            hub_advice(folder) or f"copy the external data to {path}",
             input=tensor.name,
             reason=str(error),
         ) from None
-    offset = int(fields.get("offset", 0))
-    length = int(fields.get("length", 0)) or file.size - offset
+    needed = tensor_bytes(tensor)
+    offset = _place(tensor, fields, "offset", 0)
+    length = _place(tensor, fields, "length", 0) or needed
+    if length != needed:
+        raise ModelError(
+            f"initializer {tensor.name!r} is stored in {length:,} bytes of {path}, and its sizes "
+            f"need {needed:,}",
+            "export the model again: it is damaged",
+            input=tensor.name,
+            numbers={"given_bytes": length, "needed_bytes": needed},
+        )
     if offset + length > file.size:
         raise ModelError(
             f"initializer {tensor.name!r} is stored in bytes {offset:,} to {offset + length:,} of "
@@ -326,16 +365,18 @@ def _external_range(tensor: onnx.TensorProto, folder: str | None) -> tuple[FileS
     return file, offset, length
 
 
-def _inside(folder: str, location: str) -> str | None:
-    """Return the path of external data; None if it is outside the folder."""
-    if is_url(folder):
-        parts = PurePosixPath(location).parts
-        leaves = not parts or ".." in parts or PurePosixPath(location).is_absolute()
-        return None if leaves else f"{folder.rstrip('/')}/{location}"
-    # Resolved, so that symbolic links cannot lead outside either.
-    path = (Path(folder) / location).resolve()
-    is_inside = path.is_relative_to(Path(folder).resolve()) and path != Path(folder).resolve()
-    return str(path) if is_inside else None
+def _place(tensor: onnx.TensorProto, fields: Mapping[str, str], key: str, default: int) -> int:
+    """Return the offset or length of external data."""
+    text = fields.get(key, "").strip() or str(default)
+    # Protobuf's writers give ASCII digits; `int` would take other digits, signs and underscores.
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_DIGITS:
+        raise ModelError(
+            f"initializer {tensor.name!r} has the {key} {text[:60]!r} in its file, "
+            "which is not a number of bytes",
+            "export the model again: it is damaged",
+            input=tensor.name,
+        )
+    return int(text)
 
 
 def _refer_to_blob(tensor: onnx.TensorProto, key: str, offset: int, length: int) -> None:

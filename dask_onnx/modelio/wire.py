@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 
+from dask_onnx.modelio.operator_names import standard_op_type
+
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 _MODEL_GRAPH = 7
@@ -59,7 +61,7 @@ def _record_graph(graph: onnx.GraphProto, data: bytes, span: Span, min_bytes: in
 
 
 def _record_node(node: onnx.NodeProto, data: bytes, span: Span, min_bytes: int) -> None:
-    is_constant = node.op_type == "Constant"
+    is_constant = standard_op_type(node) == "Constant"
     if not is_constant and not any(a.HasField("g") or a.graphs for a in node.attribute):
         return
     spans = [s for number, s in _fields(data, span) if number == _NODE_ATTRIBUTE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.formatting import format_count
 from dask_onnx.modelio.devices import DeviceConfiguration, read_configurations, write_stages
 from dask_onnx.modelio.normalise import captured_names
+from dask_onnx.modelio.weights import graphs_of
 from dask_onnx.planning.cutting import CutInputs, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
 
@@ -86,6 +88,27 @@ def chosen_configuration(facts: GraphFacts, name: str | None) -> DeviceConfigura
             suggestions=choices,
         )
     return found[name]
+
+
+def digest_without_annotations(proto: onnx.ModelProto) -> str:
+    """Return a digest of what a model computes, equal for all of its annotated copies.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        A weightless proto, which is changed.
+    """
+    proto.ClearField("configuration")
+    # Annotations need a newer version; the operators' versions are those of their sets.
+    for name in ("ir_version", "producer_name", "producer_version", "doc_string", "metadata_props"):
+        proto.ClearField(name)
+    for graph in graphs_of(proto):
+        graph.ClearField("doc_string")
+        graph.ClearField("metadata_props")
+        for node in graph.node:
+            for name in ("device_configurations", "doc_string", "metadata_props"):
+                node.ClearField(name)
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()[:32]
 
 
 def stage_numbers(

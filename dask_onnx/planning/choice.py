@@ -27,6 +27,9 @@ _MOST_STAGES = 8
 """Most stages of a pipeline that is considered, unless memory requires more."""
 _MOST_SHARED_STAGES = 16
 """Most stages that workers of unequal memory share among them."""
+_MAX_RELATIVE_TIME = 0.9
+"""Predicted time, relative to the whole model's, above which a cut is not worth it: predictions are
+no better than that, and an uncut model is the safer mistake."""
 LEAST_TASK_SECONDS = 0.05
 """Least seconds that a task should compute: shorter ones do not share the rows of a batch."""
 
@@ -74,10 +77,20 @@ def choose(cut: CutInputs, cluster: Cluster, work: Work) -> tuple[StageGraph, Ve
     fitting = [each for each in found if not each[0].refused]
     if not fitting:
         raise _nothing_fits(cut, found[0][0], cluster)
-    best, graph = min(fitting, key=lambda each: each[0].seconds)
+    best, graph = _clearly_fastest(fitting)
     alternatives = tuple(each[0] for each in found)
     sentence = _sentence(best, alternatives, cluster, work)
     return graph, Verdict(best, sentence, alternatives, overhead=cluster.overhead)
+
+
+def _clearly_fastest(fitting: Sequence[Candidate]) -> Candidate:
+    """Return the fastest candidate; the whole model if no other one is clearly faster."""
+    best = min(fitting, key=lambda each: each[0].seconds)
+    whole_first = fitting[0]
+    is_uncut = whole_first[0].strategy == "whole" and whole_first[0].parts == 1
+    if is_uncut and best[0].seconds > _MAX_RELATIVE_TIME * whole_first[0].seconds:
+        return whole_first
+    return best
 
 
 def judge(asked: Alternative, cut: CutInputs, cluster: Cluster, work: Work) -> Verdict:
@@ -205,6 +218,8 @@ def _reason(best: Alternative, found: Sequence[Alternative], cluster: Cluster, w
         if found[0].refused:
             return "cut, since the whole model does not fit a worker"
         return "cut, since that is faster"
+    if any(each.seconds < best.seconds for each in found if not each.refused):
+        return "do not cut: the gain would be no larger than the error of the prediction"
     if work.rows_depend:
         return f"do not cut, each batch in one task ({work.rows_depend[0]} keeps its rows together)"
     if cluster.slots == 1:

@@ -83,7 +83,8 @@ class _Window:
         order = list(itertools.chain.from_iterable(self.chains))
         self.place = {node: i for i, node in enumerate(order)}
         self.borders = [0, *itertools.accumulate(map(len, self.chains))]
-        self.alive = np.zeros(len(order) + 1, np.int64)
+        # Not int64, in which sums of impossible sizes would wrap around.
+        self.alive = np.zeros(len(order) + 1)
         """Bytes, while each node runs, of values produced in the window and still to be read."""
         for node in order:
             self._count_values(node, 1)

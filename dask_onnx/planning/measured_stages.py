@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dask_onnx.core.stage_runs import StageRun
-from dask_onnx.planning.stages import StageGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,16 @@ class Measured:
     """Median number of rows of a run; None where no input has rows."""
     peaks: Mapping[str, int]
     """Peak resident bytes of each worker's process, by the worker's address."""
+    predicted: tuple[float, ...] = ()
+    """Predicted seconds of each stage, with the shapes and the threads of these runs."""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of the inputs of the runs, with the rows that the plan is for."""
+    is_planned: bool = True
+    """True if `shapes` are those that the plan was made for."""
+    threads: int = 1
+    """Threads that a run could use."""
+    other_runs: int = 0
+    """Number of runs of inputs of other shapes, which are left out."""
 
     @property
     def seconds(self) -> list[float | None]:
@@ -49,13 +58,8 @@ class Measured:
         workers = {worker for each in times for worker in each.workers}
         return sorted((self.peaks[worker] for worker in workers), reverse=True)
 
-    def error(self, graph: StageGraph) -> tuple[float, float]:
-        """Return the relative error of the prediction.
-
-        Parameters
-        ----------
-        graph : StageGraph
-            The stages with their predicted cost, in the order of `stages`.
+    def error(self) -> tuple[float, float]:
+        """Return the relative error of the prediction that was made for what ran.
 
         Returns
         -------
@@ -64,8 +68,8 @@ class Measured:
             stage, both as shares of the measured time.
         """
         pairs = [
-            (stage.cost.seconds, times.seconds)
-            for stage, times in zip(graph.stages, self.stages, strict=True)
+            (predicted, times.seconds)
+            for predicted, times in zip(self.predicted, self.stages, strict=True)
             if times is not None and times.seconds > 0
         ]
         if not pairs:

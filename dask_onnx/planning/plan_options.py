@@ -149,7 +149,7 @@ def bound_shapes(
     ------
     InputError
         `shapes` is no mapping of input names to sequences of sizes, names an unknown input, or has
-        another rank or fixed size than the model declares, or a size below 1.
+        another rank or fixed size than the model declares, a negative size, or no rows.
     """
     if not isinstance(shapes, Mapping):
         raise InputError(
@@ -186,7 +186,9 @@ def _checked_shape(spec: TensorSpec, shape: Any, batch_axis: int | None) -> tupl
         (
             axis
             for axis, (dim, size) in enumerate(zip(declared, sizes, strict=False))
-            if size < 1 or (axis != batch_axis and isinstance(dim, int) and dim != size)
+            # An axis that has no rows may be empty: a cache before the first token.
+            if size < (axis == batch_axis)
+            or (axis != batch_axis and isinstance(dim, int) and dim != size)
         ),
         None,
     )
@@ -194,7 +196,7 @@ def _checked_shape(spec: TensorSpec, shape: Any, batch_axis: int | None) -> tupl
         given = "x".join(map(str, sizes)) or "a scalar"
         raise InputError(
             f"the shape of {spec.name!r} is {given}; the model takes {spec}",
-            "give a size of 1 or more for each axis, those that the model fixes as they are",
+            "give a size for each axis: 1 or more rows, those that the model fixes as they are",
             option="shapes",
             input=spec.name,
             axis=wrong_axis if len(declared) == len(sizes) else None,

@@ -21,6 +21,11 @@ PROCESS_BYTES = 200e6
 """Bytes of a worker's process after it has imported what runs a model, before it holds any."""
 
 
+def thread_gain(threads: float) -> float:
+    """Return how many times as fast a run is on several threads of ONNX Runtime as on one."""
+    return float(max(threads, 1.0) ** _THREADS_GAIN)
+
+
 @dataclass(frozen=True, slots=True)
 class Overhead:
     """Time that tasks take on a cluster beyond their work, relative to one task in this process."""
@@ -121,7 +126,7 @@ class Cluster:
         idle, loaded = self.overhead.idle_slowdown, self.overhead.loaded_slowdown
         threads = max(threads_of_task / math.ceil(busy / self.workers), 1.0)
         if threads > 1.0:
-            return idle / float(threads**_THREADS_GAIN)
+            return idle / thread_gain(threads)
         share = min(busy - 1, self.slots - 1) / max(self.slots - 1, 1)
         return idle + share * (loaded - idle)
 

@@ -11,9 +11,10 @@ import onnx.defs
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.randomness import random_nodes
-from dask_onnx.analysis.shapes import Schemas, is_standard
+from dask_onnx.analysis.shapes import OperatorSchema, Schemas
 from dask_onnx.core.errors import ModelError, PlanError, Suggestion
 from dask_onnx.core.formatting import format_count
+from dask_onnx.modelio.operator_names import is_onnx_domain, onnx_has, operator_name
 from dask_onnx.modelio.weights import with_bodies
 from dask_onnx.planning.stages import StageGraph
 
@@ -131,25 +132,27 @@ def check_operators(
         )
     live = (facts.proto.graph.node[index] for index in sorted(facts.live))
     for node in itertools.chain.from_iterable(map(with_bodies, live)):
-        if (node.domain, node.op_type) not in functions and (
-            node.domain,
-            node.op_type,
-        ) not in foreign:
-            _check_operator(node, opsets.get(node.domain))
+        name = operator_name(node)
+        if name not in functions and not onnx_has(node, opsets):
+            _check_operator(node, opsets[name[0]], foreign.get(name))
 
 
-def _check_operator(node: onnx.NodeProto, version: int | None) -> None:
-    """Check that an operator without a function or kernel of its own is one of ONNX's.
+def _check_operator(node: onnx.NodeProto, version: int, schema: OperatorSchema | None) -> None:
+    """Check that an operator that ONNX does not have is one of the runtime's.
 
     Parameters
     ----------
     node : NodeProto
         Node that uses the operator.
-    version : int, optional
+    version : int
         Opset version that the model imports of the node's domain.
+    schema : OperatorSchema, optional
+        The runtime's versions of the operator.
     """
+    if schema is not None and schema.is_in(version):
+        return
     where = f"node {node.name!r} uses {node.op_type} of domain {node.domain or 'ai.onnx'!r}"
-    if not is_standard(node.domain):
+    if schema is None and not is_onnx_domain(node.domain):
         raise ModelError(
             f"{where}, which neither ONNX nor onnxruntime has",
             "check the spelling, or provide a kernel: dx.load(..., custom_ops=[...]) or "
@@ -157,16 +160,21 @@ def _check_operator(node: onnx.NodeProto, version: int | None) -> None:
             node=node.name,
             suggestions=[Suggestion("custom_ops"), Suggestion("custom_op_libraries")],
         )
-    if version is None:
-        raise ModelError(
-            f"{where}, and the model imports no opset of that domain",
-            "add the domain to opset_import, or export the model again",
-            node=node.name,
-        )
-    if not onnx.defs.has(node.op_type, version, node.domain):
-        raise ModelError(
-            f"{where}, which opset {version} does not have",
-            "check the operator's name and the model's opset_import",
-            node=node.name,
-            numbers={"opset": version},
-        )
+    raise ModelError(
+        f"{where}, which opset {version} does not have{_other_versions(node, schema)}",
+        "check the operator's name and the model's opset_import",
+        node=node.name,
+        numbers={"opset": version},
+    )
+
+
+def _other_versions(node: onnx.NodeProto, schema: OperatorSchema | None) -> str:
+    """Return in which opsets an operator exists, as a clause; empty if in none."""
+    of_onnx = [s for s in onnx.defs.get_all_schemas_with_history() if s.name == node.op_type]
+    changes = {s.since_version: s.deprecated for s in of_onnx if s.domain == node.domain}
+    changes.update({} if schema is None else schema.versions)
+    first = min((since for since, is_removed in changes.items() if not is_removed), default=None)
+    removed = min((since for since, is_removed in changes.items() if is_removed), default=None)
+    if first is None:
+        return ""
+    return f": it is in opset {first} and later" + (f", up to {removed - 1}" if removed else "")

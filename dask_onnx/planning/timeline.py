@@ -172,7 +172,9 @@ class _Simulation:
                 if not self.waits[work]:
                     self._push(0.0, work)
         self._advance_to_end()
-        around = self.scenario.costs.seconds_per_request
+        # The last task's own overhead falls after its work, as that of every other task does.
+        costs = self.scenario.costs
+        around = costs.seconds_per_request + (costs.seconds_per_task if self.spans else 0.0)
         return Timeline(tuple(self.spans.values()), self.scenario.workers, around)
 
     def _wait(self, work: _Work, before: Sequence[_Work]) -> None:

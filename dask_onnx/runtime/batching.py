@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.sizeof import sizeof
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, RunError, StageError
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +25,9 @@ class Batching:
     """True if the graph takes exactly `rows_per_run` rows: the last run is padded, then trimmed."""
     is_auto: bool = False
     """True if the task measures the best number of rows itself."""
+    is_divisible: bool = False
+    """True if a run may be split further where memory is short: rows are proven independent, and
+    every result has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,21 @@ def _piece(value: Any, axis: int | None, number: int, start: int, step: int, fil
         return piece
     if not piece.shape[axis]:
         return _zeros(piece, axis, fill)
-    return np.concatenate([piece, *[np.take(piece, [-1], axis=axis)] * missing], axis=axis)
+    try:
+        last = np.take(piece, [-1], axis=axis)
+        return np.concatenate([piece, np.repeat(last, missing, axis)], axis=axis)
+    except (MemoryError, ValueError, OverflowError) as error:
+        raise _no_room(piece, axis, fill) from error
+
+
+def _no_room(piece: Array, axis: int, rows: int) -> RunError:
+    needed = piece.nbytes / max(piece.shape[axis], 1) * rows
+    return RunError(
+        f"the model runs {rows:,} rows at a time, and {needed:,.0f} bytes cannot be allocated",
+        "export the model for fewer rows, or with an open number of them",
+        axis=axis,
+        numbers={"rows": rows, "needed_bytes": needed},
+    )
 
 
 def _zeros(like: Array, axis: int, rows: int) -> Array:
@@ -188,8 +205,32 @@ def join_micro_batches(value: MicroBatches, axis: int | None) -> Any:
     """Return the whole value; with axis None, for a value without rows, that of the first run."""
     if axis is None:
         return value.pieces[0]
-    pieces = value.pieces
-    joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=axis)
+    joined = concatenated(value.pieces, axis)
     if not value.is_padded:
         return joined
-    return joined[(slice(None),) * axis + (slice(0, value.rows),)]
+    first_rows = (slice(None),) * axis + (slice(0, value.rows),)
+    return [each[first_rows] for each in joined] if isinstance(joined, list) else joined[first_rows]
+
+
+def concatenated(pieces: Sequence[Any], axis: int) -> Any:
+    """Return arrays joined along an axis; lists of arrays are joined item by item.
+
+    Raises
+    ------
+    StageError
+        The lists differ in length, so that their items do not belong together.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    if not isinstance(pieces[0], list):
+        return np.concatenate(pieces, axis=axis)
+    lengths = sorted({len(piece) for piece in pieces})
+    if len(lengths) > 1:
+        raise StageError(
+            f"a sequence has {lengths[0]} items for some rows and {lengths[-1]} for others, so "
+            "that results of several runs cannot be joined",
+            "give all rows in one run: one chunk or partition, and batch_size=None",
+            option="batch_size",
+            numbers={"fewest": lengths[0], "most": lengths[-1]},
+        )
+    return [np.concatenate(items, axis=axis) for items in zip(*pieces, strict=True)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import onnx
 
 from dask_onnx.modelio.weights import subgraphs_of
 
+_CANONICAL = re.compile(r"(?<![A-Za-z0-9/.])[nv]\d+(?![A-Za-z0-9])")
+"""A name of a node or a value in a message, but no part of a path or of another word."""
 _MAX_NODES = 16
 """Larger stages are not equal in practice, and would take time to compare."""
 
@@ -48,6 +51,30 @@ def canonical_form(stage: onnx.ModelProto) -> onnx.ModelProto | None:
     _sort_by_name(graph.initializer)
     _sort_by_name(graph.value_info)
     return result
+
+
+def with_original_names(text: str, stage: onnx.ModelProto) -> str:
+    """Return a message about a stage's canonical form with the names of the model.
+
+    Parameters
+    ----------
+    text : str
+        Message of a runtime, which names nodes ("n0") and values ("v2").
+    stage : ModelProto
+        The stage, before its names were replaced.
+    """
+    canonical = canonical_form(stage)
+    if canonical is None:
+        return text
+    names: dict[str, str] = {}
+    for ours, theirs in zip(canonical.graph.node, stage.graph.node, strict=True):
+        names[ours.name] = theirs.name
+        names.update(zip(ours.input, theirs.input, strict=True))
+        names.update(zip(ours.output, theirs.output, strict=True))
+    for field in ("input", "output"):
+        values = zip(getattr(canonical.graph, field), getattr(stage.graph, field), strict=True)
+        names.update((ours.name, theirs.name) for ours, theirs in values)
+    return _CANONICAL.sub(lambda match: names.get(match[0], match[0]), text)
 
 
 def _rename(value: onnx.ValueInfoProto, values: dict[str, str], symbols: dict[str, str]) -> None:

@@ -14,10 +14,8 @@ from onnx.reference.op_run import OpRun
 
 from dask_onnx.core.errors import ModelError, StageError
 from dask_onnx.core.process_caches import cached_in_process
-from dask_onnx.modelio.normalise import canonical_domain
-
-OperatorName = tuple[str, str]
-"""Domain ("" is ai.onnx) and op type."""
+from dask_onnx.modelio.operator_names import OperatorName, canonical_domain
+from dask_onnx.runtime.evaluator_operators import function_operator, with_own_attributes
 
 _MAX_BYTES = 2**20
 """Bytes of all kernels, which travel with every task that runs them; larger ones belong into a
@@ -63,17 +61,10 @@ def _unpack(payload: bytes) -> tuple[type[OpRun], ...]:
             "cloudpickle.register_pickle_by_value(module) take it along",
             reason=str(error),
         ) from None
-    return tuple(entry if isinstance(entry, type) else _as_operator(*entry) for entry in entries)
-
-
-def _as_operator(domain: str, op_type: str, function: Callable[..., Any]) -> type[OpRun]:
-    """Return an OpRun that calls a function with the inputs, and the attributes as keywords."""
-
-    def run(_: OpRun, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
-        result = function(*inputs, **attributes)
-        return result if isinstance(result, tuple) else (result,)
-
-    return type(op_type, (OpRun,), {"op_domain": domain, "_run": run})
+    return tuple(
+        with_own_attributes(entry) if isinstance(entry, type) else function_operator(*entry)
+        for entry in entries
+    )
 
 
 def collect_custom_kernels(

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from distributed import warn
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.core.specs import Dim, TensorSpec, converts, dtype_name
+from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.core.stage_runs import StageRun, record_run
-from dask_onnx.core.stage_tasks import Hints
-from dask_onnx.runtime.batching import (
-    MicroBatches,
-    SplitInputs,
-    join,
-    join_micro_batches,
-    keep_split,
-    row_count,
-    split_rows,
-    take_rows,
-)
+from dask_onnx.runtime.batching import MicroBatches, join, join_micro_batches, keep_split
 from dask_onnx.runtime.codec import apply_loss
-from dask_onnx.runtime.session import run_session
-from dask_onnx.runtime.session_cache import Runnable
+from dask_onnx.runtime.guarded_runs import compute_safely
+from dask_onnx.runtime.input_values import as_input
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, with_value_types
-from dask_onnx.runtime.stage_sessions import stage_session, with_threads
+from dask_onnx.runtime.stage_sessions import with_threads
 from dask_onnx.runtime.transfer import StageOutput, sendable, unwrap
-from dask_onnx.runtime.tuning import row_shapes, run_sizes
 
 _shape_warnings: BoundedCache[tuple[str, str], bool] = BoundedCache(
     "warnings about declared shapes", 10_000
 )
 """Stage token and output name of shapes that were warned about."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageCall:
-    """Call of one stage by a task: the stage, and where its inputs are among the arguments."""
-
-    stage: StageRef
-    """Stage to run."""
-    options: StageOptions
-    """Options of the request."""
-    picks: tuple[tuple[int, int | None], ...]
-    """For each stage input the argument that has it, and the position inside if that is a tuple."""
-    row_axes: tuple[int | None, ...]
-    """For each stage input the axis to split rows on; None for one that is given whole or in
-    micro-batches."""
-    join_axes: tuple[int | Literal["split"] | None, ...]
-    """For each stage output the axis to join the runs on; None if it has no rows; "split" leaves
-    it in micro-batches for the next stage."""
-    hints: Hints = field(default_factory=Hints)
-    """Facts for Dask's scheduler; no part of what is computed."""
-    supplies: int = 0
-    """Number of last arguments that bring the model to this host; no part of what is computed."""
 
 
 def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
@@ -85,7 +52,8 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     InputError
         An array does not fit the model.
     StageError
-        The stage cannot be built or run here.
+        The stage cannot be built or run here. A CrashError if it ended a worker process before,
+        and ends a subprocess now.
     StoreError
         The model cannot be found from here.
     """
@@ -97,18 +65,21 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
     spec = with_threads(call.options.session)
-    session = stage_session(stage, spec, supplies)
-    rows = row_count(values, call.row_axes) if call.options.batching.is_auto else None
-    started, began = time.time(), time.perf_counter()
-    if rows is not None and rows > 1:
-        split = SplitInputs([], rows, is_padded=False)
-        results = _run_tuned(session, values, call, spec.intra_op_num_threads or 1, rows)
-    else:
-        split = split_rows(values, call.row_axes, call.options.batching)
-        names = [spec.name for spec in stage.inputs]
-        results = [run_session(session, feeds, stage.label, names) for feeds in split.feeds]
-    seconds = time.perf_counter() - began
-    record_run(StageRun(call.stage.token, started, seconds, len(results), split.rows))
+    computed = compute_safely(
+        replace(call, options=replace(call.options, session=spec)), stage, values, supplies
+    )
+    results, split = computed.results, computed.split
+    record_run(
+        StageRun(
+            call.stage.token,
+            computed.started,
+            computed.seconds,
+            len(results),
+            split.rows,
+            tuple(map(_shape_of, values)),
+            spec.intra_op_num_threads or 1,
+        )
+    )
     _warn_about_shapes(stage, results[0])
     outputs = tuple(
         _for_next_stage(keep_split(pieces, split), call.options)
@@ -135,23 +106,17 @@ def take_output(result: Any, position: int | None, axis: int | None) -> Any:
     return sendable(join_micro_batches(value, axis) if isinstance(value, MicroBatches) else value)
 
 
+def _shape_of(value: Any) -> tuple[int, ...]:
+    array = value.pieces[0] if isinstance(value, MicroBatches) else value
+    return tuple(getattr(array, "shape", ()))
+
+
 def _checked(value: Any, spec: TensorSpec) -> Any:
     """Return an input as an array for ORT, checked where the graph could not tell before."""
-    if isinstance(value, MicroBatches) or spec.dtype is None:
+    if isinstance(value, MicroBatches):
         return value
-    array = np.asarray(value)
-    if spec.dtype == object and array.dtype.kind in "UST":
-        array = array.astype(object)
-    elif converts(array.dtype, spec.dtype):
-        array = array.astype(spec.dtype, copy=False)
-    if array.dtype != spec.dtype:
-        raise InputError(
-            f"input {spec.name!r} has dtype {array.dtype}; "
-            f"the model takes {dtype_name(spec.dtype)}",
-            f"convert it: .astype({dtype_name(spec.dtype)!r})",
-            input=spec.name,
-        )
-    if spec.shape is not None and array.ndim != len(spec.shape):
+    array = as_input(value, spec) if spec.dtype is not None or spec.kind is not None else value
+    if spec.dtype is not None and spec.shape is not None and array.ndim != len(spec.shape):
         raise InputError(
             f"input {spec.name!r} has rank {array.ndim}, shape {array.shape}; "
             f"the model takes {spec}",
@@ -160,21 +125,6 @@ def _checked(value: Any, spec: TensorSpec) -> Any:
             numbers={"rank": array.ndim, "expected_rank": len(spec.shape)},
         )
     return array
-
-
-def _run_tuned(
-    session: Runnable, values: Sequence[Any], call: StageCall, threads: int, rows: int
-) -> list[list[Any]]:
-    """Run in micro-batches of the best size, or of several sizes while that is not known yet."""
-    shapes = row_shapes(values, call.row_axes)
-    names = [spec.name for spec in call.stage.inputs]
-    results: list[list[Any]] = []
-    start = 0
-    for size in run_sizes(call.stage.token, threads, shapes, rows):
-        feeds = take_rows(values, call.row_axes, start, size)
-        results.append(run_session(session, feeds, call.stage.label, names))
-        start += size
-    return results
 
 
 def _warn_about_shapes(stage: StageRef, results: Sequence[Any]) -> None:

@@ -10,55 +10,13 @@ are named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from dask_onnx.core.specs import TensorSpec
-from dask_onnx.modelio.weights import is_external
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Facts of one node that are known when a plan is made."""
-
-    attributes: Mapping[str, Any]
-    """Attributes by name."""
-    inputs: tuple[TensorSpec | None, ...]
-    """Specs of the inputs: None for one that is left out, without a type where it is not known."""
-    constants: Mapping[int, np.ndarray]
-    """Values of inputs, by position, that are small initializers."""
-    outputs: tuple[str, ...]
-    """Names of the outputs; empty for one that is left out."""
-
-    def has_input(self, position: int) -> bool:
-        """Return whether the node has this input."""
-        return position < len(self.inputs) and self.inputs[position] is not None
-
-    def has_output(self, position: int) -> bool:
-        """Return whether the node has this output."""
-        return position < len(self.outputs) and bool(self.outputs[position])
-
-    def shape(self, position: int) -> tuple[Any, ...] | None:
-        """Return the shape of an input; None if it is not known."""
-        spec = self.inputs[position] if position < len(self.inputs) else None
-        return None if spec is None else spec.shape
-
-
-@dataclass(frozen=True, slots=True)
-class KnownBadKernel:
-    """Kernel of ORT that plans avoid."""
-
-    operator: str
-    """Op type of ai.onnx."""
-    reason: str
-    """Fault of the kernel, as a clause after its name, with the test case that shows it."""
-    applies: Callable[[Use], bool] = lambda use: True
-    """Predicate on a node: true if the fault concerns it."""
+from dask_onnx.runtime.kernel_faults import KernelFault, Use, by_operator, find_fault
 
 
 def _is_training(use: Use) -> bool:
@@ -114,53 +72,59 @@ def _is_seeded(use: Use) -> bool:
     return use.attributes.get("seed") is not None
 
 
-KNOWN_BAD_KERNELS: tuple[KnownBadKernel, ...] = (
+KNOWN_BAD_KERNELS: tuple[KernelFault, ...] = (
     *(
-        KnownBadKernel(
+        KernelFault(
             operator, "draws on from its last run, so that a seed does not repeat it", _is_seeded
         )
         for operator in _RANDOM
     ),
-    KnownBadKernel(
+    KernelFault(
         "Attention",
         "wants a mask as long as the keys beside nonpad_kv_seqlen "
         "(attention_4d_diff_heads_mask4d_padded_kv)",
         _has_short_mask,
     ),
-    KnownBadKernel(
+    KernelFault(
         "Attention",
         "gives the lowest float instead of -inf among masked products "
         "(attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal)",
         _outputs_masked_products,
     ),
-    KnownBadKernel(
+    KernelFault(
+        "MultiHeadAttention",
+        "reads memory that it never wrote where keys are cached and the grown cache is no output",
+        lambda use: use.has_input(6) and not use.has_output(1),
+        "com.microsoft",
+    ),
+    KernelFault(
         "ConvInteger",
         "refuses a zero point for each channel (convinteger_with_padding)",
         _has_many_zero_points,
     ),
-    KnownBadKernel(
+    KernelFault(
         "DFT",
         "is up to 3e-4 away, more than the suite allows, and takes longer than numpy's (dft)",
     ),
-    KnownBadKernel(
+    KernelFault(
         "STFT",
         "is up to 1e-3 away for frames that are no power of two, and takes longer than numpy's "
         "(stft)",
     ),
-    KnownBadKernel(
+    KernelFault(
         "Dropout",
         "in training mode draws other numbers from a seed (training_dropout)",
         _is_training,
     ),
-    KnownBadKernel(
+    KernelFault(
         "MaxUnpool",
         "ignores output_shape (maxunpool_export_with_output_shape)",
         lambda use: use.has_input(2),
     ),
-    KnownBadKernel(
+    KernelFault(
         "ReduceMax", "does not reduce empty sets of bool (reduce_max_empty_set_bool)", _is_bool
     ),
-    KnownBadKernel(
+    KernelFault(
         "Resize",
         "aligns the corners of a rounded size (resize_downsample_scales_linear_align_corners)",
         _rounds_aligned_corners,
@@ -169,10 +133,14 @@ KNOWN_BAD_KERNELS: tuple[KnownBadKernel, ...] = (
 """All known bad kernels; the first that applies to a node is reported."""
 
 
+_FAULTS = by_operator(KNOWN_BAD_KERNELS)
+
+
 def known_bad_kernel(
     node: onnx.NodeProto,
     specs: Mapping[str, TensorSpec],
     initializers: Mapping[str, onnx.TensorProto],
+    opsets: Mapping[str, int],
 ) -> str | None:
     """Return the reason why ORT must not run a node; None if it may.
 
@@ -184,24 +152,8 @@ def known_bad_kernel(
         Values by name, as far as their types are known.
     initializers : mapping of str to onnx.TensorProto
         Initializers by name.
+    opsets : mapping of str to int
+        Version of each imported domain.
     """
-    if node.domain:
-        return None
-    candidates = [bad for bad in KNOWN_BAD_KERNELS if bad.operator == node.op_type]
-    if not candidates:
-        return None
-    small = {
-        position: numpy_helper.to_array(initializers[name])
-        for position, name in enumerate(node.input)
-        if name in initializers and not is_external(initializers[name])
-    }
-    use = Use(
-        {a.name: helper.get_attribute_value(a) for a in node.attribute},
-        tuple(specs.get(n, TensorSpec(n, None, None)) if n else None for n in node.input),
-        small,
-        tuple(node.output),
-    )
-    for bad in candidates:
-        if bad.applies(use):
-            return f"onnxruntime's {node.op_type} {bad.reason}"
-    return None
+    fault = find_fault(_FAULTS, node, specs, initializers, opsets)
+    return None if fault is None else f"onnxruntime's {node.op_type} {fault.reason}"

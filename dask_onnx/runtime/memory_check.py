@@ -78,3 +78,17 @@ def return_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def room_bytes() -> int:
+    """Return the bytes that this process may still take.
+
+    On a Dask worker up to where Dask pauses it; elsewhere what the host has available.
+    """
+    available = int(psutil.virtual_memory().available)
+    manager = getattr(current_worker(), "memory_manager", None)
+    limit = getattr(manager, "memory_limit", None)
+    share = getattr(manager, "memory_pause_fraction", False)
+    if not limit or not share:
+        return available
+    return max(0, min(available, int(limit * share) - resident_bytes()))

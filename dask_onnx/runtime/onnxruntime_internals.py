@@ -11,11 +11,13 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import onnx
 
 from dask_onnx.analysis.shapes import OperatorSchema
 from dask_onnx.core.process_caches import cached_in_process
-
-_ONNX_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+from dask_onnx.modelio.operator_names import OperatorName, canonical_domain
 
 # Every message of ORT's C++ code begins so, then a number and a name of the kind of error.
 _ERROR_PREFIX = "[ONNXRuntimeError] : "
@@ -53,24 +55,36 @@ def has_kernel(domain: str, op_type: str, version: int) -> bool:
     return any(first <= version <= last for first, last in ranges)
 
 
-def contrib_schemas() -> Mapping[tuple[str, str], OperatorSchema]:
-    """Return the operators that ORT has and ONNX does not define, by domain and op type."""
+@cached_in_process("ONNX Runtime's own operators")
+def contrib_schemas() -> Mapping[OperatorName, OperatorSchema]:
+    """Return the operators that ORT has and ONNX does not define, by domain and op type.
+
+    Some are in ONNX's own domain: ``SimplifiedLayerNormalization``, and ``LayerNormalization``
+    before opset 17.
+    """
     # ORT publishes no schemas of its own operators to Python; shape inference needs to know which
     # output has the type of which input.
     import onnxruntime.capi.onnxruntime_pybind11_state as state
 
-    schemas = {}
+    found: dict[OperatorName, list[Any]] = defaultdict(list)
     for schema in state.get_all_operator_schema():
-        if schema.domain in _ONNX_DOMAINS:
-            continue
-        types = [parameter.typeStr for parameter in schema.inputs]
-        schemas[schema.domain, schema.name] = OperatorSchema(
-            tuple(
-                types.index(output.typeStr) if output.typeStr in types else None
-                for output in schema.outputs
-            )
-        )
-    return schemas
+        domain = canonical_domain(schema.domain)
+        if not onnx.defs.has(schema.name, schema.since_version, domain):
+            found[domain, schema.name].append(schema)
+    return {name: _operator_schema(versions) for name, versions in found.items()}
+
+
+def _operator_schema(versions: Sequence[Any]) -> OperatorSchema:
+    """Return what is needed of the versions of an operator in ORT's registry."""
+    newest_last = sorted(versions, key=lambda schema: int(schema.since_version))
+    types = [parameter.typeStr for parameter in newest_last[-1].inputs]
+    return OperatorSchema(
+        tuple(
+            types.index(output.typeStr) if output.typeStr in types else None
+            for output in newest_last[-1].outputs
+        ),
+        {int(schema.since_version): bool(schema.deprecated) for schema in newest_last},
+    )
 
 
 def without_error_prefix(message: str) -> str:

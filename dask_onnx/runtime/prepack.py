@@ -24,6 +24,7 @@ from typing import Any
 
 from dask_onnx.core import config
 from dask_onnx.core.errors import StageError
+from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.subprocesses import run_in_subprocess
 from dask_onnx.runtime.cores import cpu_identity, ort_version
@@ -43,6 +44,11 @@ _RETRY_SECONDS = 3600
 """Seconds until packing is tried again after a failure, such as a full disk."""
 _MIN_PACKED_SHARE = 0.05
 """Share of the weights that must be packed for the files to be worth their space."""
+
+_unsaved: BoundedCache[Path, str] = BoundedCache(
+    "packed weights that were not saved", 1024, max_age_seconds=_RETRY_SECONDS
+)
+"""Folders that could not be written, even with a note that says so, to the error."""
 
 
 def prepacked_folder(
@@ -80,14 +86,15 @@ def prepacked_folder(
         return None
     name = _name(stage_token, spec)
     folder = store.root / "prepacked" / model_token / name
-    if not _is_sound(folder):
+    if not _is_sound(folder) and _unsaved.get(folder) is None:
         with store.lock(f"prepack-{name}"):
             if not _is_sound(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 try:
                     _make(store, folder, proto, spec, weight_bytes)
                 except OSError as error:  # such as a full disk: the stage runs without
-                    log.warning("packed weights cannot be saved: %s", error)
+                    _unsaved.put(folder, str(error))
+                    log.warning("packed weights cannot be saved in %s: %s", folder, error)
     return folder if _note(folder).get("use") else None
 
 
@@ -128,7 +135,10 @@ def _make(store: Store, folder: Path, proto: bytes, spec: SessionSpec, weight_by
         temporary.mkdir(mode=0o700)
         note = _pack_in_subprocess(temporary, store.blobs, proto, spec)
         if "reason" not in note:
-            share = ((temporary / WEIGHTS).stat().st_size - weight_bytes) / weight_bytes
+            # ORT may have computed all that depends on the weights: then there is no such file.
+            saved = temporary / WEIGHTS
+            saved_bytes = saved.stat().st_size if saved.is_file() else 0
+            share = (saved_bytes - weight_bytes) / weight_bytes
             note["packed_share"] = round(share, 3)
             if share < _MIN_PACKED_SHARE:
                 note["reason"] = "the kernels of this model pack next to nothing"

@@ -19,12 +19,21 @@ from onnx import TensorProto
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.errors import ModelError, StageError, Suggestion
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.core.specs import NodeKernel, TensorSpec
+from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
 from dask_onnx.modelio.normalise import OLDEST_OPSET
+from dask_onnx.modelio.onnx_model import called_functions
+from dask_onnx.modelio.operator_names import (
+    onnx_has,
+    operator_name,
+    operator_text,
+    standard_op_type,
+)
 from dask_onnx.modelio.value_types import kind_of, parse_type, value_info
 from dask_onnx.modelio.weights import graphs_of, is_external, subgraphs_of, with_bodies
+from dask_onnx.runtime.corrected_operators import CORRECTED_OPERATORS, locale_remedy
 from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.known_bad_kernels import known_bad_kernel
+from dask_onnx.runtime.known_bad_reference import known_bad_reference
 from dask_onnx.runtime.onnxruntime_internals import has_kernel
 from dask_onnx.runtime.reference import make_evaluator
 from dask_onnx.runtime.session import has_onnxruntime, session_build_error
@@ -96,6 +105,11 @@ class Probe:
             if kind not in EXCHANGEABLE_TYPES and name not in self.initializers
         )
 
+    def shape_of(self, name: str) -> tuple[Dim, ...] | None:
+        """Return the shape of a tensor as far as it is known; None without a rank."""
+        spec = self.specs.get(name)
+        return None if spec is None or spec.dtype is None else spec.shape
+
     @cached_property
     def context(self) -> _Question:
         """Facts that decide about the kernels of all nodes alike."""
@@ -124,27 +138,53 @@ def _kernel_of(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> NodeKern
     inner = list(with_bodies(proto))
     custom = set() if probe.custom is None else set(probe.custom.names)
     for each in inner:
-        if (each.domain, each.op_type) in custom:
-            return NodeKernel("custom", f"your own kernel for {each.op_type}")
+        if operator_name(each) in custom:
+            # The evaluator runs the rest of a body, in which it must not be wrong either.
+            _check_known(
+                probe, node, [other for other in inner if operator_name(other) not in custom]
+            )
+            return NodeKernel("custom", f"your own kernel for {operator_text(each)}")
     reason = _ort_reason(probe, node, proto, inner)
     if reason is None:
         return _ON_ONNXRUNTIME
-    reference_reason = _answers.get_or_make(
+    reference_reason = _known_bad_reference(probe, inner) or _answers.get_or_make(
         ("reference", *_question(probe, node, proto)),
         lambda: _reference_error(probe, node, proto),
     )
     if reference_reason is None:
-        return NodeKernel("reference", reason)
+        own = operator_name(proto) in CORRECTED_OPERATORS
+        return NodeKernel(
+            "reference", f"{reason}; dask_onnx's own kernel runs it" if own else reason
+        )
     if node.index not in probe.facts.live:
         return _ON_ONNXRUNTIME  # not needed, unless an output is asked for by name
-    reasons = f"{reason}; {reference_reason}"
-    raise ModelError(
-        f"nobody has a kernel for node {node.name!r} ({_operator(proto)}): {reasons}",
-        "bring one: dx.load(..., custom_ops=[...]) or dx.load(..., custom_op_libraries=[...])",
+    raise _no_kernel(node, proto, f"{reason}; {reference_reason}")
+
+
+def _no_kernel(node: NodeFacts, proto: onnx.NodeProto, reasons: str) -> ModelError:
+    return ModelError(
+        f"nobody has a kernel for node {node.name!r} ({operator_text(proto)}): {reasons}",
+        locale_remedy(proto)
+        or "bring one: dx.load(..., custom_ops=[...]) or dx.load(..., custom_op_libraries=[...])",
         node=node.name,
         reason=reasons,
         suggestions=[Suggestion("custom_ops"), Suggestion("custom_op_libraries")],
     )
+
+
+def _known_bad_reference(probe: Probe, nodes: Sequence[onnx.NodeProto]) -> str | None:
+    """Return the reason why the reference evaluator must not run some nodes; None if it may."""
+    opsets = probe.facts.model.opsets
+    found = (known_bad_reference(n, probe.specs, probe.initializers, opsets) for n in nodes)
+    return next((reason for reason in found if reason is not None), None)
+
+
+def _check_known(probe: Probe, node: NodeFacts, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Raise ModelError if the evaluator would run a known bad kernel beside the caller's own."""
+    for each in nodes:
+        reason = _known_bad_reference(probe, [each])
+        if reason is not None and node.index in probe.facts.live:
+            raise _no_kernel(node, each, f"{reason}, beside a kernel of your own")
 
 
 def _ort_reason(
@@ -159,7 +199,9 @@ def _ort_reason(
             if name in probe.not_exchangeable:
                 return f"onnxruntime cannot be given {probe.kinds[name]}"
     for each in inner:
-        known_bad = known_bad_kernel(each, probe.specs, probe.initializers)
+        known_bad = known_bad_kernel(
+            each, probe.specs, probe.initializers, probe.facts.model.opsets
+        )
         if known_bad is not None:
             return known_bad
     if not all(map(probe.kinds.__contains__, node.reads)):
@@ -169,15 +211,18 @@ def _ort_reason(
     if proto.ByteSize() > _LARGE_BYTES:
         version = probe.facts.model.opsets.get(node.domain, 1)
         listed = has_kernel(node.domain, node.op_type, version)
-        return None if listed else f"onnxruntime has no kernel for {_operator(proto)}"
-    return _answers.get_or_make(
-        ("onnxruntime", *_question(probe, node, proto)),
-        lambda: _ort_build_error(probe, node, proto),
+        return None if listed else f"onnxruntime has no kernel for {operator_text(proto)}"
+    question = _question(probe, node, proto)
+    reason = _answers.get_or_make(
+        ("onnxruntime", *question), lambda: _ort_build_error(probe, node, proto)
     )
-
-
-def _operator(node: onnx.NodeProto) -> str:
-    return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
+    if reason is None:
+        return None
+    shapes = tuple(probe.shape_of(name) for name in node.reads)
+    return _answers.get_or_make(
+        ("onnxruntime with shapes", shapes, *question),
+        lambda: _build_error_with_shapes(probe, node, proto, reason),
+    )
 
 
 def _question(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> _Question:
@@ -196,9 +241,11 @@ def _question(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> _Question
             tuple([numbers.setdefault(name, len(numbers)) for name in names])
             for names in (proto.input, proto.output)
         ]
-        attributes = tuple(_short(each.SerializeToString()) for each in proto.attribute)
+        attributes = [_short(each.SerializeToString()) for each in proto.attribute]
         operator = (proto.domain, proto.op_type, proto.overload)
-        written = (operator, *numbered, attributes)
+        # Lengths keep the bounds of the attributes, which protobuf does not write.
+        lengths = tuple(map(len, attributes))
+        written = (operator, *numbered, lengths, _short(b"".join(attributes)))
     return (written, kinds, *probe.context)
 
 
@@ -206,16 +253,21 @@ def _short(data: bytes) -> bytes:
     return data if len(data) <= _MAX_KEY_BYTES else hashlib.sha256(data).digest()
 
 
-def _single(
-    probe: Probe, node: NodeFacts, proto: onnx.NodeProto, constants: Mapping[str, TensorProto]
+def single_node_model(
+    probe: Probe,
+    node: NodeFacts,
+    proto: onnx.NodeProto,
+    constants: Mapping[str, TensorProto],
+    *,
+    has_shapes: bool = False,
 ) -> onnx.ModelProto:
     """Return a model of the node alone.
 
-    The values that it reads are inputs without shapes, except for `constants`.
+    The values that it reads are inputs, except for `constants`.
     """
     model = onnx.ModelProto(ir_version=probe.facts.proto.ir_version)
     model.opset_import.extend(probe.facts.proto.opset_import)
-    model.functions.extend(probe.facts.proto.functions)
+    model.functions.extend(called_functions(probe.facts.proto, [proto]))
     model.graph.name = "probe"
     model.graph.node.add().CopyFrom(proto)
     names = dict.fromkeys(node.reads)
@@ -232,7 +284,9 @@ def _single(
             continue
         value = model.graph.input.add(name=name)
         kind = kinds.get(name)
-        if kind is not None:
+        if has_shapes and probe.shape_of(name) is not None:
+            value.CopyFrom(value_info(probe.specs[name]))
+        elif kind is not None:
             value.type.CopyFrom(parse_type(kind))
     for name in node.outputs:
         spec = probe.specs.get(name)
@@ -246,33 +300,50 @@ def _single(
 
 def _ort_build_error(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
     """Return ORT's reason for not building a node; None if it does."""
-    reason = session_build_error(_single(probe, node, proto, {}), probe.libraries)
+    reason = session_build_error(single_node_model(probe, node, proto, {}), probe.libraries)
     if reason is None:
         return None
     # Some kernels need the value of a constant when they are built.
-    constants = {
-        name: probe.initializers[name]
-        for name in node.reads
-        if name in probe.initializers and not is_external(probe.initializers[name])
-    }
+    constants = _constants_of(probe, node)
     if constants:
-        reason = session_build_error(_single(probe, node, proto, constants), probe.libraries)
+        reason = session_build_error(
+            single_node_model(probe, node, proto, constants), probe.libraries
+        )
     return None if reason is None else f"onnxruntime: {reason}"
+
+
+def _build_error_with_shapes(
+    probe: Probe, node: NodeFacts, proto: onnx.NodeProto, reason: str
+) -> str | None:
+    """Return ORT's `reason` for not building a node, unless it does once it knows shapes.
+
+    Some operators are functions, whose bodies depend on the ranks of their inputs.
+    """
+    model = single_node_model(probe, node, proto, _constants_of(probe, node), has_shapes=True)
+    return None if session_build_error(model, probe.libraries) is None else reason
+
+
+def _constants_of(probe: Probe, node: NodeFacts) -> dict[str, TensorProto]:
+    """Return the initializers that a node reads and that are stored in the proto itself."""
+    found = {name: probe.initializers.get(name) for name in node.reads}
+    return {name: t for name, t in found.items() if t is not None and not is_external(t)}
 
 
 def _reference_error(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
     """Return the reference evaluator's reason for not building a node; None if it does."""
     version = probe.facts.model.opsets.get("", OLDEST_OPSET)
-    if not proto.domain and version < OLDEST_OPSET:
+    op_type = standard_op_type(proto)
+    if op_type is not None and not onnx_has(proto, probe.facts.model.opsets):
+        return f"onnx.reference does not know {op_type} of opset {version}"
+    if op_type is not None and version < OLDEST_OPSET:
         now, then = (
-            onnx.defs.get_schema(proto.op_type, opset).since_version
-            for opset in (OLDEST_OPSET, version)
+            onnx.defs.get_schema(op_type, opset).since_version for opset in (OLDEST_OPSET, version)
         )
         if now != then:
-            return f"onnx.reference knows {proto.op_type} from opset {now} on, not as of {version}"
+            return f"onnx.reference knows {op_type} from opset {now} on, not as of {version}"
     operators = () if probe.custom is None else probe.custom.operators()
     try:
-        make_evaluator(_single(probe, node, proto, {}), operators, node.name)
+        make_evaluator(single_node_model(probe, node, proto, {}), operators, node.name)
     except StageError as error:
         return error.reason or error.cause
     return None

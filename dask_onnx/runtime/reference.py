@@ -16,6 +16,7 @@ from onnx.reference.op_run import OpRun
 from dask_onnx.core.errors import StageError
 from dask_onnx.modelio.value_types import numpy_dtype
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
+from dask_onnx.runtime.corrected_evaluator import CorrectedEvaluator
 
 _PACKED = {
     onnx.TensorProto.INT2,
@@ -120,7 +121,7 @@ def make_evaluator(
     Parameters
     ----------
     model : onnx.ModelProto
-        Model without external weights.
+        Model without external weights; its functions are removed.
     operators : sequence of OpRun subclasses
         The caller's kernels.
     label : str
@@ -131,8 +132,11 @@ def make_evaluator(
     StageError
         The evaluator does not know an operator.
     """
+    # Functions that were not inlined are operators of the caller. The evaluator would build their
+    # bodies all the same, and without the caller's other operators.
+    del model.functions[:]
     try:
-        return ReferenceEvaluator(model, new_ops=list(operators))
+        return CorrectedEvaluator(model, new_ops=list(operators))
     except Exception as error:  # whatever its operators' constructors raise
         reason = " ".join(str(error).split())[:_MAX_REASON]
         raise StageError(

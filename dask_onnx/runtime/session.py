@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,7 +233,11 @@ def profiling_session(proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path
 
 
 def run_session(
-    session: Runnable, arrays: list[Any], label: str, names: Sequence[str]
+    session: Runnable,
+    arrays: list[Any],
+    label: str,
+    names: Sequence[str],
+    in_model_names: Callable[[str], str] = str,
 ) -> list[Any]:
     """Run a session.
 
@@ -247,6 +251,8 @@ def run_session(
         Name of the stage in errors.
     names : sequence of str
         Names of the inputs in errors; those of the session may be shared with equal stages.
+    in_model_names : function of str to str
+        Replaces the session's own names in a message by those of the model.
 
     Raises
     ------
@@ -260,7 +266,7 @@ def run_session(
             f"{name} {_shape_of(array)}" for name, array in zip(names, arrays, strict=True)
         )
         runtime = "onnxruntime" if isinstance(session, Session) else "its Python kernels"
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = in_model_names(f"{type(error).__name__}: {_one_line(error)}")
         raise RunError(
             f"stage {label} failed in {runtime} on {shapes}: {reason}",
             "check the inputs against `model.inputs`; sizes inside the graph may constrain them",

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import onnx
 
+from dask_onnx.core.errors import StageError
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.modelio.onnx_model import ModelRef, StageExtractor
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
-from dask_onnx.runtime.canonical import canonical_form
+from dask_onnx.runtime.canonical import canonical_form, with_original_names
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory_check import check_memory
 from dask_onnx.runtime.package_versions import check_versions
@@ -51,6 +52,46 @@ def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]
     """
     spec = with_threads(spec)
     return SESSION_CACHE.get((stage.token, spec), lambda: _prepare(stage, spec, supplies))
+
+
+def bring_stage(stage: StageRef, supplies: Sequence[Supply] = ()) -> None:
+    """Bring all that a stage's session is built from into the host's store, for other processes.
+
+    Parameters
+    ----------
+    stage, supplies
+        As for `stage_session`.
+
+    Raises
+    ------
+    StoreError
+        The model cannot be found from here.
+    """
+    store = Store()
+    with store.shared_access():
+        whole = fetch_proto(store, stage.model, supplies)
+        proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
+        tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
+        fetch_blobs(store, stage.model, [blob_of(tensor)[0] for tensor in tensors], supplies)
+
+
+def in_model_names(stage: StageRef, text: str) -> str:
+    """Return a message about the session of a stage with the names of the model's values and nodes.
+
+    Equal stages share a session, whose names are those of none of them.
+    """
+    extractor = _extractors.get(stage.model.token)
+    if extractor is None:
+        return text
+    return with_original_names(text, extractor.extract(stage.indices, stage.inputs, stage.outputs))
+
+
+def stage_proto(stage: StageRef) -> onnx.ModelProto | None:
+    """Return a stage without weights; None if its model is not in memory here."""
+    extractor = _extractors.get(stage.model.token)
+    if extractor is None:
+        return None
+    return extractor.extract(stage.indices, stage.inputs, stage.outputs)
 
 
 def with_threads(spec: SessionSpec) -> SessionSpec:
@@ -97,11 +138,20 @@ def _build(
         is_new |= fetch_blobs(store, stage.model, keys, supplies)
         size = sum(length for _, _, length in places)
         check_memory(stage.label, size)
-        session = _build_on_kernel(store, stage, spec, proto, size)
+        try:
+            session = _build_on_kernel(store, stage, spec, proto, size)
+        except StageError as error:
+            raise _named(error, stage) from None
         session.lease = lease
     if is_new:
         evict_above_limit(store)
     return session
+
+
+def _named(error: StageError, stage: StageRef) -> StageError:
+    """Return an error about building a session with the names of the model."""
+    fields = {**error.fields, "reason": in_model_names(stage, error.reason or "") or None}
+    return type(error)(in_model_names(stage, error.cause), error.next_step, **fields)
 
 
 def _build_on_kernel(

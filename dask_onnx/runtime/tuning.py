@@ -24,6 +24,7 @@ from dask_onnx.core.peers import current_worker
 from dask_onnx.core.process_caches import PROCESS_CACHES, BoundedCache, cached_in_process
 from dask_onnx.runtime.cores import cpu_identity, ort_version
 from dask_onnx.runtime.memory_check import resident_bytes
+from dask_onnx.runtime.memory_faults import memory_limit
 from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ _trials: BoundedCache[str, Trial] = BoundedCache("batch size trials", 1024)
 """Name of a measurement to its runs so far."""
 _tunings: BoundedCache[str, BatchTuning] = BoundedCache("batch size tunings", 4096)
 """Name of a measurement to its outcome; the store has those that were dropped."""
+_fitting: BoundedCache[tuple[str, RowShapes], dict[str, Any]] = BoundedCache(
+    "rows that fit into memory", 4096, max_age_seconds=1.0
+)
+"""Stage and shapes of a row to what is saved of them; empty where nothing is."""
 
 
 def measurement_name(stage_token: str, threads: int, shapes: Sequence[tuple[int, ...]]) -> str:
@@ -192,6 +197,13 @@ def stage_tunings(stage_token: str) -> Iterator[BatchTuning]:
             yield _from_json(saved)
 
 
+def sizes_tried(stage_token: str) -> list[int]:
+    """Return the numbers of rows that this process has timed of a stage, ascending."""
+    prefix = f"rows-{stage_token}-"
+    trials = [trial for name, trial in _trials.items() if name.startswith(prefix)]
+    return sorted({size for trial in trials for size in trial.rates()})
+
+
 def _from_json(saved: dict[str, Any]) -> BatchTuning:
     return BatchTuning(
         saved["rows"],
@@ -202,7 +214,9 @@ def _from_json(saved: dict[str, Any]) -> BatchTuning:
     )
 
 
-def run_sizes(stage_token: str, threads: int, shapes: RowShapes, rows: int) -> Iterator[int]:
+def run_sizes(
+    stage_token: str, threads: int, shapes: RowShapes, rows: int, max_rows: int | None = None
+) -> Iterator[int]:
     """Yield the sizes of the runs of a task, and time the caller's work between two of them.
 
     A last run with fewer rows than its size does not count.
@@ -217,6 +231,8 @@ def run_sizes(stage_token: str, threads: int, shapes: RowShapes, rows: int) -> I
         Shapes of one row of each input.
     rows : int
         Rows of the task.
+    max_rows : int, optional
+        Rows of a run above which memory is known to be too short; see `fitting_rows`.
     """
     known = find_tuning(stage_token, threads, shapes)
     if known is not None and rows <= known.settled_rows:
@@ -228,6 +244,8 @@ def run_sizes(stage_token: str, threads: int, shapes: RowShapes, rows: int) -> I
         return
     name = measurement_name(stage_token, threads, shapes)
     trial = _trials.get_or_make(name, Trial)
+    if max_rows is not None:
+        trial.lower_ceiling(max_rows)
     before, allowed = _memory_before_trials(), _memory_for_a_run()
     left = rows
     while left:
@@ -294,6 +312,46 @@ def _memory_for_a_run() -> float:
     return float(limit or psutil.virtual_memory().available) * _MEMORY_SHARE
 
 
+def fitting_rows(stage_token: str, shapes: RowShapes) -> int | None:
+    """Return the rows of a run that memory sufficed for, where a larger run failed on this host.
+
+    None if no run has failed, or only where there was less memory than here.
+    """
+
+    def load() -> dict[str, Any]:
+        return Store().measurement(_fitting_name(stage_token, shapes)) or {}
+
+    saved = _fitting.get_or_make((stage_token, shapes), load)
+    if not saved or saved["limit_bytes"] < memory_limit():
+        return None
+    return int(saved["rows"])
+
+
+def note_fitting_rows(stage_token: str, shapes: RowShapes, rows: int) -> bool:
+    """Save that runs must not have more than so many rows, for all processes of this host.
+
+    Returns
+    -------
+    bool
+        Whether nothing of the kind was known here.
+    """
+    _fitting.clear()
+    known = fitting_rows(stage_token, shapes)
+    if known is not None and known <= rows:
+        return False
+    values = {"rows": rows, "limit_bytes": memory_limit()}
+    _fitting.put((stage_token, shapes), values)
+    try:
+        Store().save_measurement(_fitting_name(stage_token, shapes), values)
+    except StoreError as error:
+        log.warning("the rows that fit into memory cannot be saved: %s", error.cause)
+    return known is None
+
+
+def _fitting_name(stage_token: str, shapes: RowShapes) -> str:
+    return f"fits-{stage_token}-{hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+
+
 def _save(name: str, trial: Trial, threads: int, shapes: RowShapes, settled_rows: int) -> None:
     rates = {size: round(rate, 3) for size, rate in sorted(trial.rates().items())}
     tuning = BatchTuning(trial.best(), rates, threads, shapes, settled_rows)
@@ -315,4 +373,5 @@ def _save(name: str, trial: Trial, threads: int, shapes: RowShapes, settled_rows
 
 def clear_tunings() -> None:
     """Drop the trials and outcomes of this process; those in the store stay."""
-    PROCESS_CACHES.clear(_trials.name, _tunings.name, "memory before batch size trials")
+    names = _trials.name, _tunings.name, _fitting.name, "memory before batch size trials"
+    PROCESS_CACHES.clear(*names)

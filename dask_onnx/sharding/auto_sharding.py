@@ -7,13 +7,17 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.analysis.cost import CostTable
+from dask_onnx.cluster.current_scheduler import current_client
+from dask_onnx.cluster.links import known_link
+from dask_onnx.cluster.overhead import with_known_overhead
 from dask_onnx.cluster.placement import cluster_facts
 from dask_onnx.core.errors import PlanError
 from dask_onnx.core.formatting import format_bytes
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.planning.alternatives import Alternative, Verdict
+from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.resources import Cluster
 from dask_onnx.sharding.on_shards import ShardedPlan, plan_on_shards
 from dask_onnx.sharding.sequence_plan import SequencePlan
@@ -49,10 +53,12 @@ def weigh_shards(
         `verdict` with the shards among its alternatives, if the model has a sequence axis and the
         cluster more than one slot.
     """
-    cluster = cluster_facts(client if client is not None else current_client())
+    client = client if client is not None else current_client()
+    cluster = with_known_overhead(cluster_facts(client), client)
     if cluster.slots < 2:
         return None, verdict
-    for sharded, alternative in _alternatives(facts, shapes, session, cluster, (1,)):
+    costs = _costs(facts, cluster, client)
+    for sharded, alternative in _alternatives(facts, shapes, session, cluster, costs, (1,)):
         verdict = dataclasses.replace(verdict, alternatives=(*verdict.alternatives, alternative))
         if (
             not alternative.refused
@@ -70,11 +76,19 @@ def shards_that_fit(
     client: Any,
 ) -> ShardedPlan | None:
     """Return the plan with the fewest sequence shards that fit the workers; None if none fit."""
-    cluster = cluster_facts(client if client is not None else current_client())
-    for sharded, alternative in _alternatives(facts, shapes, session, cluster, _SHARDS_PER_SLOT):
+    client = client if client is not None else current_client()
+    cluster = with_known_overhead(cluster_facts(client), client)
+    costs, multiples = _costs(facts, cluster, client), _SHARDS_PER_SLOT
+    for sharded, alternative in _alternatives(facts, shapes, session, cluster, costs, multiples):
         if not alternative.refused:
             return sharded
     return None
+
+
+def _costs(facts: ModelFacts, cluster: Cluster, client: Any) -> CostTable:
+    """Return the costs that plans of stages are weighed with on the same cluster."""
+    link = None if cluster.is_local else known_link(client)
+    return cluster.costs(facts.costs_for(Recipe("whole", None, SessionSpec(), link=link)))
 
 
 def _alternatives(
@@ -82,6 +96,7 @@ def _alternatives(
     shapes: Mapping[str, tuple[int, ...]] | None,
     session: SessionSpec | None,
     cluster: Cluster,
+    costs: CostTable,
     multiples: tuple[int, ...],
 ) -> Iterator[tuple[SequencePlan, Alternative]]:
     """Yield a sharded plan and its predicted costs for each multiple of the cluster's slots."""
@@ -111,7 +126,7 @@ def _alternatives(
             plan,
             Alternative(
                 f"sequence by {count}",
-                summary.seconds,
+                summary.seconds_on(costs, cluster.slowdowns(cluster.slots)[-1]),
                 needed_bytes,
                 summary.tasks,
                 refused,

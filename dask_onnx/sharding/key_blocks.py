@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import NodeProto, helper
 
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.sharding.layout_candidates import InputLayouts, LayoutCandidate, LayoutCandidates
 from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.shard_operands import Constant
@@ -76,7 +77,7 @@ def find_blocked(
     """
     finder = _Finder(candidates, chosen, frozenset(outer))
     nodes = candidates.facts.nodes
-    softmaxes = [i for i in sorted(chosen) if nodes[i].op_type == "Softmax" and not nodes[i].domain]
+    softmaxes = [i for i in sorted(chosen) if standard_op_type(nodes[i]) == "Softmax"]
     return [found for index in softmaxes if (found := finder.around(index))]
 
 
@@ -131,7 +132,7 @@ class _Finder:
             readers = self.readers[probabilities]
             if probabilities in self.outer or not readers:
                 return None
-            kinds = {self.nodes[i].op_type: i for i in readers}
+            kinds = {standard_op_type(self.nodes[i]): i for i in readers}
             if set(kinds) == {"IsNaN", "Where"} and len(readers) == 2:
                 replaced = self.nodes[kinds["Where"]]
                 tested = self.nodes[kinds["IsNaN"]].outputs[0]
@@ -159,7 +160,7 @@ class _Finder:
         if len(self.readers[scores]) != 1:
             return None
         node, keys = self.nodes[index], Layout(last)
-        if node.op_type == "MatMul":
+        if standard_op_type(node) == "MatMul":
             turned = len(self.candidates.specs[node.inputs[1]].shape or ()) - 1
             is_whole = self.chosen[index].input_layouts[1] is None
             if not is_whole:

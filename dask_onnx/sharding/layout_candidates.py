@@ -22,6 +22,7 @@ from dask_onnx.analysis.axes.table import CustomAxes, operator_families
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.sharding.axis_queries import evaluate_rule, view_of, with_dependences
 from dask_onnx.sharding.query_shards import shard_of_queries
 from dask_onnx.sharding.shape_slices import slice_recipe
@@ -119,7 +120,11 @@ class LayoutCandidates:
     def stays_whole(self, index: int) -> bool:
         """Return whether a node never runs on shards: it has subgraphs or draws random numbers."""
         node = self.facts.nodes[index]
-        return node.op_type in CONTROL_FLOW or bool(node.captures) or self.family(index) == "random"
+        return (
+            standard_op_type(node) in CONTROL_FLOW
+            or bool(node.captures)
+            or self.family(index) == "random"
+        )
 
     def family(self, index: int) -> str:
         """Return the family of a node's operator, such as "elementwise"; "opaque" if unknown."""
@@ -282,7 +287,7 @@ class LayoutCandidates:
     def refusal(self, index: int, layouts: Mapping[str, Layout]) -> Dependence:
         """Return the worst dependence of a node's outputs if it reads its inputs in shards."""
         node, proto = self.facts.nodes[index], self._protos[index]
-        if node.op_type in CONTROL_FLOW or node.captures:
+        if standard_op_type(node) in CONTROL_FLOW or node.captures:
             return Dependence(Kind.OPAQUE, node=node.name, how="subgraphs")
         if self.stays_whole(index):
             return Dependence(Kind.OPAQUE, node=node.name, how="random numbers")

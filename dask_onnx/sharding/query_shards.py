@@ -16,6 +16,10 @@ from onnx import helper
 
 from dask_onnx.analysis.axes.dependence import Dependence
 from dask_onnx.analysis.axes.view import NodeView
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import OperatorName, operator_name
+from dask_onnx.sharding.grouped_attention import GROUPED
+from dask_onnx.sharding.grouped_shards import Sources, on_shard, shard_of_grouped_queries
 from dask_onnx.sharding.shard_operands import Constant, LocalOperand
 
 _MULTI_HEAD = ("com.microsoft", "MultiHeadAttention")
@@ -33,6 +37,9 @@ _CAUSAL: Mapping[tuple[str, str], str] = {_MULTI_HEAD: "unidirectional", _ATTENT
 _MASK: Mapping[tuple[str, str], int] = {_MULTI_HEAD: 5, _ATTENTION: 3}
 """Position of the input that takes a mask with shape (..., queries, keys)."""
 
+_PAST: Mapping[OperatorName, int] = {_MULTI_HEAD: 6, _ATTENTION: 4}
+"""Position of the input that takes cached keys, shape (batch, heads, keys, size)."""
+
 
 def shard_of_queries(view: NodeView) -> Sequence[Dependence] | None:
     """Return the dependences of an attention that reads queries in shards and keys whole.
@@ -40,6 +47,8 @@ def shard_of_queries(view: NodeView) -> Sequence[Dependence] | None:
     Returns None for other nodes and layouts, whose rule of the axis analysis decides.
     """
     name = (view.proto.domain, view.op)
+    if name == GROUPED:
+        return shard_of_grouped_queries(view)
     if name not in _MASK or view.dep(0).axis is None:
         return None
     rank, queries = view.rank(0), view.dep(0)
@@ -84,20 +93,57 @@ def _has_own_mask(view: NodeView, mask: int) -> bool:
 def _counts_alike(view: NodeView, mask: int) -> bool:
     """Return whether an explicit mask can replace the causal attribute.
 
-    It can if there are as many keys as queries, and no cached keys.
+    It can if there are as many new keys as queries, no mask and no other input than cached keys and
+    values, whose number is known.
     """
-    has_more = any(view.has(i) for i in range(mask, len(view.proto.input)))
+    past = _PAST[operator_name(view.proto)]
+    known = {past, past + 1} if isinstance(view.size(past, 2), int) else set[int]()
+    others = set(range(mask, len(view.proto.input))) - known
     rank = view.rank(1)
     keys = None if rank is None else view.size(1, rank - 2)
+    has_more = any(view.has(i) for i in others)
     return not has_more and keys == view.positions and view.size(0, (view.rank(0) or 2) - 2) == keys
 
 
-Sources = dict[str, LocalOperand | Constant]
-"""Values that new nodes read, by name."""
+def attention_on_shard(
+    node: onnx.NodeProto,
+    original: onnx.NodeProto,
+    prefix: str,
+    specs: Mapping[str, TensorSpec],
+    positions: int,
+) -> tuple[list[onnx.NodeProto], Sources]:
+    """Return the nodes that compute a node on a shard, and the new values that they read.
+
+    This is the node itself, except for causal attentions, which get an explicit mask, and for
+    grouped ones.
+
+    Parameters
+    ----------
+    node : NodeProto
+        The node, with the names of the values that the shard reads and writes.
+    original : NodeProto
+        The node in the unsharded graph.
+    prefix : str
+        Start of the names of new values.
+    specs : mapping of value to TensorSpec
+        Values of the unsharded graph, with fixed sizes.
+    positions : int
+        Number of queries of all shards.
+    """
+    name = operator_name(node)
+    if name == GROUPED:
+        return on_shard(node, original, prefix, specs, positions)
+    if not is_causal(node):
+        return [node], {}
+    dtype = specs[original.input[0]].dtype or np.dtype(np.float32)
+    past = [*original.input, *[""] * 8][_PAST[name]]
+    shape = specs[past].shape if past else None
+    before = int(shape[2] or 0) if shape is not None else 0
+    return _with_causal_mask(node, prefix, dtype, positions, before)
 
 
-def with_causal_mask(
-    node: onnx.NodeProto, prefix: str, dtype: np.dtype, positions: int
+def _with_causal_mask(
+    node: onnx.NodeProto, prefix: str, dtype: np.dtype, positions: int, before: int
 ) -> tuple[list[onnx.NodeProto], Sources]:
     """Return nodes that compute a causal attention with an explicit mask, and their inputs.
 
@@ -108,7 +154,9 @@ def with_causal_mask(
     dtype : numpy.dtype
         Type of the queries.
     positions : int
-        Number of keys.
+        Number of new keys.
+    before : int
+        Number of cached keys, which all queries see.
     """
     name = (node.domain, node.op_type)
     start = LocalOperand(0, np.array(0, np.int64), np.array(False), 1)
@@ -116,14 +164,14 @@ def with_causal_mask(
     sources: Sources = {
         f"{prefix}.start": start,
         f"{prefix}.stop": stop,
-        f"{prefix}.zero": Constant(np.array(0, np.int64)),
         f"{prefix}.one": Constant(np.array(1, np.int64)),
         f"{prefix}.keys": Constant(np.array(positions, np.int64)),
+        f"{prefix}.oldest": Constant(np.array(-before, np.int64)),
         f"{prefix}.column": Constant(np.array([1, 1, -1, 1], np.int64)),
     }
     nodes = [
         _node("Range", prefix, ("start", "stop", "one"), "rows"),
-        _node("Range", prefix, ("zero", "keys", "one"), "places"),
+        _node("Range", prefix, ("oldest", "keys", "one"), "places"),
         _node("Reshape", prefix, ("rows", "column"), "queries"),
         _node("Less", prefix, ("queries", "places"), "later"),
     ]

@@ -16,7 +16,7 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.planning.stages import Stage, StageCost
 from dask_onnx.sharding.key_blocks import PARTIAL, BlockedAttention, BlockForm, partial_softmax
-from dask_onnx.sharding.query_shards import is_causal, with_causal_mask
+from dask_onnx.sharding.query_shards import attention_on_shard
 from dask_onnx.sharding.segment_costs import working_bytes
 from dask_onnx.sharding.segments import (
     Form,
@@ -140,14 +140,14 @@ class _Writer:
         return node
 
     def _rewritten(self, instance: NodeInstance) -> list[onnx.NodeProto]:
-        """Return the nodes of an instance: one, except where a causal mask becomes explicit."""
+        """Return the nodes of an instance: one, except for attentions that count positions."""
         node = self._node(instance)
-        if instance.candidate is None or not is_causal(node):
+        if instance.candidate is None:
             return [node]
-        spec = self.plan.candidates.specs[self.facts.nodes[instance.node].inputs[0]]
+        original = self.facts.proto.graph.node[instance.node]
         prefix = f"{node.name or node.op_type}@{len(self.nodes)}"
-        dtype = np.dtype(np.float32) if spec.dtype is None else spec.dtype
-        nodes, sources = with_causal_mask(node, prefix, dtype, self.plan.bounds.positions)
+        specs, positions = self.plan.candidates.specs, self.plan.bounds.positions
+        nodes, sources = attention_on_shard(node, original, prefix, specs, positions)
         self.sources.update(sources)
         return nodes
 

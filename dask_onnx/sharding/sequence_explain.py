@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dask_onnx.analysis.cost import CostTable, NodeCost, value_bytes
 from dask_onnx.core.errors import PlanError, Suggestion
-from dask_onnx.core.formatting import format_bytes, format_seconds
+from dask_onnx.core.formatting import format_bytes, format_seconds, printable
 from dask_onnx.sharding.segment_costs import working_bytes
 from dask_onnx.sharding.segment_models import PartitionedModel, Submodel
 from dask_onnx.sharding.segments import NodeInstance, Segment, SegmentPlan
@@ -37,6 +37,26 @@ class SequenceSummary:
     """Bytes of all gathered values."""
     tasks: int
     """Number of tasks that run the model."""
+    steps: int
+    """Number of segments that run one after the other, a hop apart."""
+    critical_work_seconds: float
+    """Seconds of work on the critical path, with one core for each shard."""
+
+    def seconds_on(self, costs: CostTable, slowdown: float) -> float:
+        """Return the predicted seconds of a request, charged for what plans of stages are too.
+
+        Parameters
+        ----------
+        costs : CostTable
+            Cost of requests, tasks, hops and bytes on a cluster.
+        slowdown : float
+            Factor on work while each shard has a worker that is busy.
+        """
+        # After a task its worker is busy with it for Dask, while its result is on its way.
+        each_step = max(costs.seconds_per_hop, costs.seconds_per_task)
+        sent = 2 * self.gathered_bytes / costs.link_bytes_per_second
+        work = self.critical_work_seconds * slowdown
+        return costs.seconds_per_request + work + self.steps * each_step + sent
 
 
 def summarise(
@@ -48,17 +68,17 @@ def summarise(
     """Return the predicted costs of a plan."""
     submodels = partitioned.submodels
     gathered = sum(value_bytes(plan.candidates.specs.get(name)) for name in plan.gathers)
-    critical_seconds = sum(
+    critical_work = sum(
         submodel.stage.cost.seconds
         * _runs(plan, submodel)
         / (plan.n if submodel.segment.is_sharded else 1)
-        + costs.seconds_per_hop
         for submodel in submodels
     )
+    hops = len(submodels) * costs.seconds_per_hop
     nodes = sorted(plan.chosen.candidates)
     whole = Segment(0, False, tuple(NodeInstance(node, None) for node in nodes))
     return SequenceSummary(
-        seconds=critical_seconds + 2 * gathered / costs.link_bytes_per_second,
+        seconds=critical_work + hops + 2 * gathered / costs.link_bytes_per_second,
         work_seconds=sum(
             submodel.stage.cost.seconds * _runs(plan, submodel) for submodel in submodels
         ),
@@ -67,6 +87,8 @@ def summarise(
         whole_bytes=plan.candidates.facts.model.parameter_bytes + working_bytes(plan, whole),
         gathered_bytes=gathered,
         tasks=sum(_runs(plan, submodel) for submodel in submodels),
+        steps=len(submodels),
+        critical_work_seconds=critical_work,
     )
 
 
@@ -166,7 +188,7 @@ def explain_sequence(
         lines += [f"  {reason}" for reason in reasons[:_MAX_REASONS]]
         if len(reasons) > _MAX_REASONS:
             lines.append(f"  and {len(reasons) - _MAX_REASONS} more")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _table(plan: SegmentPlan, partitioned: PartitionedModel) -> list[str]:

@@ -12,10 +12,10 @@ from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.task_spec import DataNode, TaskRef
 
-from dask_onnx.collections.kinds import as_array
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Key, StageTask, digest
+from dask_onnx.runtime.input_values import as_input
 from dask_onnx.sharding.shard_layout import Bounds, Layout, take_shard
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -170,5 +170,5 @@ def as_arrays(feeds: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict
                 input=name,
             )
         lazy = isinstance(value, da.Array | Delayed)
-        arrays[name] = value if lazy else as_array(value, specs[name])
+        arrays[name] = value if lazy else as_input(value, specs[name])
     return arrays

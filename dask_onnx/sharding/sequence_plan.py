@@ -14,6 +14,7 @@ from dask.delayed import Delayed
 from dask_onnx.analysis.cost import node_costs
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.shapes import infer_shapes
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.delivery import plan_delivery
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.extraction import with_fed_defaults
@@ -22,8 +23,15 @@ from dask_onnx.collections.request_checks import check_arrays, resolve_feeds, re
 from dask_onnx.collections.run_options import Outputs
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import SessionSpec, TensorSpec
+from dask_onnx.facts.host_checks import check_hosts
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.sharding.grouped_attention import (
+    PAST_KEY,
+    grouped_inputs,
+    only_attends,
+    unpack_grouped,
+)
 from dask_onnx.sharding.layout_candidates import LayoutCandidates
 from dask_onnx.sharding.layout_search import assign_layouts
 from dask_onnx.sharding.packed_attention import unpack_attention
@@ -77,6 +85,7 @@ class SequencePlan:
         """Facts of the model after packed attentions were split into separate projections."""
         facts = self.facts
         unpacked = unpack_attention(facts.onnx, facts.declared)
+        unpacked = unpack_grouped(unpacked, facts.declared)
         return (
             facts if unpacked is facts.onnx else ModelFacts(unpacked, facts.custom, facts.libraries)
         )
@@ -181,6 +190,7 @@ class SequencePlan:
         retries: int | None,
     ) -> SequenceRequest:
         """Return the tasks of a request, without those of its outputs."""
+        check_hosts(current_client(), self.facts, self.session)
         publish(partition.partitioned.model)
         feeds = SequenceFeeds(arrays, partition.segments.candidates.specs, partition.bounds)
         stages = tuple(submodel.stage for submodel in partition.partitioned.submodels)
@@ -220,6 +230,7 @@ def plan_sequence(
                 suggestions=[Suggestion("strategy", "whole")],
             )
     specs = infer_shapes(facts.graph, dict(shapes), facts.schemas)
+    _check_caches(facts, specs)
     seeds = _seeds(plan, specs, outputs)
     positions = _positions(seeds, specs)
     bounds = even_bounds(positions, plan.strategy.n)
@@ -233,6 +244,27 @@ def plan_sequence(
     partitioned = build_submodels(segments, facts.declared, facts.costs, each)
     summary = summarise(segments, partitioned, facts.costs, each)
     return SequencePartition(segments, partitioned, summary, seeds)
+
+
+def _check_caches(facts: ModelFacts, specs: Mapping[str, TensorSpec]) -> None:
+    """Raise PlanError for a grouped attention on one token of several rows with caches.
+
+    There is nothing to shard, and the caches of the rows may differ in length.
+    """
+    for node, proto in zip(facts.graph.nodes, facts.graph.proto.graph.node, strict=True):
+        if not only_attends(proto) or not grouped_inputs(proto)[PAST_KEY]:
+            continue
+        rows, tokens, *_ = specs[proto.input[0]].shape or (None, None)
+        if rows != 1 and tokens == 1:
+            raise PlanError(
+                f"node {node.name!r} attends with one token of {rows} rows, each to its cache: "
+                "there is no sequence to shard",
+                "use another strategy, such as 'whole'",
+                node=node.name,
+                option="strategy",
+                numbers={"rows": rows} if isinstance(rows, int) else {},
+                suggestions=[Suggestion("strategy", "whole")],
+            )
 
 
 def _seeds(plan: SequencePlan, specs: Mapping[str, TensorSpec], outputs: tuple[str, ...]) -> Seeds:

@@ -11,8 +11,8 @@ import numpy as np
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
+from dask_onnx.cluster.current_scheduler import chosen_scheduler
 from dask_onnx.cluster.delivery import hold
-from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.sharding.lazy_results import layered_graph, lazy_array, unknown_shape
 from dask_onnx.sharding.segment_models import PartitionedModel
 from dask_onnx.sharding.segments import Form, SegmentPlan

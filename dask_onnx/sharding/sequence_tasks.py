@@ -15,7 +15,8 @@ from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.runtime.batching import Batching
-from dask_onnx.runtime.kernel import StageCall, run_stage
+from dask_onnx.runtime.kernel import run_stage
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.sharding.key_blocks import BlockForm
 from dask_onnx.sharding.segment_models import PartitionedModel, Submodel

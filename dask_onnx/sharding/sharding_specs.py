@@ -9,9 +9,11 @@ from typing import Literal
 from dask_onnx.analysis.axes.table import SHAPE_OPERATORS
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.core.formatting import printable
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.devices import read_configurations
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.planning.annotations import stage_numbers
 from dask_onnx.sharding.heads import Shapes, build_graph, builder_of
 from dask_onnx.sharding.node_cuts import Step
@@ -161,7 +163,7 @@ class AnnotatedSharding:
             shards = sum(mesh_axis.shards for mesh_axis in each.partial_axes)
             added = f"; adds {shards * total:,} bytes" if each.partial_axes else ""
             lines.append(f"    {node.name} ({node.op_type}): {', '.join(read)}{added}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 Key = tuple[tuple[MeshAxis, ...], int]
@@ -202,7 +204,7 @@ class _Segments:
         node = self.facts.nodes[index]
         if (
             not mesh_axes
-            and node.op_type in SHAPE_OPERATORS
+            and standard_op_type(node) in SHAPE_OPERATORS
             and node.outputs[0] in self.graph.known
         ):
             makers = [self.facts.producer[n] for n in node.reads if n in self.facts.producer]

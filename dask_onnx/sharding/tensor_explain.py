@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dask_onnx.analysis.cost import value_bytes
+from dask_onnx.core.formatting import printable
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.sharding.tensor_groups import Group, Groups
 from dask_onnx.sharding.tensor_submodels import TensorPartition, TensorSubmodel
@@ -60,7 +61,7 @@ def explain_groups(
         )
     if len(unsharded) > _MAX_UNSHARDED:
         lines.append(f"  and {len(unsharded) - _MAX_UNSHARDED} more")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _group_lines(

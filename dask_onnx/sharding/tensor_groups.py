@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.table import operator_families
 from dask_onnx.core.errors import PlanError, Suggestion
+from dask_onnx.modelio.operator_names import public_op_type
 from dask_onnx.sharding.node_cuts import Step
 from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.tensor_walk import (
@@ -336,8 +337,9 @@ def _has_inner_product(
     families = operator_families()
     for index, step in steps.items():
         node = graph.facts.nodes[index]
-        is_packed = node.op_type in ("Attention", "QAttention")
+        op_type = public_op_type(node)
+        is_packed = op_type in ("Attention", "QAttention")
         family = families.get((node.domain, node.op_type), "")
         if step is not None and family in _PRODUCTS and (index not in starts or is_packed):
-            return node.op_type != "RotaryEmbedding"
+            return op_type != "RotaryEmbedding"
     return False

@@ -24,6 +24,10 @@ ShardSlices = tuple[ShardSlice, ...]
 """One shard along one or several axes."""
 
 
+_SPLIT_COUNTS = 18
+"""Version of ai.onnx from which on Split is told the number of its outputs."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputSlice:
     """Shard of a value that is available whole."""
@@ -195,7 +199,10 @@ class _Shard:
     def _shard_of(self, name: str, pieces: ShardSlices) -> str:
         """Return the name of this shard of an operand that is whole before the node."""
         submodel = InputSlice(name, pieces)
-        if name not in self.constants:
+        if name in self.made and name not in self.constants:
+            if submodel.name not in self.made:
+                self._cut_inside(submodel)
+        elif name not in self.constants:
             self.sources[submodel.name] = submodel
         elif submodel.name not in self.made:
             self.made.add(submodel.name)
@@ -206,6 +213,24 @@ class _Shard:
             else:
                 self._shard_of_constant(submodel)
         return submodel.name
+
+    def _cut_inside(self, submodel: InputSlice) -> None:
+        """Write nodes that cut a value which this shard itself computes whole."""
+        whole = submodel.value
+        is_counted = self.facts.model.opsets.get("", 1) >= _SPLIT_COUNTS
+        for number, piece in enumerate(submodel.pieces):
+            axis, count = piece.layout.axis, piece.layout.outer * piece.shards
+            options: dict[str, Any] = {"num_outputs": count} if is_counted else {}
+            parts = [f"{submodel.name}/{number}.{i}" for i in range(count)]
+            taken = f"{submodel.name}/{number}"
+            if number == len(submodel.pieces) - 1:
+                taken = submodel.name
+            self.nodes += [
+                helper.make_node("Split", [whole], parts, axis=axis, **options),
+                helper.make_node("Concat", parts[piece.shard :: piece.shards], [taken], axis=axis),
+            ]
+            self.made.update((*parts, taken))
+            whole = taken
 
     def _shard_of_constant(self, submodel: InputSlice) -> None:
         """Write the node that computes a shard of a constant from shards of its inputs."""

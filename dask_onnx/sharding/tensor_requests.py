@@ -15,15 +15,17 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, TaskRef
 
 from dask_onnx.analysis.batch_facts import BatchFacts
+from dask_onnx.cluster.current_scheduler import chosen_scheduler, current_client
 from dask_onnx.cluster.delivery import Delivery, deliver, hold, plan_delivery
-from dask_onnx.collections.kinds import as_array, shapes_of
+from dask_onnx.collections.kinds import shapes_of
 from dask_onnx.collections.request_checks import check_arrays
-from dask_onnx.collections.schedulers import chosen_scheduler
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Key, digest
+from dask_onnx.facts.host_checks import check_hosts
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.planning.stages import StageGraph
+from dask_onnx.runtime.input_values import as_input
 from dask_onnx.sharding.lazy_results import layered_graph, lazy_array, unknown_shape
 from dask_onnx.sharding.tensor_submodels import TensorPartition
 from dask_onnx.sharding.tensor_tasks import TensorTasks
@@ -64,6 +66,7 @@ class TensorRequest:
 
         Publishes the models in the store of this host.
         """
+        check_hosts(current_client(), self.facts, self.session)
         submodels = self.partition.submodels
         for model in {id(submodel.model): submodel.model for submodel in submodels}.values():
             publish(model)
@@ -103,7 +106,7 @@ class TensorRequest:
         """Return the inputs as arrays or lazy collections, checked against the model."""
         specs = {spec.name: spec for spec in self.facts.inputs}
         arrays = {
-            name: value if is_dask_collection(value) else as_array(value, specs[name])
+            name: value if is_dask_collection(value) else as_input(value, specs[name])
             for name, value in self.feeds.items()
         }
         known = {n: value for n, value in arrays.items() if not isinstance(value, Delayed)}

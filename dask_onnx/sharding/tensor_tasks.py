@@ -14,7 +14,8 @@ from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.planning.cutting import identifier
 from dask_onnx.runtime.batching import Batching
-from dask_onnx.runtime.kernel import StageCall, run_stage
+from dask_onnx.runtime.kernel import run_stage
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.sharding.shard_layout import Array, Layout, join_shards
 from dask_onnx.sharding.tensor_models import InputSlice, Source, SubmodelOutput

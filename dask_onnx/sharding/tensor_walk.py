@@ -17,8 +17,9 @@ from dask_onnx.analysis.axes.propagate import Specs, Walk
 from dask_onnx.analysis.axes.table import CustomAxes, operator_families
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.sharding.attention_cuts import packed_start
-from dask_onnx.sharding.axis_queries import fold_sizes, record_outputs, view_of
+from dask_onnx.sharding.axis_queries import fold_sizes, forget_values, record_outputs, view_of
 from dask_onnx.sharding.constant_cuts import ConstantCuts
 from dask_onnx.sharding.node_cuts import Step, column_step, layout_of, stop, weights_of
 from dask_onnx.sharding.packed_weight_cuts import is_packed, packed_columns
@@ -249,11 +250,12 @@ def _next_step(walk: Walk, graph: TensorGraph, index: int, view: NodeView) -> St
     """Return the effect of a node that reads shards."""
     node = graph.facts.nodes[index]
     family = operator_families().get((node.domain, node.op_type))
-    if node.op_type in CONTROL_FLOW or node.captures:
+    if standard_op_type(node) in CONTROL_FLOW or node.captures:
         return stop(Kind.OPAQUE, "has subgraphs, which run whole")
     if family == "random":
         return stop(Kind.OPAQUE, "draws random numbers")
     found = fold_sizes(walk, index)
     if found is not None:
         return Step("through", found)
+    forget_values(walk, index)
     return pass_step(walk, view, graph.constants.__contains__)

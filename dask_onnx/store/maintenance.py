@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from google.protobuf.message import DecodeError
 from dask_onnx.core import config
 from dask_onnx.modelio.onnx_model import blob_keys_of
 from dask_onnx.store.store_files import TEMPORARY
+from dask_onnx.store.store_locks import UPKEEP, is_leased
 from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
@@ -84,22 +83,8 @@ def _stored_model(store: Store, path: Path) -> StoredModel:
         + path.stat().st_size
         + folder_bytes(store.root / "prepacked" / token),
         last_used=(lease if lease.exists() else path).stat().st_mtime,
-        in_use=_is_leased(lease),
+        in_use=is_leased(lease),
     )
-
-
-def _is_leased(lease: Path) -> bool:
-    try:
-        descriptor = os.open(lease, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def folder_bytes(folder: Path) -> int:
@@ -165,7 +150,7 @@ def prune(
             else:
                 path.unlink(missing_ok=True)
         for model in chosen.models:
-            log.info("%s (%s) was evicted from %s", model.token, model.name, store.root)
+            log.info("%s (%r) was evicted from %s", model.token, model.name, store.root)
         after = folder_bytes(store.root)
         return Pruned(chosen.models, before - after, after, chosen.in_use)
 
@@ -226,7 +211,7 @@ def _files_of(store: Store, model: StoredModel, others: Sequence[StoredModel]) -
 
 
 def _leftovers(store: Store, found: Sequence[StoredModel]) -> Iterator[Path]:
-    """Yield files that killed processes left half-written, and blobs that belong to no model."""
+    """Yield what belongs to no model, locks too, and what killed processes left half-written."""
     wanted = frozenset[str]().union(*(model.keys for model in found))
     for folder in (store.blobs, store.root / "checksums"):
         yield from (path for path in folder.glob("*") if path.name not in wanted)
@@ -236,6 +221,11 @@ def _leftovers(store: Store, found: Sequence[StoredModel]) -> Iterator[Path]:
     yield from (store.root / "incoming").glob("*")
     tokens = {model.token for model in found}
     yield from (p for p in (store.root / "prepacked").glob("*") if p.name not in tokens)
+    yield from (p for p in (store.root / "places").glob("*.json") if p.stem not in tokens)
+    leases = (p for p in (store.root / "leases").glob("*") if p.name not in tokens)
+    yield from (path for path in leases if not is_leased(path))
+    # Every holder of a lock has shared access, so that none is held during a prune.
+    yield from (p for p in (store.root / "locks").glob("*") if p.name != UPKEEP)
 
 
 def _path_bytes(path: Path) -> int:

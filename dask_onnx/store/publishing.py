@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import weakref
 
 from dask_onnx.core.errors import ModelError, StoreError
 from dask_onnx.core.files import FileSource, check_unchanged, is_url
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.store.supply import fetch_proto
-from dask_onnx.store.weight_store import Store
+from dask_onnx.store.weight_store import ContentsVersion, Store
 
 _PICKLED_PROTO_BYTES = 256 * 1024
 """Size of a proto up to which it travels in a pickle. A larger one (a tree ensemble is all
 attributes) is found where its weights are."""
 
-_published: BoundedCache[str, tuple[str, int, int]] = BoundedCache("published models", 256)
-"""Versions of the store that hold all of a model, by the model's token."""
+_published: BoundedCache[int, tuple[weakref.ref[OnnxModel], ContentsVersion]] = BoundedCache(
+    "published models", 256
+)
+"""Models that the store holds, and its version when that was found, by the object's identity.
+
+Not by the token: an equal model may have been loaded from another file.
+"""
 
 
 def publish(model: OnnxModel) -> None:
@@ -32,19 +38,23 @@ def publish(model: OnnxModel) -> None:
         The model lies in no file, and the store cannot be written.
     """
     source, store = model.source, Store()
-    if source is not None and _is_unchanged(source):
+    is_in_file = source is not None and _is_unchanged(source)
+    is_by_place = is_in_file or _are_weights_in_files(model)
+    # What the store has is looked at once, rather than at every request, as long as the store is as
+    # it was then. The version is taken first: what is written now is confirmed the next time.
+    version = store.contents_version()
+    known = _published.get(id(model))
+    if known is not None and known[0]() is model and known[1] == version:
+        return
+    if is_in_file:
         # Workers can load the file themselves, which takes memory: save them that if we can.
         with contextlib.suppress(StoreError):
             store.put_proto(model)
-    elif _are_weights_in_files(model):
+    elif is_by_place:
         store.put_proto(model)
     else:
-        # Each blob is looked at once, rather than at every request, as long as the store is as it
-        # was then. The version is taken first: what `put` writes is confirmed the next time.
-        version = store.contents_version()
-        if _published.get(model.token) != version:
-            store.put(model)
-            _published.put(model.token, version)
+        store.put(model)
+    _published.put(id(model), (weakref.ref(model), version))
 
 
 def as_reference(model: OnnxModel) -> OnnxModel:

@@ -30,11 +30,14 @@ def make_folder(root: Path, folder: Path) -> None:
     Raises
     ------
     StoreError
-        The folder cannot be made, or other users can write to the store.
+        The folder cannot be made, it or the store is a link, or other users can write to the store.
     """
     try:
+        # A link that leads nowhere cannot be made a folder, and is told as what it is.
+        check_root(root)
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(root)
+        check_root(root)
+        _refuse_link(folder, folder.lstat() if os.path.lexists(folder) else None)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StoreError(
@@ -45,9 +48,33 @@ def make_folder(root: Path, folder: Path) -> None:
         ) from error
 
 
-def _check_owner(root: Path) -> None:
-    """Refuse a store that other users can write to, since sessions map its files."""
-    status = root.stat()
+def check_root(root: Path) -> None:
+    """Refuse a store that others can write to or lead elsewhere, since sessions map its files.
+
+    Does nothing where there is no store yet.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the store.
+
+    Raises
+    ------
+    StoreError
+        The store is a link or no folder, belongs to another user, or others can write to it.
+    """
+    try:
+        status = root.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(
+            f"the store {root} cannot be reached: {error.strerror}",
+            f"set {_DIRECTORY_OPTION} to a folder of your own",
+            option=_DIRECTORY_OPTION,
+            reason=error.strerror,
+        ) from error
+    _refuse_link(root, status)
     if status.st_uid != os.geteuid():
         raise StoreError(
             f"the store {root} belongs to user {status.st_uid}, and this is user {os.geteuid()}",
@@ -62,6 +89,19 @@ def _check_owner(root: Path) -> None:
             option=_DIRECTORY_OPTION,
             numbers={"mode": stat.S_IMODE(status.st_mode)},
         )
+
+
+def _refuse_link(folder: Path, status: os.stat_result | None) -> None:
+    if status is None or stat.S_ISDIR(status.st_mode):
+        return
+    kind = "a link" if stat.S_ISLNK(status.st_mode) else "no folder"
+    raise StoreError(
+        f"the store's folder {folder} is {kind}",
+        f"remove it, or set {_DIRECTORY_OPTION} to a folder of your own: weights are mapped from "
+        "there, so that it must not lead elsewhere",
+        option=_DIRECTORY_OPTION,
+        reason=kind,
+    )
 
 
 def write_file(root: Path, path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -159,7 +159,7 @@ def _load_into(store: Store, model: ModelRef, keys: Sequence[str] | None) -> Non
             run_in_subprocess(load_into, store.root, model, keys)
             return
         except RuntimeError as error:
-            log.warning("a subprocess failed to load the model; this process loads it: %s", error)
+            log.warning("a subprocess failed to load the model; this process loads it: %r", error)
     load_into(store.root, model, keys)
 
 

@@ -8,6 +8,7 @@
     incoming/<blob key>           a blob of which some parts have arrived
     leases/<model token>          locked (flock) by processes that use the model; its time: last use
     locks/                        locked by processes that write; `upkeep` shared by all readers
+                                  and writers, and held alone by the one that removes files
     prepacked/, measured/         packed weights and measurements of this host, by model
 
 All processes of a host map the same files, so that weights are in memory once. A file gets its
@@ -17,19 +18,15 @@ final name only when it is whole, on the disk, and has the promised digest.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import secrets
-import time
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import platformdirs
 
 from dask_onnx.core import config
@@ -38,30 +35,26 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.weights import BlobPlace, content_digest
 from dask_onnx.store.integrity import ChecksumRecord, digest_of, identity_of
 from dask_onnx.store.store_files import (
+    check_root,
     covers,
     explained_write_errors,
     make_folder,
     write_at,
     write_file,
 )
+from dask_onnx.store.store_locks import (
+    LOCK_SECONDS,
+    Lease,
+    exclusive_access,
+    named_lock,
+    shared_access,
+    take_lease,
+)
 
 log = logging.getLogger(__name__)
 
-_LOCK_SECONDS = 600
-"""Seconds that a process waits for another one that brings in the same model."""
-_EXCLUSIVE_POLL_SECONDS = 0.02
-"""Seconds between attempts to get exclusive access: `flock` has no timeout."""
-
-
-class Lease:
-    """Evidence that this process uses a model: nobody evicts its files while the lease lives."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._close = weakref.finalize(self, os.close, descriptor)
-
-    def release(self) -> None:
-        """End the lease now, rather than when the object is collected."""
-        self._close()
+ContentsVersion = tuple[str | int, ...]
+"""Result of `Store.contents_version`."""
 
 
 class Store:
@@ -71,11 +64,17 @@ class Store:
     ----------
     directory : path, optional
         Folder; ``onnx.store.directory``, or the user's cache folder, by default.
+
+    Raises
+    ------
+    StoreError
+        The folder is a link, belongs to another user, or others can write to it.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         configured = directory or config.get("store.directory")
         self.root = Path(configured or platformdirs.user_cache_path("dask_onnx")).expanduser()
+        check_root(self.root)
 
     @property
     def blobs(self) -> Path:
@@ -93,11 +92,11 @@ class Store:
                 self._write(path, secrets.token_hex(16).encode())
         return path.read_text()
 
-    def contents_version(self) -> tuple[str, int, int]:
+    def contents_version(self) -> ContentsVersion:
         """Return a value that changes whenever a file is added to or removed from the store.
 
-        It costs two calls of the file system, however many blobs there are. A blob that is damaged
-        where it lies does not change it: that is found when a session maps the blob.
+        It costs three calls of the file system, however many blobs there are. A blob that is
+        damaged where it lies does not change it: that is found when a session maps the blob.
         """
 
         def changed(folder: Path) -> int:
@@ -105,7 +104,8 @@ class Store:
                 return folder.stat().st_mtime_ns
             return 0
 
-        return str(self.root), changed(self.root / "protos"), changed(self.blobs)
+        folders = self.root / "protos", self.root / "places", self.blobs
+        return str(self.root), *map(changed, folders)
 
     # Reading
 
@@ -152,6 +152,10 @@ class Store:
 
     def _is_sound(self, key: str, *, read: bool = False) -> bool:
         path = self.blobs / key
+        if path.is_symlink():
+            # The store writes none, and what it leads to may change without a trace here.
+            log.warning("%s is a link and is removed", path)
+            path.unlink(missing_ok=True)
         try:
             identity = identity_of(path)
         except FileNotFoundError:
@@ -219,7 +223,8 @@ class Store:
         StoreError
             The folder cannot be written, or the disk is full.
         """
-        if self.has(model.token):
+        # The same model may have been loaded from another file, which is gone by now.
+        if self.has(model.token) and self.places(model.token) == dict(model.places):
             return
         with self.shared_access(), self.lock(model.token):
             places = {key: place.to_json() for key, place in model.places.items()}
@@ -339,21 +344,13 @@ class Store:
 
     def lease(self, token: str) -> Lease:
         """Return a lease on a model, which keeps its files from eviction."""
-        make_folder(self.root, self.root / "leases")
-        path = self.root / "leases" / token
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        os.utime(descriptor)
-        return Lease(descriptor)
+        return take_lease(self.root, token)
 
-    @contextlib.contextmanager
-    def shared_access(self) -> Iterator[None]:
+    def shared_access(self) -> contextlib.AbstractContextManager[None]:
         """Keep all processes from evicting anything while the context is open."""
-        with self._upkeep_lock(fcntl.LOCK_SH):
-            yield
+        return shared_access(self.root)
 
-    @contextlib.contextmanager
-    def exclusive_access(self, seconds: float) -> Iterator[bool]:
+    def exclusive_access(self, seconds: float) -> contextlib.AbstractContextManager[bool]:
         """Wait until no other process reads or writes the store, and keep others out.
 
         Parameters
@@ -361,42 +358,31 @@ class Store:
         seconds : float
             Bound on the wait.
 
-        Yields
-        ------
-        bool
+        Returns
+        -------
+        context manager of bool
             Whether access is exclusive; False after the bound.
         """
-        until = time.monotonic() + seconds
-        with contextlib.ExitStack() as stack:
-            while True:
-                try:
-                    stack.enter_context(self._upkeep_lock(fcntl.LOCK_EX | fcntl.LOCK_NB))
-                except BlockingIOError:
-                    if time.monotonic() < until:
-                        time.sleep(_EXCLUSIVE_POLL_SECONDS)
-                        continue
-                    yield False
-                else:
-                    yield True
-                return
+        return exclusive_access(self.root, seconds)
 
-    @contextlib.contextmanager
-    def _upkeep_lock(self, operation: int) -> Iterator[None]:
-        make_folder(self.root, self.root / "locks")
-        descriptor = os.open(self.root / "locks" / "upkeep", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, operation)
-            yield
-        finally:
-            os.close(descriptor)
+    def lock(
+        self, name: str, *, seconds: float = LOCK_SECONDS
+    ) -> contextlib.AbstractContextManager[None]:
+        """Hold a lock of this host, which the kernel releases if its holder dies.
 
-    def lock(self, name: str) -> filelock.BaseFileLock:
-        """Return a lock of this host, which the kernel releases if its holder dies."""
-        make_folder(self.root, self.root / "locks")
-        return filelock.FileLock(self.root / "locks" / name, timeout=_LOCK_SECONDS)
+        Parameters
+        ----------
+        name : str
+            Name of the lock's file.
+        seconds : float
+            Bound on the wait for another holder, after which a StoreError is raised.
+        """
+        return named_lock(self.root, name, seconds)
 
     def _write(self, path: Path, data: bytes, *, durable: bool = True) -> None:
-        write_file(self.root, path, data, durable=durable)
+        # A prune that runs meanwhile would remove the temporary file.
+        with self.shared_access():
+            write_file(self.root, path, data, durable=durable)
 
 
 def _has_token(proto: bytes, token: str) -> bool:

@@ -112,7 +112,7 @@ def shape_for(model: Model, spec: TensorSpec, shape: Sequence[int], output: str)
     """
     facts = model._facts
     try:
-        specs = infer_shapes(facts.graph, {spec.name: tuple(shape)}, facts.schemas)
+        specs = infer_shapes(facts.graph, {spec.name: tuple(shape)}, facts.schemas, is_strict=True)
     except InferenceError as error:
         reason = str(error).splitlines()[0]
         raise InputError(

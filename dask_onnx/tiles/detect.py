@@ -8,11 +8,13 @@ from typing import Any
 from dask.base import compute, is_dask_collection
 
 from dask_onnx.api.model import Model
+from dask_onnx.collections.images.boxes import Metric
+from dask_onnx.collections.images.formats import Decode, Format, find_reader
+from dask_onnx.collections.images.input_layout import Size
 from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.run_options import BatchSize, RunOptions
 from dask_onnx.core.peers import is_inside_task
-from dask_onnx.tiles.boxes import Metric
 from dask_onnx.tiles.detect_options import (
     DEFAULT_METRICS,
     check_choices,
@@ -23,10 +25,9 @@ from dask_onnx.tiles.detect_options import (
     slice_size_of,
 )
 from dask_onnx.tiles.detector import Merge, Preprocess, SliceDetector
-from dask_onnx.tiles.formats import Decode, Format, find_reader
 from dask_onnx.tiles.slice_batches import checked_feeds, output_batch_axes, slices_per_task
 from dask_onnx.tiles.sliced_graph import sliced_graph
-from dask_onnx.tiles.slices import Size, as_chunked_image, fit_to_input
+from dask_onnx.tiles.slices import as_chunked_image, fit_to_input
 
 
 def detect_sliced(
@@ -72,7 +73,7 @@ def detect_sliced(
     overlap : float, default 0.2
         Share of a slice that the next one repeats, 0 to less than 1. Objects smaller than this
         share are whole in some slice.
-    format : {"auto", "boxes", "yolo5", "yolo8", "xyxysc"}
+    format : {"auto", "boxes", "yolo5", "yolo8", "xyxysc", "tf", "paddle", "detr", "rtdetr"}
         Format of the outputs, with or without a batch axis:
 
         - "boxes": boxes (n, 4), scores and labels, or boxes (n, 5) with their scores, and labels;
@@ -80,6 +81,11 @@ def detect_sliced(
         - "yolo5": (n, 5 + classes) with cx, cy, w, h, objectness, and a score for each class.
         - "yolo8": (4 + classes, n) with cx, cy, w, h, and a score for each class.
         - "xyxysc": (n, 6) with x1, y1, x2, y2, score and class.
+        - "tf": TensorFlow's detection_boxes with y1, x1, y2, x2 from 0 to 1, detection_scores and
+          detection_classes.
+        - "paddle": (n, 6) with class, score, x1, y1, x2, y2, and the number of rows.
+        - "detr", "rtdetr": logits (queries, classes) and boxes (queries, 4) with cx, cy, w, h from
+          0 to 1; scores are a softmax, whose last class is none, or a sigmoid.
         - "auto": recognize one of these by names and shapes, or raise an error.
     decode : callable, optional
         Function that reads other formats. It takes a dict of output name to the array for one
@@ -192,7 +198,7 @@ def detect_sliced(
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
         class_agnostic=class_agnostic,
-        is_normalized=normalized,
+        is_normalized=normalized or reader.is_normalized,
     )
     lazy = sliced_graph(
         chunked,

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import numpy as np
 
 from dask_onnx.api.model import Model
+from dask_onnx.collections.images.boxes import Metric
+from dask_onnx.collections.images.formats import FORMATS
+from dask_onnx.collections.images.input_layout import InputLayout, Size, input_layout
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.tiles.boxes import Metric
-from dask_onnx.tiles.formats import FORMATS
-from dask_onnx.tiles.slices import InputLayout, Size, input_layout
 
 DEFAULT_METRICS: Mapping[str, Metric] = {
     "seams": "iou",

@@ -10,15 +10,24 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 
+from dask_onnx.collections.images.boxes import (
+    Boxes,
+    Floats,
+    Ints,
+    Metric,
+    areas,
+    clipped,
+    join_boxes,
+)
+from dask_onnx.collections.images.formats import Reader
+from dask_onnx.collections.images.input_layout import InputLayout, Size
+from dask_onnx.collections.images.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import format_shape
 from dask_onnx.core.stage_tasks import Hints, digest
-from dask_onnx.tiles.boxes import Boxes, Floats, Ints, Metric, areas, clipped, join_boxes
-from dask_onnx.tiles.formats import Reader
-from dask_onnx.tiles.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.tiles.seams import Views, merge_seams
-from dask_onnx.tiles.slices import InputLayout, Size, Strip, assemble
+from dask_onnx.tiles.slices import Strip, assemble
 
 Array = npt.NDArray[Any]
 Merge = Literal["seams", "nms", "nmm", "weighted"]

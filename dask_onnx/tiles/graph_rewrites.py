@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.operator_names import standard_op_type
 
 _AXES_AS_INPUT = 18
 """Version of ai.onnx since which all reductions take their axes as an input."""
@@ -80,7 +81,7 @@ def with_explicit_padding(facts: GraphFacts, specs: Mapping[str, TensorSpec]) ->
     proto.CopyFrom(facts.proto)
     has_changed = False
     for node in proto.graph.node:
-        if node.op_type in _PADDED_OPS:
+        if standard_op_type(node) in _PADDED_OPS:
             has_changed |= _make_padding_explicit(node, specs)
     return replace_proto(facts.model, proto) if has_changed else facts.model
 

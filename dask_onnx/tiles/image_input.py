@@ -13,9 +13,11 @@ import numpy as np
 from dask.base import compute
 
 from dask_onnx.collections.kinds import is_dataarray
+from dask_onnx.core.dask_internals import meta_of
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.peers import is_inside_task
-from dask_onnx.core.specs import TensorSpec, converts, dtype_name
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.runtime.input_values import as_input, check_dtype
 from dask_onnx.tiles.output_labels import with_labels
 from dask_onnx.tiles.places import Place, Places
 
@@ -51,33 +53,33 @@ def as_input_image(image: Any, spec: TensorSpec) -> InputImage:
     Raises
     ------
     InputError
-        Dtype, rank or a fixed size differ from those of the input, or the image is empty or of
-        unknown size.
+        The table of conversions does not take its dtype or values, its rank or a fixed size differ
+        from those of the input, or the image is empty or of unknown size.
     """
     labelled = image if is_dataarray(image) else None
     data = image.data if labelled is not None else image
     is_lazy = isinstance(data, da.Array)
+    if hasattr(data, "dtype"):
+        check_dtype(data.dtype, spec, option="image")
     if not is_lazy:
-        data = np.asarray(data)
+        data = as_input(data, spec)
     rank = len(spec.shape) if spec.shape is not None else data.ndim
     is_single = data.ndim == rank - 1
     if is_single:
         data = data[None]
-    if spec.dtype is not None and data.dtype != spec.dtype and converts(data.dtype, spec.dtype):
-        data = data.astype(spec.dtype)
+    if is_lazy and spec.dtype is not None and (data.dtype != spec.dtype or _is_masked(data)):
+        meta = np.empty((0,) * data.ndim, spec.dtype)
+        data = data.map_blocks(as_input, spec, dtype=spec.dtype, meta=meta)
     _check(data, spec, is_single=is_single)
     return InputImage(data, is_lazy, is_single, labelled)
 
 
+def _is_masked(data: da.Array) -> bool:
+    return isinstance(meta_of(data), np.ma.MaskedArray)
+
+
 def _check(data: Any, spec: TensorSpec, *, is_single: bool) -> None:
     """Compare an image with the input of the model."""
-    if spec.dtype is not None and data.dtype != spec.dtype:
-        raise InputError(
-            f"the image has dtype {data.dtype}; the model takes {spec}",
-            f"convert it: .astype({dtype_name(spec.dtype)!r})",
-            option="image",
-            input=spec.name,
-        )
     if spec.shape is None:
         return
     shape = data.shape[1:] if is_single else data.shape

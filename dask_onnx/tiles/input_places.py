@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dask_onnx.analysis.axes.value_rules import elementwise
 from dask_onnx.analysis.graph import NodeFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.tiles.flow import Flow, SizeMismatchError
 from dask_onnx.tiles.places import Place, Places
 from dask_onnx.tiles.size_values import known_sizes
@@ -39,7 +40,7 @@ def input_places_of(
         Two inputs differ in size along a tiled axis, and none of the two is broadcast.
     """
     found = {i: dict(flow.values[node.inputs[i]].places) for i in traced_inputs}
-    is_concat = node.op_type == "Concat" and not node.domain
+    is_concat = standard_op_type(node) == "Concat"
     if rules.entry.rule is not elementwise and not is_concat:
         return found
     shapes = [known_sizes(flow, name) if name else None for name in node.inputs]

@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from onnx.shape_inference import InferenceError
 
 from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.shapes import infer_shapes
@@ -49,7 +48,7 @@ def with_labels(
     from dask_onnx.collections import labelled_arrays  # needs xarray
 
     shift = int(is_single)
-    dims: list[Any] = [f"{name}_{axis}" for axis in range(value.ndim)]
+    dims: list[Any] = labelled_arrays.new_dimensions(name, value.ndim)
     surviving: set[Any] = set()
     resampled: dict[Any, Any] = {}
     if not is_single and value.ndim and value.shape[0] == source.shape[0]:
@@ -124,10 +123,7 @@ def untiled_axes(
         positions the model mixes.
     """
     facts = model._facts
-    try:
-        specs = infer_shapes(facts.graph, {spec.name: tuple(shape)}, facts.schemas)
-    except InferenceError:
-        return {}
+    specs = infer_shapes(facts.graph, {spec.name: tuple(shape)}, facts.schemas)
     sizes = specs[output].shape if output in specs else None
     found: dict[int, Place] = {}
     for axis in set(range(len(shape))) - set(tiled):

@@ -10,10 +10,12 @@ from dask.task_spec import TaskRef
 
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.delivery import plan_delivery
 from dask_onnx.collections.inline import InlineGraph, inline_graph
 from dask_onnx.collections.request_builder import request_of
 from dask_onnx.collections.request_checks import Wanted
+from dask_onnx.facts.host_checks import check_hosts
 from dask_onnx.facts.staged_model import whole_model
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.store.weight_store import Store
@@ -45,6 +47,7 @@ def inline_part(
     else:
         Store().put(part._onnx)
     plan = whole_model(part._facts).for_outputs(tuple(wanted))
+    check_hosts(current_client(), part._facts, plan.recipe.session)
     names = [spec.name for spec in plan.stage_graph.inputs]
     batch = BatchFacts(dict.fromkeys(names), None, dict.fromkeys(wanted), {})
     request = dataclasses.replace(

@@ -13,7 +13,7 @@ import numpy as np
 
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.api.model import Model
-from dask_onnx.cluster.delivery import current_client
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.placement import any_cluster
 from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.run_options import Outputs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dask_onnx.tiles.boxes import (
+from dask_onnx.collections.images.boxes import (
     Boxes,
     Floats,
     Ints,

@@ -10,6 +10,7 @@ from dask_onnx.analysis.axes.shape_values import fold_node
 from dask_onnx.analysis.axes.table import SHAPE_OPERATORS
 from dask_onnx.analysis.axes.view import Known, NodeView
 from dask_onnx.analysis.graph import NodeFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.tiles.flow import Flow
 
 
@@ -26,7 +27,7 @@ def known_sizes(flow: Flow, name: str) -> list[int] | None:
 
 def is_shape_node(node: NodeFacts) -> bool:
     """Return whether a node reads the shape of its input only."""
-    return node.op_type in ("Shape", "Size") and not node.domain
+    return standard_op_type(node) in ("Shape", "Size")
 
 
 def fold_sizes(flow: Flow, node: NodeFacts, proto: onnx.NodeProto, opset: int) -> None:
@@ -42,7 +43,7 @@ def fold_sizes(flow: Flow, node: NodeFacts, proto: onnx.NodeProto, opset: int) -
             given = {a.name: a.i for a in proto.attribute}
             part = shape[given.get("start", 0) : given.get("end")]
             flow.known[node.outputs[0]] = Known(np.array(part, np.int64))
-    elif node.op_type in SHAPE_OPERATORS:
+    elif standard_op_type(node) in SHAPE_OPERATORS:
         view = NodeView(
             proto,
             node.name,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from dask_onnx.api.model import Model
-from dask_onnx.collections.kinds import as_array
+from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.run_options import BatchSize
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import Dim
-from dask_onnx.tiles.slices import InputLayout, Size
+from dask_onnx.runtime.input_values import as_input
 
 _SLICES_OF_A_TASK = 8
 """Slices of a task if the caller names no batch size and the model accepts any."""
@@ -45,7 +45,7 @@ def checked_feeds(
         A dtype or shape is not that of the input.
     """
     needed = [spec for spec in request.stages.inputs if spec.name in feeds]
-    given = {spec.name: as_array(feeds[spec.name], spec) for spec in needed}
+    given = {spec.name: as_input(feeds[spec.name], spec) for spec in needed}
     axes = request.batch.input_axes
     rows = {
         name: value if (axis := axes[name]) is None else np.expand_dims(value, axis)

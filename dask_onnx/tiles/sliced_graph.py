@@ -14,10 +14,11 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
+from dask_onnx.collections.images.boxes import Metric
+from dask_onnx.collections.images.input_layout import Size
 from dask_onnx.core.stage_tasks import Key, digest
-from dask_onnx.tiles.boxes import Metric
 from dask_onnx.tiles.detector import BoxMerger, Merge, SliceDetector, StripJob
-from dask_onnx.tiles.slices import ChunkedImage, RegionCutter, Size, Strip, cut_strips
+from dask_onnx.tiles.slices import ChunkedImage, RegionCutter, Strip, cut_strips
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,77 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from dask.task_spec import Task, TaskRef
 
+from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.kinds import is_dataarray
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import TensorSpec, converts
+from dask_onnx.core.specs import is_floating
 from dask_onnx.core.stage_tasks import Key
 
 Array = npt.NDArray[Any]
-Size = tuple[int, int]
-"""Height and width in pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputLayout:
-    """Layout of the model's input that takes images."""
-
-    name: str
-    """Name of the input."""
-    dtype: np.dtype[Any]
-    is_batch: bool
-    """True if the first axis is the batch axis; otherwise the input is one image."""
-    is_channels_first: bool
-    """True if channels are before height and width, rather than behind them."""
-    channels: int | None
-    """Number of channels; None if the model leaves it open."""
-    height: int | None
-    """Pixels; None if the model leaves it open."""
-    width: int | None
-    """Pixels; None if the model leaves it open."""
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        """Shape of one image, without the batch axis."""
-        sides = (self.height, self.width)
-        return (self.channels, *sides) if self.is_channels_first else (*sides, self.channels)
-
-    def takes(self, shape: Sequence[int]) -> bool:
-        """Return whether an image of some shape, without the batch axis, fits."""
-        return len(shape) == 3 and all(
-            dim in (None, size) for dim, size in zip(self.shape, shape, strict=True)
-        )
-
-    @property
-    def row_axes(self) -> tuple[int, int]:
-        """Axes of height and width, counted from the last."""
-        return (-2, -1) if self.is_channels_first else (-3, -2)
-
-
-def input_layout(spec: TensorSpec) -> InputLayout:
-    """Return the layout of an input that takes images, from its declared shape.
-
-    The channels are the first or the last axis of an image: the one whose size is declared, or the
-    smaller one of two.
-
-    Raises
-    ------
-    InputError
-        The input does not have three axes, or four with the batch axis.
-    """
-    if spec.dtype is None or spec.shape is None or len(spec.shape) not in (3, 4):
-        raise InputError(
-            f"input {spec} does not take images: these have 3 axes, or 4 with the batch axis",
-            "pass the model's other inputs as feeds=, or declare the input's shape in the model",
-            option="feeds",
-            input=spec.name,
-        )
-    dims = [dim if isinstance(dim, int) else None for dim in spec.shape[-3:]]
-    first, last = (math.inf if dim is None else dim for dim in (dims[0], dims[2]))
-    is_first = first <= last
-    channels, height, width = dims if is_first else (dims[2], dims[0], dims[1])
-    return InputLayout(
-        spec.name, spec.dtype, len(spec.shape) == 4, is_first, channels, height, width
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -212,7 +148,7 @@ def fit_to_input(image: ChunkedImage, layout: InputLayout) -> ChunkedImage:
         Dtype or number of channels differ from those of the input.
     """
     array, axis = image.array, image.channel_axis
-    if array.dtype != layout.dtype and converts(array.dtype, layout.dtype):
+    if is_floating(array.dtype) and is_floating(layout.dtype):
         array = array.astype(layout.dtype)
     if array.dtype != layout.dtype:
         raise InputError(

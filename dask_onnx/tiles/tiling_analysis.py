@@ -15,6 +15,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.tiles.flow import Flow, NotTileableError, SizeMismatchError, TooLargeError
 from dask_onnx.tiles.graph_rewrites import decompose, with_explicit_padding
 from dask_onnx.tiles.tile_plan import (
@@ -61,7 +62,7 @@ class TilingRequest:
             The model does not accept an image of that size.
         """
         try:
-            return infer_shapes(facts, {self.source: shape}, self.schemas)
+            return infer_shapes(facts, {self.source: shape}, self.schemas, is_strict=True)
         except InferenceError as error:
             raise SizeMismatchError(str(error).splitlines()[0]) from error
 
@@ -237,7 +238,7 @@ def _unknown_norms(facts: GraphFacts, specs: Mapping[str, TensorSpec]) -> list[i
     return [
         node.index
         for node in facts.nodes
-        if node.op_type in ("GroupNormalization", "MeanVarianceNormalization")
+        if standard_op_type(node) in ("GroupNormalization", "MeanVarianceNormalization")
         and _has_shape(specs, node.inputs[0])
         and not _has_shape(specs, node.outputs[0])
     ]
@@ -305,10 +306,7 @@ def window_axes(
             option="axes",
             input=spec.name,
         )
-    try:
-        specs = infer_shapes(facts, {spec.name: tuple(shape)}, schemas)
-    except InferenceError:
-        return tuple(candidates)
+    specs = infer_shapes(facts, {spec.name: tuple(shape)}, schemas)
     windowed = [
         axis
         for axis in candidates

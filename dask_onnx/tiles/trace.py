@@ -14,6 +14,7 @@ from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.tiles.flow import (
     Edge,
     Flow,
@@ -128,7 +129,7 @@ class _Tracer:
         if all(v.is_untiled and not v.places for v in inputs) and not self._captures_tiles(node):
             self._add_untiled(node, {})
             return
-        if node.op_type in CONTROL_FLOW or any(name in values for name in node.captures):
+        if standard_op_type(node) in CONTROL_FLOW or any(name in values for name in node.captures):
             dep = Dependence(Kind.OPAQUE, node=node.name, how="a body of nodes")
             self._refuse(node, dep, self.flow.axes[0])
         rules = NodeRules(
@@ -245,7 +246,7 @@ class _Tracer:
         if self._defers_decomposition(node, outcomes):
             return
         reduced = {k for k, dep in broken.items() if dep.kind == Kind.REDUCED}
-        is_statistic = node.op_type in STATISTIC_OF and not node.domain
+        is_statistic = standard_op_type(node) in STATISTIC_OF
         if broken and reduced == set(broken) and is_statistic:
             self._add_statistic(node, outcomes, reduced)
         elif broken:
@@ -257,7 +258,7 @@ class _Tracer:
         self, node: NodeFacts, outcomes: Mapping[int, Sequence[AxisOutcome]]
     ) -> bool:
         """Add a node that normalises over tiled axes to those to decompose; return if it is one."""
-        if node.op_type not in DECOMPOSABLE_OPS or node.domain:
+        if standard_op_type(node) not in DECOMPOSABLE_OPS:
             return False
         is_over_pixels = any(
             outcome.dep.kind == Kind.REDUCED or outcome.dep.coupled
@@ -310,7 +311,7 @@ class _Tracer:
         It runs on untiled values if these are small. Otherwise it runs on tiles of its first input,
         with all others gathered: the queries against all keys and values of an attention.
         """
-        is_concat = node.op_type == "Concat" and not node.domain
+        is_concat = standard_op_type(node) == "Concat"
         axis, dep = next(iter(broken.items()))
         if not (is_concat or all(d.kind in _UNTILED_KINDS for d in broken.values())):
             self._refuse(node, dep, axis)

@@ -108,10 +108,37 @@ def test_shapes_without_inference_in_onnx_runtime_are_those_of_its_documentation
 
 def test_every_operator_is_tested():
     tested = {(case.domain, case.op) for case in (*RUN, *LOADED)}
-    others = "Rfft Irfft ComplexMul ComplexMulConj Unique GroupQueryAttention".split()
+    others = "Rfft Irfft ComplexMul ComplexMulConj Unique GroupQueryAttention Tokenizer".split()
     tested |= {(CONTRIB, op) for op in others}
     named = {(domain, op) for domain, table in TABLES.items() for op in table}
     assert {(d, op) for d, op in named if d != "com.microsoft.nchwc"} <= tested
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3)])
+def test_tokens_are_a_new_axis_of_open_size(shape):
+    node = helper.make_node(
+        "Tokenizer",
+        ["x"],
+        ["y"],
+        domain="com.microsoft",
+        mark=0,
+        mincharnum=1,
+        pad_value="#",
+        separators=[" "],
+    )
+    graph = helper.make_graph(
+        [node],
+        "tokens",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.STRING, [None] * len(shape))],
+        [onnx.ValueInfoProto(name="y")],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    spec = infer_shapes(facts_of(model), {"x": shape})["y"]
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (result,) = session.run(None, {"x": np.full(shape, "a b", object)})
+    assert spec.dtype == result.dtype == object
+    assert spec.rank == result.ndim == len(shape) + 1
 
 
 def test_sizes_that_depend_on_data_stay_open():

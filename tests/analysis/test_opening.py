@@ -25,7 +25,8 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper
 
 from dask_onnx.analysis.axes.dependence import Kind
-from dask_onnx.analysis.batch import exported_rows, find_batch
+from dask_onnx.analysis.batch import find_batch
+from dask_onnx.analysis.exported_batch import exported_rows
 from dask_onnx.analysis.freeing import Freed, free_batch
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.opening.opener import Blocked, open_batch
@@ -156,7 +157,7 @@ def test_graph_with_a_declared_dynamic_batch_and_fixed_reshapes_is_rewritten(row
     for declared in (*model.graph.input, *model.graph.output):
         declared.type.tensor_type.shape.dim[0].dim_param = "batch"
     facts = GraphFacts(load_onnx(model))
-    assert find_batch(facts, facts.outputs).blockers
+    assert find_batch(facts, facts.outputs).fixed_rows == rows
     freed = assert_freed(model, 1e-6)
     assert freed.opened.rows == rows
     assert freed.model.inputs[0].shape[0] == "batch"

@@ -8,7 +8,8 @@ from builders import dense_model, make_model, node, value
 from onnx import TensorProto
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.shapes import OperatorSchema, bind_symbols, infer_shapes
+from dask_onnx.analysis.input_sizes import check_static_sizes, check_symbol_sizes
+from dask_onnx.analysis.shapes import OperatorSchema, infer_shapes
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import load_onnx
@@ -102,15 +103,76 @@ F4 = np.dtype("f4")
             {"a": (2, 4), "b": (2, 5)},
             {"input": "a", "axis": 1, "numbers": {"size": 4, "expected_size": 3}},
         ),
-        (
-            {"a": (2, 3), "b": (4, 5)},
-            {"input": "b", "axis": 0, "numbers": {"size": 4, "expected_size": 2}},
-        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, fields):
     inputs = (TensorSpec("a", F4, ("N", 3)), TensorSpec("b", F4, ("N", None)))
     with pytest.raises(InputError) as raised:
-        bind_symbols(inputs, shapes)
+        check_static_sizes(inputs, shapes)
     assert raised.value.fields == fields
-    assert bind_symbols(inputs, {"a": (2, 3), "b": (2, 9)}) == {"N": 2}
+    check_static_sizes(inputs, {"a": (2, 3), "b": (2, 9)})
+
+
+def two_of_one_symbol(op, **attributes):
+    inputs = [value("a", ["N", 4]), value("b", ["N", 4])]
+    return facts_of(
+        make_model([node(op, "a b", "y", "n", **attributes)], inputs, [value("y", None)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "shapes"),
+    [
+        ("Add", {}, {"a": (3, 4), "b": (3, 4)}),
+        ("Add", {}, {"a": (3, 4), "b": (1, 4)}),
+        ("Concat", {"axis": 0}, {"a": (3, 4), "b": (5, 4)}),
+    ],
+)
+def test_sizes_of_one_symbol_may_differ_where_the_graph_accepts_it(op, attributes, shapes):
+    check_symbol_sizes(two_of_one_symbol(op, **attributes), shapes)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"), [("Add", {}), ("Concat", {"axis": 1}), ("Max", {}), ("Pow", {})]
+)
+def test_sizes_of_one_symbol_that_a_node_does_not_accept_are_refused(op, attributes):
+    facts = two_of_one_symbol(op, **attributes)
+    with pytest.raises(InputError) as raised:
+        check_symbol_sizes(facts, {"a": (3, 4), "b": (2, 4)})
+    error = raised.value
+    assert (error.input, error.axis) == ("b", 0)
+    assert error.numbers == {"size": 2, "expected_size": 3}
+
+
+def test_a_symbol_of_two_sizes_binds_no_output():
+    nodes = [node("Secret", "a b", "y", domain="other")]
+    inputs = [value("a", ["N", 4]), value("b", ["N", 4])]
+    model = make_model(nodes, inputs, [value("y", ["N", 4])], domains={"other": 1})
+    facts = facts_of(model)
+    assert infer_shapes(facts, {"a": (3, 4), "b": (3, 4)})["y"].shape == (3, 4)
+    assert infer_shapes(facts, {"a": (3, 4), "b": (5, 4)})["y"].shape == ("N", 4)
+
+
+def test_a_declared_output_of_size_0_is_open():
+    nodes = [node("NonZero", "x", "y")]
+    model = make_model(nodes, [value("x", ["N"])], [value("y", [1, 0], TensorProto.INT64)])
+    loaded = load_onnx(model)
+    assert loaded.outputs[0].shape == (1, None)
+    assert infer_shapes(GraphFacts(loaded), {"x": (4,)})["y"].shape[1] != 0
+    empty = make_model([node("Relu", "x", "y")], [value("x", [0, 4])], [value("y", [0, 4])])
+    assert infer_shapes(facts_of(empty))["y"].shape == (0, 4)
+
+
+def test_a_node_whose_inference_raises_leaves_the_others_alone():
+    nodes = [
+        node("Relu", "x", "a", "before"),
+        node("Reshape", "a s", "b", "bad"),
+        node("Relu", "x", "y", "after"),
+    ]
+    model = make_model(
+        nodes, [value("x", ["N", 4])], [value("y", None), value("b", None)],
+        {"s": np.array([-1, -1])},
+    )  # fmt: skip
+    specs = infer_shapes(facts_of(model), {"x": (3, 4)})
+    assert specs["a"].shape == specs["y"].shape == (3, 4)
+    assert specs["b"].shape is None

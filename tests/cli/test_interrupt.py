@@ -1,4 +1,4 @@
-"""Ctrl-C while Python runs code that drops exceptions."""
+"""Signals: Ctrl-C while Python runs code that drops exceptions; SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
 
 SCRIPT = """
 import gc, os, signal, time
@@ -41,3 +46,66 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
     )
     assert done.stdout.strip() == "interrupted", done.stderr
     assert "Traceback" not in done.stderr
+
+
+SLOW = """
+import time
+
+def wait(block):
+    time.sleep(60 if len(block) > 1 else 0)
+    return block
+"""
+
+
+STORE_LIST = """
+import os, signal, sys, time
+import dask_onnx.cli as cli
+from dask_onnx.cli import store_command
+
+number = int(sys.argv.pop())
+
+def waiting(*_):
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+store_command.stored_models = waiting
+cli.run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_command_that_gets_a_signal_says_so_in_message_and_exit_code(number):
+    command = [sys.executable, "-c", STORE_LIST, "store", "list", str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr == f"error: ended by {number.name}\n"
+
+
+@pytest.mark.cluster
+def test_a_signal_before_the_first_block_leaves_nothing_and_meanwhile_the_output_is_locked(
+    model, run, tmp_path
+):
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 4), np.float32))
+    (tmp_path / "slow.py").write_text(SLOW)
+    before = {path.name for path in tmp_path.iterdir()}
+    command = [sys.executable, "-m", "dask_onnx", "predict", str(model), "x.npy", "y.npy"]
+    command += ["--outputs", "y", "--pre", "slow:wait", "--workers", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".y.npy.*.partial")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    second = run("predict", model, tmp_path / "x.npy", tmp_path / "y.npy", "--outputs", "y")
+    assert second.code == 2
+    assert f"process {process.pid} on " in second.err and ", since 20" in second.err
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "error: ended by SIGTERM" in err and "Traceback" not in err
+    _, alive = psutil.wait_procs(children, timeout=15)
+    assert alive == []
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import dask.dataframe as dd
@@ -182,7 +183,8 @@ def test_columns_whose_dtype_changes_after_the_first_rows_are_named(
     assert done.code == 2, done.err
     error = done.error()
     assert error["fields"]["column"] == "c"
-    assert "'c' is float64 in its first rows and str later, such as 'three'" in error["cause"]
+    assert error["fields"]["reason"] == "'three' is no double"
+    assert {"option": "dtype", "value": "c=string"} in error["fields"]["suggestions"]
     assert not out.exists()
 
 
@@ -257,6 +259,84 @@ def test_texts_of_csv_that_are_not_utf_8_are_quarantined(run, scheduler, asset, 
     assert bad_rows["error"][0] == "the text is not UTF-8: byte 0xe9 at character 3 of 'caf\\xe9'"
 
 
+def test_types_delimiters_and_missing_values_of_csv_are_options(
+    run, scheduler, model, result, tmp_path
+):
+    frame = pd.DataFrame(ROWS, columns=list("abcd")).assign(zip="01234", id=range(20))
+    frame.loc[3, "zip"] = "NA"
+    frame.to_csv(tmp_path / "in.txt.csv", index=False, sep=";", decimal=",")
+    out = tmp_path / "out.parquet"
+    options = ("--columns", "a,b,c,d", "--keep", "zip,id", "--sep", ";", "--decimal", ",")
+    types = ("--dtype", "id=string", "--na-values", "zip=NA", "--na-values", "zip=-")
+    path = tmp_path / "in.txt.csv"
+    done = run("predict", model, path, out, *options, *types, "--scheduler", scheduler)
+    assert done.code == 0, done.err
+    found = pd.read_parquet(out)
+    assert found["zip"].isna().to_list() == [i == 3 for i in range(20)]
+    assert set(found["zip"].dropna()) == {"01234"}
+    assert found["id"].to_list() == [str(i) for i in range(20)]
+    np.testing.assert_allclose(found.filter(like="y_"), result.filter(like="y_"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["csv.gz", "jsonl", "jsonl.gz", "feather", "orc"])
+def test_other_formats_are_tables_too(run, scheduler, model, result, tmp_path, suffix):
+    frame = pd.DataFrame(ROWS, columns=list("abcd")).assign(id=[f"{i:03d}" for i in range(20)])
+    frame.loc[3, "b"] = np.nan
+    write = {
+        "csv.gz": lambda path: frame.to_csv(path, index=False),
+        "feather": lambda path: frame.to_feather(path),
+        "orc": lambda path: frame.to_orc(path),
+    }
+    as_json = lambda path: frame.to_json(path, orient="records", lines=True, double_precision=15)  # noqa: E731
+    write.get(suffix, as_json)(tmp_path / f"in.{suffix}")
+    out, bad = tmp_path / "out.jsonl.gz", tmp_path / "bad.jsonl"
+    options = ("--columns", "a,b,c,d", "--keep", "id", "--scheduler", scheduler)
+    done = run(
+        *("predict", model, tmp_path / f"in.{suffix}", out, *options),
+        *("--require-finite", "--quarantine", bad),
+    )
+    assert done.code == 0, done.err
+    assert "19 rows in" in done.out and "; 1 bad rows" in done.out
+    good = np.setdiff1d(np.arange(20), [3])
+    found = pd.concat(
+        [pd.read_json(part, lines=True, dtype={"id": str}) for part in out.glob("*.jsonl.gz")]
+    )
+    assert found["id"].to_list() == [f"{i:03d}" for i in good]
+    np.testing.assert_allclose(
+        found.filter(like="y_"), result.iloc[good].filter(like="y_"), rtol=1e-5
+    )
+    (line,) = [json.loads(part.read_text()) for part in bad.glob("*.jsonl")]
+    assert line["id"] == "003" and line["b"] is None and "'b' has a NaN" in line["error"]
+
+
+@pytest.mark.real
+def test_texts_of_compressed_csv_become_vectors(run, scheduler, asset, tmp_path):
+    pd.DataFrame({"name": ["one", "NA", "three"]}).to_csv(tmp_path / "in.csv.gz", index=False)
+    out = tmp_path / "out.parquet"
+    options = ("--text", "name", "--tokenizer", asset("minilm_tokenizer.json"), "--keep", "name")
+    done = run(
+        *("predict", asset("minilm.onnx"), tmp_path / "in.csv.gz", out, *options),
+        *("--scheduler", scheduler),
+    )
+    assert done.code == 0, done.err
+    found = pd.read_parquet(out)
+    assert found["name"].to_list() == ["one", "NA", "three"]
+    assert np.stack(found["embedding"].to_numpy()).shape == (3, 384)
+
+
+def test_line_breaks_in_cells_after_the_first_rows_are_read_as_they_are(
+    run, scheduler, model, tmp_path
+):
+    head = b"a,b,c,d,t\n" + b"1,2,3,4,x\n" * 40_000
+    (tmp_path / "in.csv").write_bytes(head + b'5,6,7,8,"x\ny"\n' * 5)
+    out = tmp_path / "out.parquet"
+    options = ("--columns", "a,b,c,d", "--keep", "t", "--scheduler", scheduler)
+    done = run("predict", model, tmp_path / "in.csv", out, *options)
+    assert done.code == 0, done.err
+    found = pd.read_parquet(out)
+    assert len(found) == 40_005 and found["t"].to_list()[-1] == "x\ny"
+
+
 @pytest.mark.parametrize(
     ("options", "field", "value"),
     [
@@ -268,6 +348,14 @@ def test_texts_of_csv_that_are_not_utf_8_are_quarantined(run, scheduler, asset, 
         (("--text", "name"), "option", "tokenizer"),
         (("--strategy", "per_node"), "option", "strategy"),
         (("--encoding", "latin-1"), "option", "encoding"),
+        (("--dtype", "a"), "option", "dtype"),
+        (("--dtype", "a=strnig"), "column", "a"),
+        (("--dtype", "a=string", "--dtype", "a=int64"), "column", "a"),
+        (("--dtype", "aa=string"), "column", "aa"),
+        (("--na-values", "a=x", "--na-values", "y"), "option", "na_values"),
+        (("--na-values", "x"), "option", "na_values"),
+        (("--sep", ";"), "option", "delimiter"),
+        (("--decimal", ","), "option", "decimal"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(

@@ -64,7 +64,20 @@ def test_options_that_do_not_apply_are_refused_before_a_cluster_starts(
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_a_raster_of_another_dtype_is_refused(run, smoothing, picture, tmp_path):
-    result = run("predict", smoothing, picture, tmp_path / "out.zarr", "--tile", "32")
-    assert result.code == 2 and "uint8" in result.err
+def test_a_raster_of_bytes_is_converted_by_value(run, scheduler, smoothing, picture, tmp_path):
+    target = tmp_path / "out.zarr"
+    options = ("--tile", "32", "--scheduler", scheduler)
+    result = run("predict", smoothing, picture, target, *options)
+    assert result.code == 0, result.err
+    x = np.moveaxis(PICTURE, -1, 0).astype(np.float32)[None]
+    expected = run_onnx(onnx.load(smoothing), {"x": x})[0][0]
+    np.testing.assert_allclose(zarr.open_array(target)[:], expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_raster_of_a_dtype_that_the_model_does_not_take_is_refused(run, smoothing, tmp_path):
+    np.save(tmp_path / "complex.npy", PICTURE.astype(np.complex64) + 1j)
+    result = run(
+        *("predict", smoothing, tmp_path / "complex.npy", tmp_path / "out.zarr", "--tile", "32")
+    )
+    assert result.code == 2 and "complex64" in result.err
     assert not (tmp_path / "out.zarr").exists()

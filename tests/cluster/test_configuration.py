@@ -14,6 +14,7 @@ from dask_onnx.cluster import configuration
 from dask_onnx.cluster.links import known_link
 from dask_onnx.cluster.overhead import known_overhead
 from dask_onnx.cluster.scheduler_plugin import is_configured
+from dask_onnx.jobs.job_cluster import JobCluster
 
 pytestmark = pytest.mark.cluster
 
@@ -99,3 +100,40 @@ def test_workers_in_this_process_leave_its_configuration():
         dx.configure(client)
         assert client.run_on_scheduler(is_configured)
     assert dask.config.get("distributed.comm.compression") == before
+
+
+def ttl(client):
+    return client.run_on_scheduler(configuration.worker_ttl_seconds)
+
+
+def test_clusters_of_ours_give_up_workers_that_hang(store_directory, monkeypatch):
+    with JobCluster(workers=1).connect() as client:
+        assert ttl(client) == 60
+        assert dask.config.get(configuration.LOST_WORKER_TIMEOUT) == "600s"
+    assert dask.config.get(configuration.LOST_WORKER_TIMEOUT) == "15s"
+
+
+def test_settings_of_the_caller_are_kept(monkeypatch):
+    both = {configuration.WORKER_TTL, configuration.LOST_WORKER_TIMEOUT}
+    assert set(configuration.own_cluster_settings()) == both
+    with dask.config.set({configuration.WORKER_TTL: "20s"}):
+        assert set(configuration.own_cluster_settings()) == {configuration.LOST_WORKER_TIMEOUT}
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5 minutes")
+    assert set(configuration.own_cluster_settings()) == {configuration.LOST_WORKER_TIMEOUT}
+
+
+@pytest.mark.parametrize(("seconds", "is_told"), [("5 minutes", True), ("20s", False)])
+def test_a_long_time_until_a_worker_is_given_up_is_told(
+    store_directory, monkeypatch, seconds, is_told
+):
+    told = []
+    monkeypatch.setattr(configuration.log, "info", lambda *arguments: told.append(arguments))
+    with (
+        dask.config.set({configuration.WORKER_TTL: seconds}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        dx.configure(client)
+    assert bool(told) == is_told

@@ -198,18 +198,26 @@ def maps_model():
             node("Neg", "t", "n"),
             node("ZipMap", "n", "z", classlabels_strings=["p", "q"], **ml),
             node("Identity", "z", "w"),
+            node("Best", "z", "b", domain="mine"),
         ],
         [helper.make_value_info("d", entry)],
-        [helper.make_value_info("w", helper.make_sequence_type_proto(entry))],
-        domains={"ai.onnx.ml": 3},
+        [
+            helper.make_value_info("w", helper.make_sequence_type_proto(entry)),
+            value("b", [1], TensorProto.FLOAT),
+        ],
+        domains={"ai.onnx.ml": 3, "mine": 1},
     )
 
 
 @pytest.mark.parametrize("strategy", ["whole", "per_node"])
 def test_maps_cross_task_borders(client, strategy):
-    model = dx.load(maps_model())
+    def best(rows):
+        return np.array([max(row.values()) for row in rows], np.float32)
+
+    model = dx.load(maps_model(), replace={"mine::Best": best})
     assert str(model.inputs[0]) == "d: map(string,tensor(float))"
     found = model.predict({"d": {"b": 2.0}}, plan=model.plan(strategy), batch_size=None)
-    assert [dict(row) for row in found] == [{"p": 0.0, "q": -2.0}]
+    assert [dict(row) for row in found["w"]] == [{"p": 0.0, "q": -2.0}]
+    assert found["b"].tolist() == [0.0]
     with pytest.raises(dx.InputError, match=r"given as list; the model takes map\(string"):
         model.predict({"d": [1.0]})

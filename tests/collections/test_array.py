@@ -237,7 +237,7 @@ except dx.InputError as error:
 
 REFUSED = [
     (da.from_array(X, chunks=(4, 3)), {}, {"input": "x", "axis": 1, "numbers": {"chunks": 3}}),
-    (LAZY.astype("i8"), {}, {"input": "x"}),
+    (LAZY.astype("c8"), {}, {"input": "x", "reason": "the imaginary part would be lost"}),
     (LAZY[:, LAZY[0] > 0], {}, {"input": "x", "axis": 1}),
     ({"x": LAZY, "z": LAZY}, {}, {"input": "z"}),
     (LAZY, {"outputs": "nothing"}, {"option": "outputs"}),

@@ -14,7 +14,6 @@ from builders import dense_model, make_model, node, value
 from onnx import TensorProto
 
 import dask_onnx as dx
-from dask_onnx.core.specs import converts
 
 WIDE = np.random.default_rng(0).standard_normal((6, 8))
 NARROW = WIDE.astype(np.float32)
@@ -79,45 +78,3 @@ def test_floating_point_arrays_take_the_precision_of_the_model(given, element, w
     found = dx.load(model).predict(da.from_array(x, chunks=4)).compute()
     assert found.dtype == wanted
     np.testing.assert_array_equal(found, -x.astype(wanted))
-
-
-@pytest.mark.parametrize("kind", ["array", "dask array", "delayed", "bag"])
-def test_an_array_of_integers_is_refused_by_a_floating_point_input(kind):
-    x = COLLECTIONS[kind](WIDE.astype(np.int64))
-    with pytest.raises(dx.InputError, match="dtype int64; the model takes float32") as caught:
-        dask.compute(dx.load(dense_model()).predict(x))
-    assert caught.value.input == "x"
-
-
-@pytest.mark.parametrize(
-    ("dtype", "wanted", "expected"),
-    [
-        (np.float64, np.float32, True),
-        (np.float16, np.float64, True),
-        (ml_dtypes.bfloat16, np.float32, True),
-        (np.float64, ml_dtypes.float8_e4m3fn, True),
-        (np.int64, np.float32, False),
-        (np.float64, np.int64, False),
-        (np.float64, ml_dtypes.int4, False),
-        (np.complex64, np.float32, False),
-        (bool, np.float32, False),
-        (object, np.float32, False),
-    ],
-)
-def test_only_floating_point_dtypes_convert_to_each_other(dtype, wanted, expected):
-    assert converts(np.dtype(dtype), np.dtype(wanted)) is expected
-
-
-def test_python_integers_must_fit_the_dtype_of_the_model():
-    model = dx.load(
-        make_model(
-            [node("Identity", "x", "y")],
-            [value("x", ["N"], TensorProto.UINT8)],
-            [value("y", ["N"], TensorProto.UINT8)],
-        )
-    )
-    assert model.predict([0, 255]).dtype == np.uint8
-    with pytest.raises(dx.InputError) as caught:
-        model.predict([-1, 7, 300])
-    assert caught.value.input == "x"
-    assert caught.value.numbers == {"lowest": -1, "highest": 300}

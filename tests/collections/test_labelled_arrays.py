@@ -101,6 +101,66 @@ def test_dimensions_that_the_model_leaves_in_place_keep_their_coordinates(
     assert all(found.coords[name].equals(x.coords[name]) for name in coords)
 
 
+def squeezed_model(last, name="y"):
+    """x (N, 3, H, W) scaled by its mean over the image, as squeeze-and-excitation does; then
+    another node."""
+    return make_model(
+        [
+            node("GlobalAveragePool", "x", "means"),
+            node("Sigmoid", "means", "gates"),
+            node("Mul", "x gates", "scaled"),
+            *last,
+        ],
+        [value("x", ["N", 3, "H", "W"])],
+        [value(name, ["N", 3, "H", "W"])],
+        {
+            "first": np.array([-1]),
+            "stop": np.array([np.iinfo(np.int64).min]),
+            "rows": np.array([2]),
+            "back": np.array([-1]),
+            "low": np.zeros(1, np.float32),
+        },
+    )
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_statistic_over_the_image_leaves_pixels_where_they_are(norm):
+    last = [node("Relu", "scaled", "sigmoid_0.tmp_0")]
+    if norm:
+        last = [node("Softmax", "scaled", "sigmoid_0.tmp_0", axis=3)]
+    x = xr.DataArray(
+        np.ones((2, 3, 6, 8), np.float32),
+        dims=["time", "band", "y", "x"],
+        coords={"y": np.arange(6.0), "x": np.arange(8.0), "time": [3, 4]},
+    )
+    found = dx.load(squeezed_model(last, "sigmoid_0.tmp_0")).predict(x)
+    assert found.dims[0] == "time" and found.dims[2:] == ("y", "x")
+    assert set(found.coords) == {"time", "y", "x"}
+
+
+def test_rows_in_another_order_behind_a_statistic_lose_their_coordinates():
+    last = [node("Slice", "scaled first stop rows back", "y")]
+    x = xr.DataArray(
+        np.arange(2 * 3 * 6 * 8, dtype=np.float32).reshape(2, 3, 6, 8),
+        dims=["time", "band", "lat", "lon"],
+        coords={"lat": np.arange(6.0), "lon": np.arange(8.0)},
+    )
+    found = dx.load(squeezed_model(last)).predict(x)
+    assert found.dims[2:] == ("y_2", "lon")
+    assert set(found.coords) == {"lon"}
+
+
+@pytest.mark.parametrize(("name", "dim"), [("y", "y_1"), ("model/head:0", "dim_1")])
+def test_new_dimensions_have_the_name_of_the_output_if_it_is_a_word(name, dim):
+    model = make_model(
+        [node("MatMul", "x W", name)],
+        [value("x", ["N", 8])],
+        [value(name, ["N", 5])],
+        {"W": weights(8, 5)},
+    )
+    assert dx.load(model).predict(labelled(ROWS)).dims == ("time", dim)
+
+
 def test_a_shifted_dimension_loses_its_coordinates():
     nodes = [node("Pad", "x pads", "p"), node("Slice", "p from to axis", "y")]
     constants = {"pads": [0, 2, 0, 0], "from": [0], "to": [8], "axis": [1]}

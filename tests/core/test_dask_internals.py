@@ -28,11 +28,11 @@ from dask_onnx.core.dask_internals import (
 
 PARTS = {
     "dask.layers:ArraySliceDep": "blocks of rasters that are written",
-    "dask.dataframe.io.csv:make_reader": "CSV files with text that is no UTF-8 (jobs.csv_text)",
     "dask._task_spec:Task.block_fusion": "stages that stay apart in array graphs (StageTask)",
     "distributed.protocol.numpy:serialize_numpy_ndarray": "transfer of arrays",
     "distributed.utils:offload": "reading weights off a worker's event loop",
     "distributed.worker:thread_state": "telling whether a thread runs a task",
+    "distributed.threadpoolexecutor:thread_state": "telling whether a task has left its pool",
     "distributed.scheduler:Scheduler.bulk_schedule_unrunnable_after_adding_worker": (
         "starting tasks whose restrictions have changed"
     ),
@@ -40,6 +40,7 @@ PARTS = {
     "distributed.scheduler:Scheduler.set_restrictions": "worker groups",
     "distributed.scheduler:Scheduler.run_function": "questions of tasks to the scheduler",
     "distributed.scheduler:TaskState.add_dependency": "input that waits for its micro-batch",
+    "distributed.scheduler:Scheduler.check_worker_ttl": "workers that hang",
     "distributed.worker:Worker.run": "questions of tasks to other workers",
 }
 """Places of the parts, and what they are used for."""

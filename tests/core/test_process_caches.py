@@ -21,6 +21,17 @@ from dask_onnx.core.process_caches import (
 )
 
 
+def modules_of(package):
+    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        yield importlib.import_module(info.name)
+
+
+# Imported here, since the fixture below replaces the registry that caches enter at import.
+MODULES = [
+    module for package in (dask_onnx.runtime, dask_onnx.store) for module in modules_of(package)
+]
+
+
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """A registry that holds only the caches of one test."""
@@ -128,17 +139,11 @@ def test_the_registry_lists_and_clears_caches(registry):
         BoundedCache("first", 1)
 
 
-def modules_of(package):
-    for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        yield importlib.import_module(info.name)
-
-
 def test_modules_keep_state_in_registered_caches_only():
     """Neither `functools.cache` nor an empty container at module level escapes the registry."""
     found = [
         f"{module.__name__}.{name}"
-        for package in (dask_onnx.runtime, dask_onnx.store)
-        for module in modules_of(package)
+        for module in MODULES
         for name, value in vars(module).items()
         if (isinstance(value, _lru_cache_wrapper) and value.__module__ == module.__name__)
         or (type(value).__name__ in ("OrderedDict", "defaultdict", "WeakKeyDictionary", "deque"))

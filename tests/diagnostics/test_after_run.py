@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import dask.array as da
 import numpy as np
 import pytest
-from builders import branching_model, layers_model, make_model, node, value
+from builders import branching_model, layers_model, make_model, node, value, weights
 
 import dask_onnx as dx
-from dask_onnx.core.stage_runs import StageRun, peak_bytes
+from dask_onnx.core.stage_runs import StageRun, peak_bytes, runs_from_message, runs_to_message
 from dask_onnx.planning.measured_stages import measured
+from dask_onnx.planning.resources import thread_gain
 from dask_onnx.planning.worker_memory import project
 
 ROWS = np.random.default_rng(0).standard_normal((64, 32)).astype("f4")
@@ -36,7 +39,7 @@ def test_measured_times_of_stages_are_shown_beside_predicted_ones(model):
     assert all(0 < times.seconds < 1 and times.workers == ("",) for times in found.stages)
     assert found.peaks[""] == pytest.approx(peak_bytes(), rel=0.1)
     text = plan.explain()
-    total, stage = found.error(plan.stage_graph)
+    total, stage = found.error()
     assert "measured in this process, 16 runs of 8 rows" in text
     assert f"off by {total:+.0%}, a stage by {stage:.0%} (median)" in text
     (stages,) = (each for each in plan.sections() if each.name == "stages")
@@ -120,3 +123,80 @@ def test_the_critical_path_is_shown():
     assert f"work over span {ratio:.2f}" in text and ratio > 1.2
     # A plan of one stage shows the critical path of its nodes.
     assert "critical path: 4 nodes of 6, " in model.plan().explain()
+
+
+@pytest.fixture
+def pictures():
+    """Model from pictures (N, 3, h, w), in which a convolution is most of the work."""
+    channels = int(np.random.default_rng().integers(20, 40))  # stages that no other test has run
+    return dx.load(
+        make_model(
+            [
+                node("Conv", "x W", "c", "conv", pads=[1, 1, 1, 1]),
+                node("Relu", "c", "r", "relu"),
+                node("Conv", "r V", "y", "last", pads=[1, 1, 1, 1]),
+            ],
+            [value("x", ["N", 3, "h", "w"])],
+            [value("y", ["N", 2, "h", "w"])],
+            {"W": weights(channels, 3, 3, 3), "V": weights(2, channels, 3, 3)},
+        )
+    )
+
+
+def picture(rows, size):
+    return np.zeros((rows, 3, size, size), np.float32)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("strategy", ["whole", "pipeline"])
+def test_runs_of_other_shapes_are_held_against_a_prediction_for_those(
+    pictures, strategy, batch_size
+):
+    options = {} if strategy == "whole" else {"n_stages": 2}
+    plan = pictures.plan(strategy, **options)  # for an assumed size of 64 x 64
+    large = pictures.plan(strategy, shapes={"x": (1, 3, 200, 200)}, **options)
+    for _ in range(3):
+        pictures.predict(picture(1, 200), plan=plan, batch_size=batch_size)
+    found = plan.measured()
+    assert found.shapes == {"x": (1, 3, 200, 200)} and not found.is_planned
+    assert found.predicted == pytest.approx(
+        [stage.cost.seconds / thread_gain(found.threads) for stage in large.stages], rel=1e-6
+    )
+    # A prediction for 64 x 64 is a tenth of this.
+    assert sum(found.predicted) > 5 * plan.stage_graph.seconds / thread_gain(found.threads)
+    (table,) = (each.table for each in plan.sections() if each.name == "stages")
+    heads = [column.head for column in table.columns]
+    assert heads[4:7] == ["predicted", "predicted as run", "measured"]
+    assert "3x200x200" in plan.explain()
+
+
+def test_the_shapes_of_most_runs_are_compared_and_others_counted(pictures):
+    plan = pictures.plan("pipeline", n_stages=2)
+    for rows, size in [(1, 64), (2, 96), (4, 96), (1, 96), (1, 80)]:
+        pictures.predict(picture(rows, size), plan=plan, batch_size=None)
+    found = plan.measured()
+    assert found.shapes == {"x": (1, 3, 96, 96)}
+    assert [times.runs for times in found.stages] == [3, 3] and found.other_runs == 4
+
+
+def test_runs_of_the_planned_shapes_are_compared_as_they_are(pictures):
+    plan = pictures.plan("pipeline", n_stages=2, shapes={"x": (2, 3, 48, 48)})
+    x = da.from_array(picture(5, 48), chunks=(2, -1, -1, -1))
+    pictures.predict(x, plan=plan, batch_size=None).compute()
+    found = plan.measured()
+    assert found.is_planned and found.shapes == {"x": (2, 3, 48, 48)} and found.other_runs == 0
+    assert found.predicted == tuple(stage.cost.seconds for stage in plan.stages)
+
+
+def test_a_run_that_was_sent_by_a_closing_worker_is_like_any_other():
+    run = StageRun("a", 1.0, 0.5, 2, 8, ((8, 3, 4), ()), 2)
+    worker, (found, peak) = runs_from_message(
+        json.loads(json.dumps(runs_to_message("w", [run], 7))), {"a"}
+    )
+    assert (worker, found, peak) == ("w", [run], 7)
+
+
+def test_sizes_that_were_tried_are_known_before_the_best_is_settled(pictures):
+    assert "not measured" in pictures.plan().summary().rows.words
+    pictures.predict(picture(3, 8))
+    assert "not settled yet, 1" in pictures.plan().summary().rows.words

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import branching_model, dense_model, layers_model
+from builders import branching_model, captured_model, dense_model, layers_model
 
 import dask_onnx as dx
 
@@ -130,3 +130,23 @@ def test_plans_of_different_models_compare_numbers_only(model):
     assert text.startswith("different models, whose stages cannot be compared: made (")
     assert "dense (" in text and "weights of a stage" in text
     assert "cut differently" not in text
+
+
+@pytest.mark.parametrize("make", [lambda: layers_model([8, 8, 8]), branching_model, captured_model])
+def test_a_plan_is_compared_with_that_of_an_annotated_copy(make):
+    model = dx.load(make())
+    plan = model.plan("per_node")
+    copy = dx.load(plan.annotate())
+    assert copy.token != model.token
+    lines = plan.diff(copy.plan("from_annotations").with_placement(None)).splitlines()
+    assert [line.split()[0] for line in lines] == ["this", "strategy"]
+    text = copy.plan("whole").diff(plan)
+    assert "different models" not in text and "cut only in the other" in text
+
+
+def test_copies_that_differ_in_the_exporters_words_are_one_model():
+    first, second = layers_model([8, 8]), layers_model([8, 8])
+    second.producer_name, second.doc_string = "another exporter", "other words"
+    second.graph.node[0].doc_string = "line 12"
+    plans = [dx.load(each).plan() for each in (first, second)]
+    assert plans[0].diff(plans[1]) == "no difference"

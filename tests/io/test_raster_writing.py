@@ -171,7 +171,7 @@ def test_zarr_can_be_written_to_a_url():
     url = "memory://pictures/y.zarr"
     system, root = fsspec.url_to_fs(url)
     for pixels in (RASTER, RASTER + 1):
-        assert save_raster(lazy(pixels), url) == url
+        assert save_raster(lazy(pixels), url, overwrite=True) == url
         np.testing.assert_array_equal(open_raster(url).compute(), pixels)
         assert system.exists(f"{root}/{MARKER}")
     system.rm(root, recursive=True)

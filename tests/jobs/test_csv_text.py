@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import io
+import gzip
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.jobs.csv_text import (
-    check_encoding,
-    other_types,
-    read_block,
-    read_csv,
-    undecodable,
-)
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.io.table_files import find_table
+from dask_onnx.io.table_frames import PYTHON_TEXT
+from dask_onnx.jobs.csv_text import check_encoding, undecodable
+from dask_onnx.jobs.opening_options import OpenOptions
+from dask_onnx.jobs.table_opening import open_table
+from dask_onnx.jobs.table_request import TableRequest
 
-PYTHON_TEXT = pd.StringDtype("python", na_value=np.nan)
+INPUTS = (TensorSpec("x", np.dtype("f4"), ("N", None)),)
+
+
+def opened(path, **options):
+    return open_table(str(path), OpenOptions(TableRequest(columns=None, **options), INPUTS))
 
 
 def test_the_first_invalid_byte_is_found(tmp_path):
@@ -25,7 +28,7 @@ def test_the_first_invalid_byte_is_found(tmp_path):
     line = b"0123456789,caf\xc3\xa9\r\n"
     for count in (1, 400_000):  # the second is in a later chunk
         path.write_bytes(b"n,name\r\n" + line * count + b"1,caf\xe9 au lait\r\n2,\xe9\r\n")
-        error = undecodable(str(path), "utf-8")
+        error = undecodable(find_table(str(path)), "utf-8")
         offset = 8 + len(line) * count + 5
         assert error is not None and error.numbers == {
             "line": count + 2,
@@ -35,43 +38,51 @@ def test_the_first_invalid_byte_is_found(tmp_path):
         assert "0xe9 in '1,caf\\xe9 au lait'" in error.cause
         assert error.suggestions[0] == Suggestion("encoding", "latin-1")
         assert Suggestion("quarantine") in error.suggestions
-    assert undecodable(str(path), "latin-1") is None
+    assert undecodable(find_table(str(path)), "latin-1") is None
 
 
 def test_an_incomplete_character_at_the_end_is_found(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"name\nfine\n")
-    (tmp_path / "b.csv").write_bytes(b"name\ncaf\xc3")
-    error = undecodable(f"{tmp_path}/*.csv", "utf-8")
-    assert error is not None and f"{tmp_path}/b.csv" in error.cause
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"name\ncaf\xc3"))
+    error = undecodable(find_table(str(tmp_path)), "utf-8")
+    assert error is not None and f"{tmp_path}/b.csv.gz" in error.cause
     assert (error.numbers["line"], error.numbers["byte_of_line"]) == (2, 3)
 
 
-def test_other_errors_of_pandas_are_not_translated():
-    assert other_types("x.csv", ValueError("something else")) is None
-
-
-def test_a_block_keeps_invalid_bytes_as_surrogates():
+def test_a_block_keeps_invalid_bytes_as_surrogates(tmp_path):
     content = b'id,name,x\n1,"caf\xe9, \xff",1.5\n2,,2.5\n3,na\xc3\xafve,\n'
-    found = read_block(io.BytesIO(content), encoding="utf-8")
-    plain = pd.read_csv(io.BytesIO(content), encoding="utf-8", encoding_errors="replace")
-    assert found.dtypes.to_list() == [np.int64, PYTHON_TEXT, np.float64]
-    assert found["name"].to_list()[::2] == ["caf\udce9, \udcff", "naïve"]
-    assert found["name"].isna().to_list() == [False, True, False]
-    pd.testing.assert_frame_equal(found[["id", "x"]], plain[["id", "x"]])
-    fine = b"id,name\n1,na\xc3\xafve\n"
-    found = read_block(io.BytesIO(fine), encoding="utf-8")
-    assert found.dtypes.to_list() == [np.int64, PYTHON_TEXT]
-    assert found["name"].to_list() == ["naïve"]
+    (tmp_path / "in.csv").write_bytes(content)
+    source = opened(tmp_path / "in.csv", append=True, on_error="null")
+    (found,) = [source.reader(block) for block in source.blocks]
+    assert found["name"].dtype == PYTHON_TEXT
+    assert found["name"].to_list() == ["caf\udce9, \udcff", "", "na\xefve"]
+    assert found["id"].to_list() == [1, 2, 3] and found["x"].to_list()[:2] == [1.5, 2.5]
+
+
+def test_bytes_that_are_no_text_of_another_encoding_are_kept_too(tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"x,name\n1,caf\xe9\n2,\x81\n")
+    source = opened(tmp_path / "in.csv", append=True, on_error="null", encoding="cp1252")
+    (found,) = [source.reader(block) for block in source.blocks]
+    assert found["name"].to_list() == ["caf\xe9", "\udc81"]
 
 
 def test_all_blocks_have_the_dtypes_of_the_table(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"id,name\n1,a\n")
     (tmp_path / "b.csv").write_bytes(b"id,name\n2,\xe9\n")
-    table = read_csv(f"{tmp_path}/*.csv", "utf-8", keeps_bad_rows=True)
+    source = opened(f"{tmp_path}/*.csv", append=True, on_error="null")
+    table = source.to_dask()
     for part in table.to_delayed():
         assert (part.compute(scheduler="sync").dtypes == table.dtypes).all()
     found = table.compute(scheduler="sync")
     np.testing.assert_array_equal(found["name"].to_numpy(object), ["a", "\udce9"])
+
+
+def test_bytes_that_are_no_text_in_a_column_of_numbers_are_an_error(tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"x\n" + b"1\n" * 200_000 + b"2\xe9\n")
+    source = opened(tmp_path / "in.csv", on_error="null")
+    with pytest.raises(InputError) as raised:
+        [source.reader(block) for block in source.blocks]
+    assert raised.value.column == "x"
 
 
 @pytest.mark.parametrize(("name", "known"), [("latin1", "iso8859-1"), ("utf-8-sig", "utf-8")])

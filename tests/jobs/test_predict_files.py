@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+from functools import partial
+
+import fsspec
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
 import tifffile
+import zarr
 from builders import dense_model, make_model, node, run_onnx, value, weights
 from distributed import Client, LocalCluster
+from numpy.lib import format as npy_format
 
 import dask_onnx as dx
+from dask_onnx.io.output_lock import locked_outputs
+from dask_onnx.jobs import table_job
 from dask_onnx.jobs.job_progress import JobProgress
 
 RNG = np.random.default_rng(0)
@@ -22,7 +32,7 @@ RASTER = RNG.integers(0, 255, (60, 50, 2)).astype(np.float32)
 def client():
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -143,6 +153,8 @@ def test_a_raster_goes_from_file_to_file_in_tiles(client, tmp_path):
         ({"pre": "nothing"}, "pre"),
         ({"workers": 2, "scheduler": "tcp://127.0.0.1:9"}, "scheduler"),
         ({"worker_memory_limit": "much"}, "worker_memory_limit"),
+        ({"dtype": {"a": "string"}}, "dtype"),
+        ({"delimiter": ";"}, "delimiter"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_a_cluster_starts(
@@ -155,7 +167,7 @@ def test_options_that_do_not_fit_are_refused_before_a_cluster_starts(
     assert progress.clients == [] and not (tmp_path / "y.npy").exists()
 
 
-def test_a_failure_leaves_no_output(client, rows, tmp_path):
+def test_a_failure_of_every_block_leaves_no_output(client, rows, tmp_path):
     def fail(block):
         if len(block) > 1:
             raise RuntimeError("not a row that was expected")
@@ -167,6 +179,7 @@ def test_a_failure_leaves_no_output(client, rows, tmp_path):
             *(dense_model(), rows, tmp_path / "y.npy"),
             scheduler=client,
             pre=fail,
+            block_rows=5,
             retries=0,
             progress=progress,
         )
@@ -183,3 +196,114 @@ def test_rows_that_are_not_independent_are_one_block_with_a_warning(client, rows
         found = dx.predict_files(model, rows, tmp_path / "y.npy", scheduler=client)
     assert found.blocks == 1
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), dx.load(model)(ROWS), rtol=1e-5)
+
+
+def test_blocks_that_cut_cells_are_read_again_as_a_stream(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        table_job, "OpenOptions", partial(table_job.OpenOptions, block_bytes=40_000)
+    )
+    breaks = "x\n" * 50
+    lines = [f'{i},{i},"{breaks if i > 30_000 else ""}"' for i in range(30_500)]
+    (tmp_path / "x.csv").write_text("\n".join(["a,b,t", *lines, ""]))
+    model = make_model(
+        [node("Identity", "x", "y", "same")], [value("x", ["N", 2])], [value("y", ["N", 2])]
+    )
+    progress = Reports()
+    found = dx.predict_files(
+        *(model, tmp_path / "x.csv", tmp_path / "y.parquet"),
+        columns=["a", "b"],
+        scheduler=client,
+        progress=progress,
+        retries=0,
+    )
+    assert found.rows == 30_500 and found.blocks == 1 and len(progress.warnings) == 1
+    result = pd.read_parquet(tmp_path / "y.parquet")
+    assert result["y_0"].to_list() == list(range(30_500))
+
+
+def test_a_preparation_that_fails_leaves_nothing(client, rows, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        (tmp_path / ".y.npy.partial-of-this-test").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(npy_format, "write_array_header_2_0", fail)
+    with pytest.raises(dx.OutputError) as raised:
+        dx.predict_files(dense_model(), rows, tmp_path / "y.npy", scheduler=client)
+    assert raised.value.reason == "No space left on device"
+    (tmp_path / ".y.npy.partial-of-this-test").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+def test_a_failing_run_leaves_the_output_that_it_was_to_replace(client, rows, tmp_path):
+    def fail(block):
+        if len(block) > 1:
+            raise KeyError("label")
+        return block
+
+    dx.predict_files(dense_model(), rows, tmp_path / "y.parquet", scheduler=client)
+    before = pd.read_parquet(tmp_path / "y.parquet")
+    with pytest.raises(dx.StageError) as raised:
+        dx.predict_files(
+            *(dense_model(), rows, tmp_path / "y.parquet"),
+            overwrite=True,
+            scheduler=client,
+            pre=fail,
+            retries=0,
+            batch_size=5,
+        )
+    assert raised.value.option == "pre" and raised.value.reason == "KeyError: 'label'"
+    assert raised.value.numbers["last_row"] > raised.value.numbers["first_row"]
+    assert str(rows) in raised.value.cause
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "y.parquet"), before)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "y.parquet"}
+
+
+def test_an_output_that_another_run_writes_is_refused_before_a_cluster_starts(rows, tmp_path):
+    progress = Reports()
+    with locked_outputs([str(tmp_path / "y.npy")]), pytest.raises(dx.InputError) as raised:
+        dx.predict_files(dense_model(), rows, tmp_path / "y.npy", progress=progress)
+    assert raised.value.numbers == {"pid": os.getpid()} and progress.clients == []
+
+
+def test_arrays_are_written_as_json_lines(client, rows, tmp_path):
+    dx.predict_files(dense_model(), rows, tmp_path / "y.jsonl", scheduler=client)
+    parts = sorted((tmp_path / "y.jsonl").glob("*.jsonl"))
+    lines = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    (name,) = lines[0]
+    found = np.array([line[name] for line in lines], np.float32)
+    np.testing.assert_allclose(found, dx.load(dense_model())(ROWS), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers"),
+    [
+        ((26, 8), {"declared_bytes": 832, "found_bytes": 800}),
+        ((2**62, 8), {"declared_bytes": 2**67, "found_bytes": 800}),
+        ((-1, 8), {"declared_bytes": 0, "found_bytes": 800}),
+    ],
+)
+def test_a_npy_file_whose_header_declares_another_size_is_refused(tmp_path, shape, numbers):
+    with (tmp_path / "x.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        npy_format.write_array_header_1_0(file, header)
+        file.write(ROWS.tobytes())
+    with pytest.raises(dx.InputError) as raised:
+        dx.predict_files(dense_model(), tmp_path / "x.npy", tmp_path / "y.npy")
+    assert raised.value.numbers == numbers and raised.value.option == "path"
+
+
+def test_arrays_for_csv_are_refused_before_a_cluster_starts(rows, tmp_path):
+    progress = Reports()
+    with pytest.raises(dx.InputError) as raised:
+        dx.predict_files(dense_model(), rows, tmp_path / "y.csv", progress=progress)
+    assert raised.value.option == "path" and progress.clients == []
+
+
+def test_arrays_are_read_by_url(client, rows, tmp_path):
+    model = dx.load(dense_model())
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/arrays/x.npy", rows.read_bytes())
+    dx.predict_files(model, "memory://arrays/x.npy", "memory://arrays/y.zarr", scheduler=client)
+    found = zarr.open_array("memory://arrays/y.zarr", mode="r")[:]
+    np.testing.assert_allclose(found, model(ROWS), rtol=1e-5)
+    system.rm("/arrays", recursive=True)

@@ -13,10 +13,11 @@ from builders import layers_model, make_model, node, value, weights
 import dask_onnx as dx
 from dask_onnx.analysis.cost import CostTable
 from dask_onnx.core.specs import SessionSpec
-from dask_onnx.planning.alternatives import Work, proportional_groups
+from dask_onnx.planning.alternatives import Work, proportional_groups, whole_model
 from dask_onnx.planning.choice import choose
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.resources import Cluster, Overhead
+from dask_onnx.planning.timeline import Scenario, predicted_seconds
 
 ROOMY = Cluster(workers=2, threads=1, memory_limit=math.inf)
 LAYERS = [4000] * 8
@@ -286,3 +287,38 @@ def test_rows_of_a_short_batch_are_not_shared():
     assert "whole, rows by 2" in [each.name for each in long.alternatives]
     _, short = decide(wide, local, 1, {"x": (16, 64)}, rows=16)
     assert "whole, rows by 2" not in [each.name for each in short.alternatives]
+
+
+@pytest.mark.parametrize("seconds_per_task", [1e-5, 1e-3, 0.5])
+@pytest.mark.parametrize("rows", [1, 4096])
+def test_a_cut_of_one_batch_is_never_predicted_to_be_faster(model, seconds_per_task, rows):
+    """Its stages run one after the other, with a hop between them, and all tasks have a cost."""
+    overhead = Overhead(seconds_per_task=seconds_per_task, seconds_per_request=1e-3)
+    cluster = replace(ROOMY, overhead=overhead)
+    _, verdict = decide(model, cluster, 1, {"x": (rows, 64)}, rows_depend=("mean",))
+    whole, *others = verdict.alternatives
+    assert verdict.chosen == "whole" and others
+    assert all(each.seconds > whole.seconds for each in others)
+
+
+def test_a_task_of_one_stage_costs_the_same_in_every_alternative(model):
+    cluster = replace(ROOMY, overhead=Overhead(seconds_per_task=0.5, seconds_per_request=7.0))
+    plan = model.plan("whole", shapes={"x": (64, 64)})
+    cut = model._facts.cut_inputs(plan.recipe, model.facts.outputs)
+    uncut = whole_model(cut, plan.stage_graph, cluster, Work(1))
+    scenario = Scenario(1, 2, cluster.costs(cut.costs))
+    assert predicted_seconds(plan.stage_graph, scenario) == pytest.approx(uncut.seconds)
+
+
+def test_a_gain_within_the_error_of_the_prediction_is_no_reason_to_cut(model, monkeypatch):
+    shapes = {"x": (65536, 64)}
+    _, verdict = decide(model, ROOMY, 1, shapes, rows=65536)
+    fastest = min(verdict.alternatives, key=lambda each: each.seconds)
+    whole = verdict.alternatives[0]
+    assert fastest is not whole
+    ratio = fastest.seconds / whole.seconds
+    for bound, chosen in ((ratio * 1.01, fastest.name), (ratio * 0.99, "whole")):
+        monkeypatch.setattr("dask_onnx.planning.choice._MAX_RELATIVE_TIME", bound)
+        _, verdict = decide(model, ROOMY, 1, shapes, rows=65536)
+        assert verdict.chosen == chosen
+    assert "error of the prediction" in verdict.sentence

@@ -8,7 +8,7 @@ from builders import make_model, node, value, weights
 
 import dask_onnx as dx
 from dask_onnx.lowering.lower import stage_ref
-from dask_onnx.runtime.canonical import canonical_form
+from dask_onnx.runtime.canonical import canonical_form, with_original_names
 from dask_onnx.runtime.session import run_session
 from dask_onnx.runtime.session_cache import SESSION_CACHE
 from dask_onnx.runtime.stage_sessions import stage_session
@@ -80,3 +80,32 @@ def test_errors_name_the_values_of_the_model():
     with pytest.raises(dx.RunError, match=r" x \(2, 7\)") as caught:
         run_session(session, [X[:, :7]], "s", ["x"])
     assert caught.value.stage == "s"
+
+
+def test_messages_about_the_canonical_form_get_the_model_s_names():
+    stage = make_model(
+        [node("MatMul", "left right", "product", "multiply"), node("Add", "product b", "y", "add")],
+        [value("left", ["N", 4]), value("right", [4, 5])],
+        [value("y", ["N", 5])],
+        {"b": np.ones(5, np.float32)},
+    )
+    canonical = canonical_form(stage)
+    names = [canonical.graph.node[1].name, *canonical.graph.node[0].input]
+    text = f"Name:'{names[0]}' ({names[1]} by {names[2]}) in /lib/v1/n0.cc, n99 v1x 1.v2"
+    expected = "Name:'add' (left by right) in /lib/v1/n0.cc, n99 v1x 1.v2"
+    assert with_original_names(text, stage) == expected
+
+
+@pytest.mark.parametrize("strategy", ["whole", "per_node"])
+def test_errors_of_a_run_name_the_model_s_nodes(strategy):
+    model = make_model(
+        [node("MatMul", "left right", "y", "multiply")],
+        [value("left", ["a", "b"]), value("right", ["c", "d"])],
+        [value("y", None)],
+    )
+    loaded = dx.load(model)
+    feeds = {"left": np.ones((2, 3), np.float32), "right": np.ones((4, 5), np.float32)}
+    with pytest.raises(dx.StageError) as raised:
+        loaded.predict(feeds, plan=loaded.plan(strategy))
+    assert "'multiply'" in raised.value.reason
+    assert "n0" not in raised.value.reason

@@ -13,8 +13,9 @@ from dask_onnx.core.errors import DaskOnnxError
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime.batching import Batching
-from dask_onnx.runtime.kernel import StageCall, run_stage
+from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.package_versions import PackageVersions
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 
 X = np.ones((3, 8), np.float32)
@@ -48,7 +49,7 @@ def test_an_argument_may_be_one_of_several_values():
 @pytest.mark.parametrize(
     ("x", "numbers"),
     [
-        (X.astype("i8"), {}),
+        (X.astype("c8"), {}),
         (X[0], {"rank": 1, "expected_rank": 2}),
     ],
     ids=["dtype", "rank"],

@@ -39,7 +39,17 @@ def test_get_all_operator_schema_tells_types_of_contrib_operators():
     gelu = schemas.get(("com.microsoft", "Gelu"))
     assert gelu is not None, f"{BROKEN}no schema of com.microsoft::Gelu"
     assert gelu.output_type_from == (0,), f"{BROKEN}the type of Gelu's output is not its input's"
-    assert not any(domain == "" for domain, _ in schemas), f"{BROKEN}ONNX's own domain has a name"
+    assert ("", "Relu") not in schemas, f"{BROKEN}ONNX's own domain has a name"
+
+
+def test_get_all_operator_schema_tells_versions_that_onnx_does_not_have():
+    schemas = internals.contrib_schemas()
+    simplified = schemas.get(("", "SimplifiedLayerNormalization"))
+    assert simplified is not None, f"{BROKEN}no SimplifiedLayerNormalization in ai.onnx"
+    assert simplified.is_in(1) and simplified.is_in(17), f"{BROKEN}it has a first version"
+    affine = schemas.get(("", "Affine"))
+    assert affine is not None and affine.is_in(9), f"{BROKEN}no Affine in opset 9"
+    assert not affine.is_in(10), f"{BROKEN}schemas do not tell which operators are removed"
 
 
 def test_error_messages_have_the_prefix_that_is_removed(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import stat
 
@@ -125,3 +126,40 @@ def test_a_failed_subprocess_does_not_stop_the_stage(store, monkeypatch):
 def test_small_models_are_not_packed(store):
     dx.load(dense_model())(np.zeros((1, 8), "f4"))
     assert notes(store) == []
+
+
+@pytest.mark.parametrize("keeps_some", [False, True])
+def test_weights_that_ort_computes_beforehand_are_packed_once(store, monkeypatch, keeps_some):
+    """ORT reduces W to one number per column; with `keeps_some`, V stays as it is."""
+    monkeypatch.setattr(prepack.log, "warning", lambda *_: pytest.fail("a warning"))
+    nodes = [node("ReduceSum", "W axes", "s", keepdims=0), node("Add", "x s", "t")]
+    weights_of = {"W": weights(1024, 512), "axes": np.array([0])}
+    if keeps_some:
+        nodes.append(node("MatMul", "t V", "y"))
+        weights_of["V"] = weights(512, 512)
+    else:
+        nodes.append(node("Relu", "t", "y"))
+    source = make_model(nodes, [value("x", ["N", 512])], [value("y", ["N", 512])], weights_of)
+    model = dx.load(source)
+    found = model(X)
+    np.testing.assert_allclose(found, run_onnx(source, {"x": X})[0], rtol=1e-3, atol=1e-3)
+    assert len(notes(store)) == 1
+    SESSION_CACHE.clear()
+    monkeypatch.setattr(prepack, "_make", lambda *_: pytest.fail("packed again"))
+    np.testing.assert_array_equal(model(X), found)
+
+
+def test_packing_on_a_full_disk_is_not_tried_at_each_session(store, monkeypatch):
+    calls, warnings = [], []
+    monkeypatch.setattr(prepack.log, "warning", lambda *arguments: warnings.append(arguments))
+
+    def full(*arguments):
+        calls.append(arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepack, "_make", full)
+    model = dx.load(wide_model(seed=7))
+    expected = model(X)
+    SESSION_CACHE.clear()
+    np.testing.assert_array_equal(model(X), expected)
+    assert len(calls) == len(warnings) == 1

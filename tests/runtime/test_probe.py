@@ -293,3 +293,53 @@ def test_a_large_forest_is_not_built_and_travels_by_reference(monkeypatch, tmp_p
         assert len(pickled) < 8192
         copy = pickle.loads(pickled)
         np.testing.assert_array_equal(copy.predict(X), model.predict(X))
+
+
+def test_answers_keep_digests_of_large_attributes():
+    count = 5000
+    forest = {
+        "nodes_treeids": [0] * count,
+        "nodes_nodeids": list(range(count)),
+        "nodes_featureids": [0] * count,
+        "nodes_modes": ["LEAF"] * count,
+        "nodes_values": [0.0] * count,
+        "nodes_truenodeids": [0] * count,
+        "nodes_falsenodeids": [0] * count,
+        "target_treeids": [0],
+        "target_nodeids": [0],
+        "target_ids": [0],
+        "target_weights": [1.0],
+        "n_targets": 1,
+    }
+    inputs, outputs = [value("x", ["N", 4])], [value("y", ["N", 1])]
+    made = node("TreeEnsembleRegressor", "x", "y", domain="ai.onnx.ml", **forest)
+    model = make_model([made], inputs, outputs, domains={"ai.onnx.ml": 3})
+    assert len(model.SerializeToString()) > 100_000
+    probe._answers.clear()
+    assert [each.kernel for each in dx.load(model)._facts.kernels] == ["onnxruntime"]
+    assert sum(len(pickle.dumps(key)) for key in probe._answers._entries) < 4096
+
+
+@pytest.mark.parametrize("outputs", ["y", "y pk pv"])
+def test_attention_with_a_cache_that_it_does_not_return_is_refused(outputs):
+    cache = [value(name, ["N", 2, "P", 4]) for name in ("pk0", "pv0")]
+    attention = node(
+        "MultiHeadAttention",
+        "q k v - - - pk0 pv0",
+        outputs,
+        "attention",
+        num_heads=2,
+        domain="com.microsoft",
+    )
+    tokens = [value(name, ["N", "T", 8]) for name in "qkv"]
+    proto = make_model(
+        [attention], [*tokens, *cache], [value("y", None)], domains={"com.microsoft": 1}
+    )
+    model = dx.load(proto)
+    if outputs == "y":
+        with pytest.raises(dx.ModelError) as caught:
+            model.plan()
+        assert caught.value.node == "attention"
+        assert "cache" in caught.value.reason
+        return
+    assert [each.kernel for each in model._facts.kernels] == ["onnxruntime"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 import dask_onnx as dx
+from dask_onnx.analysis.cost import CostTable
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.resources import PROCESS_BYTES, Cluster
 from dask_onnx.sharding import auto_sharding
@@ -134,25 +135,27 @@ def test_fused_attention_takes_queries_in_shards(proto):
     assert plan.at().segments.gathers == ("k", "v")
 
 
-def test_grouped_query_attention_runs_whole_and_explain_names_it():
-    nodes, made = models.projections("x")
-    attention = node(
-        "GroupQueryAttention",
-        "q k v - - lengths total",
-        "y pk pv",
-        "attention",
-        num_heads=models.HEADS,
-        kv_num_heads=models.HEADS,
-        domain="com.microsoft",
-    )
-    made |= {
-        "lengths": np.full(2, TOKENS - 1, np.int32),
-        "total": np.array(TOKENS, np.int32),
-    }
-    proto = models.sequence_model([*nodes, attention], made, domains=models.MICROSOFT)
-    plan, result = sharded(proto)
+PAST = [value(each, ["N", models.HEADS, "P", models.SIZE]) for each in ("pastk", "pastv")]
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        models.fused("q k v - - - pastk pastv", PAST),
+        models.fused("q k v - - - pastk pastv", PAST, unidirectional=1),
+        models.standard("q k v - pastk pastv", PAST),
+        models.standard("q k v - pastk pastv", PAST, is_causal=1),
+    ],
+    ids=["plain", "causal", "onnx", "onnx causal"],
+)
+def test_fused_attention_with_cached_keys_takes_queries_in_shards(proto, monkeypatch):
+    for name in ("pastk", "pastv"):
+        shape = (2, models.HEADS, 6, models.SIZE)
+        monkeypatch.setitem(POOL, name, RNG.standard_normal(shape).astype(np.float32))
+    proto.graph.node[-1].output.extend(["pk", "pv"])  # without them both kernels fail
+    plan, result = sharded(proto, axis={"x": 1})
     assert_equal(result, proto)
-    assert "node 'attention' (com.microsoft.GroupQueryAttention)" in plan.explain()
+    assert "attention" in nodes_on_shards(plan)
 
 
 def test_a_convolution_along_the_sequence_runs_whole():
@@ -490,3 +493,14 @@ def test_weights_in_files_are_not_copied_into_the_store(tmp_path):
         assert set(store.places(sharded_model.token)) == set(sharded_model.blob_keys) != set()
         assert not any((store.blobs / key).exists() for key in sharded_model.blob_keys)
         np.testing.assert_allclose(lazy.compute(), x @ w, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_are_charged_for_requests_tasks_and_hops():
+    summary = dx.load(models.encoder()).plan(Sharded("sequence", 2)).at().summary
+    costs = CostTable(seconds_per_request=10.0, seconds_per_task=2.0, seconds_per_hop=1.0)
+    work = summary.critical_work_seconds
+    sent = 2 * summary.gathered_bytes / costs.link_bytes_per_second
+    assert summary.seconds_on(costs, 3.0) == pytest.approx(
+        10.0 + 2.0 * summary.steps + 3.0 * work + sent
+    )
+    assert summary.steps > 1 and work > 0

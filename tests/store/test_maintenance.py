@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dask_onnx.store.maintenance import (
     verify,
 )
 from dask_onnx.store.store_files import TEMPORARY
+from dask_onnx.store.store_locks import UPKEEP
 from dask_onnx.store.weight_store import Store
 
 
@@ -171,3 +173,60 @@ def test_a_preview_is_what_a_prune_removes(store):
     assert len(preview.models) == 2 and len(stored_models(store)) == 2
     assert prune(store, 0) == preview
     assert stored_models(store) == []
+
+
+def test_prune_removes_the_locks_and_records_of_models_that_are_gone(store):
+    model = put(store, 2000, 900)
+    with store.lock("part-x"):
+        pass
+    gone = store.root / "leases" / "gone"
+    store.lease("gone").release()
+    (store.root / "places" / "gone.json").parent.mkdir(exist_ok=True)
+    (store.root / "places" / "gone.json").write_text("{}")
+    assert prune(store, folder_bytes(store.root)).models == ()
+    assert [path.name for path in (store.root / "locks").iterdir()] == [UPKEEP]
+    assert not gone.exists() and not (store.root / "places" / "gone.json").exists()
+    assert (store.root / "leases" / model.token).exists()
+    assert len(prune(store, 0).models) == 1
+    left = [path for path in store.root.rglob("*") if path.is_file() and path.name != UPKEEP]
+    assert left == []
+
+
+def test_a_held_lock_keeps_its_file_and_the_store_from_a_prune(store):
+    put(store, 2000, 900)
+    with store.lock("m"):
+        assert prune(store, 0, wait_seconds=0.05) is None
+        assert (store.root / "locks" / "m").exists()
+    assert len(prune(store, 0).models) == 1
+
+
+def hold_in_turns(root, name, path, turns):
+    """Add 1 to the number in a file, under a lock of the store, some times."""
+    for _ in range(turns):
+        with Store(root).lock(name):
+            path.write_text(str(int(path.read_text()) + 1))
+
+
+def test_no_two_processes_hold_a_lock_whose_file_is_removed_meanwhile(store, tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=hold_in_turns, args=(store.root, "m", path, 40)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        prune(store, 0, wait_seconds=0.01)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert path.read_text() == "80"
+
+
+def test_a_lock_that_is_held_for_too_long_is_an_error(store):
+    with (
+        store.lock("m"),
+        pytest.raises(dx.StoreError) as caught,
+        store.lock("m", seconds=0.05),
+    ):
+        pass
+    assert caught.value.numbers == {"waited_seconds": 0.05}

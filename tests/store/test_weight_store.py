@@ -211,7 +211,7 @@ def test_a_lock_whose_holder_was_killed_is_free(store):
     process.kill()
     process.wait()
     process.stdout.close()
-    with store.lock("m").acquire(timeout=5):
+    with store.lock("m", seconds=5):
         pass
 
 

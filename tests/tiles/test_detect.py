@@ -14,9 +14,9 @@ from distributed import Client
 from tiles.detectors import finder
 
 import dask_onnx as dx
-from dask_onnx.tiles.boxes import Boxes
+from dask_onnx.collections.images.boxes import Boxes
+from dask_onnx.collections.images.merging import nms
 from dask_onnx.tiles.detect import detect_sliced
-from dask_onnx.tiles.merging import nms
 
 HEIGHT, WIDTH = 500, 700
 # x1, y1, x2, y2, score. Slices of 64 x 64 start at 0, 51, 102, ..., so that the columns 51 to 64,
@@ -409,7 +409,7 @@ def test_other_inputs_receive_their_value_for_each_slice():
         with pytest.raises(dx.InputError) as caught:
             detect_sliced(model, IMAGE, feeds=feeds)
         assert caught.value.fields == fields
-    for wrong in (factor[:3], factor.astype(int)):
+    for wrong in (factor[:3], factor.astype(complex)):
         with pytest.raises(dx.InputError, match="factor"):
             detect_sliced(model, IMAGE, feeds={"factor": wrong})
 
@@ -470,7 +470,7 @@ def test_a_batch_size_that_does_not_fit_is_refused_before_any_work(model, batch_
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
-        ({"preprocess": lambda piece: piece.astype("i8")}, {"input": "image"}),
+        ({"preprocess": lambda piece: piece.astype("c8")}, {"input": "image"}),
         ({"preprocess": lambda piece: piece[:, :60]}, {"option": "preprocess"}),
         ({"preprocess": lambda piece: piece[0]}, {"option": "preprocess"}),
         (

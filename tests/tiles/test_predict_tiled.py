@@ -294,7 +294,7 @@ def test_unknown_outputs_are_refused():
 @pytest.mark.parametrize(
     ("image", "numbers"),
     [
-        (np.zeros((1, 3, 32, 32), np.int64), {}),
+        (np.zeros((1, 3, 32, 32), np.complex64), {}),
         (np.zeros((1, 4, 32, 32), np.float32), {"size": 4, "expected_size": 3}),
         (np.zeros((32, 32), np.float32), {"rank": 2, "expected_rank": 4}),
         (np.zeros((1, 3, 0, 32), np.float32), {}),
@@ -419,3 +419,17 @@ def test_an_image_of_float64_gives_what_float32_gives():
     image = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
     found = dx.predict_tiled(model, image.astype(np.float64), tile=32)
     np.testing.assert_array_equal(found, dx.predict_tiled(model, image, tile=32))
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_images_are_converted_as_predict_converts_them(lazily):
+    model = dx.load(u_net())
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 3, 48, 64))
+    expected = model.predict(pixels.astype("f4"))
+    for array in (pixels.astype("u1"), pixels.astype("f8"), pixels):
+        image = da.from_array(array, chunks=32) if lazily else array
+        np.testing.assert_allclose(predict_tiled(model, image), expected, rtol=1e-3, atol=1e-3)
+    masked = np.ma.array(pixels.astype("f4"), mask=False)
+    masked[0, 0, 5, 5] = np.ma.masked
+    image = da.from_array(masked, chunks=32, asarray=False) if lazily else masked
+    assert np.isnan(np.asarray(predict_tiled(model, image))).any()

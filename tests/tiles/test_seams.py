@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_onnx.tiles.boxes import Boxes, join_boxes, overlaps
-from dask_onnx.tiles.merging import greedy_nmm, nms, weighted_boxes_fusion
+from dask_onnx.collections.images.boxes import Boxes, join_boxes, overlaps
+from dask_onnx.collections.images.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.tiles.seams import Views, merge_seams
 from dask_onnx.tiles.slices import cut_strips
 

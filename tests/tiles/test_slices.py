@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
+from dask_onnx.collections.images.input_layout import input_layout
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.tiles.slices import (
     ChunkedImage,
@@ -19,7 +20,6 @@ from dask_onnx.tiles.slices import (
     assemble,
     cut_strips,
     fit_to_input,
-    input_layout,
 )
 
 

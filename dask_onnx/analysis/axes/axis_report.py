@@ -9,6 +9,7 @@ from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.propagate import Specs, propagate
 from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.core.formatting import printable
 from dask_onnx.core.specs import Dim, TensorSpec
 
 
@@ -135,9 +136,9 @@ class AxisTable:
         raise KeyError((name, axis, value))
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the table as strings: a header, and one row for each fact."""
+        """Return the table as printable strings: a header, and one row for each fact."""
         header = ("input axis", "size", "value", "kind", "axis", "reads", "decided by")
-        return [header, *map(_row, self.facts)]
+        return [header, *(tuple(map(printable, _row(fact))) for fact in self.facts)]
 
     def __str__(self) -> str:
         rows = self.rows()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
 from dask_onnx.analysis.axes.view import NodeView, join
 from dask_onnx.analysis.graph import GraphFacts
+from dask_onnx.modelio.operator_names import standard_op_type
 
 CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
 """Operators whose bodies are analysed."""
@@ -216,7 +217,9 @@ def _inputs_of(body: GraphFacts, value: str) -> set[str]:
         return {value}
     nodes, read = body.between((), (value,))
     found = {name for name in read if name in body.inputs}
-    return found if all(body.nodes[i].op_type == "Identity" for i in nodes) else {"", *found}
+    return (
+        found if all(standard_op_type(body.nodes[i]) == "Identity" for i in nodes) else {"", *found}
+    )
 
 
 def _scan_beside(

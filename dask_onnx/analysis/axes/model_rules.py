@@ -310,11 +310,15 @@ def loss(v: NodeView) -> Sequence[Dependence]:
 
 
 def affine_grid(v: NodeView) -> Sequence[Dependence]:
-    """Follow the batch through AffineGrid."""
-    dep = v.dep(0)
+    """Follow the batch through AffineGrid, whose other sizes must not follow from it."""
+    dep, size = v.dep(0), v.known(1)
     if dep.axis not in (None, 0):
         return v.all(v.lost(dep, Kind.OPAQUE, "parameters"))
-    return v.all(dep)
+    if size is None or not size.is_tainted:
+        return v.all(dep)
+    if dep.axis is None:
+        return v.all(v.broken(Kind.LENGTH, "size"))
+    return v.all(dep.resized(v.name, "size") if size.marks.reshape(-1)[1:].any() else dep)
 
 
 def roi_align(v: NodeView) -> Sequence[Dependence]:

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW, body_outputs
-from dask_onnx.analysis.axes.dependence import FREE, POSITION_VECTORS, Dependence, Kind
+from dask_onnx.analysis.axes.dependence import FREE, POSITION_VECTORS, SAME, Dependence, Kind
 from dask_onnx.analysis.axes.index_rules import index_of
 from dask_onnx.analysis.axes.shape_values import (
     MAX_FOLDED_ELEMENTS,
@@ -29,6 +29,7 @@ from dask_onnx.analysis.axes.view import Known, NodeView, Shape, with_kind_of
 from dask_onnx.analysis.bodies import body_graphs
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import operator_name, standard_op_type
 from dask_onnx.modelio.weights import is_external
 
 Specs = Mapping[str, TensorSpec]
@@ -39,6 +40,8 @@ def propagate(
     specs: Specs,
     seeds: Mapping[str, int],
     custom: CustomAxes | None = None,
+    *,
+    ignores_statistics: bool = False,
 ) -> dict[str, Dependence]:
     """Return the dependence of each value on the source axis; FREE values are left out.
 
@@ -53,6 +56,9 @@ def propagate(
         size on it.
     custom : mapping of (domain, op type) to axes, optional
         Axes that custom operators declare, see `CustomAxes`; undeclared operators are opaque.
+    ignores_statistics : bool
+        True to leave out what elements read through statistics over all positions, such as a mean
+        that scales an image. The result then says where the positions lie, not what may be cut.
     """
     sizes = {
         size
@@ -62,7 +68,7 @@ def propagate(
     }
     positions = next((size for size in sizes if isinstance(size, int)), 1) if len(sizes) == 1 else 1
     given = {name: Dependence(Kind.INDEPENDENT, axis) for name, axis in seeds.items()}
-    walk = Walk(facts, specs, given, positions, {}, custom or {})
+    walk = Walk(facts, specs, given, positions, {}, custom or {}, ignores_statistics)
     walk.run()
     return walk.deps
 
@@ -82,6 +88,8 @@ class Walk:
     known : mapping of value to Known
         Values of small tensors captured from the enclosing graph.
     custom : mapping of (domain, op type) to axes
+    ignores_statistics : bool
+        As for `propagate`.
     """
 
     def __init__(
@@ -92,7 +100,9 @@ class Walk:
         positions: int,
         known: Mapping[str, Known],
         custom: CustomAxes,
+        ignores_statistics: bool = False,
     ) -> None:
+        self._ignores_statistics = ignores_statistics
         self.facts, self.specs, self.positions, self.custom = facts, specs, positions, custom
         self.deps: dict[str, Dependence] = dict(given)
         """Dependences found so far; FREE values are left out."""
@@ -113,9 +123,9 @@ class Walk:
                 node.captures and not deps.keys().isdisjoint(node.captures)
             ):
                 self.visit(node, nodes[node.index])
-            elif node.op_type in SHAPE_OPERATORS:
+            elif standard_op_type(node) in SHAPE_OPERATORS:
                 self.fold(node, nodes[node.index])
-            elif node.op_type == "Constant":
+            elif standard_op_type(node) == "Constant":
                 self._note_constant(nodes[node.index])
 
     def constant(self, name: str) -> Known | None:
@@ -174,10 +184,13 @@ class Walk:
     def fold(self, node: NodeFacts, proto: NodeProto) -> list[Dependence] | None:
         """Evaluate a node of shape arithmetic, record its values and return their dependences.
 
-        Returns None if an input is not known or the operator is not evaluated here.
+        Returns None if an input is not known or the operator is not evaluated here, as where the
+        caller has a kernel for it.
         """
+        if operator_name(node) in self.custom:
+            return None
         view = self.view(node, proto)
-        if node.op_type in ("Shape", "Size") and not node.domain:
+        if standard_op_type(node) in ("Shape", "Size"):
             value = shape_value(view)
             if value is None:
                 is_free = view.dep(0).kind == Kind.FREE
@@ -193,12 +206,12 @@ class Walk:
     def visit(self, node: NodeFacts, proto: NodeProto) -> None:
         """Record the dependences of a node's outputs."""
         view = self.view(node, proto)
-        if node.op_type in SHAPE_OPERATORS and _may_be_known(view):
+        if standard_op_type(node) in SHAPE_OPERATORS and _may_be_known(view):
             found = self.fold(node, proto)
             if found is not None:
                 self.note(proto, found)
                 return
-        if node.op_type in CONTROL_FLOW and not node.domain:
+        if standard_op_type(node) in CONTROL_FLOW and operator_name(node) not in self.custom:
             self.note(proto, self._control_flow(node, view))
             return
         entry = rule_of(node.domain, node.op_type, self.custom)
@@ -207,7 +220,8 @@ class Walk:
 
     def note(self, proto: NodeProto, outputs: Sequence[Dependence]) -> None:
         """Record the dependences of a node's outputs, given in their order."""
-        for name, dep in zip(proto.output, outputs, strict=False):
+        for name, given in zip(proto.output, outputs, strict=False):
+            dep = _without_statistics(given) if self._ignores_statistics else given
             if name and dep.kind != Kind.FREE:
                 self.deps[name] = dep
 
@@ -263,7 +277,15 @@ class Walk:
 
         def run(index: int, given: Mapping[str, Dependence]) -> list[Dependence]:
             facts, specs, captured, known = bodies[index]
-            walk = Walk(facts, specs, {**captured, **given}, self.positions, known, self.custom)
+            walk = Walk(
+                facts,
+                specs,
+                {**captured, **given},
+                self.positions,
+                known,
+                self.custom,
+                self._ignores_statistics,
+            )
             walk.run()
             return [walk.deps.get(name, FREE) for name in facts.outputs]
 
@@ -276,6 +298,18 @@ class Walk:
             return run(graphs.index(taken), {})
         is_capturing = any(captured for _, _, captured, _ in bodies)
         return body_outputs(v, [facts for facts, *_ in bodies], is_capturing, run)
+
+
+def _without_statistics(dep: Dependence) -> Dependence:
+    """Return a dependence on a statistic over all positions as one on the element's place only."""
+    if dep.kind == Kind.CONTRACTED and dep.axis is None:
+        return FREE
+    if dep.kind != Kind.REDUCED:
+        return dep
+    if dep.axis is None:
+        return FREE
+    kind = Kind.INDEPENDENT if dep.window == SAME else Kind.WINDOW
+    return replace(dep, kind=kind, node="", how="")
 
 
 def _may_be_known(v: NodeView) -> bool:

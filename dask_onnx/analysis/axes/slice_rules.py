@@ -144,9 +144,10 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     if len(pads) != 2 * len(axes):
         return v.opaque("unknown padding")
     where = [a % rank for a in axes]
+    if known is not None and known.is_tainted:
+        return v.all(dep.resized(v.name, "padding"))
     if dep.axis not in where:
-        is_fixed = known is None or not known.is_tainted
-        return v.all(dep if is_fixed else dep.resized(v.name, "padding"))
+        return v.all(dep)
     place = where.index(dep.axis)
     begin, end = int(pads[place]), int(pads[place + len(axes)])
     if begin == end == 0:

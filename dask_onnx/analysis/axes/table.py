@@ -27,14 +27,13 @@ from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW
 from dask_onnx.analysis.axes.dependence import Dependence, Kind
 from dask_onnx.analysis.axes.layout_rules import same_axis
 from dask_onnx.analysis.axes.view import NodeView, Rule
+from dask_onnx.modelio.operator_names import OperatorName
 
 ML = "ai.onnx.ml"
 """Domain of classical machine learning operators."""
 ORT = "com.microsoft"
 """Domain of ONNX Runtime's contrib operators."""
 
-OperatorName = tuple[str, str]
-"""Domain and operator type; "" is the domain ai.onnx."""
 CustomAxes = Mapping[OperatorName, object]
 """Axes that custom operators declare as independent: "independent" for all, a number, or several.
 """

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
+from dask_onnx.modelio.operator_names import public_op_type
 
 Shape = tuple[int | None, ...]
 """Sizes of a value's axes; None for a size that is not known."""
@@ -104,8 +105,8 @@ class NodeView:
 
     @property
     def op(self) -> str:
-        """Operator type of the node."""
-        return self.proto.op_type
+        """Operator type of the node; "" in domains of other owners than ONNX and its runtime."""
+        return public_op_type(self.proto)
 
     def has(self, index: int) -> bool:
         """Return whether the node has the input at `index`."""

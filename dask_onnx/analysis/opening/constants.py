@@ -18,6 +18,7 @@ from dask_onnx.analysis.axes import value_rules
 from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.axes.table import rule_of
 from dask_onnx.analysis.opening.draft import Draft, Layout, NotOpenedError, Rows
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.value_types import numpy_dtype
 from dask_onnx.modelio.weights import INLINE_BYTES, blob_of, is_external
 
@@ -48,7 +49,7 @@ class Constants:
         self._reads = read_weights
         self._tensors = {tensor.name: tensor for tensor in draft.facts.proto.graph.initializer}
         self._found: dict[str, np.ndarray | None] = {}
-        self._draws = any(node.op_type in RANDOM for node in draft.facts.nodes)
+        self._draws = any(standard_op_type(node) in RANDOM for node in draft.facts.nodes)
 
     def of(self, name: str) -> np.ndarray | None:
         """Return the elements of a value computed from initializers.
@@ -110,7 +111,7 @@ class Constants:
         facts = self._draft.facts
         if not self._draws:
             return False
-        return any(facts.nodes[i].op_type in RANDOM for i in facts.ancestors([name]))
+        return any(standard_op_type(facts.nodes[i]) in RANDOM for i in facts.ancestors([name]))
 
     def is_equal(self, name: str, layout: Layout) -> bool:
         """Return whether the rows of a value are known to be equal.
@@ -138,15 +139,16 @@ class Constants:
         if index is None or shape is None:
             return False
         node = facts.nodes[index]
-        if node.op_type == "ConstantOfShape":
+        op_type = standard_op_type(node)
+        if op_type == "ConstantOfShape":
             return True
         before = draft.exported_shape(node.inputs[0]) if node.inputs else None
-        if node.op_type == "Expand" and before is not None:
+        if op_type == "Expand" and before is not None:
             place = axis - len(shape) + len(before)
             if place < 0 or before[place] == 1:
                 return True
             return self.is_equal(node.inputs[0], (place, outer, inner))
-        if node.op_type == "Gather":
+        if op_type == "Gather":
             picks = draft.exported_shape(node.inputs[1]) or ()
             first = _gather_axis(facts.proto.graph.node[index], before)
             is_picked = first is not None and first <= axis < first + len(picks)

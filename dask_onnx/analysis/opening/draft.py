@@ -19,8 +19,8 @@ from dask_onnx.analysis.axes.propagate import Walk
 from dask_onnx.analysis.axes.table import SHAPE_OPERATORS, CustomAxes
 from dask_onnx.analysis.axes.view import Known
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
-from dask_onnx.analysis.shapes import is_standard
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.modelio.operator_names import is_onnx_domain, operator_name, standard_op_type
 from dask_onnx.modelio.value_types import parse_type, spec_of, value_info
 from dask_onnx.modelio.weights import graphs_of, subgraphs_of
 
@@ -123,7 +123,7 @@ class Draft:
         self._needed = {*facts.outputs} | {
             name
             for index in facts.live
-            if facts.nodes[index].op_type not in ("Shape", "Size")
+            if standard_op_type(facts.nodes[index]) not in ("Shape", "Size")
             for name in facts.nodes[index].reads
         }
 
@@ -176,7 +176,7 @@ class Draft:
 
         None if it does not cover the operator, or finds that the inputs do not fit together.
         """
-        if not is_standard(proto.domain) or subgraphs_of(proto):
+        if not is_onnx_domain(proto.domain) or subgraphs_of(proto):
             return None
         version = next((o.version for o in self._imports if o.domain == proto.domain), self.opset)
         types, data = {}, {}
@@ -193,7 +193,13 @@ class Draft:
             found = shape_inference.infer_node_outputs(
                 schema, proto, types, data, opset_imports=self._imports
             )
-        except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
+        except (
+            onnx.defs.SchemaError,
+            onnx.checker.ValidationError,
+            shape_inference.InferenceError,
+            ValueError,
+            RuntimeError,
+        ):
             return None
         specs = []
         for name in proto.output:
@@ -242,7 +248,7 @@ class Draft:
         walk = self._walk
         if any(name in walk.deps for name in node.reads):
             walk.visit(node, proto)
-        elif node.op_type in SHAPE_OPERATORS:
+        elif standard_op_type(node) in SHAPE_OPERATORS:
             walk.fold(node, proto)
         self.nodes.append(proto)
         if note:
@@ -271,7 +277,11 @@ class Draft:
         is_needed = name in self._needed or name not in self.exported
         if is_needed and not self._is_sound(name, dep):
             raise NotOpenedError(dep.node or proto.name, dep.kind, dep.how)
-        if dep.is_uniform and proto.op_type == "Reshape" and not _is_aligned(self, proto, dep):
+        if (
+            dep.is_uniform
+            and standard_op_type(proto) == "Reshape"
+            and not _is_aligned(self, proto, dep)
+        ):
             # Rows are equal, but the axis they were merged with may vary.
             self._walk.deps[name] = replace(dep, is_uniform=False)
         spec = self._specs[name]
@@ -371,7 +381,7 @@ def _facts_of(proto: onnx.NodeProto, facts: GraphFacts) -> NodeFacts:
     """Return the facts of a node that may be rewritten or new."""
     made = facts.producer.get(next(filter(None, proto.output), ""))
     inputs, outputs = tuple(proto.input), tuple(filter(None, proto.output))
-    if made is not None and facts.nodes[made].op_type == proto.op_type:
+    if made is not None and operator_name(facts.nodes[made]) == operator_name(proto):
         return replace(facts.nodes[made], inputs=inputs, outputs=outputs)
     return NodeFacts(-1, proto.name, proto.op_type, proto.domain, inputs, outputs, ())
 

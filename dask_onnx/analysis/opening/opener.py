@@ -21,6 +21,7 @@ from dask_onnx.analysis.opening.search import Rewriting
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.weights import is_external
 
 _DYNAMIC_SIZES = (64, 48, 224, 16)
@@ -77,6 +78,7 @@ def open_batch(
     schemas: Schemas | None = None,
     custom: CustomAxes | None = None,
     *,
+    rows: int | None = None,
     read_weights: bool = False,
 ) -> Opened | Blocked:
     """Rewrite a graph that was exported for a fixed number of rows to accept any number.
@@ -93,6 +95,9 @@ def open_batch(
         Schemas of custom operators for shape inference.
     custom : mapping of (domain, op type) to axes, optional
         Axes that custom operators declare, see `CustomAxes`.
+    rows : int, optional
+        Number of rows that a graph with a dynamic batch names inside; by default several that its
+        constants suggest are tried.
     read_weights : bool
         True to read external constants that hold several rows, to see whether these are equal; by
         default such a constant blocks the rewriting.
@@ -104,9 +109,9 @@ def open_batch(
     """
     facts = GraphFacts(model)
     first: Blocked | None = None
-    for rows, batch in _candidates(facts, axes):
-        specs, is_static = _specs_at(facts, rows, batch, schemas)
-        draft = Draft(facts, specs, batch, rows, custom or {}, is_static=is_static)
+    for count, batch in _candidates(facts, axes, rows):
+        specs, is_static = _specs_at(facts, count, batch, schemas)
+        draft = Draft(facts, specs, batch, count, custom or {}, is_static=is_static)
         found = _rewrite(draft, Constants(draft, read_weights=read_weights))
         if isinstance(found, Opened):
             return found
@@ -115,7 +120,7 @@ def open_batch(
 
 
 def _candidates(
-    facts: GraphFacts, axes: Mapping[str, int] | None
+    facts: GraphFacts, axes: Mapping[str, int] | None, rows: int | None
 ) -> Iterator[tuple[int, dict[str, int]]]:
     """Return candidates of (number of rows, axis by input), the most likely first."""
     model = facts.model
@@ -141,7 +146,7 @@ def _candidates(
     if len(fixed) == len(sizes) == 1 and fixed[0] > 0:
         yield fixed[0], dict(axes)
     elif not fixed:
-        for size in _numbers_inside(facts):
+        for size in _numbers_inside(facts) if rows is None else (rows,):
             yield size, dict(axes)
 
 
@@ -167,12 +172,12 @@ def _numbers_inside(facts: GraphFacts) -> list[int]:
     tensors = {tensor.name: tensor for tensor in facts.proto.graph.initializer}
     found: dict[int, None] = {1: None}
     for node in facts.nodes:
-        place = _SHAPE_OPERANDS.get(node.op_type)
+        place = _SHAPE_OPERANDS.get(standard_op_type(node) or "")
         if place is not None and place < len(node.inputs) and node.inputs[place] in tensors:
             tensor = tensors[node.inputs[place]]
             if not is_external(tensor) and (numbers := to_array(tensor).reshape(-1)).size:
                 found.setdefault(int(numbers[0]))
-        if node.op_type in ("RNN", "GRU", "LSTM") and len(node.inputs) > _STATE:
+        if standard_op_type(node) in ("RNN", "GRU", "LSTM") and len(node.inputs) > _STATE:
             state = tensors.get(node.inputs[_STATE])
             found.update(dict.fromkeys(state.dims[1:2] if state is not None else ()))
     found.update(dict.fromkeys(size for s in facts.model.outputs if (size := _first_size(s))))

@@ -14,6 +14,7 @@ from dask_onnx.analysis.opening.constants import (
 )
 from dask_onnx.analysis.opening.draft import Layout, Rows
 from dask_onnx.analysis.opening.site import Alternative, Fix, Site, single
+from dask_onnx.modelio.operator_names import standard_op_type
 
 
 def repeated(site: Site) -> list[Alternative]:
@@ -21,9 +22,9 @@ def repeated(site: Site) -> list[Alternative]:
 
     Each size of the target that equals the exported number of rows may mean the number of rows.
     """
-    operand = {"Expand": 1, "Tile": 1, "ConstantOfShape": 0}.get(site.facts.op_type)
+    operand = {"Expand": 1, "Tile": 1, "ConstantOfShape": 0}.get(standard_op_type(site.facts) or "")
     target = site.constant(operand) if operand is not None else None
-    if operand is None or target is None or site.facts.domain:
+    if operand is None or target is None:
         return site.keep()
     shape = site.shape(0) or ()
     shift = len(target) - len(shape)
@@ -85,7 +86,11 @@ def broadcast(site: Site, last: int = 0) -> list[Alternative]:
 def _is_numbered(site: Site, index: int, layout: Layout) -> bool:
     """Return whether an addend holds offsets that grow from row to row, as of flattened rows."""
     array = site.constants.of(site.original.input[index])
-    return site.facts.op_type == "Add" and array is not None and step_of(array, layout[0]) > 0
+    return (
+        standard_op_type(site.facts) == "Add"
+        and array is not None
+        and step_of(array, layout[0]) > 0
+    )
 
 
 def matmul(site: Site) -> list[Alternative]:

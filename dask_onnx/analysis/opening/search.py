@@ -15,6 +15,7 @@ from dask_onnx.analysis.opening.constants import Constants, repeat_row
 from dask_onnx.analysis.opening.draft import Draft, Mark, NotOpenedError
 from dask_onnx.analysis.opening.fixes import alternatives
 from dask_onnx.analysis.opening.site import Alternative, Site
+from dask_onnx.modelio.operator_names import operator_name
 
 _MAX_BACKTRACKS = 200
 """Choices revised before the graph is given up."""
@@ -92,7 +93,7 @@ class Rewriting:
                 ways = alternatives(site)
             except NotOpenedError as refused:
                 return refused
-            pattern = (site.facts.op_type, frozenset(way.label for way in ways))
+            pattern = (operator_name(site.facts), frozenset(way.label for way in ways))
             ways.sort(key=lambda way: way.label != self._chosen.get(pattern, way.label))
             pending = _Choice(position, site, ways, self.draft.mark(), pattern)
         error: NotOpenedError | None = None

@@ -10,6 +10,7 @@ from dask_onnx.analysis.axes.dependence import Kind
 from dask_onnx.analysis.opening.constants import counts_rows, first_row, row_numbers
 from dask_onnx.analysis.opening.draft import Rows
 from dask_onnx.analysis.opening.site import Alternative, Site, single
+from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.weights import subgraphs_of, with_bodies
 
 _END = 2**63 - 1
@@ -198,7 +199,7 @@ def control(site: Site) -> list[Alternative]:
                 n_removed += len(body.value_info)
                 del body.value_info[:]
                 # The first two inputs of a Loop's body, iteration and condition, are scalars.
-                inputs = body.input[2 if node.op_type == "Loop" else 0 :]
+                inputs = body.input[2 if standard_op_type(node) == "Loop" else 0 :]
                 for value in (*inputs, *body.output):
                     for dim in value.type.tensor_type.shape.dim:
                         n_removed += dim.HasField("dim_value")

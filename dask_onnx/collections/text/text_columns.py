@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dask_onnx.collections.bad_rows import RowsError
-from dask_onnx.collections.text.texts import NO_TEXT, escaped, text_fault
+from dask_onnx.core.utf8 import NO_TEXT, escaped, text_fault
 
 
 def texts_of(column: pd.Series) -> list[Any]:
@@ -19,7 +19,7 @@ def texts_of(column: pd.Series) -> list[Any]:
     try:
         return list(column)
     except UnicodeDecodeError:
-        return _as_bytes(column)
+        return bytes_of(column)
 
 
 _SAMPLE = 1000
@@ -31,7 +31,7 @@ def strings_of(column: pd.Series) -> np.ndarray:
 
     If few values of an Arrow column are distinct, each becomes one object, in half the time.
     """
-    if _is_arrow_text(column.dtype):
+    if is_arrow_text(column.dtype):
         array = pa.chunked_array(column.array.__arrow_array__())
         sample = array.slice(0, _SAMPLE)
         if not array.null_count and pc.count_distinct(sample).as_py() * 2 < len(sample):
@@ -59,11 +59,11 @@ def column_faults(column: Any, *, bytes_too: bool = False) -> dict[int, str]:
         codes = column.cat.codes.to_numpy()
         places = np.flatnonzero(np.isin(codes, list(by_code)))
         return {int(place): by_code[int(codes[place])] for place in places}
-    if _is_arrow_text(dtype):
+    if is_arrow_text(dtype):
         try:
             pa.chunked_array(column.array.__arrow_array__()).validate(full=True)
         except pa.ArrowInvalid:
-            return _faults(_as_bytes(column))
+            return _faults(bytes_of(column))
         return {}
     if not pd.api.types.is_object_dtype(dtype) and not isinstance(dtype, pd.StringDtype):
         return {}
@@ -137,14 +137,16 @@ def storable(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**columns) if columns else table
 
 
-def _is_arrow_text(dtype: Any) -> bool:
+def is_arrow_text(dtype: Any) -> bool:
+    """Return whether a dtype holds text that Arrow stores, as UTF-8."""
     if isinstance(dtype, pd.ArrowDtype):
         kind = dtype.pyarrow_dtype
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     return isinstance(dtype, pd.StringDtype) and dtype.storage == "pyarrow"
 
 
-def _as_bytes(column: Any) -> list[Any]:
+def bytes_of(column: Any) -> list[Any]:
+    """Return the texts of an Arrow column as bytes, whether they are UTF-8 or not."""
     chunks = pa.chunked_array(column.array.__arrow_array__())
     is_large = pa.types.is_large_string(chunks.type)
     found: list[Any] = chunks.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()

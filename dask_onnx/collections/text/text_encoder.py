@@ -11,11 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from dask_onnx.collections.bad_rows import ERROR, Found, RowsError, located, run_rows
+from dask_onnx.collections.bad_rows import (
+    ERROR,
+    Found,
+    RowsError,
+    crashes_at,
+    located,
+    run_rows,
+)
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.collections.run_options import RowOptions
-from dask_onnx.collections.text.texts import NO_TEXT, Unfit, text_fault
+from dask_onnx.collections.text.texts import Unfit
 from dask_onnx.core.errors import InputError, ModelError, Suggestion
+from dask_onnx.core.utf8 import NO_TEXT, text_fault
 
 Pooling = Literal["mean", "max", "first"]
 """Reduction of several vectors to one."""
@@ -158,7 +166,8 @@ class Encoder:
             arrays = {
                 name: tokens[kind].astype(dtype) for name, (kind, dtype) in self.feeds.items()
             }
-            values = self.graph.run(arrays, supplies)[self.output]
+            with crashes_at([owners[place] for place in places]):
+                values = self.graph.run(arrays, supplies)[self.output]
             for place, vector in zip(
                 places, _pool(values, tokens["mask"], self.options), strict=True
             ):

@@ -1,0 +1,189 @@
+"""Runs of one stage on the rows of one task: split, tuned, and halved where memory is short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from dask_onnx.core.errors import RunError
+from dask_onnx.runtime.batching import (
+    MicroBatches,
+    SplitInputs,
+    row_count,
+    split_rows,
+    take_rows,
+)
+from dask_onnx.runtime.memory_check import return_memory
+from dask_onnx.runtime.memory_faults import is_memory_fault, lacking_memory
+from dask_onnx.runtime.session import run_session
+from dask_onnx.runtime.session_cache import Runnable
+from dask_onnx.runtime.size_advice import size_advice
+from dask_onnx.runtime.stage_calls import StageCall
+from dask_onnx.runtime.stage_refs import StageRef
+from dask_onnx.runtime.stage_sessions import in_model_names, stage_proto, stage_session
+from dask_onnx.runtime.tuning import row_shapes, run_sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Results of the runs of a task."""
+
+    results: list[list[Any]]
+    """For every run the outputs of the stage."""
+    split: SplitInputs
+    """How the rows were split, without the inputs themselves."""
+    started: float
+    """Time at which the first run began, in seconds since the epoch."""
+    seconds: float
+    """Duration of the runs."""
+    fitting_rows: int | None = None
+    """Rows of the largest run that memory sufficed for, where a larger one failed; else None."""
+
+
+def compute_rows(
+    call: StageCall,
+    stage: StageRef,
+    values: Sequence[Any],
+    supplies: Sequence[Any] = (),
+    max_rows: int | None = None,
+) -> Computed:
+    """Run a stage on all rows of a task, in this process.
+
+    Parameters
+    ----------
+    call : StageCall
+        Call of the stage, its session options with a number of threads.
+    stage : StageRef
+        The stage, with the types of its inputs.
+    values : sequence of ndarray or MicroBatches
+        Inputs of the stage.
+    supplies : sequence
+        Results of tasks that bring the model here.
+    max_rows : int, optional
+        Rows of a run above which memory is known to be too short, if rows may be split.
+
+    Raises
+    ------
+    InputError
+        The inputs differ in their number of rows.
+    RunError
+        The kernels failed, or memory does not even suffice for one row.
+    StageError, StoreError
+        The stage cannot be built or run here.
+    """
+    spec = call.options.session
+    session = stage_session(stage, spec, supplies)
+    axes = row_axes(call, values)
+    runs = _Runs(session, stage, call, axes, max_rows)
+    rows = row_count(values, axes) if call.options.batching.is_auto else None
+    started, began = time.time(), time.perf_counter()
+    if rows is not None and rows > 1:
+        results = _run_tuned(runs, values, spec.intra_op_num_threads or 1, rows)
+        split = SplitInputs([], rows, is_padded=False)
+    else:
+        split = split_rows(values, axes, call.options.batching)
+        results = [result for feeds in split.feeds for result in runs.run(feeds)]
+        split = replace(split, feeds=[])
+    return Computed(results, split, started, time.perf_counter() - began, runs.fitting_rows)
+
+
+def row_axes(call: StageCall, values: Sequence[Any]) -> Sequence[int | None]:
+    """Return the axes to split rows on; none if inputs turn out to have different numbers of rows.
+
+    That is known before, except of Delayed: names of dimensions say that sizes are equal, and
+    ONNX Runtime takes inputs in which they are not.
+    """
+    is_whole = call.options.batching.is_auto and "split" not in call.join_axes
+    if not is_whole or any(isinstance(value, MicroBatches) for value in values):
+        return call.row_axes
+    pairs = zip(values, call.row_axes, strict=True)
+    counts = {value.shape[axis] for value, axis in pairs if axis is not None}
+    return call.row_axes if len(counts) <= 1 else (None,) * len(values)
+
+
+def is_divisible(call: StageCall, values: Sequence[Any], axes: Sequence[int | None]) -> bool:
+    """Return whether the rows of a run may be split further, and the results joined."""
+    batching = call.options.batching
+    return (
+        (batching.is_auto or batching.is_divisible)
+        and any(axis is not None for axis in axes)
+        and all(isinstance(axis, int) for axis in call.join_axes)
+        and not any(isinstance(value, MicroBatches) for value in values)
+    )
+
+
+@dataclass(slots=True)
+class _Runs:
+    """Runs of a session, with what is learnt of the memory that they need."""
+
+    session: Runnable
+    stage: StageRef
+    call: StageCall
+    axes: Sequence[int | None]
+    """Batch axis of each input."""
+    max_rows: int | None
+    """Rows of a run above which memory is known to be too short."""
+    fitting_rows: int | None = None
+    """See `Computed.fitting_rows`."""
+
+    def run(self, feeds: list[Any]) -> list[list[Any]]:
+        """Return the results of one run; of several smaller ones if memory is too short for it."""
+        if self.max_rows is not None:
+            rows = self._divisible_rows(feeds)
+            if rows is not None and rows > self.max_rows:
+                return self._pieces(feeds, rows, self.max_rows)
+        try:
+            return [_run(self.session, feeds, self.stage)]
+        except RunError as error:
+            if not is_memory_fault(error):
+                raise
+            fault = error
+        rows = self._divisible_rows(feeds)
+        if rows is None or rows < 2:
+            raise lacking_memory(fault, rows) from None
+        return_memory()
+        half = -(-rows // 2)
+        self.max_rows = half
+        results = self._pieces(feeds, rows, half)
+        # Noted after the fact: a single row that needs too much says nothing of the others.
+        self.fitting_rows = min(half, self.fitting_rows or half)
+        return results
+
+    def _divisible_rows(self, feeds: list[Any]) -> int | None:
+        """Return the rows of a run; None if they must not be split."""
+        is_free = is_divisible(self.call, feeds, self.axes)
+        return row_count(feeds, self.axes) if is_free else None
+
+    def _pieces(self, feeds: list[Any], rows: int, size: int) -> list[list[Any]]:
+        return [
+            result
+            for start in range(0, rows, size)
+            for result in self.run(take_rows(feeds, self.axes, start, size))
+        ]
+
+
+def _run(session: Runnable, feeds: list[Any], stage: StageRef) -> list[Any]:
+    names = [spec.name for spec in stage.inputs]
+    try:
+        return run_session(session, feeds, stage.label, names, partial(in_model_names, stage))
+    except RunError as error:
+        advice = size_advice(stage, stage_proto(stage), feeds)
+        if advice is None:
+            raise
+        numbers = {**error.numbers, "size": advice.size, "multiple": advice.multiple}
+        fields = {**error.fields, "input": advice.input, "axis": advice.axis, "numbers": numbers}
+        raise RunError(error.cause, str(advice), **fields) from None
+
+
+def _run_tuned(runs: _Runs, values: Sequence[Any], threads: int, rows: int) -> list[list[Any]]:
+    """Run in micro-batches of the best size, or of several sizes while that is not known yet."""
+    shapes = row_shapes(values, runs.axes)
+    results: list[list[Any]] = []
+    start = 0
+    for size in run_sizes(runs.call.stage.token, threads, shapes, rows, runs.max_rows):
+        results += runs.run(take_rows(values, runs.axes, start, size))
+        start += size
+    return results

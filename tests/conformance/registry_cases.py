@@ -1,0 +1,131 @@
+"""Nodes of operators that neither the contrib cases nor ONNX's node tests have.
+
+Their schemas do not tell what their inputs and attributes have to be.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from contrib_nodes import case, floats
+
+_TREE = {
+    "nodes_treeids": [0, 0, 0], "nodes_nodeids": [0, 1, 2], "nodes_featureids": [1, 0, 0],
+    "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_values": [0.5, 0.0, 0.0],
+    "nodes_truenodeids": [1, 0, 0], "nodes_falsenodeids": [2, 0, 0],
+}  # fmt: skip
+_ML = {"domain": "ai.onnx.ml", "version": 17}
+_NCHWC = {"domain": "com.microsoft.nchwc"}
+WRITTEN_CASES = (
+    case("CategoryMapper", "x=L:B", cats_int64s=[0, 1], cats_strings=["a", "b"], **_ML),
+    case("FeatureVectorizer", "x=f:B,4", inputdimensions=[4], **_ML),
+    case("Imputer", "x=f:B,4", imputed_value_floats=[0.0], replaced_value_float=0.5, **_ML),
+    case("LabelEncoder", "x=L:B", classes_strings=["a", "b"], **_ML),
+    case("LabelEncoder", "x=L:B", keys_int64s=[0, 1], values_floats=[0.5, 1.5], **_ML),
+    case(
+        "LinearClassifier",
+        "x=f:B,4",
+        "y z",
+        coefficients=[0.1] * 8,
+        intercepts=[0.0, 1.0],
+        classlabels_ints=[0, 1],
+        **_ML,
+    ),
+    case("LinearRegressor", "x=f:B,4", coefficients=[0.1] * 4, intercepts=[1.0], **_ML),
+    case("OneHotEncoder", "x=L:B", cats_int64s=[0, 1], **_ML),
+    case("Scaler", "x=f:B,4", offset=[0.5] * 4, scale=[2.0] * 4, **_ML),
+    case(
+        "SVMClassifier",
+        "x=f:B,4",
+        "y z",
+        classlabels_ints=[0, 1],
+        coefficients=[0.1] * 8,
+        kernel_params=[0.1, 0.0, 3.0],
+        kernel_type="LINEAR",
+        rho=[0.1],
+        **_ML,
+    ),
+    case(
+        "SVMRegressor",
+        "x=f:B,4",
+        coefficients=[0.1],
+        kernel_params=[0.1, 0.0, 3.0],
+        kernel_type="RBF",
+        n_supports=1,
+        support_vectors=[0.1] * 4,
+        rho=[0.1],
+        **_ML,
+    ),
+    case(
+        "TreeEnsembleClassifier",
+        "x=f:B,4",
+        "y z",
+        class_treeids=[0, 0],
+        class_nodeids=[1, 2],
+        class_ids=[0, 1],
+        class_weights=[1.0, 1.0],
+        classlabels_int64s=[0, 1],
+        **_TREE,
+        **_ML,
+    ),
+    case(
+        "TreeEnsembleRegressor",
+        "x=f:B,4",
+        n_targets=1,
+        target_treeids=[0, 0],
+        target_nodeids=[1, 2],
+        target_ids=[0, 0],
+        target_weights=[1.0, 2.0],
+        **_TREE,
+        **_ML,
+    ),
+    case("ZipMap", "x=f:B,2", classlabels_int64s=[0, 1], **_ML),
+    case("Crop", "x=f:1,2,4,4", border=[1, 1, 1, 1], domain="", version=9),
+    case("CumSum", "x=f:B,4 a", constants={"a": np.int64(1)}, domain=""),
+    case(
+        "DynamicSlice",
+        "x=f:B,4 s e",
+        constants={"s": np.array([0, 1]), "e": np.array([1, 3])},
+        domain="",
+    ),
+    case("GroupNormalization", "x=f:B,4,W s=f:2 b=f:2", num_groups=2, domain="", version=18),
+    case("MaxRoiPool", "x=f:B,2,8,8 r=f:1,5", pooled_shape=[2, 2], domain=""),
+    case("OneHot", "x=L:B d v", constants={"d": np.int64(3), "v": floats(2)}, domain=""),
+    case("Pad", "x=f:B,4", pads=[0, 1, 0, 1], domain=""),
+    case("Resize", "x=f:B,4 s", constants={"s": np.array([1, 2], np.float32)}, domain=""),
+    case(
+        "RoiAlign",
+        "x=f:1,2,8,8 r=f:T,4 i",
+        constants={"i": np.zeros(3, np.int64)},
+        output_height=2,
+        output_width=2,
+        domain="",
+    ),
+    case("Scatter", "x=f:4,4 i=L:1,4 u=f:1,4", domain=""),
+    case("Upsample", "x=f:B,4 s", constants={"s": np.array([1, 2], np.float32)}, domain=""),
+    case(
+        "GroupQueryAttention",
+        "q=f:B,1,32 k=f:B,1,16 v=f:B,1,16 - - l n",
+        "y k1 v1",
+        {"l": np.zeros(2, np.int32), "n": np.int32(1)},
+        num_heads=4,
+        kv_num_heads=2,
+    ),
+    case(
+        "Tokenizer",
+        "x=S:B",
+        values=lambda _: {"x": ["a b", "c"]},
+        mark=0,
+        mincharnum=1,
+        pad_value="#",
+        separators=[" "],
+    ),
+    case("WordConvEmbedding", "x=I:B,4 w=f:5,1,2,3 b=f:5 e=f:9,3"),
+    case("AveragePool", "x=f:1,16,4,4", kernel_shape=[2, 2], **_NCHWC),
+    case("Conv", "x=f:1,16,4,4 w", constants={"w": floats(16, 16, 1, 1)}, **_NCHWC),
+    case("GlobalAveragePool", "x=f:1,16,4,4", **_NCHWC),
+    case("GlobalMaxPool", "x=f:1,16,4,4", **_NCHWC),
+    case("MaxPool", "x=f:1,16,4,4", kernel_shape=[2, 2], **_NCHWC),
+    case("ReorderInput", "x=f:1,16,4,4", **_NCHWC),
+    case("ReorderOutput", "x=f:1,16,4,4", channels=16, **_NCHWC),
+    case("Upsample", "x=f:1,16,4,4", scales=[1, 1, 2, 2], **_NCHWC),
+)
