@@ -101,4 +101,4 @@ def test_a_run_that_was_killed_with_everything_goes_on_on_another_cluster(
 
 def test_the_status_of_nothing_is_an_error(run, tmp_path):
     result = run("status", tmp_path / "y.npy", "--json")
-    assert result.code == 2 and result.error()["option"] == "path"
+    assert result.code == 2 and result.error()["fields"]["option"] == "path"
