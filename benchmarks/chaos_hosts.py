@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from distributed import Client
@@ -211,8 +212,8 @@ class Hosts:
         return False
 
 
-def _worker_states(dask_scheduler: object) -> list[str]:
-    workers = dask_scheduler.workers.values()  # type: ignore[attr-defined]
+def _worker_states(dask_scheduler: Any) -> list[str]:
+    workers = dask_scheduler.workers.values()
     return [worker.status.name for worker in workers]
 
 

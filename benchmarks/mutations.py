@@ -52,7 +52,7 @@ _MOST_ELEMENTS = 100_000
 
 @dataclass(frozen=True)
 class End:
-    """How one mutation ended."""
+    """Outcome of one mutation."""
 
     seed: int
     name: str

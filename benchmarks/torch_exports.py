@@ -41,7 +41,7 @@ except ImportError as error:
     ) from None
 
 import torch_quantised_models  # noqa: F401 - adds its models to CASES
-import torch_special_models  # noqa: F401
+import torch_special_models  # noqa: F401 - adds its models to CASES
 import torch_transformers_models
 from torch_models import CASES, Case, Feeds
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,8 +82,8 @@ def _length(attribute: onnx.AttributeProto) -> int:
     return len(attribute.ints) + len(attribute.strings) + len(attribute.floats) + tensor
 
 
-def _spec(dtype: object, shape: Sequence[Dim] | None) -> TensorSpec:
-    return TensorSpec("", np.dtype(dtype), None if shape is None else tuple(shape))  # type: ignore[call-overload]
+def _spec(dtype: Any, shape: Sequence[Dim] | None) -> TensorSpec:
+    return TensorSpec("", np.dtype(dtype), None if shape is None else tuple(shape))
 
 
 def _rows(spec: TensorSpec | None) -> tuple[Dim, ...]:

@@ -32,7 +32,7 @@ _SPARE = 8
 
 @dataclass(slots=True)
 class WatchedTask:
-    """What is known of a task."""
+    """Deaths of workers that had a task."""
 
     allowed: int
     """Deaths of workers that ran it after which the next one is the last."""
@@ -53,7 +53,7 @@ class WorkerDeaths:
     watched: dict[Key, WatchedTask] = field(default_factory=dict)
     """Tasks of graphs that have stages."""
     given_up: dict[Key, tuple[Any, int]] = field(default_factory=dict)
-    """What a task that was given up ran, and its retries."""
+    """Original computation and retries of a task that was given up."""
     threads: dict[str, int] = field(default_factory=dict)
     """Threads of each worker, by address."""
     _released: list[Any] = field(default_factory=list)

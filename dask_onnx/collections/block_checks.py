@@ -14,7 +14,7 @@ from dask_onnx.core.specs import dtype_name, format_shape
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """What a dask.array says of each of its blocks."""
+    """Declared dtype and shape of the blocks of a dask.array."""
 
     output: str
     """Name of the output."""

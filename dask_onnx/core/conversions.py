@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 Way = Literal["exact", "by value", "rounded", "checked", "refused"]
-"""How a value becomes one of another type.
+"""Way of converting a value to another type.
 
 "exact": it is of that type; arrays are taken without a copy and without a look at the values.
 "by value": all values of the source type exist in the target type.
@@ -49,11 +49,11 @@ class Conversion:
     """One cell of the table: a source type and a target type."""
 
     way: Way
-    """How values are converted."""
+    """Way in which values are converted."""
     rule: str = ""
-    """What is checked, or why the conversion is refused; empty if every value is taken."""
+    """Check of each value, or reason for refusing all; empty if every value is taken."""
     next_step: str = ""
-    """What the caller can do about values that are refused."""
+    """Action by which the caller can avoid a refusal."""
 
     @property
     def is_refused(self) -> bool:

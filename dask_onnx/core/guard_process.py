@@ -47,7 +47,7 @@ _TAIL_BYTES = 2000
 _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|MemoryError|annot allocate memory|out of memory", re.IGNORECASE
 )
-"""What a process prints that dies since an allocation failed."""
+"""Texts that a process prints when a failed allocation ends it."""
 
 
 class ProcessDiedError(RuntimeError):
@@ -79,7 +79,7 @@ class ProcessDiedError(RuntimeError):
 
     @property
     def ending(self) -> str:
-        """What ended the process, such as "SIGSEGV (Segmentation fault)"."""
+        """Signal or exit code that ended the process, such as "SIGSEGV (Segmentation fault)"."""
         if self.cause == "time":
             return "the time limit"
         if self.signal is None:

@@ -104,7 +104,7 @@ class BegunRun:
 
     @property
     def amount(self) -> str:
-        """What is complete, in words."""
+        """Description of the blocks and rows that are complete."""
         total = self.manifest.blocks
         blocks = f"{self.blocks:,} of {total:,} blocks" if total else f"{self.blocks:,} blocks"
         rows = self.manifest.rows

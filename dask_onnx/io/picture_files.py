@@ -96,7 +96,7 @@ def find_pictures(text: str) -> PictureFiles:
 def _matches(text: str) -> Sequence[str]:
     # pathlib cannot glob a pattern that may be absolute or relative.
     pattern = _any_case(str(Path(text).expanduser()))
-    names = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207 - absolute patterns
     return sorted(str(Path(name).absolute()) for name in names if Path(name).is_file())
 
 

@@ -1,4 +1,4 @@
-"""What a resumable run was: everything that decides its results, compared when it goes on.
+"""Description of a resumable run: everything that decides its results, compared on resumption.
 
 A manifest is plain data that is stored as JSON beside an incomplete output.
 """
@@ -55,7 +55,7 @@ class RunManifest:
     block_rows: int | None = None
     """Rows of a block, which a resumed run takes over; None if parts of the input are blocks."""
     layout: Mapping[str, Any] = field(default_factory=dict)
-    """What a resumed run takes over and is not compared, such as the names of incomplete files."""
+    """Values that a resumed run takes over without comparison: names of incomplete files."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Version of each package that computes or writes results, from `package_versions`."""
     format: int = FORMAT

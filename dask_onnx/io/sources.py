@@ -385,7 +385,7 @@ def _open_images(pattern: str) -> ImageArray:
     from PIL import Image, UnidentifiedImageError  # optional: only images need it
 
     # pathlib cannot glob a pattern that may be absolute or relative.
-    names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    names = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207 - absolute patterns
     paths = sorted(Path(name).absolute() for name in names)
     if not paths:
         raise InputError(

@@ -46,7 +46,7 @@ _WRITTEN_NUMBER = (
 
 @dataclass(frozen=True, slots=True)
 class CellRules:
-    """What the caller says of the cells of a text file."""
+    """Options of the caller about the cells of a text file."""
 
     missing: tuple[str, ...] = ()
     """Texts that mean a missing value in all columns, besides the usual ones of numbers."""

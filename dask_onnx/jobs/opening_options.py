@@ -1,4 +1,4 @@
-"""What the opening of every format of tables shares: options, beginnings of files, partitions."""
+"""Options, beginnings of files and partitions, shared by the readers of all table formats."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """What decides how a table is read, besides its files."""
+    """Options that decide how a table is read."""
 
     request: TableRequest
     inputs: tuple[TensorSpec, ...]

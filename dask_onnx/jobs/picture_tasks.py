@@ -28,7 +28,7 @@ _TABLES = ("boxes", "labels")
 
 @dataclass(frozen=True, slots=True)
 class PictureOutputs:
-    """What a job writes: a table, an array or a folder of masks, drawings, and bad pictures."""
+    """Outputs of a job: a table, an array or a folder of masks; drawings; and bad pictures."""
 
     sink: Sink | None
     """Table or array; None if masks go to a folder."""
@@ -138,7 +138,7 @@ class PictureOutputs:
 
 
 Shared = tuple[ImageRunner, PictureOutputs]
-"""What the tasks of all blocks need."""
+"""Values that the tasks of all blocks share."""
 
 
 def probe_picture(shared: Shared, path: str, *supplies: Any) -> tuple[OutputSpec, ...]:

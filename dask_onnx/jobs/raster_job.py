@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from os.path import lexists as exists
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -235,7 +235,7 @@ def apply_pre(
 def _identity(path: str) -> dict[str, Any]:
     """Return the identity of a raster: of a file, or of all files of a store."""
     target = absolute_target(path)
-    if is_url(target) or os.path.isdir(target):  # noqa: PTH112
+    if is_url(target) or Path(target).is_dir():
         return {target: folder_identity(target)}
     return file_identities([versioned(stat_file(target))])
 

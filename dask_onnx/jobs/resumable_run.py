@@ -16,7 +16,7 @@ from dask_onnx.jobs.job_progress import JobProgress
 
 
 class Output(Protocol):
-    """What a job writes: the part of a sink that its client calls."""
+    """Output of a job: the part of a sink that its client calls."""
 
     @property
     def target(self) -> str:
@@ -51,7 +51,7 @@ class ResumableRun:
     outputs: Sequence[Output]
     """Outputs; the first is the one beside which the run is recorded."""
     manifest: RunManifest
-    """What the run is, as far as it is known; complete after `start`."""
+    """Description of the run as far as it is known; complete after `start`."""
     begun: BegunRun | None = None
     """The run that is resumed."""
     done: Mapping[str, DoneBlock] = field(default_factory=dict)

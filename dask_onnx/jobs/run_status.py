@@ -1,4 +1,4 @@
-"""How far a run that writes an output has come, told from what lies beside the output."""
+"""Progress of the run that writes an output, read from the files beside the output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunStatus:
     target: str
     """Absolute path, or URL."""
     state: Literal["complete", "running", "ended"]
-    """Whether the output is complete, a run writes it, or a run has ended before it was."""
+    """State of the output: complete, being written, or left incomplete by a run that ended."""
     blocks: int | None = None
     """Blocks that are complete; None if no run has begun the output."""
     all_blocks: int | None = None

@@ -56,7 +56,7 @@ class ReadColumns:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is known before the types of the columns are chosen."""
+    """Facts of a table that are known before the types of its columns are chosen."""
 
     names: tuple[str, ...]
     """Names of all columns, in their order."""

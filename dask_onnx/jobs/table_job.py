@@ -263,7 +263,7 @@ def _writes(
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the tasks of all streams need."""
+    """Values that the tasks of all streams share."""
 
     job: TableJob
     reader: TableReader

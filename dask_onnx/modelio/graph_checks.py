@@ -6,7 +6,7 @@ nodes may be in any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -25,7 +25,7 @@ _ADVICE = "export the model again: it is damaged, or its exporter has a fault"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the checks of a graph's nodes need to know of its surroundings."""
+    """Surroundings of a graph that the checks of its nodes need."""
 
     opsets: Mapping[str, int]
     """Version of each imported domain, in canonical form."""
@@ -148,7 +148,10 @@ def _check_defined(
     scopes: Sequence[frozenset[str] | set[str]],
     where: str,
 ) -> None:
-    is_known: Callable[[str], bool] = lambda name: any(name in names for names in scopes)  # noqa: E731
+
+    def is_known(name: str) -> bool:
+        return any(name in names for names in scopes)
+
     for value, index in reads.items():
         if value and not is_known(value):
             name = nodes[index].name or f"{nodes[index].op_type}_{index}"

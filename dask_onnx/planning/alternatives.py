@@ -30,7 +30,7 @@ class Alternative:
     stages: int
     """Number of stages."""
     refused: str = ""
-    """Why it cannot run on the cluster; empty if it can."""
+    """Reason why it cannot run on the cluster; empty if it can."""
     strategy: str = "whole"
     """Name of the strategy that cuts it."""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a plan needs of a host beyond ONNX Runtime's own kernels, and whether a host has it.
+"""Needs of a plan beyond ONNX Runtime's own kernels, and the check that a host meets them.
 
 Needs are found where the plan is made and checked on each worker, before any task runs there. Most
 models have none.
@@ -50,11 +50,11 @@ class HostNeed:
     text: str
     """The node's operator, or the option, for messages."""
     remedy: str
-    """What to do about a host that lacks it."""
+    """Next step for a host that lacks it."""
     proto: bytes = b""
     """Serialized model that ONNX Runtime must build."""
     takes_texts: bool = False
-    """Whether the model maps texts, so that its results show the locale that it runs in."""
+    """True if the model maps texts, so that its results depend on the locale that it runs in."""
     spec: SessionSpec = field(default_factory=lambda: SessionSpec(intra_op_num_threads=1))
     """Options of its session: custom-operator libraries, execution providers."""
     module: str = ""
@@ -65,7 +65,7 @@ class HostNeed:
 
 @dataclass(frozen=True, slots=True)
 class HostAnswer:
-    """What one host says of one need."""
+    """Answer of one host to one need."""
 
     lacks: str
     """Reason why the host cannot do it; empty if it can."""

@@ -14,7 +14,7 @@ _NO_MEMORY = re.compile(
     r"bad.?alloc|failed to allocate|unable to allocate|cannot allocate|MemoryError|out of memory",
     re.IGNORECASE,
 )
-"""What C++, ONNX Runtime, numpy and Python say when an allocation fails."""
+"""Texts of C++, ONNX Runtime, numpy and Python for an allocation that fails."""
 _LEAST_ROOM = 64 * 2**20
 """Bytes that a run may always allocate: less says nothing about its rows."""
 

@@ -34,7 +34,7 @@ class Computed:
     results: list[list[Any]]
     """For every run the outputs of the stage."""
     split: SplitInputs
-    """How the rows were split, without the inputs themselves."""
+    """Split of the rows, without the inputs themselves."""
     started: float
     """Time at which the first run began, in seconds since the epoch."""
     seconds: float

@@ -31,7 +31,7 @@ class SizeAdvice:
     multiple: int
     """Number of which it must be a multiple."""
     conflict: str
-    """Where the graph meets itself at another size, in words."""
+    """Description of the node where two parts of the graph have unequal sizes."""
 
     def __str__(self) -> str:
         low = self.size // self.multiple * self.multiple

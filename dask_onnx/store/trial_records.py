@@ -23,7 +23,7 @@ class TrialRecord:
     """Result of a trial that came to an end."""
 
     refusal: str | None
-    """What the trial crashed with, or which limit it exceeded; None if the model is accepted."""
+    """Crash or exceeded limit that ended the trial; None if the model is accepted."""
 
 
 def read_trial(store: Store, digest: str) -> TrialRecord | None:

@@ -287,7 +287,10 @@ def test_other_formats_are_tables_too(run, scheduler, model, result, tmp_path, s
         "feather": lambda path: frame.to_feather(path),
         "orc": lambda path: frame.to_orc(path),
     }
-    as_json = lambda path: frame.to_json(path, orient="records", lines=True, double_precision=15)  # noqa: E731
+
+    def as_json(path):
+        frame.to_json(path, orient="records", lines=True, double_precision=15)
+
     write.get(suffix, as_json)(tmp_path / f"in.{suffix}")
     out, bad = tmp_path / "out.jsonl.gz", tmp_path / "bad.jsonl"
     options = ("--columns", "a,b,c,d", "--keep", "id", "--scheduler", scheduler)

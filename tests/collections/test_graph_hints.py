@@ -1,4 +1,4 @@
-"""What graphs say of their own scaling and of their outputs."""
+"""Facts of graphs about their own scaling and their outputs."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Comparison:
     difference: str | None
     """Difference, or the reference's error; None if the values are equal up to rounding."""
     known: str | None
-    """What `known_bad_reference` says; None if it lets the reference run the node."""
+    """Reason of `known_bad_reference`; None if it lets the reference run the node."""
 
 
 def compare(case: Case, *, corrected: bool = True) -> Comparison | None:

@@ -50,7 +50,7 @@ class Outcome:
     kernels: tuple[str, ...]
     """Kernels in the plan by nodes."""
     reason: str
-    """Why it does not run."""
+    """Reason why it does not run."""
     fault: str
     """Difference from ONNX Runtime; empty if there is none."""
 

@@ -85,7 +85,7 @@ class OneNode:
     outputs: Sequence[Any] | None = None
     """ONNX Runtime's results; None if it does not run the model."""
     reason: str = ""
-    """Why ONNX Runtime does not run the model."""
+    """Reason why ONNX Runtime does not run the model."""
 
 
 def versions() -> list[Version]:

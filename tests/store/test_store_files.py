@@ -158,7 +158,7 @@ def in_child(function):
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_two_users_of_a_host_keep_apart(tmp_path):
-    """Where this user may become another one; else the test above has to do."""
+    """Needs the right to change the user; without it the test above covers the case."""
     if os.geteuid() != 0:
         assert tmp_path.stat().st_uid == os.geteuid()
         return

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where a picture lies in the tensor that a model was given.
+    """Position and scale of a picture in the tensor that a model was given.
 
     A pixel with coordinates (x, y) of the picture, counted from its upper left corner, lies at
     ``(x * scale[1] + offset[1], y * scale[0] + offset[0])`` in the tensor.

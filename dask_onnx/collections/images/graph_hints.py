@@ -1,4 +1,4 @@
-"""What a graph itself says of its image input and its outputs: scaling, channels, activations."""
+"""Facts of a graph about its image input and its outputs: scaling, channels, activations."""
 
 from __future__ import annotations
 

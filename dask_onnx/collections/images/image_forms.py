@@ -30,7 +30,7 @@ class Form:
     """The form of a model's results."""
 
     task: Literal["boxes", "labels", "mask", "raw"]
-    """What the results are."""
+    """Form of the results."""
     outputs: tuple[str, ...]
     """Outputs that are read."""
     reader: Reader | None = None
@@ -60,7 +60,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class FormRequest:
-    """What a caller and a model say about the form of results."""
+    """Statements of the caller and of the model about the form of results."""
 
     facts: GraphFacts
     inputs: tuple[TensorSpec, ...]
@@ -70,7 +70,7 @@ class FormRequest:
     layout: InputLayout
     """Layout of the input for images."""
     notes: ModelNotes
-    """What the model says of itself."""
+    """Metadata of the model."""
     is_yolo: bool
     """True if the preparation is that of YOLO."""
     class_count: int | None

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageResult:
-    """What a model has found in one picture.
+    """Result of a model for one picture.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class ImageResult:
     task: Literal["boxes", "labels", "mask", "raw"]
     """Which of the fields below is set."""
     geometry: Geometry
-    """Where the picture lay in the model's input."""
+    """Position and scale of the picture in the model's input."""
     file: str | None = None
     """Path of the picture, if it was given as one."""
     boxes: Boxes | None = None

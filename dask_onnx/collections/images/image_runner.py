@@ -48,7 +48,7 @@ class ImageRunner:
     graph: InlineGraph
     """Stages to run."""
     settings: ImageSettings
-    """How pictures go in and results are read."""
+    """Settings of preparation and of reading results."""
     output_axes: Mapping[str, int | None]
     """Output to its batch axis; None for an output without."""
     feeds: Mapping[str, tuple[TensorSpec, int | None]]

@@ -50,7 +50,7 @@ class ImageSettings:
     feeds: Mapping[str, Any]
     """Other inputs: a value for one picture, or what `EXTRA_FEEDS` names, as text."""
     source: str
-    """Where the scaling of pixel values comes from."""
+    """Source of the scaling of pixel values, such as "preset imagenet"."""
 
     def describe(self) -> str:
         """Return the settings in one line of words."""

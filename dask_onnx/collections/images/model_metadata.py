@@ -32,7 +32,7 @@ _RESAMPLE: Mapping[int, Interpolation] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelNotes:
-    """What a model says about its pictures and outputs."""
+    """Metadata of a model about its pictures and outputs."""
 
     preset: Preset | None = None
     """Preparation; None if nothing tells it."""
