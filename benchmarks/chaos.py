@@ -76,7 +76,7 @@ class Round:
     lost_seconds: float
     """Seconds more than the undisturbed run."""
     bound_seconds: float
-    """Seconds after which the round counts as one that hangs."""
+    """Seconds after which the round counts as late."""
     repeated: int
     """Tasks that ran again; -1 where the scheduler could not be asked."""
     detail: str = ""

@@ -1,6 +1,6 @@
 """Rows that end their process, and batches that do not fit: what a caller sees of them.
 
-python benchmarks/poison.py --output benchmarks/results
+    python benchmarks/poison.py --output benchmarks/results
 
 One row among 10,000 aborts the process that runs it; two workers. Then batches of which one needs
 more memory than a worker has. A new cluster and an empty store for each line.

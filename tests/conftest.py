@@ -23,21 +23,25 @@ ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".c
 def store_directory(tmp_path_factory):
     """Replace the user's store by a temporary folder; workers read it from the environment."""
     folder = str(tmp_path_factory.mktemp("store"))
-    os.environ["DASK_ONNX__STORE__DIRECTORY"] = folder
-    os.environ["DASK_ONNX__PLAN__CALIBRATE"] = "False"
-    # Each test of a command has a model of its own, which would be tried in a subprocess first.
-    os.environ["DASK_ONNX__UNTRUSTED__COMMAND_LINE"] = "False"
     # Plans must not depend on the machine that tests run on, nor on the test that ran before.
-    settings = {
+    options = {
         "onnx.store.directory": folder,
         "onnx.plan.calibrate": False,
+        # Each test of a command has a model of its own, which would be tried in a subprocess first.
         "onnx.untrusted.command-line": False,
     }
-    with dask.config.set(settings):
+    # As environment variables for commands and workers.
+    variables = {_variable(option): str(value) for option, value in options.items()}
+    os.environ.update(variables)
+    with dask.config.set(options):
         yield folder
-    del os.environ["DASK_ONNX__STORE__DIRECTORY"]
-    del os.environ["DASK_ONNX__PLAN__CALIBRATE"]
-    del os.environ["DASK_ONNX__UNTRUSTED__COMMAND_LINE"]
+    for name in variables:
+        del os.environ[name]
+
+
+def _variable(option):
+    """Return the environment variable of an option: DASK_ONNX__PLAN__CALIBRATE."""
+    return f"DASK_{option.upper().replace('.', '__').replace('-', '_')}"
 
 
 @pytest.fixture(autouse=True)

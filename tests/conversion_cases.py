@@ -48,13 +48,17 @@ def limits(name: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+def _short_values(name: str) -> np.ndarray:
+    """Return the value of each pattern of bits of a floating-point type of 8 bits or less."""
+    dtype = np.dtype(getattr(ml_dtypes, name))
+    bits = {"float4": 4, "float6": 6}.get(name.split("_")[0], 8)
+    return np.arange(2**bits, dtype=np.uint8).view(dtype).astype(np.float64)
+
+
 @functools.cache
 def all_values(name: str) -> tuple[float, ...]:
     """Return all finite values of a floating-point type of 8 bits or less."""
-    dtype = np.dtype(getattr(ml_dtypes, name))
-    bits = {"float4": 4, "float6": 6}.get(name.split("_")[0], 8)
-    values = np.arange(2**bits, dtype=np.uint8).view(dtype).astype(np.float64)
-    return tuple(sorted({float(v) for v in values if np.isfinite(v)}))
+    return tuple(sorted({float(v) for v in _short_values(name) if np.isfinite(v)}))
 
 
 @functools.cache
@@ -62,9 +66,7 @@ def specials(name: str) -> tuple[bool, bool]:
     """Return whether a floating-point type has NaN, and whether it has infinities."""
     if name in ("float16", "bfloat16", "float32", "float64"):
         return True, True
-    dtype = np.dtype(getattr(ml_dtypes, name))
-    bits = {"float4": 4, "float6": 6}.get(name.split("_")[0], 8)
-    values = np.arange(2**bits, dtype=np.uint8).view(dtype).astype(np.float64)
+    values = _short_values(name)
     return bool(np.isnan(values).any()), bool(np.isinf(values).any())
 
 

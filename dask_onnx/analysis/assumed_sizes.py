@@ -10,12 +10,11 @@ from __future__ import annotations
 import ast
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.shapes import infer_shapes
-from dask_onnx.analysis.size_conflicts import first_conflict
+from dask_onnx.analysis.size_conflicts import conflict_at
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.modelio.onnx_model import OnnxModel
 
@@ -36,10 +35,8 @@ _SUMS = (("total", "past"), ("all", "past"), ("total", "cached"))
 _Sizes = dict[str, int]
 """Size of each dimension by its name."""
 
-_sizes_of: BoundedCache[tuple[str, int, tuple[tuple[str, int], ...]], _Sizes] = BoundedCache(
-    "assumed sizes", 256
-)
-"""Results of `assumed_sizes` by the model's token, the rows and the known sizes."""
+_sizes_of: BoundedCache[Hashable, _Sizes] = BoundedCache("assumed sizes", 256)
+"""Results of `assumed_sizes` by the model's token and the other arguments."""
 
 
 def assumed_sizes(
@@ -60,7 +57,7 @@ def assumed_sizes(
     names = _open_names(model, axes)
     if all(name in known for name in names):
         return dict(known)
-    key = (model.token, rows, tuple(sorted(known.items())))
+    key = (model.token, tuple(sorted(axes.items())), rows, tuple(sorted(known.items())))
     return dict(_sizes_of.get_or_make(key, lambda: _find(model, names, axes, rows, known)))
 
 
@@ -103,7 +100,7 @@ def _find(
             for spec in model.inputs
             if spec.shape is not None and spec.kind is None
         }
-        return first_conflict(facts, infer_shapes(facts, shapes)) is None
+        return conflict_at(facts, shapes) is None
 
     tried = itertools.islice(itertools.chain([first], _others(names, free, first)), _MOST_TRIALS)
     return next((sizes for sizes in tried if can_run(sizes)), first)

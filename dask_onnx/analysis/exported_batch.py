@@ -5,7 +5,7 @@ Such a graph is run that many rows at a time, if its rows are proven to be indep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dask_onnx.analysis.axes.dependence import Kind
@@ -17,6 +17,7 @@ from dask_onnx.analysis.row_candidates import (
     Candidate,
     declared_rows,
     first_axis_candidates,
+    first_size,
     open_first,
     open_groups,
 )
@@ -26,11 +27,13 @@ from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.analysis.size_conflicts import (
     SizeConflict,
     first_conflict,
+    fitting_rows,
+    knows_sizes,
     may_name_sizes,
     named_rows,
 )
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
 _exported_rows: BoundedCache[tuple[str, str], ExportedRows | None] = BoundedCache(
@@ -51,27 +54,21 @@ def exported_rows(model: OnnxModel) -> ExportedRows | None:
     )
 
 
-def conflict_at(facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]) -> SizeConflict | None:
-    """Return a node that cannot run with inputs of these shapes; None if none is found."""
-    return first_conflict(facts, infer_shapes(facts, shapes))
-
-
 def _find_exported_rows(model: OnnxModel) -> ExportedRows | None:
     if model.rows == "none":
         return None
     declared = declared_rows(model)
     if declared is not None:
-        return _declared_size(model, declared) or _named(model, declared)
+        return _declared_size(model, declared) or next(_named(model, [declared]), None)
     others = open_groups(model, first=False)
     if open_first(model):
-        found = _named(model, next(iter(first_axis_candidates(model, None))))
+        candidates = _named(model, [next(iter(first_axis_candidates(model, None))), *others])
+        found = next(candidates, None)
     else:
         found = _on_first_axis(model)
+        candidates = _named(model, others) if others else _on_second_axis(model)
     if found is not None and found.is_proven:
         return found
-    candidates: Iterator[ExportedRows | None] = (_named(model, group) for group in others)
-    if not others and not open_first(model):
-        candidates = _on_second_axis(model)
     return next((each for each in candidates if each is not None and each.is_proven), found)
 
 
@@ -133,12 +130,6 @@ def _outputs_with_sizes(model: OnnxModel) -> Sequence[TensorSpec]:
     return [specs.get(spec.name, spec) for spec in model.outputs]
 
 
-def first_size(spec: TensorSpec) -> int | None:
-    """Return the size of axis 0 where it is fixed; a vector of one element has no rows."""
-    size = spec.shape[0] if spec.shape else None
-    return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
-
-
 def _proven(model: OnnxModel, found: ExportedRows) -> ExportedRows:
     """Return whether any number of rows would give as many independent rows.
 
@@ -168,37 +159,53 @@ def _blocked(blocked: Blocked, found: ExportedRows, outputs: Sequence[str]) -> E
     return replace(found, mixing=(blocked.node,))
 
 
-def _named(model: OnnxModel, axes: Candidate) -> ExportedRows | None:
-    """Return the number of rows that constants inside a graph with open axes name.
+def _named(model: OnnxModel, groups: Sequence[Candidate]) -> Iterator[ExportedRows | None]:
+    """Yield the number of rows that constants inside a graph name, for each group of open axes."""
+    facts = GraphFacts(model)
+    if may_name_sizes(facts):
+        yield from (_named_on(facts, axes) for axes in groups)
+
+
+def _named_on(facts: GraphFacts, axes: Candidate) -> ExportedRows | None:
+    """Return the number of rows that constants inside a graph name for some open axes.
 
     None if no node is found that takes one number only. Rows that the caller declared independent
     need no proof, and neither does a single row.
     """
-    facts = GraphFacts(model)
-    if not axes or not may_name_sizes(facts):
+    model = facts.model
+    if not axes:
         return None
-    for size in OPEN_SIZES if has_open(model, axes, None) else ((),):
-        conflicts = {}
-        for rows in PROBES:
-            conflict = first_conflict(facts, _specs_at(facts, axes, rows, size))
-            if conflict is not None:
-                conflicts[rows] = conflict
-        if len(conflicts) < len(PROBES) or len({each.node for each in conflicts.values()}) > 1:
+    for sizes in OPEN_SIZES if has_open(model, axes, None) else ((),):
+        specs = _specs_at(facts, axes, PROBES[0], sizes)
+        conflict = first_conflict(facts, specs)
+        if conflict is None and knows_sizes(facts, specs):
+            return None  # the graph takes this number of rows
+        rows = None if conflict is None else _named_number(facts, axes, sizes, conflict)
+        if conflict is None or rows is None:
             continue
-        rows_inside = named_rows(conflicts)
-        if rows_inside is None:
-            continue
-        specs = _specs_at(facts, axes, rows_inside, size)
+        specs = _specs_at(facts, axes, rows, sizes)
         if first_conflict(facts, specs) is not None:
             continue
-        text = str(conflicts[PROBES[0]])
-        found = ExportedRows(rows_inside, dict(axes), is_open=True, conflict=text)
+        found = ExportedRows(rows, dict(axes), is_open=True, conflict=str(conflict))
         if model.rows is not None:
             return _declared(model, found)
-        if rows_inside == 1 and _is_single_row(model, specs):
+        if rows == 1 and _is_single_row(model, specs):
             return found
         return _proven(model, found)
     return None
+
+
+def _named_number(
+    facts: GraphFacts, axes: Candidate, sizes: Sequence[int], conflict: SizeConflict
+) -> int | None:
+    """Return the number of rows at which a conflict at the first of `PROBES` is gone, if any."""
+    few, many = PROBES
+    if not fitting_rows(few, conflict):
+        return None
+    other = first_conflict(facts, _specs_at(facts, axes, many, sizes))
+    if other is None or other.node != conflict.node:
+        return None
+    return named_rows({few: conflict, many: other})
 
 
 def _specs_at(facts: GraphFacts, axes: Candidate, rows: int, sizes: Sequence[int]) -> Specs:

@@ -100,6 +100,14 @@ class GraphFacts:
         self.learned: Mapping[str, LearnedType] = {}
 
     @cached_property
+    def tensors(self) -> Mapping[str, onnx.TensorProto]:
+        """Dense initializers by name; of several of one name the last counts, as in ONNX Runtime.
+
+        Large ones are external data; see `modelio.weights`.
+        """
+        return {tensor.name: tensor for tensor in self.proto.graph.initializer}
+
+    @cached_property
     def predecessors(self) -> list[list[int]]:
         """For each node the nodes whose outputs it reads, each once."""
         found = [dict.fromkeys(map(self.producer.get, node.reads)) for node in self.nodes]

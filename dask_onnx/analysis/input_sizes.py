@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from onnx.shape_inference import InferenceError
 
@@ -10,7 +10,11 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.onnx_inference import inferred_model
 from dask_onnx.analysis.shapes import bound_model, symbol_sizes
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import Dim, TensorSpec
+
+_faults: BoundedCache[Hashable, str | None] = BoundedCache("faults of unequal sizes", 256)
+"""Results of `_fault_at` by the model's token and the shapes: each request asks for them."""
 
 
 def check_static_sizes(inputs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -91,6 +95,11 @@ def check_symbol_sizes(
 
 def _fault_at(facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]) -> str | None:
     """Return why a node does not accept these shapes; None if ONNX finds no fault."""
+    key = (facts.model.token, tuple(sorted(shapes.items())))
+    return _faults.get_or_make(key, lambda: _find_fault(facts, shapes))
+
+
+def _find_fault(facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]]) -> str | None:
     model, _ = bound_model(facts, shapes)
     try:
         inferred_model(model, mode="strict")

@@ -24,12 +24,9 @@ def scalar_constant(facts: GraphFacts, name: str) -> float | None:
 
 
 def _constant_tensor(facts: GraphFacts, name: str) -> onnx.TensorProto | None:
-    graph = facts.proto.graph
     producer = facts.producer.get(name)
     if producer is not None:
-        node = graph.node[producer]
+        node = facts.proto.graph.node[producer]
         attributes = node.attribute if standard_op_type(node) == "Constant" else ()
         return next((a.t for a in attributes if a.name == "value"), None)
-    if name not in facts.initializers:
-        return None
-    return next((tensor for tensor in graph.initializer if tensor.name == name), None)
+    return facts.tensors.get(name)

@@ -11,13 +11,12 @@ from dask_onnx.modelio.weights import with_bodies
 
 _RANDOM = frozenset(
     [
-        *(
-            ("", op_type)
-            for op_type in (
-                "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial "
-                "Bernoulli"
-            ).split()
-        ),
+        ("", "Bernoulli"),
+        ("", "Multinomial"),
+        ("", "RandomNormal"),
+        ("", "RandomNormalLike"),
+        ("", "RandomUniform"),
+        ("", "RandomUniformLike"),
         ("com.microsoft", "Sampling"),
     ]
 )

@@ -23,6 +23,12 @@ def open_first(model: OnnxModel) -> list[TensorSpec]:
     return [spec for spec in model.inputs if spec.shape and not isinstance(spec.shape[0], int)]
 
 
+def first_size(spec: TensorSpec) -> int | None:
+    """Return the fixed size of axis 0; None if it is open, or for a vector of one element."""
+    size = spec.shape[0] if spec.shape else None
+    return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
+
+
 def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
     """Return the open input axes, grouped by symbol.
 

@@ -224,10 +224,18 @@ def _add_noted(
         if merged != found:
             added.append(value_info(merged))
     noted.clear()
-    kept = [v for v in model.graph.value_info if v.name not in {value.name for value in added}]
+    if not added:
+        return False
+    _drop_types(model, {value.name for value in added})
+    model.graph.value_info.extend(added)
+    return True
+
+
+def _drop_types(model: onnx.ModelProto, names: set[str]) -> None:
+    """Remove what is written of the types of some intermediate values, in place."""
+    kept = [value for value in model.graph.value_info if value.name not in names]
     del model.graph.value_info[:]
-    model.graph.value_info.extend([*kept, *added])
-    return bool(added)
+    model.graph.value_info.extend(kept)
 
 
 def _specs_in(graph: onnx.GraphProto) -> dict[str, TensorSpec]:
@@ -259,7 +267,7 @@ def _add_types(model: onnx.ModelProto, specs: Mapping[str, TensorSpec], facts: G
     added = [
         spec
         for node in model.graph.node
-        if node.domain == "ai.onnx.ml" and specs.get(node.input[0]) is not None
+        if node.domain == "ai.onnx.ml"
         for spec in inferred_outputs(node, specs)
     ]
     for name, learned in facts.learned.items():
@@ -268,13 +276,13 @@ def _add_types(model: onnx.ModelProto, specs: Mapping[str, TensorSpec], facts: G
         merged = merged_spec(name, spec, specs.get(name))
         if merged is not None:
             added.append(merged)
+    if not added:
+        return False
     outputs = {value.name: value for value in model.graph.output}
-    kept = [v for v in model.graph.value_info if v.name not in {spec.name for spec in added}]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
+    _drop_types(model, {spec.name for spec in added})
     for spec in added:
         (outputs.get(spec.name) or model.graph.value_info.add()).CopyFrom(value_info(spec))
-    return bool(added)
+    return True
 
 
 def _propagate_types(facts: GraphFacts, specs: dict[str, TensorSpec], schemas: Schemas) -> None:

@@ -8,7 +8,7 @@ without running anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from onnx import NodeProto, helper
@@ -18,10 +18,17 @@ from dask_onnx.analysis.axes.table import rule_of
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.analysis.known_constants import constant_array
 from dask_onnx.analysis.operands import Specs
+from dask_onnx.analysis.shapes import Schemas, infer_shapes
+from dask_onnx.core.specs import Dim
 from dask_onnx.modelio.operator_names import standard_op_type
 
 _BROADCASTING = 7
 """Version of ai.onnx from which on operands are aligned at their last axes."""
+_FIRST_IS_DATA = frozenset(
+    """Flatten ReduceMax ReduceMin ReduceProd ReduceSum Reshape Slice Split Squeeze Transpose
+    Unsqueeze""".split()
+)
+"""Operators in which the values of the first input do not determine the sizes of the outputs."""
 _RECURRENT = ("RNN", "GRU", "LSTM")
 _ROWS_OF_STATE = {4: 0, 5: 1, 6: 1}
 """Inputs of a recurrent operator (lengths and initial states) to their axis of rows in layout 0; in
@@ -86,6 +93,22 @@ _Found = tuple[tuple[int, int], str] | None
 """Two sizes that differ, and both in words."""
 
 
+def conflict_at(
+    facts: GraphFacts, shapes: Mapping[str, tuple[Dim, ...]], schemas: Schemas | None = None
+) -> SizeConflict | None:
+    """Return a node that cannot run with inputs of these shapes; None if none is found.
+
+    Parameters
+    ----------
+    facts : GraphFacts
+    shapes : mapping of str to tuple of int, str or None
+        Shapes of inputs by name.
+    schemas : Schemas, optional
+        Operators of other domains.
+    """
+    return first_conflict(facts, infer_shapes(facts, shapes, schemas))
+
+
 def first_conflict(facts: GraphFacts, specs: Specs) -> SizeConflict | None:
     """Return the first node that certainly cannot run at these sizes; None if none is found.
 
@@ -107,18 +130,64 @@ def first_conflict(facts: GraphFacts, specs: Specs) -> SizeConflict | None:
     return None
 
 
+def knows_sizes(facts: GraphFacts, specs: Specs) -> bool:
+    """Return whether `first_conflict` knows the sizes that it compares, and passes over no node.
+
+    Parameters
+    ----------
+    facts, specs
+        As for `first_conflict`.
+    """
+    return all(
+        _Use(facts, node, specs).shape(index) is not None
+        for node in facts.nodes
+        if node.index in facts.live and _check_of(node) is not None
+        for index, name in enumerate(node.inputs)
+        if name
+    )
+
+
 def may_name_sizes(facts: GraphFacts) -> bool:
     """Return whether a constant of the graph may name a number of rows, by a look at each node.
 
     True for a Reshape to a constant shape without open elements, for constant initial states, for
-    constants with several entries on their first axis beside data, and for a Squeeze of axes.
+    constants with several entries on their first axis beside data, and for a Squeeze of axes, if
+    the size of what they meet may follow from that of an input.
     """
+    growing = _growing(facts)
     return any(
         node.index in facts.live
+        and not growing.isdisjoint(node.inputs)
         and (check := _check_of(node)) is not None
         and _may_conflict(facts, node, check)
         for node in facts.nodes
     )
+
+
+def _growing(facts: GraphFacts) -> set[str]:
+    """Return the values whose sizes may follow from those of the inputs.
+
+    Sizes themselves, as Shape returns them, are vectors of fixed length.
+    """
+    growing, counts = set(facts.inputs), set[str]()
+    for node in facts.nodes:
+        op_type = standard_op_type(node)
+        if not growing.isdisjoint(node.reads):
+            found = counts if op_type in ("Shape", "Size") else growing
+        elif not counts.isdisjoint(node.reads):
+            found = counts if _keeps_sizes(node, counts) else growing
+        else:
+            continue
+        found.update(node.outputs)
+    return growing
+
+
+def _keeps_sizes(node: NodeFacts, counts: Set[str]) -> bool:
+    """Return whether the sizes of a node's outputs are the same for any values of `counts`."""
+    op_type = standard_op_type(node)
+    if op_type in ("Concat", "Gather") or _is_elementwise(node):
+        return True
+    return op_type in _FIRST_IS_DATA and counts.isdisjoint((*node.inputs[1:], *node.captures))
 
 
 def _may_conflict(facts: GraphFacts, node: NodeFacts, check: Callable[[_Use], _Found]) -> bool:
@@ -143,7 +212,7 @@ def _may_conflict(facts: GraphFacts, node: NodeFacts, check: Callable[[_Use], _F
 def _dims(facts: GraphFacts, name: str) -> tuple[int, ...] | None:
     """Return the shape of a constant, or of what a constant shape is filled with; else None."""
     if name in facts.initializers:
-        found = next((t for t in facts.proto.graph.initializer if t.name == name), None)
+        found = facts.tensors.get(name)
         return None if found is None else tuple(found.dims)
     index = facts.producer.get(name)
     if index is not None and standard_op_type(facts.nodes[index]) == "ConstantOfShape":
@@ -157,8 +226,12 @@ def _check_of(node: NodeFacts) -> Callable[[_Use], _Found] | None:
     op_type = standard_op_type(node)
     if op_type is None or op_type in _CHECKS:
         return _CHECKS.get(op_type)
-    is_elementwise = rule_of("", op_type, {}).rule is value_rules.elementwise
-    return _broadcast if is_elementwise and len(node.inputs) > 1 else None
+    return _broadcast if _is_elementwise(node) and len(node.inputs) > 1 else None
+
+
+def _is_elementwise(node: NodeFacts) -> bool:
+    op_type = standard_op_type(node)
+    return op_type is not None and rule_of("", op_type, {}).rule is value_rules.elementwise
 
 
 def _reshape(use: _Use) -> _Found:
@@ -278,12 +351,14 @@ def named_rows(at_sizes: Mapping[int, SizeConflict]) -> int | None:
     at_sizes : mapping of int to SizeConflict
         Conflicts of one node by the number of rows.
     """
-    fitting: set[int] | None = None
-    for rows, conflict in at_sizes.items():
-        found = {
-            other * rows // size
-            for size, other in (conflict.sizes, conflict.sizes[::-1])
-            if size and size % rows == 0 and other * rows % size == 0
-        }
-        fitting = found if fitting is None else fitting & found
-    return fitting.pop() if fitting is not None and len(fitting) == 1 else None
+    fitting = set.intersection(*(fitting_rows(*each) for each in at_sizes.items()))
+    return fitting.pop() if len(fitting) == 1 else None
+
+
+def fitting_rows(rows: int, conflict: SizeConflict) -> set[int]:
+    """Return the numbers of rows at which the sizes in a conflict at `rows` may be equal."""
+    return {
+        other * rows // size
+        for size, other in (conflict.sizes, conflict.sizes[::-1])
+        if size and size % rows == 0 and other * rows % size == 0
+    }

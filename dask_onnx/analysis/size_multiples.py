@@ -6,13 +6,11 @@ height and width are multiples of 32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from onnx.shape_inference import InferenceError
+from collections.abc import Sequence
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.shapes import Schemas, infer_shapes
-from dask_onnx.analysis.size_conflicts import first_conflict
+from dask_onnx.analysis.shapes import Schemas
+from dask_onnx.analysis.size_conflicts import conflict_at
 from dask_onnx.core.specs import Dim
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -21,27 +19,6 @@ _LEAST_CELLS = 3
 """Cells along an axis of the image that is tried: odd, so that no larger multiple fits."""
 _LEAST_PIXELS = 96
 """Pixels along an axis of the image that is tried, at least: pooling windows must fit into it."""
-
-
-def size_conflict(
-    facts: GraphFacts, shapes: Mapping[str, tuple[int, ...]], schemas: Schemas
-) -> str | None:
-    """Return why a model cannot run at some input shapes, in words; None if nothing is known.
-
-    Parameters
-    ----------
-    facts : GraphFacts
-    shapes : mapping of str to tuple of int
-        Shapes of inputs by name.
-    schemas : Schemas
-        Operators of other domains.
-    """
-    try:
-        specs = infer_shapes(facts, shapes, schemas)
-    except InferenceError as error:
-        return str(error).splitlines()[0]
-    found = first_conflict(facts, specs)
-    return None if found is None else str(found)
 
 
 def accepted_multiple(
@@ -78,6 +55,6 @@ def accepted_multiple(
             side if axis in axes else dim if isinstance(dim, int) else 1
             for axis, dim in enumerate(shape)
         )
-        if size_conflict(facts, {name: sizes}, schemas) is None:
+        if conflict_at(facts, {name: sizes}, schemas) is None:
             return multiple
     return None

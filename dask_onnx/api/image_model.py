@@ -10,13 +10,13 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
+from dask_onnx.collections.bad_rows import bad_items
 from dask_onnx.collections.images.formats import Decode, Format
 from dask_onnx.collections.images.geometry import Geometry
 from dask_onnx.collections.images.image_forms import Task
 from dask_onnx.collections.images.image_options import USUAL_PIXELS, ImageOptions
 from dask_onnx.collections.images.image_runner import (
     ImageRunner,
-    bad_items,
     in_order,
     name_of,
     results_of,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import resource
 from collections.abc import Mapping, Sequence
@@ -168,5 +169,5 @@ def _try(
 
 def _run(model: Model) -> None:
     shapes, _ = assumed_shapes(model._facts.onnx, None)
-    if sum(float(np.prod([float(n) for n in s])) for s in shapes.values()) <= _MOST_ELEMENTS:
+    if sum(map(math.prod, shapes.values())) <= _MOST_ELEMENTS:
         model.predict(sample_inputs(model.facts, shapes, np.random.default_rng(0)))

@@ -14,7 +14,7 @@ from dask.base import compute
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
-from dask_onnx.collections.bad_rows import Found, join_found
+from dask_onnx.collections.bad_rows import Found, bad_items, in_place, join_found
 from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.partitions import partition_request
@@ -24,7 +24,6 @@ from dask_onnx.collections.text.text_encoder import (
     Encoder,
     Pooling,
     TextOptions,
-    in_place,
     vectors_of,
 )
 from dask_onnx.core.errors import InputError, ModelError, Suggestion
@@ -237,7 +236,7 @@ class TextModel:
                 if found.values is None
                 else vectors_of(found)
             )
-            return vectors, encode.bad_items(texts, found)
+            return vectors, bad_items(texts, found)
         return encode.filled(found, len(texts), self._width())
 
     def _compute(
@@ -279,7 +278,7 @@ class _BagTexts:
         )
         values = [] if found.values is None else vectors_of(found)
         if self.encode.rows.on_error == "split":
-            return [(list(values), self.encode.bad_items(given, found))]
+            return [(list(values), bad_items(given, found))]
         return in_place(found, values, None)
 
     def __dask_tokenize__(self) -> Any:

@@ -33,6 +33,7 @@ from dask_onnx.core.stage_tasks import (
     Key,
     WorkerGroup,
     barrier_key_of,
+    block_number,
     hints_of,
     pass_barrier,
 )
@@ -97,10 +98,8 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def update_graph(self, scheduler: Scheduler, *, tasks: list[Key], **_: Any) -> None:
         """Apply the hints of a graph's tasks before any of them starts."""
         found: list[tuple[Any, list[Hints]]] = []
-        for key in tasks:
-            state = scheduler.tasks.get(key)
-            if state is None:
-                continue
+        states = [scheduler.tasks[key] for key in tasks if key in scheduler.tasks]
+        for state in states:
             if is_barrier(state.run_spec):
                 # It takes no time, and other tasks wait for it.
                 set_priority(state, (*state.priority[:-1], -1))
@@ -109,7 +108,6 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 expect_duration(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
         if found:
-            states = (scheduler.tasks[key] for key in tasks if key in scheduler.tasks)
             self.deaths.watch(scheduler, states, {state.key for state, _ in found})
         _rank(found)
         self._place_worker_groups(scheduler, found)
@@ -352,12 +350,7 @@ def _micro_batch(state: Any) -> tuple[str, int] | None:
     hint = next(iter(hints_of(state.run_spec)), None)
     if hint is None or not isinstance(state.key, tuple):
         return None
-    return hint.request, _chunk(state.key)
-
-
-def _chunk(key: tuple[Any, ...]) -> int:
-    """Return the number of a task's chunk along the rows; other axes have one chunk, 0."""
-    return sum(place for place in key[1:] if isinstance(place, int))
+    return hint.request, block_number(state.key) or 0
 
 
 def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
@@ -369,7 +362,8 @@ def _rank(found: Iterable[tuple[Any, list[Hints]]]) -> None:
     groups: defaultdict[tuple[str, int], list[tuple[float, Any]]] = defaultdict(list)
     for state, hints in found:
         if len(hints) == 1 and isinstance(state.key, tuple) and state.state == "released":
-            groups[hints[0].request, _chunk(state.key)].append((hints[0].seconds_left, state))
+            place = hints[0].request, block_number(state.key) or 0
+            groups[place].append((hints[0].seconds_left, state))
     for group in groups.values():
         if len(group) > 1:
             priorities = sorted(state.priority for _, state in group)

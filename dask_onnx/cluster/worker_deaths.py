@@ -18,8 +18,7 @@ from distributed import KilledWorker
 
 from dask_onnx.core.dask_internals import annotate, count_deaths_from, replace_task
 from dask_onnx.core.errors import StageError, Suggestion
-from dask_onnx.core.stage_tasks import Key, block_number
-from dask_onnx.runtime.run_records import SUSPICION
+from dask_onnx.core.stage_tasks import SUSPICION, Key, block_number
 
 if TYPE_CHECKING:
     from distributed import Scheduler

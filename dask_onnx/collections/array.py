@@ -47,9 +47,9 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
         Chunks, dtypes, ranks or sizes do not fit the model, or a plan of several stages is used
         while array expressions are on.
     """
-    arrays = _as_arrays(feeds, request)
-    check_arrays(arrays, request.stages.inputs, request.batch.input_axes)
-    arrays, chunks = _align(arrays, request.batch.input_axes)
+    _refuse_kinds(feeds, request)
+    check_arrays(feeds, request.stages.inputs, request.batch.input_axes)
+    arrays, chunks = _align(feeds, request.batch.input_axes)
     check_joins(
         request.batch,
         request.wanted.names,
@@ -73,18 +73,15 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
     return _predict_stages(request, arrays, chunks)
 
 
-def _as_arrays(feeds: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    arrays: dict[str, Any] = {}
-    specs = {spec.name: spec for spec in request.stages.inputs}
-    for name, value in feeds.items():
-        if specs[name].kind is not None:
+def _refuse_kinds(feeds: Mapping[str, Any], request: Request) -> None:
+    """Raise an InputError if an input is a sequence, a map or an optional."""
+    for spec in request.stages.inputs:
+        if spec.kind is not None and spec.name in feeds:
             raise InputError(
-                f"input {name!r} is {specs[name].kind}, which cannot be an array",
+                f"input {spec.name!r} is {spec.kind}, which cannot be an array",
                 "pass all inputs as Delayed, or numpy arrays and lists",
-                input=name,
+                input=spec.name,
             )
-        arrays[name] = value
-    return arrays
 
 
 def _align(

@@ -260,6 +260,20 @@ def join_found(parts: Sequence[tuple[int, Found]]) -> Found:
     )
 
 
+def in_place(found: Found, values: Any, missing: Any) -> list[Any]:
+    """Return the values of the good rows, and `missing` for bad ones, in the order of the rows."""
+    rows = dict(zip(found.good, values, strict=True))
+    return [rows.get(place, missing) for place in range(len(found.good) + len(found.errors))]
+
+
+def bad_items(rows: Sequence[Any], found: Found) -> list[dict[str, Any]]:
+    """Return a dict of ``row`` and ``error`` for each bad row."""
+    return [
+        {"row": rows[place], ERROR: text}
+        for place, text in zip(found.bad, found.messages(), strict=True)
+    ]
+
+
 def join_pieces(pieces: Sequence[Any]) -> Any:
     """Concatenate the pieces of a value, arrays or lists, along the rows."""
     if len(pieces) == 1:

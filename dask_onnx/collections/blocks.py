@@ -73,13 +73,12 @@ class TakeOutput:
     """Position of the output; None if the task has one output."""
     axis: int | None
     """Batch axis of the output."""
-    type: BlockType | None = None
-    """Type of the output; None if it is not checked."""
+    type: BlockType
+    """Type of the output."""
 
     def __call__(self, block: Any) -> Any:
         """Return the output, its micro-batches joined."""
-        value = take_output(_unwrap(block), self.position, self.axis)
-        return value if self.type is None else self.type.checked(value)
+        return self.type.checked(take_output(_unwrap(block), self.position, self.axis))
 
 
 def _unwrap(block: Any) -> Any:

@@ -43,6 +43,14 @@ def bad_rows(table: pd.DataFrame, found: Found) -> pd.DataFrame:
     return table.iloc[found.bad].assign(**{ERROR: messages})
 
 
+def as_table(part: Any, name: str) -> pd.DataFrame:
+    """Return a Series as a table of one column, called `name` if it has none; tables unchanged."""
+    if isinstance(part, pd.DataFrame):
+        return part
+    table: pd.DataFrame = part.to_frame(name if part.name is None else part.name)
+    return table
+
+
 def as_cell(part: CheckedPart) -> pd.DataFrame:
     """Return a table of one cell that holds a checked partition.
 

@@ -44,13 +44,12 @@ class ColumnInput:
     @property
     def takes_text(self) -> bool:
         """True if the input takes strings."""
-        return self.spec.dtype is not None and self.spec.dtype.kind == "O"
+        return _takes_text(self.spec)
 
     @property
     def width(self) -> int | None:
         """Elements of a row, if the model fixes their number."""
-        shape = self.spec.shape
-        return shape[1] if shape and len(shape) > 1 and isinstance(shape[1], int) else None
+        return _width(self.spec)
 
     @property
     def row_width(self) -> int | None:
@@ -145,7 +144,7 @@ def _columns_of_kind(meta: pd.DataFrame, spec: TensorSpec) -> list[Any]:
     Columns that the input can never take, such as text beside numbers, are left out. One that it
     may take, but that does not say so, is an error: objects, categories of numbers, times.
     """
-    wants_text = spec.dtype is not None and spec.dtype.kind == "O"
+    wants_text = _takes_text(spec)
     is_own = is_text_dtype if wants_text else is_number_dtype
     dtypes = list(meta.dtypes.items())
     if len(dtypes) == 1:
@@ -155,14 +154,13 @@ def _columns_of_kind(meta: pd.DataFrame, spec: TensorSpec) -> list[Any]:
     if not found and len(lists) == 1:
         return lists
     unclear = [
-        name
+        (name, dtype)
         for name, dtype in dtypes
         if name not in found and spec.dtype is not None and _may_feed(dtype, spec.dtype)
     ]
     kind = "text" if wants_text else "numbers"
     if unclear:
-        column = unclear[0]
-        dtype = meta.dtypes.iloc[list(meta.columns).index(column)]
+        column, dtype = unclear[0]
         raise InputError(
             f"column {column!r} is {dtype}, which may or may not be {kind} for input "
             f"{spec.name!r}; the table has {_kinds(meta)}",
@@ -287,6 +285,43 @@ def _check_kind(column: pd.Series, target: ColumnInput) -> None:
         )
 
 
+def check_named_column(x: Any, column: Any, next_step: str) -> None:
+    """Check the label of a column: that of a table must have it, and a Series needs none.
+
+    Parameters
+    ----------
+    x : Series or DataFrame
+        The caller's rows, of pandas or Dask.
+    column : hashable or None
+        Label that the caller gave.
+    next_step : str
+        What to do if a table has no such column, for the error.
+
+    Raises
+    ------
+    InputError
+        A label was given for a Series, or the table has no column of it.
+    """
+    if x.ndim == 1:
+        if column is not None:
+            raise InputError(
+                f"column is {column!r}, and a Series was given",
+                "leave it out",
+                option="column",
+                suggestions=[Suggestion("column")],
+            )
+        return
+    names = list(x.columns)
+    if column not in names:
+        what = "a table was given" if column is None else f"no column {column!r}"
+        raise InputError(
+            f"{what}; its columns are {_names(names[:20])}",
+            next_step,
+            option="column",
+            column=None if column is None else str(column),
+        )
+
+
 def check_single_label(labels: pd.Index, name: Any, spec: str) -> None:
     """Check that one column only has a label.
 
@@ -328,8 +363,7 @@ def _may_hold_lists(column: pd.Series, spec: TensorSpec) -> bool:
         return False
     if len(column):
         return holds_lists(column)
-    takes_text = spec.dtype is not None and spec.dtype.kind == "O"
-    return not takes_text or ColumnInput(spec, (), is_list=True).width not in (None, 1)
+    return not _takes_text(spec) or _width(spec) not in (None, 1)
 
 
 def holds_lists(column: pd.Series) -> bool:
@@ -342,8 +376,17 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
 
 
+def _takes_text(spec: TensorSpec) -> bool:
+    return spec.dtype is not None and spec.dtype.kind == "O"
+
+
+def _width(spec: TensorSpec) -> int | None:
+    shape = spec.shape
+    return shape[1] if shape and len(shape) > 1 and isinstance(shape[1], int) else None
+
+
 def _values_of(spec: TensorSpec) -> str:
-    return "texts" if spec.dtype is not None and spec.dtype.kind == "O" else "numbers"
+    return "texts" if _takes_text(spec) else "numbers"
 
 
 def _kinds(meta: pd.DataFrame) -> str:

@@ -61,19 +61,18 @@ def predict_eager(
     StageError, StoreError
         See `runtime.kernel.run_stage`.
     """
-    arrays = dict(feeds)
     get, client = (
         (dask.local.get_sync, None) if inline else chosen_scheduler(request.options.retries)
     )
     is_local = client is None
-    pieces = _cut(request, arrays, client, inline=inline or is_inside_task())
+    pieces = _cut(request, feeds, client, inline=inline or is_inside_task())
     chunks = max(map(len, pieces.values()), default=1)
     cuts_rows = request.batching.rows_per_run or request.batching.is_auto
-    cuts_rows = cuts_rows or _can_pad_no_rows(request, arrays)
-    axes = request.batch.input_axes if cuts_rows else dict.fromkeys(arrays)
+    cuts_rows = cuts_rows or _can_pad_no_rows(request, feeds)
+    axes = request.batch.input_axes if cuts_rows else dict.fromkeys(feeds)
     # Keys matter only on a cluster, where clients share results; hashing costs more than a small
     # model.
-    token = "inline" if is_local else str(tokenize(arrays))
+    token = "inline" if is_local else str(tokenize(dict(feeds)))
     session = request.options.run.session
     is_alone = is_local and chunks == len(request.stages.stages) == 1
     if is_alone and session.intra_op_num_threads is None and _is_main_thread():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.analysis.labels import class_labels
 from dask_onnx.collections.bad_rows import ERROR
@@ -128,7 +127,7 @@ def plan_layout(
         )
     values = labelled_values(facts, wanted)
     names = tuple(dict.fromkeys(values.values()))
-    axes, _ = input_axes(facts.onnx)
+    axes, _ = facts.input_axes
     needed = [with_rows_first(spec, axes[spec.name]) for spec in facts.inputs_of(names)]
     buckets = tuple(options.length_buckets or ())
     inputs = resolve_columns(meta, needed, options.columns, ragged=bool(buckets))
@@ -136,7 +135,7 @@ def plan_layout(
     batch = facts.batch_at(names, shapes, first_axis_only=True)
     if buckets and not batch.is_proven:
         raise unproven(batch, "length_buckets runs rows of one length together")
-    ragged = _as_long_as_inputs(facts, names, inputs)
+    ragged = _as_long_as_inputs(facts, names, inputs, axes)
     outputs = [
         output_columns(
             name,
@@ -177,7 +176,10 @@ def _rows_first(
 
 
 def _as_long_as_inputs(
-    facts: ModelFacts, names: tuple[str, ...], inputs: Sequence[ColumnInput]
+    facts: ModelFacts,
+    names: tuple[str, ...],
+    inputs: Sequence[ColumnInput],
+    axes: Mapping[str, int | None],
 ) -> set[str]:
     """Return the values whose axis 1 is as long as the ragged inputs.
 
@@ -194,7 +196,7 @@ def _as_long_as_inputs(
                     t.spec.name: (None, length) if t.is_ragged else _dims(placeholder(t))
                     for t in inputs
                 },
-                input_axes(facts.onnx)[0],
+                axes,
             ),
             first_axis_only=True,
         )

@@ -183,16 +183,9 @@ def _placed(fact: AxisFact, facts: ModelFacts, feed: str, shape: tuple[int, ...]
     found = propagate(
         facts.graph, specs, {feed: place}, facts.custom_axes, ignores_statistics=True
     ).get(fact.value)
-    if (
-        found is None
-        or found.is_broken
-        or (found.axis, found.outer, found.inner)
-        != (
-            fact.axis,
-            1,
-            1,
-        )
-    ):
+    if found is None or found.is_broken:
+        return fact
+    if (found.axis, found.outer, found.inner) != (fact.axis, 1, 1):
         return fact
     window = found.window
     return replace(

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.graph import NodeFacts
 from dask_onnx.analysis.learned_types import LearnedType, Observation, is_typed, learned_type
 from dask_onnx.analysis.row_probes import probe_shapes
@@ -80,7 +79,7 @@ def _next_node(
     """Return the first node that stops the inference, with all specs at both shapes."""
     if all(is_typed(facts.inferred.get(name)) for name in values):
         return None
-    axes, _ = input_axes(facts.onnx)
+    axes, _ = facts.input_axes
     seeds = {name: axis for name, axis in axes.items() if axis is not None}
     specs = [
         infer_shapes(

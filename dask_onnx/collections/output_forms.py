@@ -16,6 +16,7 @@ from dask.delayed import Delayed, delayed
 
 from dask_onnx.analysis.labels import class_labels, map_labels
 from dask_onnx.analysis.sequence_items import sequence_items
+from dask_onnx.collections.inline import rows_first
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.plain_outputs import Labels
@@ -112,8 +113,7 @@ def as_row_arrays(found: Mapping[str, Any], axes: Mapping[str, int | None]) -> d
     for name, value in found.items():
         for place, part in enumerate(value if isinstance(value, list) else [value]):
             label = f"{name}_{place}" if isinstance(value, list) else name
-            axis = axes.get(name)
-            arrays[label] = np.moveaxis(part, axis, 0) if axis else part
+            arrays[label] = rows_first(part, axes.get(name))
     return arrays
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.analysis.batch import input_axes
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.inline import rows_first
 from dask_onnx.collections.kinds import Placeholder, with_rows_in_place
@@ -54,7 +53,7 @@ def predict_tables(
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values).ordered
     observe_types(facts, computed_values(output_forms(facts, wanted)))
 
-    axes, _ = input_axes(facts.onnx)
+    axes, _ = facts.input_axes
 
     def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
         feeds = with_rows_in_place(feeds, axes)
@@ -100,7 +99,7 @@ def partition_request(facts: ModelFacts, run: RunOptions) -> Request:
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     values = computed_values(output_forms(facts, wanted.names))
     observe_types(facts, values)
-    axes, _ = input_axes(facts.onnx)
+    axes, _ = facts.input_axes
     feeds = {
         spec.name: Placeholder(
             spec.dtype or np.dtype(object),

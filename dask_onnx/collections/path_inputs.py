@@ -44,8 +44,8 @@ def refuse_paths(x: Any, inputs: tuple[TensorSpec, ...]) -> None:
     InputError
         `x`, an item of it, or the first item of a list is a path.
     """
-    specs = {spec.name: spec for spec in inputs}
     if isinstance(x, Mapping):
+        specs = {spec.name: spec for spec in inputs}
         for name, value in x.items():
             _refuse(value, specs.get(name), str(name))
     else:

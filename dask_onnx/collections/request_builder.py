@@ -13,7 +13,6 @@ from typing import Any
 
 from dask.delayed import Delayed
 
-from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.analysis.input_sizes import check_symbol_sizes
 from dask_onnx.analysis.learned_types import is_typed
@@ -40,7 +39,7 @@ from dask_onnx.collections.request_checks import (
     resolve_outputs,
 )
 from dask_onnx.collections.row_checks import check_named_rows, check_uncut, resolve_batching
-from dask_onnx.collections.run_options import Outputs, RunOptions
+from dask_onnx.collections.run_options import BatchSize, Outputs, RunOptions
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import Dim
 from dask_onnx.facts.host_checks import check_hosts
@@ -97,18 +96,18 @@ def build_request(
     feeds = resolve_feeds(x, facts.inputs, [spec.name for spec in chosen.stage_graph.inputs])
     feeds = convert_feeds(feeds, chosen.stage_graph.inputs)
     kind = kind_of(feeds)
-    check_symbol_sizes(facts.graph, shapes_of(feeds, facts.inputs))
-    batch = _batch_of(facts, wanted, feeds, kind, run)
+    shapes = shapes_of(feeds, facts.inputs)
+    check_symbol_sizes(facts.graph, shapes)
+    batch = _batch_of(facts, wanted, feeds, shapes, kind, run.batch_size)
     batching = resolve_batching(batch, wanted.names, run.batch_size)
     if batching.is_auto and len(chosen.stages) > 1:
         batching = Batching(chosen.rows_per_run)
     publish(facts.onnx)
     if not inline:
-        axes, _ = input_axes(facts.onnx)
+        axes, _ = facts.input_axes
         # With "auto" the number of rows is not known yet, but at least one row must fit.
         rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
-        scale = facts.row_scale(shapes_of(feeds, facts.inputs), chosen.recipe.shapes)
-        _check_cluster(chosen, rows, wanted.names, scale)
+        _check_cluster(chosen, rows, wanted.names, shapes)
     request = request_of(chosen, wanted, batch, batching, run.retries)
     delivery = None if inline else plan_delivery(facts.onnx, chosen.stage_graph)
     is_batched = isinstance(run.batch_size, int)
@@ -202,18 +201,21 @@ def _chosen_plan(facts: ModelFacts, run: RunOptions) -> StagedModel:
 
 
 def _batch_of(
-    facts: ModelFacts, wanted: Wanted, feeds: dict[str, Any], kind: str, run: RunOptions
+    facts: ModelFacts,
+    wanted: Wanted,
+    feeds: Mapping[str, Any],
+    shapes: Mapping[str, tuple[Dim, ...]],
+    kind: str,
+    batch_size: BatchSize,
 ) -> BatchFacts:
     """Return the axes that carry rows, and check that no axis is cut without a proof."""
-    axes, fixed = input_axes(facts.onnx)
-    batch_size = run.batch_size
-    if _is_one_run(facts, feeds, kind, batch_size):
+    axes, fixed = facts.input_axes
+    if _is_one_run(facts, shapes, kind, batch_size):
         return BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
     is_cut = kind != "eager" or isinstance(batch_size, int) or fixed is not None
     if not (is_cut or is_empty(feeds, axes) or (batch_size == "auto" and has_rows(feeds, axes))):
         # All rows are one run, which needs no proof that they are independent.
         return BatchFacts(axes, None, dict.fromkeys(wanted.names), {})
-    shapes = shapes_of(feeds, facts.inputs)
     is_table = kind == "table"
     rows_first = any(isinstance(v, Placeholder) and v.has_rows_first for v in feeds.values())
     batch = facts.batch_at(wanted.names, shapes, first_axis_only=rows_first)
@@ -248,7 +250,12 @@ def _check_runs_whole(
         )
 
 
-def _is_one_run(facts: ModelFacts, feeds: dict[str, Any], kind: str, batch_size: Any) -> bool:
+def _is_one_run(
+    facts: ModelFacts,
+    shapes: Mapping[str, tuple[Dim, ...]],
+    kind: str,
+    batch_size: BatchSize,
+) -> bool:
     """Return whether a graph that names a number of rows inside runs all given rows at once.
 
     Raises
@@ -259,7 +266,6 @@ def _is_one_run(facts: ModelFacts, feeds: dict[str, Any], kind: str, batch_size:
     exported = facts.exported_rows
     if exported is None or not exported.is_open or kind not in ("eager", "array"):
         return False
-    shapes = shapes_of(feeds, facts.inputs)
     conflict = facts.conflict_at(shapes)
     if conflict is None:
         return kind == "eager" and not isinstance(batch_size, int)
@@ -271,7 +277,10 @@ def _is_one_run(facts: ModelFacts, feeds: dict[str, Any], kind: str, batch_size:
 
 
 def _check_cluster(
-    plan: StagedModel, rows: float | None, outputs: tuple[str, ...], scale: float
+    plan: StagedModel,
+    rows: float | None,
+    outputs: tuple[str, ...],
+    shapes: Mapping[str, tuple[Dim, ...]],
 ) -> None:
     """Configure the cluster that Dask would use, and check that the plan fits its workers.
 
@@ -282,8 +291,8 @@ def _check_cluster(
         Rows of a run.
     outputs : tuple of str
         Outputs of the request.
-    scale : float
-        Size of each row, as a multiple of the rows that the plan was made for.
+    shapes : mapping of str to tuple of int, str or None
+        Shapes of the inputs.
 
     Raises
     ------
@@ -294,6 +303,8 @@ def _check_cluster(
     """
     client = current_client()
     ensure_connected(client)
+    if client is None:
+        return
     ensure_configured(client, plan.placement)
     check_hosts(client, plan.facts, plan.recipe.session)
     load = Load(
@@ -303,6 +314,6 @@ def _check_cluster(
         rows,
         plan.rows,
         plan.effective_schedule,
-        scale,
+        plan.facts.row_scale(shapes, plan.recipe.shapes),
     )
     check_fits(client, load, functools.partial(plan.facts.fewest_stages, plan.recipe, outputs))

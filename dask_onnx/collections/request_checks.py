@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Wanted:
         return {name: values[name] for name in self.ordered}
 
 
-def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[str]) -> Wanted:
+def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Set[str]) -> Wanted:
     """Return the outputs that an option `outputs` names.
 
     Parameters
@@ -48,7 +48,7 @@ def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[s
         None: all outputs, bare if there is one. A name: that one, bare. A sequence: a dict.
     declared : sequence of str
         Outputs of the graph, in its order.
-    known : iterable of str
+    known : set of str
         All values that may be named.
 
     Raises
@@ -59,10 +59,9 @@ def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Iterable[s
     if outputs is None:
         return Wanted(tuple(declared), len(declared) == 1)
     names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
-    everything = set(known)
     for name in names:
-        if name not in everything:
-            near = difflib.get_close_matches(name, everything, n=3, cutoff=0.5)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
             hint = f"did you mean {_names(near)}? " if near else ""
             raise InputError(
                 f"the model has no output or value {name!r}",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dask.config
 import yaml
 
-from dask_onnx.core.config_keys import UnknownKey, unknown_keys
+from dask_onnx.core.config_keys import UnknownKey, key_names, unknown_keys
 
 FILE = Path(__file__).parents[1] / "onnx.yaml"
 """Every key with its default and its unit."""
@@ -28,18 +27,10 @@ def get(key: str) -> Any:
     return dask.config.get(f"onnx.{key}", default)
 
 
-def _keys(defaults: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in defaults.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _rename_old_keys() -> None:
     """Accept keys under ``dask_onnx``, their namespace before 0.2, with a warning."""
     # Dask looks deprecated keys up with hyphens.
-    old = {f"dask-onnx.{key}": f"onnx.{key}" for key in _keys(DEFAULTS)}
+    old = {f"dask-onnx.{key}": f"onnx.{key}" for key in key_names(DEFAULTS)}
     dask.config.deprecations.update(old)
     renamed = dask.config.rename(old)
     if renamed:

@@ -52,7 +52,7 @@ def unknown_keys(
     """
     config = dask.config.config if config is None else config
     environment = os.environ if environment is None else environment
-    known = [f"onnx.{key}" for key in _leaves(defaults)]
+    known = [f"onnx.{key}" for key in key_names(defaults)]
     variables = {variable_of(key): key for key in known}
     names = [name for name in environment if name.upper().startswith(_PREFIXES)]
     found = {
@@ -65,7 +65,7 @@ def unknown_keys(
         and ("__" in name or difflib.get_close_matches(name, list(variables), 1, _LIKENESS))
     }
     given = config.get("onnx", {})
-    keys = [f"onnx.{key}" for key in _leaves(given if isinstance(given, Mapping) else {})]
+    keys = [f"onnx.{key}" for key in key_names(given if isinstance(given, Mapping) else {})]
     for key in keys:
         plain = key.replace("_", "-")
         if plain not in known and plain not in found and not _is_inside(plain, known):
@@ -92,9 +92,18 @@ def _near(name: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(difflib.get_close_matches(name, known, n=2, cutoff=0.7))
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def key_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of nested mappings with dots between their parts, such as ``store.max-bytes``.
+
+    Parameters
+    ----------
+    values : mapping
+        Values by key; an empty mapping is a value.
+    prefix : str
+        Beginning of each key.
+    """
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from key_names(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -118,7 +118,6 @@ _OTHERS: Mapping[str, tuple[str, str]] = {
 _BEYOND = "export the model with a wider type"
 _NUMBERS = "convert the text to numbers first, such as by pandas.to_numeric"
 _TIMES = "convert the times to the numbers that the model was trained on"
-_NO_NUMBERS = "these are no numbers"
 
 
 def family_of(source: str) -> Family:
@@ -217,9 +216,7 @@ def _to_float(source: str, family: Family, target: str) -> Conversion:
             return Conversion("by value", "becomes NaN")
         return Conversion("checked", f"{target} has no NaN", "fill them or drop the rows")
     if family == "complex" and family_of(target) != "complex":
-        return Conversion(
-            "refused", "the imaginary part would be lost", "choose a part: .real, .imag or abs()"
-        )
+        return _no_number(family)
     if family == "bool":
         return Conversion("by value") if target != POWERS else _rounded(target)
     if family not in ("integer", "float", "complex", "decimal"):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,20 @@ def stat_file(path: str) -> FileSource:
     return FileSource(path, status.st_size, str(status.st_mtime_ns))
 
 
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "version_id", "LastModified", "last_modified", "mtime")
+_VERSION_KEYS = "ETag etag md5Hash version_id LastModified last_modified mtime created".split()
 """Names under which fsspec's file systems report a file's version; those made from its content
 come first."""
+
+
+def reported_version(info: Mapping[str, Any]) -> str:
+    """Return the version that a record of fsspec reports; empty if it reports none."""
+    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
 
 
 def _stat_url(path: str) -> FileSource:
     system, inner = filesystem_of(path)
     info = system.info(inner)
-    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-    return FileSource(path, int(info.get("size") or 0), version)
+    return FileSource(path, int(info.get("size") or 0), reported_version(info))
 
 
 def check_unchanged(source: FileSource) -> None:

@@ -72,6 +72,11 @@ def _missing_package(path: str, option: str, error: ImportError) -> InputError:
     )
 
 
+def is_web_url(path: str) -> bool:
+    """Return whether a path is a URL of a web server, which has no folders and is only read."""
+    return path.startswith(("http://", "https://"))
+
+
 def has_ranges(path: str) -> bool:
     """Return whether parts of a file can be read without the bytes before them.
 
@@ -82,7 +87,7 @@ def has_ranges(path: str) -> bool:
     path : str
         Path or URL of a file.
     """
-    if not path.startswith(("http://", "https://")):
+    if not is_web_url(path):
         return True
     system, inner = filesystem_of(path)
     info = system.info(inner)
@@ -100,9 +105,8 @@ def open_stream(path: str) -> BinaryIO:
         The file does not exist or cannot be read.
     """
     system, inner = filesystem_of(path)
-    is_web = path.startswith(("http://", "https://"))
     # With a block size of 0, a server that has no ranges is read as a stream.
-    options: dict[str, Any] = {"block_size": 0} if is_web else {}
+    options: dict[str, Any] = {"block_size": 0} if is_web_url(path) else {}
     opened: BinaryIO = system.open(inner, "rb", **options)
     return opened
 

@@ -26,6 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from dask_onnx.core.subprocesses import start_python
+
 Result = TypeVar("Result")
 Cause = Literal["signal", "exit", "memory", "time"]
 
@@ -111,7 +113,7 @@ class GuardProcess:
         self,
         function: Callable[..., Result],
         *arguments: Any,
-        seconds: float,
+        seconds: float | None,
         memory_bytes: int | None = None,
     ) -> Result:
         """Return or raise what ``function(*arguments)`` returns or raises.
@@ -121,8 +123,8 @@ class GuardProcess:
         function : callable
             A function at the top level of an importable module. `arguments` and the result are
             pickled.
-        seconds : float
-            Time limit.
+        seconds : float or None
+            Time limit; None for none.
         memory_bytes : int, optional
             Bytes that the function may allocate; allocations beyond them fail.
 
@@ -146,7 +148,7 @@ class GuardProcess:
         with self._lock:
             self._close()
 
-    def _ask(self, data: bytes, seconds: float) -> tuple[Any, Exception | None]:
+    def _ask(self, data: bytes, seconds: float | None) -> tuple[Any, Exception | None]:
         fork = self._fork if self._fork is not None else self._new_fork()
         try:
             fork.send_bytes(data)
@@ -186,14 +188,7 @@ class GuardProcess:
             setup.seek(0)
             descriptors = theirs.fileno(), setup.fileno()
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _PROGRAM, *map(str, descriptors)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=printed,
-                    stderr=printed,
-                    pass_fds=descriptors,
-                    start_new_session=True,
-                )
+                self._process = start_python(_PROGRAM, descriptors, printed)
             except OSError as error:
                 ours.close()
                 printed.close()

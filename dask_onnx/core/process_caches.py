@@ -255,7 +255,7 @@ def cached_in_process(
 
         @functools.wraps(function)
         def cached(*args: P.args, **kwargs: P.kwargs) -> Result:
-            key = args, tuple(sorted(kwargs.items()))
+            key = (args, *sorted(kwargs.items()))
             return cache.get_or_make(key, lambda: function(*args, **kwargs))
 
         return cached

@@ -80,6 +80,11 @@ def block_number(key: Key) -> int | None:
     return sum(places) if places else None  # other axes have one block, 0
 
 
+SUSPICION = "dask-onnx-deaths"
+"""Name of the annotation with which the scheduler tells a task how many workers died that had it.
+"""
+
+
 def pass_barrier(*results: Any) -> None:
     """Return None once all `results` exist: the function of a barrier's task."""
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any, TypeVar
 
 Result = TypeVar("Result")
@@ -72,7 +72,8 @@ def run_in_subprocess(
             pickle.dump(sys.path, work)
             pickle.dump((function, arguments), work)
             work.seek(0)
-            process = _start(work, outcome, printed)
+            descriptors = work.fileno(), outcome.fileno()
+            process = start_python(_PROGRAM, descriptors, printed, str(os.getpid()))
         except OSError as error:
             raise RuntimeError(f"a subprocess cannot be started: {error}") from error
         try:
@@ -88,10 +89,29 @@ def run_in_subprocess(
     return value
 
 
-def _start(work: IO[bytes], outcome: IO[bytes], printed: IO[bytes]) -> subprocess.Popen[bytes]:
-    descriptors = work.fileno(), outcome.fileno()
+def start_python(
+    program: str, descriptors: Sequence[int], printed: IO[bytes], *arguments: str
+) -> subprocess.Popen[bytes]:
+    """Start this interpreter on a program, in a process group of its own.
+
+    Parameters
+    ----------
+    program : str
+        Source text.
+    descriptors : sequence of int
+        Open files that the subprocess inherits; their numbers are its first arguments.
+    printed : binary file
+        File for both of its standard streams.
+    *arguments : str
+        Further arguments.
+
+    Raises
+    ------
+    OSError
+        It cannot be started.
+    """
     # -P: the current folder is not on the path, whose modules would hide the installed ones.
-    command = [sys.executable, "-P", "-c", _PROGRAM, *map(str, descriptors), str(os.getpid())]
+    command = [sys.executable, "-P", "-c", program, *map(str, descriptors), *arguments]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

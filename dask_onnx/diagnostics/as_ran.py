@@ -130,11 +130,8 @@ def _inputs_read(
     """Yield the model's inputs among a stage's, with their shapes in a run apart from the rows."""
     for spec, shape in zip(stage.inputs, run.shapes, strict=True):
         if spec.name in axes:
-            yield spec.name, _without(shape, {axes[spec.name]})
-
-
-def _without(shape: Sequence[int | None], rows: set[int | None]) -> _Shape:
-    return tuple(None if axis in rows else size for axis, size in enumerate(shape))
+            rows = axes[spec.name]
+            yield spec.name, tuple(None if i == rows else size for i, size in enumerate(shape))
 
 
 def _agree(each: Sequence[tuple[str, _Shape]], chosen: Mapping[str, _Shape]) -> bool:

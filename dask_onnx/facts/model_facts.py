@@ -19,14 +19,14 @@ from dask_onnx.analysis.axes.table import CustomAxes
 from dask_onnx.analysis.batch import find_batch, input_axes, whole_sizes
 from dask_onnx.analysis.batch_facts import BatchFacts, ExportedRows
 from dask_onnx.analysis.cost import CostTable, NodeCost, node_costs
-from dask_onnx.analysis.exported_batch import conflict_at, exported_rows
+from dask_onnx.analysis.exported_batch import exported_rows
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.analysis.learned_types import LearnedType
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.analysis.row_candidates import open_groups
 from dask_onnx.analysis.shapes import Schemas, infer_shapes, with_declared_outputs
-from dask_onnx.analysis.size_conflicts import SizeConflict
+from dask_onnx.analysis.size_conflicts import SizeConflict, conflict_at
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.process_caches import BoundedCache, KeptResults
 from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
@@ -208,7 +208,7 @@ class ModelFacts:
 
         if shapes is None:
             return at(None)
-        found = at(without_rows(shapes, self._likely_axes))
+        found = at(without_rows(shapes, self.input_axes[0]))
         # Rows elsewhere were proven at one size of the likely axes, or were not.
         return found if self._is_for_any_rows(found) else at(tuple(shapes.items()))
 
@@ -216,9 +216,10 @@ class ModelFacts:
         """Return whether facts hold for any size of the axes that likely carry rows."""
         if batch.blockers:
             return not open_groups(self.onnx, first=False)
-        return all(axis in (None, self._likely_axes[n]) for n, axis in batch.input_axes.items())
+        likely, _ = self.input_axes
+        return all(axis in (None, likely[name]) for name, axis in batch.input_axes.items())
 
-    @property
+    @cached_property
     @raises_model_errors("analysed")
     def exported_rows(self) -> ExportedRows | None:
         """Number of rows that the graph was exported for; None if it runs any number."""
@@ -243,8 +244,9 @@ class ModelFacts:
 
     @cached_property
     @raises_model_errors("analysed")
-    def _likely_axes(self) -> Mapping[str, int | None]:
-        return input_axes(self.onnx)[0]
+    def input_axes(self) -> tuple[Mapping[str, int | None], int | None]:
+        """Likely batch axis of each input, and the rows of a run if they are fixed."""
+        return input_axes(self.onnx)
 
     @raises_model_errors("analysed")
     def whole_batch(
@@ -316,7 +318,7 @@ class ModelFacts:
             Shapes that the plan was made for; None for assumed ones.
         """
         expected = assumed_shapes(self.onnx, planned)[0]
-        return row_scale(shapes, expected, self._likely_axes)
+        return row_scale(shapes, expected, self.input_axes[0])
 
     def bound_shapes(self, shapes: Any) -> dict[str, tuple[int, ...]] | None:
         """Return the shapes of inputs that a caller gave, checked; None for None.
@@ -328,7 +330,7 @@ class ModelFacts:
         """
         if shapes is None:
             return None
-        return bound_shapes(shapes, self.onnx.inputs, input_axes(self.onnx)[0])
+        return bound_shapes(shapes, self.onnx.inputs, self.input_axes[0])
 
     def inputs_of(self, outputs: tuple[str, ...]) -> list[TensorSpec]:
         """Return the specs of the inputs that some outputs depend on."""
@@ -538,7 +540,7 @@ class ModelFacts:
         """
         if rows is not None:
             shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
-            axes, _ = input_axes(self.onnx)
+            axes, _ = self.input_axes
             recipe = replace(
                 recipe,
                 shapes={

@@ -17,6 +17,7 @@ from pyarrow import parquet as pq
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.filesystems import open_seekable
 from dask_onnx.io.table_files import TableFile
+from dask_onnx.io.table_frames import is_text
 
 BLOCK_BYTES = 64 * 2**20
 """Uncompressed bytes of a block, if the file's own pieces are smaller."""
@@ -145,13 +146,15 @@ def check_schemas(found: Sequence[ArrowFile], wanted: Sequence[str]) -> pa.Schem
         A file lacks a column that others have, or has it with another type.
     """
     fields = []
+    # pyarrow makes a new list of the names each time.
+    names = [frozenset(file.schema.names) for file in found]
     for name in wanted:
-        holder = next((file for file in found if name in file.schema.names), None)
+        holder = next((f for f, known in zip(found, names, strict=True) if name in known), None)
         if holder is None:
             continue
         kind = holder.schema.field(name).type
-        for file in found:
-            if name not in file.schema.names:
+        for file, known in zip(found, names, strict=True):
+            if name not in known:
                 raise InputError(
                     f"{file.file.path} has no column {name!r}, which {holder.file.path} has",
                     "write the file again with this column, or name the other files with a glob",
@@ -181,8 +184,7 @@ def _common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return a
     if pa.types.is_null(a) or pa.types.is_null(b):
         return b if pa.types.is_null(a) else a
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if all(any(test(t) for test in texts) for t in (a, b)):
+    if is_text(a) and is_text(b):
         return pa.large_string()
     kinds = (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating)
     for is_kind in kinds:

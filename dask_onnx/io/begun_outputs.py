@@ -8,7 +8,7 @@ from typing import Any
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
-from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.block_journal import BlockJournal, DoneBlock
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.targets import (
     check_target,
@@ -17,6 +17,7 @@ from dask_onnx.io.targets import (
     partial_path,
     remove_files,
     remove_folder,
+    remove_local,
     staging_of,
     state_path,
     target_exists,
@@ -75,16 +76,29 @@ class BegunOutputs:
 
 @dataclass(frozen=True, slots=True)
 class BegunRun:
-    """An earlier run that did not end: its manifest and the number of blocks that are complete."""
+    """An earlier run that did not end: its manifest and the blocks that are complete."""
 
     target: str
     """Main output of the run: absolute path, or URL."""
     journal: BlockJournal
     manifest: RunManifest
-    blocks: int
-    """Blocks that are complete."""
-    rows: int
-    """Rows of these blocks in the main output."""
+    done: Mapping[str, DoneBlock]
+    """Blocks and pieces of blocks that are complete, by name, when the record was read."""
+
+    @property
+    def done_blocks(self) -> list[DoneBlock]:
+        """Blocks that are complete, without pieces of others."""
+        return [each for each in self.done.values() if is_block(each.block)]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that are complete."""
+        return len(self.done_blocks)
+
+    @property
+    def rows(self) -> int:
+        """Rows of these blocks in the main output."""
+        return sum(each.counts[0] for each in self.done_blocks if each.counts)
 
     @property
     def run(self) -> str:
@@ -126,10 +140,9 @@ class BegunRun:
         for target, replaces in self.targets.items():
             if not is_url(target):
                 # A TIFF file is made of an array beside it.
-                partial_path(f"{target}.npy", self.run).unlink(missing_ok=True)
-            if not is_url(target) and partial_path(target, self.run).is_file():
-                partial_path(target, self.run).unlink(missing_ok=True)
-            elif not is_url(target) or replaces:
+                for name in (target, f"{target}.npy"):
+                    remove_local(partial_path(name, self.run))
+            elif replaces:
                 remove_folder(staging_of(target, self.run))
             else:
                 remove_files(target, foreign_files(target))
@@ -161,9 +174,7 @@ def find_begun(target: str) -> BegunRun | None:
             option="resume",
             reason=journal.folder,
         )
-    done = [each for each in journal.completed().values() if is_block(each.block)]
-    rows = sum(each.counts[0] for each in done if each.counts)
-    return BegunRun(target, journal, manifest, len(done), rows)
+    return BegunRun(target, journal, manifest, journal.completed())
 
 
 def is_block(name: str) -> bool:

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,7 @@ class _Log:
             os.close(descriptor)
 
 
-def flush_files(paths: set[str] | Sequence[str]) -> None:
+def flush_files(paths: Collection[str]) -> None:
     """Flush files and their folders to the disk; files that are gone are left out."""
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -297,9 +297,9 @@ def flush_files(paths: set[str] | Sequence[str]) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-    for folder in {os.path.dirname(path) for path in paths}:  # noqa: PTH120
+    for folder in {Path(path).parent for path in paths}:
         with contextlib.suppress(FileNotFoundError):
-            _flush_folder(Path(folder))
+            _flush_folder(folder)
 
 
 def _flush_folder(folder: Path) -> None:

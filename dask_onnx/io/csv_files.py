@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,15 +137,15 @@ def _unique_names(cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     """Return names that differ, as pandas makes them, and those that occur more than once."""
     stripped = [cell.strip() for cell in cells]
     plain = [name or f"Unnamed: {place}" for place, name in enumerate(stripped)]
-    names: list[str] = []
+    counts = Counter(plain)
+    names: dict[str, None] = {}
     for name in plain:
         unique, number = name, 0
-        while unique in names or (number and unique in plain):
+        while unique in names or (number and unique in counts):
             number += 1
             unique = f"{name}.{number}"
-        names.append(unique)
-    again = tuple(sorted({name for name in plain if plain.count(name) > 1}))
-    return tuple(names), again
+        names[unique] = None
+    return tuple(names), tuple(sorted(name for name, count in counts.items() if count > 1))
 
 
 def _sample(

@@ -239,8 +239,10 @@ def _blocks(function: Any, pairs: list[Any], spec: OutputSpec, chunks: tuple[int
 def described(source: Mapping[str, FileArray]) -> str:
     """Return the files of a data set in words, for errors."""
     first = next(iter(source.values()))
-    paths = [file.path for file in first.files] or [str(getattr(first, "url", "the input"))]
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} other files"
+    if not first.files:
+        return str(getattr(first, "url", "the input"))
+    path, others = first.files[0].path, len(first.files) - 1
+    return f"{path} and {others:,} other files" if others else path
 
 
 def _places(block_rows: int, rows: int, first: int) -> da.Array:

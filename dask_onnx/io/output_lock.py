@@ -25,7 +25,7 @@ from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
 from dask_onnx.core.filesystems import filesystem_of
 from dask_onnx.io.begun_outputs import begun_run
-from dask_onnx.io.targets import RUN_NAME, remove_folder
+from dask_onnx.io.targets import RUN_NAME, remove_local
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without locks."""
@@ -267,7 +267,5 @@ def sweep_leftovers(target: Path, kept: Collection[str] = ()) -> None:
             continue
         if path.suffix == ".old" and not os.path.lexists(target):
             path.rename(target)
-        elif path.is_dir() and not path.is_symlink():
-            remove_folder(str(path))
         else:
-            path.unlink(missing_ok=True)
+            remove_local(path)

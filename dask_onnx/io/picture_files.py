@@ -5,15 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import fsspec
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
-from dask_onnx.io.sources import IMAGE_SUFFIXES
+from dask_onnx.core.filesystems import filesystem_of
+from dask_onnx.io.input_formats import IMAGE_SUFFIXES
 
 _NAMES_SHOWN = 5
 
@@ -33,6 +33,42 @@ class PictureFiles:
         more = ", ..." if len(self.skipped) > _NAMES_SHOWN else ""
         count = f"{len(self.skipped):,} files that do not end as pictures do"
         return f"{count} are left out: {shown}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureNames:
+    """Short names of pictures, which follow from their paths: small, since it travels to tasks."""
+
+    start: int
+    """Characters of the folder that all paths have in common."""
+    repeated: frozenset[str] = frozenset()
+    """Short names without ending that several pictures have."""
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> PictureNames:
+        """Return the short names of all pictures of a job."""
+        common = os.path.commonpath([path.rpartition("/")[0] or "/" for path in paths])
+        # commonpath joins the slashes of a URL's protocol.
+        names = cls(len(common) + ("://" in paths[0]))
+        counts = Counter(_without_ending(names.name_of(path)) for path in paths)
+        return replace(names, repeated=frozenset(s for s, count in counts.items() if count > 1))
+
+    def name_of(self, path: str) -> str:
+        """Return the short name of a picture: without the folder that all have in common."""
+        return path[self.start :].lstrip("/")
+
+    def png_of(self, path: str) -> str:
+        """Return the name of a picture's PNG file: ``a.jpg`` becomes ``a.png``.
+
+        Where pictures differ in their ending only, ``a.jpg.png``.
+        """
+        name = self.name_of(path)
+        stem = _without_ending(name)
+        return f"{name if stem in self.repeated else stem}.png"
+
+
+def _without_ending(name: str) -> str:
+    return name.removesuffix(PurePosixPath(name).suffix)
 
 
 def is_picture_path(text: str) -> bool:
@@ -109,10 +145,10 @@ def _any_case(pattern: str) -> str:
 
 
 def _urls(text: str) -> tuple[str, ...]:
-    filesystem, root = fsspec.url_to_fs(text)
+    system, root = filesystem_of(text)
     if not glob.has_magic(root):
         return (text,)
-    found = sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(root))
+    found = sorted(system.unstrip_protocol(name) for name in system.glob(root))
     if not found:
         raise InputError(f"no file matches {text}", "check the pattern", option="path")
     return tuple(found)

@@ -18,6 +18,7 @@ from dask_onnx.io.targets import (
     new_run_name,
     remove_folder,
     staging_of,
+    target_problem,
     write_marker,
 )
 
@@ -42,10 +43,7 @@ class PictureFolder:
 
     def problem(self) -> str | None:
         """Return why this process cannot write the folder; None if it can."""
-        parent = Path(self.target).parent
-        if not parent.is_dir():
-            return f"the output's folder {parent} does not exist"
-        return None if os.access(parent, os.W_OK) else f"the folder {parent} is not writable"
+        return target_problem(self.target)
 
     def prepare(self) -> None:
         """Create the incomplete folder."""

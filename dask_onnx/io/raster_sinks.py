@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
-from dask_onnx.io.georeference import attributes_for_grid, tags_from_attributes
+from dask_onnx.io.georeference import tags_from_attributes
+from dask_onnx.io.npy_headers import read_header
 from dask_onnx.io.optional_packages import require_package
-from dask_onnx.io.raster_axes import checked_dims
 from dask_onnx.io.sinks import NpySink, OutputSpec
 from dask_onnx.io.targets import (
-    absolute_target,
     check_target,
+    new_run_name,
     partial_path,
+    remove_folder,
     remove_marker,
+    swap_folder,
     sync_and_rename,
-    target_problem,
     write_marker,
 )
 from dask_onnx.io.tiff import Array, Region, import_tifffile, write_tiled
@@ -76,10 +75,6 @@ class RasterSink(ABC):
                 f"a raster of {self.dtype} and shape {self.shape} cannot be written",
                 "convert it to one of numpy's own number types, with at least one pixel",
             )
-
-    def problem(self) -> str | None:
-        """Return the reason why this process cannot write the target; None if it can."""
-        return target_problem(self.target)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -148,8 +143,7 @@ class NpyRasterSink(RasterSink):
         split = max((axis for axis, is_whole in enumerate(whole) if not is_whole), default=0)
         strides = [self.dtype.itemsize * math.prod(self.shape[i + 1 :]) for i in range(len(whole))]
         with self.file.partial.open("r+b", buffering=0) as file:
-            npy_format.read_magic(file)
-            npy_format.read_array_header_2_0(file)
+            read_header(file)
             begin = file.tell()
             for place in np.ndindex(block.shape[:split]):
                 starts = [part.start for part in region]
@@ -303,106 +297,16 @@ class ZarrRasterSink(RasterSink):
 
     def finish(self) -> None:
         """Write the marker and rename a local store, unless an earlier call has done so."""
-        path, partial = Path(self.target), Path(self.partial)
-        if self.is_local and path.exists() and not partial.exists():
+        if self.is_local and Path(self.target).exists() and not Path(self.partial).exists():
             return
         write_marker(self.partial)
         if self.is_local:
-            if path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            partial.replace(path)
+            swap_folder(self.partial, self.target, self.run or new_run_name())
 
     def discard(self) -> None:
         """Remove a local store; a remote one stays without its marker, as removal is expensive."""
         if self.is_local:
-            shutil.rmtree(self.partial, ignore_errors=True)
-
-
-_SINKS: Mapping[str, type[RasterSink]] = {
-    ".npy": NpyRasterSink,
-    ".tif": TiffRasterSink,
-    ".tiff": TiffRasterSink,
-    ".zarr": ZarrRasterSink,
-}
-
-
-def open_raster_sink(
-    path: str | Path,
-    chunks: tuple[tuple[int, ...], ...],
-    dtype: np.dtype[Any],
-    *,
-    dims: Sequence[str] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    compression: str | None = "deflate",
-    run: str = "",
-) -> RasterSink:
-    """Return the sink for a raster, checked as far as this process can. Creates nothing.
-
-    Parameters
-    ----------
-    path : str or Path
-        Path ending in .zarr (also a URL), .npy, .tif or .tiff.
-    chunks : tuple of tuple of int
-        Sizes of the blocks along each axis, as a dask array has them.
-    dtype : numpy.dtype
-    dims, attributes, overwrite, compression
-        As for `dask_onnx.io.raster_writing.write_raster`.
-    run : str
-        Name of the run, in the names of incomplete files; empty for names that all runs share.
-
-    Raises
-    ------
-    InputError
-        As for `write_raster`; or the blocks along an axis have several sizes.
-    """
-    text = str(path)
-    kind = _kind_of(text)
-    if compression not in ("deflate", None):
-        raise InputError(
-            f"compression is {compression!r}",
-            "pass 'deflate' or None",
-            option="compression",
-            suggestions=[Suggestion("compression", "deflate")],
-        )
-    shape = tuple(map(sum, chunks))
-    if any(math.isnan(size) for size in shape) or not is_regular(chunks):
-        raise InputError(
-            f"the blocks {chunks} do not have one known size along each axis",
-            "call compute_chunk_sizes() or rechunk() on the array",
-            option="chunks",
-        )
-    names = checked_dims(shape, dims, "the raster")
-    height, width = shape[names.index("y")], shape[names.index("x")]
-    sink = kind(
-        target=absolute_target(text),
-        shape=shape,
-        dtype=dtype,
-        dims=names,
-        block_shape=tuple(sizes[0] for sizes in chunks),
-        attributes=attributes_for_grid(attributes or {}, height, width),
-        overwrite=overwrite,
-        compression=compression,
-        run=run,
-    )
-    sink.check()
-    return sink
-
-
-def _kind_of(text: str) -> type[RasterSink]:
-    suffix = Path(text.rstrip("/")).suffix.lower()
-    if suffix not in _SINKS or (is_url(text) and suffix != ".zarr"):
-        raise InputError(
-            f"the output {text} has a format that rasters cannot be written in",
-            f"use one of the endings {', '.join(_SINKS)}; for a URL .zarr",
-            option="path",
-        )
-    return _SINKS[suffix]
-
-
-def is_regular(chunks: tuple[tuple[int, ...], ...]) -> bool:
-    """Return whether blocks have one size along each axis, except for a smaller last one."""
-    return all(set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0] for sizes in chunks)
+            remove_folder(self.partial)
 
 
 def _write_at(descriptor: int, rest: memoryview, offset: int) -> None:

@@ -14,7 +14,8 @@ from dask.delayed import Delayed, delayed
 
 from dask_onnx.core.dask_internals import ArraySliceDep
 from dask_onnx.io.block_journal import BlockJournal
-from dask_onnx.io.raster_sinks import RasterSink, is_regular, open_raster_sink
+from dask_onnx.io.raster_formats import is_regular, open_raster_sink
+from dask_onnx.io.raster_sinks import RasterSink
 from dask_onnx.io.tiff import Array, Region
 
 

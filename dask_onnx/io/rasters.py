@@ -19,9 +19,10 @@ from dask.array.core import normalize_chunks
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url, stat_file
 from dask_onnx.io.georeference import attributes_from_tags, pixel_coordinates
+from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.optional_packages import require_package
 from dask_onnx.io.raster_axes import checked_dims, dims_of_letters, to_channels_first
-from dask_onnx.io.sources import Array, FileArray, ZarrArray, open_source
+from dask_onnx.io.sources import Array, FileArray, ZarrArray
 from dask_onnx.io.tiff import (
     Region,
     TiffLayout,

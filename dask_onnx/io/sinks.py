@@ -21,6 +21,7 @@ from numpy.lib import format as npy_format
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.io.npy_headers import read_header
 from dask_onnx.io.targets import (
     explained_writes,
     partial_path,
@@ -170,8 +171,7 @@ class NpySink(Sink):
         (value,) = values.values()
         require_rows(value, start, stop, "npy")
         with explained_writes(self.target), self.partial.open("r+b") as file:
-            npy_format.read_magic(file)
-            shape, _, dtype = npy_format.read_array_header_2_0(file)
+            shape, _, dtype = read_header(file)
             _require_same(value, shape, dtype)
             row_bytes = math.prod(shape[1:]) * dtype.itemsize
             file.seek(file.tell() + start * row_bytes)
@@ -182,8 +182,7 @@ class NpySink(Sink):
         """Return all blocks if the incomplete file has its header and size."""
         try:
             with self.partial.open("rb") as file:
-                npy_format.read_magic(file)
-                shape, _, dtype = npy_format.read_array_header_2_0(file)
+                shape, _, dtype = read_header(file)
                 size = file.tell() + math.prod(shape) * dtype.itemsize
                 return set(blocks) if self.partial.stat().st_size == size else set()
         except (OSError, ValueError):

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 from dask.utils import natural_sort_key
 
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.files import is_url
-from dask_onnx.core.filesystems import filesystem_of, has_ranges
+from dask_onnx.core.files import is_url, reported_version
+from dask_onnx.core.filesystems import filesystem_of, has_ranges, is_web_url
 
 TableFormat = Literal["parquet", "csv", "jsonl", "ipc", "orc"]
 
@@ -35,7 +35,6 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 TEXT_FORMATS = ("csv", "jsonl")
 """Formats that may be compressed as a whole."""
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
-_VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime")
 _HIDDEN = (".", "_")
 """First characters of names that are no part of a table, such as _SUCCESS."""
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
@@ -91,7 +90,7 @@ def _names_in(path: str) -> list[str]:
     if not is_url(path):
         folder = Path(path).expanduser()
         names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    elif path.startswith(("http://", "https://")) or PurePosixPath(path).suffix:
+    elif is_web_url(path) or PurePosixPath(path).suffix:
         names = []
     else:
         system, root = filesystem_of(path)
@@ -174,7 +173,7 @@ def _listed(system: Any, root: str, path: str) -> list[tuple[dict[str, Any], _Ke
         if not records:
             raise FileNotFoundError(f"no file matches {path}")
         return records
-    if not path.startswith(("http://", "https://")) and system.isdir(root):
+    if not is_web_url(path) and system.isdir(root):
         return [(info, _hive_keys(info["name"], root)) for info in _in_folder(system, root)]
     return [(system.info(root), ())]
 
@@ -219,8 +218,7 @@ def _table_file(system: Any, info: dict[str, Any], keys: _Keys) -> TableFile | N
             "decompress it first: such files are compressed inside",
             option="path",
         )
-    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
-    return TableFile(path, info.get("size"), kind, compression, version, keys)
+    return TableFile(path, info.get("size"), kind, compression, reported_version(info), keys)
 
 
 def _check_keys(files: Sequence[TableFile], path: str) -> None:

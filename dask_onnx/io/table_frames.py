@@ -78,9 +78,7 @@ def series_of(values: pa.ChunkedArray, dtype: Any) -> pd.Series:
 def frame_of(columns: Mapping[str, pd.Series], rows: int, first_row: int | None) -> pd.DataFrame:
     """Return a table whose index counts the rows of its file, if their number is known."""
     start = first_row or 0
-    frame = pd.DataFrame(dict(columns), index=pd.RangeIndex(rows)) if columns else pd.DataFrame()
-    if not columns:
-        frame = pd.DataFrame(index=pd.RangeIndex(rows))
+    frame = pd.DataFrame(dict(columns), index=pd.RangeIndex(rows))
     return frame.set_axis(pd.RangeIndex(start, start + rows), axis=0)
 
 

@@ -74,6 +74,13 @@ class TableSink(FolderSink):
         there = {name.removeprefix("part-").partition(".")[0] for name in names.values()}
         return {block for block in blocks if _part_name(block) in there}
 
+    def _write_text(self, block: int | str, suffix: str, text: str) -> list[str]:
+        """Write one block's file of text, compressed if the name of the folder says so."""
+        data = text.encode()
+        if self.target.lower().endswith(".gz"):
+            suffix, data = f"{suffix}.gz", gzip.compress(data, mtime=0)
+        return self._write_part(block, suffix, lambda file: file.write(data))
+
     def _write_part(self, block: int | str, suffix: str, write: Callable[[Any], Any]) -> list[str]:
         """Write one block's file so that it appears complete or not at all.
 
@@ -156,10 +163,7 @@ class CsvSink(TableSink):
         frame = frame.copy(deep=False)
         for name, cells in lists.items():
             frame[name] = cells
-        text = frame.to_csv(index=False).encode()
-        return self._write_part(
-            block, *_compressed(self.target, ".csv", lambda file: file.write(text), text)
-        )
+        return self._write_text(block, ".csv", frame.to_csv(index=False))
 
 
 def _json_cells(column: Any) -> list[str | None]:
@@ -190,21 +194,8 @@ class JsonLinesSink(TableSink):
             json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False)
             for row in zip(*map(_json_values, names, columns.values()), strict=True)
         ]
-        text = "".join(f"{line}\n" for line in lines).encode()
-        suffix = ".ndjson" if ".ndjson" in self.target else ".jsonl"
-        return self._write_part(
-            block, *_compressed(self.target, suffix, lambda file: file.write(text), text)
-        )
-
-
-def _compressed(
-    target: str, suffix: str, write: Callable[[Any], Any], text: bytes
-) -> tuple[str, Callable[[Any], Any]]:
-    """Return suffix and function that write a part, compressed if the target's name says so."""
-    if not target.endswith(".gz"):
-        return suffix, write
-    packed = gzip.compress(text, mtime=0)
-    return f"{suffix}.gz", lambda file: file.write(packed)
+        suffix = ".ndjson" if self.target.lower().endswith(".ndjson") else ".jsonl"
+        return self._write_text(block, suffix, "".join(f"{line}\n" for line in lines))
 
 
 def _json_values(name: str, values: list[Any]) -> list[Any]:

@@ -9,13 +9,13 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dask_onnx.core.errors import InputError, OutputError, Suggestion
 from dask_onnx.core.files import is_url
-from dask_onnx.core.filesystems import filesystem_of
+from dask_onnx.core.filesystems import filesystem_of, is_web_url
 
 MARKER = "_SUCCESS"
 """Name of the file that marks a complete folder, as Spark and Hadoop write it."""
@@ -32,6 +32,32 @@ _SHOWN = 3
 def absolute_target(path: str) -> str:
     """Return a local path as an absolute one, which is the same in every worker; a URL as it is."""
     return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().absolute())
+
+
+def check_distinct(options: Mapping[str, str | None]) -> None:
+    """Raise an error if two outputs are one place.
+
+    Parameters
+    ----------
+    options : mapping of str to str or None
+        Path or URL of each output by the name of its option; None for an output that is not there.
+
+    Raises
+    ------
+    InputError
+        With the later of the two options.
+    """
+    found: dict[str, str] = {}
+    for option, path in options.items():
+        if path is None:
+            continue
+        place = absolute_target(path)
+        place = place if is_url(place) else os.path.realpath(place)
+        other = found.setdefault(place, option)
+        if other != option:
+            raise InputError(
+                f"{other} and {option} are both {path}", "name another place", option=option
+            )
 
 
 def target_exists(target: str) -> bool:
@@ -65,7 +91,7 @@ def check_target(target: str, *, overwrite: bool) -> None:
         The output exists and `overwrite` is False, or it is a folder with files that dask_onnx has
         not written; its folder does not exist; it is on a server that is only read.
     """
-    if target.startswith(("http://", "https://")):
+    if is_web_url(target):
         raise InputError(
             f"{target} cannot be written: servers of http:// are only read",
             "write to a path, or to s3://, gs:// or hf://",
@@ -103,19 +129,15 @@ def foreign_files(target: str) -> list[str]:
     """
     if is_url(target):
         system, root = filesystem_of(target)
-        names = sorted(path.removeprefix(root).strip("/") for path in system.find(root))
-        stores = {name.rpartition("/")[0] for name in names if _base(name) in _ZARR_METADATA}
-        return [name for name in names if name and not _is_own(name, stores)]
-    path = Path(target)
-    if not path.is_dir():
-        return []
-    files = [
-        os.path.relpath(Path(folder, name), path)
-        for folder, _, inside in os.walk(path)
-        for name in inside
-    ]
-    stores = {name.rpartition("/")[0] for name in files if _base(name) in _ZARR_METADATA}
-    return sorted(name for name in files if not _is_own(name, stores))
+        names = [path.removeprefix(root).strip("/") for path in system.find(root)]
+    else:
+        names = [
+            os.path.relpath(Path(folder, name), target)
+            for folder, _, inside in os.walk(target)
+            for name in inside
+        ]
+    stores = {name.rpartition("/")[0] for name in names if _base(name) in _ZARR_METADATA}
+    return sorted(name for name in names if name and not _is_own(name, stores))
 
 
 def _base(name: str) -> str:
@@ -210,6 +232,14 @@ def remove_folder(target: str) -> None:
     system, root = filesystem_of(target)
     with contextlib.suppress(FileNotFoundError):
         system.rm(root, recursive=True)
+
+
+def remove_local(path: Path) -> None:
+    """Remove a file or a folder of this run, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_files(target: str, spared: Sequence[str]) -> None:

@@ -95,7 +95,7 @@ def open_text(file: TableFile) -> BinaryIO:
 
 
 def read_head(file: TableFile) -> bytes:
-    """Return whole lines from the beginning of a file, without a byte order mark.
+    """Return whole lines from the beginning of a file, with its byte order mark.
 
     Raises
     ------

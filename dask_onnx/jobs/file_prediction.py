@@ -16,13 +16,13 @@ from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.run_options import BatchSize, Columns, OnError, Outputs
 from dask_onnx.core.errors import InputError, PlanError
 from dask_onnx.io.begun_outputs import BegunOutputs
+from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.output_formats import open_sink, suffix_of
 from dask_onnx.io.output_lock import locked_outputs
 from dask_onnx.io.sinks import Sink
-from dask_onnx.io.sources import open_source
 from dask_onnx.io.table_files import is_table
 from dask_onnx.io.table_sinks import CsvSink
-from dask_onnx.io.targets import absolute_target
+from dask_onnx.io.targets import check_distinct
 from dask_onnx.jobs.array_job import ArrayJob
 from dask_onnx.jobs.block_functions import block_function
 from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
@@ -278,13 +278,13 @@ def predict_files(
     job.check()
     resumable = ResumableRun(job.sinks, job.manifest(), begun if resume else None)
     resumable.check(block_rows)
-    targets = [target, *filter(None, [request.quarantine])]
-    with locked_outputs([absolute_target(path) for path in targets]):
+    targets = [sink.target for sink in job.sinks]
+    with locked_outputs(targets):
         # Another run may have begun or completed it since it was checked.
         found = begun_before(target, resume=resume, overwrite=overwrite)
         resumable.take_over(found)
-        for path in targets if not isinstance(job, ImageJob) else job.outputs.checked:
-            names_of_files.check(absolute_target(path), overwrite=overwrite)
+        for each in job.outputs.checked if isinstance(job, ImageJob) else targets:
+            names_of_files.check(each, overwrite=overwrite)
         with cluster.connect() as client:
             progress.connected(client)
             return job.run(client, progress, resumable)
@@ -339,11 +339,7 @@ def _table_job(
     # Tables need pandas, which is an extra.
     from dask_onnx.jobs import table_job as tables  # needs pandas
 
-    targets = [target] if request.quarantine is None else [target, request.quarantine]
-    if len(set(targets)) < len(targets):
-        raise InputError(
-            f"the quarantine {target} is the output", "name another place", option="quarantine"
-        )
-    sinks = [open_output(path) for path in targets]
+    check_distinct({"output": target, "quarantine": request.quarantine})
+    sinks = [open_output(path) for path in (target, request.quarantine) if path is not None]
     job: TableJob = tables.TableJob(model, source, request, outputs, batch_size, sinks)
     return job

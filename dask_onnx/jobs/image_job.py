@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -25,15 +23,21 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import stat_file
 from dask_onnx.io.begun_outputs import BegunOutputs
 from dask_onnx.io.output_formats import open_sink, suffix_of
-from dask_onnx.io.picture_files import PictureFiles, find_pictures, is_picture_path
+from dask_onnx.io.picture_files import (
+    PictureFiles,
+    PictureNames,
+    find_pictures,
+    is_picture_path,
+)
 from dask_onnx.io.picture_folder import open_picture_folder
 from dask_onnx.io.run_manifest import RunManifest, file_identities
 from dask_onnx.io.sinks import OutputSpec
+from dask_onnx.io.targets import check_distinct
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
-from dask_onnx.jobs.job_manifests import job_manifest, spec_facts, versioned
+from dask_onnx.jobs.job_manifests import job_manifest, spec_facts
 from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
-from dask_onnx.jobs.picture_tasks import PictureOutputs, png_names, probe_picture, write_pictures
+from dask_onnx.jobs.picture_tasks import PictureOutputs, probe_picture, write_pictures
 from dask_onnx.jobs.resumable_run import Output, ResumableRun
 
 _BLOCKS_PER_THREAD = 4
@@ -74,8 +78,7 @@ class ImageJob:
             "format": [type(part).__name__ for part in self.outputs.parts],
             "labels": self.model.describe(),
         }
-        files = map(stat_file, self.files.paths)
-        inputs = file_identities(map(versioned, files))
+        inputs = file_identities(map(stat_file, self.files.paths))
         return job_manifest(
             "pictures", self.model.model, options, inputs, rows=len(self.files.paths)
         )
@@ -200,15 +203,7 @@ def open_outputs(
     InputError
         One cannot be written, or two are the same.
     """
-    given = [os.path.abspath(each) for each in (target, draw, quarantine) if each is not None]  # noqa: PTH100
-    twice = next((path for path, count in Counter(given).items() if count > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"two outputs are {twice}",
-            "name another place",
-            option="draw" if draw else "quarantine",
-        )
-    names = names_of(files.paths)
+    check_distinct({"output": target, "draw": draw, "quarantine": quarantine})
     is_folder = not suffix_of(target) and not PurePosixPath(target.rstrip("/")).suffix
     opened: dict[str, Any] = {"overwrite": overwrite, "begun": begun}
     sink = None if is_folder else open_sink(target, **opened)
@@ -218,17 +213,8 @@ def open_outputs(
         masks=open_picture_folder(target, **opened) if is_folder else None,
         drawings=None if draw is None else open_picture_folder(draw, option="draw", **opened),
         bad=bad,
-        names=names,
-        pngs=png_names(names) if is_folder or draw is not None else {},
+        names=PictureNames.of(files.paths),
     )
-
-
-def names_of(paths: Sequence[str]) -> dict[str, str]:
-    """Return short names of pictures by path: without the folder that all have in common."""
-    common = os.path.commonpath([path.rpartition("/")[0] or "/" for path in paths])
-    # commonpath joins the slashes of a URL's protocol.
-    start = len(common) + ("://" in paths[0])
-    return {path: path[start:].lstrip("/") for path in paths}
 
 
 def _run(

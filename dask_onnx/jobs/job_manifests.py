@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_onnx.api.model import Model
-from dask_onnx.core.files import FileSource, is_url
+from dask_onnx.core.files import is_url, reported_version
 from dask_onnx.core.filesystems import filesystem_of
 from dask_onnx.io.caller_functions import NamedFunction
 from dask_onnx.io.run_manifest import (
@@ -88,7 +88,7 @@ def array_identities(source: Mapping[str, FileArray]) -> dict[str, Any]:
         if isinstance(array, ZarrArray):
             found[array.url] = folder_identity(array.url)
         else:
-            found |= file_identities(map(versioned, array.files))
+            found |= file_identities(array.files)
     return found
 
 
@@ -112,7 +112,7 @@ def folder_identity(path: str) -> list[Any]:
     if is_url(path):
         system, root = filesystem_of(path)
         found = [
-            (name.removeprefix(root), int(info.get("size") or 0), _version(info))
+            (name.removeprefix(root), int(info.get("size") or 0), reported_version(info))
             for name, info in system.find(root, detail=True).items()
         ]
     else:
@@ -124,18 +124,3 @@ def folder_identity(path: str) -> list[Any]:
                 found.append((place, status.st_size, str(status.st_mtime_ns)))
     lines = "\n".join("\0".join(map(str, each)) for each in sorted(found))
     return [len(found), sum(size for _, size, _ in found), digest_of(lines.encode())]
-
-
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "version_id", "LastModified", "mtime", "created")
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-
-
-def versioned(source: FileSource) -> FileSource:
-    """Return a file at a URL with the time of its creation, if nothing else tells its version."""
-    if source.version or not is_url(source.path):
-        return source
-    system, inner = filesystem_of(source.path)
-    return FileSource(source.path, source.size, _version(system.info(inner)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker
 
 from dask_onnx.cluster.worker_deaths import killed_worker_error
 from dask_onnx.core.errors import Suggestion
@@ -33,39 +33,6 @@ class JobProgress:
 
     def stopping(self) -> None:
         """Note that the job failed or was interrupted, before its blocks are cancelled."""
-
-
-def wait_for(
-    futures: Sequence[Future],
-    sizes: Mapping[str, int],
-    unit: str,
-    progress: JobProgress,
-    suggestions: Sequence[Suggestion] = (),
-) -> None:
-    """Wait for all blocks, and report each that is done.
-
-    Parameters
-    ----------
-    futures : sequence of Future
-    sizes : mapping of str to int
-        Key of each future to the units that it completes.
-    unit : str
-        Noun of the units, such as "rows".
-    progress : JobProgress
-    suggestions : sequence of Suggestion
-        Options that reduce the memory of a block.
-
-    Raises
-    ------
-    StageError
-        Workers died while they ran a block; besides, whatever a block raised.
-    """
-    done, total = 0, sum(sizes.values())
-    progress.advanced(done, total, unit)
-    for future in as_completed(futures):
-        block_result(future, suggestions)
-        done += sizes[future.key]
-        progress.advanced(done, total, unit)
 
 
 def block_result(future: Future, suggestions: Sequence[Suggestion] = ()) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from dask_onnx.collections.images.image_results import ImageResult
 from dask_onnx.collections.images.image_runner import ImageRunner, in_order, results_of
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.picture_files import PictureNames
 from dask_onnx.io.picture_folder import PictureFolder
 from dask_onnx.io.sinks import OutputSpec, Sink
 from dask_onnx.io.table_sinks import TableSink
@@ -38,10 +37,8 @@ class PictureOutputs:
     """Folder of pictures with results drawn over them."""
     bad: Sink | None
     """Table of pictures that cannot be read."""
-    names: Mapping[str, str]
-    """Path of each picture to its short name."""
-    pngs: Mapping[str, str]
-    """Path of each picture to the name of its PNG file; empty without a folder."""
+    names: PictureNames
+    """Short names of the pictures."""
     journal: BlockJournal | None = None
     """Journal in which a block is recorded once it is written."""
 
@@ -195,19 +192,20 @@ def write_pictures(
     _raise_first(runner, found, paths, outputs)
     number, _ = place
     rows, written = len(paths), []
-    if outputs.is_array:
-        written += _write_arrays(outputs, paths, found, place, specs)
-    elif outputs.sink is not None:
+    if isinstance(outputs.sink, TableSink):
         frame = _frame(runner, paths, found, outputs)
-        written += outputs.sink.write_frame(number, frame)  # type: ignore[attr-defined]  # a table's
+        written += outputs.sink.write_frame(number, frame)
         rows = len(frame)
+    elif outputs.sink is not None:
+        written += _write_arrays(outputs.sink, outputs.names, paths, found, place, specs)
     good = zip(found.good.tolist(), results_of(found), strict=True)
     for position, result in good:
         written += _write_files(outputs, paths[position], result, runner)
     if outputs.masks is not None:
         rows = len(found.good)
     if outputs.bad is not None:
-        written += outputs.bad.write_frame(number, _bad_frame(paths, found, outputs))  # type: ignore[attr-defined]
+        frame = _bad_frame(paths, found, outputs)
+        written += outputs.bad.write_frame(number, frame)  # type: ignore[attr-defined]  # a table's
     counts = [rows, len(found.errors)]
     if outputs.journal is not None:
         outputs.journal.record(number, counts, written)
@@ -230,7 +228,7 @@ def _frame(runner: ImageRunner, paths: Sequence[str], found: Found, outputs: Pic
     results = results_of(found) if is_split else in_order(found)
     kept = [paths[position] for position in found.good] if is_split else list(paths)
     frame, sources = columns.frame(results)
-    frame.insert(0, FILE, _texts([outputs.names[kept[position]] for position in sources]))
+    frame.insert(0, FILE, _texts([outputs.names.name_of(kept[position]) for position in sources]))
     if on_error == "null":
         messages = dict(zip(found.bad, found.messages(), strict=True))
         frame[ERROR] = _texts([messages.get(int(place)) for place in sources])
@@ -240,7 +238,7 @@ def _frame(runner: ImageRunner, paths: Sequence[str], found: Found, outputs: Pic
 def _bad_frame(paths: Sequence[str], found: Found, outputs: PictureOutputs) -> Any:
     import pandas as pd  # optional: only tables need it
 
-    names = [outputs.names[paths[position]] for position in found.bad]
+    names = [outputs.names.name_of(paths[position]) for position in found.bad]
     return pd.DataFrame({FILE: _texts(names), ERROR: _texts(found.messages())})
 
 
@@ -253,13 +251,13 @@ def _texts(values: Sequence[str | None]) -> Any:
 
 
 def _write_arrays(
-    outputs: PictureOutputs,
+    sink: Sink,
+    names: PictureNames,
     paths: Sequence[str],
     found: Found,
     place: tuple[int, int],
     specs: tuple[OutputSpec, ...],
 ) -> list[str]:
-    assert outputs.sink is not None
     number, start = place
     rows: dict[str, list[Any]] = {spec.name: [] for spec in specs}
     for path, result in zip(paths, in_order(found), strict=True):
@@ -270,15 +268,15 @@ def _write_arrays(
                 value = _missing(spec)
             if value.shape != spec.row_shape or value.dtype != spec.dtype:
                 raise InputError(
-                    f"{outputs.names[path]}: {spec.name!r} has shape {value.shape}, and that of "
-                    f"the first picture {spec.row_shape}; an array takes one shape",
+                    f"{names.name_of(path)}: {spec.name!r} has shape {value.shape}, and "
+                    f"that of the first picture {spec.row_shape}; an array takes one shape",
                     "bring pictures to one size with resize=, or write masks to a folder",
                     option="resize",
                     suggestions=[Suggestion("resize")],
                 )
             rows[spec.name].append(value)
     stacked = {name: np.stack(values) for name, values in rows.items()}
-    return outputs.sink.write(number, start, start + len(paths), stacked)
+    return sink.write(number, start, start + len(paths), stacked)
 
 
 def _missing(spec: OutputSpec) -> Any:
@@ -301,28 +299,10 @@ def _missing(spec: OutputSpec) -> Any:
 def _write_files(
     outputs: PictureOutputs, path: str, result: ImageResult, runner: ImageRunner
 ) -> list[str]:
-    written = []
+    written, name = [], outputs.names.png_of(path)
     if outputs.masks is not None and result.mask is not None:
-        written.append(outputs.masks.write(outputs.pngs[path], png_of_mask(result.mask)))
+        written.append(outputs.masks.write(name, png_of_mask(result.mask)))
     if outputs.drawings is not None:
         image = Decoder("RGB", runner.settings.preparation.max_pixels)(path)
-        written.append(outputs.drawings.write(outputs.pngs[path], png_of(drawn(image, result))))
+        written.append(outputs.drawings.write(name, png_of(drawn(image, result))))
     return written
-
-
-def png_names(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of the PNG files of pictures: ``a.jpg`` becomes ``a.png``.
-
-    Where pictures differ in their ending only, ``a.jpg.png``.
-
-    Parameters
-    ----------
-    names : mapping of str to str
-        Path of each picture to its short name.
-    """
-    stems = {path: str(PurePosixPath(name).with_suffix("")) for path, name in names.items()}
-    counts = Counter(stems.values())
-    return {
-        path: f"{stem}.png" if counts[stem] == 1 else f"{names[path]}.png"
-        for path, stem in stems.items()
-    }

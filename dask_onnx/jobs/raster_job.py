@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from os.path import lexists as exists
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,15 @@ from dask_onnx.io.begun_outputs import BegunOutputs
 from dask_onnx.io.caller_functions import NamedFunction
 from dask_onnx.io.output_formats import suffix_of
 from dask_onnx.io.raster_axes import to_channels_first
-from dask_onnx.io.raster_sinks import RasterSink, open_raster_sink
+from dask_onnx.io.raster_formats import open_raster_sink
+from dask_onnx.io.raster_sinks import RasterSink
 from dask_onnx.io.raster_writing import with_regular_blocks, write_blocks
 from dask_onnx.io.rasters import open_raster_source, raster_attributes
 from dask_onnx.io.run_manifest import RunManifest, file_identities
 from dask_onnx.io.targets import absolute_target
 from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
-from dask_onnx.jobs.job_manifests import (
-    folder_identity,
-    function_identity,
-    job_manifest,
-    versioned,
-)
+from dask_onnx.jobs.job_manifests import folder_identity, function_identity, job_manifest
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
 from dask_onnx.jobs.resumable_run import Output, ResumableRun
@@ -74,7 +70,8 @@ class RasterPlace:
     @property
     def is_complete(self) -> bool:
         """True if there is no incomplete output any more, and the target exists."""
-        return not is_url(self.target) and not self._opened.is_begun() and exists(self.target)
+        is_local = not is_url(self.target)
+        return is_local and not self._opened.is_begun() and os.path.lexists(self.target)
 
     @property
     def _opened(self) -> RasterSink:
@@ -237,7 +234,7 @@ def _identity(path: str) -> dict[str, Any]:
     target = absolute_target(path)
     if is_url(target) or Path(target).is_dir():
         return {target: folder_identity(target)}
-    return file_identities([versioned(stat_file(target))])
+    return file_identities([stat_file(target)])
 
 
 def _run(

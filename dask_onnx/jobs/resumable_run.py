@@ -145,7 +145,7 @@ class ResumableRun:
         """
         if self.begun is not None:
             manifest.require_same(self.begun.manifest, self.outputs[0].target)
-            self.done = self._kept(self.begun.journal)
+            self.done = self._kept(self.begun)
             self.manifest = self.begun.manifest
         if self.done:
             return
@@ -161,14 +161,13 @@ class ResumableRun:
         self.journal.begin(self.manifest)
         prepare()
 
-    def _kept(self, journal: BlockJournal) -> dict[str, DoneBlock]:
-        done = journal.completed()
-        self.is_finishing = journal.is_finishing
-        names: set[str] = set(done)
+    def _kept(self, begun: BegunRun) -> dict[str, DoneBlock]:
+        self.is_finishing = begun.journal.is_finishing
+        names: set[str] = set(begun.done)
         for output in self.outputs:
             if not (self.is_finishing and output.is_complete):
                 names &= output.kept(names)
-        return {name: each for name, each in done.items() if name in names}
+        return {name: each for name, each in begun.done.items() if name in names}
 
     def counts(self) -> list[list[int]]:
         """Return the rows that were written before this run, for each block that was complete."""
@@ -247,7 +246,7 @@ class ResumableRun:
         begun = find_begun(self.outputs[0].target)
         if begun is None or begun.run != self.outputs[0].run:
             return
-        if not begun.journal.completed():
+        if not begun.done:
             self.drop()
             return
         note = (

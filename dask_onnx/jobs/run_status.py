@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dask_onnx.core.errors import InputError
-from dask_onnx.io.begun_outputs import find_begun, is_block
+from dask_onnx.io.begun_outputs import find_begun
 from dask_onnx.io.block_journal import DoneBlock
 from dask_onnx.io.output_lock import LockHolder, lock_holder
 from dask_onnx.io.targets import absolute_target, target_exists
@@ -78,7 +78,6 @@ def run_status(path: str | os.PathLike[str]) -> RunStatus:
                 option="path",
             )
         return RunStatus(target, "complete")
-    done = [each for each in begun.journal.completed().values() if is_block(each.block)]
     manifest = begun.manifest
     return RunStatus(
         target=target,
@@ -87,7 +86,7 @@ def run_status(path: str | os.PathLike[str]) -> RunStatus:
         all_blocks=manifest.blocks,
         rows=begun.rows,
         all_rows=manifest.rows,
-        rate=rate_of(done),
+        rate=rate_of(begun.done_blocks),
         holder=holder,
     )
 

@@ -7,7 +7,7 @@ Columns that are only kept are written as they were read.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,8 @@ def choose_columns(choice: Choice) -> ReadColumns:
     """
     request = choice.request
     check_names(choice.names, named_columns(request))
-    first = {name: _first_type(choice, name) for name in choice.names}
+    texts = frozenset(_text_columns(choice))
+    first = {name: _first_type(choice, name, texts) for name in choice.names}
     if request.text is not None:
         fed: Mapping[str, list[Any]] = {request.text: []}
         columns = request.columns
@@ -171,11 +172,11 @@ def _is_written(request: TableRequest, name: str) -> bool:
     return request.append is True or name in request.kept
 
 
-def _first_type(choice: Choice, name: str) -> pa.DataType:
+def _first_type(choice: Choice, name: str, texts: Collection[str]) -> pa.DataType:
     """Return the type of a column before it is known whether it feeds the model."""
     if name in choice.request.dtypes:
         return choice.request.dtypes[name]
-    if (not choice.is_typed or name in choice.keys) and name in _text_columns(choice):
+    if (not choice.is_typed or name in choice.keys) and name in texts:
         return pa.string()
     return choice.infer(name, False)
 
@@ -197,7 +198,8 @@ def _text_columns(choice: Choice) -> list[str]:
             shape = takers[0].shape or ()
             # As many columns as the input takes: they are meant.
             groups = [choice.names] if shape[1:] == (len(choice.names),) else []
-    return [name for group in groups for name in ([group] if isinstance(group, str) else group)]
+    given = [group for group in groups if group is not None]
+    return [name for group in given for name in ([group] if isinstance(group, str) else group)]
 
 
 def _meta(choice: Choice, kinds: Mapping[str, pa.DataType]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ from dask_onnx.io.table_sinks import CsvSink
 from dask_onnx.io.text_files import TextBlock
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.csv_text import UTF_8, check_encoding, undecodable
-from dask_onnx.jobs.job_manifests import job_manifest, request_options, versioned
+from dask_onnx.jobs.job_manifests import job_manifest, request_options
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
 from dask_onnx.jobs.opening_options import OpenOptions
@@ -79,7 +79,7 @@ class TableJob:
             "format": [type(sink).__name__ for sink in self.sinks],
         }
         files = [FileSource(f.path, f.size or 0, f.version) for f in find_table(self.path)]
-        inputs = file_identities(map(versioned, files))
+        inputs = file_identities(files)
         return job_manifest("a table", self.model, options, inputs)
 
     def run(self, client: Client, progress: JobProgress, resumable: ResumableRun) -> FilePrediction:

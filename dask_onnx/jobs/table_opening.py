@@ -5,13 +5,15 @@ Everything that differs between the files of a table is told here, before any wo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from dask_onnx.core.errors import InputError
-from dask_onnx.io.arrow_files import blocks_of, check_schemas, open_arrow_files
+from dask_onnx.io.arrow_files import ArrowFile, blocks_of, check_schemas, open_arrow_files
 from dask_onnx.io.json_lines import sample_schema
 from dask_onnx.io.table_files import TableFile, find_table
 from dask_onnx.io.table_frames import is_text
@@ -159,7 +161,7 @@ def _typed_choice(
 def _open_arrow(path: str, files: tuple[TableFile, ...], options: OpenOptions) -> TableSource:
     found, keys = open_arrow_files(files), keys_of(files)
     first, request = found[0].schema, options.request
-    duplicates = {name for name in first.names if first.names.count(name) > 1}
+    duplicates = {name for name, count in Counter(first.names).items() if count > 1}
     if duplicates:
         raise InputError(
             f"{files[0].path} has several columns {min(duplicates)!r}",
@@ -171,41 +173,32 @@ def _open_arrow(path: str, files: tuple[TableFile, ...], options: OpenOptions) -
     hidden = [name for name in index if name not in named_columns(request)]
     stored = [name for name in first.names if name not in hidden and name not in keys]
     # A column that only other files have may be named: the first file is then the one at fault.
-    others = {name for file in found for name in file.schema.names}
-    named = [name for name in named_columns(request) if name in others and name not in stored]
-    names = (*stored, *named, *(key for key in keys))
+    holders: dict[str, ArrowFile] = {}
+    for file in found:
+        for name in file.schema.names:
+            holders.setdefault(name, file)
+    named = [name for name in named_columns(request) if name in holders and name not in stored]
+    names = (*stored, *named, *keys)
     check_names(names, named_columns(request))
     nullable = frozenset().union(*(file.nullable for file in found))
-    kinds = {}
-    for name in (*stored, *named):
-        holder = next(file for file in found if name in file.schema.names)
-        kinds[name] = _plain(holder.schema.field(name).type)
+    kinds = {name: _plain(holders[name].schema.field(name).type) for name in (*stored, *named)}
 
     def infer(name: str, exact: bool) -> pa.DataType:
         return key_type(keys[name]) if name in keys else kinds[name]
 
-    read = choose_columns(
-        Choice(
-            names=names,
-            inputs=options.inputs,
-            request=request,
-            infer=infer,
-            nullable=lambda name: name in nullable or name in keys,
-            is_typed=True,
-            keys=tuple(keys),
-        )
-    )
+    choice = _typed_choice(names, infer, options, tuple(keys))
+    read = choose_columns(replace(choice, nullable=lambda name: name in nullable or name in keys))
     wanted = [name for name in read.names if name not in keys]
     schema = check_schemas(found, [*wanted, *_kept_index(hidden)])
     columns = []
     for column in read.columns:
         if column.name not in keys:
-            stored = _plain(schema.field(column.name).type)
+            kind = _plain(schema.field(column.name).type)
             is_cast = column.stored_as is not None
             column = ReadColumn(
                 column.name,
-                column.type if is_cast else stored,
-                stored_as=stored if is_cast else None,
+                column.type if is_cast else kind,
+                stored_as=kind if is_cast else None,
             )
         columns.append(column)
     row_index = next(iter(_kept_index(hidden)), None)

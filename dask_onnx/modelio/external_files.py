@@ -10,13 +10,94 @@ from __future__ import annotations
 import posixpath
 from pathlib import Path
 
-from dask_onnx.core.files import is_url
+import onnx
+
+from dask_onnx.core.errors import ModelError
+from dask_onnx.core.files import FileSource, is_url, stat_file
 
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 """Folders of a repository in a hub cache: its revisions, and the files that they link to."""
 
 
-def external_file(folder: str, location: str) -> tuple[str | None, str]:
+class ExternalFiles:
+    """Files of a model's external data, each looked up once for all tensors that it holds.
+
+    Parameters
+    ----------
+    folder : str or None
+        Path or URL of the folder of external data; None for a model that came without a path.
+    model_file : FileSource or None
+        The file of the model. If its path is a link, files that `folder` lacks are looked for
+        where it leads.
+    """
+
+    def __init__(self, folder: str | None, model_file: FileSource | None) -> None:
+        self._folder, self._model_file = folder, model_file
+        self._found: dict[str, FileSource] = {}
+
+    def of(self, tensor: onnx.TensorProto, location: str) -> FileSource:
+        """Return the file of a tensor's bytes.
+
+        Raises
+        ------
+        ModelError
+            It is missing, is outside the folder, or has no folder.
+        """
+        if location not in self._found:
+            self._found[location] = self._find(tensor, location)
+        return self._found[location]
+
+    def _find(self, tensor: onnx.TensorProto, location: str) -> FileSource:
+        folder = self._folder
+        if folder is None:
+            raise ModelError(
+                f"initializer {tensor.name!r} is stored in the external file {location!r}, "
+                "and a model given as bytes or as a proto has no folder",
+                "load the model by its path instead",
+                input=tensor.name,
+            )
+        if "\0" in location:
+            raise ModelError(
+                f"initializer {tensor.name!r} refers to {location!r}, which is no name of a file",
+                "export the model again: it is damaged",
+                input=tensor.name,
+            )
+        path, refusal = _external_file(folder, location)
+        if path is None:
+            raise ModelError(
+                f"initializer {tensor.name!r} refers to {location!r}, and this file {refusal}",
+                "put external data, not a link to them, into or below the folder of the model file",
+                input=tensor.name,
+                reason=refusal,
+            )
+        path = self._behind_link(path, location)
+        if not is_url(path) and Path(path).exists() and not Path(path).is_file():
+            raise ModelError(
+                f"initializer {tensor.name!r} is stored in {path}, which is a folder, pipe or "
+                "device",
+                "put a regular file there",
+                input=tensor.name,
+            )
+        try:
+            return stat_file(path)
+        except OSError as error:
+            raise ModelError(
+                f"initializer {tensor.name!r} is stored in {path}, which does not exist",
+                _hub_advice(folder) or f"copy the external data to {path}",
+                input=tensor.name,
+                reason=str(error),
+            ) from None
+
+    def _behind_link(self, path: str, location: str) -> str:
+        """Return the path of a file where a link to the model leads, if there is none at `path`."""
+        model = self._model_file
+        if model is None or is_url(model.path) or Path(path).exists():
+            return path
+        beside, _ = _external_file(str(Path(model.path).resolve().parent), location)
+        return beside if beside is not None and Path(beside).exists() else path
+
+
+def _external_file(folder: str, location: str) -> tuple[str | None, str]:
     """Return the path of a file of external data, and why it must not be read.
 
     Parameters
@@ -50,7 +131,7 @@ def external_file(folder: str, location: str) -> tuple[str | None, str]:
     return None, f"is a link to {path}, outside the model's folder"
 
 
-def hub_advice(folder: str) -> str | None:
+def _hub_advice(folder: str) -> str | None:
     """Return the next step where a model was loaded as a blob of a hub cache; None elsewhere."""
     if is_url(folder) or Path(folder).name != _BLOBS:
         return None

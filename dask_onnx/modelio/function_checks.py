@@ -15,13 +15,12 @@ from dask_onnx.core import config
 from dask_onnx.core.errors import ModelError, Suggestion
 from dask_onnx.modelio.operator_names import canonical_domain
 from dask_onnx.modelio.weights import with_bodies
+from dask_onnx.modelio.wire import MAX_PROTO_BYTES
 
 _Key = tuple[str, str, str]
 """Domain, name and overload of a function."""
 _MAX_CALLS = 100
 """Length of a chain of calls that ONNX's inliner follows."""
-_MAX_BYTES = 2**31 - 1
-"""Size limit of a serialised message in protobuf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +163,9 @@ def _check_size(nodes: int, size: int, limit: int, verb: str) -> None:
             numbers={"nodes": float(nodes), "most_nodes": limit},
             suggestions=[Suggestion("onnx.model.max-nodes", nodes)],
         )
-    if size > _MAX_BYTES:
+    if size > MAX_PROTO_BYTES:
         raise ModelError(
-            f"the model {verb} {size:,} bytes of nodes; a model can have {_MAX_BYTES:,}",
+            f"the model {verb} {size:,} bytes of nodes; a model can have {MAX_PROTO_BYTES:,}",
             "export the model with fewer calls of its functions",
-            numbers={"bytes": float(size), "most_bytes": _MAX_BYTES},
+            numbers={"bytes": float(size), "most_bytes": MAX_PROTO_BYTES},
         )

@@ -13,9 +13,7 @@ from onnx import serialization
 from dask_onnx.core.errors import InputError, ModelError
 from dask_onnx.core.files import FileSource, is_url, read_file
 from dask_onnx.modelio.forms import Context, decode, is_text, to_model
-
-_MAX_BYTES = 2**31 - 1
-"""Size limit of a serialised message in protobuf."""
+from dask_onnx.modelio.wire import MAX_PROTO_BYTES
 
 
 def is_path(source: Any) -> bool:
@@ -87,9 +85,9 @@ def check_model_path(path: Path) -> None:
         raise ModelError(
             f"{path} is a pipe, socket or device, which may have no end", "pass a regular file"
         )
-    if status.st_size > _MAX_BYTES:
+    if status.st_size > MAX_PROTO_BYTES:
         raise ModelError(
-            f"{path} has {status.st_size:,} bytes; a model's file can have {_MAX_BYTES:,}",
+            f"{path} has {status.st_size:,} bytes; a model's file can have {MAX_PROTO_BYTES:,}",
             "save large weights as external data",
-            numbers={"file_bytes": status.st_size, "most_bytes": _MAX_BYTES},
+            numbers={"file_bytes": status.st_size, "most_bytes": MAX_PROTO_BYTES},
         )

@@ -114,9 +114,10 @@ def check_node(
     for attribute in node.attribute:
         key = attribute.name
         check_text(key, attribute.ref_attr_name)
-        if not key or key in given:
-            raise _fault(name, f"gives the attribute {key!r} twice" if key else "has an attribute "
-                         "without a name")  # fmt: skip
+        if not key:
+            raise _fault(name, "has an attribute without a name")
+        if key in given:
+            raise _fault(name, f"gives the attribute {key!r} twice")
         given.add(key)
         if attribute.ref_attr_name:
             _check_reference(name, attribute, parameters)

@@ -42,7 +42,7 @@ from dask_onnx.modelio.weights import (
     strip_weights,
     with_bodies,
 )
-from dask_onnx.modelio.wire import record_offsets
+from dask_onnx.modelio.wire import MAX_PROTO_BYTES, record_offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +198,12 @@ def with_weights(model: OnnxModel) -> onnx.ModelProto:
     ModelError
         The weights exceed the size limit of a proto, or their file is gone or has changed.
     """
-    if len(model.proto) + model.parameter_bytes > _MAX_PROTO_BYTES:
+    if len(model.proto) + model.parameter_bytes > MAX_PROTO_BYTES:
         raise ModelError(
             f"model {model.name!r} has {model.parameter_bytes:,} bytes of weights; "
-            f"a proto can hold {_MAX_PROTO_BYTES:,}",
+            f"a proto can hold {MAX_PROTO_BYTES:,}",
             "pass the path of the model's file, whose external data stay in their files",
-            numbers={"weight_bytes": model.parameter_bytes, "limit_bytes": _MAX_PROTO_BYTES},
+            numbers={"weight_bytes": model.parameter_bytes, "limit_bytes": MAX_PROTO_BYTES},
         )
     proto = model.parse()
     blobs: dict[str, bytes] = {}
@@ -216,10 +216,6 @@ def with_weights(model: OnnxModel) -> onnx.ModelProto:
         tensor.ClearField("data_location")
     restore_plain_outputs(proto)
     return proto
-
-
-_MAX_PROTO_BYTES = 2**31 - 1
-"""Size limit of a serialised message in protobuf."""
 
 
 def _load_path(

@@ -63,12 +63,12 @@ def write_plain_outputs(model: onnx.ModelProto) -> None:
 
 def restore_plain_outputs(model: onnx.ModelProto) -> None:
     """Undo `write_plain_outputs`, in place: outputs are maps and optionals again."""
+    notes = [(node, found) for node in model.graph.node if (found := _note(node)) is not None]
+    if not notes:
+        return
     readers = _readers(model.graph)
     outputs = {value.name: value for value in model.graph.output}
-    for node in model.graph.node:
-        found = _note(node)
-        if found is None:
-            continue
+    for node, found in notes:
         reached = _values_behind(node.output[0], readers) or frozenset()
         for name in outputs.keys() & reached:
             _set_wrapped_type(outputs[name], found)
@@ -86,9 +86,15 @@ def class_labels_of(node: onnx.NodeProto) -> Labels | None:
 
 
 def _replaces(node: onnx.NodeProto) -> bool:
-    if operator_name(node) == _ZIP_MAP:
-        return any(a.name in _LABELS and (a.strings or a.ints) for a in node.attribute)
-    return operator_name(node) == _OPTIONAL and any(node.input)
+    return _labels(node) is not None or (operator_name(node) == _OPTIONAL and any(node.input))
+
+
+def _labels(node: onnx.NodeProto) -> onnx.AttributeProto | None:
+    """Return the attribute with the keys of a ``ZipMap``; None for other nodes."""
+    if operator_name(node) != _ZIP_MAP:
+        return None
+    given = (a for a in node.attribute if a.name in _LABELS and (a.strings or a.ints))
+    return next(given, None)
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
@@ -120,7 +126,7 @@ def _values_behind(
 
 def _write_identity(node: onnx.NodeProto) -> None:
     """Turn a node into Identity, with what it was in its metadata."""
-    labels = next((a for a in node.attribute if a.name in _LABELS and (a.strings or a.ints)), None)
+    labels = _labels(node)
     found: dict[str, Any] = {"domain": node.domain, "op_type": node.op_type}
     if labels is not None:
         found["are_strings"] = bool(labels.strings)
@@ -142,13 +148,13 @@ def _note(node: onnx.NodeProto) -> dict[str, Any] | None:
 
 def _set_tensor_type(value: onnx.ValueInfoProto, node: onnx.NodeProto) -> None:
     """Give a graph output the type of the tensor that a node wraps."""
-    if operator_name(node) == _OPTIONAL:
+    labels = _labels(node)
+    if labels is None:  # an Optional
         if value.type.HasField("optional_type"):
             inner = onnx.TypeProto()
             inner.CopyFrom(value.type.optional_type.elem_type)
             value.type.CopyFrom(inner)
         return
-    labels = next(a for a in node.attribute if a.name in _LABELS and (a.strings or a.ints))
     columns = len(labels.strings) or len(labels.ints)
     kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (None, columns))
     value.type.CopyFrom(kind)

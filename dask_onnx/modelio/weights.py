@@ -11,15 +11,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import numpy_helper
 
 from dask_onnx.core.errors import ModelError
-from dask_onnx.core.files import FileSource, OpenFiles, is_url, read_ranges, stat_file
-from dask_onnx.modelio.external_files import external_file, hub_advice
+from dask_onnx.core.files import FileSource, OpenFiles, read_ranges
+from dask_onnx.modelio.external_files import ExternalFiles
 from dask_onnx.modelio.tensor_checks import tensor_bytes
 from dask_onnx.modelio.wire import pop_offset
 
@@ -154,10 +153,11 @@ def strip_weights(
     """
     stripped = StrippedWeights()
     packed: list[_Packed] = []
+    external = ExternalFiles(folder, file)
     for tensor in _tensors(model):
         stripped.parameters += math.prod(tensor.dims)
         if tensor.data_location == _EXTERNAL:
-            _strip_external(tensor, folder, file, stripped)
+            _strip_external(tensor, external, stripped)
         if tensor.data_location != _EXTERNAL:
             _strip_inline(tensor, stripped, packed, file)
             if sum(len(raw) for _, raw, _ in packed) >= PACK_BYTES:
@@ -270,15 +270,9 @@ def _write_pack(packed: list[_Packed], stripped: StrippedWeights, file: FileSour
 
 
 def _strip_external(
-    tensor: onnx.TensorProto,
-    folder: str | None,
-    model_file: FileSource | None,
-    stripped: StrippedWeights,
+    tensor: onnx.TensorProto, external: ExternalFiles, stripped: StrippedWeights
 ) -> None:
-    real_folder = None
-    if model_file is not None and not is_url(model_file.path):
-        real_folder = str(Path(model_file.path).resolve().parent)
-    file, offset, length = _external_range(tensor, folder, real_folder)
+    file, offset, length = _external_range(tensor, external)
     if _stays_inline(tensor.data_type, length):
         (tensor.raw_data,) = read_ranges(file, [(offset, length)])
         tensor.ClearField("external_data")
@@ -291,11 +285,9 @@ def _strip_external(
 
 
 def _external_range(
-    tensor: onnx.TensorProto, folder: str | None, real_folder: str | None = None
+    tensor: onnx.TensorProto, external: ExternalFiles
 ) -> tuple[FileSource, int, int]:
     """Return file, offset and length of a tensor's bytes.
-
-    Looked for in `folder`, then in `real_folder`, where the model's file is if the path is a link.
 
     Raises
     ------
@@ -303,53 +295,14 @@ def _external_range(
         As for `strip_weights`.
     """
     fields: Mapping[str, str] = {entry.key: entry.value for entry in tensor.external_data}
-    location = fields.get("location", "")
-    if folder is None:
-        raise ModelError(
-            f"initializer {tensor.name!r} is stored in the external file {location!r}, "
-            "and a model given as bytes or as a proto has no folder",
-            "load the model by its path instead",
-            input=tensor.name,
-        )
-    if "\0" in location:
-        raise ModelError(
-            f"initializer {tensor.name!r} refers to {location!r}, which is no name of a file",
-            "export the model again: it is damaged",
-            input=tensor.name,
-        )
-    path, refusal = external_file(folder, location)
-    if path is None:
-        raise ModelError(
-            f"initializer {tensor.name!r} refers to {location!r}, and this file {refusal}",
-            "put external data, not a link to them, into or below the folder of the model file",
-            input=tensor.name,
-            reason=refusal,
-        )
-    if real_folder is not None and not Path(path).exists():
-        beside, _ = external_file(real_folder, location)
-        path = beside if beside is not None and Path(beside).exists() else path
-    if not is_url(path) and Path(path).exists() and not Path(path).is_file():
-        raise ModelError(
-            f"initializer {tensor.name!r} is stored in {path}, which is a folder, pipe or device",
-            "put a regular file there",
-            input=tensor.name,
-        )
-    try:
-        file = stat_file(path)
-    except OSError as error:
-        raise ModelError(
-            f"initializer {tensor.name!r} is stored in {path}, which does not exist",
-            hub_advice(folder) or f"copy the external data to {path}",
-            input=tensor.name,
-            reason=str(error),
-        ) from None
+    file = external.of(tensor, fields.get("location", ""))
     needed = tensor_bytes(tensor)
     offset = _place(tensor, fields, "offset", 0)
     length = _place(tensor, fields, "length", 0) or needed
     if length != needed:
         raise ModelError(
-            f"initializer {tensor.name!r} is stored in {length:,} bytes of {path}, and its sizes "
-            f"need {needed:,}",
+            f"initializer {tensor.name!r} is stored in {length:,} bytes of {file.path}, and its "
+            f"sizes need {needed:,}",
             "export the model again: it is damaged",
             input=tensor.name,
             numbers={"given_bytes": length, "needed_bytes": needed},
@@ -357,7 +310,7 @@ def _external_range(
     if offset + length > file.size:
         raise ModelError(
             f"initializer {tensor.name!r} is stored in bytes {offset:,} to {offset + length:,} of "
-            f"{path}, which has {file.size:,}",
+            f"{file.path}, which has {file.size:,}",
             "the external file is truncated or belongs to another model: copy it again",
             input=tensor.name,
             numbers={"needed_bytes": offset + length, "file_bytes": file.size},

@@ -13,6 +13,8 @@ import onnx
 
 from dask_onnx.modelio.operator_names import standard_op_type
 
+MAX_PROTO_BYTES = 2**31 - 1
+"""Size limit of a serialised message in protobuf."""
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 _MODEL_GRAPH = 7

@@ -81,20 +81,9 @@ def split_rows(
     InputError
         The inputs differ in their number of rows.
     """
-    counts = {
-        value.rows if isinstance(value, MicroBatches) else value.shape[axis]
-        for value, axis in zip(values, axes, strict=True)
-        if isinstance(value, MicroBatches) or axis is not None
-    }
-    if len(counts) > 1:
-        raise InputError(
-            f"inputs have {' and '.join(map(str, sorted(counts)))} rows",
-            "inputs with a batch axis must have the same number of rows",
-            numbers={"fewest_rows": min(counts), "most_rows": max(counts)},
-        )
-    if not counts:
+    rows = _common_rows(values, axes)
+    if rows is None:
         return SplitInputs([list(values)], None, False)
-    rows = counts.pop()
     # A chunk may be empty after a selection. No kernel is asked to handle that: one row of zeros
     # runs in its place, which gives the right shapes and dtypes, and is then cut off.
     step = batching.rows_per_run or max(rows, 1)
@@ -165,7 +154,23 @@ def row_count(values: Sequence[Any], axes: Sequence[int | None]) -> int | None:
     """
     if any(isinstance(value, MicroBatches) for value in values):
         return None
-    return split_rows(values, axes, Batching()).rows
+    return _common_rows(values, axes)
+
+
+def _common_rows(values: Sequence[Any], axes: Sequence[int | None]) -> int | None:
+    """Return the rows of the inputs, those in micro-batches included; None if none has any."""
+    counts = {
+        value.rows if isinstance(value, MicroBatches) else value.shape[axis]
+        for value, axis in zip(values, axes, strict=True)
+        if isinstance(value, MicroBatches) or axis is not None
+    }
+    if len(counts) > 1:
+        raise InputError(
+            f"inputs have {' and '.join(map(str, sorted(counts)))} rows",
+            "inputs with a batch axis must have the same number of rows",
+            numbers={"fewest_rows": min(counts), "most_rows": max(counts)},
+        )
+    return counts.pop() if counts else None
 
 
 def take_rows(

@@ -26,21 +26,24 @@ from dask_onnx.core.errors import CrashError, DaskOnnxError, RunError, Suggestio
 from dask_onnx.core.guard_process import GuardProcess, ProcessDiedError
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.stage_tasks import block_number
-from dask_onnx.runtime.batching import MicroBatches, row_count, take_rows
+from dask_onnx.runtime.batching import row_count, take_rows
 from dask_onnx.runtime.memory_faults import bytes_for_a_run, is_memory_fault, lacking_memory
 from dask_onnx.runtime.row_runs import Computed, compute_rows, is_divisible, row_axes
 from dask_onnx.runtime.run_records import RunningTask, RunRecords, run_records, running_task
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_refs import StageRef
-from dask_onnx.runtime.stage_sessions import bring_stage
-from dask_onnx.runtime.tuning import fitting_rows, note_fitting_rows, row_shapes
+from dask_onnx.runtime.stage_sessions import bring_stage, with_threads
+from dask_onnx.runtime.tuning import (
+    fitting_rows,
+    has_fitting_rows,
+    note_fitting_rows,
+    row_shapes,
+)
 
 log = logging.getLogger(__name__)
 
 _SEARCH_SECONDS = 120.0
 """Seconds after which no more rows of a task are looked for; those found are told."""
-_MANY_SECONDS = 10.0**9
-"""Time limit that stands for none."""
 _NAMED_ROWS = 5
 """Rows that a message names at most; the field has them all."""
 
@@ -68,14 +71,15 @@ def compute_safely(
         As for `row_runs.compute_rows`.
     """
     task = running_task()
-    shapes = _shapes(call, values)
     token = call.stage.token
+    shapes = _shapes(call, values) if has_fitting_rows(token) else None
     max_rows = None if shapes is None else fitting_rows(token, shapes)
     if task is None:
         computed = compute_rows(call, stage, values, supplies, max_rows)
     else:
         computed = _compute_recorded(call, stage, values, supplies, max_rows, task)
     rows = computed.fitting_rows
+    shapes = None if rows is None else _shapes(call, values)
     if shapes is not None and rows is not None and note_fitting_rows(token, shapes, rows):
         warn(
             f"memory was short for a run of stage {stage.label}: its runs have at most {rows:,} "
@@ -150,10 +154,7 @@ class _Search:
             raise known
         self.until = time.monotonic() + _SEARCH_SECONDS
         axes = row_axes(self.call, self.values)
-        has_rows = any(axis is not None for axis in axes) and not any(
-            isinstance(value, MicroBatches) for value in self.values
-        )
-        rows = row_count(self.values, axes) if has_rows else None
+        rows = row_count(self.values, axes)
         computed = self._compute(self.values, axes, 0, rows)
         halved = bool(self.deaths) and not is_divisible(self.call, self.values, axes)
         if computed is not None and not self.is_incomplete and not halved:
@@ -196,13 +197,17 @@ class _Search:
 
     def _run(self, values: Sequence[Any]) -> Computed:
         limit = config.get("guard.seconds")
+        options = self.call.options
+        # The worker knows its threads, and has brought the model into the store.
+        options = replace(options, session=with_threads(options.session))
+        call = replace(self.call, options=options, supplies=0)
         settings = {"onnx": dask.config.get("onnx", {})}
         return _guard.run(
             compute_in_guard,
             settings,
             list(sys.path),
-            (self.call, self.stage, list(values), self.max_rows),
-            seconds=_MANY_SECONDS if limit is None else float(limit),
+            (call, self.stage, list(values), self.max_rows),
+            seconds=None if limit is None else float(limit),
             memory_bytes=bytes_for_a_run(),
         )
 
@@ -268,12 +273,13 @@ def compute_in_guard(
     path : list of str
         The worker's ``sys.path``: files may have been uploaded to it.
     work : tuple
-        Arguments of `row_runs.compute_rows` without supplies: the model is in the store.
+        Arguments of `row_runs.compute_rows` without supplies: the model is in the store. The call
+        has the worker's number of threads.
     """
     sys.path[:] = path
     dask.config.set(settings)
     call, stage, values, max_rows = work
-    return compute_rows(replace(call, supplies=0), stage, values, (), max_rows)
+    return compute_rows(call, stage, values, (), max_rows)
 
 
 def end_guard() -> None:

@@ -20,7 +20,6 @@ from dask_onnx.runtime.input_values import as_input
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, with_value_types
-from dask_onnx.runtime.stage_sessions import with_threads
 from dask_onnx.runtime.transfer import StageOutput, sendable, unwrap
 
 _shape_warnings: BoundedCache[tuple[str, str], bool] = BoundedCache(
@@ -64,10 +63,7 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     stage = with_value_types(call.stage, values)
     values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     supplies = arguments[len(arguments) - call.supplies :]
-    spec = with_threads(call.options.session)
-    computed = compute_safely(
-        replace(call, options=replace(call.options, session=spec)), stage, values, supplies
-    )
+    computed = compute_safely(call, stage, values, supplies)
     results, split = computed.results, computed.split
     record_run(
         StageRun(
@@ -77,7 +73,7 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
             len(results),
             split.rows,
             tuple(map(_shape_of, values)),
-            spec.intra_op_num_threads or 1,
+            computed.threads,
         )
     )
     _warn_about_shapes(stage, results[0])

@@ -51,7 +51,7 @@ class Use:
     def text(self, name: str, default: str = "") -> str:
         """Return an attribute that is a text; `default` without it."""
         value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +81,21 @@ def by_operator(faults: Sequence[KernelFault]) -> Faults:
 
 
 def find_fault(
+    runtime: str,
     faults: Faults,
     node: onnx.NodeProto,
     specs: Mapping[str, TensorSpec],
     initializers: Mapping[str, onnx.TensorProto],
     opsets: Mapping[str, int],
-) -> KernelFault | None:
-    """Return the fault that concerns a node; None if there is none.
+) -> str | None:
+    """Return the reason why a runtime must not run a node; None if it may.
 
     Parameters
     ----------
+    runtime : str
+        Name of the runtime in the reason.
     faults : Faults
-        Faults of one evaluator's kernels.
+        Faults of its kernels.
     node : onnx.NodeProto
         Node of the graph, or of a subgraph.
     specs : mapping of str to TensorSpec
@@ -102,19 +105,21 @@ def find_fault(
     opsets : mapping of str to int
         Version of each imported domain.
     """
-    candidates = faults.get(operator_name(node))
+    name = operator_name(node)
+    candidates = faults.get(name)
     if not candidates:
         return None
     small = {
-        position: numpy_helper.to_array(initializers[name])
-        for position, name in enumerate(node.input)
-        if name in initializers and not is_external(initializers[name])
+        position: numpy_helper.to_array(initializers[value])
+        for position, value in enumerate(node.input)
+        if value in initializers and not is_external(initializers[value])
     }
     use = Use(
         {a.name: helper.get_attribute_value(a) for a in node.attribute},
         tuple(specs.get(n, TensorSpec(n, None, None)) if n else None for n in node.input),
         small,
         tuple(node.output),
-        opsets.get(operator_name(node)[0], 0),
+        opsets.get(name[0], 0),
     )
-    return next((fault for fault in candidates if fault.applies(use)), None)
+    found = next((fault for fault in candidates if fault.applies(use)), None)
+    return None if found is None else f"{runtime}'s {node.op_type} {found.reason}"

@@ -23,11 +23,6 @@ def _is_training(use: Use) -> bool:
     return use.has_input(2) and bool(np.any(use.constants.get(2, True)))
 
 
-def _is_bool(use: Use) -> bool:
-    spec = use.inputs[0]
-    return spec is not None and spec.dtype == np.bool_
-
-
 def _has_many_zero_points(use: Use) -> bool:
     shape = use.shape(3)
     return use.has_input(3) and (shape is None or shape not in ((), (1,)))
@@ -47,7 +42,7 @@ def _outputs_masked_products(use: Use) -> bool:
 
 def _rounds_aligned_corners(use: Use) -> bool:
     """Return whether corners are aligned to a fractional size: input size times scale."""
-    if use.attributes.get("coordinate_transformation_mode") != b"align_corners":
+    if use.text("coordinate_transformation_mode") != "align_corners":
         return False
     if use.has_input(3) or not use.has_input(2):
         return False
@@ -122,7 +117,9 @@ KNOWN_BAD_KERNELS: tuple[KernelFault, ...] = (
         lambda use: use.has_input(2),
     ),
     KernelFault(
-        "ReduceMax", "does not reduce empty sets of bool (reduce_max_empty_set_bool)", _is_bool
+        "ReduceMax",
+        "does not reduce empty sets of bool (reduce_max_empty_set_bool)",
+        lambda use: use.dtype(0) == np.bool_,
     ),
     KernelFault(
         "Resize",
@@ -146,14 +143,7 @@ def known_bad_kernel(
 
     Parameters
     ----------
-    node : onnx.NodeProto
-        Node of the graph, or of a subgraph.
-    specs : mapping of str to TensorSpec
-        Values by name, as far as their types are known.
-    initializers : mapping of str to onnx.TensorProto
-        Initializers by name.
-    opsets : mapping of str to int
-        Version of each imported domain.
+    node, specs, initializers, opsets
+        As for `find_fault`.
     """
-    fault = find_fault(_FAULTS, node, specs, initializers, opsets)
-    return None if fault is None else f"onnxruntime's {node.op_type} {fault.reason}"
+    return find_fault("onnxruntime", _FAULTS, node, specs, initializers, opsets)

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 
 from dask_onnx.core.specs import TensorSpec
-from dask_onnx.runtime.corrected_operators import CORRECTED_OPERATORS
 from dask_onnx.runtime.kernel_faults import KernelFault, Use, by_operator, find_fault
 
 _ML = "ai.onnx.ml"
@@ -257,16 +256,7 @@ def known_bad_reference(
 
     Parameters
     ----------
-    node : onnx.NodeProto
-        Node of the graph, or of a subgraph.
-    specs : mapping of str to TensorSpec
-        Values by name, as far as their types are known.
-    initializers : mapping of str to onnx.TensorProto
-        Initializers by name.
-    opsets : mapping of str to int
-        Version of each imported domain.
+    node, specs, initializers, opsets
+        As for `find_fault`.
     """
-    fault = find_fault(_FAULTS, node, specs, initializers, opsets)
-    if fault is None or (fault.domain, fault.operator) in CORRECTED_OPERATORS:
-        return None
-    return f"onnx.reference's {node.op_type} {fault.reason}"
+    return find_fault("onnx.reference", _FAULTS, node, specs, initializers, opsets)

@@ -35,10 +35,7 @@ def check_memory(label: str, weight_bytes: int) -> None:
     StageError
         The weights do not fit.
     """
-    worker = current_worker()
-    manager = getattr(worker, "memory_manager", None)
-    limit = getattr(manager, "memory_limit", None)
-    share = getattr(manager, "memory_pause_fraction", False)
+    limit, share = worker_memory()
     if not limit or not share:
         return
     threshold = int(limit * share)
@@ -67,6 +64,22 @@ def check_memory(label: str, weight_bytes: int) -> None:
     )
 
 
+def worker_memory() -> tuple[int | None, float | None]:
+    """Return the memory of this process's worker, as Dask manages it.
+
+    Returns
+    -------
+    limit : int or None
+        Limit in bytes; None outside workers and without a limit.
+    share : float or None
+        Share of the limit at which Dask pauses the worker; None if it never does.
+    """
+    manager = getattr(current_worker(), "memory_manager", None)
+    limit = getattr(manager, "memory_limit", None)
+    share = getattr(manager, "memory_pause_fraction", None)
+    return limit or None, share or None
+
+
 def resident_bytes() -> int:
     """Return the resident size of this process, which Dask's monitor compares with the limit."""
     size: int = psutil.Process().memory_info().rss
@@ -86,9 +99,7 @@ def room_bytes() -> int:
     On a Dask worker up to where Dask pauses it; elsewhere what the host has available.
     """
     available = int(psutil.virtual_memory().available)
-    manager = getattr(current_worker(), "memory_manager", None)
-    limit = getattr(manager, "memory_limit", None)
-    share = getattr(manager, "memory_pause_fraction", False)
+    limit, share = worker_memory()
     if not limit or not share:
         return available
     return max(0, min(available, int(limit * share) - resident_bytes()))

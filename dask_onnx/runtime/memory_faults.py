@@ -7,8 +7,7 @@ import re
 import psutil
 
 from dask_onnx.core.errors import RunError, Suggestion
-from dask_onnx.core.peers import current_worker
-from dask_onnx.runtime.memory_check import room_bytes
+from dask_onnx.runtime.memory_check import room_bytes, worker_memory
 
 _NO_MEMORY = re.compile(
     r"bad.?alloc|failed to allocate|unable to allocate|cannot allocate|MemoryError|out of memory",
@@ -47,9 +46,7 @@ def lacking_memory(error: RunError, rows: int | None) -> RunError:
 
 def memory_limit() -> int:
     """Return the memory in bytes of this process's worker; that of the host without a limit."""
-    manager = getattr(current_worker(), "memory_manager", None)
-    limit = getattr(manager, "memory_limit", None)
-    return int(limit or psutil.virtual_memory().total)
+    return worker_memory()[0] or int(psutil.virtual_memory().total)
 
 
 def bytes_for_a_run() -> int:

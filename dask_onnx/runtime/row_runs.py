@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,12 @@ from dask_onnx.runtime.session_cache import Runnable
 from dask_onnx.runtime.size_advice import size_advice
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_refs import StageRef
-from dask_onnx.runtime.stage_sessions import in_model_names, stage_proto, stage_session
+from dask_onnx.runtime.stage_sessions import (
+    in_model_names,
+    stage_proto,
+    stage_session,
+    with_threads,
+)
 from dask_onnx.runtime.tuning import row_shapes, run_sizes
 
 
@@ -39,6 +44,8 @@ class Computed:
     """Time at which the first run began, in seconds since the epoch."""
     seconds: float
     """Duration of the runs."""
+    threads: int
+    """Threads that a run could use."""
     fitting_rows: int | None = None
     """Rows of the largest run that memory sufficed for, where a larger one failed; else None."""
 
@@ -55,7 +62,7 @@ def compute_rows(
     Parameters
     ----------
     call : StageCall
-        Call of the stage, its session options with a number of threads.
+        Call of the stage.
     stage : StageRef
         The stage, with the types of its inputs.
     values : sequence of ndarray or MicroBatches
@@ -74,20 +81,22 @@ def compute_rows(
     StageError, StoreError
         The stage cannot be built or run here.
     """
-    spec = call.options.session
+    spec = with_threads(call.options.session)
+    threads = spec.intra_op_num_threads or 1
     session = stage_session(stage, spec, supplies)
     axes = row_axes(call, values)
     runs = _Runs(session, stage, call, axes, max_rows)
     rows = row_count(values, axes) if call.options.batching.is_auto else None
     started, began = time.time(), time.perf_counter()
     if rows is not None and rows > 1:
-        results = _run_tuned(runs, values, spec.intra_op_num_threads or 1, rows)
+        results = _run_tuned(runs, values, threads, rows)
         split = SplitInputs([], rows, is_padded=False)
     else:
         split = split_rows(values, axes, call.options.batching)
         results = [result for feeds in split.feeds for result in runs.run(feeds)]
-        split = replace(split, feeds=[])
-    return Computed(results, split, started, time.perf_counter() - began, runs.fitting_rows)
+        split = SplitInputs([], split.rows, split.is_padded)
+    seconds = time.perf_counter() - began
+    return Computed(results, split, started, seconds, threads, runs.fitting_rows)
 
 
 def row_axes(call: StageCall, values: Sequence[Any]) -> Sequence[int | None]:
@@ -170,7 +179,8 @@ def _run(session: Runnable, feeds: list[Any], stage: StageRef) -> list[Any]:
     try:
         return run_session(session, feeds, stage.label, names, partial(in_model_names, stage))
     except RunError as error:
-        advice = size_advice(stage, stage_proto(stage), feeds)
+        # Where memory was short, smaller runs follow, and no size is wrong.
+        advice = None if is_memory_fault(error) else size_advice(stage, stage_proto(stage), feeds)
         if advice is None:
             raise
         numbers = {**error.numbers, "size": advice.size, "multiple": advice.multiple}

@@ -27,14 +27,12 @@ from dask_onnx.core import config
 from dask_onnx.core.errors import StoreError
 from dask_onnx.core.peers import current_worker
 from dask_onnx.core.process_caches import cached_in_process
+from dask_onnx.core.stage_tasks import SUSPICION
 from dask_onnx.store.store_files import make_folder
 from dask_onnx.store.weight_store import Store
 
 log = logging.getLogger(__name__)
 
-SUSPICION = "dask-onnx-deaths"
-"""Name of the annotation with which the scheduler tells a task how many workers died that had it.
-"""
 FOLDER = "runs"
 """Folder of the records in a store."""
 _RUNNING, _CRASHED = "running-", "crashed-"
@@ -55,16 +53,13 @@ class RunningTask:
 
     key: Any
     """Dask's key."""
-    deaths: int
+    deaths: int = 0
     """Workers that died while they had the task, as far as the scheduler tells."""
-    digest: bytes
-    """Name of the task in records."""
 
-
-def named_task(key: Any, deaths: int = 0) -> RunningTask:
-    """Return a task with its name in records."""
-    digest = hashlib.blake2b(str(key).encode(), digest_size=_DIGEST_BYTES).digest()
-    return RunningTask(key, deaths, digest)
+    @property
+    def digest(self) -> bytes:
+        """Name of the task in records."""
+        return hashlib.blake2b(str(self.key).encode(), digest_size=_DIGEST_BYTES).digest()
 
 
 def running_task() -> RunningTask | None:
@@ -76,7 +71,7 @@ def running_task() -> RunningTask | None:
     state = None if key is None else worker.state.tasks.get(key)
     if state is None:
         return None
-    return named_task(key, int((state.annotations or {}).get(SUSPICION, 0)))
+    return RunningTask(key, (state.annotations or {}).get(SUSPICION, 0))
 
 
 @dataclass(slots=True)

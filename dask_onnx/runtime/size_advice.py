@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.size_multiples import accepted_multiple, size_conflict
+from dask_onnx.analysis.size_conflicts import conflict_at
+from dask_onnx.analysis.size_multiples import accepted_multiple
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.runtime.stage_refs import StageRef
 
@@ -55,7 +56,11 @@ def size_advice(
     arrays : sequence of array
         What the stage was given, in the order of its inputs.
     """
-    if proto is None or not all(isinstance(array, np.ndarray) for array in arrays):
+    if proto is None or len(arrays) != 1 or not isinstance(arrays[0], np.ndarray):
+        return None
+    (spec,), shape = stage.inputs, arrays[0].shape
+    declared = spec.shape or ()
+    if len(declared) < _LEAST_RANK or len(declared) != len(shape):
         return None
     model = OnnxModel(
         proto=proto.SerializeToString(),
@@ -70,14 +75,7 @@ def size_advice(
         parameter_bytes=0,
     )
     facts = GraphFacts(model)
-    shapes = {spec.name: array.shape for spec, array in zip(stage.inputs, arrays, strict=True)}
-    if len(shapes) != 1:
-        return None
-    ((spec, shape),) = zip(stage.inputs, shapes.values(), strict=True)
-    declared = spec.shape or ()
-    if len(declared) < _LEAST_RANK or len(declared) != len(shape):
-        return None
-    conflict = size_conflict(facts, shapes, {})
+    conflict = conflict_at(facts, {spec.name: shape})
     if conflict is None:
         return None
     axes = [axis for axis in range(1, len(shape)) if not isinstance(declared[axis], int)]
@@ -85,4 +83,4 @@ def size_advice(
     wrong = [axis for axis in axes if multiple and shape[axis] % multiple]
     if not wrong or multiple is None:
         return None
-    return SizeAdvice(spec.name, wrong[0], shape[wrong[0]], multiple, conflict)
+    return SizeAdvice(spec.name, wrong[0], shape[wrong[0]], multiple, str(conflict))

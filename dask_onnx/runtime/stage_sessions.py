@@ -11,7 +11,7 @@ import onnx
 from dask_onnx.core.errors import StageError
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
-from dask_onnx.modelio.onnx_model import ModelRef, StageExtractor
+from dask_onnx.modelio.onnx_model import StageExtractor
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.canonical import canonical_form, with_original_names
 from dask_onnx.runtime.cores import task_threads
@@ -69,10 +69,9 @@ def bring_stage(stage: StageRef, supplies: Sequence[Supply] = ()) -> None:
     """
     store = Store()
     with store.shared_access():
-        whole = fetch_proto(store, stage.model, supplies)
-        proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
-        tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
-        fetch_blobs(store, stage.model, [blob_of(tensor)[0] for tensor in tensors], supplies)
+        proto = _extracted(stage, fetch_proto(store, stage.model, supplies))
+        keys = [key for key, _, _ in _blobs_of(proto)]
+        fetch_blobs(store, stage.model, keys, supplies)
 
 
 def in_model_names(stage: StageRef, text: str) -> str:
@@ -80,10 +79,8 @@ def in_model_names(stage: StageRef, text: str) -> str:
 
     Equal stages share a session, whose names are those of none of them.
     """
-    extractor = _extractors.get(stage.model.token)
-    if extractor is None:
-        return text
-    return with_original_names(text, extractor.extract(stage.indices, stage.inputs, stage.outputs))
+    proto = stage_proto(stage)
+    return text if proto is None else with_original_names(text, proto)
 
 
 def stage_proto(stage: StageRef) -> onnx.ModelProto | None:
@@ -110,7 +107,7 @@ def _prepare(
     with store.shared_access():
         is_new = not store.has(stage.model.token)
         whole = fetch_proto(store, stage.model, supplies)
-    proto = _extractor(stage.model, whole).extract(stage.indices, stage.inputs, stage.outputs)
+    proto = _extracted(stage, whole)
     shared = canonical_form(proto) if stage.kernel == "onnxruntime" else None
     name = stage.token
     if shared is not None:
@@ -132,8 +129,7 @@ def _build(
     with store.shared_access():
         # The lease keeps the model from eviction for as long as the session lives.
         lease = store.lease(stage.model.token)
-        tensors = [t for graph in graphs_of(proto) for t in graph.initializer if is_external(t)]
-        places = [blob_of(tensor) for tensor in tensors]
+        places = _blobs_of(proto)
         keys = [key for key, _, _ in places]
         is_new |= fetch_blobs(store, stage.model, keys, supplies)
         size = sum(length for _, _, length in places)
@@ -167,7 +163,15 @@ def _build_on_kernel(
     return build_session(data, store.blobs, spec, weight_bytes=size, label=stage.label, saved=saved)
 
 
-def _extractor(model: ModelRef, proto: bytes) -> StageExtractor:
-    return _extractors.get_or_make(
-        model.token, lambda: StageExtractor(onnx.ModelProto.FromString(proto))
+def _extracted(stage: StageRef, whole: bytes) -> onnx.ModelProto:
+    """Return a stage of a weightless proto."""
+    extractor = _extractors.get_or_make(
+        stage.model.token, lambda: StageExtractor(onnx.ModelProto.FromString(whole))
     )
+    return extractor.extract(stage.indices, stage.inputs, stage.outputs)
+
+
+def _blobs_of(proto: onnx.ModelProto) -> list[tuple[str, int, int]]:
+    """Return the blob, the offset in it and the bytes of each external weight of a stage."""
+    tensors = (tensor for graph in graphs_of(proto) for tensor in graph.initializer)
+    return [blob_of(tensor) for tensor in tensors if is_external(tensor)]

@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from dask_onnx.core.errors import StoreError
 from dask_onnx.core.peers import current_worker
 from dask_onnx.core.process_caches import PROCESS_CACHES, BoundedCache, cached_in_process
 from dask_onnx.runtime.cores import cpu_identity, ort_version
-from dask_onnx.runtime.memory_check import resident_bytes
+from dask_onnx.runtime.memory_check import resident_bytes, worker_memory
 from dask_onnx.runtime.memory_faults import memory_limit
 from dask_onnx.store.weight_store import Store
 
@@ -147,10 +147,10 @@ _trials: BoundedCache[str, Trial] = BoundedCache("batch size trials", 1024)
 """Name of a measurement to its runs so far."""
 _tunings: BoundedCache[str, BatchTuning] = BoundedCache("batch size tunings", 4096)
 """Name of a measurement to its outcome; the store has those that were dropped."""
-_fitting: BoundedCache[tuple[str, RowShapes], dict[str, Any]] = BoundedCache(
+_fitting: BoundedCache[str, Mapping[str, Any]] = BoundedCache(
     "rows that fit into memory", 4096, max_age_seconds=1.0
 )
-"""Stage and shapes of a row to what is saved of them; empty where nothing is."""
+"""Stage to what is saved of it, by the shapes of a row; empty where nothing is."""
 
 
 def measurement_name(stage_token: str, threads: int, shapes: Sequence[tuple[int, ...]]) -> str:
@@ -307,9 +307,12 @@ def _unmanaged_bytes() -> int:
 
 
 def _memory_for_a_run() -> float:
-    manager = getattr(current_worker(), "memory_manager", None)
-    limit = getattr(manager, "memory_limit", None)
-    return float(limit or psutil.virtual_memory().available) * _MEMORY_SHARE
+    return (worker_memory()[0] or psutil.virtual_memory().available) * _MEMORY_SHARE
+
+
+def has_fitting_rows(stage_token: str) -> bool:
+    """Return whether memory was too short for a run of a stage on this host, at any shapes."""
+    return bool(_saved_fitting(stage_token))
 
 
 def fitting_rows(stage_token: str, shapes: RowShapes) -> int | None:
@@ -317,12 +320,8 @@ def fitting_rows(stage_token: str, shapes: RowShapes) -> int | None:
 
     None if no run has failed, or only where there was less memory than here.
     """
-
-    def load() -> dict[str, Any]:
-        return Store().measurement(_fitting_name(stage_token, shapes)) or {}
-
-    saved = _fitting.get_or_make((stage_token, shapes), load)
-    if not saved or saved["limit_bytes"] < memory_limit():
+    saved = _saved_fitting(stage_token).get(repr(shapes))
+    if saved is None or saved["limit_bytes"] < memory_limit():
         return None
     return int(saved["rows"])
 
@@ -340,16 +339,24 @@ def note_fitting_rows(stage_token: str, shapes: RowShapes, rows: int) -> bool:
     if known is not None and known <= rows:
         return False
     values = {"rows": rows, "limit_bytes": memory_limit()}
-    _fitting.put((stage_token, shapes), values)
+    # A process that saves another shape at the same time may win: then this one is noted again.
+    saved = {**_saved_fitting(stage_token), repr(shapes): values}
+    _fitting.put(stage_token, saved)
     try:
-        Store().save_measurement(_fitting_name(stage_token, shapes), values)
+        Store().save_measurement(_fitting_name(stage_token), saved)
     except StoreError as error:
         log.warning("the rows that fit into memory cannot be saved: %s", error.cause)
     return known is None
 
 
-def _fitting_name(stage_token: str, shapes: RowShapes) -> str:
-    return f"fits-{stage_token}-{hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]}"
+def _saved_fitting(stage_token: str) -> Mapping[str, Any]:
+    return _fitting.get_or_make(
+        stage_token, lambda: Store().measurement(_fitting_name(stage_token)) or {}
+    )
+
+
+def _fitting_name(stage_token: str) -> str:
+    return f"fits-{stage_token}"
 
 
 def _save(name: str, trial: Trial, threads: int, shapes: RowShapes, settled_rows: int) -> None:

@@ -42,7 +42,7 @@ class ConstantCuts:
 
     def __init__(self, facts: GraphFacts, walk: Walk) -> None:
         self._facts, self._walk = facts, walk
-        self._tensors = {tensor.name: tensor for tensor in facts.proto.graph.initializer}
+        self._tensors = facts.tensors
         self._found: dict[tuple[str, Layout], ConstantCut | None] = {}
 
     def can_cut(self, name: str, layout: Layout) -> bool:

@@ -75,18 +75,7 @@ def on_shard(
 ) -> tuple[list[onnx.NodeProto], Sources]:
     """Return nodes that compute a shard of a grouped attention, and their inputs.
 
-    Parameters
-    ----------
-    node : NodeProto
-        The attention, with the names of the values that the shard reads and writes.
-    original : NodeProto
-        The attention in the unsharded graph.
-    prefix : str
-        Start of the names of new values.
-    specs : mapping of value to TensorSpec
-        Values of the unsharded graph, with fixed sizes.
-    positions : int
-        Number of tokens.
+    Parameters are those of `query_shards.attention_on_shard`, for a node that only attends.
     """
     names = grouped_inputs(original)
     shape = specs[names[QUERY]].shape or ()

@@ -110,7 +110,7 @@ class ShardWriter:
 
     def __init__(self, graph: TensorGraph) -> None:
         self.graph, self.specs, self.facts = graph, graph.declared, graph.facts
-        self.tensors = {tensor.name: tensor for tensor in self.facts.proto.graph.initializer}
+        self.tensors = self.facts.tensors
         self.blank = StageExtractor(self.facts.proto).extract([], [], [])
         self._cuts: dict[int, ConstantCuts] = {graph.shards: graph.constant_cuts}
 

@@ -23,7 +23,7 @@ from dask_onnx.collections.images.formats import Reader
 from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.images.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.collections.inline import InlineGraph
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import format_shape
 from dask_onnx.core.stage_tasks import Hints, digest
 from dask_onnx.tiles.seams import Views, merge_seams
@@ -175,26 +175,14 @@ class SliceDetector:
         input_size : (int, int)
             Height and width of the model's input in pixels, which `preprocess` may have changed.
         """
-        boxes, scores, labels = self.reader.read(outputs)
-        kept = scores >= self.score_threshold
-        corners = boxes[kept].astype(np.float64)
-        is_finite = np.isfinite(corners).all(axis=1)
-        if not is_finite.all():
-            count = int(np.sum(~is_finite))
-            raise InputError(
-                f"{count} of {len(corners)} boxes with a score of {self.score_threshold} or more "
-                "have corners that are NaN or infinite",
-                "run the model in float32, or read its outputs with a function: decode=",
-                numbers={"invalid_boxes": count, "boxes": len(corners)},
-                suggestions=[Suggestion("decode")],
-            )
+        corners, scores, labels = self.reader.read_above(outputs, self.score_threshold)
         height, width = self.slice_size
         unit = (1, 1) if self.is_normalized else input_size
         corners *= np.tile([width / unit[1], height / unit[0]], 2)
         corners += np.tile([job.strip.x + job.strip.offsets[place], job.strip.y], 2)
         corners *= job.scale
         inside = clipped(corners, np.array([0, 0, self.image_size[1], self.image_size[0]]))
-        found = Boxes.of(inside, scores[kept], labels[kept]).take(areas(inside) > 0)
+        found = Boxes.of(inside, scores, labels).take(areas(inside) > 0)
         if not self.reader.has_duplicates:
             return found
         return nms(found, self.iou_threshold, class_agnostic=self.class_agnostic)

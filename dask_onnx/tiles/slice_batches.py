@@ -9,9 +9,9 @@ import numpy as np
 
 from dask_onnx.api.model import Model
 from dask_onnx.collections.images.input_layout import InputLayout, Size
+from dask_onnx.collections.images.picture_batches import refuse_several
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.run_options import BatchSize
-from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import Dim
 from dask_onnx.runtime.input_values import as_input
 
@@ -105,21 +105,9 @@ def slices_per_task(
     )
     if has_rows and batch.fixed_rows is not None:
         return batch.fixed_rows
-    declared = _declared_rows(model, layout)
-    several = batch_size if isinstance(batch_size, int) else declared
-    if not has_rows and isinstance(several, int) and several > 1:
-        is_callers = declared != several
-        raise InputError(
-            f"the outputs {', '.join(request.wanted.names)} cannot be split into those of "
-            f"{several} slices",
-            "leave batch_size out, so that the model takes one slice at a time"
-            if is_callers
-            else "export the model with an open batch axis, or for one image",
-            option="batch_size" if is_callers else "model",
-            input=layout.name,
-            numbers={"slices": several},
-            suggestions=[Suggestion("batch_size", 1)] if is_callers else [],
-        )
+    if not has_rows:
+        declared = _declared_rows(model, layout)
+        refuse_several(batch_size, declared, request.wanted.names, layout.name, "slice")
     if isinstance(batch_size, int):
         return batch_size
     return _SLICES_OF_A_TASK if has_rows and not (batch.dependent or batch.opaque) else 1

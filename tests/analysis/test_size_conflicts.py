@@ -7,9 +7,13 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from dask_onnx.analysis.exported_batch import conflict_at
 from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.size_conflicts import SizeConflict, may_name_sizes, named_rows
+from dask_onnx.analysis.size_conflicts import (
+    SizeConflict,
+    conflict_at,
+    may_name_sizes,
+    named_rows,
+)
 from dask_onnx.modelio.onnx_model import load_onnx
 
 WEIGHTS = """

@@ -8,7 +8,8 @@ import pytest
 from image_models import brightness, u_net
 
 import dask_onnx as dx
-from dask_onnx.analysis.size_multiples import accepted_multiple, size_conflict
+from dask_onnx.analysis.size_conflicts import conflict_at
+from dask_onnx.analysis.size_multiples import accepted_multiple
 
 
 def multiple_of(proto):
@@ -32,7 +33,7 @@ def test_a_conflict_is_found_where_onnxruntime_fails(size):
     model = dx.load(proto)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     shape = (1, 1, *size)
-    conflict = size_conflict(model.facts, {"x": shape}, model._facts.schemas)
+    conflict = conflict_at(model.facts, {"x": shape}, model._facts.schemas)
     if conflict is None:
         assert session.run(None, {"x": np.zeros(shape, np.float32)})[0].shape == shape
         return

@@ -15,7 +15,7 @@ from dask_onnx.cluster.worker_deaths import (
     raise_error,
 )
 from dask_onnx.core.errors import StageError, Suggestion
-from dask_onnx.runtime.run_records import SUSPICION
+from dask_onnx.core.stage_tasks import SUSPICION
 
 ALLOWED = 3
 SCHEDULER = SimpleNamespace(allowed_failures=ALLOWED)

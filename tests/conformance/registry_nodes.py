@@ -25,7 +25,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from registry_cases import WRITTEN_CASES
 
-from dask_onnx.modelio.operator_names import canonical_domain
+from dask_onnx.modelio.operator_names import canonical_domain, operator_name
 from dask_onnx.modelio.value_types import parse_type
 from dask_onnx.runtime.onnxruntime_internals import has_kernel
 
@@ -91,7 +91,7 @@ class OneNode:
 def versions() -> list[Version]:
     """Return every version of every operator in ONNX Runtime's registry, in alphabetical order."""
     found = [
-        Version("" if s.domain == "ai.onnx" else s.domain, s.name, int(s.since_version), s)
+        Version(canonical_domain(s.domain), s.name, int(s.since_version), s)
         for s in ort_state.get_all_operator_schema()
     ]
     return sorted(found, key=lambda each: (each.domain, each.name, each.since))
@@ -140,9 +140,8 @@ def known_cases() -> dict[tuple[str, str], list[OneNode]]:
         node = model.graph.node[0]
         inputs = test.data_sets[0][0]
         names = [value.name for value in model.graph.input]
-        domain = "" if node.domain == "ai.onnx" else node.domain
         arrays = {n: _array(x) for n, x in zip(names, inputs, strict=False)}
-        found[domain, node.op_type].append(OneNode(model, arrays))
+        found[operator_name(node)].append(OneNode(model, arrays))
     return found
 
 

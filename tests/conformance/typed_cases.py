@@ -88,8 +88,8 @@ def _signals() -> Iterator[Case]:
             inputs = (floats(*shape), step, None, np.array(8))
             yield Case("STFT", inputs, {"onesided": onesided}, constants=(1, 3))
     yield Case("STFT", (floats(2, 16, 2), step, window), {"onesided": 0}, constants=(1,))
-    nodes = {"HannWindow", "HammingWindow", "BlackmanWindow"}
-    for op, periodic in itertools.product(sorted(nodes), (0, 1)):
+    windows = ("BlackmanWindow", "HammingWindow", "HannWindow")
+    for op, periodic in itertools.product(windows, (0, 1)):
         yield Case(op, (np.array(9),), {"periodic": periodic})
 
 

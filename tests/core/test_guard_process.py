@@ -135,6 +135,10 @@ def test_a_call_beyond_its_time_is_ended(guard):
     assert guard.run(double, 3, seconds=60) == 6
 
 
+def test_a_call_may_have_no_time_limit(guard):
+    assert guard.run(double, 3, seconds=None) == 6
+
+
 def test_closing_ends_the_subprocess(guard):
     pid = guard.run(own_pid, seconds=60)
     guard.close()

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 import dask_onnx as dx
 from dask_onnx.cli import main
-from dask_onnx.io.sources import open_source
+from dask_onnx.io.input_formats import open_source
 from dask_onnx.store.weight_store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from dask_onnx.io.file_job import (
     read_blocks,
     write_blocks,
 )
+from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.output_formats import open_sink
-from dask_onnx.io.sources import open_source
 
 ROWS = np.arange(14, dtype=np.float32).reshape(7, 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dask_onnx.core.errors import InputError
-from dask_onnx.io.sources import open_source
+from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.table_files import find_table
 
 

@@ -12,7 +12,7 @@ import zarr
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.io.georeference import attributes_for_grid, cropped_attributes
-from dask_onnx.io.raster_sinks import open_raster_sink
+from dask_onnx.io.raster_formats import open_raster_sink
 from dask_onnx.io.raster_writing import save_raster, write_blocks, write_raster
 from dask_onnx.io.rasters import open_raster, open_raster_xarray, raster_attributes
 from dask_onnx.io.targets import MARKER

@@ -13,7 +13,7 @@ import zarr
 from PIL import Image
 
 from dask_onnx.core.errors import InputError
-from dask_onnx.io.sources import open_source
+from dask_onnx.io.input_formats import open_source
 
 ROWS = np.arange(7 * 3 * 2, dtype=np.float32).reshape(7, 3, 2)
 

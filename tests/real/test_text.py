@@ -110,6 +110,14 @@ def test_missing_texts_are_counted(encoder, texts):
 BAD = ["fine", None, b"also fine", b"\xff\xfe", "lone \udc80 surrogate", "good"]
 
 
+def test_the_first_missing_text_of_several_tasks_is_the_error(encoder):
+    texts: list[str | None] = ["a"] * 512
+    texts[10] = texts[300] = None
+    with pytest.raises(dx.InputError) as caught:
+        encoder().predict(texts)
+    assert caught.value.numbers["row"] == 10
+
+
 def test_undecodable_texts_become_null_or_are_returned_separately(encoder):
     model = encoder()
     expected = model.predict(["fine", "also fine", "good"])

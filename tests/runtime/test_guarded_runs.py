@@ -17,7 +17,7 @@ from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime import guarded_runs
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import run_stage
-from dask_onnx.runtime.run_records import named_task, run_records
+from dask_onnx.runtime.run_records import RunningTask, run_records
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 
@@ -41,7 +41,7 @@ def own_store(tmp_path):
 @pytest.fixture
 def suspect(own_store, monkeypatch):
     """Let this thread seem to run a task that two workers died with."""
-    task = named_task(("step-0123", 3, 0), deaths=2)
+    task = RunningTask(("step-0123", 3, 0), deaths=2)
     monkeypatch.setattr(guarded_runs, "running_task", lambda: task)
     guarded_runs._verdicts.clear()
     return task
@@ -61,9 +61,11 @@ def rows_with(*marked: int) -> np.ndarray:
     return x
 
 
-def test_a_suspect_that_is_innocent_gives_its_result(suspect):
-    x = rows_with()
-    np.testing.assert_array_equal(run_stage(call_of(poison_models.abort_on_mark), x), x + 1)
+@pytest.mark.parametrize("seconds", [600, None])
+def test_a_suspect_that_is_innocent_gives_its_result(suspect, seconds):
+    x, call = rows_with(), call_of(poison_models.abort_on_mark)
+    with dask.config.set({"onnx.guard.seconds": seconds}):
+        np.testing.assert_array_equal(run_stage(call, x), x + 1)
     assert guarded_runs._guard._process is not None
 
 

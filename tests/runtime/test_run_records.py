@@ -11,17 +11,17 @@ import dask
 import pytest
 
 from dask_onnx.runtime import run_records as module
-from dask_onnx.runtime.run_records import RunRecords, named_task, run_records
+from dask_onnx.runtime.run_records import RunningTask, RunRecords, run_records
 
-RUNS, WAITED = named_task(("made-0123", 3, 0)), named_task(("made-0123", 4, 0))
+RUNS, WAITED = RunningTask(("made-0123", 3, 0)), RunningTask(("made-0123", 4, 0))
 DIES = """
 import os, signal, sys
 import dask
 dask.config.set({"onnx.store.directory": sys.argv[1]})
-from dask_onnx.runtime.run_records import named_task, run_records
+from dask_onnx.runtime.run_records import RunningTask, run_records
 records = run_records()
-records.end(records.begin(named_task(("made-0123", 2, 0))))
-records.begin(named_task(("made-0123", 3, 0)))
+records.end(records.begin(RunningTask(("made-0123", 2, 0))))
+records.begin(RunningTask(("made-0123", 3, 0)))
 if sys.argv[2] == "wait":
     print("ready", flush=True)
     sys.stdin.read()
@@ -43,10 +43,10 @@ def test_a_task_that_ran_in_a_killed_process_is_suspect_and_others_are_not(recor
     assert not records.is_suspect(RUNS, "stage")
     process = subprocess.run([sys.executable, "-c", DIES, str(tmp_path), "now"], check=False)
     assert process.returncode < 0
-    once = named_task(RUNS.key, deaths=1)
+    once = RunningTask(RUNS.key, deaths=1)
     assert records.is_suspect(once, "stage")
     for key in (WAITED.key, ("made-0123", 2, 0)):
-        assert not records.is_suspect(named_task(key, deaths=1), "stage")
+        assert not records.is_suspect(RunningTask(key, deaths=1), "stage")
 
 
 def test_a_task_that_runs_in_a_live_process_is_not_suspect(records, tmp_path):
@@ -56,19 +56,19 @@ def test_a_task_that_runs_in_a_live_process_is_not_suspect(records, tmp_path):
         stdout=subprocess.PIPE,
     )
     assert process.stdout.readline() == b"ready\n"
-    once = named_task(RUNS.key, deaths=1)
+    once = RunningTask(RUNS.key, deaths=1)
     assert not records.is_suspect(once, "stage")
     process.communicate(b"")
     assert records.is_suspect(once, "stage")
 
 
 def test_two_deaths_make_a_task_suspect_where_no_record_can_be_read(records):
-    assert not records.is_suspect(named_task("other", deaths=1), "stage")
-    assert records.is_suspect(named_task("other", deaths=2), "stage")
+    assert not records.is_suspect(RunningTask("other", deaths=1), "stage")
+    assert records.is_suspect(RunningTask("other", deaths=2), "stage")
 
 
 def test_a_stage_that_crashed_on_two_tasks_is_guarded_for_all(records):
-    task = named_task("new")
+    task = RunningTask("new")
     records.note_crash("stage", RUNS)
     records.note_crash("stage", RUNS)
     look(records)
@@ -88,7 +88,7 @@ def test_old_records_count_no_more_and_are_removed(records, tmp_path):
     for path in others:
         os.utime(path, (old, old))
     look(records)
-    assert not records.is_suspect(named_task(RUNS.key, deaths=1), "stage")
+    assert not records.is_suspect(RunningTask(RUNS.key, deaths=1), "stage")
     assert list(records.folder.iterdir()) == [records.own]
 
 

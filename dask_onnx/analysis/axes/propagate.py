@@ -108,9 +108,7 @@ class Walk:
         """Dependences found so far; FREE values are left out."""
         self.known: dict[str, Known] = dict(known)
         """Values of small tensors found so far."""
-        self._initializers: dict[str, TensorProto] = {
-            tensor.name: tensor for tensor in facts.proto.graph.initializer
-        }
+        self._initializers: Mapping[str, TensorProto] = facts.tensors
         self._opset = facts.model.opsets.get("", 1)
         self._shapes: dict[str, Shape | None] = {}
 

@@ -47,7 +47,7 @@ class Constants:
     def __init__(self, draft: Draft, *, read_weights: bool) -> None:
         self._draft = draft
         self._reads = read_weights
-        self._tensors = {tensor.name: tensor for tensor in draft.facts.proto.graph.initializer}
+        self._tensors = draft.facts.tensors
         self._found: dict[str, np.ndarray | None] = {}
         self._draws = any(standard_op_type(node) in RANDOM for node in draft.facts.nodes)
 

@@ -18,6 +18,7 @@ from dask_onnx.analysis.opening.assembly import assembled
 from dask_onnx.analysis.opening.constants import Constants
 from dask_onnx.analysis.opening.draft import Draft, NotOpenedError
 from dask_onnx.analysis.opening.search import Rewriting
+from dask_onnx.analysis.row_candidates import first_size
 from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
@@ -132,7 +133,7 @@ def _candidates(
         is_open = [s.name for s in model.inputs if s.shape and not isinstance(s.shape[0], int)]
         if not is_open:
             for size in _sizes(model):
-                yield size, {s.name: 0 for s in model.inputs if _first_size(s) == size}
+                yield size, {s.name: 0 for s in model.inputs if first_size(s) == size}
             if not _sizes(model):  # a vector of one element may be one row after all
                 vectors = {s.name: 0 for s in model.inputs if s.shape == (1,)}
                 yield from [(1, vectors)] if vectors else []
@@ -152,16 +153,10 @@ def _candidates(
 
 def _sizes(model: OnnxModel) -> list[int]:
     """Return sizes of axis 0 that may be numbers of rows, the one common to all outputs first."""
-    given = [size for spec in model.inputs if (size := _first_size(spec))]
-    of_outputs = {_first_size(spec) for spec in model.outputs}
+    given = [size for spec in model.inputs if (size := first_size(spec))]
+    of_outputs = {first_size(spec) for spec in model.outputs}
     agreed = [size for size in of_outputs if size] if len(of_outputs) == 1 else []
     return list(dict.fromkeys([size for size in agreed if size in given] + given))
-
-
-def _first_size(spec: TensorSpec) -> int | None:
-    """Return the fixed size of axis 0; None if it is dynamic, or for a vector of one element."""
-    size = spec.shape[0] if spec.shape else None
-    return size if isinstance(size, int) and (size > 1 or len(spec.shape or ()) > 1) else None
 
 
 def _numbers_inside(facts: GraphFacts) -> list[int]:
@@ -169,7 +164,7 @@ def _numbers_inside(facts: GraphFacts) -> list[int]:
 
     Found in constant shapes, in initial states and in the declarations of outputs.
     """
-    tensors = {tensor.name: tensor for tensor in facts.proto.graph.initializer}
+    tensors = facts.tensors
     found: dict[int, None] = {1: None}
     for node in facts.nodes:
         place = _SHAPE_OPERANDS.get(standard_op_type(node) or "")
@@ -180,7 +175,7 @@ def _numbers_inside(facts: GraphFacts) -> list[int]:
         if standard_op_type(node) in ("RNN", "GRU", "LSTM") and len(node.inputs) > _STATE:
             state = tensors.get(node.inputs[_STATE])
             found.update(dict.fromkeys(state.dims[1:2] if state is not None else ()))
-    found.update(dict.fromkeys(size for s in facts.model.outputs if (size := _first_size(s))))
+    found.update(dict.fromkeys(size for s in facts.model.outputs if (size := first_size(s))))
     return [size for size in found if size > 0][:_MAX_GUESSES]
 
 

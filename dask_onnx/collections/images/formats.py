@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ _SETS = ("boxes", "tf", "paddle", "detr", "rtdetr")
 """Formats of several outputs."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
 """Pixels from one cell to the next, on each grid of common YOLO heads."""
-_MAX_SELECTED = 1000
+MAX_SELECTED = 1000
 """Rows above which they are one for each cell or anchor, rather than selected by the model."""
 _ROUNDING = 1e-3
 """Rounding error by which a score may exceed 1."""
@@ -84,6 +84,35 @@ class Reader:
             parts = self._read_table(arrays)
         self._check(parts)
         return parts
+
+    def read_above(self, arrays: Mapping[str, Array], threshold: float) -> Parts:
+        """Return float64 boxes, scores and labels of one slice, of those with some score or more.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array
+            As for `read`.
+        threshold : float
+            Least score.
+
+        Raises
+        ------
+        InputError
+            As for `read`; or corners of these boxes are NaN or infinite.
+        """
+        boxes, scores, labels = self.read(arrays)
+        kept = scores >= threshold
+        found = boxes[kept].astype(np.float64)
+        bad = int((~np.isfinite(found).all(axis=1)).sum())
+        if bad:
+            raise InputError(
+                f"{bad} of {len(found)} boxes with a score of {threshold} or more have corners "
+                "that are NaN or infinite",
+                "run the model in float32, or read its outputs with a function: decode=",
+                numbers={"invalid_boxes": bad, "boxes": len(found)},
+                suggestions=[Suggestion("decode")],
+            )
+        return found, scores[kept], labels[kept]
 
     def _decoded(self, given: Any) -> Parts:
         """Return what `decode` has returned, as arrays."""
@@ -274,13 +303,13 @@ def _table_format(outputs: Sequence[TensorSpec], size: tuple[int, int]) -> str:
     if spec.dtype is None or spec.dtype.kind not in "fV" or spec.shape is None or spec.rank != 3:
         raise _unknown(outputs, "not a table of numbers (batch, n, columns) or (batch, columns, n)")
     _, rows, columns = spec.shape
-    cells = {sum((size[0] // s) * (size[1] // s) for s in strides) for strides in _STRIDES}
+    cells = cell_counts(size, _STRIDES)
     if isinstance(rows, int) and isinstance(columns, int):
         if columns >= 5 and rows in cells and columns not in cells:
             raise _unknown(outputs, "one row for each cell, as in YOLOX, which may be undecoded")
         if columns == 6 and rows in {3 * count for count in cells}:
             return "yolo5"
-        if columns == 6 and rows <= _MAX_SELECTED:
+        if columns == 6 and rows <= MAX_SELECTED:
             return "xyxysc"
         if columns > rows >= 5:
             return "yolo8"
@@ -294,6 +323,19 @@ def _table_format(outputs: Sequence[TensorSpec], size: tuple[int, int]) -> str:
     if columns == 6:
         raise _unknown(outputs, "6 columns are xyxysc, or yolo5 with one class")
     raise _unknown(outputs, "neither axis is that of the boxes for certain")
+
+
+def cell_counts(size: tuple[int, int], strides: Iterable[Sequence[int]]) -> set[int]:
+    """Return the numbers of cells that a YOLO has, on all its grids together.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width of the model's input in pixels.
+    strides : iterable of sequence of int
+        For each kind of YOLO the pixels from one cell to the next on each grid.
+    """
+    return {sum((size[0] // s) * (size[1] // s) for s in each) for each in strides}
 
 
 def _named_roles(outputs: Sequence[TensorSpec]) -> tuple[str, ...]:

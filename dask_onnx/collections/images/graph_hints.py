@@ -21,6 +21,8 @@ _PASSING = frozenset(
 """Operators that do not change values, or add some."""
 _SCALING = {"Div": "divides by", "Mul": "multiplies by", "Sub": "subtracts", "Add": "adds"}
 """Operators that scale pixel values, to what they do."""
+_BLUE_AND_RED = (104, 123.5)
+"""Means of blue and red in ImageNet, as pixel values."""
 _NEAR = 2.0
 """Largest distance of a mean from that of a colour of ImageNet, in pixel values."""
 _LARGE = 16.0
@@ -63,13 +65,14 @@ def scales_itself(facts: GraphFacts, name: str) -> OwnScaling | None:
 
 
 def _color_of_means(node: NodeFacts, values: np.ndarray) -> Literal["RGB", "BGR"] | None:
-    """Return the order of colours whose means, of blue about 104 and of red 124, are subtracted."""
+    """Return the order of colours whose means in ImageNet are subtracted."""
     means = np.abs(values.reshape(-1))
     if node.op_type not in ("Sub", "Add") or len(means) != 3 or abs(means[1] - 117) > _NEAR:
         return None
-    for color, outer in (("BGR", (104, 123.5)), ("RGB", (123.5, 104))):
-        if np.abs(means[[0, 2]] - outer).max() <= _NEAR:
-            return "BGR" if color == "BGR" else "RGB"
+    if np.abs(means[[0, 2]] - _BLUE_AND_RED).max() <= _NEAR:
+        return "BGR"
+    if np.abs(means[[2, 0]] - _BLUE_AND_RED).max() <= _NEAR:
+        return "RGB"
     return None
 
 

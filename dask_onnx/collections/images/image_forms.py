@@ -7,7 +7,15 @@ from typing import Any, Literal, get_args
 
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.collections.images.box_sets import named_outputs
-from dask_onnx.collections.images.formats import FORMATS, Decode, Format, Reader, find_reader
+from dask_onnx.collections.images.formats import (
+    FORMATS,
+    MAX_SELECTED,
+    Decode,
+    Format,
+    Reader,
+    cell_counts,
+    find_reader,
+)
 from dask_onnx.collections.images.graph_hints import Activation, activation_of, looks_like_scores
 from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.images.model_metadata import ModelNotes
@@ -113,7 +121,7 @@ def find_form(request: FormRequest) -> Form:
     if wanted == "labels":
         return _labels(request, _score_output(request, is_asked=True))
     if wanted == "mask":
-        return _mask(request, _mask_output(request, is_asked=True), is_asked=True)
+        return _mask(request, _mask_output(request, is_asked=True))
     return _recognised(request)
 
 
@@ -126,7 +134,7 @@ def _recognised(request: FormRequest) -> Form:
         return _labels(request, scores)
     mask = _mask_output(request, is_asked=False)
     if mask is not None:
-        return _mask(request, mask, is_asked=False)
+        return _mask(request, mask)
     return _raw(request)
 
 
@@ -195,11 +203,10 @@ def _yolo_reader(request: FormRequest, first: tuple[TensorSpec, ...]) -> Reader 
     shape = first[0].shape
     classes = request.class_count
     if shape is not None and len(shape) == 3 and classes is not None:
-        extra = {"segment": 32}.get(request.notes.task or "", 0)
-        by_columns = {5 + classes + extra: "yolo5"}
+        coefficients = 32 if request.notes.task == "segment" else 0
         if shape[2] == 6 and _is_few(shape[1]):
             return Reader("xyxysc", (first[0].name,))
-        if isinstance(shape[2], int) and shape[2] in by_columns:
+        if shape[2] == 5 + classes + coefficients:
             return Reader("yolo5", (first[0].name,), classes=classes)
         if isinstance(shape[1], int) and shape[1] >= 4 + classes:
             return Reader("yolo8", (first[0].name,), classes=classes)
@@ -211,14 +218,14 @@ def _yolo_reader(request: FormRequest, first: tuple[TensorSpec, ...]) -> Reader 
 
 def _is_few(rows: Dim) -> bool:
     """Return whether rows are selected ones, rather than one for each cell."""
-    return not isinstance(rows, int) or rows <= 1000
+    return not isinstance(rows, int) or rows <= MAX_SELECTED
 
 
 def _has_yolo_rows(spec: TensorSpec, size: Size) -> bool:
     """Return whether a table has a row for each cell or anchor of a YOLO of this size."""
     if spec.shape is None or len(spec.shape) != 3:
         return False
-    cells = {sum((size[0] // s) * (size[1] // s) for s in strides) for strides in _STRIDES}
+    cells = cell_counts(size, _STRIDES)
     counts = cells | {3 * count for count in cells}
     return any(dim in counts for dim in spec.shape[1:])
 
@@ -269,10 +276,8 @@ def _labels(request: FormRequest, spec: TensorSpec) -> Form:
             option="labels",
             numbers={"labels": request.class_count, "scores": width},
         )
-    activation: Activation | None = None if has_one or width == 1 else "softmax"
-    if width == 1 and not has_one:
-        activation = "sigmoid"
-    return Form("labels", (spec.name,), activation=activation)
+    activation: Activation = "sigmoid" if width == 1 else "softmax"
+    return Form("labels", (spec.name,), activation=None if has_one else activation)
 
 
 def _mask_output(request: FormRequest, *, is_asked: bool) -> Any:
@@ -319,13 +324,13 @@ def _is_at_most(request: FormRequest, spec: TensorSpec) -> bool:
     )
 
 
-def _mask(request: FormRequest, spec: TensorSpec, *, is_asked: bool) -> Form:
+def _mask(request: FormRequest, spec: TensorSpec) -> Form:
     channels = _map_channels(request, spec)
-    is_number = spec.dtype is not None and is_floating(spec.dtype)
+    is_float = spec.dtype is not None and is_floating(spec.dtype)
     if channels == 0:
         return Form("mask", (spec.name,), is_classes=True)
     axis: Literal["first", "last"] = "first" if request.layout.is_channels_first else "last"
-    is_classes = channels != 1 or not is_number
+    is_classes = channels != 1 or not is_float
     return Form("mask", (spec.name,), is_classes=is_classes, classes_axis=axis)
 
 

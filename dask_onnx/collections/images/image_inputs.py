@@ -71,12 +71,11 @@ def layout_of(facts: ModelFacts, spec: TensorSpec, given: ImageOptions) -> Input
             input=spec.name,
         )
     order = _order(given.layout)
-    if order is None and (spec.shape or ()):
+    if order is None:
         order = _declared_order(facts, spec)
-    dims = [dim if isinstance(dim, int) else None for dim in (spec.shape or ())[-3:]]
-    is_first = found.is_channels_first if order is None else order
-    channels, height, width = dims if is_first else (dims[2], dims[0], dims[1])
-    if channels is None and is_first:
+    found = input_layout(spec, is_channels_first=order)
+    channels = found.channels
+    if channels is None and found.is_channels_first:
         channels = conv_channels(facts.graph, spec.name)
     if channels is None and given.color in CHANNELS:
         channels = CHANNELS[given.color]
@@ -88,9 +87,7 @@ def layout_of(facts: ModelFacts, spec: TensorSpec, given: ImageOptions) -> Input
             input=spec.name,
             suggestions=[Suggestion("layout", "NCHW"), Suggestion("layout", "NHWC")],
         )
-    return dataclasses.replace(
-        found, is_channels_first=is_first, channels=channels, height=height, width=width
-    )
+    return dataclasses.replace(found, channels=channels)
 
 
 def _order(given: str | None) -> bool | None:

@@ -87,9 +87,8 @@ def scale_of(given: Any, preset: float | None) -> float:
     """
     if given is None:
         return 1.0 if preset is None else preset
-    if isinstance(given, bool) or not isinstance(given, int | float | np.number):
-        raise InputError(f"scale is {given!r}", "give a number, such as 1/255", option="scale")
-    if not np.isfinite(given) or given == 0:
+    is_number = isinstance(given, int | float | np.number) and not isinstance(given, bool)
+    if not is_number or not np.isfinite(given) or given == 0:
         raise InputError(f"scale is {given!r}", "give a number, such as 1/255", option="scale")
     return float(given)
 

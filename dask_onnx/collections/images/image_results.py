@@ -15,7 +15,6 @@ from dask_onnx.collections.images.geometry import Geometry
 from dask_onnx.collections.images.image_forms import Form
 from dask_onnx.collections.images.merging import nms
 from dask_onnx.collections.images.model_metadata import Labels
-from dask_onnx.core.errors import InputError, Suggestion
 
 Array = npt.NDArray[Any]
 
@@ -148,21 +147,10 @@ def _boxes(
     outputs: Mapping[str, Array], geometry: Geometry, form: Form, options: ResultOptions
 ) -> Boxes:
     assert form.reader is not None
-    boxes, scores, labels = form.reader.read(outputs)
-    kept = scores >= options.score_threshold
-    corners = boxes[kept].astype(np.float64)
-    bad = int(np.sum(~np.isfinite(corners).all(axis=1)))
-    if bad:
-        raise InputError(
-            f"{bad} of {len(corners)} boxes with a score of {options.score_threshold} or more have "
-            "corners that are NaN or infinite",
-            "run the model in float32, or read its outputs with a function: decode=",
-            numbers={"invalid_boxes": bad, "boxes": len(corners)},
-            suggestions=[Suggestion("decode")],
-        )
+    corners, scores, labels = form.reader.read_above(outputs, options.score_threshold)
     if form.is_normalized:
         corners *= np.tile(geometry.tensor[::-1], 2)
-    found = Boxes.of(corners, scores[kept], labels[kept])
+    found = Boxes.of(corners, scores, labels)
     if form.reader.has_duplicates:
         # In pixels of the tensor, where the model's author suppresses them.
         found = nms(found, options.iou_threshold, class_agnostic=options.class_agnostic)

@@ -13,10 +13,10 @@ from dask.base import tokenize
 from dask.utils import format_bytes
 
 from dask_onnx.collections.bad_rows import (
-    ERROR,
     Found,
     RowsError,
     crashes_at,
+    in_place,
     join_found,
     located,
     run_rows,
@@ -71,10 +71,14 @@ class ImageRunner:
         return self.graph.label
 
     @property
-    def tensor_bytes_per_pixel(self) -> int:
-        """Bytes of a tensor for each of its pixels, with the resized picture and a copy of both."""
+    def needed_bytes_per_pixel(self) -> float:
+        """Bytes that a run needs for each pixel of the tensor, with a reserve.
+
+        Those of activations, of the tensor and the resized picture, and of a copy of both.
+        """
         layout = self.settings.preparation.layout
-        return 2 * (layout.channels or 3) * (layout.dtype.itemsize + 1)
+        own = 2 * (layout.channels or 3) * (layout.dtype.itemsize + 1)
+        return self.bytes_per_pixel * _RESERVE + own
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         stages = digest(sorted(map(str, self.graph.tasks)))
@@ -131,7 +135,7 @@ class ImageRunner:
     def _check_room(self, geometry: Geometry) -> None:
         """Refuse a picture that needs more memory than this process may take."""
         height, width = geometry.tensor
-        per_pixel = self.bytes_per_pixel * _RESERVE + self.tensor_bytes_per_pixel
+        per_pixel = self.needed_bytes_per_pixel
         needed = int(per_pixel * height * width)
         room = room_bytes()
         if needed <= room:
@@ -180,8 +184,7 @@ class ImageRunner:
             by_shape.setdefault(tensor.shape, []).append(place)
         for places in by_shape.values():
             height, width = pictures[places[0]][1].tensor
-            per_pixel = self.bytes_per_pixel * _RESERVE + self.tensor_bytes_per_pixel
-            one = per_pixel * height * width
+            one = self.needed_bytes_per_pixel * height * width
             most = max(1, int(room_bytes() / max(one, 1)))
             step = min(most, self.most_together or len(places))
             for start in range(0, len(places), step):
@@ -227,6 +230,26 @@ class ImageRunner:
             raise located(error, f"{where(position)}: ", position, count) from None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureTask:
+    """Base of the functions of tasks on pictures: what they tell Dask about themselves."""
+
+    runner: ImageRunner
+
+    @property
+    def __name__(self) -> str:
+        """Name of the task on Dask's dashboard."""
+        return self.runner.label
+
+    @property
+    def hints(self) -> Hints:
+        """Facts for Dask's scheduler."""
+        return self.runner.hints
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return self.runner.__dask_tokenize__()
+
+
 class _PicturesError(RowsError):
     """Pictures of one part that cannot be prepared, each with its own error."""
 
@@ -258,16 +281,7 @@ def results_of(found: Found) -> list[ImageResult]:
 
 def in_order(found: Found) -> list[ImageResult | None]:
     """Return the results of all pictures; None in place of bad ones."""
-    results = dict(zip(found.good.tolist(), results_of(found), strict=True))
-    return [results.get(place) for place in range(len(found.good) + len(found.errors))]
-
-
-def bad_items(sources: Sequence[Any], found: Found) -> list[dict[str, Any]]:
-    """Return a dict of ``row`` and ``error`` for each bad picture."""
-    return [
-        {"row": sources[place], ERROR: message}
-        for place, message in zip(found.bad, found.messages(), strict=True)
-    ]
+    return in_place(found, results_of(found), None)
 
 
 def name_of(source: Any, place: int, count: int) -> str:

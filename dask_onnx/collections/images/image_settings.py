@@ -29,6 +29,7 @@ from dask_onnx.collections.images.preparation import Preparation
 from dask_onnx.collections.images.presets import PRESETS, Preset, for_channels, named_preset
 from dask_onnx.collections.images.resampling import check_interpolation
 from dask_onnx.collections.images.resize import Resize, parse_resize, parse_size
+from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.facts.model_facts import ModelFacts
@@ -112,18 +113,9 @@ def settle(facts: ModelFacts, given: ImageOptions) -> ImageSettings:
 
 
 def _wanted_outputs(facts: ModelFacts, given: Any) -> tuple[TensorSpec, ...]:
-    if given is None:
-        return facts.onnx.outputs
-    wanted = [given] if isinstance(given, str) else list(given)
-    missing = [name for name in wanted if name not in facts.known_values]
-    if missing or not wanted:
-        raise InputError(
-            f"the model has no output {missing[0]!r}" if missing else "outputs is empty",
-            f"its outputs are {', '.join(spec.name for spec in facts.onnx.outputs)}",
-            option="outputs",
-        )
+    names = resolve_outputs(given, facts.graph.outputs, facts.known_values).ordered
     declared = {spec.name: spec for spec in facts.onnx.outputs}
-    return tuple(declared.get(name) or facts.typed_spec(name) for name in wanted)
+    return tuple(declared.get(name) or facts.typed_spec(name) for name in names)
 
 
 def _preset(
@@ -224,18 +216,18 @@ def _preparation(
 def _multiple(facts: ModelFacts, layout: InputLayout) -> int | None:
     """Return the pixels of which the model takes multiples; None where that is unknown."""
 
-    def make() -> tuple[int | None]:
+    def make() -> int | None:
         spec = next(spec for spec in facts.onnx.inputs if spec.name == layout.name)
         shape = list(spec.shape or ())
         rank = len(shape)
         shape[rank - 3 if layout.is_channels_first else rank - 1] = layout.channels
         rows = [rank + axis for axis in layout.row_axes]
         axes = [axis for axis in rows if not isinstance(shape[axis], int)]
-        return (accepted_multiple(facts.graph, layout.name, shape, axes, facts.schemas),)
+        return accepted_multiple(facts.graph, layout.name, shape, axes, facts.schemas)
 
     key = (_MULTIPLE, layout.name, layout.is_channels_first)
-    found: tuple[int | None] = facts.kept.get_or_make(key, make)
-    return found[0]
+    found: int | None = facts.kept.get_or_make(key, make)
+    return found
 
 
 def _fits(resize: Resize, crop: Size | None, model: tuple[int | None, int | None]) -> bool:

@@ -14,19 +14,21 @@ from dask.delayed import Delayed
 from dask_onnx.collections.bad_rows import ERROR, Found
 from dask_onnx.collections.checked_partitions import (
     CELL_META,
+    TEXT,
     CheckedPart,
     as_cell,
+    as_table,
     bad_rows,
     take_apart,
 )
+from dask_onnx.collections.columns import check_named_column
 from dask_onnx.collections.images.image_forms import Form
 from dask_onnx.collections.images.image_results import ImageResult
-from dask_onnx.collections.images.image_runner import ImageRunner, in_order, name_of, results_of
+from dask_onnx.collections.images.image_runner import PictureTask, in_order, name_of, results_of
+from dask_onnx.collections.run_options import TableOptions
 from dask_onnx.core.dask_internals import meta_of
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.stage_tasks import Hints
 
-_TEXT = pd.ArrowDtype(pa.string())
 _CORNERS = ("x0", "y0", "x1", "y1")
 
 
@@ -83,7 +85,7 @@ class ResultColumns:
         numbers = self._integers(labels, [result is None for result in results])
         if self.has_names:
             names = [_names(result) for result in results]
-            columns["class"] = pd.array([name for own in names for name in own], dtype=_TEXT)
+            columns["class"] = pd.array([name for own in names for name in own], dtype=TEXT)
             columns["class_id"] = numbers
         else:
             columns["class"] = numbers
@@ -148,25 +150,14 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PictureColumn:
+class PictureColumn(PictureTask):
     """Function that `map_partitions` calls: the model on the pictures of one partition."""
 
-    runner: ImageRunner
     columns: ResultColumns
     column: Any
     """Label of the column of pictures; None for a Series."""
     append: tuple[Any, ...]
     """Columns of the table that the result keeps."""
-
-    @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.runner.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.runner.hints
 
     def __call__(
         self, part: Any, *supplies: Any, partition_info: dict[str, Any] | None = None
@@ -207,7 +198,7 @@ class PictureColumn:
         self.runner.raise_first(found, place_of, count)
         if self.runner.rows.on_error == "split":
             good = self.result(part.iloc[found.good], results_of(found))
-            return CheckedPart(good, bad_rows(_as_table(part), found))
+            return CheckedPart(good, bad_rows(as_table(part, "picture"), found))
         return self.result(part, in_order(found))
 
     def result(self, part: Any, results: Sequence[ImageResult | None]) -> pd.DataFrame:
@@ -217,7 +208,7 @@ class PictureColumn:
         kept = [part[name].iloc[sources] for name in self.append]
         return pd.concat([*kept, frame], axis=1) if kept else frame
 
-    def __dask_tokenize__(self) -> Any:
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
         return (
             *self.runner.__dask_tokenize__(),
             repr(self.columns),
@@ -257,7 +248,7 @@ def predict_pictures(
     is_split = part.runner.rows.on_error == "split"
     lazy = x.map_partitions(part, *supplies, meta=CELL_META if is_split else meta)
     if is_split:
-        return take_apart(lazy, meta, _as_table(meta_of(x)))
+        return take_apart(lazy, meta, as_table(meta_of(x), "picture"))
     # The rows of pictures are sorted like these, but several rows may have one index.
     return lazy
 
@@ -281,40 +272,24 @@ def check_columns(
     InputError
         A column is missing, or a name is taken.
     """
+    next_step = "name the column of pictures, paths or bytes: column='file', or pass ddf['file']"
+    check_named_column(x, column, next_step)
     if x.ndim == 1:
-        for option, value in (("column", column), ("append", append or None)):
-            if value is not None:
-                raise InputError(
-                    f"{option} is {value!r}, and a Series was given",
-                    "leave it out",
-                    option=option,
-                    suggestions=[Suggestion(option)],
-                )
-        return ()
-    names = list(x.columns)
-    if column not in names:
-        what = "a table was given" if column is None else f"no column {column!r}"
-        raise InputError(
-            f"{what}; its columns are {', '.join(map(repr, names[:20]))}",
-            "name the column of pictures, paths or bytes: column='file', or pass ddf['file']",
-            option="column",
-            column=None if column is None else str(column),
-        )
-    wanted = names if append is True else [append] if isinstance(append, str) else append or ()
-    kept = tuple(wanted)
-    for name in kept:
-        if name not in names or name in new or name == ERROR:
-            why = "is missing" if name not in names else "has the name of a column of the results"
+        if append:
             raise InputError(
-                f"column {name!r} that append names {why}",
-                "rename it, or leave it out",
+                f"append is {append!r}, and a Series was given",
+                "leave it out",
                 option="append",
-                column=str(name),
+                suggestions=[Suggestion("append")],
             )
+        return ()
+    kept = TableOptions(append=append).kept(list(x.columns))
+    taken = [name for name in kept if name in new or name == ERROR]
+    if taken:
+        raise InputError(
+            f"column {taken[0]!r} that append names has the name of a column of the results",
+            "rename it, or leave it out",
+            option="append",
+            column=str(taken[0]),
+        )
     return kept
-
-
-def _as_table(part: Any) -> pd.DataFrame:
-    if isinstance(part, pd.DataFrame):
-        return part
-    return part.to_frame("picture" if part.name is None else part.name)

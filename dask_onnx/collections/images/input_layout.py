@@ -52,11 +52,15 @@ class InputLayout:
         return (-2, -1) if self.is_channels_first else (-3, -2)
 
 
-def input_layout(spec: TensorSpec) -> InputLayout:
+def input_layout(spec: TensorSpec, *, is_channels_first: bool | None = None) -> InputLayout:
     """Return the layout of an input that takes images, from its declared shape.
 
-    The channels are the first or the last axis of an image: the one whose size is declared, or the
-    smaller one of two.
+    Parameters
+    ----------
+    spec : TensorSpec
+    is_channels_first : bool, optional
+        Whether the channels are the first axis of an image, rather than the last. By default the
+        one of the two whose size is declared, or the smaller one.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def input_layout(spec: TensorSpec) -> InputLayout:
         )
     dims = [dim if isinstance(dim, int) else None for dim in spec.shape[-3:]]
     first, last = (math.inf if dim is None else dim for dim in (dims[0], dims[2]))
-    is_first = first <= last
+    is_first = first <= last if is_channels_first is None else is_channels_first
     channels, height, width = dims if is_first else (dims[2], dims[0], dims[1])
     return InputLayout(
         spec.name, spec.dtype, len(spec.shape) == 4, is_first, channels, height, width

@@ -128,9 +128,7 @@ def _of_folder(path: str | None) -> ModelNotes:
 def _of_processor(given: Mapping[str, Any], source: str) -> Preset | None:
     """Return the preparation of an image processor of Hugging Face."""
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
-    scale: float | None = float(given.get("rescale_factor", 1 / 255))
-    if not given.get("do_rescale", True):
-        scale = 1.0
+    scale = float(given.get("rescale_factor") or 1 / 255) if given.get("do_rescale", True) else 1.0
     mean, std = given.get("image_mean"), given.get("image_std")
     if not given.get("do_normalize", True):
         mean = std = None

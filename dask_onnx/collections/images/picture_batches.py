@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dask.delayed import Delayed
 
 from dask_onnx.analysis.report import assumed_shapes
@@ -12,7 +14,7 @@ from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.run_options import BatchSize, RowOptions, RunOptions
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.facts.model_facts import ModelFacts
 
 
@@ -36,19 +38,7 @@ def _pictures_together(
     if has_rows:
         is_coupled = batch_size == "auto" and bool(batch.dependent or batch.opaque)
         return 1 if is_coupled else None, axes
-    several = batch_size if isinstance(batch_size, int) else declared
-    if isinstance(several, int) and several > 1:
-        is_callers = declared != several
-        raise InputError(
-            f"the outputs {', '.join(names)} cannot be split into those of {several} pictures",
-            "leave batch_size out, so that the model takes one picture at a time"
-            if is_callers
-            else "export the model with an open batch axis, or for one picture",
-            option="batch_size" if is_callers else "model",
-            input=layout.name,
-            numbers={"pictures": several},
-            suggestions=[Suggestion("batch_size", 1)] if is_callers else [],
-        )
+    refuse_several(batch_size, declared, names, layout.name, "picture")
     for each in request.stages.outputs:
         first = each.shape[0] if each.shape else None
         is_row = layout.is_batch and first is not None and first in (1, declared)
@@ -58,6 +48,45 @@ def _pictures_together(
         if each.name in axes and axes[each.name] is None and is_row:
             axes[each.name] = 0
     return 1, axes
+
+
+def refuse_several(
+    batch_size: BatchSize, declared: Dim, outputs: Sequence[str], feed: str, noun: str
+) -> None:
+    """Refuse runs of several images whose outputs cannot be split into those of each.
+
+    Parameters
+    ----------
+    batch_size : int, "auto" or None
+        Images of a run, as the caller wants.
+    declared : int, str or None
+        Images of a run, as the model declares.
+    outputs : sequence of str
+        Outputs that would be split.
+    feed : str
+        Name of the input that takes images.
+    noun : str
+        Word for an image, such as "picture" or "slice".
+
+    Raises
+    ------
+    InputError
+        The caller or the model wants several.
+    """
+    several = batch_size if isinstance(batch_size, int) else declared
+    if not isinstance(several, int) or several <= 1:
+        return
+    is_callers = declared != several
+    raise InputError(
+        f"the outputs {', '.join(outputs)} cannot be split into those of {several} {noun}s",
+        f"leave batch_size out, so that the model takes one {noun} at a time"
+        if is_callers
+        else "export the model with an open batch axis, or for one image",
+        option="batch_size" if is_callers else "model",
+        input=feed,
+        numbers={f"{noun}s": several},
+        suggestions=[Suggestion("batch_size", 1)] if is_callers else [],
+    )
 
 
 def make_runner(

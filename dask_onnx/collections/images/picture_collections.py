@@ -11,18 +11,17 @@ import numpy as np
 from dask.base import compute
 from dask.delayed import Delayed, delayed
 
-from dask_onnx.collections.bad_rows import Found, join_found
+from dask_onnx.collections.bad_rows import Found, bad_items, join_found
 from dask_onnx.collections.images.image_results import ImageResult
 from dask_onnx.collections.images.image_runner import (
     PICTURES_OF_A_TASK,
     ImageRunner,
-    bad_items,
+    PictureTask,
     in_order,
     name_of,
     results_of,
 )
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.stage_tasks import Hints
 from dask_onnx.io.picture_files import find_pictures
 
 
@@ -33,9 +32,10 @@ def is_text(x: Any) -> bool:
 
 def is_many(text: str) -> bool:
     """Return whether a text names several pictures: a folder or a pattern."""
-    if os.path.isfile(os.path.expanduser(text)):  # noqa: PTH111, PTH113 - text may be a URL
+    path = os.path.expanduser(text)  # noqa: PTH111 - text may be a URL
+    if os.path.isfile(path):  # noqa: PTH113 - see above
         return False
-    return os.path.isdir(os.path.expanduser(text)) or any(c in text for c in "*?[")  # noqa: PTH111, PTH112
+    return os.path.isdir(path) or any(c in text for c in "*?[")  # noqa: PTH112 - see above
 
 
 def is_picture(x: Any) -> bool:
@@ -111,20 +111,8 @@ def predict_bag_of_pictures(x: Any, runner: ImageRunner, supplies: Sequence[Dela
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BagPictures:
+class BagPictures(PictureTask):
     """Function that `Bag.map_partitions` calls: the model on the pictures of one partition."""
-
-    runner: ImageRunner
-
-    @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.runner.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.runner.hints
 
     def __call__(self, pictures: Iterable[Any], *supplies: Any) -> list[Any]:
         """Return the results, or for "split" one pair of results and bad pictures."""
@@ -134,27 +122,12 @@ class BagPictures:
         self.runner.raise_first(found, lambda place: name_of(given[place], place, count), count)
         if self.runner.rows.on_error == "split":
             return [(results_of(found), bad_items(given, found))]
-        return list(in_order(found))
-
-    def __dask_tokenize__(self) -> Any:
-        return self.runner.__dask_tokenize__()
+        return in_order(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RunGiven:
+class RunGiven(PictureTask):
     """Function of the task of a Delayed: the model on a picture or a sequence of pictures."""
-
-    runner: ImageRunner
-
-    @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.runner.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.runner.hints
 
     def __call__(self, given: Any, *supplies: Any) -> ImageResult | list[ImageResult | None] | None:
         """Return one result for a picture, a list for a sequence."""
@@ -165,9 +138,6 @@ class RunGiven:
         self.runner.raise_first(found, lambda place: name_of(sources[place], place, count), count)
         results = in_order(found)
         return results[0] if is_one else results
-
-    def __dask_tokenize__(self) -> Any:
-        return self.runner.__dask_tokenize__()
 
 
 def _good_results(parts: Iterable[Any]) -> list[Any]:

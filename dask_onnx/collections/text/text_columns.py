@@ -123,7 +123,7 @@ def check_kept(table: pd.DataFrame, fed: Iterable[Any]) -> None:
 
 
 def storable(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with its text escaped where files cannot hold it; see `texts.escaped`."""
+    """Return the table with its text escaped where files cannot hold it; see `utf8.escaped`."""
     columns: dict[Any, Any] = {}
     for name, column in table.items():
         if isinstance(column.dtype, pd.StringDtype) and column.dtype.storage == "python":

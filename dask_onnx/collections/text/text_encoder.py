@@ -12,16 +12,15 @@ import numpy as np
 import tokenizers
 
 from dask_onnx.collections.bad_rows import (
-    ERROR,
     Found,
     RowsError,
     crashes_at,
+    in_place,
     located,
     run_rows,
 )
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.collections.run_options import RowOptions
-from dask_onnx.collections.text.texts import Unfit
 from dask_onnx.core.errors import InputError, ModelError, Suggestion
 from dask_onnx.core.utf8 import NO_TEXT, text_fault
 
@@ -220,15 +219,8 @@ class Encoder:
             Takes a position, and returns the location that precedes the message.
         """
         if self.rows.on_error == "raise" and found.errors:
-            ((position, error),) = found.errors.items()
-            raise located(error, where(position), position, count) from None
-
-    def bad_items(self, texts: Sequence[Any], found: Found) -> list[dict[str, Any]]:
-        """Return a dict of ``row`` and ``error`` for each bad text."""
-        return [
-            {"row": texts[place], ERROR: message}
-            for place, message in zip(found.bad, found.messages(), strict=True)
-        ]
+            position = min(found.errors)  # tasks of other texts may have found more
+            raise located(found.errors[position], where(position), position, count) from None
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return (self.token, self.tokenizer, repr(self.options), repr(self.rows), repr(self.feeds))
@@ -238,12 +230,6 @@ def vectors_of(found: Found) -> Any:
     """Return the vectors of the good texts; there must be some."""
     assert found.values is not None
     return found.values[_VECTORS]
-
-
-def in_place(found: Found, values: Any, missing: Any) -> list[Any]:
-    """Return the values of the good texts, and `missing` for bad ones, in the texts' order."""
-    rows = dict(zip(found.good, values, strict=True))
-    return [rows.get(place, missing) for place in range(len(found.good) + len(found.errors))]
 
 
 @functools.lru_cache(maxsize=8)
@@ -287,8 +273,16 @@ def decoded(texts: Sequence[Any]) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else text for text in texts]
 
 
+@dataclass(frozen=True, slots=True)
+class UnfitText:
+    """Placeholder of a text that cannot be used because of another column of its row."""
+
+    reason: str
+    """Message about the other column."""
+
+
 def _fault(text: Any) -> str | None:
-    if isinstance(text, Unfit):
+    if isinstance(text, UnfitText):
         return text.reason
     if not isinstance(text, str | bytes):
         return f"the text is missing, or of another type: {_short(text)}"

@@ -16,14 +16,15 @@ from dask_onnx.collections.checked_partitions import (
     CELL_META,
     CheckedPart,
     as_cell,
+    as_table,
     bad_rows,
     take_apart,
 )
+from dask_onnx.collections.columns import check_named_column
 from dask_onnx.collections.text.text_columns import kept_faults, texts_of
-from dask_onnx.collections.text.text_encoder import Encoder
-from dask_onnx.collections.text.texts import Unfit
+from dask_onnx.collections.text.text_encoder import Encoder, UnfitText
 from dask_onnx.core.dask_internals import meta_of
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.core.stage_tasks import Hints
 
 
@@ -72,7 +73,7 @@ def predict_series(
         return (found.good, found.bad) if isinstance(found, CheckedPart) else found
     meta = part.result(meta_of(x), Found(None, np.empty(0, np.int64), {}))
     lazy = x.map_partitions(part, *arguments, meta=CELL_META if is_split else meta)
-    return take_apart(lazy, meta, _as_table(meta_of(x))) if is_split else lazy
+    return take_apart(lazy, meta, as_table(meta_of(x), "text")) if is_split else lazy
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +93,16 @@ class TextPlace:
         InputError
             A column is missing, or the name of a new column is taken.
         """
-        if x.ndim == 1:
-            if self.column is not None:
-                raise InputError(
-                    f"column is {self.column!r}, and a Series was given",
-                    "leave it out",
-                    option="column",
-                    suggestions=[Suggestion("column")],
-                )
-            names = [x.name]
-        else:
-            names = list(x.columns)
-            if self.column not in names:
-                what = "a table was given" if self.column is None else f"no column {self.column!r}"
-                raise InputError(
-                    f"{what}; its columns are {', '.join(map(repr, names[:20]))}",
-                    "name the column of text: column='text', or pass ddf['text']",
-                    option="column",
-                    column=None if self.column is None else str(self.column),
-                )
-            if self.name in names:
-                raise InputError(
-                    f"the table has a column {self.name!r} already",
-                    "choose another name for the vectors: name=...",
-                    option="name",
-                    column=self.name,
-                )
+        next_step = "name the column of text: column='text', or pass ddf['text']"
+        check_named_column(x, self.column, next_step)
+        names = [x.name] if x.ndim == 1 else list(x.columns)
+        if x.ndim > 1 and self.name in names:
+            raise InputError(
+                f"the table has a column {self.name!r} already",
+                "choose another name for the vectors: name=...",
+                option="name",
+                column=self.name,
+            )
         if is_split and ERROR in names:
             raise InputError(
                 f"there is a column {ERROR!r}, the name of the column of errors of bad rows",
@@ -128,13 +113,13 @@ class TextPlace:
     def texts(self, part: Any) -> list[Any]:
         """Return the texts of a partition.
 
-        `Unfit` replaces those beside which another column holds text that is not UTF-8.
+        `UnfitText` replaces those beside which another column holds text that is not UTF-8.
         """
         if self.column is None:
             return texts_of(part)
         texts = texts_of(part[self.column])
         for row, reason in kept_faults(part, [self.column]).items():
-            texts[row] = Unfit(reason)
+            texts[row] = UnfitText(reason)
         return texts
 
 
@@ -205,7 +190,7 @@ class SeriesTexts:
         if self.encode.rows.on_error == "split":
             good = part.iloc[found.good]
             kept = Found(found.values, np.arange(len(good)), {})
-            return CheckedPart(self.result(good, kept), bad_rows(_as_table(part), found))
+            return CheckedPart(self.result(good, kept), bad_rows(as_table(part, "text"), found))
         return self.result(part, found)
 
     def result(self, part: Any, found: Found) -> Any:
@@ -240,9 +225,3 @@ class SeriesTexts:
 
     def __dask_tokenize__(self) -> Any:
         return (*self.encode.__dask_tokenize__(), repr(self.place), str(self.dtype))
-
-
-def _as_table(part: Any) -> pd.DataFrame:
-    if isinstance(part, pd.DataFrame):
-        return part
-    return part.to_frame("text" if part.name is None else part.name)
