@@ -19,6 +19,14 @@ settings.load_profile("no deadline")
 ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".cache" / "assets"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Group tests for `pytest --dist loadgroup`: all that use clusters, the others by file."""
+    for item in items:
+        group = "cluster" if item.get_closest_marker("cluster") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def store_directory(tmp_path_factory):
     """Replace the user's store by a temporary folder; workers read it from the environment."""

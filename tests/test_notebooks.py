@@ -27,7 +27,9 @@ def test_a_notebook_runs_and_shows_pictures(path, asset, tmp_path):
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     warned = [output for output in outputs if output.get("name") == "stderr"]
-    assert not warned, warned
+    # A loaded machine may take longer than Dask expects to end a worker.
+    lines = [line for output in warned for line in output["text"] if "still alive" not in line]
+    assert not lines
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
