@@ -288,7 +288,7 @@ def test_rows_of_masked_arrays_keep_their_masks():
         ("abc", "float32"),
         (b"abc", "uint8"),
         ({1, 2}, "float32"),
-        (object(), "float32"),
+        pytest.param(object(), "float32", id="object"),
         (np.zeros(2, "f4,i4"), "float32"),
     ],
     ids=str,

@@ -253,7 +253,16 @@ def test_masked_places_hide_values_that_do_not_fit():
 
 
 @pytest.mark.parametrize(
-    "value", [[1], (1,), {}, np.zeros(1), object(), np.zeros(1, "i4,i4")[0]], ids=repr
+    "value",
+    [
+        [1],
+        (1,),
+        {},
+        np.zeros(1),
+        pytest.param(object(), id="object"),
+        np.zeros(1, "i4,i4")[0],
+    ],
+    ids=repr,
 )
 def test_an_object_that_is_no_value_is_refused_by_its_type(value):
     array = np.empty(1, object)
