@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 
 .PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance registry bench bench-network assets clean
 
-# Tests that use clusters run one after another in one process, the others beside them.
-PARALLEL := -n 2 --dist loadgroup
+# Tests that use clusters run one after another in one process, the others beside them: tests/conftest.py.
+PARALLEL := -n 2 --dist loadscope
 
 test: $(STAMP) assets
 	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)

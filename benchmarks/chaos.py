@@ -11,7 +11,10 @@ worker that does not answer, which is 20 s here. The states of the scheduler's t
 A round that has not ended four minutes later hangs.
 
 As root, the scheduler and each worker have a network namespace of their own, whose links are cut,
-and a small file system in memory that is filled. With --clock, workers run under libfaketime.
+and a small file system in memory that is filled. With --clock, workers run under libfaketime. A
+scheduler is killed in rounds of jobs that are resumed alone: no other plan can survive that.
+
+With --output, the file is written after each round.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,13 @@ import numpy as np
 from chaos_faults import FAULTS, Fault
 from chaos_hosts import Hosts, Network
 from chaos_plans import PLANS, Run
-from common import print_table, write_json
+from chaos_rounds import Round, schedule_of, summary, tell
+from common import write_json
 from distributed import Client, SchedulerPlugin
 
 import dask_onnx as dx
 
 MOST_LOST_SECONDS = 60.0
-_MIXED_EVERY = 4
 _GRACE_SECONDS = 240.0
 """Time beyond the bound after which a round that has not ended is taken to hang for ever."""
 _SETTLE_SECONDS = 20.0
@@ -61,26 +64,6 @@ class TaskCounter(SchedulerPlugin):
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if (start, finish) == ("processing", "memory"):
             self.finished[key] += 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """Outcome of one round."""
-
-    number: int
-    plan: str
-    faults: tuple[str, ...]
-    end: str
-    """"equal", "late" (equal, but beyond the bound), "wrong", "error" or "hang"."""
-    seconds: float
-    lost_seconds: float
-    """Seconds more than the undisturbed run."""
-    bound_seconds: float
-    """Seconds after which the round counts as late."""
-    repeated: int
-    """Tasks that ran again; -1 where the scheduler could not be asked."""
-    detail: str = ""
-    """Text of an error, or states of the tasks of a round that hangs."""
 
 
 def take_finished(dask_scheduler: Any) -> int:
@@ -185,7 +168,12 @@ class Chaos:
 
     def play(self, number: int, plan: str, faults: Sequence[str]) -> Round:
         """Run a plan with faults at random moments."""
-        run, hosts = self.run_of(plan), self.start()
+        try:
+            run, hosts = self.run_of(plan), self.start()
+        except RuntimeError as error:  # other plans go on, on another cluster
+            self.stop()
+            detail = f"{error}: {error.__cause__}"[:2000]
+            return Round(number, plan, tuple(faults), "error", 0.0, 0.0, 0.0, -1, detail)
         rng = np.random.default_rng((self.seed, number))
         undisturbed = self.undisturbed[plan]
         found = [FAULTS[name] for name in faults]
@@ -209,7 +197,11 @@ class Chaos:
             repeated = hosts.client.run_on_scheduler(take_finished)
         striker.join(30)
         seconds = outcome.seconds if is_over else bound + _GRACE_SECONDS
-        reason = "it hangs" if end == "hang" else "" if hosts.heal() else "workers do not come back"
+        reason = "it hangs" if end == "hang" else ""
+        if any(fault.ends_requests for fault in found):
+            reason = reason or "the scheduler was killed"
+        if not reason and not hosts.heal():
+            reason = "workers do not come back"
         if reason or not settle(hosts.client):
             print(f"  new cluster: {reason or 'tasks stay on the scheduler'}", flush=True)
             self.stop()
@@ -262,56 +254,12 @@ def _judge(outcome: Outcome, expected: Sequence[np.ndarray], *, is_over: bool) -
     return ("equal", "") if is_equal else ("wrong", "")
 
 
-def schedule_of(
-    rounds: int, seed: int, plans: Sequence[str], faults: Sequence[str]
-) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Yield the number, the plan and the faults of each round: every pair before any repeats."""
-    pairs: list[tuple[str, str]] = []
-    rng = np.random.default_rng(seed)
-    for number in range(rounds):
-        if not pairs:
-            pairs = [(plan, fault) for plan in plans for fault in faults]
-            rng.shuffle(pairs)
-        plan, fault = pairs.pop()
-        chosen = [str(fault)]
-        if number % _MIXED_EVERY == _MIXED_EVERY - 1:
-            chosen.append(str(rng.choice(list(faults))))
-        yield number, str(plan), tuple(chosen)
-
-
-def summary(rounds: Sequence[Round], by: str) -> list[dict[str, Any]]:
-    """Return figures of the rounds of each plan, or of each fault."""
-    groups: defaultdict[str, list[Round]] = defaultdict(list)
-    for each in rounds:
-        name = each.plan if by == "plan" else each.faults[0] if len(each.faults) == 1 else "two"
-        groups[name].append(each)
-    lines = []
-    for name, own in sorted(groups.items()):
-        lost = [each.lost_seconds for each in own]
-        ends = Counter(each.end for each in own)
-        lines.append(
-            {
-                by: name,
-                "rounds": len(own),
-                **{end: ends[end] for end in ("equal", "late", "wrong", "hang", "error")},
-                "median_lost_seconds": round(float(np.median(lost)), 1),
-                "most_lost_seconds": round(max(lost), 1),
-                "median_repeated": int(np.median([each.repeated for each in own])),
-                "most_repeated": max(each.repeated for each in own),
-            }
-        )
-    return lines
-
-
-def tell(rounds: Sequence[Round]) -> dict[str, list[dict[str, Any]]]:
-    """Print figures by plan and by fault, and return them."""
-    found = {by: summary(rounds, by) for by in ("plan", "fault")}
-    for by, lines in found.items():
-        if lines:
-            head = [name.replace("_", " ") for name in lines[0]]
-            cells = [[str(cell) for cell in line.values()] for line in lines]
-            print_table(f"{len(rounds)} rounds by {by}", head, cells)
-    return found
+def write(arguments: argparse.Namespace, rounds: Sequence[Round]) -> None:
+    """Write the figures of the rounds so far, if there is a folder for them."""
+    if arguments.output:
+        found = {by: summary(rounds, by) for by in ("plan", "fault")}
+        every = [dataclasses.asdict(each) for each in rounds]
+        write_json(arguments.output, "chaos", {"seed": arguments.seed, **found, "rounds": every})
 
 
 def play_all(arguments: argparse.Namespace) -> list[Round]:
@@ -342,6 +290,7 @@ def play_all(arguments: argparse.Namespace) -> list[Round]:
                 if arguments.seconds and time.monotonic() - began > arguments.seconds:
                     break
                 rounds.append(chaos.play(number, plan, chosen))
+                write(arguments, rounds)
                 last = rounds[-1]
                 elapsed = time.monotonic() - began
                 print(
@@ -380,10 +329,7 @@ def main() -> None:
         arguments.network = Network.__new__(Network)
         vars(arguments.network).update(arguments.names)
     rounds = play_all(arguments)
-    results = tell(rounds)
-    if arguments.output:
-        every = [dataclasses.asdict(each) for each in rounds]
-        write_json(arguments.output, "chaos", {"seed": arguments.seed, **results, "rounds": every})
+    tell(rounds)
     sys.exit(any(each.end != "equal" for each in rounds))
 
 

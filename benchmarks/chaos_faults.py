@@ -25,6 +25,8 @@ class Fault:
     """Seconds that nobody can work around: until a worker that hangs is given up."""
     needs: str = ""
     """Facility that it needs: "network" (root), "clock" (libfaketime), or nothing."""
+    ends_requests: bool = False
+    """True if requests end with an error, so that only a job that is resumed survives it."""
 
 
 def _kill(pids: list[int], number: int = signal.SIGKILL) -> None:
@@ -101,6 +103,11 @@ def fill_disk(hosts: Hosts, rng: np.random.Generator) -> None:
             file.write(bytes(2**20))
 
 
+def kill_scheduler(hosts: Hosts, rng: np.random.Generator) -> None:
+    """Kill the scheduler, and start another one at its address with new workers."""
+    hosts.replace_scheduler()
+
+
 def jump_clock(hosts: Hosts, rng: np.random.Generator) -> None:
     """Set the clock of a host an hour ahead or back."""
     disk = hosts.disks[_any(hosts, rng)]
@@ -118,6 +125,7 @@ FAULTS = {
     "cut for good": Fault(unplug, outage=2 * TTL_SECONDS, needs="network"),
     "slow link": Fault(slow, outage=30, needs="network"),
     "full disk": Fault(fill_disk, needs="network"),
+    "scheduler": Fault(kill_scheduler, outage=60, ends_requests=True),
     "clock": Fault(jump_clock, needs="clock"),
 }
 """Faults by the name that tables show."""

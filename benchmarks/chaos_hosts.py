@@ -183,6 +183,14 @@ class Hosts:
                 start_new_session=True,
             )
 
+    def replace_scheduler(self) -> None:
+        """Kill the scheduler and the workers, which do not outlive it, and start others."""
+        _kill_tree(self.scheduler)
+        self.scheduler = self._start_scheduler()
+        for number, nanny in enumerate(self.nannies):
+            _kill_tree(nanny)
+            self._start_worker(number)
+
     def worker_pids(self) -> list[int]:
         """Return the process id of each host's worker; 0 where there is none at the moment."""
         return [_worker_of(nanny) for nanny in self.nannies]

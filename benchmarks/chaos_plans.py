@@ -24,6 +24,8 @@ import dask_onnx as dx
 Array = npt.NDArray[Any]
 Run = Callable[[], list[Array]]
 BLOCKS = 40
+_MOST_RESUMPTIONS = 6
+"""Times that a job is resumed until it counts as one that fails."""
 _WORDS = "the quick brown fox jumps over a lazy dog while rain falls on every roof".split()
 
 
@@ -186,7 +188,8 @@ def text(client: Client, folder: Path) -> Run:
     return run
 
 
-def command_line(client: Client, folder: Path) -> Run:
+def _job(client: Client, folder: Path, *more: str) -> tuple[list[str], Path]:
+    """Return the command of a job, and its output; the model and its input are written."""
     model, rows, output = (folder / name for name in ("chain.onnx", "rows.npy", "out.npy"))
     onnx.save(chain(), model)
     count = ROWS * BLOCKS * 2
@@ -194,21 +197,44 @@ def command_line(client: Client, folder: Path) -> Run:
     words = [
         *(sys.executable, "-c", "from dask_onnx.cli import run; run()", "predict"),
         *(str(model), str(rows), str(output), "--scheduler", client.scheduler.address),
-        *("--pre", "chaos_steps:slow_identity", "--batch-size", str(ROWS), "--overwrite"),
+        *("--pre", "chaos_steps:slow_identity", "--batch-size", str(ROWS), *more),
     ]
+    return words, output
+
+
+def _execute(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": python_path()}
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=env)
+
+
+def _failure(done: subprocess.CompletedProcess[str]) -> RuntimeError:
+    return RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
+
+
+def command_line(client: Client, folder: Path) -> Run:
+    words, output = _job(client, folder, "--overwrite")
 
     def run() -> list[Array]:
         output.unlink(missing_ok=True)
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": python_path()},
-        )
+        done = _execute(words, folder)
         if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
+            raise _failure(done)
         return [np.load(output, allow_pickle=False)]
+
+    return run
+
+
+def resumed(client: Client, folder: Path) -> Run:
+    """Return a job on the command line that is begun anew, and resumed until it is complete."""
+    words, output = _job(client, folder)
+
+    def run() -> list[Array]:
+        done = _execute([*words, "--overwrite"], folder)
+        for _ in range(_MOST_RESUMPTIONS):
+            if not done.returncode:
+                return [np.load(output, allow_pickle=False)]
+            done = _execute([*words, "--resume"], folder)
+        raise _failure(done)
 
     return run
 
@@ -225,5 +251,8 @@ PLANS: Mapping[str, Callable[[Client, Path], Run]] = {
     "bag": bag,
     "text": text,
     "command line": command_line,
+    "resumed": resumed,
 }
 """Plans by the name that tables show."""
+RESUMED = ("resumed",)
+"""Plans that go on after their scheduler has died."""

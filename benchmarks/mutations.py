@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -197,6 +198,8 @@ def prepared_folder(seconds: float) -> Iterator[Path]:
             "onnx.store.directory": str(folder / "store"),
             "onnx.plan.calibrate": False,
             "onnx.untrusted.seconds": seconds,
+            # Each mutation has a process of its own, so that commands need not try it in another.
+            "onnx.untrusted.command-line": False,
         }
         with dask.config.set(settings):
             yield folder
@@ -213,22 +216,25 @@ def run(models: Iterable[tuple[int, str, bytes]], seconds: float) -> list[End]:
     return ends
 
 
+def _files(folder: Path | None) -> Iterator[tuple[int, str, bytes]]:
+    """Yield number, name and bytes of each model in a folder."""
+    paths = [] if folder is None else sorted(folder.glob("*.onnx"))
+    for number, path in enumerate(paths):
+        yield -1 - number, path.stem, path.read_bytes()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, default=10_000, help="number of mutations")
     parser.add_argument("--first", type=int, default=0, help="seed of the first mutation")
-    parser.add_argument("--models", type=Path, help="folder of models to run instead")
+    parser.add_argument("--models", type=Path, help="folder of models to run before")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--json", action="store_true", help="print the ends as JSON")
     options = parser.parse_args(arguments)
-    if options.models:
-        paths = sorted(options.models.glob("*.onnx"))
-        models = [(number, path.stem, path.read_bytes()) for number, path in enumerate(paths)]
-        ends = run(models, options.seconds)
-    else:
-        seeds = range(options.first, options.first + options.count)
-        ends = run(((seed, *mutation(seed)) for seed in seeds), options.seconds)
+    seeds = range(options.first, options.first + options.count)
+    models = itertools.chain(_files(options.models), ((seed, *mutation(seed)) for seed in seeds))
+    ends = run(models, options.seconds)
     if options.json:
         print(json.dumps([asdict(end) for end in ends]))
         return 0

@@ -1,8 +1,10 @@
 """Costs that dask_onnx adds: planning, lowering, size of graphs, latency of one request, imports.
 
-Also many small chunks on a cluster, against `map_blocks` with a cached session.
+Also prepared requests against a bare `client.submit`, and many small chunks on a cluster against
+`map_blocks` with a cached session.
 
 python benchmarks/overhead.py --output benchmarks/results
+python benchmarks/overhead.py --output benchmarks/results --only-prepared
 python benchmarks/overhead.py --output benchmarks/results --only-chunks --chunks 1000 10000 50000
 """
 
@@ -241,6 +243,72 @@ def _ratios(
     }
 
 
+_BARE = "client.submit of a cached session"
+
+
+def prepared_requests(requests: int) -> dict[str, Any]:
+    """Measure one small request on a cluster, prepared and not, against a bare `client.submit`."""
+    source = heavy(10_000)
+    x = np.ones((1, 4), np.float32)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LocalCluster(n_workers=_WORKERS, threads_per_worker=1, dashboard_address=None) as own,
+        Client(own) as client,
+    ):
+        dx.configure(client)
+        path = Path(folder) / "heavy.onnx"
+        onnx.save(source, path)
+        model = dx.load(path)
+        request = model.prepare(client)
+        staged = model.prepare(client, plan=model.plan("per_node"))
+
+        def bare() -> Any:
+            return client.submit(predict_block, x, str(path), 1, pure=False).result()
+
+        ways: dict[str, Callable[[], Any]] = {
+            _BARE: bare,
+            "prepared": lambda: request(x),
+            "prepared, two stages": lambda: staged(x),
+            "model.predict": lambda: model.predict(x),
+        }
+        for way in ways.values():
+            for _ in range(10):
+                way()
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        order = list(ways)
+        for number in range(requests):
+            random.Random(number).shuffle(order)
+            for name in order:
+                seconds[name].append(timed(ways[name]))
+    return {
+        name: {
+            "seconds": spread(values),
+            "of_bare": [
+                round(value, 3)
+                for value in median_interval(
+                    [own / bare for own, bare in zip(values, seconds[_BARE], strict=True)]
+                )
+            ],
+        }
+        for name, values in seconds.items()
+    }
+
+
+def show_prepared(found: dict[str, Any]) -> None:
+    print_table(
+        f"one request of one row on {_WORKERS} workers, one after the other",
+        ["", "ms", f"times {_BARE} (95 %)"],
+        [
+            [
+                name,
+                f"{1e3 * row['seconds']['median']:.2f}",
+                "{:.2f} ({:.2f}-{:.2f})".format(*row["of_bare"]),
+            ]
+            for name, row in found.items()
+        ],
+    )
+
+
 def imports(times: int) -> dict[str, Any]:
     """Measure imports in fresh processes, in alternation."""
     seconds: dict[str, list[float]] = {"dask": [], "dask_onnx": []}
@@ -299,12 +367,25 @@ def _cell(name: str, value: float) -> str:
     return f"{value:.0f} B" if name.startswith("bytes") else f"{value * 1e3:.1f} ms"
 
 
-def main(output: Path, quick: bool, chunks: Sequence[int], rounds: int, only_chunks: bool) -> None:
+def main(
+    output: Path,
+    quick: bool,
+    chunks: Sequence[int],
+    rounds: int,
+    only_chunks: bool,
+    only_prepared: bool,
+) -> None:
     cut = slice(None, 2) if quick else slice(None)
     with (
         tempfile.TemporaryDirectory() as folder,
         dask.config.set({"onnx.store.directory": folder}),
     ):
+        if not only_chunks:
+            prepared = prepared_requests(20 if quick else _REQUESTS)
+            show_prepared(prepared)
+            print(f"\n{write_json(output, 'overhead_prepared', prepared)}")
+        if only_prepared:
+            return
         if not only_chunks:
             results = {
                 "by nodes": by_nodes((100, 300, 1000) if quick else _NODES),
@@ -333,6 +414,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="rounds of the small chunks")
     parser.add_argument("--only-chunks", action="store_true", help="measure only the small chunks")
+    parser.add_argument(
+        "--only-prepared", action="store_true", help="measure only prepared requests"
+    )
     arguments = parser.parse_args()
     main(
         arguments.output,
@@ -340,4 +424,5 @@ if __name__ == "__main__":
         arguments.chunks,
         arguments.rounds,
         arguments.only_chunks,
+        arguments.only_prepared,
     )

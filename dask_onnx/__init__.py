@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from dask_onnx.collections.images.boxes import Boxes
     from dask_onnx.collections.images.geometry import Geometry
     from dask_onnx.collections.images.image_results import ImageResult
+    from dask_onnx.collections.images.object_details import BoxMask
     from dask_onnx.collections.images.resize import Resize
+    from dask_onnx.composites.chain import Chain, chain
+    from dask_onnx.composites.compose import compose
+    from dask_onnx.composites.composite import Composite
+    from dask_onnx.composites.composite_plan import CompositePlan
+    from dask_onnx.composites.each_stream import EachStream
+    from dask_onnx.composites.merge_choice import MergeChoice
     from dask_onnx.core.errors import (
         ClusterError,
         CrashError,
@@ -49,9 +56,16 @@ if TYPE_CHECKING:
         StageError,
         StoreError,
         Suggestion,
+        TimeLimitError,
         UnexpectedModelError,
     )
     from dask_onnx.core.specs import SessionSpec, TensorSpec
+    from dask_onnx.diagnostics.diagnosis import Diagnosis, diagnose
+    from dask_onnx.diagnostics.profiling.finished_profile import FinishedProfile, load_profile
+    from dask_onnx.diagnostics.profiling.profiler import Profiler, profile
+    from dask_onnx.diagnostics.profiling.run_comparison import Comparison
+    from dask_onnx.diagnostics.profiling.run_profile import RunProfile
+    from dask_onnx.diagnostics.profiling.run_summary import RunSummary
     from dask_onnx.diagnostics.summary import Summary
     from dask_onnx.jobs.file_prediction import predict_files
     from dask_onnx.jobs.job_result import FilePrediction
@@ -65,8 +79,13 @@ if TYPE_CHECKING:
     from dask_onnx.sharding.sequence_plan import SequencePlan
     from dask_onnx.sharding.strategy import Sharded
     from dask_onnx.sharding.tensor_plan import TensorPlan
+    from dask_onnx.streams.frame_results import DeadLetter, Dropped, Swap
+    from dask_onnx.streams.running_stream import Stream
+    from dask_onnx.streams.stream import stream
+    from dask_onnx.streams.stream_statistics import StreamStatistics
     from dask_onnx.tiles.detect import detect_sliced
-    from dask_onnx.tiles.predict import TilingDrift, predict_tiled, tiling_drift
+    from dask_onnx.tiles.predict import predict_tiled
+    from dask_onnx.tiles.tiling_drift import TilingDrift, tiling_drift
 
 _HOMES = {
     "Alternative": "planning.alternatives",
@@ -75,19 +94,30 @@ _HOMES = {
     "AxisFact": "analysis.axes.axis_report",
     "AxisTable": "analysis.axes.axis_report",
     "BatchFacts": "analysis.batch_facts",
+    "BoxMask": "collections.images.object_details",
     "Boxes": "collections.images.boxes",
     "Branches": "planning.strategies",
+    "Chain": "composites.chain",
     "ClusterError": "core.errors",
+    "Comparison": "diagnostics.profiling.run_comparison",
+    "Composite": "composites.composite",
+    "CompositePlan": "composites.composite_plan",
     "CrashError": "core.errors",
     "DaskOnnxError": "core.errors",
+    "DeadLetter": "streams.frame_results",
+    "Diagnosis": "diagnostics.diagnosis",
+    "Dropped": "streams.frame_results",
+    "EachStream": "composites.each_stream",
     "Edge": "planning.stages",
     "FilePrediction": "jobs.job_result",
+    "FinishedProfile": "diagnostics.profiling.finished_profile",
     "Fused": "planning.strategies",
     "Geometry": "collections.images.geometry",
     "ImageModel": "api.image_model",
     "ImageResult": "collections.images.image_results",
     "InputError": "core.errors",
     "Measured": "planning.measured_stages",
+    "MergeChoice": "composites.merge_choice",
     "Model": "api.model",
     "ModelError": "core.errors",
     "OutputError": "core.errors",
@@ -95,8 +125,11 @@ _HOMES = {
     "Placement": "cluster.placement",
     "Plan": "api.plan",
     "PlanError": "core.errors",
+    "Profiler": "diagnostics.profiling.profiler",
     "Resize": "collections.images.resize",
     "RunError": "core.errors",
+    "RunProfile": "diagnostics.profiling.run_profile",
+    "RunSummary": "diagnostics.profiling.run_summary",
     "SequencePlan": "sharding.sequence_plan",
     "SessionSpec": "core.specs",
     "Sharded": "sharding.strategy",
@@ -105,12 +138,16 @@ _HOMES = {
     "StageGraph": "planning.stages",
     "StoreError": "core.errors",
     "Strategy": "planning.recipe",
+    "Stream": "streams.running_stream",
+    "StreamStatistics": "streams.stream_statistics",
     "Suggestion": "core.errors",
     "Summary": "diagnostics.summary",
+    "Swap": "streams.frame_results",
     "TensorPlan": "sharding.tensor_plan",
     "TensorSpec": "core.specs",
     "TextModel": "api.text_model",
-    "TilingDrift": "tiles.predict",
+    "TilingDrift": "tiles.tiling_drift",
+    "TimeLimitError": "core.errors",
     "Timeline": "planning.timeline",
     "UnexpectedModelError": "core.errors",
     "Verdict": "planning.alternatives",
@@ -118,13 +155,19 @@ _HOMES = {
     "WorkerMemory": "planning.worker_memory",
     "at_values": "planning.recipe",
     "calibrate": "cluster.configuration",
+    "chain": "composites.chain",
+    "compose": "composites.compose",
     "configure": "cluster.configuration",
     "detect_sliced": "tiles.detect",
+    "diagnose": "diagnostics.diagnosis",
     "from_annotations": "planning.recipe",
     "load": "api.loading",
+    "load_profile": "diagnostics.profiling.finished_profile",
     "predict_files": "jobs.file_prediction",
     "predict_tiled": "tiles.predict",
-    "tiling_drift": "tiles.predict",
+    "profile": "diagnostics.profiling.profiler",
+    "stream": "streams.stream",
+    "tiling_drift": "tiles.tiling_drift",
     "verify_axes": "api.verify",
 }
 
@@ -138,19 +181,30 @@ __all__ = [
     "AxisFact",
     "AxisTable",
     "BatchFacts",
+    "BoxMask",
     "Boxes",
     "Branches",
+    "Chain",
     "ClusterError",
+    "Comparison",
+    "Composite",
+    "CompositePlan",
     "CrashError",
     "DaskOnnxError",
+    "DeadLetter",
+    "Diagnosis",
+    "Dropped",
+    "EachStream",
     "Edge",
     "FilePrediction",
+    "FinishedProfile",
     "Fused",
     "Geometry",
     "ImageModel",
     "ImageResult",
     "InputError",
     "Measured",
+    "MergeChoice",
     "Model",
     "ModelError",
     "OutputError",
@@ -158,8 +212,11 @@ __all__ = [
     "Placement",
     "Plan",
     "PlanError",
+    "Profiler",
     "Resize",
     "RunError",
+    "RunProfile",
+    "RunSummary",
     "SequencePlan",
     "SessionSpec",
     "Sharded",
@@ -168,12 +225,16 @@ __all__ = [
     "StageGraph",
     "StoreError",
     "Strategy",
+    "Stream",
+    "StreamStatistics",
     "Suggestion",
     "Summary",
+    "Swap",
     "TensorPlan",
     "TensorSpec",
     "TextModel",
     "TilingDrift",
+    "TimeLimitError",
     "Timeline",
     "UnexpectedModelError",
     "Verdict",
@@ -181,12 +242,18 @@ __all__ = [
     "WorkerMemory",
     "at_values",
     "calibrate",
+    "chain",
+    "compose",
     "configure",
     "detect_sliced",
+    "diagnose",
     "from_annotations",
     "load",
+    "load_profile",
     "predict_files",
     "predict_tiled",
+    "profile",
+    "stream",
     "tiling_drift",
     "verify_axes",
 ]
@@ -196,8 +263,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         metadata = importlib.import_module("importlib.metadata")
         return metadata.version("dask-onnx")
-    if name == "backend":  # a module, which nobody pays for who does not ask for it
-        return importlib.import_module(f"{__name__}.backend")
+    if name in ("backend", "io"):  # modules, which nobody pays for who does not ask for them
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -19,12 +20,25 @@ settings.load_profile("no deadline")
 ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".cache" / "assets"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Group tests for `pytest --dist loadgroup`: all that use clusters, the others by file."""
-    for item in items:
-        group = "cluster" if item.get_closest_marker("cluster") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute tests by file; those of all files that use clusters run in one process.
+
+    Clusters side by side would wait for each other, and share the default client and the ports.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def scope_of(file):
+        text = (config.rootpath / file).read_text()
+        is_clustered = any(word in text for word in ("mark.cluster", "Cluster(", "Client("))
+        return "clusters" if is_clustered else file
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return scope_of(nodeid.partition("::")[0])
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,8 +84,13 @@ duration in months or years.
 
 **Missing values** (`None`, NaN, `NA`, `NaT`, masked places, nulls) become NaN in inputs that have
 a NaN, and are refused by all others: integers, booleans, strings, `float4` and `float6`. What lies
-under a mask is never read. Masks do not come back: a result has the NaN that the model makes of
-one.
+under a mask is never read. Masks of whole rows come back: a masked array of numpy or Dask gives
+masked arrays, in which a row is masked if all of that row is masked in an input. Other masked
+places are the NaN that the model makes of one, in a `Delayed` and in bags too.
+
+**Tables of polars and pyarrow**, and others that export Arrow's data, are taken as Arrow's columns
+are, and results are tables of the same library. A query that is not computed yet (`LazyFrame`,
+`Dataset`) is refused.
 
 **Objects** are converted one by one, each by its own type. Categories, dictionaries and sparse
 columns are converted as their values are; only categories that occur have to fit.

@@ -6,9 +6,14 @@ import ctypes
 import os
 import signal
 
+import dask
 import numpy as np
 import onnx
 from builders import make_model, node, value
+
+from dask_onnx.runtime import guarded_runs
+from dask_onnx.runtime.guarded_runs import compute_safely
+from dask_onnx.runtime.run_records import RunningTask
 
 MARK = np.float32(-12345.0)
 """Value of a row that ends the process."""
@@ -39,8 +44,35 @@ def kill_on_mark(x):
     return x + np.float32(1)
 
 
-for _function in (abort_on_mark, segfault_on_mark, kill_on_mark):
+def abort_among_others(x):
+    """Add 1; abort if there is a marked value in a run of more than one row."""
+    if len(x) > 1 and _ends(x):
+        os.abort()
+    return x + np.float32(1)
+
+
+def abort_on_white(x):
+    """Return pixel values as they are; abort if one is 255."""
+    if (x >= 255).any():
+        os.abort()
+    return x
+
+
+for _function in (
+    abort_on_mark,
+    segfault_on_mark,
+    kill_on_mark,
+    abort_among_others,
+    abort_on_white,
+):
     _function.axes = "independent"
+
+
+def run_as_task(call, key, x, store):
+    """Return the rows of a stage that runs as the task of a worker, with a record of it."""
+    dask.config.set({"onnx.store.directory": store})
+    guarded_runs.running_task = lambda: RunningTask(key)
+    return compute_safely(call, call.stage, [x], ()).results
 
 
 def step_model(width: int = 4) -> onnx.ModelProto:
@@ -59,6 +91,33 @@ def marked_model(width: int = 4) -> onnx.ModelProto:
         [node("Step", "x", "s", "step", domain="poison"), node("Neg", "s", "y", "negate")],
         [value("x", ["N", width])],
         [value("y", ["N", width])],
+        domains={"poison": 1},
+    )
+
+
+def picture_model() -> onnx.ModelProto:
+    """Return x (N, 3, H, W) -> y (N, 3): means of channels after `poison::Step`."""
+    return make_model(
+        [
+            node("Step", "x", "s", "step", domain="poison"),
+            node("ReduceMean", "s", "y", "means", axes=[2, 3], keepdims=0),
+        ],
+        [value("x", ["N", 3, "H", "W"])],
+        [value("y", ["N", 3])],
+        domains={"poison": 1},
+    )
+
+
+def word_model(vectors: np.ndarray) -> onnx.ModelProto:
+    """Return input_ids (N, T) -> y (N, T, width): `poison::Step` after a lookup of words."""
+    return make_model(
+        [
+            node("Gather", "E input_ids", "e", "embed"),
+            node("Step", "e", "y", "step", domain="poison"),
+        ],
+        [value("input_ids", ["N", "T"], onnx.TensorProto.INT64)],
+        [value("y", ["N", "T", vectors.shape[1]])],
+        {"E": vectors},
         domains={"poison": 1},
     )
 

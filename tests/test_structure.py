@@ -26,8 +26,8 @@ def test_the_import_contracts_of_pyproject_hold():
 def test_every_folder_has_a_docstring_and_no_code(folder):
     tree = ast.parse((folder / "__init__.py").read_text())
     assert ast.get_docstring(tree)
-    # Only the package of the command line has code in its __init__.
-    assert len(tree.body) == 1 or folder.name == "cli"
+    # The command line has code in its __init__; `io` has the functions that users call.
+    assert len(tree.body) == 1 or folder.name in {"cli", "io"}
 
 
 def test_no_two_modules_share_a_name():

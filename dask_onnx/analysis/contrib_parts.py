@@ -46,7 +46,9 @@ class Call:
 
     def text(self, name: str) -> str:
         """Return a string attribute; empty if it is missing."""
-        return next((a.s.decode() for a in self.node.attribute if a.name == name), "")
+        return next(
+            (a.s.decode(errors="replace") for a in self.node.attribute if a.name == name), ""
+        )
 
     def tensor(self, index: int) -> onnx.TensorProto | None:
         """Return a constant input; None if it is computed, fed or missing."""

@@ -36,6 +36,8 @@ from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 
+_SIZES_APART = (64, 160, 96, 224)
+"""Sizes of other open dimensions, in turns, at which no group of axes names its own by chance."""
 _exported_rows: BoundedCache[tuple[str, str], ExportedRows | None] = BoundedCache(
     "exported rows", 256
 )
@@ -162,8 +164,17 @@ def _blocked(blocked: Blocked, found: ExportedRows, outputs: Sequence[str]) -> E
 def _named(model: OnnxModel, groups: Sequence[Candidate]) -> Iterator[ExportedRows | None]:
     """Yield the number of rows that constants inside a graph name, for each group of open axes."""
     facts = GraphFacts(model)
-    if may_name_sizes(facts):
+    # The sizes that are tried differ on all open axes: one inference answers for all groups.
+    if may_name_sizes(facts) and not (len(groups) > 1 and _takes_probes(facts, groups[0])):
         yield from (_named_on(facts, axes) for axes in groups)
+
+
+def _takes_probes(facts: GraphFacts, axes: Candidate) -> bool:
+    """Return whether the graph certainly runs at other sizes of all open axes than it may name."""
+    if not axes or not has_open(facts.model, axes, None):
+        return False
+    specs = _specs_at(facts, axes, PROBES[0], _SIZES_APART)
+    return first_conflict(facts, specs) is None and knows_sizes(facts, specs)
 
 
 def _named_on(facts: GraphFacts, axes: Candidate) -> ExportedRows | None:

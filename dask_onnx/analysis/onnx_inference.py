@@ -56,6 +56,8 @@ def inferred_model(model: onnx.ModelProto, *, mode: Mode = "lenient") -> onnx.Mo
         fault = _first_fault(lenient, nodes, first)
         if fault is None:
             return _infer(lenient)
+        if fault == len(nodes):  # what does not fit is outside of nodes, such as an output's type
+            break
         log.debug("no shapes are inferred of node %d (%r)", fault, nodes[fault].op_type)
         # Inference resolves a value by its producer only, so the names of the outputs suffice.
         nodes[fault] = onnx.NodeProto(

@@ -89,7 +89,9 @@ class Operands:
 
     def text(self, name: str, default: str = "") -> str:
         """Return a string attribute."""
-        return next((a.s.decode() for a in self.proto.attribute if a.name == name), default)
+        return next(
+            (a.s.decode(errors="replace") for a in self.proto.attribute if a.name == name), default
+        )
 
     @property
     def _first_output(self) -> str:

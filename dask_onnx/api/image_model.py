@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.bad_rows import bad_items
-from dask_onnx.collections.images.formats import Decode, Format
+from dask_onnx.collections.images.box_readers import Decode, Format
+from dask_onnx.collections.images.form_requests import Task
 from dask_onnx.collections.images.geometry import Geometry
-from dask_onnx.collections.images.image_forms import Task
 from dask_onnx.collections.images.image_options import USUAL_PIXELS, ImageOptions
 from dask_onnx.collections.images.image_runner import (
     ImageRunner,
@@ -33,7 +35,10 @@ from dask_onnx.collections.images.picture_collections import (
     is_text,
     predict_bag_of_pictures,
 )
+from dask_onnx.collections.kept_predictions import KeptPrediction
 from dask_onnx.collections.kinds import is_bag, is_table
+from dask_onnx.collections.prepared_function import PreparedFunction
+from dask_onnx.collections.request_steps import synchronous_client
 from dask_onnx.collections.run_options import BatchSize, OnError, Outputs, RowOptions
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import TensorSpec
@@ -85,11 +90,25 @@ class ImageModel:
         "opencv_linear" as ``cv2.resize``, without. By default the preset's, or "bilinear".
     labels : path, sequence of str, or mapping of int to str, optional
         Names of classes; by default those of the model's metadata.
-    task : {"auto", "boxes", "labels", "mask", "raw"}
-        Form of results: objects, the best classes, a map of the picture, or outputs as they are.
-        "auto" takes one of the first three where the outputs show it.
+    alphabet : path or sequence of str, optional
+        Characters of a model that reads text (CTC), in the order of its classes, without the blank;
+        by default those of PaddleOCR's metadata. A file has one in each line.
+    task : {"auto", "boxes", "labels", "mask", "text", "raw"}
+        Form of results: objects, the best classes, a map of the picture, a text, or outputs as they
+        are. "auto" takes one of the first four where the outputs show it.
     format : str, default "auto"
-        Format of boxes, as for `detect_sliced`.
+        Format of boxes, as for `detect_sliced`; or of boxes with details:
+
+        - "yolo8-seg", "yolo5-seg", "xyxysc-seg": masks, from coefficients behind the classes and a
+          second output of maps.
+        - "yolo8-pose", "xyxysc-pose": key points behind the classes.
+        - "yolo8-obb", "xyxysc-obb": turned boxes, an angle in radians behind the classes; the boxes
+          of the latter are cx, cy, w, h.
+
+        The metadata of ultralytics tell it by themselves.
+    keypoints : (int, int), optional
+        Key points of each object, and numbers of each: 3 with a score, 2 without. By default those
+        of the model's metadata.
     decode : callable, optional
         Function that reads boxes of other formats, as for `detect_sliced`.
     normalized : bool, default False
@@ -146,9 +165,11 @@ class ImageModel:
         std: Any = None,
         interpolation: str | None = None,
         labels: Any = None,
+        alphabet: Any = None,
         task: Task = "auto",
         format: Format = "auto",  # noqa: A002 - the name that libraries of detectors use
         decode: Decode | None = None,
+        keypoints: Any = None,
         normalized: bool = False,
         top: int | None = None,
         score_threshold: float = 0.25,
@@ -180,9 +201,11 @@ class ImageModel:
                 std=std,
                 interpolation=interpolation,
                 labels=labels,
+                alphabet=alphabet,
                 task=task,
                 format=format,
                 decode=decode,
+                keypoints=keypoints,
                 normalized=normalized,
                 top=top,
                 score_threshold=score_threshold,
@@ -207,7 +230,7 @@ class ImageModel:
 
     @property
     def task(self) -> str:
-        """Form of the results: "boxes", "labels", "mask" or "raw"."""
+        """Form of the results: "boxes", "labels", "mask", "text" or "raw"."""
         return self._settings.form.task
 
     def preprocess(self, image: Any) -> np.ndarray:
@@ -244,6 +267,7 @@ class ImageModel:
         append: bool | Sequence[Any] = False,
         batch_size: BatchSize = "auto",
         on_error: OnError = "raise",
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Any:
         """Return what the model finds in pictures, in their own coordinates.
 
@@ -270,21 +294,39 @@ class ImageModel:
         on_error : {"raise", "null"}
             Treatment of pictures that cannot be read: an error, or None in their place (in a table
             a row of missing values).
+        checkpoint : path or URL, optional
+            Folder that keeps finished partitions of a Dask table or bag, or chunks of a dask.array,
+            as for `Model.predict`. Of pictures in files, the paths are compared.
 
         Returns
         -------
         ImageResult, list of ImageResult, DataFrame, Bag or Delayed
             For a picture one result; for a sequence, folder, pattern or array a list. For a bag or
             a dask.array a bag, for a Delayed a Delayed. For a table one row for each object
-            (``class, score, x0, y0, x1, y1``) or class (``rank, class, score``), or a column of
-            lists for each output, with the index of the picture. Lazy for Dask.
+            (``class, score, x0, y0, x1, y1``; with ``points``, ``corners``, or ``mask`` and
+            ``mask_size``: run lengths in COCO's order, height and width), class (``rank, class,
+            score``) or text (``text, score``), or a column of lists for each output, with the index
+            of the picture. Lazy for Dask.
 
         Raises
         ------
         InputError
             A picture cannot be read, with its name; from a worker when the result is computed.
         """
-        return self._predict(x, column, append, batch_size, RowOptions(on_error))
+        rows = RowOptions(on_error)
+        if checkpoint is None:
+            return self._predict(x, column, append, batch_size, rows)
+        kept = KeptPrediction(
+            "pictures",
+            self.model.__dask_tokenize__(),
+            {
+                "settings": tokenize(self._settings),
+                "columns": [column, append],
+                "batch_size": batch_size,
+                "on_error": on_error,
+            },
+        )
+        return kept.keep(x, checkpoint, lambda: self._predict(x, column, append, batch_size, rows))
 
     def predict_checked(
         self,
@@ -323,6 +365,50 @@ class ImageModel:
         sources = [x] if not self._is_collection(x) else x
         good, bad = self._predict(sources, column, append, batch_size, RowOptions("split"))
         return good, bad
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    def prepare(self, client: Any = None, *, retries: int | None = None) -> PreparedFunction:
+        """Return a request for single pictures that is prepared once, as for frames of a video.
+
+        Parameters
+        ----------
+        client : distributed.Client, optional
+            Client of the cluster, synchronous; by default the one that Dask would use.
+        retries : int, optional
+            Times that Dask repeats a task that raised; ``onnx.retries`` (3) by default.
+
+        Returns
+        -------
+        PreparedFunction
+            ``request(picture)`` returns an `ImageResult`, ``request.submit(picture)`` a
+            `concurrent.futures.Future` of it. Pictures are decoded and prepared in the task.
+
+        Raises
+        ------
+        InputError
+            There is no client, or it is asynchronous.
+
+        Examples
+        --------
+        >>> for index, found in dx.stream(yolo, "in.mp4", client):  # doctest: +SKIP
+        ...     print(index, found.boxes)
+        """
+        client = synchronous_client(client)
+        with client.as_current():
+            runner, supplies = self._runner(None, RowOptions())
+        return PreparedFunction(
+            RunGiven(runner),
+            client,
+            name=runner.label,
+            token=self.model.token,
+            inputs=self.inputs,
+            supplies=client.compute(supplies),
+            retries=effective_retries(retries),
+        )
 
     def _is_collection(self, x: Any) -> bool:
         return not is_picture(x) or (is_text(x) and is_many(os.fspath(x)))

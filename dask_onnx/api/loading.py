@@ -86,7 +86,9 @@ def load(
     untrusted : bool
         True to load, plan and run the model in a subprocess first, unless this host has done so
         before: a damaged or hostile model may crash ONNX Runtime, or never end. The limits of time
-        and memory are ``onnx.untrusted.seconds`` and ``onnx.untrusted.memory-bytes``.
+        and memory are ``onnx.untrusted.seconds`` and ``onnx.untrusted.memory-bytes``. If the model
+        has loops, whose turns may follow from values that are fed, each later run is ended after
+        ``onnx.untrusted.max-run-seconds``. A loop of a trusted model runs for as long as it says.
 
     Returns
     -------
@@ -120,6 +122,8 @@ def load(
             source, context = to_model(source, context), Context()
         try_model(source, kept)
     onnx_model = load_onnx(source, context=context, kept_functions=kept)
+    if untrusted:
+        onnx_model = dataclasses.replace(onnx_model, is_untrusted=True)
     if name:
         onnx_model = dataclasses.replace(onnx_model, name=name)
     if rows is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -16,8 +17,10 @@ from dask_onnx.api.types import BagOptions as ForBags
 from dask_onnx.api.types import TableOptions as ForTables
 from dask_onnx.collections.extraction import extract
 from dask_onnx.collections.freed_rows import free_rows
+from dask_onnx.collections.kept_predictions import predict_kept
 from dask_onnx.collections.output_forms import class_names
 from dask_onnx.collections.partitions import meta_of_table
+from dask_onnx.collections.prediction_progress import shown_progress
 from dask_onnx.collections.predictions import (
     as_lazy_inputs,
     check,
@@ -25,6 +28,7 @@ from dask_onnx.collections.predictions import (
     predict_checked,
     predict_inline,
 )
+from dask_onnx.collections.prepared_request import PreparedRequest, prepare
 from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.run_options import (
     MAX_COLUMNS,
@@ -46,7 +50,7 @@ from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.planning.strategies import StrategyObject
 from dask_onnx.runtime.custom_kernels import CustomKernels
-from dask_onnx.sharding.on_shards import ShardedPlan, predict_on_shards
+from dask_onnx.sharding.on_shards import ShardedPlan, predict_on_shards, refuse_checkpoint
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.store.publishing import publish
 
@@ -525,6 +529,8 @@ class Model:
         length_buckets: Sequence[int] | None = None,
         require_finite: bool = False,
         on_error: OnError = "raise",
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = False,
     ) -> Any:
         """Run the model on a collection; the result is a collection of the same kind.
 
@@ -543,14 +549,16 @@ class Model:
             - ``dask.array``: lazy; chunked along the batch axis only.
             - ``Delayed`` of an array: lazy.
             - DataFrame or Series of pandas (computed now) or Dask (lazy): the result is a
-              DataFrame.
+              DataFrame. Tables and columns of polars, pyarrow and others that export Arrow's data
+              give a table of the same library, at once.
             - bag of arrays, or of dicts by input name, one row each without the batch axis: lazy.
             - ``xarray.DataArray``, for a model of one input: the result keeps the dimensions that
               the model leaves as they are, with their coordinates; lazy if its data are.
 
             Values are converted to the model's types by the table of conversions, the same for
             every kind of collection (CONVERSIONS.md). Masked places are missing values: NaN in a
-            floating-point input, refused by any other.
+            floating-point input, refused by any other. Results of masked arrays are masked where
+            the whole row of an input is.
         outputs : str or sequence of str, optional
             A name: that value bare, which may be an intermediate one. A sequence: a dict in that
             order. By default the one output bare, or a dict of all outputs.
@@ -588,6 +596,18 @@ class Model:
             rejected by a kernel. "raise": an error with the partition and the first bad row.
             "null": a missing value (in bags None), for which integers and booleans become pandas'
             nullable dtypes.
+        checkpoint : path or URL, optional
+            Folder that keeps finished chunks of a dask.array (of every output), partitions of a
+            Dask table or bag, and pieces of arrays in memory. After the process, the cluster or the
+            machine was lost, the same call computes only what is missing; what is there is read,
+            equal bit for bit. The model, the options that change results, the division and Dask's
+            token of the input, and the versions of packages must be the same. The token covers the
+            files of tables, but of a Zarr store only its place. Chunks are pickled, unless they are
+            plain arrays: use folders that only you can write to. The workers must see the folder.
+            It stays until you remove it.
+        progress : bool
+            Collections in memory only: whether to show rows, rate and time left, on a terminal or
+            in a notebook. Where standard error is neither, nothing is shown.
 
         Returns
         -------
@@ -624,11 +644,76 @@ class Model:
         run = RunOptions(outputs, batch_size, plan, retries)
         rows = RowOptions(on_error, require_finite)
         table = TableOptions(columns, append, max_columns, length_buckets)
-        if isinstance(plan, ShardedPlan):
-            table.refuse(x)
-            rows.refuse(x)
-            return predict_on_shards(self._facts, x, plan, run)
-        return predict(self._facts, x, run, table, rows)
+        with shown_progress(progress, x, self.name):
+            if isinstance(plan, ShardedPlan):
+                table.refuse(x)
+                rows.refuse(x)
+                refuse_checkpoint(checkpoint)
+                return predict_on_shards(self._facts, x, plan, run)
+            if checkpoint is not None:
+                return predict_kept(self._facts, x, run, table, rows, checkpoint)
+            return predict(self._facts, x, run, table, rows)
+
+    def prepare(
+        self,
+        client: Any = None,
+        *,
+        plan: Plan | None = None,
+        outputs: Outputs = None,
+        batch_size: BatchSize = None,
+        retries: int | None = None,
+    ) -> PreparedRequest:
+        """Return a request that is checked once and started for each of many small inputs.
+
+        `predict` checks a request and builds its graph each time, which takes longer than a small
+        model runs. A prepared request does so for the first input of some shape and dtype; after
+        that an input costs little more than `distributed.Client.submit`.
+
+        Parameters
+        ----------
+        client : distributed.Client, optional
+            Client of the cluster, synchronous; by default the one that Dask would use.
+        plan : Plan, optional
+            A plan of this model; by default the whole model is one stage.
+        outputs : str or sequence of str, optional
+            As for `predict`.
+        batch_size : int, "auto" or None
+            As for `predict`; by default an input is one run.
+        retries : int, optional
+            As for `predict`.
+
+        Returns
+        -------
+        PreparedRequest
+            ``request(x)`` returns the result, ``request.submit(x)`` a
+            `concurrent.futures.Future` of it.
+
+        Raises
+        ------
+        ClusterError
+            The connection to the cluster is lost.
+        InputError
+            There is no client, or it is asynchronous; there is no such output.
+        PlanError
+            The plan is of another model, or the model does not fit the workers.
+
+        See Also
+        --------
+        dask_onnx.stream : Run the model on a stream of inputs.
+
+        Examples
+        --------
+        >>> request = model.prepare(client)  # doctest: +SKIP
+        >>> futures = [request.submit(frame) for frame in frames]  # doctest: +SKIP
+        """
+        return prepare(
+            self._facts,
+            client,
+            plan=plan,
+            outputs=outputs,
+            batch_size=batch_size,
+            retries=retries,
+        )
 
     def predict_checked(
         self,

@@ -32,7 +32,7 @@ from dask_onnx.diagnostics.outlook import (
     memory_of,
     verdict_on,
 )
-from dask_onnx.diagnostics.page import explain_html, explain_page
+from dask_onnx.diagnostics.page import MOST_DRAWN, explain_html, explain_page
 from dask_onnx.diagnostics.picture import to_svg
 from dask_onnx.diagnostics.plan_text import plan_sections
 from dask_onnx.diagnostics.precision_loss import measure_loss
@@ -50,7 +50,7 @@ from dask_onnx.planning.timeline import Timeline, timeline
 from dask_onnx.planning.worker_memory import WorkerMemory
 from dask_onnx.runtime.codec import Lossy
 
-_PICTURE_SUFFIXES = (".svg", ".html")
+_PICTURE_SUFFIXES = (".svg", ".html", ".onnx")
 _SHOWN_BATCHES = 16
 """Default number of micro-batches for which a plan is explained."""
 
@@ -212,12 +212,17 @@ class Plan(StagedModel):
         """Write a picture of the plan to a file.
 
         Boxes are as wide as their stages' predicted seconds, and coloured by worker if the plan has
-        a placement. The width of a line is the logarithm of the bytes that are sent.
+        a placement. The width of a line is the logarithm of the bytes that are sent. The stripe of
+        a box has the colours of its stages in Dask's dashboard. A picture fits its page: where
+        there are too many stages, chains and branches of them share a box, and those that take
+        longest are listed.
 
         Parameters
         ----------
-        path : path of an ``.svg`` or ``.html`` file
-            SVG has the picture alone, HTML the content of `explain` too.
+        path : path of an ``.svg``, ``.html`` or ``.onnx`` file
+            SVG has the picture alone; HTML the content of `explain` too, all stages, and a picture
+            that zooms. ONNX is the model as `annotate` returns it: viewers such as Netron show the
+            stage of each node with its seconds and bytes.
 
         Raises
         ------
@@ -229,8 +234,14 @@ class Plan(StagedModel):
         >>> plan.visualize("plan.html")  # doctest: +SKIP
         """
         check_picture(path)
+        if os.fspath(path).endswith(".onnx"):
+            onnx.save(self.annotate(), path)
+            return
         if os.fspath(path).endswith(".html"):
-            content = explain_page(self._repr_html_(), self._title)
+            every = None
+            if len(self.stages) <= MOST_DRAWN:
+                every = to_svg(self.stage_graph, self._title, page=None)
+            content = explain_page(self._html(is_page=True), self._title, every)
         else:
             measured = self._known_runs()
             content = to_svg(
@@ -396,7 +407,8 @@ class Plan(StagedModel):
 
         Each node gets its `pipeline_stage` in a device configuration, which has as many devices as
         the plan has worker groups or, without a placement, stages. `dask_onnx.from_annotations`
-        reads them; ONNX Runtime ignores them.
+        reads them; ONNX Runtime ignores them. The label, seconds and bytes of its stage are
+        metadata of each node (``dask_onnx.stage_seconds``), which viewers such as Netron show.
 
         Parameters
         ----------
@@ -506,6 +518,9 @@ class Plan(StagedModel):
 
     def _repr_html_(self) -> str:
         """Return the HTML that a notebook shows. Runs and measures nothing."""
+        return self._html()
+
+    def _html(self, *, is_page: bool = False) -> str:
         measured = self._known_runs()
         return explain_html(
             self.stage_graph,
@@ -513,6 +528,7 @@ class Plan(StagedModel):
             self._title,
             worker_groups=self._worker_groups,
             measured=_seconds_as_planned(measured),
+            is_page=is_page,
         )
 
     @property
@@ -585,13 +601,13 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     Raises
     ------
     PlanError
-        The path has another extension than ``.svg`` and ``.html``, is a folder, or its folder does
-        not exist.
+        The path has another extension than ``.svg``, ``.html`` and ``.onnx``, is a folder, or its
+        folder does not exist.
     """
     target = Path(path).absolute()
     if target.suffix not in _PICTURE_SUFFIXES:
         raise PlanError(
-            f"{path} ends in neither .svg nor .html",
+            f"{path} ends in none of {', '.join(_PICTURE_SUFFIXES)}",
             "give a name that ends in one of these",
             option="path",
             suggestions=[

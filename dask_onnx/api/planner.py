@@ -23,11 +23,12 @@ from dask_onnx.core.errors import PlanError, StoreError, Suggestion
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.node_times import measure_nodes, shapes_of
+from dask_onnx.facts.session_choice import session_of
 from dask_onnx.planning.annotations import annotated_worker_groups
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.pipeline import Pieces, size_for
 from dask_onnx.planning.plan_options import PARSERS, meaning_of, parse_whole_number
-from dask_onnx.planning.recipe import Recipe, Strategy
+from dask_onnx.planning.recipe import Recipe, Strategy, from_annotations
 from dask_onnx.planning.strategies import StrategyObject, as_strategy
 from dask_onnx.runtime.batching import row_count, take_rows
 from dask_onnx.runtime.calibration import calibrate
@@ -182,6 +183,9 @@ def make_plan(facts: ModelFacts, request: PlanRequest) -> Plan | ShardedPlan:
     if isinstance(strategy, StrategyObject):
         strategy = as_strategy(strategy)
         request = dataclasses.replace(request, strategy=strategy)
+    if strategy == "from_annotations":
+        strategy = from_annotations()
+        request = dataclasses.replace(request, strategy=strategy)
     if isinstance(strategy, Strategy) and strategy.name == "from_annotations":
         annotated = plan_as_annotated(facts, strategy, **cut_options)
         if annotated is not None:
@@ -300,10 +304,8 @@ def _calibrate() -> None:
 
 
 def _session(facts: ModelFacts, request: PlanRequest) -> SessionSpec:
-    """Return the options of the sessions, with the model's operator libraries and the aim."""
-    session = request.session or SessionSpec()
-    libraries = dict.fromkeys((*facts.libraries, *session.custom_op_libraries))
-    session = dataclasses.replace(session, custom_op_libraries=tuple(libraries))
+    """Return the options of the sessions, with what the model and the aim add."""
+    session = session_of(facts, request.session)
     if request.aim == "latency" and session.intra_op_num_threads is None:
         session = dataclasses.replace(session, intra_op_num_threads=0)
     return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from dask.base import compute
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import compute_now
 from dask_onnx.collections.bad_rows import Found, bad_items, in_place, join_found
 from dask_onnx.collections.inline import inline_graph, supply_collections
+from dask_onnx.collections.kept_predictions import KeptPrediction
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.run_options import BatchSize, OnError, RowOptions, RunOptions
@@ -111,6 +113,7 @@ class TextModel:
         name: str = "embedding",
         batch_size: BatchSize = "auto",
         on_error: OnError = "raise",
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Any:
         """Return a vector for each text.
 
@@ -127,6 +130,9 @@ class TextModel:
         on_error : {"raise", "null"}
             Treatment of missing and undecodable texts: an error; or a missing value in a Series,
             None in a bag, a row of NaN in an array.
+        checkpoint : path or URL, optional
+            Folder that keeps finished partitions of a Dask Series, DataFrame or bag, as for
+            `Model.predict`.
 
         Returns
         -------
@@ -144,7 +150,21 @@ class TextModel:
             Missing and undecodable texts, with their count; from a worker, when the result is
             computed.
         """
-        return self._predict(x, (column, name), batch_size, RowOptions(on_error))
+        rows = RowOptions(on_error)
+        if checkpoint is None:
+            return self._predict(x, (column, name), batch_size, rows)
+        kept = KeptPrediction(
+            "texts",
+            (self.model.__dask_tokenize__(), hashlib.sha256(self._content).hexdigest()),
+            {
+                "output": self.output,
+                "options": repr((self._options, self._feeds)),
+                "column": [column, name],
+                "batch_size": batch_size,
+                "on_error": on_error,
+            },
+        )
+        return kept.keep(x, checkpoint, lambda: self._predict(x, (column, name), batch_size, rows))
 
     def predict_checked(
         self,
@@ -248,7 +268,7 @@ class TextModel:
         # Without traverse=False, Dask would search the encoder for collections.
         run = delayed(encode, pure=True, traverse=False)
         lazy = [run(content, part, *supplies) for part in parts]
-        return join_found(list(zip(starts, compute(*lazy), strict=True)))
+        return join_found(list(zip(starts, compute_now(lazy), strict=True)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

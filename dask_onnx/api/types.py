@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -19,6 +20,10 @@ class ArrayOptions(TypedDict, total=False):
     """Plan of this model; None for the whole model as one stage."""
     retries: int | None
     """Times that Dask repeats a task that raised; None for ``onnx.retries``."""
+    checkpoint: str | os.PathLike[str] | None
+    """Folder that keeps finished chunks; None for none."""
+    progress: bool
+    """True to show rows, rate and time left."""
 
 
 class BagOptions(ArrayOptions, total=False):

@@ -26,11 +26,15 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SIGNAL = 1, 2, 128
 """Exit codes; a signal adds its number to the last."""
 
 _COMMANDS = {
+    "doctor": "Say what is wrong with a cluster or this host, and what to do about it.",
     "inspect": "Show the inputs, outputs, operators and cost of a model.",
     "plan": "Show how a model would be divided into stages.",
     "predict": "Run a model over a data set in files.",
+    "report": "Show where the time of a recorded run went.",
     "status": "Show how far a run that writes an output has come.",
     "store": "List, verify and clean up the models that this host keeps.",
+    "stream": "Run a detector on a video, and draw its boxes into another.",
+    "top": "Watch the models, stages, workers and links of a cluster.",
 }
 _ASKED_JSON = "dask_onnx.cli.asked_json"
 _INTERRUPT_DELAY = 0.05

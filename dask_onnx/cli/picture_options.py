@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from dask_onnx.collections.images.formats import FORMATS
-from dask_onnx.collections.images.image_forms import TASKS
+from dask_onnx.collections.images.box_readers import FORMATS
+from dask_onnx.collections.images.form_requests import TASKS
 from dask_onnx.collections.images.presets import PRESET_NAMES
 from dask_onnx.collections.images.resampling import INTERPOLATIONS
 from dask_onnx.core.errors import InputError
@@ -42,6 +42,8 @@ _OPTIONS = (
     click.option("--std", metavar="X,...", help="Divisor of each channel."),
     click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="Way of resizing."),
     click.option("--labels", metavar="FILE", help="Names of classes: a line each, or JSON."),
+    click.option("--alphabet", metavar="FILE", help="Characters of texts: a line each."),
+    click.option("--keypoints", metavar="N,2|3", help="Key points, and numbers of each."),
     click.option("--task", type=click.Choice(TASKS), help="Form of results; auto by default."),
     click.option("--format", "format", type=click.Choice(FORMATS), help="Format of boxes."),
     click.option("--top", type=click.IntRange(min=1), help="Classes of each picture."),
@@ -54,18 +56,23 @@ _OPTIONS = (
     click.option("--max-pixels", type=click.IntRange(min=1), help="Of a picture that is decoded."),
 )
 NAMES = tuple(
-    "preset resize crop layout color scale mean std interpolation labels task format top "
-    "score_threshold iou_threshold max_pixels".split()
+    "preset resize crop layout color scale mean std interpolation labels alphabet keypoints task "
+    "format top score_threshold iou_threshold max_pixels".split()
 )
 """Names of the options, which are those of `ImageModel`."""
 
 
-def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for pictures to a command."""
-    draw = click.option("--draw", metavar="FOLDER", help="Draw the results over the pictures.")
-    for option in reversed((*_OPTIONS, draw)):
+def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `ImageModel` to a command."""
+    for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def picture_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for files of pictures to a command."""
+    draw = click.option("--draw", metavar="FOLDER", help="Draw the results over the pictures.")
+    return image_options(draw(function))
 
 
 def take_picture_options(given: dict[str, Any]) -> dict[str, Any] | None:
@@ -87,9 +94,23 @@ def take_picture_options(given: dict[str, Any]) -> dict[str, Any] | None:
         if name in found:
             numbers = [_number(part, name) for part in str(found[name]).split(",")]
             found[name] = numbers[0] if len(numbers) == 1 else numbers
+    if "keypoints" in found:
+        found["keypoints"] = _integers(str(found["keypoints"]), "keypoints")
     if isinstance(found.get("scale"), list):
         raise InputError("scale has several numbers", "give one: 1/255", option="scale")
     return found or None
+
+
+def _integers(text: str, option: str) -> list[int]:
+    """Return whole numbers that are separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} is {text!r}",
+            "give whole numbers, separated by commas, such as 17,3",
+            option=option,
+        ) from None
 
 
 def _number(text: str, option: str) -> float:

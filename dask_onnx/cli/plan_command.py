@@ -126,7 +126,8 @@ _SHOW = (
     click.option(
         "--output",
         type=click.Path(),
-        help="Write the plan there: a picture as .svg, or a page as .html.",
+        help="Write the plan there: a picture as .svg, a page as .html, or the model with its "
+        "stages as .onnx.",
     ),
     click.option(
         "--diff",

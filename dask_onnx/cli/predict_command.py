@@ -41,6 +41,7 @@ from dask_onnx.cli.parameters import (
 )
 from dask_onnx.cli.picture_options import picture_options, take_picture_options
 from dask_onnx.cli.printing import echo
+from dask_onnx.cli.profile_output import recorded
 from dask_onnx.cli.table_options import parse_dtypes, parse_missing
 from dask_onnx.collections.run_options import Columns
 from dask_onnx.core.errors import InputError
@@ -121,6 +122,7 @@ from dask_onnx.tiles.predict import Tile
 @click.option("--require-finite", is_flag=True, help="Treat rows with NaN or infinity as bad.")
 @click.option("--on-error", type=click.Choice(["raise", "null"]), default="raise")
 @click.option("--quarantine", metavar="PATH", help="Write bad rows there, with the reasons.")
+@click.option("--profile", metavar="FILE", help="Record the run: .html, or .json for Perfetto.")
 @picture_options
 @common_options
 @click.pass_obj
@@ -169,7 +171,8 @@ def command(
         find_in_current_folder()
     model = load(model_path, rows=parse_rows(rows), untrusted=is_untrusted(options))
     console = Console(stderr=True, highlight=False, quiet=options.as_json)
-    with ConsoleProgress(console, is_verbose=options.debug) as progress:
+    recording = recorded(others.pop("profile"))
+    with ConsoleProgress(console, is_verbose=options.debug) as progress, recording:
         found = predict_files(
             model, input_path, output_path, progress=progress, **arguments, **others
         )
@@ -248,6 +251,8 @@ def as_dict(found: FilePrediction) -> dict[str, Any]:
     """Return the numbers of a job, for JSON; without those that it does not have."""
     numbers = {name: value for name, value in asdict(found).items() if value is not None}
     numbers |= {"seconds": round(found.seconds, 3), "output": found.files[0]}
+    if found.was_complete:
+        return numbers
     if found.rows is not None:
         numbers["rows_per_second"] = round(found.rows / found.seconds, 3)
     if found.pixels is not None:
@@ -256,8 +261,16 @@ def as_dict(found: FilePrediction) -> dict[str, Any]:
     return numbers
 
 
+def _amount_of(found: FilePrediction) -> str:
+    if found.pixels is not None:
+        return format_count(found.pixels, "pixel")
+    return format_count(found.rows or 0, "row")
+
+
 def summary_of(found: FilePrediction) -> str:
     """Return the numbers of a job as a line of text."""
+    if found.was_complete:
+        return f"{found.files[0]}: complete, {_amount_of(found)}; nothing to do"
     if found.pictures is not None:
         amount = (
             f"{format_count(found.pictures, 'picture')}, {format_count(found.rows or 0, 'row')}"

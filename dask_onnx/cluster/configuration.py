@@ -8,20 +8,26 @@ from typing import Any
 
 from distributed import Client
 
+from dask_onnx.cluster.client_observers import tell_observers
+from dask_onnx.cluster.cluster_packages import check_packages
 from dask_onnx.cluster.current_scheduler import current_client
-from dask_onnx.cluster.links import measure_link
+from dask_onnx.cluster.links import measure_link, workers_of
+from dask_onnx.cluster.no_workers import no_workers_seconds
 from dask_onnx.cluster.overhead import measure_overhead
+from dask_onnx.cluster.page_plugin import PagePlugin
 from dask_onnx.cluster.placement import (
     CompressionPlugin,
     Placement,
     RecordedRunsPlugin,
     is_left_to_dask,
 )
+from dask_onnx.cluster.prometheus_plugins import MetricsSchedulerPlugin, MetricsWorkerPlugin
 from dask_onnx.cluster.scheduler_plugin import StagePlugin, is_configured
 from dask_onnx.core import config
 from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.peers import is_inside_task
 from dask_onnx.core.process_caches import BoundedCache
+from dask_onnx.core.structured_logs import log_event
 
 log = logging.getLogger(__name__)
 
@@ -33,30 +39,32 @@ WORKER_TTL = "distributed.scheduler.worker-ttl"
 """Dask's setting: time after which a worker that does not answer is given up."""
 LOST_WORKER_TIMEOUT = "distributed.deploy.lost-worker-timeout"
 """Dask's setting: time after which a local cluster no longer expects a lost worker back."""
-_DASK_TTL, _OWN_TTL_SECONDS = "5 minutes", 60
-_DASK_LOST, _OWN_LOST_SECONDS = "15s", 600
-"""Dask's defaults, and the seconds in clusters that dask_onnx starts."""
+PROFILER = "distributed.worker.profile.enabled"
+"""Dask's setting: whether workers and schedulers note what their threads do."""
+_OWN_TTL_SECONDS = 30
+_OWN_SETTINGS: dict[str, tuple[Any, Any]] = {
+    WORKER_TTL: ("5 minutes", f"{_OWN_TTL_SECONDS}s"),
+    LOST_WORKER_TIMEOUT: ("15s", "600s"),
+    PROFILER: (True, False),
+}
+"""Dask's defaults, and the values in clusters that dask_onnx starts."""
 
 
-def own_cluster_settings() -> dict[str, str]:
+def own_cluster_settings() -> dict[str, Any]:
     """Return settings of Dask for a cluster that dask_onnx starts, as far as nobody has set them.
 
-    A worker that hangs is given up after a minute, so that its tasks run elsewhere. A nanny whose
-    worker dies twice in short order is kept. The settings must hold as long as the cluster does.
+    A worker that hangs is given up after half a minute to a minute, so that its tasks run
+    elsewhere: Dask looks as often as the setting says. A nanny whose worker dies twice in short
+    order is kept. Dask's statistical profiler is off: what it keeps grows for an hour, and
+    `dask_onnx.profile` tells more of a job. The settings must hold as long as the cluster does.
 
     Returns
     -------
-    dict of str to str
+    dict of str to value
         For `dask.config.set`.
     """
-    settings = {
-        WORKER_TTL: (_DASK_TTL, _OWN_TTL_SECONDS),
-        LOST_WORKER_TIMEOUT: (_DASK_LOST, _OWN_LOST_SECONDS),
-    }
     return {
-        key: f"{seconds}s"
-        for key, (default, seconds) in settings.items()
-        if is_left_to_dask(key, default)
+        key: own for key, (default, own) in _OWN_SETTINGS.items() if is_left_to_dask(key, default)
     }
 
 
@@ -68,12 +76,15 @@ def configure(client: Client) -> Any:
       when these are lost.
     - Tasks that load a micro-batch's input wait for the micro-batch's turn.
     - The measured runs of workers that close are kept.
+    - What stages do is published on Dask's own ``/metrics``, if ``prometheus_client`` is installed.
+    - Dask's dashboard gets a page ``/onnx``, if the scheduler has one.
     - Values sent to other hosts are compressed with lz4 (``distributed.comm.compression``) on
       connections made from then on, unless that setting has been given on the workers.
     - `calibrate` measures the cluster, about a second, unless ``onnx.plan.calibrate`` is off.
 
     If the scheduler gives up workers that hang only after more than a minute, that is logged: its
-    own configuration decides (``distributed.scheduler.worker-ttl``), when it starts.
+    own configuration decides (``distributed.scheduler.worker-ttl``), when it starts. Requests whose
+    workers are all lost end with an error after ``onnx.no-workers-timeout``.
 
     The first prediction on a client does the same, without measuring, unless
     ``onnx.auto-configure`` is off. Another call only measures again.
@@ -90,8 +101,10 @@ def configure(client: Client) -> Any:
 
     Raises
     ------
+    ClusterError
+        The scheduler or a worker cannot import dask_onnx.
     PlanError
-        The scheduler cannot import dask_onnx.
+        The scheduler refuses plugins.
 
     Examples
     --------
@@ -99,6 +112,7 @@ def configure(client: Client) -> Any:
     """
     if client.asynchronous:
         return asyncio.gather(*_register(client))
+    check_packages(client)
     try:
         _register(client)
     except Exception as error:  # any type: it was raised while the scheduler unpickled a plugin
@@ -127,6 +141,9 @@ def calibrate(client: Client | None = None) -> None:
     >>> dx.calibrate(client)  # doctest: +SKIP
     """
     client = current_client() if client is None else client
+    if client is not None and not client.asynchronous and not workers_of(client):
+        log.info("the cluster at %s has no workers to measure yet", client.scheduler.address)
+        return
     measure_overhead(client)
     measure_link(client)
 
@@ -146,12 +163,16 @@ def ensure_configured(client: Any, placement: Placement | None) -> None:
 
     Raises
     ------
+    ClusterError
+        The scheduler or a worker cannot import dask_onnx.
     PlanError
         The placement restricts stages to workers, but the scheduler has no `StagePlugin` and
         cannot get one.
     """
     if client is None or client.asynchronous or is_inside_task():
         return
+    check_packages(client)
+    tell_observers(client)
     is_needed = placement is not None and not placement.allow_other_workers
     known = _configured.get(client.id)
     if known or (known is not None and not is_needed):
@@ -159,7 +180,7 @@ def ensure_configured(client: Any, placement: Placement | None) -> None:
     try:
         if config.get("auto-configure"):
             _register(client)
-            log.debug("configured the cluster at %s", client.scheduler.address)
+            log_event(log, logging.INFO, "cluster configured", scheduler=client.scheduler.address)
             found = True
         else:
             found = bool(client.run_on_scheduler(is_configured))
@@ -208,7 +229,14 @@ def worker_ttl_seconds(dask_scheduler: Any) -> float | None:
 
 
 def _register(client: Client) -> list[Any]:
-    plugins = (StagePlugin(), CompressionPlugin(), RecordedRunsPlugin())
+    plugins = (
+        StagePlugin(no_workers_seconds()),
+        CompressionPlugin(),
+        RecordedRunsPlugin(),
+        MetricsSchedulerPlugin(),
+        MetricsWorkerPlugin(),
+        PagePlugin(),
+    )
     return [client.register_plugin(plugin, name=plugin.name) for plugin in plugins]
 
 

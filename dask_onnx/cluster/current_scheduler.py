@@ -7,11 +7,12 @@ the delivery of weights, placement and measurements go by the same decision.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +20,18 @@ from typing import Any
 import dask.config
 import dask.local
 import dask.threaded
-from dask.base import get_scheduler
+from dask.base import compute, get_scheduler
+from dask.core import flatten
 from dask.utils import parse_timedelta
 from distributed import Client, KilledWorker, get_client
+from distributed.comm import CommClosedError
 
+from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.cluster.worker_deaths import killed_worker_error
 from dask_onnx.core.dask_internals import has_lost_scheduler
 from dask_onnx.core.errors import ClusterError, InputError, Suggestion
 from dask_onnx.core.peers import has_seceded, is_inside_task
+from dask_onnx.core.task_watch import current_notice
 
 _NAMES = ("distributed", "dask.distributed")
 """Values of Dask's option ``scheduler`` that stand for the client that exists."""
@@ -148,6 +153,27 @@ def chosen_scheduler(retries: int) -> tuple[Callable[..., Any], Any]:
     return functools.partial(_get_from_cluster, client, get, retries), client
 
 
+def compute_now(lazy: Sequence[Any], retries: int | None = None) -> tuple[Any, ...]:
+    """Compute lazy values at once on the scheduler that Dask chooses, as `chosen_scheduler` does.
+
+    Parameters
+    ----------
+    lazy : sequence of collections or Delayed
+    retries : int, optional
+        Times that a cluster repeats a task that raised; ``onnx.retries`` by default.
+
+    Raises
+    ------
+    ClusterError
+        As for `chosen_scheduler`; besides, the cluster was lost.
+    StageError
+        Workers died while they ran a task.
+    """
+    get, _ = chosen_scheduler(effective_retries(retries))
+    found: tuple[Any, ...] = compute(*lazy, scheduler=get)
+    return found
+
+
 def ensure_connected(client: Any) -> None:
     """Wait until a client that has lost its scheduler is connected again, and fail if it is not.
 
@@ -187,14 +213,78 @@ def _get_from_cluster(
     client: Any, get: Callable[..., Any], retries: int, dsk: Any, keys: Any
 ) -> Any:
     try:
-        return get(dsk, keys, retries=retries)
+        notice = current_notice()
+        if notice is None:
+            return get(dsk, keys, retries=retries)
+        futures = get(dsk, keys, retries=retries, sync=False)
+        for future in flatten(futures, container=list):
+            future.add_done_callback(lambda done: notice(done.key))
+        return client.gather(futures)
     except KilledWorker as error:
         raise killed_worker_error(error) from None
     except (CancelledError, OSError) as error:
-        # Other errors, and those of the tasks, are raised as they are.
-        if client.status == "running":
+        if client.status != "running":
+            raise _lost(client) from error
+        if isinstance(error, CancelledError):
+            raise cancelled_error("run it again") from error
+        raise  # of a task
+
+
+@contextlib.contextmanager
+def explained_losses(
+    client: Any, next_step: str = "", suggestions: Sequence[Suggestion] = ()
+) -> Iterator[None]:
+    """Turn errors of connections to a scheduler that is gone into a ClusterError.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+    next_step : str
+        What the caller can do; to connect a new client by default.
+    suggestions : sequence of Suggestion
+
+    Raises
+    ------
+    ClusterError
+        The body has lost the scheduler. Notes of the original error are kept.
+    """
+    scheduler = getattr(client, "scheduler", None)
+    address = "" if scheduler is None else scheduler.address
+    try:
+        yield
+    except OSError as error:
+        is_address_named = bool(address) and address in str(error)
+        is_connection = isinstance(error, CommClosedError) or is_address_named
+        if client is None or (client.status == "running" and not is_connection):
             raise
-        raise _lost(client) from error
+        lost = ClusterError(
+            f"the connection to the scheduler at {address} was lost",
+            next_step or "connect a new client, distributed.Client(address), and run it again",
+            option="scheduler",
+            reason=f"{type(error).__name__}: {error}",
+            suggestions=suggestions,
+        )
+        for note in getattr(error, "__notes__", ()):
+            lost.add_note(note)
+        raise lost from error
+
+
+def cancelled_error(next_step: str, suggestions: Sequence[Suggestion] = ()) -> ClusterError:
+    """Return the error about tasks that somebody has cancelled, as by restarting the cluster.
+
+    Parameters
+    ----------
+    next_step : str
+    suggestions : sequence of Suggestion
+    """
+    return ClusterError(
+        "the tasks of this request were cancelled: the cluster was restarted (client.restart()), "
+        "or somebody cancelled them",
+        next_step,
+        option="scheduler",
+        reason="cancelled",
+        suggestions=suggestions,
+    )
 
 
 def _refuse_after_a_loss() -> None:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from dask_onnx.cluster.no_workers import NoWorkers
 from dask_onnx.cluster.task_restrictions import TaskRestrictions
 from dask_onnx.cluster.worker_deaths import WorkerDeaths
 from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, WorkerGroups
+from dask_onnx.core.dashboard_internals import rename_group
 from dask_onnx.core.dask_internals import (
     add_dependency,
     expect_duration,
@@ -37,11 +39,14 @@ from dask_onnx.core.stage_tasks import (
     hints_of,
     pass_barrier,
 )
+from dask_onnx.core.structured_logs import log_event
+from dask_onnx.core.tracing import span
 
 if TYPE_CHECKING:
     from distributed import Scheduler
 
 PLUGIN_NAME = "dask_onnx-stages"
+_MOST_NAMES = 10_000
 _RECHECK_SECONDS = 1.0
 """Seconds between looks at tasks that could run on any worker, but have none."""
 
@@ -61,7 +66,9 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     name = PLUGIN_NAME
     idempotent = True
 
-    def __init__(self) -> None:
+    def __init__(self, no_workers_seconds: float | None = None) -> None:
+        self.no_workers = NoWorkers(no_workers_seconds)
+        """End of requests that have lost all workers."""
         self.scheduler: Scheduler | None = None
         """The scheduler that the plugin is registered with."""
         self.worker_groups = WorkerGroups()
@@ -74,6 +81,12 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         """State of each input task that has not run, and of the barrier that was added to it.
 
         The barrier is None for tasks that have dependencies of their own.
+        """
+        self.models: dict[str, str] = {}
+        """Name of a group of tasks on the dashboard to the model that its stage is of."""
+        self.shown_as: dict[str, str] = {}
+        """Name of a group of tasks by their keys to the one on the dashboard, where they differ;
+        empty if it has several.
         """
         self._is_rechecking = False
         """True if `_recheck` is going to be called."""
@@ -104,15 +117,33 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 # It takes no time, and other tasks wait for it.
                 set_priority(state, (*state.priority[:-1], -1))
             elif hints := list(hints_of(state.run_spec)):
+                self._show_stage(scheduler, state, hints)
                 set_retries(state, max(each.retries for each in hints))
                 expect_duration(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
         if found:
             self.deaths.watch(scheduler, states, {state.key for state, _ in found})
+        for trace in {each.trace for _, hints in found for each in hints if each.trace}:
+            with span("schedule", trace, tasks=len(found)):
+                log_event(log, logging.DEBUG, "tasks submitted", tasks=len(found))
         _rank(found)
         self._place_worker_groups(scheduler, found)
         for state, _hints in found:
             self._hold_inputs(scheduler, state)
+
+    def _show_stage(self, scheduler: Scheduler, state: Any, hints: list[Hints]) -> None:
+        """Show a task under its stage's label, where Dask has fused it with tasks that follow.
+
+        Such a task has the key of the last one: a model before ``.sum()`` would be found as "sum".
+        """
+        label, shown = hints[-1].stage, state.prefix.name
+        if label and state.state == "released" and label not in shown:
+            rename_group(scheduler, state, f"{label}-{shown}")
+            if len(self.shown_as) < _MOST_NAMES:
+                new = state.prefix.name
+                self.shown_as[shown] = new if self.shown_as.get(shown, new) == new else ""
+        if hints[-1].model and len(self.models) < _MOST_NAMES:
+            self.models[state.prefix.name] = hints[-1].model
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Leave tasks as they are in their graph once they have run."""
@@ -136,6 +167,7 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Let the worker groups of a lost worker wait for the one that replaces it."""
         self.deaths.removed(worker)
+        self.no_workers.removed(scheduler, self.deaths.watched)
         # An input may prefer a worker that its worker group has left since.
         for state, _ in self.inputs.values():
             if state.worker_restrictions and worker in state.worker_restrictions:

@@ -246,6 +246,11 @@ class BarrierLayer(MaterializedLayer):
         super().__init__(barrier_tasks.apply(tasks), annotations=annotations)
         self._tasks, self._barrier_tasks = tasks, barrier_tasks
 
+    @property
+    def without_barriers(self) -> Mapping[Key, Task]:
+        """Tasks of the stages, which wait for their inputs only."""
+        return self._tasks
+
     def cull(
         self, keys: set[Key], all_hlg_keys: Collection[Key]
     ) -> tuple[BarrierLayer, dict[Key, set[Key]]]:

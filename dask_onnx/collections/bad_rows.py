@@ -160,6 +160,32 @@ def crashes_at(positions: Sequence[int] | np.ndarray) -> Iterator[None]:
         raise error.at_rows(rows) from None
 
 
+@contextlib.contextmanager
+def crashes_in_blocks(starts: Sequence[int]) -> Iterator[None]:
+    """Let errors about rows that end their process name positions among the rows of all blocks.
+
+    Parameters
+    ----------
+    starts : sequence of int
+        First row of each block, and last the number of all rows; empty if there are no rows.
+    """
+    try:
+        yield
+    except CrashError as error:
+        block = int(error.numbers.get("block", len(starts)))
+        if block + 1 >= len(starts) or "row" not in error.numbers:
+            raise
+        start = starts[block]
+        row = start + int(error.numbers["row"])
+        numbers = {**error.numbers, "row": row, "rows": starts[-1]}
+        raise CrashError(
+            f"{error.cause}; row {row:,} of {starts[-1]:,} in all",
+            error.next_step,
+            [start + each for each in error.rows],
+            **{**error.fields, "numbers": numbers},
+        ) from None
+
+
 def _of_one_row(error: CrashError, count: int) -> CrashError:
     """Return the error of one of the rows that an error names."""
     cause = f"stage {error.stage} ends its process on this row: {error.reason}"

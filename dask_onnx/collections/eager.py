@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import dask.local
 import dask.threaded
 from dask.base import tokenize
+from dask.callbacks import Callback
+from dask.task_spec import Task
 
 from dask_onnx.cluster.current_scheduler import chosen_scheduler
 from dask_onnx.cluster.delivery import hold
+from dask_onnx.collections.bad_rows import crashes_in_blocks
 from dask_onnx.collections.kinds import is_empty, most_rows
+from dask_onnx.collections.prediction_progress import current_progress
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
 from dask_onnx.collections.row_checks import check_joins
@@ -62,7 +68,7 @@ def predict_eager(
         See `runtime.kernel.run_stage`.
     """
     get, client = (
-        (dask.local.get_sync, None) if inline else chosen_scheduler(request.options.retries)
+        (_inline_get(request), None) if inline else chosen_scheduler(request.options.retries)
     )
     is_local = client is None
     pieces = _cut(request, feeds, client, inline=inline or is_inside_task())
@@ -89,7 +95,9 @@ def predict_eager(
     keys: list[Any] = [
         [output.layout.key(output.layer, chunk) for chunk in range(chunks)] for _, output in wanted
     ]
-    results = get({**lowered.tasks, **_supplies(request, client)}, keys)
+    starts = _starts(pieces, request.batch.input_axes)
+    with crashes_in_blocks(starts), _progress(keys, starts):
+        results = get({**lowered.tasks, **_supplies(request, client)}, keys)
     return {
         name: _join(
             [take_output(r, output.position, request.batch.output_axes[name]) for r in column],
@@ -97,6 +105,50 @@ def predict_eager(
         )
         for (name, output), column in zip(wanted, results, strict=True)
     }
+
+
+def _inline_get(request: Request) -> Any:
+    """Return what computes tasks in this thread.
+
+    Tasks of one stage need nothing of each other. Ordering them for a scheduler would cost more
+    than a small model; only callbacks of the caller's, such as a progress bar, need one.
+    """
+    if len(request.stages.stages) > 1 or Callback.active:
+        return dask.local.get_sync
+    return _run_each
+
+
+def _run_each(tasks: Mapping[Any, Task], keys: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Run tasks that depend on nothing, one after another."""
+    results = {key: task() for key, task in tasks.items()}
+    return [[results[key] for key in column] for column in keys]
+
+
+def _progress(
+    keys: Sequence[Sequence[Any]], starts: Sequence[int]
+) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which the caller's progress counts the rows of each piece.
+
+    Parameters
+    ----------
+    keys : sequence of sequence of key
+        For each output, the key of each piece: a piece is complete with its last output.
+    starts : sequence of int
+        First row of each piece, and the number of all rows; empty without rows.
+    """
+    shown = current_progress()
+    if shown is None:
+        return contextlib.nullcontext()
+    rows = [stop - start for start, stop in itertools.pairwise(starts)] or [1] * len(keys[-1])
+    return shown.watch(dict(zip(keys[-1], rows, strict=False)))
+
+
+def _starts(pieces: Mapping[str, Sequence[Any]], axes: Mapping[str, int | None]) -> tuple[int, ...]:
+    """Return the first row of each piece, and the number of all rows; empty without rows."""
+    for name, own in pieces.items():
+        if (axis := axes.get(name)) is not None:
+            return tuple(itertools.accumulate((each.shape[axis] for each in own), initial=0))
+    return ()
 
 
 def _can_pad_no_rows(request: Request, arrays: Mapping[str, Any]) -> bool:

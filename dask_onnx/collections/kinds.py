@@ -85,9 +85,15 @@ def kind_of(feeds: Mapping[str, Any]) -> str:
 
 def is_table(x: Any) -> bool:
     """Return whether `x` is a DataFrame or Series of pandas or Dask, without importing these."""
-    module, _, _ = type(x).__module__.partition(".")
-    is_dask = type(x).__module__.startswith("dask.dataframe")
-    return (module == "pandas" or is_dask) and type(x).__name__ in ("DataFrame", "Series")
+    return any(
+        kind.__name__ in ("DataFrame", "Series")
+        and (kind.__module__.partition(".")[0] == "pandas" or _is_dask_frame(kind))
+        for kind in type(x).__mro__
+    )
+
+
+def _is_dask_frame(kind: type) -> bool:
+    return kind.__module__.startswith("dask.dataframe")
 
 
 def is_dataarray(x: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dask_onnx.analysis.axes.axis_report import AxisFact
 from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.labels import class_labels
 from dask_onnx.analysis.shapes import infer_shapes
+from dask_onnx.collections.geotransform import with_transform_of
 from dask_onnx.core.errors import InputError
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.plain_outputs import Labels
@@ -102,7 +104,8 @@ def label(
     lost = [label for label, coord in source.coords.items() if not kept >= set(coord.dims)]
     result = xr.DataArray(value, dims=list(dims), name=name, attrs=attrs)
     # Coordinates are taken from a DataArray, not one by one, so that their indexes are kept too.
-    return result.assign_coords(source.drop_vars(lost).coords)
+    result = result.assign_coords(source.drop_vars(lost).coords)
+    return with_transform_of(result, source, dict.fromkeys(kept, (Fraction(0), Fraction(1))))
 
 
 def _axis_facts(

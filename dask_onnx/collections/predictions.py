@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,13 @@ from dask.delayed import Delayed
 from dask.task_spec import Alias
 
 from dask_onnx.collections.array import predict_arrays
+from dask_onnx.collections.arrow_tables import as_given, as_pandas, is_arrow_data
 from dask_onnx.collections.delayed import as_delayed, predict_delayed
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.extraction import with_fed_defaults
 from dask_onnx.collections.feeds import convert_feeds
-from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, kind_of
+from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, kind_of, shapes_of
+from dask_onnx.collections.masked_rows import has_masks, mask_results
 from dask_onnx.collections.observed_types import observe_types
 from dask_onnx.collections.output_forms import OutputForm, computed_values, output_forms
 from dask_onnx.collections.partitions import (
@@ -31,9 +34,13 @@ from dask_onnx.collections.request_builder import build_request, check_inputs
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
 from dask_onnx.collections.run_options import BatchSize, RowOptions, RunOptions, TableOptions
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.structured_logs import log_event
+from dask_onnx.core.tracing import span
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.staged_model import StagedModel
 from dask_onnx.runtime.input_values import as_input
+
+log = logging.getLogger(__name__)
 
 _PREDICT: Mapping[str, Callable[[Request, Mapping[str, Any]], Mapping[str, Any]]] = {
     "eager": predict_eager,
@@ -47,6 +54,17 @@ def predict(
     facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
 ) -> Any:
     """Run a model on a collection; see `Model.predict`."""
+    kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}"
+    log_event(log, logging.DEBUG, "request", model=facts.name, input=kind)
+    with span("predict", model=facts.name, input=kind):
+        return _predict(facts, x, run, table, rows)
+
+
+def _predict(
+    facts: ModelFacts, x: Any, run: RunOptions, table: TableOptions, rows: RowOptions
+) -> Any:
+    if is_arrow_data(x):
+        return as_given(predict(facts, as_pandas(x), run, table, rows), x)
     refuse_paths(x, facts.inputs)
     if is_table(x):
         return predict_tables(facts, x, run, table, rows)
@@ -55,7 +73,9 @@ def predict(
         return predict_bags(facts, x, run, rows)
     rows.refuse(x)
     if is_dataarray(x):
-        return predict_labelled(facts, x, run, lambda array, named: _arrays(facts, array, named))
+        return predict_labelled(
+            facts, x, run, lambda array, named: _arrays(facts, array, named, is_masked=False)
+        )
     return _arrays(facts, x, run)
 
 
@@ -69,6 +89,10 @@ def predict_checked(
     InputError
         `x` is neither a table nor a bag.
     """
+    if is_arrow_data(x):
+        frame = as_pandas(x)
+        good, bad = predict_checked(facts, frame, run, table, require_finite=require_finite)
+        return as_given(good, x), as_given(bad, x)
     refuse_paths(x, facts.inputs)
     rows = RowOptions("split", require_finite)
     if is_table(x):
@@ -94,6 +118,8 @@ def predict_inline(
     InputError
         `x` is lazy, or does not fit the model.
     """
+    if is_arrow_data(x):
+        return as_given(predict_inline(facts, as_pandas(x), run, table, rows), x)
     refuse_paths(x, facts.inputs)
     if is_table(x) and not is_dask_collection(x):
         return predict_tables(facts, x, run, table, rows, inline=True)
@@ -110,6 +136,8 @@ def check(
     InputError, PlanError
         Those that `predict` raises before any work.
     """
+    if is_arrow_data(x):
+        x = as_pandas(x)
     refuse_paths(x, facts.inputs)
     if is_table(x):
         meta_of_table(facts, x, run.outputs, table, rows)
@@ -169,8 +197,13 @@ def _is_lazy_array(x: Any) -> bool:
     return kind_of(x if isinstance(x, Mapping) else {"": x}) == "array"
 
 
-def _arrays(facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False) -> Any:
-    """Run a model on arrays or Delayed; the outputs come in the forms of `output_forms`."""
+def _arrays(
+    facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False, is_masked: bool = True
+) -> Any:
+    """Run a model on arrays or Delayed; the outputs come in the forms of `output_forms`.
+
+    Results of masked arrays are masked, unless `is_masked` is false: DataArrays hold no masks.
+    """
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     forms = output_forms(facts, wanted.names)
     named = replace(run, outputs=computed_values(forms))
@@ -187,5 +220,10 @@ def _arrays(facts: ModelFacts, x: Any, run: RunOptions, *, inline: bool = False)
             "use model.predict(...), which stays lazy",
             option="x",
         )
+    if is_masked and kind != "delayed" and has_masks(x):
+        needed = [spec.name for spec in request.stages.inputs]
+        # One run of all rows needs no proof of them, but masks do.
+        batch = facts.batch_at(request.wanted.names, shapes_of(feeds, facts.inputs))
+        found = mask_results(found, x, facts.inputs, needed, batch)
     as_output = OutputForm.of_delayed if kind == "delayed" else OutputForm.of_arrays
     return wanted.shape_result({name: as_output(form, found) for name, form in forms.items()})

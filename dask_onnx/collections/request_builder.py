@@ -18,7 +18,11 @@ from dask_onnx.analysis.input_sizes import check_symbol_sizes
 from dask_onnx.analysis.learned_types import is_typed
 from dask_onnx.cluster.capacity import Load, check_fits
 from dask_onnx.cluster.configuration import ensure_configured
-from dask_onnx.cluster.current_scheduler import current_client, ensure_connected
+from dask_onnx.cluster.current_scheduler import (
+    current_client,
+    ensure_connected,
+    explained_losses,
+)
 from dask_onnx.cluster.delivery import plan_delivery
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.extraction import with_fed_defaults
@@ -42,7 +46,7 @@ from dask_onnx.collections.row_checks import check_named_rows, check_uncut, reso
 from dask_onnx.collections.run_options import BatchSize, Outputs, RunOptions
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import Dim
-from dask_onnx.facts.host_checks import check_hosts
+from dask_onnx.facts.host_checks import check_hosts, host_contract
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.staged_model import StagedModel, whole_model
 from dask_onnx.lowering.lower import LoweringOptions
@@ -103,13 +107,15 @@ def build_request(
     if batching.is_auto and len(chosen.stages) > 1:
         batching = Batching(chosen.rows_per_run)
     publish(facts.onnx)
+    delivery = None
     if not inline:
         axes, _ = facts.input_axes
         # With "auto" the number of rows is not known yet, but at least one row must fit.
         rows = 1 if batching.is_auto else batching.rows_per_run or most_rows(feeds, axes)
-        _check_cluster(chosen, rows, wanted.names, shapes)
+        with explained_losses(current_client()):
+            _check_cluster(chosen, rows, wanted.names, shapes)
+            delivery = plan_delivery(facts.onnx, chosen.stage_graph)
     request = request_of(chosen, wanted, batch, batching, run.retries)
-    delivery = None if inline else plan_delivery(facts.onnx, chosen.stage_graph)
     is_batched = isinstance(run.batch_size, int)
     return dataclasses.replace(request, delivery=delivery, is_batched=is_batched), feeds, kind
 
@@ -138,7 +144,12 @@ def request_of(
     """
     facts = staged.facts
     options = LoweringOptions(
-        StageOptions(staged.recipe.session, batching, staged.lossy),
+        StageOptions(
+            staged.recipe.session,
+            batching,
+            staged.lossy,
+            host=host_contract(facts, staged.recipe.session),
+        ),
         batch.output_axes,
         effective_retries(retries),
         custom=facts.custom,
@@ -148,6 +159,7 @@ def request_of(
         schedule=staged.effective_schedule,
         rows=staged.rows,
         expects=staged.is_measured,
+        model_name=facts.name,
     )
     types = {name: spec for name in wanted.names if (spec := facts.declared.get(name)) is not None}
     unproven = (name for name in wanted.names if not is_typed(facts.inferred.get(name)))

@@ -8,14 +8,26 @@ the scheduler's event loop, as plugins are.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import pickle
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+# A graph of tasks is only sent as an expression.
+from dask._expr import LLGExpr
+
+# Graphs of other collections may still hold tuples, which no documented function turns into tasks.
+from dask._task_spec import convert_legacy_graph
 
 # Block-wise layers that read slices of a region have no documented input type.
 from dask.layers import ArraySliceDep
+from distributed.metrics import context_meter
 
 # The documented serializers of arrays choose their own compression; this one takes a context.
 from distributed.protocol.numpy import serialize_numpy_ndarray
+
+# Every graph that is sent has such a record.
+from distributed.spans import SpanMetadata
 
 # A thread notes here whether it still belongs to its worker's thread pool.
 from distributed.threadpoolexecutor import thread_state as pool_thread_state
@@ -24,16 +36,22 @@ from distributed.threadpoolexecutor import thread_state as pool_thread_state
 from distributed.utils import offload
 
 # `get_worker` succeeds in every thread of a worker's process, not only in those that run a task.
-from distributed.worker import thread_state
+from distributed.worker import WORKER_ANY_RUNNING, Worker, thread_state
 
 __all__ = [
     "ArraySliceDep",
     "add_dependency",
     "annotate",
+    "clock_shift_of",
+    "convert_legacy_graph",
     "count_deaths_from",
+    "digests_of",
+    "executing_of",
     "expect_duration",
+    "fail_waiting",
     "has_left_pool",
     "has_lost_scheduler",
+    "has_metric_listeners",
     "is_running_task",
     "meta_of",
     "offload",
@@ -46,13 +64,98 @@ __all__ = [
     "set_other_restrictions",
     "set_priority",
     "set_retries",
+    "span_of",
+    "submit_tasks",
+    "transfer_logs_of",
+    "unhashed_graph",
     "unrunnable_preferences",
+    "worker_of_process",
 ]
 
 
 def is_running_task() -> bool:
     """Return whether this thread runs a task of a Dask cluster."""
     return hasattr(thread_state, "execution_state")
+
+
+def running_task_key() -> tuple[str, str]:
+    """Return the address of the worker whose task this thread runs, and the task's key as text.
+
+    `get_worker` gives the worker, but there is no documented way to ask for the key.
+
+    Returns
+    -------
+    tuple of str
+        Two empty texts outside the tasks of a cluster.
+    """
+    state = getattr(thread_state, "execution_state", None)
+    return ("", "") if state is None else (state["worker"].address, str(thread_state.key))
+
+
+def worker_of_process(address: str) -> Any:
+    """Return the worker of this process that sends from an address, or None.
+
+    `get_worker` knows the worker of a task, but not that of a transfer.
+
+    Parameters
+    ----------
+    address : str
+        Address of the worker, or of its end of a connection: where there is only one worker in the
+        process, it is that one.
+    """
+    workers = [each for each in list(Worker._instances) if each.status in WORKER_ANY_RUNNING]
+    exact = [each for each in workers if each.address == address]
+    found = exact or workers
+    return found[0] if len(found) == 1 else None
+
+
+def has_metric_listeners() -> bool:
+    """Return whether this thread works for a task or a transfer whose metrics Dask adds up.
+
+    `context_meter.meter` costs some microseconds even if nobody listens, and no documented
+    interface tells that.
+    """
+    return bool(context_meter._callbacks.get())
+
+
+def digests_of(server: Any) -> dict[Any, float]:
+    """Return a copy of the metrics that a worker or a scheduler has added up since its start.
+
+    They are published by its dashboard and by ``/metrics``, but under no documented name.
+    """
+    return dict(server.digests_total)
+
+
+def transfer_logs_of(worker: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what a worker has logged of values that it got, and of those that it sent.
+
+    Returns
+    -------
+    incoming, outgoing : list of dict
+        Newest 100,000 transfers each; times are of the scheduler's clock, by the worker's estimate.
+    """
+    return list(worker.transfer_incoming_log), list(worker.transfer_outgoing_log)
+
+
+def clock_shift_of(worker: Any) -> float:
+    """Return the seconds that a worker adds to its clock to estimate that of the scheduler.
+
+    Each heartbeat estimates them anew; Dask publishes times of tasks with them included.
+    """
+    return float(worker.scheduler_delay)
+
+
+def executing_of(worker: Any) -> list[tuple[str, float]]:
+    """Return the key and the start, by the worker's clock, of each task that a worker runs now.
+
+    The dashboard of a worker shows them, but there is no documented way to ask.
+    """
+    return [(str(each.key), float(each.start_time or 0.0)) for each in worker.state.executing]
+
+
+def span_of(state: Any) -> str:
+    """Return the span that the scheduler has put a task's group in; empty if there is none."""
+    return getattr(state.group, "span_id", None) or ""
 
 
 def has_left_pool() -> bool:
@@ -90,6 +193,49 @@ def run_function_on_worker(worker: Any, address: str) -> Callable[..., Awaitable
     """
     call: Callable[..., Awaitable[dict[str, Any]]] = worker.rpc(address).run
     return call
+
+
+def submit_tasks(
+    client: Any,
+    tasks: Mapping[Any, Any],
+    keys: Sequence[Any],
+    ranks: Mapping[Any, float],
+    retries: int,
+) -> list[Any]:
+    """Start the tasks of a graph by rank, lower ones first; return a future for each key.
+
+    Documented interfaces leave the order of tasks that do not depend on each other to Dask, whose
+    order is the reverse of that of their keys as text. Priorities, which are documented, rank above
+    the age of a graph, so that the graphs of other clients would always run before or after these.
+
+    Parameters
+    ----------
+    client : Client
+    tasks : mapping of key to task
+        All tasks of the graph.
+    keys : sequence of keys
+        Tasks whose results are wanted.
+    ranks : mapping of key to float
+        Rank of each task.
+    retries : int
+        Times that a task is repeated if it raises.
+    """
+    futures = client._graph_to_futures(
+        LLGExpr(dict(tasks)),
+        keys,
+        span_metadata=SpanMetadata(collections=[{"type": "low-level-graph"}]),
+        internal_priority=dict(ranks),
+        retries=retries,
+    )
+    return [futures[key] for key in keys]
+
+
+def unhashed_graph(tasks: Mapping[Any, Any]) -> Any:
+    """Return a graph for `Client.get` whose tasks and arrays are not hashed, as for a dict.
+
+    Nothing reads the hash of a graph whose keys are unique; `Client.submit` leaves it out too.
+    """
+    return LLGExpr(dict(tasks), _determ_token=uuid.uuid4().hex)
 
 
 def meta_of(table: Any) -> Any:
@@ -170,6 +316,28 @@ def replace_task(state: Any, spec: Any, *, retries: int) -> None:
     """
     state.run_spec = spec
     state.retries = retries
+
+
+def fail_waiting(scheduler: Any, states: Iterable[Any], error: Exception, stimulus_id: str) -> int:
+    """Let tasks that wait for a worker fail with an error, and return their number.
+
+    The documented setting ``distributed.scheduler.no-workers-timeout`` is read when the scheduler
+    starts, holds for the tasks of all clients, and has errors of its own.
+    """
+    recommendations: dict[Any, str] = {}
+    count = 0
+    for state in states:
+        if state.state in ("no-worker", "queued"):
+            count += 1
+            recommendations |= scheduler.transition(
+                state.key,
+                "erred",
+                exception=pickle.dumps(error),
+                cause=state.key,
+                stimulus_id=stimulus_id,
+            )
+    scheduler.transitions(recommendations, stimulus_id=stimulus_id)
+    return count
 
 
 def set_retries(state: Any, retries: int) -> None:

@@ -220,6 +220,10 @@ class CrashError(RunError):
         return CrashError(self.cause, self.next_step, rows, **self.fields)
 
 
+class TimeLimitError(StageError):
+    """A run took longer than it may, and was ended."""
+
+
 class OutputError(DaskOnnxError):
     """An output cannot be written, as on a full disk, after the job has started."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,6 +97,10 @@ class SessionSpec:
     ``{"session.disable_prepacking": "1"}``; stored as a sorted tuple."""
     custom_op_libraries: tuple[str, ...] = ()
     """Paths on the workers of shared libraries with custom operators for ORT."""
+    max_run_seconds: float | None = None
+    """Seconds that a run may take before it is ended, at its next node, with a `TimeLimitError`.
+    None: as ``onnx.session.max-run-seconds`` says (any time); 600 s of models that have loops and
+    were loaded with ``untrusted=True`` (``onnx.untrusted.max-run-seconds``)."""
 
     def __post_init__(self) -> None:
         threads = self.intra_op_num_threads
@@ -105,6 +111,17 @@ class SessionSpec:
                 option="intra_op_num_threads",
                 suggestions=[Suggestion("intra_op_num_threads", 0)],
             )
+        seconds = self.max_run_seconds
+        is_number = isinstance(seconds, numbers.Real) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 < seconds <= threading.TIMEOUT_MAX):
+            raise PlanError(
+                f"max_run_seconds is {seconds!r}, and must be None or a number above 0",
+                "give seconds, or None for any time",
+                option="max_run_seconds",
+                suggestions=[Suggestion("max_run_seconds")],
+            )
+        if seconds is not None:
+            object.__setattr__(self, "max_run_seconds", float(seconds))
         if isinstance(self.providers, str):
             object.__setattr__(self, "providers", (self.providers,))
         entries = self.config.items() if isinstance(self.config, Mapping) else self.config

@@ -9,6 +9,8 @@ from typing import Any
 
 from dask.task_spec import GraphNode, Task, TaskRef
 
+from dask_onnx.core.tracing import Carrier
+
 Key = Any
 """Dask's own key type: a string, or a tuple of a string and numbers."""
 
@@ -36,6 +38,12 @@ class Hints:
     """True if other workers may run it too (Dask's loose restrictions)."""
     group_bytes: int = 0
     """Bytes of the weights of all stages of the worker group."""
+    stage: str = ""
+    """Label of the stage, under which people look for the task; empty if its key says all."""
+    model: str = ""
+    """Name of the model that the stage is of."""
+    trace: Carrier = ()
+    """Context of the trace that the request belongs to; empty if nothing records it."""
 
 
 class StageTask(Task):
@@ -51,17 +59,31 @@ class StageTask(Task):
 
 def hints_of(spec: Any) -> Iterator[Hints]:
     """Yield the hints of a task and of the tasks that Dask has fused into it."""
-    if not isinstance(spec, Task):
-        return
-    for holder in (spec.func, *spec.args[:1], spec.kwargs.get("_func")):
+    for holder in _holders(spec):
         if isinstance(hints := getattr(holder, "hints", None), Hints):
             yield hints
+
+
+def stage_tokens_of(spec: Any) -> Iterator[str]:
+    """Yield the token of each stage that a task is known to run, fused ones included."""
+    for holder in _holders(spec):
+        call = getattr(holder, "call", holder)
+        token = getattr(getattr(call, "stage", None), "token", None)
+        if isinstance(token, str):
+            yield token
+
+
+def _holders(spec: Any) -> Iterator[Any]:
+    """Yield what may hold hints or a stage, in a task and in those that are fused into it."""
+    if not isinstance(spec, Task):
+        return
+    yield from (spec.func, *spec.args[:1], spec.kwargs.get("_func"))
     for argument in spec.args:
         if isinstance(argument, dict):  # the inner graph of a fused task
             for inner in argument.values():
-                yield from hints_of(inner)
+                yield from _holders(inner)
         elif isinstance(argument, GraphNode):
-            yield from hints_of(argument)
+            yield from _holders(argument)
 
 
 AFTER = "after"

@@ -1,4 +1,7 @@
-"""Plans as HTML: for a notebook, or as a page of their own, without scripts or external files."""
+"""Plans as HTML: for a notebook, or as a page of their own, without external files.
+
+A notebook gets no scripts; the page has one of its own that zooms and moves its pictures.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from dask_onnx.planning.stages import StageGraph
 
 _MOST_ROWS = 50
 """Rows of a table; the text lists the others."""
-_MOST_DRAWN = 60
-"""Stages of a picture: with more of them the labels are too small to read on a page."""
+MOST_DRAWN = 400
+"""Stages up to which a page has a picture of all of them, besides the one that fits it."""
 _ARRANGED = ("overview", "stages", "edges", "verdict")
 """Sections with a place of their own in the template; others follow in their order."""
 
@@ -30,10 +33,11 @@ def explain_html(
     *,
     worker_groups: Sequence[int] | None = None,
     measured: Sequence[float | None] | None = None,
+    is_page: bool = False,
 ) -> str:
     """Return a stage graph as a piece of HTML that fits light pages and dark ones.
 
-    Long tables are cut short, and a picture of many stages is left out.
+    In a notebook long tables are cut short; on a page of its own they scroll.
 
     Parameters
     ----------
@@ -45,12 +49,12 @@ def explain_html(
         Worker group of each stage, for the picture.
     measured : sequence of float or None, optional
         Seconds that each stage took, None where that is not known, for the picture.
+    is_page : bool
+        Whether it is for a page of its own.
     """
     count = len(stages.stages)
-    picture = None
-    if count <= _MOST_DRAWN:
-        # The SVG writer has escaped the names in it.
-        picture = Markup(to_svg(stages, title, worker_groups=worker_groups, measured=measured))
+    # The SVG writer has escaped the names in it.
+    picture = Markup(to_svg(stages, title, worker_groups=worker_groups, measured=measured))
     return (
         _templates()
         .get_template("plan.html.j2")
@@ -60,15 +64,28 @@ def explain_html(
             others=[section for section in sections if section.name not in _ARRANGED],
             picture=picture,
             count=count,
-            most_rows=_MOST_ROWS,
+            most_rows=count + len(stages.edges) if is_page else _MOST_ROWS,
         )
     )
 
 
-def explain_page(content: str, title: str) -> str:
-    """Return what `explain_html` made as a whole document."""
+def explain_page(content: str, title: str, every: str | None = None) -> str:
+    """Return what `explain_html` made as a whole document.
+
+    Parameters
+    ----------
+    content : str
+        Piece of HTML.
+    title : str
+    every : str, optional
+        SVG of all stages, for a part of the page that can be opened.
+    """
     template = _templates().get_template("plan_page.html.j2")
-    return template.render(content=Markup(content), title=printable(title))
+    return template.render(
+        content=Markup(content),
+        title=printable(title),
+        every=None if every is None else Markup(every),
+    )
 
 
 def model_html(model: OnnxModel) -> str:

@@ -12,7 +12,7 @@ from dask_onnx.core.formatting import format_bytes, format_count, format_seconds
 from dask_onnx.diagnostics.drift import Drift
 from dask_onnx.diagnostics.outlook import Outlook, course_of, memory_of
 from dask_onnx.diagnostics.sections import Column, Note, Section, Table
-from dask_onnx.diagnostics.stage_tables import edge_table, stage_table, timetable
+from dask_onnx.diagnostics.stage_tables import edge_table, stage_table, timetable, timetable_key
 from dask_onnx.diagnostics.summary import (
     ACCURACY_LEVEL,
     Basis,
@@ -176,7 +176,7 @@ def _schedule(
     yield Note(
         f"{how}; predicted {format_seconds(found.seconds)}, {found.bubble:.0%} of it bubble",
         f"schedule of {format_count(chunks, 'micro-batch', 'es')} on {where}",
-        tuple(timetable(found)[:_MOST_WORKERS]),
+        (*timetable(found)[:_MOST_WORKERS], timetable_key(found)),
     )
     if outlook.worker_groups != outlook.only_worker_groups:
         yield Note("stages prefer these workers; an idle one takes tasks of the others")

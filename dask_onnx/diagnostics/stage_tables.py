@@ -115,9 +115,10 @@ def timetable(timeline: Timeline) -> list[str]:
     """Return a line for each worker, in which each character is a slice of the time.
 
     It is the last digit of the micro-batch that takes most of the slice, or a dot where the worker
-    is idle for more than half of it.
+    is at work for less than half of its own average: so the strip shows where the work is also if
+    nearly all of the time is bubble.
     """
-    step = timeline.busy_seconds / _TIMETABLE_COLUMNS or 1.0
+    step = _slice_seconds(timeline)
     shares: list[list[defaultdict[int, float]]] = [
         [defaultdict(float) for _ in range(_TIMETABLE_COLUMNS)] for _ in range(timeline.workers)
     ]
@@ -127,11 +128,25 @@ def timetable(timeline: Timeline) -> list[str]:
             inside = min(span.stop, (column + 1) * step) - max(span.start, column * step)
             shares[span.worker][column][span.chunk] += inside
     digits = len(str(timeline.workers - 1))
-    return [
-        f"worker {worker:>{digits}}  "
-        + "".join(
-            str(max(slot, key=slot.__getitem__) % 10) if sum(slot.values()) >= step / 2 else "."
-            for slot in slots
-        )
-        for worker, slots in enumerate(shares)
-    ]
+    return [f"worker {worker:>{digits}}  {_strip(slots)}" for worker, slots in enumerate(shares)]
+
+
+def _strip(slots: Sequence[defaultdict[int, float]]) -> str:
+    """Return the characters of one worker."""
+    least = sum(sum(slot.values()) for slot in slots) / len(slots) / 2
+    return "".join(
+        str(max(slot, key=slot.__getitem__) % 10) if slot and sum(slot.values()) >= least else "."
+        for slot in slots
+    )
+
+
+def timetable_key(timeline: Timeline) -> str:
+    """Return what the characters of a timetable mean."""
+    return (
+        f"a character is {format_seconds(_slice_seconds(timeline))}: the micro-batch at work, or a "
+        "dot where the worker does less than half of its average"
+    )
+
+
+def _slice_seconds(timeline: Timeline) -> float:
+    return timeline.busy_seconds / _TIMETABLE_COLUMNS or 1.0

@@ -14,11 +14,15 @@ from dask_onnx.core.errors import PlanError
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.modelio.weights import with_bodies
+from dask_onnx.runtime.host_contracts import HostContract
 from dask_onnx.runtime.host_needs import HostAnswer, HostNeed, ask_host, find_needs
 from dask_onnx.runtime.probe import Probe
 
 _fit: BoundedCache[tuple[object, ...], bool] = BoundedCache("workers that fit models", 256)
 """Clients, models and workers that were asked, and had all that the model needs."""
+_MAPS_TEXTS = "StringNormalizer"
+"""Operator whose results depend on the host's locale."""
 _MAX_NAMED = 3
 """Workers that an error names."""
 
@@ -64,6 +68,26 @@ def host_needs(facts: ModelFacts, session: SessionSpec) -> tuple[HostNeed, ...]:
         return find_needs(probe, facts.kernels, session.providers)
 
     found: tuple[HostNeed, ...] = facts.kept.get_or_make(("host needs", session.providers), find)
+    return found
+
+
+def host_contract(facts: ModelFacts, session: SessionSpec) -> HostContract | None:
+    """Return what tasks must find on their host, whenever it joins; None for most models.
+
+    Only nodes whose results depend on the host are in it: what a host lacks is an error by itself.
+    """
+
+    def find() -> HostContract | None:
+        nodes = (each for node in facts.graph.proto.graph.node for each in with_bodies(node))
+        if not any(each.op_type == _MAPS_TEXTS for each in nodes):
+            return None  # without a look at kernels, which costs time
+        needs = tuple(need for need in host_needs(facts, session) if need.takes_texts)
+        answers = ask_host(needs)
+        if not needs or not all(answer.shows for answer in answers):
+            return None  # without ONNX Runtime here, workers are compared with one another
+        return HostContract(needs, tuple(answer.shows for answer in answers))
+
+    found: HostContract | None = facts.kept.get_or_make(("host contract", session.providers), find)
     return found
 
 

@@ -13,8 +13,8 @@ from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.cluster.placement import Placement
 from dask_onnx.core.process_caches import KeptResults
-from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.session_choice import session_of
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -106,9 +106,10 @@ class StagedModel:
 
 def whole_model(facts: ModelFacts) -> StagedModel:
     """Return the model as one stage, for the graph's outputs. The result is kept."""
-    recipe = Recipe("whole", None, SessionSpec(custom_op_libraries=facts.libraries))
+    recipe = Recipe("whole", None, session_of(facts))
     whole: StagedModel = facts.kept.get_or_make(
-        "whole", lambda: StagedModel(facts, recipe, facts.cut(recipe, facts.graph.outputs))
+        ("whole", recipe.session),
+        lambda: StagedModel(facts, recipe, facts.cut(recipe, facts.graph.outputs)),
     )
     return whole
 

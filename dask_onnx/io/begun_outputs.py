@@ -8,7 +8,8 @@ from typing import Any
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
-from dask_onnx.io.block_journal import BlockJournal, DoneBlock
+from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.done_blocks import DoneBlocks
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.targets import (
     check_target,
@@ -36,6 +37,8 @@ class BegunOutputs:
     """True if this run is the earlier one, resumed."""
     is_finishing: bool = False
     """True if outputs of the earlier run may have their names already."""
+    is_completed: bool = False
+    """True if the earlier run has completed its outputs, and this one only compares itself."""
 
     def is_partial(self, target: str) -> bool:
         """Return whether what exists under an output's own name is incomplete.
@@ -64,7 +67,7 @@ class BegunOutputs:
         InputError
             As for `check_target`.
         """
-        if self.is_partial(target):
+        if self.is_partial(target) or self.is_completed:
             return
         if self.is_resumed and target in self.targets:
             if self.is_finishing and target_exists(target):
@@ -82,23 +85,23 @@ class BegunRun:
     """Main output of the run: absolute path, or URL."""
     journal: BlockJournal
     manifest: RunManifest
-    done: Mapping[str, DoneBlock]
-    """Blocks and pieces of blocks that are complete, by name, when the record was read."""
-
-    @property
-    def done_blocks(self) -> list[DoneBlock]:
-        """Blocks that are complete, without pieces of others."""
-        return [each for each in self.done.values() if is_block(each.block)]
+    done: DoneBlocks
+    """Blocks and pieces of blocks that are complete, when the record was read."""
 
     @property
     def blocks(self) -> int:
         """Number of blocks that are complete."""
-        return len(self.done_blocks)
+        return len(self.done.positions)
 
     @property
     def rows(self) -> int:
-        """Rows of these blocks in the main output."""
-        return sum(each.counts[0] for each in self.done_blocks if each.counts)
+        """Rows of these blocks in the main output, and of complete pieces of other blocks."""
+        return self.done.rows
+
+    @property
+    def has_work(self) -> bool:
+        """True if something of it is complete."""
+        return bool(self.done) or self.journal.is_finishing
 
     @property
     def run(self) -> str:
@@ -125,7 +128,7 @@ class BegunRun:
         return f"{blocks} ({self.rows:,}{f' of {rows:,}' if rows else ''} rows)"
 
     def refuse(self) -> InputError:
-        """Return the error for a new run under the output of this one."""
+        """Return the error for a new run under the output of this one, which is kept."""
         return InputError(
             f"an earlier run has begun the output {self.target}, and {self.amount} are complete",
             "go on with resume=True, or start anew with overwrite=True, which removes them",
@@ -174,12 +177,7 @@ def find_begun(target: str) -> BegunRun | None:
             option="resume",
             reason=journal.folder,
         )
-    return BegunRun(target, journal, manifest, journal.completed())
-
-
-def is_block(name: str) -> bool:
-    """Return whether a name in a journal is that of a block, rather than of a piece of one."""
-    return name.isdigit()
+    return BegunRun(target, journal, manifest, DoneBlocks.of(journal.entries()))
 
 
 def begun_run(target: str) -> str | None:

@@ -79,7 +79,42 @@ class BlockJournal:
             self.remove()
             if not is_url(self.folder):
                 Path(self.folder, self._done).mkdir(parents=True)
-            self._put(_MANIFEST, manifest.to_json().encode())
+            self._put_manifest(manifest)
+
+    def join(self, manifest: RunManifest) -> RunManifest:
+        """Begin the run unless a run of which something is complete is there, and return the
+        manifest of that one.
+
+        Several processes may do so at a time.
+
+        Raises
+        ------
+        OutputError
+            The journal cannot be written.
+        InputError
+            The manifest that is there is damaged.
+        """
+        with explained_writes(self.folder):
+            if not is_url(self.folder):
+                Path(self.folder, self._done).mkdir(parents=True, exist_ok=True)
+            found = self.manifest()
+            if found is not None and found.to_json() == manifest.to_json():
+                return found
+            if found is None or not self._has_blocks():
+                self._put_manifest(manifest)
+                found = self.manifest()
+        return found or manifest
+
+    def _has_blocks(self) -> bool:
+        """Return whether something is complete, whatever the run."""
+        if is_url(self.folder):
+            system, root = filesystem_of(self.folder)
+            return any(f"/{_DONE}" in path.removeprefix(root) for path in system.find(root))
+        return any(Path(self.folder).glob(f"{_DONE}*/*.log"))
+
+    def _put_manifest(self, manifest: RunManifest) -> None:
+        content = manifest.to_json().encode()
+        self._put(_MANIFEST, b"%s\n%08x\n" % (content, zlib.crc32(content)))
 
     def manifest(self) -> RunManifest | None:
         """Return the manifest; None if there is no journal.
@@ -93,7 +128,10 @@ class BlockJournal:
         if content is None:
             return None
         try:
-            return RunManifest.from_json(content)
+            text, _, check = content.rstrip(b"\n").rpartition(b"\n")
+            if check != b"%08x" % zlib.crc32(text):
+                raise ValueError("its checksum is another")
+            return RunManifest.from_json(text)
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"the record {self.folder}/{_MANIFEST} of an earlier run is damaged: {error}",
@@ -131,8 +169,11 @@ class BlockJournal:
 
     def completed(self) -> dict[str, DoneBlock]:
         """Return the blocks that are complete, by name."""
-        found = self._objects() if is_url(self.folder) else self._lines()
-        return {done.block: done for done in found}
+        return {done.block: done for done in self.entries()}
+
+    def entries(self) -> Iterator[DoneBlock]:
+        """Return the records of blocks one by one; a block that was repeated has several."""
+        return self._objects() if is_url(self.folder) else self._lines()
 
     def note_finishing(self) -> None:
         """Note that all blocks are complete, before the outputs get their names."""

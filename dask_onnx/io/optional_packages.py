@@ -8,6 +8,7 @@ from dask_onnx.core.errors import InputError
 
 _EXTRAS = {
     "PIL": ("pillow", "images"),
+    "av": ("av", "video"),
     "pandas": ("pandas", "dataframe"),
     "pyarrow": ("pyarrow", "parquet"),
     "tifffile": ("tifffile", "tiff"),

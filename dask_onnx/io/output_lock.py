@@ -92,6 +92,25 @@ def lock_holder(target: str) -> LockHolder | None:
         return None
 
 
+def require_free(target: str) -> None:
+    """Raise an error if a run writes an output at the moment.
+
+    Parameters
+    ----------
+    target : str
+        Absolute path, or URL.
+
+    Raises
+    ------
+    InputError
+        One does; with its host, process and start.
+    """
+    is_remote = is_url(target)
+    content = _remote_content(target) if is_remote else _local_content(target)
+    if content is not None:
+        raise _refused(target, content, is_remote=is_remote)
+
+
 def _local_content(target: str) -> bytes | None:
     """Return the content of a lock that another process holds."""
     try:
@@ -121,8 +140,25 @@ def _remote_content(target: str) -> bytes | None:
 
 def _holder() -> dict[str, Any]:
     since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    started = psutil.Process().create_time()
+    started = _start_of(os.getpid())
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "started": started}
+
+
+def _start_of(pid: int) -> str:
+    """Return a text that tells the start of a process, whatever has been done to the clock.
+
+    Raises
+    ------
+    psutil.NoSuchProcess
+        It has ended.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name of the program, in parentheses, may hold spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return str(psutil.Process(pid).create_time())
+    return f"{boot} {fields[19]}"
 
 
 def _refused(target: str, content: bytes, *, is_remote: bool) -> InputError:
@@ -203,7 +239,7 @@ def _has_ended(content: bytes) -> bool:
         found = json.loads(content)
         if found["host"] != socket.gethostname():
             return False
-        return bool(psutil.Process(int(found["pid"])).create_time() != found["started"])
+        return _start_of(int(found["pid"])) != str(found["started"])
     except psutil.NoSuchProcess:
         return True
     except (ValueError, KeyError, TypeError, psutil.Error):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.core.meters import metered
 from dask_onnx.io.begun_outputs import BegunOutputs
 from dask_onnx.io.targets import (
     MARKER,
@@ -55,14 +56,15 @@ class PictureFolder:
         """True if there is no incomplete folder any more, and the target exists."""
         return not self.folder.exists() and Path(self.target).exists()
 
-    def kept(self, blocks: Collection[str]) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return all blocks of an earlier run if its folder exists; remove files not completed."""
         if not self.folder.is_dir():
             return set()
         for path in self.folder.rglob(".*.partial"):
             path.unlink(missing_ok=True)
-        return set(blocks)
+        return blocks
 
+    @metered("write")
     def write(self, name: str, content: bytes) -> str:
         """Write one file so that it appears complete or not at all; return its path.
 
@@ -124,7 +126,8 @@ def open_picture_folder(
     place = Path(target)
     begun = begun or BegunOutputs()
     if os.path.lexists(place):
-        overwrite = overwrite or (begun.is_resumed and target in begun.targets)
+        is_ours = begun.is_completed or (begun.is_resumed and target in begun.targets)
+        overwrite = overwrite or is_ours
         _check_replaceable(place, option, overwrite=overwrite)
     if not place.parent.is_dir():
         raise InputError(

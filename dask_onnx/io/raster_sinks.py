@@ -18,6 +18,7 @@ import numpy as np
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
+from dask_onnx.core.meters import metered
 from dask_onnx.io.georeference import tags_from_attributes
 from dask_onnx.io.npy_headers import read_header
 from dask_onnx.io.optional_packages import require_package
@@ -130,6 +131,7 @@ class NpyRasterSink(RasterSink):
             return False
         return (found.shape, found.dtype) == (self.shape, self.dtype)
 
+    @metered("write")
     def write(self, region: Region, block: Array) -> list[str]:
         """Write the pixels of a region, one contiguous run of bytes at a time.
 
@@ -284,6 +286,7 @@ class ZarrRasterSink(RasterSink):
         wanted = (self.shape, self.dtype, self.block_shape, self.dims)
         return found if found.metadata.zarr_format == 3 and facts == wanted else None
 
+    @metered("write")
     def write(self, region: Region, block: Array) -> list[str]:
         """Write the chunk of a region."""
         import zarr  # optional: only zarr files need it

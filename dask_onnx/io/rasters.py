@@ -18,6 +18,7 @@ from dask.array.core import normalize_chunks
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url, stat_file
+from dask_onnx.core.meters import metered
 from dask_onnx.io.georeference import attributes_from_tags, pixel_coordinates
 from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.optional_packages import require_package
@@ -82,6 +83,7 @@ class RasterArray(FileArray):
         return array
 
 
+@metered("read")
 def read_unchanged(source: RasterArray, region: Region) -> Array:
     """Return the pixels of a region if the file is still the one that was opened.
 

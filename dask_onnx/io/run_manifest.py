@@ -98,7 +98,7 @@ class RunManifest:
                 found.append(f"{name} is {now or 'absent'}, and was {before or 'absent'}")
         return found
 
-    def require_same(self, stored: RunManifest, target: str) -> None:
+    def require_same(self, stored: RunManifest, target: str, others: Sequence[str] = ()) -> None:
         """Raise an error unless a run may go on with what a stored one has done.
 
         Parameters
@@ -106,13 +106,15 @@ class RunManifest:
         stored : RunManifest
         target : str
             The output, for the error.
+        others : sequence of str
+            Differences beside those of the manifests, in words.
 
         Raises
         ------
         InputError
             With the differences as `reason`.
         """
-        if found := self.differences(stored):
+        if found := [*self.differences(stored), *others]:
             raise InputError(
                 f"{target} was begun by a run that differs: {'; '.join(found[:8])}",
                 "resume with the same model, options, input and packages, or start anew with "
@@ -195,7 +197,9 @@ def package_versions() -> dict[str, str]:
 
 
 def file_identities(files: Iterable[FileSource]) -> dict[str, Any]:
-    """Return the identities of the files of an input: size, time or ETag, and a sample's digest.
+    """Return the identities of the files of an input: size, digest of a sample, and time or ETag.
+
+    Small files are compared by their content alone. What tells when a file was written comes last.
 
     Parameters
     ----------
@@ -205,29 +209,30 @@ def file_identities(files: Iterable[FileSource]) -> dict[str, Any]:
     Returns
     -------
     dict of str to list
-        By path; of more than a thousand files one digest under the name of the first.
+        By path; of more than a thousand files two digests under the name of the first.
     """
     distinct = {source.path: source for source in files}
     if len(distinct) <= _LISTED_FILES:
         return {path: _identity(source) for path, source in distinct.items()}
     first = next(iter(distinct))
-    lines = [f"{s.path}\0{s.size}\0{s.version}" for s in distinct.values()]
-    everything = digest_of("\n".join(lines).encode())
-    return {f"{first} and {len(distinct) - 1} others": [len(distinct), everything]}
+    sizes, versions = (
+        digest_of("\n".join(lines).encode())
+        for lines in (
+            [f"{source.path}\0{source.size}" for source in distinct.values()],
+            [source.version for source in distinct.values()],
+        )
+    )
+    return {f"{first} and {len(distinct) - 1} others": [len(distinct), sizes, versions]}
 
 
 def _identity(source: FileSource) -> list[Any]:
-    return [source.size, source.version, _sample(source)]
-
-
-def _sample(source: FileSource) -> str:
-    """Return a digest of the first and the last bytes of a local file; of others nothing."""
     if is_url(source.path) or not Path(source.path).is_file():
-        return ""
+        return [source.size, "", source.version]
     with open(source.path, "rb") as file:
         head = file.read(_SAMPLE_BYTES)
         file.seek(max(source.size - _SAMPLE_BYTES, 0))
-        return digest_of(head + file.read(_SAMPLE_BYTES))
+        sample = digest_of(head + file.read(_SAMPLE_BYTES))
+    return [source.size, sample, "" if source.size <= 2 * _SAMPLE_BYTES else source.version]
 
 
 def content_digest(path: str) -> str:
@@ -245,17 +250,29 @@ def content_digest(path: str) -> str:
 def _different_files(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     missing = sorted(set(before) - set(now))
     added = sorted(set(now) - set(before))
-    changed = sorted(path for path in set(now) & set(before) if now[path] != before[path])
+    differing = sorted(path for path in set(now) & set(before) if now[path] != before[path])
+    touched = [path for path in differing if _differ_in_time(path, now[path], before[path])]
     found = []
     for words, paths in (
         ("is no longer part of the input", missing),
         ("is new in the input", added),
-        ("has changed", changed),
+        ("has changed", [path for path in differing if path not in touched]),
+        (
+            "has another time of modification, and the same size and sample: give it the old time "
+            "if nothing has changed",
+            touched,
+        ),
     ):
         found += [f"{path} {words}" for path in paths[:_SHOWN]]
         if len(paths) > _SHOWN:
             found.append(f"{len(paths) - _SHOWN:,} more files: each {words}")
     return found
+
+
+def _differ_in_time(path: str, now: Any, before: Any) -> bool:
+    """Return whether local files differ in nothing but in when they were written."""
+    are_lists = isinstance(now, list) and isinstance(before, list) and len(now) == len(before) > 1
+    return are_lists and not is_url(path) and now[:-1] == before[:-1]
 
 
 def _short(value: Any) -> str:

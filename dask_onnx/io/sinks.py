@@ -21,6 +21,7 @@ from numpy.lib import format as npy_format
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.core.meters import metered
 from dask_onnx.io.npy_headers import read_header
 from dask_onnx.io.targets import (
     explained_writes,
@@ -108,13 +109,13 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def kept(self, blocks: Collection[str]) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return those of the blocks of an earlier run whose data are still there.
 
         Parameters
         ----------
         blocks : collection of str
-            Names of blocks that are recorded as complete.
+            Names of blocks that are recorded as complete; returned itself if all are there.
         """
 
     @abstractmethod
@@ -166,6 +167,7 @@ class NpySink(Sink):
             npy_format.write_array_header_2_0(file, header)
             file.truncate(file.tell() + rows * spec.row_bytes)
 
+    @metered("write")
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> list[str]:
         """Write the rows at their offset in the file."""
         (value,) = values.values()
@@ -178,13 +180,13 @@ class NpySink(Sink):
             file.write(np.ascontiguousarray(value).data)
         return [str(self.partial)]
 
-    def kept(self, blocks: Collection[str]) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return all blocks if the incomplete file has its header and size."""
         try:
             with self.partial.open("rb") as file:
                 shape, _, dtype = read_header(file)
                 size = file.tell() + math.prod(shape) * dtype.itemsize
-                return set(blocks) if self.partial.stat().st_size == size else set()
+                return blocks if self.partial.stat().st_size == size else set()
         except (OSError, ValueError):
             return set()
 
@@ -246,6 +248,7 @@ class ZarrSink(FolderSink):
                 else:
                     zarr.create_array(self.folder, overwrite=True, **options)
 
+    @metered("write")
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> list[str]:
         """Write the rows of all outputs."""
         import zarr  # optional: only zarr files need it
@@ -263,7 +266,7 @@ class ZarrSink(FolderSink):
                 written.append(str(Path(self.folder, inner, key)))
         return [] if is_url(self.folder) else written
 
-    def kept(self, blocks: Collection[str]) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return all blocks if the incomplete store can be opened.
 
         Chunks are not looked for: those of zeros only are not stored. Files that were not completed
@@ -278,7 +281,7 @@ class ZarrSink(FolderSink):
         if not is_url(self.folder):
             for path in Path(self.folder).rglob("*.partial"):
                 path.unlink(missing_ok=True)
-        return set(blocks)
+        return blocks
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
         """Raise an error for strings, and for outputs that would have one name."""

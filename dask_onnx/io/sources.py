@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import FileSource, is_url
 from dask_onnx.core.filesystems import open_seekable
+from dask_onnx.core.meters import metered
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.io.npy_headers import read_header, read_npy_rows
 
@@ -60,7 +61,8 @@ class FileArray(ABC):
     def __getitem__(self, index: Any) -> Array:
         index = index if isinstance(index, tuple) else (index,)
         start, stop, step = index[0].indices(self.shape[0])
-        rows = self.read_rows(start, stop)
+        with metered("read"):
+            rows = self.read_rows(start, stop)
         return rows[(slice(None, None, step), *index[1:])]
 
     @abstractmethod
@@ -177,6 +179,7 @@ class ReadImages:
     """Shape of every image: (height, width[, channels])."""
     dtype: np.dtype[Any]
 
+    @metered("read")
     def __call__(self, paths: Array) -> Array:
         """Return the images at `paths`, shape (len(paths), *row_shape).
 

@@ -17,6 +17,7 @@ import numpy as np
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
 from dask_onnx.core.filesystems import filesystem_of
+from dask_onnx.core.meters import metered
 from dask_onnx.io.sinks import Array, FolderSink, OutputSpec
 from dask_onnx.io.targets import explained_writes, new_run_name
 
@@ -81,6 +82,7 @@ class TableSink(FolderSink):
             suffix, data = f"{suffix}.gz", gzip.compress(data, mtime=0)
         return self._write_part(block, suffix, lambda file: file.write(data))
 
+    @metered("write")
     def _write_part(self, block: int | str, suffix: str, write: Callable[[Any], Any]) -> list[str]:
         """Write one block's file so that it appears complete or not at all.
 

@@ -21,7 +21,7 @@ MARKER = "_SUCCESS"
 """Name of the file that marks a complete folder, as Spark and Hadoop write it."""
 RUN_NAME = r"[\w-]+-\d+-[0-9a-f]{8}"
 """Pattern of the names that `new_run_name` makes."""
-_PART = re.compile(r"\.?part-\d{6}(-\d{6})?(\.\w+){1,3}(\.partial)?")
+_PART = re.compile(r"\.?part-\d{6,}(-\d{6,})?(\.\w+){1,3}(\.partial)?")
 """Names of the files that are written into a folder."""
 _ZARR_METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 _ZARR_CHUNK = re.compile(r"c|c(\.\d+)+|\d+([./]\d+)*")
@@ -211,10 +211,53 @@ def _marker(target: str) -> tuple[Any, str]:
     return system, f"{root}/{MARKER}"
 
 
-def write_marker(target: str) -> None:
-    """Mark a folder or store, at a path or URL, as complete."""
+def write_marker(target: str, content: bytes = b"") -> None:
+    """Mark a folder or store, at a path or URL, as complete.
+
+    Parameters
+    ----------
+    target : str
+    content : bytes
+        Record of what was written.
+    """
     system, path = _marker(target)
-    system.pipe_file(path, b"")
+    system.pipe_file(path, content)
+
+
+def read_marker(target: str) -> bytes | None:
+    """Return the content of the marker of a folder or store; None if it has none."""
+    system, path = _marker(target)
+    try:
+        content: bytes = system.cat_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content
+
+
+def folder_size(target: str) -> tuple[int, int]:
+    """Return the number of files of a folder or store without its marker, and their bytes.
+
+    Raises
+    ------
+    FileNotFoundError
+        It does not exist.
+    """
+    if not is_url(target):
+        paths = [
+            os.path.join(folder, name)  # noqa: PTH118 - a million files
+            for folder, _, names in os.walk(target)
+            for name in names
+            if (folder, name) != (target, MARKER)
+        ]
+        if not paths and not os.path.lexists(target):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target)
+        return len(paths), sum(os.stat(path).st_size for path in paths)  # noqa: PTH116
+    system, root = filesystem_of(target)
+    with contextlib.suppress(AttributeError):
+        system.invalidate_cache(root)
+    found = system.find(root, detail=True)
+    found.pop(f"{root}/{MARKER}", None)
+    return len(found), sum(int(info.get("size") or 0) for info in found.values())
 
 
 def remove_marker(target: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client, futures_of
+from distributed import Client
 
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.api.model import Model
@@ -32,6 +32,7 @@ from dask_onnx.io.row_slices import rows_of
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.sinks import OutputSpec, Sink
 from dask_onnx.io.sources import FileArray
+from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import (
     array_identities,
@@ -178,16 +179,12 @@ def _run(
     block_rows = resumable.block_rows or block_rows
     began = time.perf_counter()
     blocks = math.ceil(job.rows / block_rows)
-    manifest = replace(
-        resumable.manifest,
-        outputs=spec_facts(probed.outputs),
-        blocks=blocks,
-        block_rows=block_rows,
-    )
+    outputs = spec_facts(probed.outputs)
+    manifest = replace(resumable.manifest, outputs=outputs, blocks=blocks, block_rows=block_rows)
     build = partial(_build, job, probed, block_rows, batch_size, resumable)
     work = BlockWork(
         count=blocks,
-        submit=lambda part: futures_of(client.persist(build(part), retries=job.retries)),
+        submit=lambda part: BlockGraph.of([build(part)], part.start).submit(client, job.retries),
         units_of=lambda block: min(block_rows, job.rows - block * block_rows),
         unit="rows",
         is_done=resumable.is_done,

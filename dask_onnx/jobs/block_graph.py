@@ -1,4 +1,4 @@
-"""Graph of all blocks of a lazy array, of which a few blocks are computed at a time."""
+"""Graph of the blocks of a job, whose tasks run in the order of the blocks."""
 
 from __future__ import annotations
 
@@ -6,45 +6,77 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 from dask.base import optimize
 from dask.core import flatten
 from distributed import Client, Future
 
+from dask_onnx.core.dask_internals import convert_legacy_graph, submit_tasks
+
 
 @dataclass(frozen=True, slots=True)
 class BlockGraph:
-    """Optimised tasks of a lazy array, and the keys of its blocks in order."""
+    """Optimised tasks, and the keys of consecutive blocks in order."""
 
     tasks: Mapping[Any, Any]
     keys: Sequence[Any]
+    first: int = 0
+    """Number of the first of the blocks."""
 
     @classmethod
-    def of(cls, array: da.Array) -> BlockGraph:
-        """Return the graph of an array; computes nothing."""
-        (optimised,) = optimize(array)
-        tasks = dict(optimised.__dask_graph__())
-        return cls(tasks, list(flatten(optimised.__dask_keys__())))
+    def of(cls, collections: Sequence[Any], first: int = 0) -> BlockGraph:
+        """Return the graph of lazy collections; computes nothing.
 
-    def part(self, blocks: range) -> dict[Any, Any]:
-        """Return the tasks that some blocks need.
+        Parameters
+        ----------
+        collections : sequence of Dask collections
+            One array of all blocks, or a collection for each block.
+        first : int
+            Number of the first of the blocks.
+        """
+        optimised = optimize(*collections)
+        # Dask merges the graphs of collections that are optimised together.
+        tasks = convert_legacy_graph(dict(optimised[0].__dask_graph__()))
+        keys = [key for each in optimised for key in flatten(each.__dask_keys__())]
+        return cls(tasks, keys, first)
+
+    def part(self, blocks: range) -> BlockGraph:
+        """Return the graph of some of the blocks.
 
         Parameters
         ----------
         blocks : range
             Positions of the blocks, the last axis first.
         """
-        found: dict[Any, Any] = {}
-        waiting = list(self.keys[blocks.start : blocks.stop])
-        while waiting:
-            key = waiting.pop()
-            if key not in found:
-                found[key] = self.tasks[key]
-                waiting.extend(found[key].dependencies)
+        return BlockGraph(self.tasks, self.keys[blocks.start : blocks.stop], blocks.start)
+
+    def ranks(self) -> dict[Any, float]:
+        """Return a rank for each task that the blocks need: those of earlier blocks come first.
+
+        The whole part of a rank is the number of the first block that needs the task. Tasks that
+        others of a block depend on come before these.
+        """
+        found: dict[Any, float] = {}
+        step = 1.0 / (len(self.tasks) + 1)
+        for number, key in enumerate(self.keys, self.first):
+            waiting = [key]
+            while waiting:
+                at = waiting[-1]
+                missing = [each for each in self.tasks[at].dependencies if each not in found]
+                if missing and at not in found:
+                    waiting += missing
+                else:
+                    found.setdefault(waiting.pop(), number + len(found) * step)
         return found
 
-    def submit(self, client: Client, blocks: range) -> list[Future]:
-        """Start some blocks; return a future for each."""
-        keys = list(self.keys[blocks.start : blocks.stop])
-        futures: list[Future] = client.get(self.part(blocks), keys, sync=False)
-        return futures
+    def submit(self, client: Client, retries: int = 0) -> list[Future]:
+        """Start the blocks; return a future for each.
+
+        Parameters
+        ----------
+        client : Client
+        retries : int
+            Times that a task is repeated if it raises.
+        """
+        ranks = self.ranks()
+        tasks = {key: self.tasks[key] for key in ranks}
+        return submit_tasks(client, tasks, self.keys, ranks, retries)

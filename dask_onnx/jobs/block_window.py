@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed import Client, Future, as_completed
 
+from dask_onnx.cluster.current_scheduler import cancelled_error
 from dask_onnx.core.errors import ClusterError, Suggestion
 from dask_onnx.jobs.job_progress import JobProgress, block_result
 
@@ -63,7 +64,7 @@ def compute_blocks(client: Client, work: BlockWork, progress: JobProgress) -> in
     Raises
     ------
     ClusterError
-        The scheduler was lost.
+        The scheduler was lost, or the cluster was restarted.
     StageError
         Workers died while they ran a block; besides, whatever a block raised. Blocks in flight are
         cancelled, also on an interruption.
@@ -78,6 +79,10 @@ def compute_blocks(client: Client, work: BlockWork, progress: JobProgress) -> in
             client.cancel(list(window.in_flight), force=True)
         if isinstance(error, CancelledError | OSError) and client.status != "running":
             raise _lost(client) from error
+        if isinstance(error, CancelledError):
+            raise cancelled_error(
+                "go on with resume=True (--resume)", [Suggestion("resume", True)]
+            ) from error
         raise
 
 

@@ -49,7 +49,7 @@ def open_csv(path: str, files: tuple[TableFile, ...], options: OpenOptions) -> T
     keys = keys_of(files)
     _check_headers(heads, keys)
     names = (*heads[0].names, *(key for key in keys if key not in heads[0].names))
-    _refuse_duplicates(heads[0], request)
+    _refuse_duplicates(heads[0], options)
     # The first rows of some files, the first and the last among them.
     step = max(1, -(-len(heads) // _SAMPLED_FILES))
     sampled = {id(head): head for head in (*heads[::step], heads[-1])}.values()
@@ -117,12 +117,23 @@ def _check_headers(heads: Sequence[CsvHead], keys: dict[str, Any]) -> None:
             )
 
 
-def _refuse_duplicates(head: CsvHead, request: TableRequest) -> None:
-    for name, option in named_columns(request).items():
+def _refuse_duplicates(head: CsvHead, options: OpenOptions) -> None:
+    """Refuse columns of one name where an option, or an input by its own name, takes one of them.
+
+    Raises
+    ------
+    InputError
+        There are such columns.
+    """
+    request = options.request
+    has_own = not (request.columns or request.text)
+    by_input = {spec.name: "columns" for spec in options.inputs} if has_own else {}
+    for name, option in (by_input | named_columns(request)).items():
         if name in head.duplicates:
             count = sum(each == name or each.startswith(f"{name}.") for each in head.names)
+            what = "an option" if name in named_columns(request) else "the model's input"
             raise InputError(
-                f"{head.file.path} has {count} columns {name!r}, and an option names one of them",
+                f"{head.file.path} has {count} columns {name!r}, and {what} names one of them",
                 "give the columns different names in the header",
                 option=option,
                 column=name,

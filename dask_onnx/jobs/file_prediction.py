@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ from dask_onnx.io.output_lock import locked_outputs
 from dask_onnx.io.sinks import Sink
 from dask_onnx.io.table_files import is_table
 from dask_onnx.io.table_sinks import CsvSink
-from dask_onnx.io.targets import check_distinct
+from dask_onnx.io.targets import absolute_target, check_distinct
 from dask_onnx.jobs.array_job import ArrayJob
 from dask_onnx.jobs.block_functions import block_function
+from dask_onnx.jobs.completed_runs import completed_run, require_complete
 from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
 from dask_onnx.jobs.job_cluster import JobCluster
 from dask_onnx.jobs.job_progress import JobProgress
@@ -132,8 +134,8 @@ def predict_files(
     resume : bool, default False
         Go on with what an earlier run has left that failed, was interrupted or killed: only blocks
         that it had not completed are computed, and the result is that of one run. The model, the
-        input, the options and the versions of packages must be the same. Without such a run, the
-        job starts at the beginning.
+        input, the options and the versions of packages must be the same. If that run has completed
+        the output, nothing is done. Without such a run, the job starts at the beginning.
     tile : int, sequence of int, or "auto", optional
         Run one large raster in tiles of so many pixels, as for `predict_tiled`.
     columns : str, sequence of str, or mapping of input to columns, optional
@@ -202,7 +204,10 @@ def predict_files(
     )
     source, target = os.fspath(input), os.fspath(output)
     begun = begun_before(target, resume=resume, overwrite=overwrite)
-    names_of_files = BegunOutputs() if begun is None else begun.outputs(resume=resume)
+    is_resumed = resume and begun is not None and begun.has_work
+    names_of_files = BegunOutputs() if begun is None else begun.outputs(resume=is_resumed)
+    completed = completed_run(absolute_target(target)) if resume and begun is None else None
+    names_of_files = replace(names_of_files, is_completed=completed is not None)
     request = TableRequest(
         columns=columns,
         text=text,
@@ -276,18 +281,23 @@ def predict_files(
             block_rows=block_rows,
         )
     job.check()
-    resumable = ResumableRun(job.sinks, job.manifest(), begun if resume else None)
-    resumable.check(block_rows)
     targets = [sink.target for sink in job.sinks]
+    if completed is not None:
+        require_complete(completed, job.manifest(), targets, block_rows)
+        return completed.prediction(targets)
+    resumable = ResumableRun(job.sinks, job.manifest(), begun if is_resumed else None)
+    resumable.check(block_rows)
     with locked_outputs(targets):
         # Another run may have begun or completed it since it was checked.
-        found = begun_before(target, resume=resume, overwrite=overwrite)
+        found = begun_before(target, resume=resume, overwrite=overwrite, is_locked=True)
         resumable.take_over(found)
         for each in job.outputs.checked if isinstance(job, ImageJob) else targets:
             names_of_files.check(each, overwrite=overwrite)
         with cluster.connect() as client:
             progress.connected(client)
-            return job.run(client, progress, resumable)
+            result = job.run(client, progress, resumable)
+            resumable.complete(result)
+    return result
 
 
 def _refuse(given: dict[str, bool], names: Sequence[str], what: str) -> None:

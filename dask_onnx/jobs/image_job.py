@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from dask.delayed import delayed
-from distributed import Client, Future, futures_of
+from distributed import Client, Future
 
 from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.model import Model
@@ -33,6 +33,7 @@ from dask_onnx.io.picture_folder import open_picture_folder
 from dask_onnx.io.run_manifest import RunManifest, file_identities
 from dask_onnx.io.sinks import OutputSpec
 from dask_onnx.io.targets import check_distinct
+from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import job_manifest, spec_facts
 from dask_onnx.jobs.job_progress import JobProgress, block_result
@@ -170,7 +171,8 @@ def open_image_job(
         target, files=files, draw=draw, quarantine=quarantine, overwrite=overwrite, begun=begun
     )
     rows = RowOptions(on_error if quarantine is None else "split")
-    options = {**image, "draw": draw, "quarantine": quarantine}
+    # Outputs are compared by their places.
+    options = {**image, "draw": draw is not None, "quarantine": quarantine is not None}
     return ImageJob(prepared, files, outputs, rows, batch_size, retries, block_rows, options)
 
 
@@ -252,8 +254,7 @@ def _run(
             )
             for block in part
         ]
-        futures: list[Future] = futures_of(client.persist(lazy, retries=job.retries))
-        return futures
+        return BlockGraph.of(lazy, part.start).submit(client, job.retries)
 
     def collect(rows: Sequence[int]) -> None:
         counts[:] += rows
@@ -272,8 +273,7 @@ def _run(
     )
     with resumable.kept_on_failure(progress):
         resumable.start(manifest, lambda: outputs.prepare(len(paths), size, specs))
-        for rows in resumable.counts():
-            collect(rows)
+        counts[:] += resumable.totals(len(counts))
         computed = compute_blocks(client, work, progress)
         resumable.finish()
     return FilePrediction(

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,9 +16,11 @@ from dask.utils import parse_bytes
 from distributed import Client, LocalCluster
 
 from dask_onnx.cluster.configuration import ensure_configured, own_cluster_settings
-from dask_onnx.cluster.current_scheduler import current_client
+from dask_onnx.cluster.current_scheduler import current_client, explained_losses
 from dask_onnx.cluster.placement import COMPRESSION, wants_compression
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import ClusterError, InputError, StageError, Suggestion
+from dask_onnx.diagnostics.profiling.profiler import profiled_cluster
+from dask_onnx.jobs.own_workers import WorkerLog, WorkerReplacement
 
 _CONNECT_SECONDS = 5
 """Timeout of the connection to a scheduler: a wrong address is reported within ten seconds."""
@@ -78,6 +81,8 @@ class JobCluster:
         ------
         InputError
             The scheduler cannot be reached or has no workers; no local cluster can be started.
+        ClusterError
+            Workers end while they start, or the scheduler is lost while the body runs.
         """
         with contextlib.ExitStack() as stack:
             client = self.scheduler
@@ -87,21 +92,40 @@ class JobCluster:
                 client = stack.enter_context(self._start())
             elif isinstance(client, str):
                 client = stack.enter_context(_client_at(client))
+            step = "start the cluster again, and go on with resume=True (--resume)"
+            resume = [Suggestion("resume", True)]
+            stack.enter_context(explained_losses(client, step, resume))
             ensure_configured(client, None)
+            stack.enter_context(profiled_cluster(client))
             yield client
 
     @contextlib.contextmanager
     def _start(self) -> Iterator[Client]:
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+        workers = self.workers or cores or 1
+        with WorkerLog().attached() as ends:
+            cluster = self._local_cluster(workers, ends)
+            # Dask reads one of the settings whenever a worker is lost.
+            settings = dask.config.set(own_cluster_settings())
+            with cluster, Client(cluster) as client, settings:
+                try:
+                    with WorkerReplacement(cluster, workers).running():
+                        yield client
+                except (ClusterError, StageError) as error:
+                    if ends.lines:
+                        error.add_note(f"the last lines about workers: {'; '.join(ends.lines)}")
+                    raise
+
+    def _local_cluster(self, workers: int, ends: WorkerLog) -> LocalCluster:
         try:
             # Processes read the setting when they start; set later, it would only affect new
             # connections.
             compression = {COMPRESSION: "lz4"} if wants_compression() else {}
             settings = {**compression, **own_cluster_settings()}
             with _ignored_interrupts(), dask.config.set(settings):
-                cluster = LocalCluster(
-                    n_workers=self.workers or cores or 1,
+                return LocalCluster(
+                    n_workers=workers,
                     threads_per_worker=self.threads or 1,
                     memory_limit=self.worker_memory_limit or "auto",
                     dashboard_address=":0",
@@ -113,9 +137,16 @@ class JobCluster:
                 "check the number of workers and threads, and the memory of a worker",
                 reason=str(error),
             ) from error
-        # Dask reads one of the settings whenever a worker is lost.
-        with cluster, Client(cluster) as client, dask.config.set(own_cluster_settings()):
-            yield client
+        except (RuntimeError, OSError) as error:
+            cause = error.__cause__ or error
+            raise ClusterError(
+                f"the workers of a local cluster end while they start: {cause}",
+                "look at the last lines about them; Dask's settings (distributed.worker.preload, "
+                "nanny.environ) and the limits of the host apply to them",
+                option="workers",
+                reason="; ".join(ends.lines) or str(cause),
+                numbers={"workers": workers},
+            ) from error
 
 
 @contextlib.contextmanager
@@ -134,18 +165,35 @@ def _ignored_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def _client_at(address: str) -> Iterator[Client]:
+def _connected(address: str, *, is_default: bool = True) -> Client:
+    """Return a client, connected within a few seconds."""
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS)
-    except (OSError, TimeoutError, ValueError) as error:
+        return Client(address, timeout=_CONNECT_SECONDS, set_as_default=is_default)
+    except TypeError as error:  # Dask has no certificates for a connection with TLS
+        if not address.startswith("tls://"):
+            raise
         raise InputError(
-            f"the scheduler {address} cannot be reached within {_CONNECT_SECONDS} s",
-            "check the address, and that `dask scheduler` runs there",
+            f"the scheduler {address} takes connections with certificates only, and Dask's "
+            "configuration of this process names none",
+            "set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and "
+            "distributed.comm.tls.client.key, as by DASK_DISTRIBUTED__COMM__TLS__CA_FILE; or pass "
+            "a Client with its Security",
             option="scheduler",
             reason=str(error),
         ) from error
-    with client:
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"the scheduler {address} cannot be reached within {_CONNECT_SECONDS} s",
+            "check the address, and that `dask scheduler` runs there; with certificates, an "
+            "address begins with tls://",
+            option="scheduler",
+            reason=str(error),
+        ) from error
+
+
+@contextlib.contextmanager
+def _client_at(address: str) -> Iterator[Client]:
+    with _connected(address) as client:
         try:
             client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
         except TimeoutError as error:
@@ -155,4 +203,21 @@ def _client_at(address: str) -> Iterator[Client]:
                 option="scheduler",
                 numbers={"waited_seconds": _WORKERS_SECONDS},
             ) from error
+        yield client
+
+
+@contextlib.contextmanager
+def observing_client(address: str) -> Iterator[Client]:
+    """Return a client for looking at a cluster: nothing on it is configured or waited for.
+
+    Raises
+    ------
+    InputError
+        The scheduler cannot be reached.
+    """
+    with warnings.catch_warnings():
+        # Differences of versions are among what one looks for.
+        warnings.simplefilter("ignore")
+        client = _connected(address, is_default=False)
+    with client:
         yield client

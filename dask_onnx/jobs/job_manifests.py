@@ -97,12 +97,14 @@ def request_options(request: TableRequest) -> dict[str, Any]:
     given = {each.name: getattr(request, each.name) for each in fields(request)}
     if isinstance(request.tokenizer, str | os.PathLike):
         given["tokenizer"] = content_digest(os.fspath(request.tokenizer))
+    # Outputs are compared by their places.
+    given["quarantine"] = request.quarantine is not None
     return {name: plain(value) for name, value in given.items() if name in request.given}
 
 
 def folder_identity(path: str) -> list[Any]:
-    """Return the number and the bytes of the files of a folder or store, and a digest of their
-    names, sizes and times.
+    """Return the number and the bytes of the files of a folder or store, a digest of their names
+    and sizes, and one of their times.
 
     Parameters
     ----------
@@ -122,5 +124,8 @@ def folder_identity(path: str) -> list[Any]:
                 status = os.stat(f"{folder}/{name}")  # noqa: PTH116 - a million files
                 place = os.path.relpath(f"{folder}/{name}", path)
                 found.append((place, status.st_size, str(status.st_mtime_ns)))
-    lines = "\n".join("\0".join(map(str, each)) for each in sorted(found))
-    return [len(found), sum(size for _, size, _ in found), digest_of(lines.encode())]
+    found.sort()
+    sizes = "\n".join(f"{name}\0{size}" for name, size, _ in found)
+    times = "\n".join(time for _, _, time in found)
+    digests = [digest_of(text.encode()) for text in (sizes, times)]
+    return [len(found), sum(size for _, size, _ in found), *digests]

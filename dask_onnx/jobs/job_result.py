@@ -31,9 +31,10 @@ class FilePrediction:
     """Rows of a run of the model, or "auto"; None for tables and rasters."""
     shape: tuple[int, ...] | None = None
     """Shape of the output of a raster; None for rows."""
-
     pictures: int | None = None
     """Pictures that were read; None for others."""
+    was_complete: bool = False
+    """True if an earlier run had completed the output, so that nothing was left to do."""
 
     @property
     def pixels(self) -> int | None:

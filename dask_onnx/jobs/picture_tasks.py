@@ -22,7 +22,7 @@ from dask_onnx.io.table_sinks import TableSink
 
 FILE = "file"
 """Column of the names of pictures."""
-_TABLES = ("boxes", "labels")
+_TABLES = ("boxes", "labels", "text")
 
 
 @dataclass(frozen=True, slots=True)

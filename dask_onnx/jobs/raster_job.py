@@ -78,9 +78,9 @@ class RasterPlace:
         assert self.sink is not None
         return self.sink
 
-    def kept(self, blocks: Collection[str]) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return all blocks of an earlier run if its incomplete output fits."""
-        return set(blocks) if self._opened.is_begun() else set()
+        return blocks if self._opened.is_begun() else set()
 
     def finish(self) -> None:
         """Give the complete output its name."""
@@ -259,10 +259,10 @@ def _run(
     resumable.outputs = [replace(job.place, sink=sink)]
     blocks = math.prod(result.numblocks)
     shapes = [list(result.shape), [sizes[0] for sizes in result.chunks], str(result.dtype)]
-    graph = BlockGraph.of(write_blocks(result, sink, journal=resumable.journal))
+    graph = BlockGraph.of([write_blocks(result, sink, journal=resumable.journal)])
     work = BlockWork(
         count=blocks,
-        submit=lambda part: graph.submit(client, part),
+        submit=lambda part: graph.part(part).submit(client),
         units_of=lambda _: 1,
         unit="tiles",
         is_done=resumable.is_done,

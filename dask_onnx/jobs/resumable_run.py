@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from dask_onnx.core.errors import DaskOnnxError, InputError
-from dask_onnx.io.begun_outputs import BegunRun, find_begun, is_block
-from dask_onnx.io.block_journal import BlockJournal, DoneBlock
+from dask_onnx.io.begun_outputs import BegunRun, find_begun
+from dask_onnx.io.block_journal import BlockJournal
+from dask_onnx.io.done_blocks import DoneBlocks
+from dask_onnx.io.output_lock import require_free
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.targets import absolute_target, state_path
+from dask_onnx.jobs.completed_runs import record_completed
 from dask_onnx.jobs.job_progress import JobProgress
+from dask_onnx.jobs.job_result import FilePrediction
 
 
 class Output(Protocol):
@@ -34,7 +38,7 @@ class Output(Protocol):
     def is_complete(self) -> bool:
         """True if the incomplete output is gone, since it has its name already."""
 
-    def kept(self, blocks: Any) -> set[str]:
+    def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return those of the blocks whose data are there."""
 
     def finish(self) -> None:
@@ -54,10 +58,14 @@ class ResumableRun:
     """Description of the run as far as it is known; complete after `start`."""
     begun: BegunRun | None = None
     """The run that is resumed."""
-    done: Mapping[str, DoneBlock] = field(default_factory=dict)
+    done: DoneBlocks = field(default_factory=DoneBlocks)
     """Blocks and pieces of blocks that were complete before this run."""
     is_finishing: bool = False
     """True if all blocks were complete before this run."""
+    is_finished: bool = False
+    """True if all outputs have their names."""
+    _mask: bytes = b""
+    """A byte for each block that was complete before this run, which is not zero."""
 
     @property
     def journal(self) -> BlockJournal:
@@ -88,10 +96,13 @@ class ResumableRun:
         InputError
             With the differences.
         """
-        if self.stored is not None:
+        if self.begun is not None:
             # What the model's outputs look like is known after the first rows have run.
-            known = replace(self.manifest, outputs=self.stored.outputs)
-            known.require_same(self.stored, self.outputs[0].target)
+            stored, targets = self.begun.manifest, {each.target for each in self.outputs}
+            known = replace(self.manifest, outputs=stored.outputs)
+            others = [f"{name} is no output of it" for name in targets - set(self.begun.targets)]
+            others += [f"{name} was an output too" for name in set(self.begun.targets) - targets]
+            known.require_same(stored, self.outputs[0].target, others)
         if None not in (block_rows, self.block_rows) and block_rows != self.block_rows:
             raise InputError(
                 f"block_rows is {block_rows}, and {self.outputs[0].target} was begun with blocks "
@@ -146,6 +157,7 @@ class ResumableRun:
         if self.begun is not None:
             manifest.require_same(self.begun.manifest, self.outputs[0].target)
             self.done = self._kept(self.begun)
+            self._mask = self.done.mask()
             self.manifest = self.begun.manifest
         if self.done:
             return
@@ -161,33 +173,30 @@ class ResumableRun:
         self.journal.begin(self.manifest)
         prepare()
 
-    def _kept(self, begun: BegunRun) -> dict[str, DoneBlock]:
+    def _kept(self, begun: BegunRun) -> DoneBlocks:
         self.is_finishing = begun.journal.is_finishing
-        names: set[str] = set(begun.done)
+        done = begun.done
         for output in self.outputs:
             if not (self.is_finishing and output.is_complete):
-                names &= output.kept(names)
-        return {name: each for name, each in begun.done.items() if name in names}
+                kept = output.kept(done)
+                # Most formats keep all, so that no name is looked at.
+                done = done if kept is done else done.only(kept)
+        return done
 
-    def counts(self) -> list[list[int]]:
-        """Return the rows that were written before this run, for each block that was complete."""
-        return [list(each.counts) for each in self.done.values() if is_block(each.block)]
+    def totals(self, outputs: int) -> list[int]:
+        """Return the rows of blocks that were complete before this run, for each of the outputs."""
+        return self.done.totals() if len(self.done.positions) else [0] * outputs
 
     def is_done(self, block: int) -> bool:
         """Return whether a block was complete before this run."""
-        return str(block) in self.done
+        return block < len(self._mask) and self._mask[block] != 0
 
     def pieces_of(self, block: int) -> dict[int, tuple[int, ...]]:
         """Return the pieces of a block that were complete before this run: rows by position."""
-        prefix = f"{block:06d}-"
-        return {
-            int(name.removeprefix(prefix)): each.counts
-            for name, each in self.done.items()
-            if name.startswith(prefix)
-        }
+        return {place: each.counts for place, each in self.done.pieces.get(block, {}).items()}
 
     def finish(self) -> None:
-        """Give the outputs their names, and remove the record of the run.
+        """Give the outputs their names.
 
         Raises
         ------
@@ -199,6 +208,16 @@ class ResumableRun:
         for output in reversed(self.outputs):
             if not (self.is_finishing and output.is_complete):
                 output.finish()
+        self.is_finished = True
+
+    def complete(self, result: FilePrediction) -> None:
+        """Record that the outputs are complete, and remove the record of the run.
+
+        Parameters
+        ----------
+        result : FilePrediction
+        """
+        record_completed([output.target for output in self.outputs], self.manifest, result)
         self.journal.remove()
 
     def drop(self) -> None:
@@ -232,7 +251,8 @@ class ResumableRun:
     def restart(self) -> None:
         """Remove everything that the run has written, and begin anew with the next `start`."""
         self.drop()
-        self.begun, self.done, self.is_finishing = None, {}, False
+        self.begun, self.is_finishing = None, False
+        self.done, self._mask = DoneBlocks(), b""
 
     def stop(self, error: BaseException, progress: JobProgress) -> None:
         """Keep what can be resumed after a failure or an interruption, and say so; else remove it.
@@ -243,10 +263,16 @@ class ResumableRun:
             Gets a note, and the numbers ``complete_blocks`` and ``complete_rows``.
         progress : JobProgress
         """
-        begun = find_begun(self.outputs[0].target)
-        if begun is None or begun.run != self.outputs[0].run:
+        if self.is_finished:
             return
-        if not begun.done:
+        try:
+            begun = find_begun(self.outputs[0].target)
+        except InputError as damage:
+            error.add_note(damage.cause)
+            return
+        if begun is not None and begun.run != self.outputs[0].run:
+            return
+        if begun is None or not begun.has_work:
             self.drop()
             return
         note = (
@@ -263,7 +289,9 @@ class ResumableRun:
         progress.note(note)
 
 
-def begun_before(target: str, *, resume: bool, overwrite: bool) -> BegunRun | None:
+def begun_before(
+    target: str, *, resume: bool, overwrite: bool, is_locked: bool = False
+) -> BegunRun | None:
     """Return the run that has begun an output; None if there is none.
 
     Parameters
@@ -272,12 +300,14 @@ def begun_before(target: str, *, resume: bool, overwrite: bool) -> BegunRun | No
         Path or URL of the output.
     resume, overwrite : bool
         What becomes of it.
+    is_locked : bool
+        Whether the caller holds the lock of the output.
 
     Raises
     ------
     InputError
-        There is one, blocks of it are complete, and neither option is given; both options are
-        given; its record is damaged.
+        There is one, something of it is complete, and neither option is given; both options are
+        given; its record is damaged; it still runs.
     """
     if resume and overwrite:
         raise InputError(
@@ -291,6 +321,8 @@ def begun_before(target: str, *, resume: bool, overwrite: bool) -> BegunRun | No
         # Its record is damaged, and is removed where the new one is written.
         return None
     begun = find_begun(absolute_target(target))
-    if begun is not None and begun.blocks and not resume:
+    if begun is not None and not is_locked:
+        require_free(begun.target)
+    if begun is not None and begun.has_work and not resume:
         raise begun.refuse()
     return begun

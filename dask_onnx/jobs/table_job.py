@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from dask.base import compute
 from dask.delayed import delayed
-from distributed import Client, futures_of
+from distributed import Client
 
 from dask_onnx.api.model import Model
 from dask_onnx.api.text_model import TextModel
@@ -28,6 +28,7 @@ from dask_onnx.io.sinks import Sink
 from dask_onnx.io.table_files import find_table
 from dask_onnx.io.table_sinks import CsvSink
 from dask_onnx.io.text_files import TextBlock
+from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.csv_text import UTF_8, check_encoding, undecodable
 from dask_onnx.jobs.job_manifests import job_manifest, request_options
@@ -209,7 +210,9 @@ def _run(
     work = BlockWork(
         count=len(source.blocks),
         # Built after the client is there: the weights that its workers lack travel with the graph.
-        submit=lambda part: futures_of(client.persist(_writes(job, source, resumable, part))),
+        submit=lambda part: BlockGraph.of(_writes(job, source, resumable, part), part.start).submit(
+            client
+        ),
         units_of=lambda _: 1,
         unit="files" if source.is_stream else "parts",
         is_done=resumable.is_done,
@@ -224,8 +227,7 @@ def _run(
         ),
         prepare,
     )
-    for rows in resumable.counts():
-        collect(rows)
+    counts[:] += resumable.totals(len(counts))
     computed = compute_blocks(client, work, progress)
     resumable.finish()
     return FilePrediction(

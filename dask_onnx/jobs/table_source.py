@@ -23,6 +23,7 @@ from dask.task_spec import Task
 from dask_onnx.collections.run_options import Columns
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
+from dask_onnx.core.meters import metered
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.io.arrow_files import ArrowBlock, read_pieces
 from dask_onnx.io.csv_files import CsvDialect, read_cells, stream_cells
@@ -81,6 +82,7 @@ class TableReader:
         """The table without rows."""
         return self._with_index(empty_frame(dict(self.dtypes)))
 
+    @metered("read")
     def __call__(self, block: TableBlock) -> pd.DataFrame:
         """Return the rows of a block that is no stream.
 

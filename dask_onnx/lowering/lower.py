@@ -14,6 +14,8 @@ from dask.task_spec import Task, TaskRef
 from dask_onnx.cluster.barriers import BarrierTasks
 from dask_onnx.cluster.placement import Placement
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
+from dask_onnx.core.tracing import current_carrier
+from dask_onnx.lowering.lowered_plans import note_plan
 from dask_onnx.modelio.onnx_model import ModelRef
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -88,6 +90,8 @@ class LoweringOptions:
     """Rows that the stages' costs are predicted for; None if no input has rows."""
     expects: bool = False
     """True if costs are precise enough for Dask's scheduler to rely on."""
+    model_name: str = ""
+    """Name of the model, for people who look at the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +240,7 @@ class _Lowering:
         self.supplies = supplies or [()] * len(stages.stages)
         self.model, self.stages, self.feeds, self.options = model, stages, feeds, options
         self.layouts = [_layout(stage, layouts) for stage in stages.stages]
+        self.trace = current_carrier()
         self.calls: list[StageCall] = []
         self.names: list[str] = []
         self.final = {spec.name for spec in stages.outputs}
@@ -249,14 +254,17 @@ class _Lowering:
     def run(self) -> Lowered:
         layers: dict[str, Mapping[Key, Task]] = {}
         dependencies: dict[str, frozenset[str]] = {}
+        tokens = []
         for number, stage in enumerate(self.stages.stages):
             call, sources = self._call(number, stage, len(self.supplies[number]))
             name = f"{stage.label}-{self._token(call, sources)}"
             self.names.append(name)
+            tokens.append(call.stage.token)
             tasks = (self._task(number, call, sources, i) for i in range(self.feeds.chunks))
             layers[name] = {task.key: task for task in tasks}
             dependencies[name] = frozenset(self.names[s] for s in sources if isinstance(s, int))
         outputs = {name: self._output(name) for name in self.final}
+        note_plan(tokens, self.stages, self.options.placement, self.options.schedule)
         return Lowered(layers, dependencies, outputs, self._barrier_tasks(layers))
 
     def _barrier_tasks(self, layers: Mapping[str, Mapping[Key, Task]]) -> BarrierTasks | None:
@@ -325,6 +333,9 @@ class _Lowering:
             self.request,
             stage.cost.seconds * self.scale,
             self.stages.seconds_left[number],
+            stage=stage.label,
+            model=self.options.model_name,
+            trace=self.trace,
         )
         if self.options.placement is None:
             return hints

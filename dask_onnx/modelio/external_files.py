@@ -41,10 +41,20 @@ class ExternalFiles:
         Raises
         ------
         ModelError
-            It is missing, is outside the folder, or has no folder.
+            It is missing, is outside the folder, cannot be looked for, or has no folder.
         """
         if location not in self._found:
-            self._found[location] = self._find(tensor, location)
+            try:
+                self._found[location] = self._find(tensor, location)
+            except OSError as error:  # a name that is too long, a folder that must not be read
+                raise ModelError(
+                    f"initializer {tensor.name!r} is stored in {location!r}, which cannot be "
+                    f"looked for: {error.strerror}",
+                    "put the external data where they can be read; if there are none of that "
+                    "name, export the model again: it is damaged",
+                    input=tensor.name,
+                    reason=str(error),
+                ) from None
         return self._found[location]
 
     def _find(self, tensor: onnx.TensorProto, location: str) -> FileSource:

@@ -45,6 +45,16 @@ def check_graph(graph: onnx.GraphProto, scope: Scope) -> None:
         nested too deeply.
     """
     _check_graph(graph, scope, (), 0)
+    constants = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        # In bodies types may be left out. ONNX's inference ends the process on some of these.
+        if value.type.WhichOneof("value") is None and value.name not in constants:
+            raise ModelError(
+                f"input {value.name!r} of the graph {graph.name!r} has no type",
+                "export the model again: it is damaged; of a graph of your own, give each input a "
+                "type, as onnx.helper.make_tensor_value_info does",
+                input=value.name,
+            )
 
 
 def check_function(function: onnx.FunctionProto, scope: Scope) -> None:

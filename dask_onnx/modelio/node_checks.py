@@ -41,6 +41,10 @@ _UNBOUNDED = 2**31 - 1
 """Number that schemas give for any number of inputs."""
 
 
+_NEWEST = 2**31 - 1
+"""Version of a domain that is not imported: as ONNX Runtime, the newest that there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Schema:
     """The part of an operator's schema that is checked."""
@@ -103,8 +107,8 @@ def check_node(
     operator = operator_name(node)
     if not operator[1]:
         raise _fault(name, "has no operator")
-    version = opsets.get(operator[0])
-    schema = None if version is None or operator in foreign else _schema(operator, version)
+    version = opsets.get(operator[0], _NEWEST)
+    schema = None if operator in foreign else _schema(operator, version)
     if schema is not None:
         _check_count(name, operator[1], "inputs", len(node.input), schema.inputs)
         _check_count(name, operator[1], "outputs", len(node.output), schema.outputs)

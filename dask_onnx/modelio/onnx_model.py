@@ -91,6 +91,8 @@ class OnnxModel:
     rows: RowsDeclaration = None
     """The caller's statement about rows: "independent", "none", or the axis of rows by input; None
     leaves the decision to the analysis of axes."""
+    is_untrusted: bool = False
+    """True if the model may be hostile: runs that may never end get a limit in time."""
 
     @cached_property
     def blob_keys(self) -> tuple[str, ...]:
@@ -377,4 +379,5 @@ def extract_onnx(
         places={key: place for key, place in model.places.items() if key in keys},
         open_files=model.open_files,
         rows=rows_of_inputs(model.rows, inputs),
+        is_untrusted=model.is_untrusted,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import onnx
 
@@ -18,6 +18,8 @@ from dask_onnx.modelio.weights import graphs_of
 from dask_onnx.planning.cutting import CutInputs, stage_graph_of
 from dask_onnx.planning.stages import StageGraph
 
+_NOTES = "dask_onnx."
+"""Beginning of the keys of metadata that `annotate` writes."""
 _SHOWN = 3
 """Most faults that an error lists."""
 
@@ -231,7 +233,7 @@ def _warn_of_repeats(facts: GraphFacts, stages: StageGraph) -> None:
 def annotate(
     model: onnx.ModelProto, facts: GraphFacts, stages: StageGraph, *, name: str, devices: int
 ) -> None:
-    """Write stages into a model as annotations, in place.
+    """Write stages into a model as annotations, in place, and their cost as metadata of nodes.
 
     The model is the one that the stages are of, in this form or another: nodes are found by the
     values that they produce. A node that no stage runs, such as a Constant, gets the earliest stage
@@ -290,6 +292,33 @@ def annotate(
         )
     _add_unmatched(model.graph, numbers)
     write_stages(model, name, numbers, devices)
+    notes = list(_notes_of(stages))
+    for index, number in numbers.items():
+        _write_notes(model.graph.node[index], notes[number])
+
+
+def _notes_of(stages: StageGraph) -> Iterator[dict[str, str]]:
+    """Yield the facts of each stage that viewers of ONNX files show at its nodes."""
+    sent = Counter[int]()
+    for edge in stages.edges:
+        sent[edge.producer] += edge.bytes
+    for number, stage in enumerate(stages.stages):
+        yield {
+            "stage": f"{number}: {stage.label}",
+            "stage_seconds": f"{stage.cost.seconds:.6g}",
+            "stage_flops": str(stage.cost.flops),
+            "stage_weight_bytes": str(stage.cost.parameter_bytes),
+            "stage_sent_bytes": str(sent[number]),
+        }
+
+
+def _write_notes(node: onnx.NodeProto, notes: Mapping[str, str]) -> None:
+    """Write facts as metadata of a node, in the place of those of an earlier plan."""
+    kept = [each for each in node.metadata_props if not each.key.startswith(_NOTES)]
+    copies = [(each.key, each.value) for each in kept]
+    node.ClearField("metadata_props")
+    for key, value in (*copies, *((_NOTES + key, value) for key, value in notes.items())):
+        node.metadata_props.add(key=key, value=value)
 
 
 def _nodes_of_call(node: onnx.NodeProto, facts: GraphFacts) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,14 +11,8 @@ from dask_onnx.analysis import cuts
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, value_bytes
 from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import NodeKernel, TensorSpec
+from dask_onnx.planning.stage_labels import distinct_labels, label_of_names
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
-
-_LABEL_NODES = 3
-"""Most nodes that a label names; a longer stage is named by its first and last node."""
-_LABEL_LENGTH = 48
-"""Most characters of a node's name in a label."""
-_LABEL_FOLDERS = 3
-"""Components of a path-like node name in a label, counted from its end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +179,9 @@ def stage_graph_of(
     # An output without a producer is an input or an initializer; the last stage passes it on.
     loose = [name for name in cut.outputs if name not in facts.producer]
     split = _split_by_kernel(cut, groups)
-    labels = labels if len(split) == len(groups) else None
+    if labels is None or len(split) != len(groups):
+        labels = [label_of(cut, group) for group in split or [[]]]
+    labels = distinct_labels(labels)
     groups = split or [[]]
     groups_of: dict[int, tuple[int, ...]] = {}
     for i, group in enumerate(groups):
@@ -199,7 +194,7 @@ def stage_graph_of(
             groups_of,
             number,
             group,
-            label=labels[number] if labels else label_of(cut, group),
+            label=labels[number],
             loose=loose if number == len(groups) - 1 else (),
             is_only=len(groups) == 1,
         )
@@ -291,17 +286,4 @@ def _spec(cut: CutInputs, name: str) -> TensorSpec:
 
 def label_of(cut: CutInputs, group: Sequence[int]) -> str:
     """Return the label of a stage, made of its nodes' names."""
-    names = [identifier(cut.facts.nodes[index].name) for index in group]
-    if len(names) > _LABEL_NODES:
-        return f"{names[0]}..{names[-1]}"
-    return "+".join(names)
-
-
-def identifier(name: str) -> str:
-    """Return a name in a form that Dask's `key_split` keeps: a letter first, no hyphen, short."""
-    # The end of a path says most: exporters put the module's place in the model before it.
-    end = ".".join(name.replace("::", ".").strip("/").split("/")[-_LABEL_FOLDERS:])
-    text = re.sub(r"[^0-9A-Za-z_.]+", "_", end).strip("_.")[-_LABEL_LENGTH:].strip("_.")
-    if not text:
-        return "stage"
-    return text if text[0].isalpha() else f"n{text}"
+    return label_of_names([cut.facts.nodes[index].name for index in group])

@@ -14,10 +14,10 @@ from dask_onnx.planning.cutting import (
     CutInputs,
     chains_of,
     crossing_bytes,
-    identifier,
     stage_graph_of,
 )
 from dask_onnx.planning.pipeline import pipeline, wrong_stage_count
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.planning.stages import StageGraph
 
 _BYTES_OF_A_HOP = 256 * 1024

@@ -18,6 +18,7 @@ from onnx.reference.op_run import OpRun
 from dask_onnx.core.process_caches import cached_in_process
 from dask_onnx.modelio.operator_names import operator_name
 from dask_onnx.runtime.corrected_operators import CORRECTED_OPERATORS
+from dask_onnx.runtime.time_limits import check_deadline
 
 _NARROW = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16)))
 """Types in which numpy loses most of a long sum."""
@@ -44,6 +45,11 @@ class CorrectedEvaluator(ReferenceEvaluator):
         # Of two operators of one name the evaluator takes the first.
         operators = [*(new_ops or ()), *CORRECTED_OPERATORS.values()]
         super().__init__(proto, opsets, functions, verbose, operators)
+
+    def run(self, *arguments: Any, **options: Any) -> Any:
+        """Evaluate a graph, or a body once, unless the time of the run is over."""
+        check_deadline()
+        return super().run(*arguments, **options)
 
     def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
         operator = super()._load_impl(node, input_types)

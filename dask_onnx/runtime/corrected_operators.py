@@ -99,7 +99,7 @@ def locale_remedy(node: onnx.NodeProto) -> str:
     """Return how to install the locale of a StringNormalizer; "" for other nodes."""
     if operator_name(node) != ("", "StringNormalizer"):
         return ""
-    locale = next((a.s.decode() for a in node.attribute if a.name == "locale"), "")
+    locale = next((a.s.decode(errors="replace") for a in node.attribute if a.name == "locale"), "")
     locale = locale or _LOCALE
     language, _, encoding = locale.partition(".")
     encoding = encoding or "ISO-8859-1"

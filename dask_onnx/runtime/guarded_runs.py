@@ -3,7 +3,8 @@
 A task runs in its worker first, and a record says so (`run_records`). If the worker dies meanwhile,
 Dask sends the task out again; the process that gets it finds the record, and runs the task in a
 subprocess (`core.guard_process`). If that dies too, halves of the rows run there, until the rows
-that end it are found. Where memory was short, the halves are the result.
+that end it are found. Where memory was short, the halves are the result. Values between stages are
+cut between their micro-batches only, since nothing tells on which axis their rows lie.
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ import numpy as np
 from distributed import warn
 
 from dask_onnx.core import config
-from dask_onnx.core.errors import CrashError, DaskOnnxError, RunError, Suggestion
+from dask_onnx.core.errors import (
+    CrashError,
+    DaskOnnxError,
+    RunError,
+    TimeLimitError,
+)
 from dask_onnx.core.guard_process import GuardProcess, ProcessDiedError
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.core.stage_tasks import block_number
-from dask_onnx.runtime.batching import row_count, take_rows
-from dask_onnx.runtime.memory_faults import bytes_for_a_run, is_memory_fault, lacking_memory
+from dask_onnx.runtime.batching import MicroBatches, row_count, take_rows
+from dask_onnx.runtime.crash_errors import Crash, crash_error
+from dask_onnx.runtime.memory_faults import bytes_for_a_run, is_memory_fault
 from dask_onnx.runtime.row_runs import Computed, compute_rows, is_divisible, row_axes
 from dask_onnx.runtime.run_records import RunningTask, RunRecords, run_records, running_task
 from dask_onnx.runtime.stage_calls import StageCall
@@ -44,11 +50,13 @@ log = logging.getLogger(__name__)
 
 _SEARCH_SECONDS = 120.0
 """Seconds after which no more rows of a task are looked for; those found are told."""
-_NAMED_ROWS = 5
-"""Rows that a message names at most; the field has them all."""
 
 _guard = GuardProcess((__name__, "onnxruntime"))
 """Subprocess of this process; it starts with the first run that needs it."""
+_overdue: BoundedCache[bytes, TimeLimitError] = BoundedCache(
+    "runs out of time", 1024, max_age_seconds=60.0
+)
+"""Errors of tasks that took too long, which Dask repeats at once as it does any that raised."""
 _verdicts: BoundedCache[str, CrashError] = BoundedCache("crashes", 1024)
 """Errors of runs that ended the subprocess, by task and inputs: Dask repeats a task that raised."""
 
@@ -67,7 +75,7 @@ def compute_safely(
     ------
     CrashError
         The run ended the subprocess.
-    InputError, RunError, StageError, StoreError
+    InputError, RunError, StageError, StoreError, TimeLimitError
         As for `row_runs.compute_rows`.
     """
     task = running_task()
@@ -97,11 +105,15 @@ def _compute_recorded(
     task: RunningTask,
 ) -> Computed:
     records = run_records()
+    has_limit = call.options.session.max_run_seconds is not None
+    if has_limit and (known := _overdue.get(task.digest)) is not None:
+        raise known.with_traceback(None)
     if records.is_suspect(task, call.stage.token):
+        limits = _limits()
         bring_stage(stage, supplies)
         try:
-            return _Search(call, stage, values, max_rows, task, records).run()
-        except CrashError:
+            return _Search(call, stage, values, max_rows, task, records, limits).run()
+        except (CrashError, TimeLimitError):
             raise
         except (DaskOnnxError, RuntimeError) as error:
             if isinstance(error, RunError) and is_memory_fault(error):
@@ -112,6 +124,9 @@ def _compute_recorded(
     slot = records.begin(task)
     try:
         return compute_rows(call, stage, values, supplies, max_rows)
+    except TimeLimitError as error:
+        _overdue.put(task.digest, error)
+        raise
     finally:
         records.end(slot)
 
@@ -120,6 +135,27 @@ def _shapes(call: StageCall, values: Sequence[Any]) -> tuple[tuple[int, ...], ..
     """Return the shapes of one row of each input; None if rows must not be split."""
     axes = row_axes(call, values)
     return row_shapes(values, axes) if is_divisible(call, values, axes) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Limits of a search for rows."""
+
+    seconds: float | None
+    """Seconds that a run may take; None for any time."""
+    max_crashes: int
+    """Crashes after which no more rows are looked for."""
+
+
+def _limits() -> _Limits:
+    """Return the limits that are set.
+
+    Raises
+    ------
+    InputError
+        A setting is no such limit.
+    """
+    return _Limits(config.seconds("guard.seconds"), config.count("guard.max-crashes"))
 
 
 @dataclass(slots=True)
@@ -132,10 +168,13 @@ class _Search:
     max_rows: int | None
     task: RunningTask
     records: RunRecords
+    limits: _Limits
     deaths: list[ProcessDiedError] = field(default_factory=list)
     """Ends of the subprocess so far."""
     found: dict[int, ProcessDiedError] = field(default_factory=dict)
-    """Rows that end the subprocess by themselves."""
+    """First row of each part, of `unit` rows, that ends the subprocess by itself."""
+    unit: int = 1
+    """Rows that are not cut apart: those of a micro-batch."""
     is_incomplete: bool = False
     """True if some rows have no result."""
     until: float = 0.0
@@ -151,19 +190,42 @@ class _Search:
         """
         name = self._name()
         if (known := _verdicts.get(name)) is not None:
-            raise known
+            raise known.at_rows(known.rows)  # one that is raised again would collect tracebacks
         self.until = time.monotonic() + _SEARCH_SECONDS
         axes = row_axes(self.call, self.values)
-        rows = row_count(self.values, axes)
+        rows = self._count_rows(axes)
         computed = self._compute(self.values, axes, 0, rows)
         halved = bool(self.deaths) and not is_divisible(self.call, self.values, axes)
         if computed is not None and not self.is_incomplete and not halved:
             return computed
-        error = self._error(rows)
+        crash = Crash(self.stage.label, self.task.key, rows, self.unit, self.deaths[0], self.found)
+        error = crash_error(crash, self.limits.seconds)
         _verdicts.put(name, error)
         if self.deaths[0].cause in ("signal", "exit"):
             self.records.note_crash(self.call.stage.token, self.task)
         raise error
+
+    def _count_rows(self, axes: Sequence[int | None]) -> int | None:
+        """Return the rows of the task, and note which of them cannot be cut apart."""
+        batches = [value for value in self.values if isinstance(value, MicroBatches)]
+        if not batches:
+            return row_count(self.values, axes)
+        self.unit = self.call.options.batching.rows_per_run or batches[0].rows
+        return batches[0].rows
+
+    def _part(
+        self, values: Sequence[Any], axes: Sequence[int | None], start: int, rows: int
+    ) -> list[Any]:
+        """Return some of the rows of the inputs; `start` is a multiple of `unit`."""
+        first, last = start // self.unit, -(-(start + rows) // self.unit)
+        arrays = [None if isinstance(value, MicroBatches) else value for value in values]
+        axes = [None if array is None else axis for array, axis in zip(arrays, axes, strict=True)]
+        return [
+            replace(value, pieces=value.pieces[first:last], rows=rows)
+            if isinstance(value, MicroBatches)
+            else array
+            for value, array in zip(values, take_rows(arrays, axes, start, rows), strict=True)
+        ]
 
     def _compute(
         self, values: Sequence[Any], axes: Sequence[int | None], start: int, rows: int | None
@@ -174,14 +236,15 @@ class _Search:
         except ProcessDiedError as died:
             self.deaths.append(died)
         last = self.deaths[-1]
-        if rows == 1:
+        is_least = rows is not None and rows <= self.unit
+        if is_least:
             self.found[start] = last
-        if rows is None or rows < 2 or not self._goes_on(last):
+        if rows is None or is_least or not self._goes_on(last):
             self.is_incomplete = True
             return None
-        half = rows // 2
-        first = self._compute(take_rows(values, axes, 0, half), axes, start, half)
-        rest = take_rows(values, axes, half, rows - half)
+        half = max(rows // 2 // self.unit, 1) * self.unit
+        first = self._compute(self._part(values, axes, 0, half), axes, start, half)
+        rest = self._part(values, axes, half, rows - half)
         second = self._compute(rest, axes, start + half, rows - half)
         if first is None or second is None:
             return first or second
@@ -196,7 +259,6 @@ class _Search:
         )
 
     def _run(self, values: Sequence[Any]) -> Computed:
-        limit = config.get("guard.seconds")
         options = self.call.options
         # The worker knows its threads, and has brought the model into the store.
         options = replace(options, session=with_threads(options.session))
@@ -207,14 +269,14 @@ class _Search:
             settings,
             list(sys.path),
             (call, self.stage, list(values), self.max_rows),
-            seconds=None if limit is None else float(limit),
+            seconds=self.limits.seconds,
             memory_bytes=bytes_for_a_run(),
         )
 
     def _goes_on(self, died: ProcessDiedError) -> bool:
         # Each part of a run without end would take the whole time again.
-        most = int(config.get("guard.max-crashes"))
-        return died.cause != "time" and len(self.deaths) < most and time.monotonic() < self.until
+        is_early = time.monotonic() < self.until
+        return died.cause != "time" and len(self.deaths) < self.limits.max_crashes and is_early
 
     def _name(self) -> str:
         content = hashlib.blake2b(self.task.digest)
@@ -225,38 +287,6 @@ class _Search:
                 np.ascontiguousarray(value).tobytes() if is_plain else pickle.dumps(value)
             )
         return content.hexdigest()
-
-    def _error(self, rows: int | None) -> CrashError:
-        """Return the error about the rows that were found."""
-        bad = sorted(self.found)
-        died = self.found[bad[0]] if bad else self.deaths[0]
-        where = "its input" if rows is None else f"its {rows:,} rows"
-        if bad:
-            names = ", ".join(f"{row:,}" for row in bad[:_NAMED_ROWS])
-            more = f" and {len(bad) - _NAMED_ROWS} more" if len(bad) > _NAMED_ROWS else ""
-            where = f"row{'s' if len(bad) > 1 else ''} {names}{more} of {rows:,}"
-        block = block_number(self.task.key)
-        numbers: dict[str, float] = {} if rows is None else {"rows": rows, "bad_rows": len(bad)}
-        numbers |= {} if died.signal is None else {"signal": died.signal}
-        numbers |= {"row": bad[0]} if bad else {}
-        numbers |= {} if block is None else {"block": block}
-        cause = (
-            f"stage {self.stage.label} ends its process on {where}"
-            f"{'' if block is None else f' in block {block:,}'}: {died}"
-        )
-        fields: dict[str, Any] = {"stage": self.stage.label, "reason": str(died)}
-        if died.cause == "memory":
-            short = lacking_memory(RunError(cause, **fields, numbers=numbers), len(bad) or rows)
-            return CrashError(cause, short.next_step, bad, **short.fields)
-        return CrashError(
-            cause,
-            "remove or mend these rows; of tables and bags, on_error='null' or predict_checked "
-            "set them aside",
-            bad,
-            numbers=numbers,
-            suggestions=[Suggestion("on_error", "null")],
-            **fields,
-        )
 
 
 def compute_in_guard(

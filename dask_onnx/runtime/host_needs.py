@@ -27,12 +27,8 @@ from dask_onnx.modelio.weights import with_bodies
 from dask_onnx.runtime.corrected_operators import locale_remedy
 from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.probe import Probe, single_node_model
-from dask_onnx.runtime.session import (
-    build_session,
-    has_onnxruntime,
-    run_session,
-    session_build_error,
-)
+from dask_onnx.runtime.session import build_session, has_onnxruntime, session_build_error
+from dask_onnx.runtime.session_runs import run_session
 
 _TEXTS = "I\u0131 i\u0130 éÀ ßẞ ǅ Σς ŸÿᾳΩ ж Я Թ ა".split()
 """Texts whose upper or lower case differs between locales."""

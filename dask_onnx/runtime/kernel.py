@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,17 +11,24 @@ import numpy as np
 from distributed import warn
 
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.meters import metered
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.core.stage_runs import StageRun, record_run
+from dask_onnx.core.structured_logs import log_event
+from dask_onnx.core.tracing import span
 from dask_onnx.runtime.batching import MicroBatches, join, join_micro_batches, keep_split
 from dask_onnx.runtime.codec import apply_loss
 from dask_onnx.runtime.guarded_runs import compute_safely
+from dask_onnx.runtime.host_contracts import check_contract
 from dask_onnx.runtime.input_values import as_input
 from dask_onnx.runtime.stage_calls import StageCall
+from dask_onnx.runtime.stage_meters import StageMeter, metered_stage
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, with_value_types
 from dask_onnx.runtime.transfer import StageOutput, sendable, unwrap
+
+log = logging.getLogger(__name__)
 
 _shape_warnings: BoundedCache[tuple[str, str], bool] = BoundedCache(
     "warnings about declared shapes", 10_000
@@ -56,14 +64,26 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
     StoreError
         The model cannot be found from here.
     """
-    values = [
-        unwrap(arguments[i] if position is None else arguments[i][position])
-        for i, position in call.picks
-    ]
-    stage = with_value_types(call.stage, values)
-    values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
+    label = call.stage.label
+    with span("stage", call.hints.trace, stage=label), metered_stage(call) as meter:
+        outputs = _run(call, arguments, meter)
+        meter.outputs = outputs
+    return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _run(call: StageCall, arguments: Sequence[Any], meter: StageMeter) -> tuple[Any, ...]:
+    """Return the outputs of a stage, and pass what was computed to a meter."""
+    with metered("convert"):
+        values = [
+            unwrap(arguments[i] if position is None else arguments[i][position])
+            for i, position in call.picks
+        ]
+        stage = with_value_types(call.stage, values)
+        values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
+    meter.values = values
+    check_contract(call.options.host, call.stage.label)
     supplies = arguments[len(arguments) - call.supplies :]
-    computed = compute_safely(call, stage, values, supplies)
+    computed = meter.computed = compute_safely(call, stage, values, supplies)
     results, split = computed.results, computed.split
     record_run(
         StageRun(
@@ -76,14 +96,22 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
             computed.threads,
         )
     )
+    log_event(
+        log,
+        logging.DEBUG,
+        "stage run",
+        stage=call.stage.label,
+        seconds=computed.seconds,
+        runs=len(results),
+        rows=split.rows,
+    )
     _warn_about_shapes(stage, results[0])
-    outputs = tuple(
+    return tuple(
         _for_next_stage(keep_split(pieces, split), call.options)
         if axis == "split"
         else sendable(join(pieces, axis, split))
         for pieces, axis in zip(zip(*results, strict=True), call.join_axes, strict=True)
     )
-    return outputs if len(outputs) > 1 else outputs[0]
 
 
 def take_output(result: Any, position: int | None, axis: int | None) -> Any:

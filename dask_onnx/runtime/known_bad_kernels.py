@@ -60,6 +60,25 @@ def _rounds_aligned_corners(use: Use) -> bool:
     )
 
 
+_ML = "ai.onnx.ml"
+
+
+def _classes(use: Use) -> int:
+    """Return the number of classes of a classifier of ai.onnx.ml."""
+    names = ("classlabels_strings", "classlabels_ints", "classlabels_int64s")
+    return max(len(use.attributes.get(name, ())) for name in names)
+
+
+def _has_probit_of_two(use: Use) -> bool:
+    return use.text("post_transform") == "PROBIT" and _classes(use) == 2
+
+
+def _has_no_pairs(use: Use) -> bool:
+    """Return whether a machine of vectors has one class, and so no pair of classes to compare."""
+    has_vectors = bool(use.attributes.get("vectors_per_class"))
+    return has_vectors and _classes(use) < 2 and not use.attributes.get("prob_a")
+
+
 _RANDOM = "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli".split()
 
 
@@ -91,6 +110,27 @@ KNOWN_BAD_KERNELS: tuple[KernelFault, ...] = (
         "reads memory that it never wrote where keys are cached and the grown cache is no output",
         lambda use: use.has_input(6) and not use.has_output(1),
         "com.microsoft",
+    ),
+    *(
+        KernelFault(
+            operator,
+            "reads memory that it never wrote: PROBIT fills one of the scores of two classes",
+            _has_probit_of_two,
+            _ML,
+        )
+        for operator in ("LinearClassifier", "SVMClassifier", "TreeEnsembleClassifier")
+    ),
+    KernelFault(
+        "SVMClassifier",
+        "reads memory that it never wrote for a single class without probabilities",
+        _has_no_pairs,
+        _ML,
+    ),
+    KernelFault(
+        "TreeEnsembleClassifier",
+        "ends the process for a single class that is a text, and calls any other class 1",
+        lambda use: _classes(use) == 1,
+        _ML,
     ),
     KernelFault(
         "ConvInteger",

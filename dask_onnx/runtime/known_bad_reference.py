@@ -68,7 +68,7 @@ def _takes_part(use: Use) -> bool:
 
 def _has_other_activations(use: Use) -> bool:
     """Return whether a recurrent node asks for other functions than those it has by default."""
-    names = [name.decode() for name in use.attributes.get("activations") or []]
+    names = [name.decode(errors="replace") for name in use.attributes.get("activations") or []]
     sides = 2 if use.text("direction") == "bidirectional" else 1
     defaults = (["Tanh"], ["Sigmoid", "Tanh"], ["Sigmoid", "Tanh", "Tanh"])
     return bool(names) and names not in [each * sides for each in defaults]
@@ -225,6 +225,12 @@ KNOWN_BAD_REFERENCE: tuple[KernelFault, ...] = (
     KernelFault("LinearRegressor", "fails for post_transform", _transforms, _ML),
     KernelFault("SVMRegressor", "fails for post_transform", _transforms, _ML),
     KernelFault("SVMClassifier", "gives other scores for post_transform", _transforms, _ML),
+    KernelFault(
+        "SVMClassifier",
+        "fails for a single class",
+        lambda use: len(use.attributes.get("vectors_per_class", ())) == 1,
+        _ML,
+    ),
     KernelFault(
         "Normalizer",
         "divides by the largest size",

@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _ERROR_PREFIX = "[ONNXRuntimeError] : "
 
 # Nodes are called by their positions (`number_nodes`), since ORT's names have no escapes.
 _KERNEL_EVENT = re.compile(r"node_(\d+)_kernel_time$")
+_NODE_NUMBER = re.compile(r"node_(\d+)")
+_KERNEL_SUFFIX = "_kernel_time"
 
 
 @cached_in_process("ONNX Runtime CPU kernels")
@@ -90,6 +93,53 @@ def _operator_schema(versions: Sequence[Any]) -> OperatorSchema:
 def without_error_prefix(message: str) -> str:
     """Return a message of ORT without the prefix that all of them have."""
     return message.removeprefix(_ERROR_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One call of a kernel in a profile of ORT."""
+
+    node: int | None
+    """Position of the node, by its name; None for one that ORT has added."""
+    name: str
+    """ORT's name of the node."""
+    op_type: str
+    """Operator as it runs, such as "FusedConv"."""
+    seconds: float
+    """Seconds of the call."""
+    moved_bytes: int
+    """Bytes of the node's weights, inputs and outputs."""
+    run: int = 0
+    """Number of the session's run, where they came one after the other."""
+
+
+def read_kernel_calls(profile: Path) -> list[KernelCall]:
+    """Return every call of a kernel in a profile, in the order of the calls.
+
+    Parameters
+    ----------
+    profile : Path
+        As for `read_kernel_seconds`.
+    """
+    found, run = [], 0
+    for event in json.loads(profile.read_text()):
+        name, facts = event.get("name", ""), event.get("args", {})
+        run += name == "model_run"  # written at the end of a run
+        if event.get("cat") != "Node" or not name.endswith(_KERNEL_SUFFIX):
+            continue
+        number = _NODE_NUMBER.search(name)
+        sizes = ("activation_size", "parameter_size", "output_size")
+        found.append(
+            KernelCall(
+                int(number[1]) if number else None,
+                name.removesuffix(_KERNEL_SUFFIX),
+                str(facts.get("op_name", "")),
+                event["dur"] * 1e-6,
+                sum(int(facts.get(size, 0)) for size in sizes),
+                run,
+            )
+        )
+    return found
 
 
 def read_kernel_seconds(profile: Path) -> Mapping[int, Sequence[float]]:

@@ -99,8 +99,8 @@ def prepacked_folder(
 
 
 def _name(stage_token: str, spec: SessionSpec) -> str:
-    # Threads do not change what is packed.
-    shared = replace(spec, intra_op_num_threads=None)
+    # Threads and time do not change what is packed.
+    shared = replace(spec, intra_op_num_threads=None, max_run_seconds=None)
     parts = (stage_token, shared, ort_version(), cpu_identity())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 

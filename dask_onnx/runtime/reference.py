@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from dask_onnx.core.errors import StageError
 from dask_onnx.modelio.value_types import numpy_dtype
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.corrected_evaluator import CorrectedEvaluator
+from dask_onnx.runtime.time_limits import deadline_in
 
 _PACKED = {
     onnx.TensorProto.INT2,
@@ -47,13 +49,23 @@ class ReferenceSession:
     """Weights by name, mapped from the store; inputs of every run."""
     weight_bytes: int
     """Bytes of the weights."""
+    max_run_seconds: float | None = None
+    """Seconds that a run may take; None for any time."""
     lease: Any = None
     """Lease on the store that keeps the mapped weights from eviction."""
 
     def run(self, arrays: list[Any]) -> list[Any]:
-        """Return the outputs for one array per input."""
+        """Return the outputs for one array per input.
+
+        Raises
+        ------
+        RunTimeoutError
+            The run was ended at its limit in time.
+        """
         feeds = {**self.weights, **dict(zip(self.inputs, arrays, strict=True))}
-        results = self.evaluator.run(list(self.outputs), feeds)
+        seconds = self.max_run_seconds
+        with contextlib.nullcontext() if seconds is None else deadline_in(seconds):
+            results = self.evaluator.run(list(self.outputs), feeds)
         # Some operators of the reference return numpy scalars instead of arrays without axes.
         return [
             np.asarray(result) if name in self.tensors and result is not None else result
@@ -62,7 +74,11 @@ class ReferenceSession:
 
 
 def build_reference(
-    stage: onnx.ModelProto, blobs: Path, operators: Sequence[type[OpRun]], label: str
+    stage: onnx.ModelProto,
+    blobs: Path,
+    operators: Sequence[type[OpRun]],
+    label: str,
+    max_run_seconds: float | None = None,
 ) -> ReferenceSession:
     """Build a session of a stage in the reference evaluator.
 
@@ -76,6 +92,9 @@ def build_reference(
         The caller's kernels.
     label : str
         Name of the stage in errors.
+    max_run_seconds : float, optional
+        Seconds that a run may take. A body of the graph is not begun after them; a kernel of the
+        caller's is not interrupted.
 
     Raises
     ------
@@ -110,6 +129,7 @@ def build_reference(
         frozenset(v.name for v in stage.graph.output if v.type.HasField("tensor_type")),
         weights,
         size,
+        max_run_seconds,
     )
 
 

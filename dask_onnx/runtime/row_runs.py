@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from dask_onnx.core.errors import RunError
+from dask_onnx.core.meters import metered
 from dask_onnx.runtime.batching import (
     MicroBatches,
     SplitInputs,
@@ -16,10 +17,11 @@ from dask_onnx.runtime.batching import (
     split_rows,
     take_rows,
 )
+from dask_onnx.runtime.kernel_timing import profiled_session, times_all_nodes
 from dask_onnx.runtime.memory_check import return_memory
 from dask_onnx.runtime.memory_faults import is_memory_fault, lacking_memory
-from dask_onnx.runtime.session import run_session
 from dask_onnx.runtime.session_cache import Runnable
+from dask_onnx.runtime.session_runs import run_session
 from dask_onnx.runtime.size_advice import size_advice
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_refs import StageRef
@@ -56,6 +58,7 @@ def compute_rows(
     values: Sequence[Any],
     supplies: Sequence[Any] = (),
     max_rows: int | None = None,
+    session: Runnable | None = None,
 ) -> Computed:
     """Run a stage on all rows of a task, in this process.
 
@@ -71,6 +74,8 @@ def compute_rows(
         Results of tasks that bring the model here.
     max_rows : int, optional
         Rows of a run above which memory is known to be too short, if rows may be split.
+    session : Runnable, optional
+        Session to run; by default that of the stage.
 
     Raises
     ------
@@ -78,23 +83,29 @@ def compute_rows(
         The inputs differ in their number of rows.
     RunError
         The kernels failed, or memory does not even suffice for one row.
+    TimeLimitError
+        A run took longer than it may.
     StageError, StoreError
         The stage cannot be built or run here.
     """
     spec = with_threads(call.options.session)
     threads = spec.intra_op_num_threads or 1
-    session = stage_session(stage, spec, supplies)
+    if session is None:
+        session = profiled_session(call.stage, spec) if times_all_nodes() else None
+    if session is None:
+        session = stage_session(stage, spec, supplies)
     axes = row_axes(call, values)
     runs = _Runs(session, stage, call, axes, max_rows)
     rows = row_count(values, axes) if call.options.batching.is_auto else None
     started, began = time.time(), time.perf_counter()
-    if rows is not None and rows > 1:
-        results = _run_tuned(runs, values, threads, rows)
-        split = SplitInputs([], rows, is_padded=False)
-    else:
-        split = split_rows(values, axes, call.options.batching)
-        results = [result for feeds in split.feeds for result in runs.run(feeds)]
-        split = SplitInputs([], split.rows, split.is_padded)
+    with metered("run"):
+        if rows is not None and rows > 1:
+            results = _run_tuned(runs, values, threads, rows)
+            split = SplitInputs([], rows, is_padded=False)
+        else:
+            split = split_rows(values, axes, call.options.batching)
+            results = [result for feeds in split.feeds for result in runs.run(feeds)]
+            split = SplitInputs([], split.rows, split.is_padded)
     seconds = time.perf_counter() - began
     return Computed(results, split, started, seconds, threads, runs.fitting_rows)
 

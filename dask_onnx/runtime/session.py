@@ -1,4 +1,4 @@
-"""ONNX Runtime (ORT) sessions: built from a stage's proto, run, saved, profiled.
+"""ONNX Runtime (ORT) sessions: built from a stage's proto, saved, profiled.
 
 Beside `onnxruntime_internals` the only module that imports onnxruntime, and only when it must: a
 client that plans for a cluster need not have it.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from dask_onnx.core import config
-from dask_onnx.core.errors import RunError, StageError
+from dask_onnx.core.errors import StageError
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.extended_types import is_extended_type, run_with_ort_values
 from dask_onnx.runtime.onnxruntime_internals import without_error_prefix
-from dask_onnx.runtime.session_cache import Runnable
+from dask_onnx.runtime.time_limits import stops_after
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,17 +47,27 @@ class Session:
     lease: Any = None
     """Lease on the store that keeps the mapped weights from eviction."""
     run_options: onnxruntime.RunOptions | None = None
-    """Options of every run."""
+    """Options of every run without a limit in time."""
     has_extended_types: bool = False
     """True if some input or output has a type that numpy knows through ml_dtypes only."""
+    spec: SessionSpec = field(default_factory=SessionSpec)
+    """Options that it was built with."""
 
     def run(self, arrays: list[Any]) -> list[Any]:
-        """Return the outputs for one array per input."""
+        """Return the outputs for one array per input.
+
+        Raises
+        ------
+        RunTimeoutError
+            The run was ended at its limit in time.
+        """
         feeds = dict(zip(self.inputs, arrays, strict=True))
-        if self.has_extended_types:
-            return _run_extended(self, feeds)
-        results: list[Any] = self.inference.run(self.outputs, feeds, self.run_options)
-        return results
+        seconds = self.spec.max_run_seconds
+        if seconds is None:
+            return _run(self, feeds, self.run_options)
+        options = _run_options(self.spec)  # of this run alone, since they are what ends it
+        with stops_after(seconds, options):
+            return _run(self, feeds, options)
 
     def end_profiling(self) -> str:
         """Return the path of the profile of all runs, after the last one."""
@@ -129,6 +138,7 @@ def _session(
         tuple(value.name for value in inference.get_outputs()),
         weight_bytes,
         run_options=_run_options(spec),
+        spec=spec,
         has_extended_types=any(
             is_extended_type(value.type)
             for value in (*inference.get_inputs(), *inference.get_outputs())
@@ -136,12 +146,13 @@ def _session(
     )
 
 
-def _run_extended(session: Session, feeds: Mapping[str, Any]) -> list[Any]:
+def _run(session: Session, feeds: Mapping[str, Any], options: Any) -> list[Any]:
+    if not session.has_extended_types:
+        results: list[Any] = session.inference.run(session.outputs, feeds, options)
+        return results
     from onnxruntime import OrtValue
 
-    return run_with_ort_values(
-        session.inference, OrtValue, session.outputs, feeds, session.run_options
-    )
+    return run_with_ort_values(session.inference, OrtValue, session.outputs, feeds, options)
 
 
 def has_onnxruntime() -> bool:
@@ -204,8 +215,10 @@ def save_session(
     _create(proto, options, spec, path.name)
 
 
-def profiling_session(proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path) -> Session:
-    """Build a session of the graph as it is written, which times every node.
+def profiling_session(
+    proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path, *, optimized: bool = False
+) -> Session:
+    """Build a session that times every node: of the graph as it is written, or as ORT optimizes it.
 
     Parameters
     ----------
@@ -214,7 +227,7 @@ def profiling_session(proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path
     blobs : Path
         Folder of the external weights.
     spec : SessionSpec
-        Options of the session; its optimization level is ignored.
+        Options of the session; its optimization level counts only if `optimized`.
     prefix : Path
         Path of the profile without its ending; `Session.end_profiling` returns the whole path.
 
@@ -224,55 +237,13 @@ def profiling_session(proto: bytes, blobs: Path, spec: SessionSpec, prefix: Path
         ORT cannot run the graph.
     """
     options = _options(spec)
-    options.graph_optimization_level = _levels()["disable"]
+    if not optimized:
+        options.graph_optimization_level = _levels()["disable"]
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(blobs))
     inference = _create(proto, options, spec, "the whole model")
     return _session(inference, spec, 0)
-
-
-def run_session(
-    session: Runnable,
-    arrays: list[Any],
-    label: str,
-    names: Sequence[str],
-    in_model_names: Callable[[str], str] = str,
-) -> list[Any]:
-    """Run a session.
-
-    Parameters
-    ----------
-    session : Runnable
-        Session of the stage.
-    arrays : list
-        One array per input, in the order of the session's inputs.
-    label : str
-        Name of the stage in errors.
-    names : sequence of str
-        Names of the inputs in errors; those of the session may be shared with equal stages.
-    in_model_names : function of str to str
-        Replaces the session's own names in a message by those of the model.
-
-    Raises
-    ------
-    RunError
-        The kernels rejected the arrays, or failed on them.
-    """
-    try:
-        return session.run(arrays)
-    except Exception as error:  # whatever ORT, the reference or a caller's kernel raises
-        shapes = ", ".join(
-            f"{name} {_shape_of(array)}" for name, array in zip(names, arrays, strict=True)
-        )
-        runtime = "onnxruntime" if isinstance(session, Session) else "its Python kernels"
-        reason = in_model_names(f"{type(error).__name__}: {_one_line(error)}")
-        raise RunError(
-            f"stage {label} failed in {runtime} on {shapes}: {reason}",
-            "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
-            stage=label,
-            reason=reason,
-        ) from None
 
 
 def _options(spec: SessionSpec) -> onnxruntime.SessionOptions:
@@ -372,10 +343,6 @@ def _create(
             stage=label,
             reason=reason,
         ) from None
-
-
-def _shape_of(value: Any) -> Any:
-    return value.shape if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _levels() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.codec import Lossy
+from dask_onnx.runtime.host_contracts import HostContract
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,5 @@ class StageOptions:
     """Precision that values between stages may lose where a slow link makes it pay; None: none."""
     always_lossy: bool = False
     """Lose that precision on every link, to measure what it does to the results."""
+    host: HostContract | None = None
+    """Results that kernels must show on the host of a task; None for most models."""

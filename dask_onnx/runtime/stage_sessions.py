@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 
 from dask_onnx.core.errors import StageError
+from dask_onnx.core.meters import metered
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.structured_logs import log_event
+from dask_onnx.core.tracing import span
 from dask_onnx.modelio.onnx_model import StageExtractor
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.canonical import canonical_form, with_original_names
@@ -19,13 +25,15 @@ from dask_onnx.runtime.memory_check import check_memory
 from dask_onnx.runtime.package_versions import check_versions
 from dask_onnx.runtime.prepack import MODEL, prepacked_folder
 from dask_onnx.runtime.reference import build_reference
-from dask_onnx.runtime.session import build_session
+from dask_onnx.runtime.session import build_session, profiling_session
 from dask_onnx.runtime.session_cache import SESSION_CACHE, Build, Runnable, SessionKey
 from dask_onnx.runtime.stage_refs import StageRef
 from dask_onnx.store.maintenance import evict_above_limit
 from dask_onnx.store.supply import fetch_blobs, fetch_proto
 from dask_onnx.store.weight_parts import Supply
 from dask_onnx.store.weight_store import Store
+
+log = logging.getLogger(__name__)
 
 _extractors: BoundedCache[str, StageExtractor] = BoundedCache("stage extractors", 8)
 """Model token to the parsed proto that stages are extracted from."""
@@ -51,7 +59,8 @@ def stage_session(stage: StageRef, spec: SessionSpec, supplies: Sequence[Supply]
         The model cannot be found from here.
     """
     spec = with_threads(spec)
-    return SESSION_CACHE.get((stage.token, spec), lambda: _prepare(stage, spec, supplies))
+    with metered("session"):
+        return SESSION_CACHE.get((stage.token, spec), lambda: _prepare(stage, spec, supplies))
 
 
 def bring_stage(stage: StageRef, supplies: Sequence[Supply] = ()) -> None:
@@ -89,6 +98,44 @@ def stage_proto(stage: StageRef) -> onnx.ModelProto | None:
     if extractor is None:
         return None
     return extractor.extract(stage.indices, stage.inputs, stage.outputs)
+
+
+def profiling_stage(stage: StageRef, spec: SessionSpec, prefix: Path) -> Runnable:
+    """Build a session of a stage that times every kernel as it runs, optimized as in any task.
+
+    Its nodes are named by their positions in the weightless proto (`number_nodes` of profiles).
+
+    Parameters
+    ----------
+    stage : StageRef
+        Stage, whose model has run in this process.
+    spec : SessionSpec
+        Options of the session.
+    prefix : Path
+        Path of ORT's profile without its ending.
+
+    Raises
+    ------
+    StageError
+        The model is not in memory here any more, or the session cannot be built.
+    """
+    proto = stage_proto(stage)
+    if proto is None:
+        raise StageError(f"the model of stage {stage.label} is not in memory here any more")
+    for index, node in zip(stage.indices, proto.graph.node, strict=True):
+        node.name = f"node_{index}"
+    store = Store()
+    with store.shared_access():
+        lease = store.lease(stage.model.token)
+        if stage.kernel == "onnxruntime":
+            session: Runnable = profiling_session(
+                proto.SerializeToString(), store.blobs, with_threads(spec), prefix, optimized=True
+            )
+        else:
+            operators = () if stage.custom is None else stage.custom.operators()
+            session = build_reference(proto, store.blobs, operators, stage.label)
+        session.lease = lease
+    return session
 
 
 def with_threads(spec: SessionSpec) -> SessionSpec:
@@ -131,14 +178,26 @@ def _build(
         lease = store.lease(stage.model.token)
         places = _blobs_of(proto)
         keys = [key for key, _, _ in places]
-        is_new |= fetch_blobs(store, stage.model, keys, supplies)
+        with metered("weights"):
+            is_new |= fetch_blobs(store, stage.model, keys, supplies)
         size = sum(length for _, _, length in places)
         check_memory(stage.label, size)
+        began = time.perf_counter()
         try:
-            session = _build_on_kernel(store, stage, spec, proto, size)
+            with span("session", stage=stage.label):
+                session = _build_on_kernel(store, stage, spec, proto, size)
         except StageError as error:
             raise _named(error, stage) from None
         session.lease = lease
+    log_event(
+        log,
+        logging.INFO,
+        "session built",
+        stage=stage.label,
+        kernel=stage.kernel,
+        seconds=time.perf_counter() - began,
+        weight_bytes=size,
+    )
     if is_new:
         evict_above_limit(store)
     return session
@@ -156,7 +215,7 @@ def _build_on_kernel(
     """Build the session for the kernel in the plan; no other kernel is tried if that fails."""
     if stage.kernel != "onnxruntime":
         operators = () if stage.custom is None else stage.custom.operators()
-        return build_reference(proto, store.blobs, operators, stage.label)
+        return build_reference(proto, store.blobs, operators, stage.label, spec.max_run_seconds)
     data = proto.SerializeToString()
     folder = prepacked_folder(store, stage.model.token, stage.token, data, spec, size)
     saved = None if folder is None else folder / MODEL

@@ -20,8 +20,8 @@ from distributed.comm import get_address_host
 from distributed.protocol import dask_deserialize, dask_serialize, deserialize, serialize
 
 from dask_onnx.core import config
-from dask_onnx.core.dask_internals import serialize_numpy_ndarray
-from dask_onnx.core.peers import current_worker
+from dask_onnx.core.dask_internals import serialize_numpy_ndarray, worker_of_process
+from dask_onnx.core.meters import count, metered
 from dask_onnx.core.process_caches import BoundedCache, cached_in_process
 from dask_onnx.runtime.batching import MicroBatches
 from dask_onnx.runtime.codec import Lossy, pack, unpack
@@ -32,6 +32,9 @@ _MIN_TRANSFER_BYTES = 256 * 1024
 """Bytes of a transfer below which its time is mostly latency."""
 _UNPACK_BYTES_PER_SECOND = 1e9
 """Assumed rate at which the receiver decodes, since its own log cannot be seen."""
+
+_UNPACKED = ("raw", "masked")
+"""Encodings that are as long as the value."""
 
 _Packings = tuple[tuple[float, float], ...]
 """Times at which values were encoded, in seconds since the epoch, with the seconds that both sides
@@ -74,10 +77,15 @@ def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any]
         inner, frames = serialize(value, serializers=["pickle"], context=context)
         return {"pickled": inner, "lossy": output.lossy}, frames
     began = time.perf_counter()
-    host, rate = _link(context)
-    compresses = bool(context and context.get("compression"))
-    packed = [pack(p, rate, output.lossy, dask_compresses=compresses) for p in pieces]
+    with metered("encode") as moved:
+        host, rate = _link(context)
+        compresses = bool(context and context.get("compression"))
+        packed = [pack(p, rate, output.lossy, dask_compresses=compresses) for p in pieces]
+        moved.peer = host or ""
+        moved.plain_bytes = sum(piece.nbytes for piece in pieces)
+        moved.wire_bytes = sum(piece.nbytes for piece in packed)
     frames = [frame for piece in packed for frame in piece.frames]
+    count("packed" if any(p.encoding not in _UNPACKED for p in packed) else "unpacked", 1)
     if host is not None:
         _record_packing(host, time.perf_counter() - began, sum(p.nbytes for p in pieces))
     header = {
@@ -95,10 +103,13 @@ def _deserialize(header: dict[str, Any], frames: list[Any]) -> StageOutput:
     if "pickled" in header:
         return StageOutput(deserialize(header["pickled"], frames), header["lossy"])
     left = iter(frames)
-    pieces = tuple(
-        unpack(encoding, dtype, tuple(shape), [next(left) for _ in range(count)])
-        for encoding, dtype, shape, count in header["pieces"]
-    )
+    with metered("decode") as moved:
+        moved.wire_bytes = sum(memoryview(frame).nbytes for frame in frames)
+        pieces = tuple(
+            unpack(encoding, dtype, tuple(shape), [next(left) for _ in range(number)])
+            for encoding, dtype, shape, number in header["pieces"]
+        )
+        moved.plain_bytes = sum(piece.nbytes for piece in pieces)
     batches = header["micro_batches"]
     value = pieces[0] if batches is None else MicroBatches(pieces, *batches)
     return StageOutput(value, header["lossy"])
@@ -155,7 +166,8 @@ def _link(context: Any) -> tuple[str | None, float | None]:
         Addresses of both ends, as Dask passes them when it serializes for a comm.
     """
     try:
-        own, other = (get_address_host(context[end]["address"]) for end in ("sender", "recipient"))
+        sender, recipient = (context[end]["address"] for end in ("sender", "recipient"))
+        own, other = get_address_host(sender), get_address_host(recipient)
     except (TypeError, KeyError, ValueError):
         return None, None  # to disk, or within the process
     if own == other or not config.get("transfer.pack"):
@@ -163,16 +175,16 @@ def _link(context: Any) -> tuple[str | None, float | None]:
     fixed = config.get("transfer.bandwidth")
     if fixed is not None:
         return other, float(parse_bytes(fixed))
-    return other, _measured_rate(other)
+    return other, _measured_rate(sender, other)
 
 
-def _measured_rate(host: str) -> float:
-    """Return bytes per second of the last transfers to a host, from the log of Dask's worker.
+def _measured_rate(sender: str, host: str) -> float:
+    """Return bytes per second of the last transfers to a host, from the log of the sending worker.
 
     The log's times include encoding and decoding, which are subtracted. Without any transfer it
     is the rate that Dask assumes, ``distributed.scheduler.bandwidth``.
     """
-    log = getattr(current_worker(), "transfer_outgoing_log", ())
+    log = getattr(worker_of_process(sender), "transfer_outgoing_log", ())
     packings = _packings.get(host) or ()
     rates: list[float] = []
     for entry in reversed(log):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind
@@ -24,6 +25,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.sharding.axis_queries import evaluate_rule, view_of, with_dependences
+from dask_onnx.sharding.partial_results import combination_of, picked, picked_position
 from dask_onnx.sharding.query_shards import shard_of_queries
 from dask_onnx.sharding.shape_slices import slice_recipe
 from dask_onnx.sharding.shard_layout import Layout
@@ -152,6 +154,8 @@ class LayoutCandidates:
         for count in range(len(carried)):
             for gathered in itertools.combinations(carried, count):
                 kept = {i: layouts[names[i]] for i in carried if i not in gathered}
+                if any(layout.combine for layout in kept.values()):
+                    continue
                 candidate = next(self.sliced_candidates(index, kept, gathered, wanted), None)
                 if candidate is not None:
                     yield candidate
@@ -248,6 +252,8 @@ class LayoutCandidates:
                 and not dep.is_uniform
             ):
                 output_layouts.append(Layout(dep.axis, dep.outer, dep.inner))
+            elif (partial := self._partial(proto, input_layouts, dep, place)) is not None:
+                output_layouts.append(partial)
             elif place < len(wanted) and wanted[place]:
                 return None
             else:
@@ -255,6 +261,15 @@ class LayoutCandidates:
         output_layouts = output_layouts[: len(proto.output)]
         if not any(output_layouts):
             return None
+        position = self._picked(proto, input_layouts)
+        if position is not None:
+            whole = self._constant(proto.input[1])
+            assert whole is not None
+            found = np.full_like(whole, position)
+            local = LocalOperand(1, found, np.zeros(whole.shape, bool), -1, is_clipped=True)
+            return LayoutCandidate(input_layouts, (picked(position),), (local,))
+        if any(layout.combine for layout in output_layouts if layout is not None):
+            return LayoutCandidate(input_layouts, tuple(output_layouts))
         operands = local_operand(
             proto, input_layouts, output_layouts, self.specs, self._constant, self.positions
         )
@@ -263,6 +278,27 @@ class LayoutCandidates:
             if operands is None
             else LayoutCandidate(input_layouts, tuple(output_layouts), operands)
         )
+
+    def _partial(
+        self, proto: onnx.NodeProto, layouts: InputLayouts, dep: Dependence, place: int
+    ) -> Layout | None:
+        """Return the layout of an output whose results on shards can be combined; else None."""
+        if place >= len(proto.output):
+            return None
+        position = self._picked(proto, layouts)
+        if position is not None:
+            return picked(position)
+        specs = [self.specs.get(name) for name in (*proto.input, proto.output[place])]
+        shapes = [None if spec is None else spec.shape for spec in specs]
+        ranks = [None if shape is None else len(shape) for shape in shapes]
+        dtype = None if specs[-1] is None else specs[-1].dtype
+        return combination_of(proto, layouts, dep, ranks, dtype)
+
+    def _picked(self, proto: onnx.NodeProto, layouts: InputLayouts) -> int | None:
+        """Return the one position that a node takes along the sharded axis; None for others."""
+        if proto.op_type != "Gather":
+            return None
+        return picked_position(proto, layouts, self._constant(proto.input[1]), self.positions)
 
     def _output_dependences(self, index: int, input_layouts: InputLayouts) -> list[Dependence]:
         """Return what a node's outputs depend on, by its rule, with inputs in these layouts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from dask_onnx.collections.run_options import Outputs, RunOptions
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.session_choice import session_of
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.sharding.sequence_plan import SequencePlan
 from dask_onnx.sharding.sharding_specs import Annotated, has_shardings
@@ -93,7 +93,7 @@ def plan_as_annotated(
 def _resolved(
     facts: ModelFacts, outputs: Outputs, session: SessionSpec | None
 ) -> tuple[tuple[str, ...], SessionSpec]:
-    """Return the wanted outputs, and session options with the model's operator libraries."""
+    """Return the wanted outputs, and session options with what the model adds."""
     if not isinstance(session, SessionSpec | None):
         raise PlanError(
             f"session is a {type(session).__name__}, not a SessionSpec",
@@ -101,9 +101,18 @@ def _resolved(
             option="session",
         )
     wanted = resolve_outputs(outputs, facts.graph.outputs, facts.known_values).names
-    spec = session or SessionSpec()
-    libraries = dict.fromkeys((*facts.libraries, *spec.custom_op_libraries))
-    return wanted, dataclasses.replace(spec, custom_op_libraries=tuple(libraries))
+    return wanted, session_of(facts, session)
+
+
+def refuse_checkpoint(checkpoint: Any) -> None:
+    """Raise an InputError if a checkpoint is given: a sharded plan has no chunks to keep."""
+    if checkpoint is not None:
+        raise InputError(
+            "checkpoint keeps chunks of rows, and a sharded plan runs all rows at once",
+            "leave checkpoint out, or the plan",
+            option="checkpoint",
+            suggestions=[Suggestion("checkpoint")],
+        )
 
 
 def predict_on_shards(facts: ModelFacts, x: Any, plan: ShardedPlan, run: RunOptions) -> Any:

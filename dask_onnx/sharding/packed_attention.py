@@ -29,8 +29,8 @@ _WEIGHTS, _BIAS, _MASK, _PAST, _SCORES_BIAS = 1, 2, 3, 4, 5
 def unpack_attention(model: OnnxModel, specs: Mapping[str, TensorSpec]) -> OnnxModel:
     """Return an equivalent model whose packed attentions are split into separate projections.
 
-    Nodes with cached keys, or with a mask other than shape (batch, keys), stay as they are. Returns
-    `model` itself if there is nothing to rewrite.
+    Nodes with cached keys, or with a mask that MultiHeadAttention does not know, stay as they are.
+    Returns `model` itself if there is nothing to rewrite.
     """
     proto = model.parse()
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -68,14 +68,26 @@ def _projection_sizes(
     has_present = any(list(node.output)[1:])
     if has_other_inputs or has_present or any(attributes.get(name) for name in _UNSUPPORTED):
         return None
-    mask = specs.get(names[_MASK]) if names[_MASK] else None
-    if names[_MASK] and (mask is None or mask.rank != 2):
+    if names[_MASK] and not _is_common_mask(specs.get(names[_MASK]), specs.get(names[0])):
         return None
     if names[_WEIGHTS] not in weights or (names[_BIAS] and names[_BIAS] not in weights):
         return None
     total = weights[names[_WEIGHTS]].dims[1]
     sizes = [int(size) for size in attributes.get("qkv_hidden_sizes") or [total // 3] * 3]
     return sizes if sum(sizes) == total else None
+
+
+def _is_common_mask(mask: TensorSpec | None, data: TensorSpec | None) -> bool:
+    """Return whether MultiHeadAttention reads a mask as Attention does.
+
+    Such masks have shape (batch,): the number of keys, (batch, keys) or (batch, queries, keys).
+    """
+    if mask is None or mask.shape is None:
+        return False
+    if len(mask.shape) == 1:  # also (2 * batch,) and (3 * batch + 2,), which it does not know
+        rows = mask.shape[0]
+        return rows is not None and data is not None and (data.shape or (None,))[0] == rows
+    return len(mask.shape) in (2, 3)
 
 
 def _unpacked_nodes(

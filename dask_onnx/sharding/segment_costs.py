@@ -33,6 +33,6 @@ def form_bytes(plan: SegmentPlan, form: Form) -> int:
     if not name or name in plan.candidates.facts.initializers:
         return 0
     size = value_bytes(plan.candidates.specs.get(name))
-    if layout is None:
+    if layout is None or layout.combine:
         return size
     return size * max(plan.bounds.sizes) // max(plan.bounds.positions, 1)

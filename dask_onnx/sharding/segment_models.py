@@ -13,7 +13,7 @@ from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, valu
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.normalise import captured_names
 from dask_onnx.modelio.onnx_model import OnnxModel
-from dask_onnx.planning.cutting import identifier
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.planning.stages import Stage, StageCost
 from dask_onnx.sharding.key_blocks import PARTIAL, BlockedAttention, BlockForm, partial_softmax
 from dask_onnx.sharding.query_shards import attention_on_shard
@@ -306,7 +306,7 @@ class _Writer:
         shape: tuple[Dim, ...] | None = None if declared is None else declared.shape
         if shape is None and spec.shape is not None:
             shape = (None,) * len(spec.shape)
-        if shape is not None and layout is not None:
+        if shape is not None and layout is not None and not layout.combine:
             size = _SHARD_SIZE if layout.blocks == 1 else None
             shape = tuple(size if i == layout.axis else dim for i, dim in enumerate(shape))
         return TensorSpec(form_name(form), spec.dtype, shape, spec.kind)

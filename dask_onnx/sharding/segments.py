@@ -93,7 +93,12 @@ def plan_segments(
     key_blocks : int
         Blocks that the keys of attentions are read in.
     """
-    wanted = tuple((name, chosen.layouts.get(name)) for name in outputs)
+    # Partial results mean nothing to the caller.
+    layouts = {name: chosen.layouts.get(name) for name in outputs}
+    wanted = tuple(
+        (name, None if layout is None or layout.combine else layout)
+        for name, layout in layouts.items()
+    )
     forms = _needed(candidates, chosen, wanted, KeyBlocks(1))
     blocks = KeyBlocks(1)
     if key_blocks > 1:

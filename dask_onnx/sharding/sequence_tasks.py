@@ -13,12 +13,13 @@ from dask_onnx.cluster.delivery import Delivery
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.lowering.lower import stage_ref
-from dask_onnx.planning.cutting import identifier
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.sharding.key_blocks import BlockForm
+from dask_onnx.sharding.partial_results import Combination, combine_parts
 from dask_onnx.sharding.segment_models import PartitionedModel, Submodel
 from dask_onnx.sharding.segments import Form, SegmentPlan
 from dask_onnx.sharding.shard_layout import (
@@ -237,10 +238,14 @@ class SequenceGraph:
         key = f"gather_{label}-{digest(self.token, number)}"
         if key not in self.tasks:
             pieces = [self._picked(number, forms, shard) for shard in self.plan.bounds.shards]
-            layouts = tuple(layout for _, layout in forms)
-            self.tasks[key] = StageTask(key, gather, layouts, *pieces)
+            joints = tuple(self._joint(layout) for _, layout in forms if layout is not None)
+            self.tasks[key] = StageTask(key, gather, joints, *pieces)
         position = forms.index(form)
         return ValueRef(TaskRef(key), position if len(forms) > 1 else None)
+
+    def _joint(self, layout: Layout) -> Layout | Combination:
+        """Return how the shards of a value become the whole."""
+        return Combination(layout.combine, self.plan.bounds.sizes) if layout.combine else layout
 
     def _picked(self, number: int, forms: Sequence[Form], shard: int) -> TaskRef:
         """Return the gathered values of a shard, without values that stay on its worker."""
@@ -290,20 +295,26 @@ def slice_value(
     return take_shard(np.asarray(take_result(value, position)), layout, positions, start, stop)
 
 
-def gather(layouts: Sequence[Layout], *pieces: Any) -> Any:
+def gather(joints: Sequence[Layout | Combination], *pieces: Any) -> Any:
     """Return whole values from the shards in `pieces`.
 
     Parameters
     ----------
-    layouts : sequence of Layout
-        Layout of each value.
+    joints : sequence of Layout or Combination
+        For each value its layout, or how partial results are combined.
     *pieces : ndarray or tuple of ndarray
         Results of each shard, in order: the value, or a tuple with one item for each layout.
     """
-    if len(layouts) == 1:
-        return join_shards(pieces, layouts[0])
+    if len(joints) == 1:
+        return _joined(pieces, joints[0])
     columns = zip(*pieces, strict=True)
-    return tuple(join_shards(c, layout) for c, layout in zip(columns, layouts, strict=True))
+    return tuple(_joined(column, joint) for column, joint in zip(columns, joints, strict=True))
+
+
+def _joined(pieces: Sequence[Array], joint: Layout | Combination) -> Array:
+    if isinstance(joint, Combination):
+        return combine_parts(pieces, joint)
+    return join_shards(pieces, joint)
 
 
 def combine_blocks(replaces_nan: bool, *partials: tuple[Array, Array, Array]) -> Array:

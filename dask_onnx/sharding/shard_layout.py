@@ -28,6 +28,9 @@ class Layout:
     """Number of times that the whole range of positions repeats along the axis."""
     inner: int = 1
     """Consecutive elements of the axis for each position."""
+    combine: str = ""
+    """How the results of shards become the value, such as "mean": each shard has the value for its
+    own positions, and no axis is cut. Empty for shards that are slices of the value."""
 
     @property
     def blocks(self) -> int:
@@ -37,6 +40,8 @@ class Layout:
     @property
     def label(self) -> str:
         """Short text that tells the layouts of one value apart, for names of values and tasks."""
+        if self.combine:
+            return self.combine
         blocks = f"x{self.outer}x{self.inner}" if self.blocks != 1 else ""
         return f"{self.axis}{blocks}"
 

@@ -35,12 +35,16 @@ class LocalOperand:
     """bool, shape of `whole`: numbers proportional to the number of positions."""
     shift: int = 0
     """Amount added to every number for each position before the shard."""
+    is_clipped: bool = False
+    """True for indices of positions, which become the nearest ones that the shard has."""
 
     def of_shard(self, bounds: Bounds, shard: int) -> Array:
         """Return the operand for one shard."""
         size, start = bounds.sizes[shard], bounds.offsets[shard]
         scaled = np.where(self.is_scaled, self.whole // bounds.positions * size, self.whole)
-        return np.array(scaled + self.shift * start, self.whole.dtype)
+        found = scaled + self.shift * start
+        found = np.clip(found, 0, size - 1) if self.is_clipped else found
+        return np.array(found, self.whole.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

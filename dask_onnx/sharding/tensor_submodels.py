@@ -9,7 +9,7 @@ from typing import Literal
 from dask_onnx.analysis.cost import CostTable, NodeCost, initializer_bytes, value_bytes
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
-from dask_onnx.planning.cutting import identifier
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.planning.stages import Stage, StageCost
 from dask_onnx.sharding.shard_layout import Layout
 from dask_onnx.sharding.tensor_models import NodeWork, ShardSlices, ShardWriter, Source

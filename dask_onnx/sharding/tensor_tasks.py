@@ -12,7 +12,7 @@ from dask.task_spec import TaskRef
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.lowering.lower import stage_ref
-from dask_onnx.planning.cutting import identifier
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.runtime.batching import Batching
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.stage_calls import StageCall

@@ -31,6 +31,7 @@ import platformdirs
 
 from dask_onnx.core import config
 from dask_onnx.core.errors import StoreError
+from dask_onnx.core.process_caches import cached_in_process
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.weights import BlobPlace, content_digest
 from dask_onnx.store.integrity import ChecksumRecord, digest_of, identity_of
@@ -57,6 +58,16 @@ ContentsVersion = tuple[str | int, ...]
 """Result of `Store.contents_version`."""
 
 
+_USER_FOLDERS = "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "USERPROFILE"
+"""Environment variables that decide where a user's cache folder is."""
+
+
+@cached_in_process("folders of stores", 16)
+def _root(configured: str, _variables: tuple[str | None, ...]) -> Path:
+    """Return a store's folder; every request asks for it, and finding it takes 100 us."""
+    return Path(configured or platformdirs.user_cache_path("dask_onnx")).expanduser()
+
+
 class Store:
     """Store of this host.
 
@@ -73,7 +84,7 @@ class Store:
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         configured = directory or config.get("store.directory")
-        self.root = Path(configured or platformdirs.user_cache_path("dask_onnx")).expanduser()
+        self.root = _root(str(configured or ""), tuple(map(os.environ.get, _USER_FOLDERS)))
         check_root(self.root)
 
     @property

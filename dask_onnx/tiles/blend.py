@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import dask.array as da
@@ -88,7 +89,8 @@ def blend(
         if given.labelled is not None:
             shape = [lengths.get(axis, size) for axis, size in enumerate(given.shape)]
             others = untiled_axes(model, spec, shape, tiled, name)
-        results[name] = in_form_of(given, value, name, places, others)
+        starts = dict.fromkeys(places, Fraction(0))
+        results[name] = in_form_of(given, value, name, places, starts, others)
     return wanted.shape_result(results)
 
 

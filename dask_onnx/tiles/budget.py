@@ -16,6 +16,8 @@ from dask_onnx.tiles.tiling_analysis import TilingAnalysis
 
 _MEMORY_SHARE = 0.5
 """Share of a worker thread's memory for its task; the rest is for waiting tiles and for Dask."""
+_KEPT_SHARE = 0.25
+"""Share of the memory of all workers for what tiles keep between passes."""
 _MAX_UNKNOWN_ROOM = 2.0**48
 """Bytes that replace an infinite limit, so that the arithmetic stays in integers."""
 _LARGEST_TILE = 4096
@@ -44,19 +46,44 @@ def task_limit(memory_limit: int | str | None, cluster: Cluster) -> int:
     if memory_limit is None:
         room = min(max(cluster.room, 0.0), _MAX_UNKNOWN_ROOM)
         return int(room * _MEMORY_SHARE / max(cluster.threads, 1))
+    return _bytes_of("memory_limit", memory_limit, least=1)
+
+
+def kept_limit(keep_limit: int | str | None, cluster: Cluster) -> int:
+    """Return the bytes that all tiles together may keep between passes.
+
+    Parameters
+    ----------
+    keep_limit : int, str or None
+        What the caller allows; None for a quarter of the memory of all workers.
+    cluster : Cluster
+
+    Raises
+    ------
+    InputError
+        `keep_limit` is not a number of bytes.
+    """
+    if keep_limit is None:
+        room = min(max(sum(cluster.rooms), 0.0), _MAX_UNKNOWN_ROOM)
+        return int(room * _KEPT_SHARE)
+    return _bytes_of("keep_limit", keep_limit, least=0)
+
+
+def _bytes_of(option: str, value: int | str, *, least: int) -> int:
+    """Return a number of bytes that the caller gave, or refuse it."""
     try:
-        limit = int(parse_bytes(memory_limit))
+        found = int(parse_bytes(value))
         reason = None
     except (ValueError, TypeError) as error:
-        limit, reason = 0, str(error)
-    if limit < 1:
+        found, reason = least - 1, str(error)
+    if found < least:
         raise InputError(
-            f"memory_limit is {memory_limit!r}, which is not a positive number of bytes",
+            f"{option} is {value!r}, which is not a positive number of bytes",
             'give a number of bytes, or text such as "2GiB"',
-            option="memory_limit",
+            option=option,
             reason=reason,
         )
-    return limit
+    return found
 
 
 def peak_bytes(plan: TilePlan, part: Component) -> float:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask.base import compute, is_dask_collection
+from dask.base import is_dask_collection
 
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import compute_now
+from dask_onnx.collections.images.box_readers import BoxFormat, Decode
 from dask_onnx.collections.images.boxes import Metric
-from dask_onnx.collections.images.formats import Decode, Format, find_reader
+from dask_onnx.collections.images.formats import find_reader
 from dask_onnx.collections.images.input_layout import Size
 from dask_onnx.collections.inline import inline_graph, supply_collections
 from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.run_options import BatchSize, RunOptions
-from dask_onnx.core.peers import is_inside_task
 from dask_onnx.tiles.detect_options import (
     DEFAULT_METRICS,
     check_choices,
@@ -36,7 +37,7 @@ def detect_sliced(
     *,
     slice_size: int | Size | None = None,
     overlap: float = 0.2,
-    format: Format = "auto",  # noqa: A002 - the name that libraries of detectors use
+    format: BoxFormat = "auto",  # noqa: A002 - the name that libraries of detectors use
     decode: Decode | None = None,
     normalized: bool = False,
     score_threshold: float = 0.25,
@@ -212,5 +213,5 @@ def detect_sliced(
     )
     if is_dask_collection(image):
         return lazy
-    (found,) = compute(lazy, scheduler="sync" if is_inside_task() else None)
+    (found,) = compute_now([lazy])
     return found

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import numpy as np
 
 from dask_onnx.api.model import Model
+from dask_onnx.collections.images.box_readers import BOX_FORMATS
 from dask_onnx.collections.images.boxes import Metric
-from dask_onnx.collections.images.formats import FORMATS
 from dask_onnx.collections.images.input_layout import InputLayout, Size, input_layout
 from dask_onnx.core.errors import InputError, Suggestion
 
@@ -55,7 +55,7 @@ def check_choices(wanted: Any, merge: Any, metric: Any) -> None:
         One of them is not among its choices, or `metric` is given for "seams".
     """
     for name, value, choices in (
-        ("format", wanted, FORMATS),
+        ("format", wanted, BOX_FORMATS),
         ("merge", merge, tuple(DEFAULT_METRICS)),
         ("metric", metric, (None, *get_args(Metric))),
     ):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 
+from dask_onnx.collections.images.box_readers import Reader
 from dask_onnx.collections.images.boxes import (
     Boxes,
     Floats,
@@ -19,7 +20,6 @@ from dask_onnx.collections.images.boxes import (
     clipped,
     join_boxes,
 )
-from dask_onnx.collections.images.formats import Reader
 from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.images.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.collections.inline import InlineGraph

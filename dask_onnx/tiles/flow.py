@@ -26,16 +26,28 @@ from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.weights import is_external
 from dask_onnx.tiles.places import Places, ReceptiveField
 
+CAPTURE = -1
+"""Input index of an edge from a value that a body of the node captures."""
+
 
 class SizeMismatchError(Exception):
     """Two inputs of a node differ in size, as where a model accepts multiples of a size only."""
 
 
 class NotTileableError(Exception):
-    """A node needs an unbounded range of pixels, and no pass over all tiles provides it."""
+    """A node needs an unbounded range of pixels, and its inputs are too large to be gathered."""
 
-    def __init__(self, axis: int, value: str, node: str, op_type: str, dep: Dependence) -> None:
-        super().__init__(axis, value, node, op_type, dep)
+    def __init__(
+        self,
+        axis: int,
+        value: str,
+        node: str,
+        op_type: str,
+        dep: Dependence,
+        needed: int,
+        limit: int,
+    ) -> None:
+        super().__init__(axis, value, node, op_type, dep, needed, limit)
         self.axis = axis
         """Tiled axis."""
         self.value = value
@@ -44,6 +56,10 @@ class NotTileableError(Exception):
         self.op_type = op_type
         self.dep = dep
         """Dependence of the output on the tiled axis."""
+        self.needed_bytes = needed
+        """Bytes that the node reads and writes for the whole image."""
+        self.limit_bytes = limit
+        """Bytes that a task may hold."""
 
 
 class TooLargeError(Exception):
@@ -109,8 +125,8 @@ class Flow:
     facts: GraphFacts
     specs: Mapping[str, TensorSpec]
     """Types and shapes of all values for the whole image."""
-    source: str
-    """Name of the input that takes the image."""
+    sources: Mapping[str, Places]
+    """Inputs that are cut into tiles, the image first, to the locations of the tiled axes."""
     axes: tuple[int, ...]
     """Tiled axes of the image."""
     variances: Mapping[str, str] = field(default_factory=dict)
@@ -123,6 +139,9 @@ class Flow:
     """Small arrays that follow from the graph and the size of the image."""
     size_dependent: set[str] = field(default_factory=set)
     """Values that follow from the size of the image, whatever its pixels."""
+    kept: frozenset[str] | None = None
+    """Values whose tiles later passes read; they compute others again. None for all that they read.
+    """
     to_decompose: list[int] = field(default_factory=list)
     """Indices of nodes that normalise over pixels and have to be decomposed; see `decompose`."""
 

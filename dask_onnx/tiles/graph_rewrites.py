@@ -20,6 +20,7 @@ from dask_onnx.analysis.graph import GraphFacts
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.operator_names import standard_op_type
+from dask_onnx.modelio.weights import subgraphs_of
 
 _AXES_AS_INPUT = 18
 """Version of ai.onnx since which all reductions take their axes as an input."""
@@ -133,6 +134,25 @@ def _kernel_of(node: onnx.NodeProto, specs: Mapping[str, TensorSpec]) -> list[in
     if spec is None or spec.shape is None:
         return None
     return [dim for dim in spec.shape[2:] if isinstance(dim, int)]
+
+
+def rename_captures(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Rename in place what the bodies of a node capture from outside.
+
+    Parameters
+    ----------
+    node : NodeProto
+    names : mapping of str to str
+        Old name to new name.
+    """
+    for body in subgraphs_of(node) if names else ():
+        own = {info.name for info in body.input} | {tensor.name for tensor in body.initializer}
+        own |= {name for inner in body.node for name in inner.output}
+        outer = {old: new for old, new in names.items() if old not in own}
+        for inner in body.node:
+            for i, name in enumerate(inner.input):
+                inner.input[i] = outer.get(name, name)
+            rename_captures(inner, outer)
 
 
 def decompose(

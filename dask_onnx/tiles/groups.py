@@ -108,9 +108,27 @@ def feed_name(flow: Flow, step: Step, edge: Edge) -> str:
 def _is_feed(flow: Flow, value: str, level: int) -> bool:
     """Return whether tiles of a pass receive a value instead of computing it."""
     traced = flow.values.get(value)
-    if traced is None or value == flow.source or traced.is_untiled or traced.level < level:
+    if traced is None or value in flow.sources or traced.is_untiled:
+        return True
+    if traced.level < level and (flow.kept is None or value in flow.kept):
         return True
     return bool(flow.steps[flow.facts.producer[value]].reduced)
+
+
+def kept_values(flow: Flow, outputs: Sequence[str]) -> frozenset[str]:
+    """Return the values whose tiles are kept for later passes, or because they are outputs."""
+    kept, _ = _kept_and_measured(flow, outputs)
+    return frozenset(name for names in kept.values() for name in names)
+
+
+def gathered_values(flow: Flow) -> frozenset[str]:
+    """Return the values made by tiles that some task needs as a whole."""
+    return frozenset(
+        edge.value
+        for step in flow.steps.values()
+        for edge in step.edges
+        if (step.is_untiled or edge.is_gathered) and not step.reduced
+    )
 
 
 def _groups(flow: Flow, outputs: Sequence[str]) -> Iterable[Group]:
@@ -146,7 +164,7 @@ def _kept_and_measured(
 
     def keep(value: str) -> None:
         traced = flow.values.get(value)
-        is_tile = traced is not None and not traced.is_untiled and value != flow.source
+        is_tile = traced is not None and not traced.is_untiled and value not in flow.sources
         if is_tile and not flow.steps[flow.facts.producer[value]].reduced:
             kept.setdefault(key_of(value), {})[value] = None
 
@@ -159,9 +177,15 @@ def _kept_and_measured(
                 continue
             if step.reduced:
                 measured.setdefault(key_of(edge.value), {})[step.node.index] = None
-            elif step.is_untiled or step.level > traced.level:
+            elif step.is_untiled or edge.is_gathered or _is_kept(flow, step, edge.value):
                 keep(edge.value)
     return kept, measured
+
+
+def _is_kept(flow: Flow, step: Step, value: str) -> bool:
+    """Return whether the tiles of a value are kept for a node of a later pass."""
+    is_later = step.level > flow.values[value].level
+    return is_later and (flow.kept is None or value in flow.kept)
 
 
 def _independent_targets(flow: Flow, targets: Sequence[str], level: int) -> list[tuple[str, ...]]:

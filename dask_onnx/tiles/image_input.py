@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.base import compute
 
+from dask_onnx.cluster.current_scheduler import compute_now
 from dask_onnx.collections.kinds import is_dataarray
 from dask_onnx.core.dask_internals import meta_of
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.peers import is_inside_task
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.runtime.input_values import as_input, check_dtype
+from dask_onnx.tiles.image_borders import Borders
 from dask_onnx.tiles.output_labels import with_labels
 from dask_onnx.tiles.places import Place, Places
 
@@ -126,7 +127,7 @@ def _refuse_size(spec: TensorSpec, axis: int, size: int, expected: int) -> None:
     )
 
 
-def pad_to(data: Any, shape: Sequence[int], multiple: int) -> Any:
+def pad_to(data: Any, shape: Sequence[int], multiple: int | None = None) -> Any:
     """Return an image padded at the end with its last pixels, and warn if that changes it.
 
     Parameters
@@ -134,23 +135,30 @@ def pad_to(data: Any, shape: Sequence[int], multiple: int) -> Any:
     data : numpy or dask array
     shape : sequence of int
         Shape of the result.
-    multiple : int
-        Number of pixels of which the model accepts multiples only, for the warning.
+    multiple : int, optional
+        Number of pixels of which the model accepts multiples only, for the warning; None for a
+        second image, which is padded without one.
     """
     widths = [(0, new - old) for old, new in zip(data.shape, shape, strict=True)]
     if not any(after for _, after in widths):
         return data
-    warnings.warn(
-        f"the model accepts multiples of {multiple} pixels: the image of shape {tuple(data.shape)} "
-        f"is padded to {tuple(shape)} with its last pixels, and the result is cropped. Near the "
-        "end, the result is that of the padded image",
-        stacklevel=3,
-    )
+    if multiple is not None:
+        warnings.warn(
+            f"the model accepts multiples of {multiple} pixels: the image of shape "
+            f"{tuple(data.shape)} is padded to {tuple(shape)} with its last pixels, and the result "
+            "is cropped. Near the end, the result is that of the padded image",
+            stacklevel=3,
+        )
     module = da if isinstance(data, da.Array) else np
     return module.pad(data, widths, mode="edge")
 
 
-def crop_padding(value: Any, places: Places, lengths: Mapping[int, int]) -> Any:
+def crop_padding(
+    value: Any,
+    places: Places,
+    lengths: Mapping[int, int],
+    deficits: Mapping[int, Fraction] | None = None,
+) -> Any:
     """Return a result without the positions that come from padding.
 
     Parameters
@@ -160,22 +168,29 @@ def crop_padding(value: Any, places: Places, lengths: Mapping[int, int]) -> Any:
         Locations of the tiled axes in it.
     lengths : mapping of int to int
         Tiled axis to the pixels of the image before it was padded.
+    deficits : mapping of int to Fraction, optional
+        Tiled axis to the positions that the result has less than the image at its stride.
     """
     index: list[slice] = [slice(None)] * value.ndim
     for k, place in places.items():
         if k in lengths and place.is_separate:
-            index[place.axis] = slice(0, -(-Fraction(lengths[k]) // place.stride))
+            positions = Fraction(lengths[k]) / place.stride - (deficits or {}).get(k, 0)
+            index[place.axis] = slice(0, max(math.ceil(positions), 0))
     return value[tuple(index)]
 
 
 def compute_together(arrays: Mapping[str, da.Array]) -> dict[str, Any]:
     """Compute arrays in one graph, on the scheduler that Dask would use; inline inside a task."""
-    scheduler = {"scheduler": "sync"} if is_inside_task() else {}
-    return dict(zip(arrays, compute(*arrays.values(), **scheduler), strict=True))
+    return dict(zip(arrays, compute_now(list(arrays.values())), strict=True))
 
 
 def in_form_of(
-    image: InputImage, value: Any, name: str, places: Places, untiled: Mapping[int, Place]
+    image: InputImage,
+    value: Any,
+    name: str,
+    places: Places,
+    borders: Borders,
+    untiled: Mapping[int, Place],
 ) -> Any:
     """Return a result in the form of the image: labelled as it is, and with or without batch axis.
 
@@ -188,10 +203,12 @@ def in_form_of(
         Name of the output.
     places : Places
         Locations of the tiled axes in the result.
+    borders : Borders
+        Where the first position of the result starts on the image, along tiled axes.
     untiled : mapping of int to Place
         Other axes of the image to their locations in the result.
     """
     is_single = image.is_single and value.ndim > 0 and value.shape[0] == 1
     if image.labelled is not None:
-        value = with_labels(image.labelled, value, name, places, untiled, image.is_single)
+        value = with_labels(image.labelled, value, name, places, borders, untiled, image.is_single)
     return value[0] if is_single else value

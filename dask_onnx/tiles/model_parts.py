@@ -12,7 +12,8 @@ from dask_onnx.api.model import Model
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.onnx_model import extract_onnx
-from dask_onnx.tiles.graph_rewrites import replace_proto
+from dask_onnx.tiles.flow import CAPTURE, Step
+from dask_onnx.tiles.graph_rewrites import rename_captures, replace_proto
 from dask_onnx.tiles.groups import Component, Feed, UntiledTask, feed_name
 from dask_onnx.tiles.local_shapes import shape_input_length, shape_input_name, shape_inputs
 from dask_onnx.tiles.tile_plan import TilePlan
@@ -34,6 +35,7 @@ class Parts:
         self.plan, self.model = plan, model
         self.shape_inputs: dict[int, list[TensorSpec]] = {}
         """Index of a node to its inputs that receive shapes on each tile; see `local_shapes`."""
+        self._added: set[str] = set()
         proto = onnx.ModelProto()
         proto.CopyFrom(plan.flow.facts.proto)
         del proto.graph.value_info[:]
@@ -44,12 +46,15 @@ class Parts:
     def _rename(self, proto: onnx.ModelProto) -> None:
         """Rename inputs so that tiles differ from whole values, and add what follows from sizes."""
         flow = self.plan.flow
-        added: set[str] = set()
         for index, node in enumerate(proto.graph.node):
             step = flow.steps.get(index)
             given = {}
             if step is not None:
-                given = {e.input_index: feed_name(flow, step, e) for e in step.edges}
+                named = [(e, feed_name(flow, step, e)) for e in step.edges]
+                given = {e.input_index: name for e, name in named if e.input_index != CAPTURE}
+                captured = {e.value: name for e, name in named if e.input_index == CAPTURE}
+                captured |= {name: self._known(name, proto) for name in self._known_captures(step)}
+                rename_captures(node, captured)
                 indices = shape_inputs(flow, step)
                 given |= {i: shape_input_name(step, i) for i in indices}
                 self.shape_inputs[index] = [
@@ -60,13 +65,20 @@ class Parts:
                 if i in given:
                     node.input[i] = given[i]
                 elif name in flow.known:
-                    node.input[i] = f"{name}::known"
-                    if name not in added:
-                        added.add(name)
-                        array = flow.known[name].array
-                        proto.graph.initializer.append(
-                            numpy_helper.from_array(array, f"{name}::known")
-                        )
+                    node.input[i] = self._known(name, proto)
+
+    def _known_captures(self, step: Step) -> list[str]:
+        """Return what a body of a node captures of the values that follow from sizes."""
+        return [name for name in step.node.captures if name in self.plan.flow.known]
+
+    def _known(self, name: str, proto: onnx.ModelProto) -> str:
+        """Return the name of the initializer with a value that follows from sizes; add it once."""
+        constant = f"{name}::known"
+        if name not in self._added:
+            self._added.add(name)
+            array = self.plan.flow.known[name].array
+            proto.graph.initializer.append(numpy_helper.from_array(array, constant))
+        return constant
 
     def of_tiles(self, part: Component) -> Model | None:
         """Return the part that computes a component's tiles; None if all of them are feeds."""

@@ -12,7 +12,11 @@ from dask_onnx.analysis.axes.propagate import propagate
 from dask_onnx.analysis.shapes import infer_shapes
 from dask_onnx.api.model import Model
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.tiles.image_borders import Borders
 from dask_onnx.tiles.places import Place, Places
+
+_SAME = (Fraction(0), Fraction(1))
+"""Grid of the image itself: start and stride in pixels."""
 
 
 def with_labels(
@@ -20,15 +24,16 @@ def with_labels(
     value: Any,
     name: str,
     places: Places,
+    borders: Borders,
     untiled: Mapping[int, Place],
     is_single: bool,
 ) -> Any:
     """Return a result as a DataArray with the labels of the image that it still fits.
 
-    An axis *survives* if the result has it at the same size and stride. Coordinates whose
-    dimensions all survive are kept with their indexes, whatever their number of dimensions.
-    Coordinates along one tiled axis of another size or stride are interpolated. Attributes are kept
-    if all tiled axes survive.
+    An axis *survives* if each position of the result is one pixel of the image: all of them, or
+    those that an unpadded convolution leaves. Coordinates whose dimensions all survive are kept
+    with their indexes, whatever their number of dimensions. Coordinates along one tiled axis of
+    another stride are interpolated. Attributes are kept if the result has the image's grid.
 
     Parameters
     ----------
@@ -40,67 +45,112 @@ def with_labels(
         Name of the output and of the result.
     places : Places
         Locations of the tiled axes in the result.
+    borders : Borders
+        Where the first position of the result starts on the image, along tiled axes.
     untiled : mapping of int to Place
         Other axes of the image, with the batch axis, to their locations in the result.
     is_single : bool
         Whether the image has no batch axis.
     """
-    from dask_onnx.collections import labelled_arrays  # needs xarray
+    from dask_onnx.collections import geotransform, labelled_arrays  # needs xarray
 
     shift = int(is_single)
     dims: list[Any] = labelled_arrays.new_dimensions(name, value.ndim)
-    surviving: set[Any] = set()
-    resampled: dict[Any, Any] = {}
+    grids: dict[Any, tuple[Fraction, Fraction]] = {}
     if not is_single and value.ndim and value.shape[0] == source.shape[0]:
         # The batch axis keeps its labels behind operators whose axes are unknown, too.
         dims[0] = source.dims[0]
-        surviving.add(source.dims[0])
-    keeps_grid = bool(places)
+        grids[source.dims[0]] = _SAME
     for k, place in {**untiled, **places}.items():
-        if k < shift:
+        if k < shift or not place.is_separate:
             continue
-        dim, size = source.dims[k - shift], value.shape[place.axis] if place.is_separate else -1
-        if place.is_separate and place.stride == 1 and size == source.sizes[dim]:
+        dim = source.dims[k - shift]
+        is_whole = place.stride == 1 and value.shape[place.axis] == source.sizes[dim]
+        if k in places:
             dims[place.axis] = dim
-            surviving.add(dim)
-            continue
-        keeps_grid = False
-        if k in places and place.is_separate:
+            if k in borders:
+                grids[dim] = borders[k], place.stride
+        elif is_whole:
             dims[place.axis] = dim
-            resampled |= _resampled_along(source, dim, place.stride, size)
+            grids[dim] = _SAME
+    sizes = {dim: value.shape[axis] for axis, dim in enumerate(dims) if dim in grids}
+    parts = {dim: _pixels(grids[dim], sizes[dim], source.sizes[dim]) for dim in grids}
+    surviving = {dim: part for dim, part in parts.items() if part is not None}
+    tiled = {source.dims[k - shift] for k in places if k >= shift}
+    keeps_grid = bool(places) and all(
+        grids.get(dim) == _SAME and sizes[dim] == source.sizes[dim] for dim in tiled
+    )
     attrs = dict(source.attrs) if keeps_grid else None
-    result = labelled_arrays.label(value, dims, source, surviving, name=name, attrs=attrs)
-    return result.assign_coords(resampled)
+    cut = source.isel(surviving)
+    result = labelled_arrays.label(value, dims, cut, surviving, name=name, attrs=attrs)
+    resampled: dict[Any, Any] = {}
+    for dim in set(grids) - set(surviving):
+        resampled |= _resampled_along(source, dim, grids[dim], sizes[dim])
+    return geotransform.with_transform_of(result.assign_coords(resampled), source, grids)
 
 
-def _resampled_along(source: Any, dim: Any, stride: Fraction, size: int) -> dict[Any, Any]:
-    """Return the one-dimensional numeric coordinates along a dimension at another stride."""
+def _pixels(grid: tuple[Fraction, Fraction], size: int, pixels: int) -> slice | None:
+    """Return the pixels of the image that positions stand for; None if these are no pixels.
+
+    Parameters
+    ----------
+    grid : tuple of Fraction
+        Start and stride of the positions, in pixels.
+    size : int
+        Number of positions.
+    pixels : int
+        Pixels of the image.
+    """
+    border, stride = grid
+    if stride != 1 or border.denominator != 1 or not 0 <= border <= pixels - size:
+        return None
+    return slice(int(border), int(border) + size)
+
+
+def _resampled_along(
+    source: Any, dim: Any, grid: tuple[Fraction, Fraction], size: int
+) -> dict[Any, Any]:
+    """Return the one-dimensional coordinates along a dimension at the positions of another grid.
+
+    They are numbers or times; others cannot be interpolated.
+    """
     coords = {label: c for label, c in source.coords.items() if c.dims == (dim,)}
     return {
-        label: _resampled(coord, stride, size)
+        label: _resampled(coord, grid, size)
         for label, coord in coords.items()
-        if coord.dtype.kind in "fiu" and len(coord) > 1
+        if coord.dtype.kind in "fiuM" and len(coord) > 1
     }
 
 
-def _resampled(coord: Any, stride: Fraction, size: int) -> Any:
-    """Return a coordinate at the centres of larger or smaller pixels.
+def _resampled(coord: Any, grid: tuple[Fraction, Fraction], size: int) -> Any:
+    """Return a coordinate at the centres of pixels of another grid.
 
     Values are interpolated linearly, and extrapolated by the first and last step.
     """
-    step = float(stride)
-    at = np.arange(size) * step + (step - 1) / 2
-    values = coord.values.astype(np.float64)
+    border, step = (float(number) for number in grid)
+    at = border + (np.arange(size) + 0.5) * step - 0.5
+    values, first_time = coord.values, None
+    if values.dtype.kind == "M":  # relative to the first, for the precision of float64
+        first_time, unit = values[0], np.diff(values[:1]).dtype
+        values = (values - first_time).astype(unit).astype(np.int64)
+    values = values.astype(np.float64)
     first, last = values[1] - values[0], values[-1] - values[-2]
     found = np.interp(at, np.arange(len(values)), values)
     found = np.where(at < 0, values[0] + at * first, found)
     beyond = at - (len(values) - 1)
     found = np.where(beyond > 0, values[-1] + beyond * last, found)
+    if first_time is not None:
+        found = first_time + np.round(found).astype(np.int64).astype(unit)
     return coord.dims, found, dict(coord.attrs)
 
 
 def untiled_axes(
-    model: Model, spec: TensorSpec, shape: Sequence[int], tiled: Sequence[int], output: str
+    model: Model,
+    spec: TensorSpec,
+    shape: Sequence[int],
+    tiled: Sequence[int],
+    output: str,
+    others: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[int, Place]:
     """Return where the axes that are not tiled lie in an output: bands that a model keeps apart.
 
@@ -115,6 +165,8 @@ def untiled_axes(
         Tiled axes of the image.
     output : str
         Name of the output.
+    others : mapping of str to tuple of int, optional
+        Shapes of the other inputs.
 
     Returns
     -------
@@ -123,7 +175,8 @@ def untiled_axes(
         positions the model mixes.
     """
     facts = model._facts
-    specs = infer_shapes(facts.graph, {spec.name: tuple(shape)}, facts.schemas)
+    shapes = {**(others or {}), spec.name: tuple(shape)}
+    specs = infer_shapes(facts.graph, shapes, facts.schemas)
     sizes = specs[output].shape if output in specs else None
     found: dict[int, Place] = {}
     for axis in set(range(len(shape))) - set(tiled):

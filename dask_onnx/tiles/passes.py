@@ -153,7 +153,7 @@ def _with_levels(flow: Flow, starts: Collection[int]) -> Flow:
     starts : collection of int
         Indices of nodes that start a new pass.
     """
-    values = {flow.source: flow.values[flow.source]}
+    values = {name: flow.values[name] for name in flow.sources}
     steps: dict[int, Step] = {}
     for index, step in flow.steps.items():
         level = 0
@@ -163,7 +163,7 @@ def _with_levels(flow: Flow, starts: Collection[int]) -> Flow:
                 continue
             needs_all = step.is_untiled or edge.is_gathered or bool(step.reduced)
             level = max(level, traced.level + (needs_all and not traced.is_untiled))
-            if index in starts and not traced.is_untiled and edge.value != flow.source:
+            if index in starts and not traced.is_untiled and edge.value not in flow.sources:
                 level = max(level, traced.level + 1)
         steps[index] = replace(step, level=level)
         for name in step.node.outputs:

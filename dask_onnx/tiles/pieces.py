@@ -28,12 +28,18 @@ class Source:
 
     name: str
     """First element of the tasks' keys."""
-    borders: tuple[tuple[int, ...], ...]
-    """Borders of the pieces along each axis, from 0 on."""
+    borders: tuple[tuple[float, ...], ...]
+    """Borders of the pieces along each axis, from 0 on; NaN behind the only piece of an axis whose
+    size only the run tells."""
     position: int | None = None
     """Position of the value in the tasks' results; None if they return it alone."""
     key_axes: tuple[int, ...] | None = None
     """Axes whose piece number is part of the keys; None for all."""
+
+    @property
+    def is_of_unknown_size(self) -> bool:
+        """True if there is one piece, whose size only the run tells."""
+        return any(math.isnan(ends[-1]) for ends in self.borders)
 
     def key(self, index: Index) -> Any:
         """Return the key of the task that has a piece."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import dask.array as da
 import dask.config
 import numpy as np
+from dask.graph_manipulation import clone
 
 from dask_onnx.analysis.randomness import random_nodes
 from dask_onnx.api.model import Model
@@ -21,15 +22,17 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.tiles.blend import blend
-from dask_onnx.tiles.budget import automatic_tile, check_tile, task_limit
+from dask_onnx.tiles.budget import automatic_tile, check_tile, kept_limit, task_limit
+from dask_onnx.tiles.companions import Companion, NamedInputs, named_inputs, split_companions
+from dask_onnx.tiles.image_borders import borders_on_image
 from dask_onnx.tiles.image_input import (
-    InputImage,
     as_input_image,
     compute_together,
     crop_padding,
     in_form_of,
     pad_to,
 )
+from dask_onnx.tiles.keeping import with_bounded_tiles
 from dask_onnx.tiles.model_parts import Parts
 from dask_onnx.tiles.output_labels import untiled_axes
 from dask_onnx.tiles.passes import with_passes
@@ -57,6 +60,7 @@ def predict_tiled(
     exact: bool = True,
     overlap: int | Sequence[int] | None = None,
     memory_limit: int | str | None = None,
+    keep_limit: int | str | None = None,
 ) -> Any:
     """Run a model on an image or volume tile by tile, with the result of the untiled image.
 
@@ -64,17 +68,21 @@ def predict_tiled(
     result depends on where the image is cut: it equals that of ``model.predict`` on the whole image
     up to floating-point rounding. Statistics over all pixels (global pooling, squeeze-and-excite,
     instance, group and layer normalization) are computed in passes: each pass over the tiles gives
-    partial statistics, which are combined, and the next pass continues from the kept tiles. Keys
-    and values of an attention are gathered; behind it, nodes with small activations run untiled.
+    partial statistics, which are combined, and the next pass continues from the kept tiles, within
+    `keep_limit`. Keys and values of an attention are gathered. Nodes that need all positions at
+    once (the head of a detector that sorts or selects boxes, a recurrence) run untiled on the
+    features that the tiles have computed, within `memory_limit`.
 
     Parameters
     ----------
     model : Model
-        A model with one input.
-    image : dask.array, numpy.ndarray or xarray.DataArray
+    image : dask.array, numpy.ndarray or xarray.DataArray; or a dict of them by input name
         Image of the input's dtype and rank, such as (1, 3, H, W) or (1, C, D, H, W); the batch axis
         may be left out. A dask array, in any chunks, stays lazy; a numpy array is computed at once
-        on the scheduler that Dask would use.
+        on the scheduler that Dask would use. For a model of several inputs, a dict: the image is
+        the input along which the model slides a window (of several, the largest). Inputs that have
+        its size along the tiled axes, or a whole fraction of it, are cut with it; all others are
+        given once, in memory, for all tiles (a timestep, a text's embedding).
     tile : int, sequence of int, or "auto", default 1024
         Pixels of a tile along each tiled axis. They are rounded down to a multiple of what the
         strides of the model need, but at least that. "auto" is the largest tile whose activations
@@ -93,7 +101,13 @@ def predict_tiled(
     memory_limit : int or str, optional
         Bytes of activations that a task may take, such as "2GiB"; by default half of the memory
         that a worker (without a client, this machine) has for each thread. Limits ``tile="auto"``
-        and what runs untiled behind an attention.
+        and what runs untiled, such as the head of a detector.
+    keep_limit : int or str, optional
+        Bytes that all tiles together may keep from one pass to the next; by default a quarter of
+        the memory of all workers. What exceeds it is computed again in the next pass, from the
+        image if need be, which is then read once for each pass: memory no longer grows with the
+        image, and time grows with the number of passes. 0 keeps nothing but what a task needs
+        whole.
 
     Returns
     -------
@@ -137,61 +151,103 @@ def predict_tiled(
     >>> mask = dx.predict_tiled(model, image, tile=1024)
     >>> mask.to_zarr("mask.zarr")
     """
-    spec = _input_of(model)
-    if not exact:
-        return blend(model, image, spec, tile=tile, axes=axes, outputs=outputs, overlap=overlap)
-    if overlap is not None:
+    if exact and overlap is not None:
         raise InputError(
             f"overlap is {overlap!r} and exact is True; exact tiles take the pixels that they need",
             "leave overlap out, or pass exact=False",
             option="overlap",
             suggestions=[Suggestion("overlap"), Suggestion("exact", False)],
         )
-    given = as_input_image(image, spec)
     wanted = resolve_outputs(outputs, model.facts.outputs, model._facts.known_values)
+    named = named_inputs(model, image, wanted.names)
+    if not exact:
+        model, spec, picture = _for_blending(named, axes)
+        return blend(model, picture, spec, tile=tile, axes=axes, outputs=outputs, overlap=overlap)
+    given = as_input_image(named.values[named.image], named.spec)
+    tiled = _tiled_axes(named, given.shape, axes)
+    model, companions, images = split_companions(named, given.shape, tiled)
     limit = task_limit(memory_limit, any_cluster(current_client()))
-    analysis = _analysis(model, spec, given, axes, wanted.names, limit)
+    analysis = _analysis(model, named.image, given.shape, tiled, companions, wanted.names, limit)
     plan = _plan(analysis, tile, wanted.names, limit, is_limited=memory_limit is not None)
     plan = with_passes(plan, model._facts.costs)
-    data = pad_to(given.data, analysis.shape, analysis.multiple)
-    arrays = _arrays(model, plan, data, is_lazy=given.is_lazy)
-    lengths = {k: given.shape[k] for k in plan.grids if given.shape[k] != analysis.shape[k]}
+    plan = with_bounded_tiles(plan, kept_limit(keep_limit, any_cluster(current_client())))
+    data = {named.image: pad_to(given.data, analysis.shape, analysis.multiple)}
+    for name, each in images.items():
+        data[name] = pad_to(each.data, companions[name].at(analysis.shape))
+    arrays = _arrays(model, plan, data)
     if not given.is_lazy:
         arrays = compute_together(arrays)
     results = {}
     for name in wanted.names:
-        places, others = plan.places(name), {}
+        value = _cropped(arrays[name], name, analysis, given.shape)
+        others = {}
         if given.labelled is not None:
-            others = untiled_axes(model, spec, analysis.shape, tuple(plan.grids), name)
-        value = crop_padding(arrays[name], places, lengths)
-        results[name] = in_form_of(given, value, name, places, others)
+            shapes = {each: companions[each].at(analysis.shape) for each in companions}
+            others = untiled_axes(model, named.spec, analysis.shape, tiled, name, shapes)
+        borders = borders_on_image(plan.flow, analysis.deficits, name)
+        results[name] = in_form_of(given, value, name, plan.places(name), borders, others)
     return wanted.shape_result(results)
 
 
-def _input_of(model: Model) -> TensorSpec:
-    """Return the one input of a model."""
-    if len(model.inputs) != 1:
-        names = ", ".join(spec.name for spec in model.inputs)
+def _for_blending(named: NamedInputs, axes: Sequence[int] | None) -> tuple[Model, TensorSpec, Any]:
+    """Return a model of one input with that input, and the image; refuse a second image."""
+    picture = named.values[named.image]
+    if not named.others:
+        return named.model, named.spec, picture
+    shape = as_input_image(picture, named.spec).shape
+    model, companions, _ = split_companions(named, shape, _tiled_axes(named, shape, axes))
+    if companions:
+        name = next(iter(companions))
         raise InputError(
-            f"the model has {len(model.inputs)} inputs ({names}); tiles are cut of one input",
-            "take the part of the model behind the others: model.extract(inputs=[...])",
-            option="model",
-            numbers={"inputs": len(model.inputs)},
+            f"inputs {named.image!r} and {name!r} are both images; exact=False takes one",
+            "leave out exact=False, or use model.predict",
+            option="exact",
+            input=name,
+            suggestions=[Suggestion("exact", True)],
         )
-    return model.inputs[0]
+    return model, model.inputs[0], picture
+
+
+def _tiled_axes(
+    named: NamedInputs, shape: tuple[int, ...], axes: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Return the tiled axes of the image, ascending: those named, or those of windows."""
+    spec, rank = named.spec, len(shape)
+    if axes is None:
+        facts = named.model._facts
+        others = named.shapes()
+        return window_axes(facts.graph, facts.schemas, facts.custom_axes, spec, shape, others)
+    tiled = tuple(axis % rank for axis in axes if -rank <= axis < rank)
+    if not tiled or len(set(tiled)) != len(axes):
+        raise InputError(
+            f"axes is {tuple(axes)}; the model takes {spec}",
+            f"name different axes from 0 to {rank - 1}",
+            option="axes",
+            input=spec.name,
+            numbers={"rank": rank},
+        )
+    return tuple(sorted(tiled))
+
+
+def _cropped(value: Any, name: str, analysis: TilingAnalysis, shape: tuple[int, ...]) -> Any:
+    """Return an output without the positions that come from padding the image."""
+    places = analysis.flow.places(name)
+    lengths = {k: shape[k] for k in analysis.flow.axes if shape[k] != analysis.shape[k]}
+    deficits = {k: analysis.deficits.get((name, k), Fraction(0)) for k in places}
+    return crop_padding(value, places, lengths, deficits)
 
 
 def _analysis(
     model: Model,
-    spec: TensorSpec,
-    image: InputImage,
-    axes: Sequence[int] | None,
+    image: str,
+    shape: tuple[int, ...],
+    tiled: tuple[int, ...],
+    companions: Mapping[str, Companion],
     outputs: tuple[str, ...],
     limit: int,
 ) -> TilingAnalysis:
     """Return how the image goes through the model, or refuse what has no exact tiles."""
     facts = model._facts
-    rank = len(image.shape)
     random, _ = random_nodes(facts.graph, outputs)
     if random:
         raise InputError(
@@ -200,34 +256,24 @@ def _analysis(
             node=random[0],
             suggestions=[Suggestion("exact", False)],
         )
-    if spec.name in outputs:
-        raise InputError(
-            f"output {spec.name!r} is the input of the model",
-            "name outputs that the model computes",
-            option="outputs",
-            input=spec.name,
-        )
-    if axes is None:
-        tiled = window_axes(facts.graph, facts.schemas, facts.custom_axes, spec, image.shape)
-    else:
-        tiled = tuple(axis % rank for axis in axes if -rank <= axis < rank)
-        if not tiled or len(set(tiled)) != len(axes):
+    for name in (image, *companions):
+        if name in outputs:
             raise InputError(
-                f"axes is {tuple(axes)}; the model takes {spec}",
-                f"name different axes from 0 to {rank - 1}",
-                option="axes",
-                input=spec.name,
-                numbers={"rank": rank},
+                f"output {name!r} is an input of the model",
+                "name outputs that the model computes",
+                option="outputs",
+                input=name,
             )
     request = TilingRequest(
         facts.graph,
         facts.schemas,
         facts.custom_axes,
-        spec.name,
-        image.shape,
-        tuple(sorted(tiled)),
+        image,
+        shape,
+        tiled,
         outputs,
         limit,
+        companions,
     )
     return analyze_tiling(request)
 
@@ -276,8 +322,8 @@ def _plan(
     return plan
 
 
-def _arrays(model: Model, plan: TilePlan, data: Any, *, is_lazy: bool) -> Mapping[str, da.Array]:
-    """Return the lazy outputs of a plan."""
+def _arrays(model: Model, plan: TilePlan, data: Mapping[str, Any]) -> Mapping[str, da.Array]:
+    """Return the lazy outputs of a plan for its images: numpy or dask arrays by input."""
     if dask.config.get("array.query-planning", False):
         raise InputError(
             "a tiled prediction cannot become a dask.array while array.query-planning is on",
@@ -285,107 +331,43 @@ def _arrays(model: Model, plan: TilePlan, data: Any, *, is_lazy: bool) -> Mappin
             option="array.query-planning",
             suggestions=[Suggestion("array.query-planning", False)],
         )
-    grids = plan.grids
-    if is_lazy:
-        image = data
-    else:
-        chunks = tuple(
-            tuple(np.diff(grids[axis].borders).tolist()) if axis in grids else (size,)
-            for axis, size in enumerate(data.shape)
-        )
-        # Computed at once and never again: hashing the pixels for a name would be wasted.
-        image = da.from_array(data, chunks=chunks, name=f"image-{uuid.uuid4().hex}")
-    borders = {k: grid.borders for k, grid in grids.items()}
-    token = digest(model.__dask_tokenize__(), image.name, borders, plan.outputs)
+    images = {
+        name: each if isinstance(each, da.Array) else _in_tiles(each, plan, name)
+        for name, each in data.items()
+    }
+    borders = {k: grid.borders for k, grid in plan.grids.items()}
+    names = [image.name for image in images.values()]
+    steps = [(index, step.level, step.is_untiled) for index, step in plan.flow.steps.items()]
+    kept = None if plan.flow.kept is None else sorted(plan.flow.kept)
+    token = digest(model.__dask_tokenize__(), names, borders, plan.outputs, steps, kept)
     graph = TileGraph(plan, Parts(plan, model), token, cuts_first=current_client() is not None)
-    graph.build(image)
-    return as_arrays(graph, image, plan.outputs)
+    each_pass = [images, *_read_again(images, plan)]
+    graph.build(each_pass)
+    read = [image for each in each_pass for image in each.values()]
+    return as_arrays(graph, read, plan.outputs)
 
 
-def tiling_drift(
-    model: Model,
-    sample: Any,
-    tile: Tile,
-    overlap: int | Sequence[int] | None = None,
-    *,
-    axes: Sequence[int] | None = None,
-    outputs: Outputs = None,
-) -> dict[str, TilingDrift]:
-    """Measure how far blended tiles are from the untiled result, on a sample that fits in memory.
+def _read_again(images: Mapping[str, da.Array], plan: TilePlan) -> list[dict[str, da.Array]]:
+    """Return copies of the images for passes that compute from them again.
 
-    Parameters
-    ----------
-    model : Model
-        A model with one input.
-    sample : numpy.ndarray
-        Image larger than one tile, of the input's dtype and rank; the batch axis may be left out.
-        The model also runs on it untiled, in this process.
-    tile : int, sequence of int, or "auto"
-        Pixels of a tile along each tiled axis; "auto" for a model of fixed size.
-    overlap : int or sequence of int, optional
-        Pixels that neighbouring tiles share; 64 by default.
-    axes : sequence of int, optional
-        Axes along which tiles are cut, as for `predict_tiled`.
-    outputs : str or sequence of str, optional
-        Outputs to compare, as for ``model.predict``.
-
-    Returns
-    -------
-    dict of str to TilingDrift
-        Differences by output.
-
-    Raises
-    ------
-    InputError
-        The sample or an option does not fit the model.
-    StageError, StoreError
-        The model failed, or could not be read.
-
-    See Also
-    --------
-    predict_tiled : Its ``exact=False`` blends overlapping tiles.
-
-    Examples
-    --------
-    >>> import dask_onnx as dx
-    >>> model = dx.load("super_resolution.onnx")
-    >>> drift = dx.tiling_drift(model, sample, tile=512, overlap=64)["output"]
-    >>> drift.largest / drift.scale  # relative to the largest value
+    Passes that shared the tasks that load the image would hold all of it from the first to the last
+    one.
     """
-    spec = _input_of(model)
-    wanted = resolve_outputs(outputs, model.facts.outputs, model._facts.known_values)
-    names = list(wanted.names)
-    image = as_input_image(np.asarray(sample), spec)
-    untiled = model(image.data, outputs=names, batch_size=None)
-    tiled = predict_tiled(
-        model,
-        image.data,
-        tile=tile,
-        axes=axes,
-        outputs=names,
-        exact=False,
-        overlap=overlap,
-    )
-    return {name: _drift(np.asarray(untiled[name]), np.asarray(tiled[name])) for name in names}
+    if plan.flow.kept is None:
+        return []
+    return [
+        {name: clone(image, seed=f"{image.name}-{number}") for name, image in images.items()}
+        for number in range(1, plan.passes)
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class TilingDrift:
-    """Difference of blended tiles from the untiled result, in the units of the output."""
-
-    largest: float
-    """Largest absolute difference of an element."""
-    mean: float
-    """Mean absolute difference."""
-    scale: float
-    """Largest absolute value of the untiled result, for comparison."""
-
-
-def _drift(untiled: np.ndarray, tiled: np.ndarray) -> TilingDrift:
-    wide = untiled.astype(np.float64)
-    difference = np.abs(wide - tiled.astype(np.float64))
-    return TilingDrift(
-        float(difference.max(initial=0)),
-        float(difference.mean()) if difference.size else 0.0,
-        float(np.abs(wide).max(initial=0)),
-    )
+def _in_tiles(array: np.ndarray, plan: TilePlan, name: str) -> da.Array:
+    """Return an image in memory as a dask array with a chunk for each tile."""
+    chunks: list[tuple[int, ...]] = [(size,) for size in array.shape]
+    for k, place in plan.places(name).items():
+        ends = [plan.tile(name, k, number) for number in plan.grids[k].tiles]
+        chunks[place.axis] = tuple(stop - start for start, stop in ends)
+    # Computed at once and never again: hashing the pixels for a name would be wasted.
+    key = f"image-{uuid.uuid4().hex}"
+    image: da.Array = da.from_array(array, chunks=tuple(chunks), name=key)
+    return image

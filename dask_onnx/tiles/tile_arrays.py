@@ -16,7 +16,9 @@ from dask_onnx.tiles.tile_graph import TileGraph
 from dask_onnx.tiles.tile_tasks import take_value
 
 
-def as_arrays(graph: TileGraph, image: da.Array, outputs: Sequence[str]) -> dict[str, da.Array]:
+def as_arrays(
+    graph: TileGraph, images: Sequence[da.Array], outputs: Sequence[str]
+) -> dict[str, da.Array]:
     """Return a lazy array for each output, with a chunk for each tile.
 
     Outputs whose rows and columns share an axis have a chunk for each row of tiles.
@@ -25,17 +27,20 @@ def as_arrays(graph: TileGraph, image: da.Array, outputs: Sequence[str]) -> dict
     ----------
     graph : TileGraph
         Built.
-    image : dask.array
-        The image that it was built for.
+    images : sequence of dask.array
+        The images that it was built for.
     outputs : sequence of str
     """
-    given: Any = image.__dask_graph__()
-    layers: dict[str, Any] = dict(given.layers)
-    dependencies = {name: set(deps) for name, deps in given.dependencies.items()}
+    layers: dict[str, Any] = {}
+    dependencies: dict[str, set[str]] = {}
+    for image in images:
+        given: Any = image.__dask_graph__()
+        layers |= given.layers
+        dependencies |= {name: set(deps) for name, deps in given.dependencies.items()}
     for key, tasks in graph.supplies.items():
         layers[key], dependencies[key] = MaterializedLayer(tasks), set()
     base = f"tiles-{graph.token}"
-    roots = {image.name, *graph.supplies}
+    roots = {*(image.name for image in images), *graph.supplies}
     annotations = {"retries": effective_retries(None)}
     layers[base] = MaterializedLayer(graph.tasks, annotations=annotations)
     dependencies[base] = roots
@@ -44,7 +49,7 @@ def as_arrays(graph: TileGraph, image: da.Array, outputs: Sequence[str]) -> dict
         name, chunks = _output_layer(graph, value, base, layers, dependencies)
         dtype = graph.plan.flow.specs[value].dtype
         split = da.Array(
-            HighLevelGraph(layers, dependencies),
+            HighLevelGraph(dict(layers), dict(dependencies)),
             name,
             chunks,
             dtype=dtype,

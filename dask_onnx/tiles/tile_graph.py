@@ -10,8 +10,9 @@ that its neighbours need.
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,13 +93,20 @@ class TileGraph:
     supplies: dict[str, dict[Any, Any]] = field(default_factory=dict)
     """Layers of tasks that bring the model to workers that cannot read it themselves."""
 
-    def build(self, image: da.Array) -> None:
-        """Add the tasks of all passes; `image` is of the model's rank, in any chunks."""
-        borders = borders_of_chunks(image.chunks)
-        self.sources[self.plan.flow.source] = Source(image.name, borders)
+    def build(self, images: Sequence[Mapping[str, da.Array]]) -> None:
+        """Add the tasks of all passes.
+
+        Parameters
+        ----------
+        images : sequence of mapping of str to dask.array
+            Inputs that are cut into tiles, of the model's rank, in any chunks. The first mapping is
+            for the first pass, and so on; the last is for all further passes.
+        """
         untiled = {task.level: task for task in self.plan.untiled_tasks}
         last = max([*untiled, *(group.level for group in self.plan.groups)], default=0)
         for level in range(last + 1):
+            for name, image in images[min(level, len(images) - 1)].items():
+                self.sources[name] = Source(image.name, borders_of_chunks(image.chunks))
             if level in untiled:
                 self._add_untiled(untiled[level])
             for group in self.plan.groups:
@@ -136,8 +144,16 @@ class TileGraph:
 
     def _add_take(self, value: str, key: Any, position: int | None) -> None:
         """Add a task that takes an untiled value from a result, with its tiled axes split."""
-        shape = self.plan.layout(value).split_shape(self.plan.full(value))
         name = self.name(f"take_{value}")
+        dims = self.plan.flow.dims(value)
+        if dims is None or None in dims:
+            # The size follows from values, as behind a NonMaxSuppression: there is one piece.
+            whole: Any = (name, *(0 for _ in dims or ()))
+            self.tasks[whole] = Task(whole, take_value, TaskRef(key), position)
+            borders = tuple((0, math.nan if dim is None else dim) for dim in dims or ())
+            self.sources[value] = Source(name, borders)
+            return
+        shape = self.plan.layout(value).split_shape(self.plan.full(value))
         piece: Any = (name, *(0 for _ in shape))
         self.tasks[piece] = Task(piece, take_value, TaskRef(key), position, shape)
         self.sources[value] = Source(name, tuple((0, size) for size in shape))
@@ -159,6 +175,9 @@ class TileGraph:
     def _gathered(self, value: str) -> Any:
         """Return the key of a whole value in its own shape, and add its task if need be."""
         key = self.name(f"gather_{value}")
+        source = self.source(value)
+        if source.is_of_unknown_size:
+            return source.key((0,) * len(source.borders))
         if key not in self.tasks:
             layout, full = self.plan.layout(value), self.plan.full(value)
             region = [(0, size) for size in layout.split_shape(full)]

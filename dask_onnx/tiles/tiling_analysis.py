@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from onnx.shape_inference import InferenceError
@@ -16,8 +16,10 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.operator_names import standard_op_type
+from dask_onnx.tiles.companions import Companion
 from dask_onnx.tiles.flow import Flow, NotTileableError, SizeMismatchError, TooLargeError
 from dask_onnx.tiles.graph_rewrites import decompose, with_explicit_padding
+from dask_onnx.tiles.places import Place, Places
 from dask_onnx.tiles.tile_plan import (
     AxisGrid,
     TilePlan,
@@ -51,7 +53,27 @@ class TilingRequest:
     outputs: tuple[str, ...]
     """Values to compute."""
     max_untiled_bytes: int
-    """Bytes of activations up to which nodes behind an attention run on untiled values."""
+    """Bytes of activations up to which nodes that have no tiles run on untiled values."""
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    """Further inputs that are cut into tiles."""
+
+    def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all inputs for an image of some shape."""
+        others = {name: companion.at(shape) for name, companion in self.companions.items()}
+        return {self.source: shape, **others}
+
+    def places(self, specs: Mapping[str, TensorSpec]) -> dict[str, Places]:
+        """Return the locations of the tiled axes in each input that is cut."""
+        image = Companion(self.shape, {k: k for k in self.axes}, dict.fromkeys(self.axes, 1))
+        found: dict[str, Places] = {}
+        for name, each in {self.source: image, **self.companions}.items():
+            dims = specs[name].shape or ()
+            sizes = {k: dim for k, axis in each.axes.items() if isinstance(dim := dims[axis], int)}
+            found[name] = {
+                k: Place(each.axes[k], 1, 1, size, Fraction(each.strides[k]))
+                for k, size in sizes.items()
+            }
+        return found
 
     def specs(self, facts: GraphFacts, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
         """Return type and shape of every value for an image of some shape.
@@ -62,7 +84,7 @@ class TilingRequest:
             The model does not accept an image of that size.
         """
         try:
-            return infer_shapes(facts, {self.source: shape}, self.schemas, is_strict=True)
+            return infer_shapes(facts, self.shapes(shape), self.schemas, is_strict=True)
         except InferenceError as error:
             raise SizeMismatchError(str(error).splitlines()[0]) from error
 
@@ -84,7 +106,7 @@ class TilingRequest:
         return trace(
             facts,
             specs,
-            self.source,
+            self.places(specs),
             self.axes,
             self.outputs,
             self.custom_axes,
@@ -164,19 +186,27 @@ def _not_tileable(request: TilingRequest, error: NotTileableError) -> InputError
     how = f", {dep.how}" if dep.how else ""
     others = tuple(axis for axis in request.axes if axis != error.axis)
     next_step = (
-        "pass exact=False, overlap=64 to blend overlapping tiles (tiling_drift measures the error)"
+        "pass exact=False, overlap=64 to blend overlapping tiles (tiling_drift measures the error),"
+        " use detect_sliced for a detector, or raise memory_limit"
     )
-    suggestions = [Suggestion("exact", False), Suggestion("overlap", 64)]
+    suggestions = [
+        Suggestion("exact", False),
+        Suggestion("overlap", 64),
+        Suggestion("memory_limit", error.needed_bytes),
+    ]
     if others:
         next_step += f", or cut other axes only: axes={others}"
         suggestions.append(Suggestion("axes", others))
     return InputError(
         f"axis {error.axis} of input {request.source!r} cannot be cut into exact tiles: value "
-        f"{error.value!r} is {dep.kind.label} at node {node!r} ({error.op_type}){how}",
+        f"{error.value!r} is {dep.kind.label} at node {node!r} ({error.op_type}){how}, and "
+        f"the node needs {error.needed_bytes:,} bytes at once; a task may take "
+        f"{error.limit_bytes:,}",
         next_step,
         input=request.source,
         axis=error.axis,
         node=node,
+        numbers={"needed_bytes": error.needed_bytes, "limit_bytes": error.limit_bytes},
         suggestions=suggestions,
     )
 
@@ -186,7 +216,8 @@ def _too_large(error: TooLargeError) -> InputError:
     return InputError(
         f"node {error.node!r} ({error.op_type}) needs all of {error.value!r} at once: "
         f"{error.needed_bytes:,} bytes; a task may take {error.limit_bytes:,}",
-        "raise memory_limit, pass a smaller image, or pass exact=False",
+        "raise memory_limit, pass a smaller image, pass exact=False, or use detect_sliced for a "
+        "detector",
         option="memory_limit",
         node=error.node,
         numbers={"needed_bytes": error.needed_bytes, "limit_bytes": error.limit_bytes},
@@ -273,6 +304,7 @@ def window_axes(
     custom_axes: CustomAxes,
     spec: TensorSpec,
     shape: Sequence[int],
+    others: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[int, ...]:
     """Return the axes of an input that are tiled by default.
 
@@ -289,6 +321,8 @@ def window_axes(
         open.
     shape : sequence of int
         Shape of the image, with the batch axis.
+    others : mapping of str to tuple of int, optional
+        Shapes of the other inputs.
 
     Raises
     ------
@@ -306,7 +340,7 @@ def window_axes(
             option="axes",
             input=spec.name,
         )
-    specs = infer_shapes(facts, {spec.name: tuple(shape)}, schemas)
+    specs = infer_shapes(facts, {**(others or {}), spec.name: tuple(shape)}, schemas)
     windowed = [
         axis
         for axis in candidates

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import NoReturn
 
 import onnx
@@ -15,7 +14,9 @@ from dask_onnx.analysis.cost import value_bytes
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.operator_names import standard_op_type
+from dask_onnx.tiles.axis_outcomes import broken_dependence, carried_axes
 from dask_onnx.tiles.flow import (
+    CAPTURE,
     Edge,
     Flow,
     NotTileableError,
@@ -30,14 +31,14 @@ from dask_onnx.tiles.reduce import STATISTIC_OF
 from dask_onnx.tiles.size_values import fold_sizes, is_shape_node, known_sizes
 from dask_onnx.tiles.tile_rules import AxisOutcome, NodeRules
 
-_UNTILED_KINDS = (Kind.PAIRED, Kind.CONTRACTED, Kind.FACTORED)
-"""Dependences of nodes that run on the untiled value if that is small enough."""
+_QUERY_KINDS = (Kind.PAIRED, Kind.CONTRACTED, Kind.FACTORED)
+"""Dependences of nodes that may run on tiles of their first input, with all others gathered."""
 
 
 def trace(
     facts: GraphFacts,
     specs: Mapping[str, TensorSpec],
-    source: str,
+    sources: Mapping[str, Places],
     axes: Sequence[int],
     outputs: Sequence[str],
     custom_axes: CustomAxes,
@@ -46,17 +47,17 @@ def trace(
     variances: Mapping[str, str] | None = None,
     reference: Flow | None = None,
 ) -> Flow:
-    """Trace the tiled axes of one input through the graph.
+    """Trace the tiled axes of an image through the graph.
 
     Parameters
     ----------
     facts : GraphFacts
     specs : mapping of str to TensorSpec
         Types and shapes of all values for the whole image.
-    source : str
-        Name of the input.
+    sources : mapping of str to Places
+        Inputs that are cut into tiles, the image first, to the locations of the tiled axes.
     axes : sequence of int
-        Axes of the input along which tiles are cut.
+        Axes of the image along which tiles are cut.
     outputs : sequence of str
         Values to compute.
     custom_axes : CustomAxes
@@ -79,7 +80,7 @@ def trace(
     SizeMismatchError
         The model does not accept an image of this size.
     """
-    flow = Flow(facts, specs, source, tuple(axes), dict(variances or {}))
+    flow = Flow(facts, specs, sources, tuple(axes), dict(variances or {}))
     return _Tracer(flow, outputs, custom_axes, max_untiled_bytes, reference).run()
 
 
@@ -99,14 +100,8 @@ class _Tracer:
         self.max_untiled_bytes = max_untiled_bytes
         self.live = set(self.facts.ancestors(outputs))
         self.opset = self.facts.model.opsets.get("", 1)
-        spec = self.specs[flow.source]
-        assert spec.shape is not None
-        places: dict[int, Place] = {}
-        for axis in flow.axes:
-            size = spec.shape[axis]
-            assert isinstance(size, int)
-            places[axis] = Place(axis, 1, 1, size, Fraction(1))
-        flow.values[flow.source] = TracedValue(places, 0, is_untiled=False)
+        for name, places in flow.sources.items():
+            flow.values[name] = TracedValue(places, 0, is_untiled=False)
 
     def run(self) -> Flow:
         """Visit the nodes that the outputs need, in topological order."""
@@ -118,7 +113,9 @@ class _Tracer:
 
     def _visit(self, node: NodeFacts, proto: onnx.NodeProto) -> None:
         values, flow = self.flow.values, self.flow
-        is_shape = is_shape_node(node)
+        # The shape of a value whose size the run tells is a value, too.
+        is_known_size = known_sizes(flow, node.inputs[0]) is not None if node.inputs else True
+        is_shape = is_shape_node(node) and (is_known_size or node.inputs[0] not in values)
         traced_inputs = [i for i, name in enumerate(node.inputs) if name in values]
         if is_shape or not (traced_inputs or any(name in values for name in node.captures)):
             if is_shape or any(name in flow.size_dependent for name in node.reads):
@@ -130,8 +127,8 @@ class _Tracer:
             self._add_untiled(node, {})
             return
         if standard_op_type(node) in CONTROL_FLOW or any(name in values for name in node.captures):
-            dep = Dependence(Kind.OPAQUE, node=node.name, how="a body of nodes")
-            self._refuse(node, dep, self.flow.axes[0])
+            self._add_body(node)
+            return
         rules = NodeRules(
             proto, flow.dims, flow.constant, flow.size_dependent, self.opset, self.custom_axes
         )
@@ -178,6 +175,16 @@ class _Tracer:
         names = [*dict.fromkeys(node.inputs[i] for i in traced_inputs), *node.outputs]
         return sum(value_bytes(self.specs.get(name)) for name in names)
 
+    def _add_body(self, node: NodeFacts) -> None:
+        """Add a node with bodies, or that a body captures tiles for: it runs on untiled values."""
+        dep = Dependence(Kind.OPAQUE, node=node.name, how="a body of nodes")
+        names = [name for name in dict.fromkeys(node.reads) if name in self.flow.values]
+        size = sum(value_bytes(self.specs.get(name)) for name in (*names, *node.outputs))
+        unknown = self.flow.size_dependent - set(self.flow.known)
+        if size > self.max_untiled_bytes or any(name in unknown for name in node.captures):
+            self._refuse(node, dep, self.flow.axes[0], size)
+        self._add_untiled(node, {})
+
     def _add_untiled(self, node: NodeFacts, places: Mapping[str, Places]) -> None:
         """Add a step that runs once, on untiled values.
 
@@ -195,6 +202,8 @@ class _Tracer:
             for i, name in enumerate(node.inputs)
             if name in values
         )
+        captured = [name for name in node.captures if name in values]
+        edges += tuple(Edge(CAPTURE, name, {}, {}, is_gathered=True) for name in captured)
         self.flow.steps[node.index] = Step(node, level, True, edges)
         for name in node.outputs:
             values[name] = TracedValue(places.get(name, {}), level, is_untiled=True)
@@ -242,7 +251,9 @@ class _Tracer:
         """Add a node that reads tiles: as a tiled step, a statistic, or a step that gathers."""
         input_places = input_places_of(self.flow, node, rules, traced_inputs)
         outcomes = {k: self._outcomes(node, rules, input_places, k) for k in self.flow.axes}
-        broken = {k: b for k, found in outcomes.items() if (b := _broken(found)) is not None}
+        broken = {
+            k: b for k, found in outcomes.items() if (b := broken_dependence(found)) is not None
+        }
         if self._defers_decomposition(node, outcomes):
             return
         reduced = {k for k, dep in broken.items() if dep.kind == Kind.REDUCED}
@@ -288,7 +299,7 @@ class _Tracer:
         traced = self.flow.values[name]
         places = {
             k: place
-            for k, found in _carried(outcomes).items()
+            for k, found in carried_axes(outcomes).items()
             if k not in reduced and (place := found[0].place) is not None
         }
         if traced.is_untiled:  # so is the statistic
@@ -308,13 +319,12 @@ class _Tracer:
     ) -> None:
         """Add a node that combines positions with each other.
 
-        It runs on untiled values if these are small. Otherwise it runs on tiles of its first input,
-        with all others gathered: the queries against all keys and values of an attention.
+        It runs on untiled values if these are small, as the head of a detector on the features of
+        its backbone. Otherwise it may run on tiles of its first input, with all others gathered:
+        the queries against all keys and values of an attention.
         """
         is_concat = standard_op_type(node) == "Concat"
         axis, dep = next(iter(broken.items()))
-        if not (is_concat or all(d.kind in _UNTILED_KINDS for d in broken.values())):
-            self._refuse(node, dep, axis)
         size = self._bytes(node, traced_inputs)
         if self.reference is not None:
             is_untiled = self.reference.steps[node.index].is_untiled
@@ -323,10 +333,12 @@ class _Tracer:
         if is_untiled:
             self._add_untiled(node, self._untiled_places(node, rules, traced_inputs))
             return
+        if not (is_concat or all(d.kind in _QUERY_KINDS for d in broken.values())):
+            self._refuse(node, dep, axis, size)
         first, *others = traced_inputs
         input_places = {first: dict(self.flow.values[node.inputs[first]].places)}
         outcomes = {k: self._outcomes(node, rules, input_places, k) for k in self.flow.axes}
-        if not others or any(_broken(found) for found in outcomes.values()):
+        if not others or any(broken_dependence(found) for found in outcomes.values()):
             raise TooLargeError(
                 node.inputs[first], node.name, node.op_type, size, self.max_untiled_bytes
             )
@@ -351,7 +363,7 @@ class _Tracer:
             Inputs that every tile receives as a whole.
         """
         values = self.flow.values
-        carried = _carried(outcomes)
+        carried = carried_axes(outcomes)
         edges, level = [], 0
         for i, name in enumerate(node.inputs):
             traced = values.get(name)
@@ -372,23 +384,6 @@ class _Tracer:
                 places[k] = place
             values[name] = TracedValue(places, level, is_untiled=False)
 
-    def _refuse(self, node: NodeFacts, dep: Dependence, axis: int) -> NoReturn:
-        value = node.outputs[0] if node.outputs else ""
-        raise NotTileableError(axis, value, node.name, node.op_type, dep)
-
-
-def _carried(
-    outcomes: Mapping[int, Sequence[AxisOutcome]],
-) -> dict[int, Sequence[AxisOutcome]]:
-    """Return the outcomes of the tiled axes that some input carries."""
-    return {k: found for k, found in outcomes.items() if found}
-
-
-def _broken(outcomes: Sequence[AxisOutcome]) -> Dependence | None:
-    """Return the dependence that prevents cutting along an axis, or None."""
-    for outcome in outcomes:
-        if outcome.dep.is_broken:
-            return outcome.dep
-        if outcome.dep.coupled:
-            return Dependence(Kind.REDUCED, node=outcome.dep.coupled, how="quantisation range")
-    return None
+    def _refuse(self, node: NodeFacts, dep: Dependence, axis: int, size: int) -> NoReturn:
+        value, limit = node.outputs[0] if node.outputs else "", self.max_untiled_bytes
+        raise NotTileableError(axis, value, node.name, node.op_type, dep, size, limit)

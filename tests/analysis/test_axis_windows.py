@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from axes_truth import Runner, faults_of_dependence
 from builders import node, weights
 
 from dask_onnx.analysis.axes.dependence import SAME, Kind, window
+from dask_onnx.analysis.axes.window_rules import conv_window
 
 ROWS = ("B", 2, "N")
 SCALES = {"s": np.array([1, 1, 2], np.float32), "h": np.array([1, 1, 0.5], np.float32)}
@@ -237,3 +239,13 @@ def test_indices_of_max_pool_count_from_the_first_row():
     given = [node("MaxUnpool", "p i", "y", "unpool", kernel_shape=[2], strides=[2])]
     inputs = {"p": ("N", 2, 4), "i": ("N", 2, 4)}
     assert fact_of(model_of(given, inputs, types={"i": 7})).kind == "gathered"
+
+
+@pytest.mark.parametrize("name", ["kernel_shape", "strides", "dilations", "pads"])
+def test_attributes_that_are_too_short_make_no_window(name):
+    """Nothing runs such a node, but a damaged model may have one."""
+    attributes = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}
+    view: Any = SimpleNamespace(attr=lambda key, default=None: attributes.get(key, default))
+    assert conv_window(view, 1, None) == window(-1, 1, 3)
+    attributes[name] = [1]
+    assert conv_window(view, 1, None) is None

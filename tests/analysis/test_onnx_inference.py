@@ -7,6 +7,7 @@ import pytest
 from builders import make_model, node, value
 from onnx.shape_inference import InferenceError
 
+from dask_onnx.analysis import onnx_inference
 from dask_onnx.analysis.onnx_inference import inferred_model
 
 
@@ -55,3 +56,12 @@ def test_more_faults_than_are_searched_for_end_the_inference():
 def test_a_sound_model_is_inferred_alike_in_all_modes():
     model = chain("", "")
     assert shapes_in(inferred_model(model)) == shapes_in(inferred_model(model, mode="strict"))
+
+
+def test_a_fault_outside_of_nodes_leaves_the_model_as_it_is(monkeypatch):
+    def refuse(*_, **__):
+        raise InferenceError("an output does not fit, whatever the nodes are")
+
+    monkeypatch.setattr(onnx_inference, "_infer", refuse)
+    model = chain("", "")
+    assert inferred_model(model) == model

@@ -281,3 +281,31 @@ def test_echoes_of_uint8_need_no_option(files):
     model = dx.ImageModel(dx.load(echo(("N", "H", "W", 3), TensorProto.UINT8)))
     found = model.predict(files[0])
     np.testing.assert_array_equal(found.outputs["y"], np.asarray(Image.open(files[0])))
+
+
+def test_pictures_are_kept_and_taken_up_again(model, files, tmp_path):
+    folder = tmp_path / "kept"
+    bag = db.from_sequence(files, npartitions=3)
+    table = dd.from_pandas(pd.DataFrame({"file": files}), npartitions=3)
+    pixels = da.from_array(np.zeros((4, 6, 6, 3), np.uint8), chunks=(2, -1, -1, -1))
+    for name, x, options in (
+        ("bag", bag, {}),
+        ("table", table, {"column": "file"}),
+        ("array", pixels, {}),
+    ):
+        expected = model.predict(x, **options).compute(scheduler="sync")
+        for _ in range(2):
+            lazy = model.predict(x, **options, checkpoint=f"{folder}-{name}")
+            found = lazy.compute(scheduler="sync")
+            if name == "table":
+                pd.testing.assert_frame_equal(found, expected)
+            else:
+                assert names(found) == names(expected)
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(one.scores, other.scores)
+    with pytest.raises(dx.InputError) as caught:
+        model.predict(bag, on_error="null", checkpoint=f"{folder}-bag")
+    assert "on_error" in caught.value.reason
+    with pytest.raises(dx.InputError) as caught:
+        model.predict(files, checkpoint=f"{folder}-bag")
+    assert caught.value.option == "checkpoint"

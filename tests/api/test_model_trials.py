@@ -56,7 +56,10 @@ def test_an_untrusted_model_is_loaded_after_its_trial(settings):
     assert json.loads(record.read_text()) == {"refusal": None}
 
 
-@pytest.mark.parametrize(("act", "seconds"), [(crash, 60), (hang, 1), (fill_memory, 60)])
+@pytest.mark.parametrize(
+    ("act", "seconds"),
+    [(crash, 60), (hang, 1), pytest.param(fill_memory, 60, marks=pytest.mark.slow)],
+)
 def test_a_model_that_crashes_or_never_ends_is_refused(settings, monkeypatch, act, seconds):
     monkeypatch.setattr(model_trials, "_try", act)
     with dask.config.set({"onnx.untrusted.seconds": seconds}):
@@ -98,6 +101,7 @@ DEEP_TEXT = (
 """A text that ends a process: the parser calls itself for each body."""
 
 
+@pytest.mark.slow
 def test_text_is_parsed_in_the_subprocess_first(settings):
     with pytest.raises(ModelError) as caught:
         dx.load(DEEP_TEXT, untrusted=True)
@@ -115,11 +119,51 @@ def test_a_trusted_model_is_not_tried(settings, monkeypatch):
     assert dx.load(dense_model()).inputs
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_raises_its_own_error(settings):
     model = make_model([node("Relu", "gone", "y")], [value("x", [1])], [value("y", [1])])
     with pytest.raises(ModelError) as caught:
         dx.load(model, untrusted=True)
     assert caught.value.input == "gone"
+
+
+class Ends:
+    """Stands for a subprocess that ends with an error; keeps what it was given."""
+
+    def __init__(self, error):
+        self.error = error
+        self.given = []
+
+    def __call__(self, function, given, *arguments, seconds):
+        self.given.append((function, given))
+        raise self.error
+
+
+def test_the_error_of_a_trial_is_that_of_the_model(settings, monkeypatch):
+    """Without a subprocess: it raises here what the trial raised there."""
+    ends = Ends(ModelError("no", "mend it", input="gone"))
+    monkeypatch.setattr(model_trials, "run_in_subprocess", ends)
+    with pytest.raises(ModelError) as caught:
+        dx.load(dense_model(), untrusted=True)
+    assert caught.value is ends.error
+    assert not list((settings / "store").glob("trials/*.json"))  # it is tried again
+
+
+def test_a_trial_without_memory_is_a_refusal_that_tells_the_bytes(settings, monkeypatch):
+    monkeypatch.setattr(model_trials, "run_in_subprocess", Ends(MemoryError()))
+    with pytest.raises(ModelError) as caught:
+        dx.load(dense_model(), untrusted=True)
+    assert "bytes" in caught.value.reason
+    assert caught.value.numbers["memory_bytes"] > 2**32
+
+
+def test_text_is_not_parsed_before_its_trial(settings, monkeypatch):
+    ends = Ends(ModelError("no", "mend it"))
+    monkeypatch.setattr(model_trials, "run_in_subprocess", ends)
+    monkeypatch.setattr(onnx.parser, "parse_model", pytest.fail)
+    with pytest.raises(ModelError):
+        dx.load(DEEP_TEXT, untrusted=True)
+    assert ends.given == [(model_trials._try, DEEP_TEXT)]
 
 
 def test_records_of_trials_are_bounded(settings, monkeypatch):

@@ -96,7 +96,26 @@ def test_a_run_that_was_killed_with_everything_goes_on_on_another_cluster(
     assert digests(target) == digests(whole)
     done = run("status", target, "--json")
     assert done.code == 0 and done.json()["state"] == "complete"
+    assert (done.json()["blocks"], done.json()["rows"], done.json()["rows_left"]) == (total, 200, 0)
+    again = run("predict", model, source, target, *common, "--resume", "--json")
+    assert again.code == 0 and again.json()["was_complete"] and again.json()["rows"] == 200
+    assert (
+        "complete, 200 rows; nothing to do"
+        in run("predict", model, source, target, *common, "--resume").out
+    )
+    differing = run("predict", model, source, target, *common, "--retries", "0", "--resume")
+    assert differing.code == 0  # repetitions do not change results
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_status_of_what_no_run_has_written_says_so(run, tmp_path):
+    np.save(tmp_path / "y.npy", np.zeros(3))
+    (tmp_path / "y.parquet").mkdir()
+    (tmp_path / "y.parquet" / "notes.txt").write_text("mine")
+    for name in ("y.npy", "y.parquet"):
+        result = run("status", tmp_path / name, "--json")
+        assert result.code == 5 and result.json()["state"] == "foreign"
+        assert result.json()["reason"] and result.json()["rows"] is None
 
 
 def test_the_status_of_nothing_is_an_error(run, tmp_path):

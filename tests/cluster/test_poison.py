@@ -1,4 +1,8 @@
-"""Rows that end the worker that runs them: found, told or set aside, and no worker spent twice."""
+"""Rows that end the worker that runs them: found, told or set aside, and no worker spent twice.
+
+Each takes half a minute. What needs no cluster is in tests/runtime/test_guarded_runs.py and
+tests/collections/test_crashed_rows.py; all kinds of requests are in benchmarks/poison.py.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +67,8 @@ def model_of(function):
     return dx.load(poison_models.marked_model(), replace={"poison::Step": function})
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_of_an_array_the_row_is_named_and_work_beside_it_is_not_blamed(client, lost):
     model, other = model_of(poison_models.segfault_on_mark), dx.load(dense_model())
     rows = np.ones((64, 8), np.float32)
@@ -78,6 +84,8 @@ def test_of_an_array_the_row_is_named_and_work_beside_it_is_not_blamed(client, l
     np.testing.assert_allclose(innocent.result(timeout=120), other(rows), rtol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_of_a_table_the_row_is_null_and_then_set_aside_with_the_reason(client, lost, table):
     model = model_of(poison_models.abort_on_mark)
     found = model.predict(table, columns=COLUMNS, on_error="null").compute()
@@ -96,7 +104,8 @@ def test_of_a_table_the_row_is_null_and_then_set_aside_with_the_reason(client, l
     assert caught.value.numbers["row"] == BAD % 50
     with pytest.raises(dx.CrashError) as caught:
         model.predict(X, batch_size=50)
-    assert caught.value.rows == (BAD % 50,)
+    assert caught.value.rows == (BAD,)
+    assert caught.value.numbers["rows"] == ROWS
     bag = db.from_sequence(list(X), npartitions=4)
     results, dead = dask.compute(*model.predict_checked(bag))
     np.testing.assert_array_equal(results, EXPECTED[GOOD])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dask_onnx.collections.bad_rows import crashes_at, run_rows
+from dask_onnx.collections.bad_rows import crashes_at, crashes_in_blocks, run_rows
 from dask_onnx.collections.ragged import Ragged, run_by_length
 from dask_onnx.core.errors import CrashError
 
@@ -81,3 +81,24 @@ def test_positions_are_those_among_all_rows():
     with pytest.raises(CrashError) as caught:
         run_by_length({"x": rows}, [1, 4], run, frozenset())
     assert caught.value.rows == (2,)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "starts", "rows", "row"),
+    [
+        ({"block": 2, "row": 1}, (0, 10, 20, 25), (21, 23), 21),
+        ({"block": 0, "row": 1}, (0, 10), (1, 3), 1),
+        ({"block": 3, "row": 1}, (0, 10, 20, 25), (1, 3), 1),  # not a block of these
+        ({"row": 1}, (0, 10, 20), (1, 3), 1),
+        ({"block": 1}, (0, 10, 20), (1, 3), None),
+        ({"block": 0, "row": 1}, (), (1, 3), 1),
+    ],
+)
+def test_of_rows_in_blocks_the_positions_are_those_among_all_rows(numbers, starts, rows, row):
+    error = CrashError("ended", "mend", [1, 3], stage="made", reason="x", numbers=numbers)
+    with pytest.raises(CrashError) as caught, crashes_in_blocks(starts):
+        raise error
+    assert caught.value.rows == rows
+    assert caught.value.numbers.get("row") == row
+    assert caught.value.numbers.get("block") == numbers.get("block")
+    assert caught.value.stage == "made"

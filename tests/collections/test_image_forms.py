@@ -158,12 +158,12 @@ def test_paddles_table_starts_with_the_class():
     assert found.boxes.labels.tolist() == [2]
 
 
-@pytest.mark.parametrize("task", ["segment", "pose"])
+@pytest.mark.parametrize("task", ["segment", "detect"])
 def test_columns_behind_the_classes_of_a_yolo_are_no_classes(task):
     table = np.zeros((1, 4 + 2 + 32, 84), np.float32)
     table[0, :4, 5] = [32, 32, 16, 8]
     table[0, 4:6, 5] = [0.1, 0.7]
-    table[0, 6:, 5] = 9  # coefficients of masks, or points
+    table[0, 6:, 5] = 9  # coefficients of masks, whose maps are no output
     metadata = {"task": task, "imgsz": "[64, 64]", "stride": "32", "names": "{0: 'a', 1: 'b'}"}
     proto = with_metadata(outputs_model(output0=table), metadata)
     found = dx.ImageModel(dx.load(proto)).predict(WHITE)

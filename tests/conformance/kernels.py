@@ -61,8 +61,23 @@ def compare(case: Case, *, corrected: bool = True) -> Comparison | None:
     is_comparable = (case.domain, case.op) in CORRECTED_OPERATORS or not _fault(
         case, known_bad_kernel
     )
-    wanted = on_onnxruntime(case) if is_comparable else None
+    if not is_comparable:
+        # Without a right result it can only be shown that the reference fails, as is known of it.
+        return _failure(case, corrected) if _fault(case, known_bad_reference) else None
+    wanted = on_onnxruntime(case)
     return None if wanted is None else _compared(case, wanted, corrected)
+
+
+def _failure(case: Case, corrected: bool) -> Comparison | None:
+    """Return that the reference raises on a case; None if it gives a result."""
+    try:
+        (CorrectedEvaluator if corrected else ReferenceEvaluator)(case.model()).run(
+            None, case.feeds()
+        )
+    except Exception as error:  # whatever its kernels raise
+        known = _fault(case, known_bad_reference)
+        return Comparison(case, f"{type(error).__name__}: {error}"[:200], known)
+    return None
 
 
 def compare_as(case: Case, dtype: Any) -> Comparison | None:

@@ -140,6 +140,16 @@ def _support_vectors(x: np.ndarray, transform: str) -> Iterator[Case]:
                 "classlabels_ints": [0, 1],
             }
             yield Case("SVMClassifier", (x,), given, outputs=2, domain=ML)
+    single = {
+        "kernel_type": "LINEAR",
+        "kernel_params": [0.5, 0.0, 3.0],
+        "support_vectors": [1.0] * x.shape[1],
+        "coefficients": [1.0],
+        "rho": [0.1],
+        "vectors_per_class": [1],
+        "classlabels_ints": [0],
+    }
+    yield Case("SVMClassifier", (x,), single, outputs=2, domain=ML)
 
 
 def _ensembles(x: np.ndarray) -> Iterator[Case]:

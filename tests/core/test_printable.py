@@ -137,7 +137,7 @@ def test_plans_are_drawn_and_explained_without_control_characters(tmp_path, mode
     }
     assert {name: unprintable(text) for name, text in texts.items() if unprintable(text)} == {}
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
-    assert "script" not in Reader(texts["page"]).tags
+    assert texts["page"].lower().count("<script") == 1, "no other script than that of the zoom"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -160,16 +160,26 @@ def test_notes_are_escaped(plan):
     assert "label <i>: text <b> line &amp;" in page.text
 
 
-def test_tables_of_hundreds_of_stages_are_cut_short_without_a_picture():
+def test_tables_of_hundreds_of_stages_are_cut_short_and_their_picture_fits():
     plan = dx.load(layers_model([8] * 100)).plan("per_node")
     assert len(plan.stages) == 301
     html = plan._repr_html_()
     page = Page(html)
-    assert "svg" not in page.tags and "No picture of 301 stages here" in page.text
+    assert page.tags.count("svg") == 1 and "301 stages in" in page.text
     assert len(page.tables["stages"]) == 1 + 50 + 1
     assert page.tables["stages"][-1] == ["and 251 more: print(plan.explain()) lists them"]
     assert page.tables["edges"][-1][0].startswith("and 250 more")
-    assert len(html) < 30_000
+    assert len(html) < 60_000
+
+
+def test_a_page_of_its_own_lists_every_stage_and_zooms(tmp_path):
+    plan = dx.load(layers_model([8] * 100)).plan("per_node")
+    plan.visualize(tmp_path / "plan.html")
+    page = Page((tmp_path / "plan.html").read_text(encoding="utf-8"))
+    assert len(page.tables["stages"]) == 1 + 301
+    assert page.tags.count("svg") == 2  # the one that fits, and the one with every stage
+    assert page.tags.count("script") == 1
+    assert not {"src", "href", "xlink:href"} & {name for name, _ in page.attributes}
 
 
 def test_a_plan_of_one_stage_has_no_table_of_edges():
@@ -212,7 +222,7 @@ def test_tables_scroll_and_names_keep_a_readable_width(plan):
     html = plan._repr_html_()
     assert Page(html).around == ["wide", "wide", "wide"]
     style = style_of(html)
-    assert style[".dask-onnx-plan .wide"]["overflow-x"] == "auto"
+    assert style[".dask-onnx-plan .wide"]["overflow"] == "auto"
     assert style[".dask-onnx-plan .name"]["min-width"] == "14em"
 
 
@@ -221,7 +231,7 @@ def test_a_picture_shrinks_with_the_page_to_a_readable_width(plan):
     assert f'style="--width: {re.search("<svg[^>]* width=.([0-9]+)", html)[1]}px"' in html
     rules = style_of(html)[".dask-onnx-plan .picture svg"]
     assert (rules["max-width"], rules["height"]) == ("100%", "auto")
-    assert rules["min-width"] == "calc(0.8 * var(--width))"
+    assert rules["min-width"] == "calc(0.6 * var(--width))"
 
 
 def test_details_keep_their_columns_and_scroll(plan):

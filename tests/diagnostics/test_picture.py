@@ -9,12 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 from builders import branching_model
+from dask.utils import key_split
+from distributed.utils import color_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_onnx as dx
 from dask_onnx.core.formatting import format_bytes, format_flops, format_seconds
-from dask_onnx.diagnostics import picture as drawing
 from dask_onnx.diagnostics import picture_layout as layout
 from dask_onnx.diagnostics.picture import to_svg
 from dask_onnx.planning.stages import Edge, Stage, StageCost, StageGraph
@@ -59,6 +60,7 @@ class Picture:
         self.root = ElementTree.fromstring(svg)
         self.width, self.height = (float(self.root.get(name)) for name in ("width", "height"))
         self.boxes = [self._box(group) for group in self._groups("stage")]
+        self.piles = [self._box(group) for group in self._groups("stages")]
         entries = [
             group for group in self._groups("legend") if group.find(f"{SVG}rect") is not None
         ]
@@ -196,7 +198,7 @@ def points_of(line):
 @given(graphs(), st.sampled_from([0, 6000]))
 def test_boxes_do_not_overlap_and_lines_pass_beside_them(stages, most_passes):
     with mock.patch.object(layout, "_MOST_PASSES", most_passes):
-        picture = Picture(to_svg(stages, "t"))
+        picture = Picture(to_svg(stages, "t", page=None))
     for box in picture.boxes:
         assert box.x >= 0 and box.x + box.width <= picture.width
         assert box.y + box.height <= picture.height
@@ -231,34 +233,87 @@ def test_lines_with_a_shared_path_have_one_label():
 def test_a_picture_explains_where_lines_are_that_cannot_be_ordered():
     edges = [(i, i + 1, 1000) for i in range(9)] + [(0, i, 1000) for i in range(3, 10)]
     note = "too many lines to order: long ones run at the right"
-    assert note not in Picture(to_svg(made([1] * 10, edges), "t")).text
+    assert note not in Picture(to_svg(made([1] * 10, edges), "t", page=None)).text
     for worker_groups in (None, range(10)):
         with mock.patch.object(layout, "_MOST_PASSES", 0):
-            assert (
-                note
-                in Picture(to_svg(made([1] * 10, edges), "t", worker_groups=worker_groups)).text
-            )
+            svg = to_svg(made([1] * 10, edges), "t", worker_groups=worker_groups, page=None)
+            assert note in Picture(svg).text
 
 
-def test_a_label_is_compared_only_with_labels_near_it():
-    edges = [(0, i, 1000) for i in range(1, 400)] + [(i, 400, 1000) for i in range(1, 400)]
-    with mock.patch.object(drawing, "_overlap", wraps=drawing._overlap) as overlap:
-        to_svg(made([1] * 401, edges), "t")
-    assert sum(len(call.args[2]) for call in overlap.call_args_list) < 20 * len(edges)
+def labels_of(picture):
+    """Return left edge, base line and width of the label of each line."""
+    texts = [e for e in picture.root.findall(f"{SVG}text") if "bytes" in (e.get("class") or "")]
+    return [(float(e.get("x")), float(e.get("y")), width_of(e)) for e in texts]
 
 
 def test_labels_of_lines_do_not_overlap():
-    edges = [(0, i, 1000 * i) for i in range(1, 10)] + [(i, 10, 2000 * i) for i in range(1, 10)]
-    picture = Picture(to_svg(made([1] * 11, edges), "t"))
-    labels = [
-        (float(text.get("x")), float(text.get("y")), width_of(text))
-        for text in picture.root.findall(f"{SVG}text")
-        if text.get("text-anchor") == "middle"
-    ]
-    assert len(labels) == len(edges)
+    edges = [(0, i, 1000 * i) for i in range(1, 6)] + [(i, 6, 2000 * i) for i in range(1, 6)]
+    labels = labels_of(Picture(to_svg(made([1] * 7, edges), "t")))
+    assert len(labels) >= 5
     for i, (x, y, width) in enumerate(labels):
         for x2, y2, width2 in labels[:i]:
-            assert abs(x - x2) >= (width + width2) / 2 or abs(y - y2) >= 11
+            assert x + width <= x2 or x2 + width2 <= x or abs(y - y2) >= 11
+
+
+@given(graphs())
+def test_labels_break_no_lines_and_touch_no_boxes(stages):
+    picture = Picture(to_svg(stages, "t", page=None))
+    for left, base, width in labels_of(picture):
+        top, bottom = base - 8, base
+        for line in picture.lines:
+            for begin, near, far, end in curves_of(line):
+                for step in range(41):
+                    x, y = point_of_curve(begin, near, far, end, step / 40)
+                    assert not (left < x < left + width and top < y < bottom)
+        for box in picture.boxes:
+            beside = left + width <= box.x or box.x + box.width <= left
+            assert beside or bottom <= box.y or box.y + box.height <= top
+
+
+def curves_of(line):
+    """Yield the start, the two control points and the end of each curve of a line."""
+    points = points_of(line)
+    yield from zip(points[::4], points[1::4], points[2::4], points[3::4], strict=True)
+
+
+def point_of_curve(begin, near, far, end, share):
+    rest = 1 - share
+    weights = rest**3, 3 * rest * rest * share, 3 * rest * share * share, share**3
+    points = begin, near, far, end
+    return tuple(
+        sum(w * p[axis] for w, p in zip(weights, points, strict=True)) for axis in range(2)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 8, 60, 300, 1061])
+@pytest.mark.parametrize("shape", ["chain", "ladder", "fan"])
+def test_a_picture_of_any_number_of_stages_fits_a_page(count, shape):
+    edges = {
+        "chain": [(i, i + 1, 1000) for i in range(count - 1)],
+        "ladder": [(i, j, 1000) for i in range(count) for j in (i + 1, i + 3) if j < count],
+        "fan": [(0, i, 1000) for i in range(1, count - 1)]
+        + [(i, count - 1, 1000) for i in range(1, count - 1)],
+    }[shape]
+    labels = [f"model.{i}.m.MaxPool_{i}" for i in range(count)]
+    picture = Picture(to_svg(made([0.1] * count, edges, labels), "t"))
+    assert picture.width <= 1500 and picture.height <= 1150
+    assert 1 <= len(picture.boxes) + len(picture.piles) <= 40
+    assert bool(picture.piles) == (count > 8)
+    assert ("stages that take longest" in picture.text) == (count > 8)
+
+
+def test_a_picture_that_is_opened_by_itself_shrinks_to_the_window_and_follows_its_colours():
+    style = ElementTree.fromstring(to_svg(made([1]), "t")).find(f"{SVG}style").text
+    assert "svg:root{max-width:100%;max-height:100vh" in style
+    assert "@media screen and (prefers-color-scheme:dark)" in style
+
+
+def test_the_stripe_of_a_box_has_the_colour_of_the_stage_in_the_dashboard(tmp_path):
+    stages = made([1, 1], labels=["Conv_0", "Relu_1"])
+    root = ElementTree.fromstring(to_svg(stages, "t"))
+    groups = [group for group in root.iter(f"{SVG}g") if group.get("class") == "stage"]
+    stripes = [group.findall(f"{SVG}rect")[1].get("fill") for group in groups]
+    assert stripes == [color_of(key_split((f"{label}-0a1b", 0))) for label in ("Conv_0", "Relu_1")]
 
 
 def test_any_label_gives_valid_svg():

@@ -18,7 +18,8 @@ from onnx import TensorProto
 
 import dask_onnx as dx
 from dask_onnx.core.specs import SessionSpec
-from dask_onnx.facts.host_checks import host_needs
+from dask_onnx.facts.host_checks import host_contract, host_needs
+from dask_onnx.runtime.host_contracts import HostContract, check_contract
 from dask_onnx.runtime.host_needs import ask_host
 
 TEXTS = np.array(["École", "", "straße"], object)
@@ -148,3 +149,22 @@ def test_a_library_or_provider_that_a_host_lacks_is_its_answer():
     assert "NoSuchProvider" in answer.lacks
     (answer,) = ask_host((type(need)("n", "mine::Op", "", need.proto, spec=library),))
     assert "/no/such/library.so" in answer.lacks
+
+
+def test_a_worker_that_joins_late_is_held_to_the_same_letters(monkeypatch):
+    facts = dx.load(normalizer(locale="C.UTF-8"))._facts
+    contract = host_contract(facts, SessionSpec())
+    assert contract is not None and contract.shows == tuple(
+        a.shows for a in ask_host(contract.needs)
+    )
+    check_contract(contract, "fold")
+    other = HostContract(contract.needs, (("another",),))
+    with pytest.raises(dx.StageError) as caught:
+        check_contract(other, "fold")
+    assert (caught.value.stage, caught.value.node) == ("fold", "fold")
+    # The task itself checks it, whoever runs it.
+    monkeypatch.setattr("dask_onnx.collections.request_builder.host_contract", lambda *_: other)
+    with pytest.raises(dx.StageError) as caught:
+        dx.load(normalizer(locale="C.UTF-8"))(TEXTS)
+    assert caught.value.node == "fold"
+    assert host_contract(dx.load(dense_model())._facts, SessionSpec()) is None

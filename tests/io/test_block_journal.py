@@ -127,7 +127,10 @@ def test_blocks_whose_data_could_not_be_flushed_do_not_count(tmp_path, monkeypat
 def test_a_damaged_manifest_is_an_error(journal):
     journal.begin(MANIFEST)
     system = fsspec.filesystem("memory" if "://" in journal.folder else "file")
-    system.pipe_file(f"{journal.folder.removeprefix('memory:/')}/manifest.json", b'{"kind": 1')
-    with pytest.raises(InputError) as raised:
-        journal.manifest()
-    assert raised.value.option == "resume"
+    path = f"{journal.folder.removeprefix('memory:/')}/manifest.json"
+    content = system.cat_file(path)
+    for place in range(0, len(content), 13):
+        system.pipe_file(path, bytes([*content[:place], content[place] ^ 1, *content[place + 1 :]]))
+        with pytest.raises(InputError) as raised:
+            journal.manifest()
+        assert raised.value.option == "resume"

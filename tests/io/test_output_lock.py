@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from dask_onnx.core.errors import InputError
+from dask_onnx.io import output_lock
 from dask_onnx.io.output_lock import lock_path, locked_outputs
 from dask_onnx.io.targets import new_run_name
 
@@ -74,6 +75,15 @@ def test_the_lock_at_a_url_is_an_object():
         pass
     assert "process 1 on another, since 2020" in raised.value.cause
     system.rm("/locked", recursive=True)
+
+
+def test_the_holder_of_a_lock_still_runs_after_the_clock_was_set(monkeypatch):
+    held = json.dumps(output_lock._holder()).encode()
+    monkeypatch.setattr("psutil.Process.create_time", lambda _: 0.0)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert not output_lock._has_ended(held)
+    other = json.loads(held) | {"started": "another boot 1"}
+    assert output_lock._has_ended(json.dumps(other).encode())
 
 
 def test_leftovers_of_killed_runs_are_swept_and_nothing_else(tmp_path):

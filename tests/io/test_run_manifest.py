@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,25 @@ def test_a_changed_file_has_another_identity(tmp_path):
     assert file_identities([stat_file(str(path))]) == before
     path.write_bytes(b"a" * 199_999 + b"b")
     assert file_identities([stat_file(str(path))]) != before
+
+
+@pytest.mark.parametrize("size", [1000, 2**18])
+def test_a_file_that_was_touched_is_the_same_if_it_is_small_and_else_told_as_touched(
+    tmp_path, size
+):
+    path = tmp_path / "x.npy"
+    path.write_bytes(bytes(size))
+    before = replace(STORED, inputs=file_identities([stat_file(str(path))]))
+    os.utime(path, ns=(0, 10**18))
+    touched = replace(STORED, inputs=file_identities([stat_file(str(path))]))
+    found = touched.differences(before)
+    if size == 1000:
+        assert found == []
+    else:
+        assert len(found) == 1 and "another time of modification" in found[0]
+    path.write_bytes(b"1" + bytes(size - 1))
+    changed = replace(STORED, inputs=file_identities([stat_file(str(path))]))
+    assert changed.differences(before) == [f"{path} has changed"]
 
 
 def test_many_files_are_one_digest_that_tells_whether_one_differs(tmp_path):

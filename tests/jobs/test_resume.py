@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
-from builders import dense_model, make_model, node, value, weights
-from distributed import Client, LocalCluster
-from PIL import Image
+from builders import make_model, node, value, weights
+from job_steps import Interrupted, digests, interrupting, predict
 
 import dask_onnx as dx
 from dask_onnx.core.errors import Suggestion
 from dask_onnx.io import csv_files
 from dask_onnx.io.begun_outputs import find_begun
+from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.output_lock import locked_outputs
 from dask_onnx.io.sinks import NpySink
 from dask_onnx.io.table_sinks import ParquetSink, TableSink
-from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.run_status import run_status
 
 RNG = np.random.default_rng(0)
@@ -30,56 +27,15 @@ ROWS = RNG.standard_normal((60, 8)).astype(np.float32)
 BLOCKS = 12
 
 
-@pytest.fixture(scope="module")
-def client():
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+@pytest.fixture
+def client(one_thread):
+    return one_thread
 
 
 @pytest.fixture
 def rows(tmp_path):
     np.save(tmp_path / "x.npy", ROWS)
     return tmp_path / "x.npy"
-
-
-@pytest.fixture
-def memory():
-    yield "memory://resume"
-    system = fsspec.filesystem("memory")
-    if system.exists("/resume"):
-        system.rm("/resume", recursive=True)
-
-
-class Interrupted(KeyboardInterrupt):
-    """The interruption of a test."""
-
-
-def interrupting(after):
-    class Progress(JobProgress):
-        notes: list[str] = []  # noqa: RUF012 - a class for one run
-
-        def advanced(self, done, total, unit):
-            if done >= after:
-                raise Interrupted
-
-        def note(self, message):
-            self.notes.append(message)
-
-    return Progress()
-
-
-def digests(target):
-    """Digest of each file of an output by name."""
-    system, root = fsspec.url_to_fs(str(target))
-    return {
-        path.removeprefix(root): hashlib.sha256(system.cat_file(path)).hexdigest()
-        for path in system.find(root)
-    }
 
 
 def counted(monkeypatch, kind):
@@ -99,12 +55,6 @@ def counted(monkeypatch, kind):
     return written
 
 
-def predict(source, target, client, **options):
-    options = {"block_rows": 5, "batch_size": 5} | options
-    model = options.pop("model", None) or dense_model()
-    return dx.predict_files(model, source, target, scheduler=client, retries=0, **options)
-
-
 @pytest.mark.parametrize("suffix", [".npy", ".zarr", ".parquet", ".jsonl"])
 def test_a_run_that_was_interrupted_goes_on_where_it_was(client, rows, tmp_path, suffix):
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"y{suffix}"
@@ -121,7 +71,8 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(client, rows, tmp_path,
     found = predict(rows, cut, client, resume=True)
     assert found.resumed_blocks >= begun.blocks and found.rows == 60
     assert digests(cut) == digests(whole)
-    assert run_status(cut).state == "complete"
+    done = run_status(cut)
+    assert (done.state, done.rows, done.rows_left, done.blocks_left) == ("complete", 60, 0, 0)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"x.npy", whole.name, cut.name}
 
@@ -200,10 +151,49 @@ def test_other_blocks_are_refused_and_those_of_the_first_run_taken_over(client, 
 
 
 def test_resuming_nothing_starts_at_the_beginning(client, rows, tmp_path):
-    assert predict(rows, tmp_path / "y.npy", client, resume=True).resumed_blocks == 0
+    found = predict(rows, tmp_path / "y.npy", client, resume=True)
+    assert found.resumed_blocks == 0 and not found.was_complete
+
+
+@pytest.mark.parametrize("place", ["y.npy", "y.zarr", "y.parquet", "memory"])
+def test_nothing_is_done_where_the_output_is_complete_unless_the_run_differs(
+    client, rows, tmp_path, memory, place
+):
+    target = f"{memory}/y.parquet" if place == "memory" else str(tmp_path / place)
+    first = predict(rows, target, client)
+    before = digests(target)
+    again = predict(rows, target, "tcp://127.0.0.1:9", resume=True)
+    assert again.was_complete and again.resumed_blocks == again.blocks == first.blocks == BLOCKS
+    assert (again.rows, again.block_rows, again.files) == (60, 5, first.files)
     with pytest.raises(dx.InputError) as raised:
-        predict(rows, tmp_path / "y.npy", client, resume=True)
+        predict(rows, target, client, resume=True, block_rows=10)
+    assert raised.value.reason == "block_rows is 10, and was 5"
+    other_input(rows)
+    with pytest.raises(dx.InputError) as raised:
+        predict(rows, target, client, resume=True)
+    assert raised.value.option == "resume" and "x.npy has changed" in raised.value.reason
+    assert raised.value.suggestions == (Suggestion("overwrite", True),)
+    assert digests(target) == before
+
+
+def test_a_complete_output_that_was_changed_or_comes_from_elsewhere_is_told(client, rows, tmp_path):
+    predict(rows, tmp_path / "y.parquet", client)
+    next((tmp_path / "y.parquet").glob("part-*")).unlink()
+    with pytest.raises(dx.InputError) as raised:
+        predict(rows, tmp_path / "y.parquet", client, resume=True)
+    assert "has 11 files" in raised.value.reason and "had 12" in raised.value.reason
+    assert run_status(tmp_path / "y.parquet").state == "foreign"
+    np.save(tmp_path / "z.npy", ROWS)
+    with pytest.raises(dx.InputError) as raised:
+        predict(rows, tmp_path / "z.npy", client, resume=True)
     assert raised.value.option == "overwrite"
+    assert run_status(tmp_path / "z.npy").state == "foreign"
+    predict(rows, tmp_path / "z.npy", client, overwrite=True)
+    assert run_status(tmp_path / "z.npy").state == "complete"
+    np.save(tmp_path / "z.npy", ROWS[:3])
+    with pytest.raises(dx.InputError) as raised:
+        predict(rows, tmp_path / "z.npy", client, resume=True)
+    assert "was changed" in raised.value.reason
 
 
 def test_an_output_without_a_complete_block_leaves_nothing(client, rows, tmp_path):
@@ -252,7 +242,7 @@ def test_a_run_that_ended_while_outputs_got_their_names_is_completed(
 
 def begin_only(journal, manifest):
     Path(journal.folder, journal._done).mkdir(parents=True)
-    journal._put("manifest.json", manifest.to_json().encode())
+    journal._put_manifest(manifest)
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".parquet"])
@@ -334,44 +324,47 @@ def test_pieces_of_a_stream_are_not_predicted_again(client, tmp_path, monkeypatc
     assert digests(tmp_path / "y.parquet") == digests(tmp_path / "whole.parquet")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".zarr", ".tif"])
-def test_a_raster_goes_on_with_its_tiles(client, tmp_path, suffix):
-    tifffile.imwrite(
-        tmp_path / "x.tif", RNG.integers(0, 255, (90, 70)).astype(np.float32), tile=(16, 16)
-    )
-    model = make_model(
-        [node("Conv", "x W", "y", "conv", pads=[1, 1, 1, 1])],
-        [value("x", ["N", 1, "H", "W"])],
-        [value("y", ["N", 1, "H", "W"])],
-        {"W": weights(1, 1, 3, 3)},
-    )
-    options = {"block_rows": None, "batch_size": "auto", "model": model, "tile": 16}
-    whole = predict(tmp_path / "x.tif", tmp_path / f"whole{suffix}", client, **options)
-    target = tmp_path / f"y{suffix}"
-    with pytest.raises(Interrupted):
-        predict(tmp_path / "x.tif", target, client, progress=interrupting(after=4), **options)
-    found = predict(tmp_path / "x.tif", target, client, resume=True, **options)
-    assert 4 <= found.resumed_blocks < found.blocks == whole.blocks
-    assert digests(target) == digests(tmp_path / f"whole{suffix}")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"x.tif", f"whole{suffix}", f"y{suffix}"}
+@pytest.mark.parametrize("suffix", [".npy", ".zarr", ".parquet"])
+def test_a_disk_that_is_full_from_the_beginning_leaves_nothing(
+    client, rows, tmp_path, monkeypatch, suffix
+):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(BlockJournal, "_put", fail)
+    with pytest.raises(dx.OutputError) as raised:
+        predict(rows, tmp_path / f"y{suffix}", client)
+    assert raised.value.reason == "No space left on device"
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy"}
 
 
-def test_pictures_go_on(client, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(BLOCKS):
-        Image.fromarray(RNG.integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(folder / f"{i}.png")
-    model = make_model(
-        [node("ReduceMean", "x", "y", "mean", axes=[2, 3], keepdims=0)],
-        [value("x", ["N", 3, 8, 8])],
-        [value("y", ["N", 3])],
-    )
-    options = {"block_rows": 1, "batch_size": "auto", "model": model, "image": {"preset": "unit"}}
-    predict(folder, tmp_path / "whole.parquet", client, **options)
+def test_a_disk_that_is_full_where_the_last_block_is_recorded_loses_no_other_block(
+    client, rows, tmp_path, monkeypatch
+):
+    predict(rows, tmp_path / "whole.npy", client)
+    record = BlockJournal.record
+
+    def fail_last(self, block, *others):
+        if block == BLOCKS - 1:
+            raise dx.OutputError("the disk is full", option="path")
+        record(self, block, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockJournal, "record", fail_last)
+        with pytest.raises(dx.OutputError) as raised:
+            predict(rows, tmp_path / "y.npy", client)
+    assert raised.value.numbers["complete_blocks"] == BLOCKS - 1
+    assert predict(rows, tmp_path / "y.npy", client, resume=True).resumed_blocks == BLOCKS - 1
+    assert digests(tmp_path / "y.npy") == digests(tmp_path / "whole.npy")
+
+
+def test_another_place_for_bad_rows_is_told(client, table, tmp_path):
+    options = {"block_rows": None, "require_finite": True}
+    bad, other = tmp_path / "bad.parquet", tmp_path / "other.parquet"
     target = tmp_path / "y.parquet"
     with pytest.raises(Interrupted):
-        predict(folder, target, client, progress=interrupting(after=4), **options)
-    found = predict(folder, target, client, resume=True, **options)
-    assert found.resumed_blocks >= 4 and found.pictures == BLOCKS and found.rows == BLOCKS
-    assert digests(target) == digests(tmp_path / "whole.parquet")
+        predict(table, target, client, progress=interrupting(4), quarantine=bad, **options)
+    with pytest.raises(dx.InputError) as raised:
+        predict(table, target, client, resume=True, quarantine=other, **options)
+    assert f"{other} is no output of it" in raised.value.reason
+    assert f"{bad} was an output too" in raised.value.reason

@@ -399,3 +399,13 @@ def test_the_delimiter_is_proposed_where_the_header_is_one_column(tmp_path):
     with pytest.raises(InputError) as raised:
         opened(written(tmp_path, b"a;b\n1;2\n"), columns=["b"])
     assert "';'" in raised.value.next_step
+
+
+def test_two_columns_of_one_name_are_refused_where_an_input_takes_it(tmp_path):
+    path = written(tmp_path, b"x,v,v\n1,2,3\n")
+    with pytest.raises(InputError) as caught:
+        opened(path, (TensorSpec("v", np.dtype("f4"), ("N", 1)),))
+    assert (caught.value.column, caught.value.numbers) == ("v", {"columns": 2})
+    assert [each.name for each in opened(path, columns=["x"]).reader.columns] == ["x"]
+    others = (TensorSpec("y", np.dtype("f4"), ("N", None)),)
+    assert read(path, others).shape == (1, 3)  # all columns, each under a name of its own

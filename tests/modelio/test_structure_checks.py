@@ -607,6 +607,7 @@ def external(tmp_path, **entries):
         *({"length": text} for text in ("-1", "x", "4.0", "9" * 40, "15", "17", "32")),
         *({"location": text} for text in ("", ".", "..", "../w.bin", "/etc/passwd", "gone.bin")),
         *({"location": text} for text in ("folder", "pipe", "device", "w.bin\0", "/dev/zero")),
+        *({"location": text} for text in ("a" * 5000, "a/" * 5000 + "w.bin")),
         {"location": None},
         {"offset": "17"},
         {"offset": str(2**62)},
@@ -655,3 +656,30 @@ def test_what_no_check_foresees_is_told_with_its_cause(monkeypatch):
 
 def test_make_model_of_the_tests_is_sound():
     assert dx.load(make_model([node("Relu", "x", "y")], [X], [value("y", ["N", 4])])).inputs
+
+
+def test_an_input_without_a_type_is_refused_unless_it_is_a_constant():
+    untyped = onnx.ValueInfoProto(name="x")
+    assert refusal(model_of([node("Relu", "x", "y")], inputs=[untyped])).input == "x"
+    constant = numpy_helper.from_array(np.ones(4, np.float32), "c")
+    model = model_of(
+        [node("Add", "x c", "y")], [constant], inputs=[X, onnx.ValueInfoProto(name="c")]
+    )
+    assert [spec.name for spec in dx.load(model).inputs] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("QuantizeLinear", "", "y")],
+        [helper.make_node("Loop", ["", "", "x"], ["y"])],
+        [node("Relu", "x x", "y")],
+    ],
+    ids=["no inputs", "no body", "too many inputs"],
+)
+def test_nodes_of_a_domain_that_is_not_imported_are_those_of_its_newest_version(nodes):
+    """As ONNX Runtime takes them, if the model imports another domain."""
+    other = [helper.make_opsetid("mine", 1)]
+    assert refusal(model_of(nodes, opset_imports=other)).node
+    sound = model_of([node("Relu", "x", "y")], opset_imports=other)
+    assert dx.load(sound).inputs

@@ -388,6 +388,7 @@ def test_annotating_changes_annotations_and_nothing_else(layers):
     assert set(stages_in(written)) == {name for each in layers.graph.node for name in each.output}
     for each in written.graph.node:
         del each.device_configurations[:]
+        del each.metadata_props[:]
     del written.configuration[:]
     written.ir_version = layers.ir_version
     assert written.SerializeToString() == before
@@ -573,3 +574,22 @@ def test_nodes_that_several_stages_repeat_are_warned_of():
     plan = dx.load(proto).plan("branches", shapes={"x": (512, 64)})
     with pytest.warns(UserWarning, match="node 'cheap' run in several stages"):
         plan.annotate()
+
+
+def test_viewers_find_the_stage_its_seconds_and_its_bytes_at_each_node(layers, tmp_path):
+    plan = dx.load(layers).plan("pipeline", n_stages=2)
+    plan.visualize(tmp_path / "plan.onnx")
+    written = onnx.load(tmp_path / "plan.onnx")
+    onnx.checker.check_model(written)
+    for number, stage in enumerate(plan.stages):
+        sent = sum(edge.bytes for edge in plan.stage_graph.edges if edge.producer == number)
+        for index in stage.nodes:
+            notes = {each.key: each.value for each in written.graph.node[index].metadata_props}
+            assert notes["dask_onnx.stage"] == f"{number}: {stage.label}"
+            assert float(notes["dask_onnx.stage_seconds"]) == pytest.approx(
+                stage.cost.seconds, rel=1e-5
+            )
+            assert int(notes["dask_onnx.stage_sent_bytes"]) == sent
+    again = dx.load(written).plan("pipeline", n_stages=3).annotate(written)
+    keys = [each.key for each in again.graph.node[0].metadata_props]
+    assert len(keys) == len(set(keys)) == 5

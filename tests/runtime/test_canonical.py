@@ -9,8 +9,8 @@ from builders import make_model, node, value, weights
 import dask_onnx as dx
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime.canonical import canonical_form, with_original_names
-from dask_onnx.runtime.session import run_session
 from dask_onnx.runtime.session_cache import SESSION_CACHE
+from dask_onnx.runtime.session_runs import run_session
 from dask_onnx.runtime.stage_sessions import stage_session
 
 X = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)

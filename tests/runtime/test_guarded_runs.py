@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 
@@ -12,10 +13,11 @@ import poison_models
 import pytest
 
 import dask_onnx as dx
+from dask_onnx.core.guard_process import GuardProcess, ProcessDiedError
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime import guarded_runs
-from dask_onnx.runtime.batching import Batching
+from dask_onnx.runtime.batching import Batching, MicroBatches
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.run_records import RunningTask, run_records
 from dask_onnx.runtime.stage_calls import StageCall
@@ -93,12 +95,35 @@ def test_the_rows_that_end_the_process_are_found(suspect, function, number, mark
 def test_a_repeated_task_is_not_searched_again_but_other_inputs_are(suspect):
     call = call_of(poison_models.abort_on_mark)
     errors = []
-    for x in (rows_with(5), rows_with(5), rows_with(6)):
-        with pytest.raises(dx.CrashError) as caught:
-            run_stage(call, x)
+    for row, seconds in ((5, 600), (5, 0.001), (6, 600)):  # no run is over so soon
+        with (
+            dask.config.set({"onnx.guard.seconds": seconds}),
+            pytest.raises(dx.CrashError) as caught,
+        ):
+            run_stage(call, rows_with(row))
         errors.append(caught.value)
-    assert errors[0] is errors[1]
-    assert errors[2].rows == (6,)
+    assert [error.rows for error in errors] == [(5,), (5,), (6,)]
+    assert errors[0].fields == errors[1].fields
+    assert errors[0].__traceback__ is not errors[1].__traceback__
+
+
+def test_the_process_that_gets_a_task_after_a_crash_finds_the_row(own_store, monkeypatch):
+    """A worker died in the middle of a task; those that it had only queued are innocent."""
+    key, call = ("step-4567", 2, 0), call_of(poison_models.abort_on_mark)
+    worker, store = GuardProcess(("poison_models",)), dask.config.get("onnx.store.directory")
+    try:
+        with pytest.raises(ProcessDiedError) as died:
+            worker.run(poison_models.run_as_task, call, key, rows_with(11), store, seconds=120)
+    finally:
+        worker.close()
+    assert died.value.signal == signal.SIGABRT
+    monkeypatch.setattr(guarded_runs, "running_task", lambda: RunningTask(key, deaths=1))
+    with pytest.raises(dx.CrashError) as caught:
+        run_stage(call, rows_with(11))
+    assert caught.value.rows == (11,)
+    assert caught.value.numbers["block"] == 2
+    queued = RunningTask(("step-4567", 3, 0), deaths=1)
+    assert not run_records().is_suspect(queued, call.stage.token)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +142,80 @@ def test_rows_are_found_whatever_the_batches_unless_there_are_none(
     with pytest.raises(dx.CrashError) as caught:
         run_stage(call_of(poison_models.abort_on_mark, batching, **changes), rows_with(21))
     assert caught.value.rows == rows
+
+
+@pytest.mark.parametrize("marked", [(0,), (17, 21), (ROWS - 1,)], ids=str)
+def test_between_stages_the_micro_batches_are_found(suspect, marked):
+    """Nothing tells on which axis the rows of such a value lie."""
+    x = rows_with(*marked)
+    batches = MicroBatches(tuple(x[i : i + 16] for i in range(0, ROWS, 16)), ROWS, False)
+    call = call_of(
+        poison_models.abort_on_mark, Batching(16), row_axes=(None,), join_axes=("split",)
+    )
+    with pytest.raises(dx.CrashError) as caught:
+        run_stage(call, batches)
+    error = caught.value
+    first = marked[0] // 16 * 16
+    assert error.rows == ()
+    assert error.numbers["row"] == first
+    assert error.numbers["micro_batch_rows"] == min(16, ROWS - first)
+    assert error.numbers["rows"] == ROWS
+    assert error.numbers["block"] == 3
+
+
+def test_a_whole_array_beside_micro_batches_is_cut_with_them(suspect):
+    x = rows_with(37)
+    batches = MicroBatches((x[:16], x[16:32], x[32:]), ROWS, False)
+    search = guarded_runs._Search(
+        call_of(poison_models.abort_on_mark, Batching(16)),
+        None,
+        [batches, x, x[0]],
+        None,
+        suspect,
+        None,
+        guarded_runs._limits(),
+        unit=16,
+    )
+    part, rows, whole = search._part(search.values, (None, 0, None), 16, 24)
+    assert [len(piece) for piece in part.pieces] == [16, 8]
+    assert part.rows == 24
+    np.testing.assert_array_equal(rows, x[16:])
+    np.testing.assert_array_equal(whole, x[0])
+
+
+def test_in_micro_batches_of_one_row_the_row_is_found(suspect):
+    x = rows_with(9)
+    batches = MicroBatches(tuple(x[i : i + 1] for i in range(ROWS)), ROWS, False)
+    call = call_of(poison_models.abort_on_mark, Batching(1), row_axes=(None,), join_axes=("split",))
+    with pytest.raises(dx.CrashError) as caught:
+        run_stage(call, batches)
+    assert caught.value.rows == (9,)
+
+
+def test_a_crash_of_several_rows_together_is_no_row(suspect):
+    def abort_on_two(x):
+        if len(x) > 1 and (x == poison_models.MARK).any():
+            os.abort()
+        return x + np.float32(1)
+
+    abort_on_two.axes = "independent"
+    x = rows_with(9)
+    np.testing.assert_array_equal(run_stage(call_of(abort_on_two), x), x + 1)
+
+
+def test_a_setting_that_is_no_limit_is_told_and_the_worker_is_spared(suspect):
+    for key, value in (
+        ("seconds", "soon"),
+        ("seconds", 0),
+        ("max-crashes", 0),
+        ("max-crashes", "x"),
+    ):
+        with (
+            dask.config.set({f"onnx.guard.{key}": value}),
+            pytest.raises(dx.InputError) as caught,
+        ):
+            run_stage(call_of(poison_models.abort_on_mark), rows_with(3))
+        assert caught.value.option == f"onnx.guard.{key}"
 
 
 def test_the_search_ends_after_so_many_crashes(suspect):
@@ -149,6 +248,8 @@ def test_a_run_without_end_is_ended_and_not_searched(suspect):
     with dask.config.set({"onnx.guard.seconds": 0.5}), pytest.raises(dx.CrashError) as caught:
         run_stage(call_of(hang), rows_with())
     assert caught.value.rows == ()
+    assert caught.value.option == "onnx.guard.seconds"
+    assert caught.value.numbers["seconds"] == 0.5
 
 
 def test_crashes_are_noted_for_the_host(suspect):

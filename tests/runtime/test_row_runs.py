@@ -30,6 +30,14 @@ def own_store(tmp_path):
         yield
 
 
+@pytest.fixture(autouse=True)
+def returned(monkeypatch):
+    """List that grows where memory is returned, as garbage of all tests takes long to collect."""
+    calls = []
+    monkeypatch.setattr("dask_onnx.runtime.row_runs.return_memory", lambda: calls.append(1))
+    return calls
+
+
 class Small:
     """An operator that has memory for so many rows, and notes those of each run."""
 
@@ -79,13 +87,14 @@ step.axes = "independent"
     "batching", [Batching(ROWS, is_divisible=True), Batching(is_divisible=True)]
 )
 @pytest.mark.parametrize("most", [1, 5, 33])
-def test_runs_are_halved_until_they_fit_in_the_order_of_rows(monkeypatch, batching, most):
+def test_runs_are_halved_until_they_fit_in_the_order_of_rows(monkeypatch, batching, most, returned):
     operator = Small(most)
     call = call_of(operator, monkeypatch, batching)
     with pytest.warns(UserWarning, match="memory was short"):
         np.testing.assert_array_equal(run_stage(call, X), X + 1)
     fitting = max(operator.runs)
     assert most / 2 < fitting <= most
+    assert len(returned) == np.log2(ROWS // fitting)  # after each run that failed
     assert fitting_rows(call.stage.token, ((3,),)) == fitting
     # Later tasks begin with what fits, in this process and in others; nobody is told again.
     clear_tunings()

@@ -11,10 +11,10 @@ from dask_onnx.core.specs import SessionSpec
 from dask_onnx.runtime.session import (
     build_session,
     profiling_session,
-    run_session,
     session_build_error,
 )
 from dask_onnx.runtime.session_cache import SESSION_CACHE
+from dask_onnx.runtime.session_runs import run_session
 
 
 def test_options_are_part_of_the_key():

@@ -99,12 +99,11 @@ def entry(compressed, duration, who="tcp://10.0.0.2:9", start=100.0):
 
 
 def rate_of(monkeypatch, log, packing=()):
-    monkeypatch.setattr(
-        transfer, "current_worker", lambda: SimpleNamespace(transfer_outgoing_log=log)
-    )
+    worker = SimpleNamespace(transfer_outgoing_log=log)
+    monkeypatch.setattr(transfer, "worker_of_process", {"tcp://10.0.0.1:9": worker}.get)
     transfer._packings.clear()
     transfer._packings.put("10.0.0.2", tuple(packing))
-    return transfer._measured_rate("10.0.0.2")
+    return transfer._measured_rate("tcp://10.0.0.1:9", "10.0.0.2")
 
 
 def test_the_rate_of_a_link_comes_from_its_transfers(monkeypatch):

@@ -11,6 +11,7 @@ import sequence_models as models
 from builders import make_model, node, run_onnx, value, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto
 
 import dask_onnx as dx
 from dask_onnx.sharding.sequence_tasks import combine_blocks
@@ -130,6 +131,9 @@ def test_minilm_in_key_blocks_equals_the_whole(asset):
     assert len(plan.at().segments.blocks.attentions) == 6
 
 
+INT32 = TensorProto.INT32
+
+
 def packed(inputs="x weights bias", more=(), **attributes):
     """com.microsoft.Attention, which multiplies with all its weights at once."""
     made = {
@@ -156,9 +160,11 @@ def packed(inputs="x weights bias", more=(), **attributes):
         packed(),
         packed("x weights bias mask", [models.padding_mask("mask")]),
         packed("x weights bias - - b", [value("b", [1, 1, "T", "T"])]),
+        packed("x weights bias lengths", [value("lengths", ["N"], INT32)]),
+        packed("x weights bias rows", [value("rows", ["N", "T", "T"], INT32)]),
         packed(unidirectional=1),
     ],
-    ids=["plain", "padding", "bias", "causal"],
+    ids=["plain", "padding", "bias", "lengths", "mask", "causal"],
 )
 def test_packed_attention_is_split_into_projections(proto):
     model = dx.load(proto)
@@ -166,6 +172,8 @@ def test_packed_attention_is_split_into_projections(proto):
     pool = {
         "x": X,
         "mask": (np.arange(25) < np.array([[25], [10]])).astype(np.int32),
+        "lengths": np.array([25, 10], np.int32),
+        "rows": np.tril(np.ones((2, 25, 25), np.int32)),
         "b": rng.standard_normal((1, 1, 25, 25)).astype(np.float32),
     }
     feeds = {spec.name: pool[spec.name] for spec in model.inputs}

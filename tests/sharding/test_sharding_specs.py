@@ -355,6 +355,13 @@ def test_annotations_are_written_into_the_file_that_was_loaded(tmp_path):
     assert_followed(again, 2, {"x": x})
 
 
+def test_the_name_of_the_strategy_is_enough():
+    model = dx.load(heads_plan(dx.load(dense_model()), 2).annotate())
+    by_name, by_object = (model.plan(each) for each in ("from_annotations", dx.from_annotations()))
+    assert by_name.explain() == by_object.explain()
+    assert isinstance(by_name, TensorPlan)
+
+
 def test_another_model_is_not_annotated():
     plan = heads_plan(dx.load(dense_model()), 2)
     with pytest.raises(dx.PlanError) as refused:

@@ -17,7 +17,8 @@ from tiles.tiled_models import (
 )
 
 import dask_onnx as dx
-from dask_onnx.tiles.predict import predict_tiled, tiling_drift
+from dask_onnx.tiles.predict import predict_tiled
+from dask_onnx.tiles.tiling_drift import tiling_drift
 
 
 def test_blended_tiles_of_a_local_model_equal_the_untiled_result_away_from_borders():

@@ -43,7 +43,8 @@ def body_outputs(
 
 def _if(v: NodeView, bodies: Sequence[GraphFacts], run: RunBody) -> list[Dependence]:
     """Return the outputs of If: those of both branches merged, raised to the condition's kind."""
-    results = [run(index, {}) for index in range(len(bodies))]
+    count = len(v.proto.output)  # a damaged branch may return more
+    results = [run(index, {})[:count] for index in range(len(bodies))]
     outputs = []
     for branches in zip(*results, strict=True):
         found = branches[0]

@@ -232,7 +232,7 @@ def einsum(v: NodeView) -> Sequence[Dependence]:
 
 def _equation(v: NodeView) -> tuple[list[str], str] | None:
     """Return the terms and the result of an equation, one letter per axis; None if unknown."""
-    equation = v.attr("equation", b"").decode().replace(" ", "")
+    equation = v.attr("equation", b"").decode(errors="replace").replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if len(terms) != len(v.ins):

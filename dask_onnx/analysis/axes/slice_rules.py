@@ -152,7 +152,7 @@ def pad(v: NodeView) -> Sequence[Dependence]:
     begin, end = int(pads[place]), int(pads[place + len(axes)])
     if begin == end == 0:
         return v.all(dep)
-    mode = v.attr("mode", b"constant").decode()
+    mode = v.attr("mode", b"constant").decode(errors="replace")
     if dep.inner != 1 or dep.outer != 1 or mode not in ("constant", "edge", "reflect"):
         return v.all(v.lost(dep, Kind.GATHERED, f"{mode} padding"))
     front, back = max(begin, 0), max(end, 0)

@@ -30,8 +30,8 @@ def broadcast(v: NodeView, inputs: Sequence[int], rank: int | None = None) -> De
     is_alike = len(carriers) == len(inputs) and len(set(ranks)) == 1 and None not in ranks
     if is_alike and rank in (None, ranks[0]) and all(v.dep(i) is first for i in carriers):
         return first  # fast path of the most frequent case
-    if any(r is None for r in ranks):
-        return v.opaque("unknown rank")[0]
+    if None in ranks or any((v.dep(i).axis or 0) >= (v.rank(i) or 0) for i in carriers):
+        return v.opaque("unknown rank")[0]  # or declared as another than was followed here
     rank = max(r or 0 for r in ranks) if rank is None else rank
     result: Dependence | None = None
     for index in sorted(carriers, key=lambda i: v.dep(i).is_uniform):

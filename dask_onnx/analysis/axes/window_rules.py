@@ -54,6 +54,12 @@ def _channels(v: NodeView, dep: Dependence, weight: int) -> Dependence:
     return v.lost(dep, Kind.CONTRACTED, "channels")
 
 
+def _fits(v: NodeView, place: int) -> bool:
+    """Return whether the attributes of a window have an element for spatial axis `place`."""
+    named = (v.attr(name) for name in ("kernel_shape", "strides", "dilations", "pads"))
+    return all(each is None or len(each) > place for each in named)
+
+
 def _kernel(v: NodeView, place: int, weight: int | None) -> int | None:
     """Return the kernel size along spatial axis `place`; None if unknown."""
     named = v.attr("kernel_shape")
@@ -73,7 +79,7 @@ def _begin(v: NodeView, place: int, kernel: int, stride: int, dilation: int) -> 
 
     With auto_pad=SAME_UPPER and SAME_LOWER it does, unless the size is a multiple of the stride.
     """
-    automatic = v.attr("auto_pad", b"NOTSET").decode()
+    automatic = v.attr("auto_pad", b"NOTSET").decode(errors="replace")
     if automatic in ("NOTSET", ""):
         pads = v.attr("pads")
         return int(pads[place]) if pads else 0
@@ -99,6 +105,8 @@ def conv_window(v: NodeView, place: int, weight: int | None) -> Window | None:
     weight : int or None
         Index of the kernel; None for a pool.
     """
+    if not _fits(v, place):
+        return None
     kernel = _kernel(v, place, weight)
     stride, dilation = _step(v, "strides", place), _step(v, "dilations", place)
     if kernel is None:
@@ -123,8 +131,10 @@ def conv_transpose(v: NodeView) -> Sequence[Dependence]:
     if dep.axis == 1:
         return v.all(v.lost(dep, Kind.CONTRACTED, "channels"))
     place = dep.axis - _FIRST_SPATIAL_AXIS
+    if not _fits(v, place):
+        return v.opaque("unknown kernel")
     kernel = _kernel(v, place, 1)
-    automatic = v.attr("auto_pad", b"NOTSET").decode() or "NOTSET"
+    automatic = v.attr("auto_pad", b"NOTSET").decode(errors="replace") or "NOTSET"
     if kernel is None or automatic not in ("NOTSET", "VALID") or v.attr("output_shape"):
         return v.opaque("unknown kernel")
     if dep.outer != 1 or dep.inner != 1:
@@ -271,9 +281,9 @@ def _resize_window(v: NodeView, ratio: Fraction, old: int, new: int) -> Window |
     ``shift`` is the input coordinate of output 0, from the formulas of the ONNX operator Resize for
     each coordinate_transformation_mode.
     """
-    mode = v.attr("mode", b"nearest").decode()
+    mode = v.attr("mode", b"nearest").decode(errors="replace")
     default = b"half_pixel" if v.op == "Resize" and v.opset >= 11 else b"asymmetric"
-    where = v.attr("coordinate_transformation_mode", default).decode()
+    where = v.attr("coordinate_transformation_mode", default).decode(errors="replace")
     if ratio.numerator != 1 and ratio.denominator != 1:
         return None
     if where == "pytorch_half_pixel" and new == 1:

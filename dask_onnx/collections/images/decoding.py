@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url, read_file
+from dask_onnx.core.meters import metered
 
 Color = Literal["RGB", "BGR", "gray", "RGBA"]
 """Order of the channels of a model's input."""
@@ -39,6 +40,7 @@ class Decoder:
     max_pixels: int
     """Pixels above which a picture is refused before it is decoded."""
 
+    @metered("read")
     def __call__(self, source: Any) -> Any:
         """Return a picture as an upright ``PIL.Image`` of the mode in `MODES`.
 

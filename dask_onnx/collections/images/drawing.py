@@ -25,6 +25,8 @@ _TINT = 0.5
 """Share of the tint over a masked pixel."""
 _LEAST_TEXT, _TEXT_SHARE = 12, 40
 """Height of letters in pixels, at least, and the picture's shorter side over it."""
+_SHOWN = 0.5
+"""Least score of a key point that is drawn."""
 _CLOSE_TO_ONE = 1.001
 """Largest value of a map of shares, with its rounding error."""
 
@@ -46,8 +48,17 @@ def drawn(image: Any, result: ImageResult) -> Any:
     canvas = image.convert("RGB")
     if result.mask is not None:
         canvas = _tinted(canvas, result.mask)
+    if result.masks is not None and result.boxes is not None:
+        size, numbers = result.geometry.picture, result.boxes.labels % len(_COLORS) + 1
+        tints = np.zeros(size, np.uint8)
+        # The best objects are drawn last, over the others.
+        for mask, number in reversed(list(zip(result.masks, numbers, strict=True))):
+            tints[mask.full(size)] = number
+        canvas = _tinted(canvas, tints)
     if result.boxes is not None:
         _draw_boxes(canvas, result)
+    elif result.text is not None:
+        _write(canvas, (2, 2), result.text, _COLORS[0])
     elif result.labels is not None and result.scores is not None:
         names = result.names or tuple(map(str, result.labels.tolist()))
         lines = [f"{name} {s:.2f}" for name, s in zip(names, result.scores, strict=True)]
@@ -85,9 +96,22 @@ def _draw_boxes(canvas: Any, result: ImageResult) -> None:
         x0, y0, x1, y1 = boxes.boxes[place].tolist()
         label = int(boxes.labels[place])
         color = _COLORS[label % len(_COLORS)]
-        draw.rectangle((x0, y0, max(x1, x0), max(y1, y0)), outline=color, width=width)
+        if result.corners is not None:
+            around = [tuple(corner) for corner in result.corners[place].tolist()]
+            draw.polygon(around, outline=color, width=width)
+        else:
+            draw.rectangle((x0, y0, max(x1, x0), max(y1, y0)), outline=color, width=width)
+        if result.points is not None:
+            _draw_points(draw, result.points[place], 2 * width, color)
         name = result.names[place] if result.names else str(label)
         _write(canvas, (x0, y0), f"{name} {boxes.scores[place]:.2f}", color)
+
+
+def _draw_points(draw: Any, points: Any, radius: int, color: tuple[int, ...]) -> None:
+    """Draw key points; those that are hidden, by a score below one half, are left out."""
+    for x, y, *score in points.tolist():
+        if not score or score[0] >= _SHOWN:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
 
 def _write(canvas: Any, place: tuple[float, float], text: str, color: tuple[int, ...]) -> None:

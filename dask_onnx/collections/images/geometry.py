@@ -85,6 +85,22 @@ class Geometry:
         found: Array = (given - shift) / np.tile(self.scale[::-1], 2)
         return np.clip(found, 0, np.tile(self.picture[::-1], 2)) if clip else found
 
+    def points_to_image(self, points: Any) -> Array:
+        """Return points in pixels of the picture, at its borders where they lie outside.
+
+        Parameters
+        ----------
+        points : array-like, shape (..., 2)
+            x and y in pixels of the tensor.
+
+        Returns
+        -------
+        float64 array, shape (..., 2)
+        """
+        given = np.asarray(points, np.float64)
+        found: Array = (given - self.offset[::-1]) / self.scale[::-1]
+        return np.clip(found, 0, self.picture[::-1])
+
     def to_input(self, boxes: Any) -> Array:
         """Return boxes of the picture in pixels of the tensor: the inverse of `to_image`.
 
@@ -142,6 +158,34 @@ class Geometry:
         whole[rows[2] : rows[3], columns[2] : columns[3]] = inner
         return whole
 
+    def part_to_image(self, mask: Any, rows: range, columns: range) -> Array:
+        """Return a part of what `mask_to_image` returns for a map of floats.
+
+        Parameters
+        ----------
+        mask : float array, shape (h, w)
+            A value for each cell of a grid over the tensor.
+        rows, columns : range
+            Pixels of the picture; those that a crop has removed are 0.
+        """
+        found = np.zeros((len(rows), len(columns)), np.float32)
+        region, places = [], []
+        for axis, part in enumerate((rows, columns)):
+            start, stop, first, last = self._window(axis)
+            low, high = max(part.start, first), min(part.stop, last)
+            if low >= high:
+                return found
+            cells, step = mask.shape[axis] / self.tensor[axis], (stop - start) / (last - first)
+            region.append(tuple((start + (pixel - first) * step) * cells for pixel in (low, high)))
+            places.append(slice(low - part.start, high - part.start))
+            # The padding is no part of the map: cells of it are cut off.
+            inside = slice(int(start * cells), math.ceil(stop * cells))
+            region[-1] = tuple(edge - inside.start for edge in region[-1])
+            mask = mask[inside] if axis == 0 else mask[:, inside]
+        size = tuple(place.stop - place.start for place in places)
+        found[places[0], places[1]] = _interpolated(mask, (region[0], region[1]), size)
+        return found
+
     def _window(self, axis: int) -> tuple[float, float, int, int]:
         """Return the part of the tensor that shows the picture, and the pixels that it shows."""
         own, offset, whole = self.resized[axis], self.offset[axis], self.tensor[axis]
@@ -174,15 +218,22 @@ def _resampled(values: Array, region: Any, size: Size) -> Array:
         rows = _nearest(top, bottom, size[0], values.shape[0])
         columns = _nearest(left, right, size[1], values.shape[1])
         return np.ascontiguousarray(values[np.ix_(rows, columns)])
-    from PIL import Image  # optional: only pictures need it
-
     # Pillow also reads pixels beside the box: those of the padding are cut off first.
     first, start = int(top), int(left)
     cells = values[first : math.ceil(bottom), start : math.ceil(right)]
+    inside = ((top - first, bottom - first), (left - start, right - start))
+    return _interpolated(cells, inside, size).astype(values.dtype)
+
+
+def _interpolated(cells: Array, region: Any, size: Any) -> Array:
+    """Return a region of a map at another resolution, interpolated linearly, as float32."""
+    from PIL import Image  # optional: only pictures need it
+
+    (top, bottom), (left, right) = region
     image = Image.fromarray(np.ascontiguousarray(cells, np.float32))
-    box = (left - start, top - first, right - start, bottom - first)
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized).astype(values.dtype)
+    height, width = image.height, image.width
+    box = (max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
 
 
 def _nearest(start: float, stop: float, count: int, most: int) -> Array:

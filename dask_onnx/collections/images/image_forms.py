@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.collections.images.box_sets import named_outputs
-from dask_onnx.collections.images.formats import (
-    FORMATS,
-    MAX_SELECTED,
-    Decode,
-    Format,
-    Reader,
-    cell_counts,
-    find_reader,
-)
+from dask_onnx.collections.images.box_readers import FORMATS, Reader
+from dask_onnx.collections.images.ctc_text import characters_of
+from dask_onnx.collections.images.detector_forms import recognised_reader, with_classes
+from dask_onnx.collections.images.form_requests import TASKS, FormRequest
+from dask_onnx.collections.images.formats import find_reader
 from dask_onnx.collections.images.graph_hints import Activation, activation_of, looks_like_scores
-from dask_onnx.collections.images.input_layout import InputLayout, Size
-from dask_onnx.collections.images.model_metadata import ModelNotes
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import Dim, TensorSpec, is_floating
-
-Task = Literal["auto", "boxes", "labels", "mask", "raw"]
-"""Form of the results, as `ImageModel` takes it."""
-TASKS: tuple[str, ...] = get_args(Task)
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64))
-"""Pixels from one cell to the next, on each grid of common YOLO heads."""
-_DETR_KINDS = ("detr", "yolos", "table-transformer")
-"""Architectures of Hugging Face whose scores are a softmax with a class for "no object"."""
-_SIGMOID_KINDS = ("rt_detr", "d_fine", "deformable_detr", "conditional_detr", "deta", "dab")
-"""Beginnings of names of architectures whose scores are sigmoids."""
+from dask_onnx.core.specs import TensorSpec, is_floating
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """The form of a model's results."""
 
-    task: Literal["boxes", "labels", "mask", "raw"]
+    task: Literal["boxes", "labels", "mask", "text", "raw"]
     """Form of the results."""
     outputs: tuple[str, ...]
     """Outputs that are read."""
@@ -52,12 +34,18 @@ class Form:
     map of values."""
     classes_axis: Literal["first", "last", None] = None
     """Axis of a mask's channels, without the batch axis; None for a mask without."""
+    alphabet: tuple[str, ...] = ()
+    """Characters of a text, without the blank."""
 
     def describe(self) -> str:
         """Return the form in words."""
         names = ", ".join(self.outputs)
         if self.task == "boxes" and self.reader is not None:
-            return f"boxes, read as {self.reader.format} from {names}"
+            detail = {"masks": " and masks", "points": " and key points", "angles": " with angles"}
+            what = f"boxes{detail.get(self.reader.detail, '')}"
+            return f"{what}, read as {self.reader.format} from {names}"
+        if self.task == "text":
+            return f"text in {len(self.alphabet):,} characters, from {names}"
         if self.task == "labels":
             how = f" after a {self.activation}" if self.activation else ""
             return f"classes, from {names}{how}"
@@ -66,42 +54,12 @@ class Form:
         return f"the outputs as they are: {names}"
 
 
-@dataclass(frozen=True, slots=True)
-class FormRequest:
-    """Statements of the caller and of the model about the form of results."""
-
-    facts: GraphFacts
-    inputs: tuple[TensorSpec, ...]
-    """Inputs of the model."""
-    outputs: tuple[TensorSpec, ...]
-    """Outputs to read."""
-    layout: InputLayout
-    """Layout of the input for images."""
-    notes: ModelNotes
-    """Metadata of the model."""
-    is_yolo: bool
-    """True if the preparation is that of YOLO."""
-    class_count: int | None
-    """Number of classes whose names are known."""
-    task: Task = "auto"
-    format: Format = "auto"
-    decode: Decode | None = None
-    normalized: bool = False
-    top: bool = False
-    """True if the caller asks for the best classes."""
-
-    @property
-    def size(self) -> Size:
-        """Height and width of the model's input; 640 where they are open."""
-        return self.layout.height or 640, self.layout.width or 640
-
-
 def find_form(request: FormRequest) -> Form:
     """Return the form of a model's results.
 
     Without the caller's word, boxes are recognised by names, or by a table whose size is that of a
     YOLO; classes by the names of classes, an activation or the output's name; a mask by one channel
-    at the resolution of the picture or less. Anything else stays as it is.
+    at the resolution of the picture or less; text by an alphabet. Anything else stays as it is.
 
     Raises
     ------
@@ -122,13 +80,18 @@ def find_form(request: FormRequest) -> Form:
         return _labels(request, _score_output(request, is_asked=True))
     if wanted == "mask":
         return _mask(request, _mask_output(request, is_asked=True))
+    if wanted == "text":
+        return _text(request, is_asked=True) or _raw(request)
     return _recognised(request)
 
 
 def _recognised(request: FormRequest) -> Form:
-    reader = _recognised_reader(request)
+    reader = recognised_reader(request)
     if reader is not None:
         return _boxes(request, reader)
+    text = _text(request, is_asked=False)
+    if text is not None:
+        return text
     scores = _score_output(request, is_asked=False)
     if scores is not None:
         return _labels(request, scores)
@@ -163,91 +126,25 @@ def _boxes(request: FormRequest, reader: Reader) -> Form:
 
 def _reader(request: FormRequest) -> Reader:
     """Return the reader that the caller asks for."""
-    found = None if request.format != "auto" or request.decode else _recognised_reader(request)
+    found = None if request.format != "auto" or request.decode else recognised_reader(request)
     if found is not None:
         return found
-    reader = find_reader(request.outputs, request.format, request.decode, request.size)
-    return _with_classes(request, reader)
-
-
-def _with_classes(request: FormRequest, reader: Reader) -> Reader:
-    """Return a reader of a YOLO that leaves out columns behind those of the classes."""
-    is_yolo = request.is_yolo and request.notes.labels is not None
-    return replace(reader, classes=request.class_count) if is_yolo else reader
-
-
-def _recognised_reader(request: FormRequest) -> Reader | None:
-    """Return a reader for outputs that are boxes for certain; None for others."""
-    if request.notes.task in ("classify", "obb"):
-        return None
-    for kind in ("tf", "paddle"):
-        names = named_outputs(kind, request.outputs)
-        if names and (kind == "tf" or _has_paddle_inputs(request)):
-            return Reader(kind, names)
-    if names := named_outputs("detr", request.outputs):
-        family = _detr_kind(request, names[0])
-        return None if family is None else Reader(family, names)
-    first = request.outputs[:1]
-    if request.is_yolo and first:
-        # Further outputs of a YOLO are prototypes of masks, or its feature maps.
-        return _yolo_reader(request, first)
     try:
-        reader = find_reader(request.outputs, "auto", None, request.size)
-    except InputError:
-        return None
-    is_sure = reader.format == "boxes" or _has_yolo_rows(request.outputs[0], request.size)
-    return reader if is_sure else None
+        reader = find_reader(
+            request.outputs, request.format, request.decode, request.size, request.keypoints
+        )
+    except InputError as error:
+        if request.format == "auto" and (hint := _details_hint(request)):
+            raise InputError(error.cause, hint, **error.fields) from None
+        raise
+    return with_classes(request, reader)
 
 
-def _yolo_reader(request: FormRequest, first: tuple[TensorSpec, ...]) -> Reader | None:
-    shape = first[0].shape
-    classes = request.class_count
-    if shape is not None and len(shape) == 3 and classes is not None:
-        coefficients = 32 if request.notes.task == "segment" else 0
-        if shape[2] == 6 and _is_few(shape[1]):
-            return Reader("xyxysc", (first[0].name,))
-        if shape[2] == 5 + classes + coefficients:
-            return Reader("yolo5", (first[0].name,), classes=classes)
-        if isinstance(shape[1], int) and shape[1] >= 4 + classes:
-            return Reader("yolo8", (first[0].name,), classes=classes)
-    try:
-        return _with_classes(request, find_reader(first, "auto", None, request.size))
-    except InputError:
-        return None
-
-
-def _is_few(rows: Dim) -> bool:
-    """Return whether rows are selected ones, rather than one for each cell."""
-    return not isinstance(rows, int) or rows <= MAX_SELECTED
-
-
-def _has_yolo_rows(spec: TensorSpec, size: Size) -> bool:
-    """Return whether a table has a row for each cell or anchor of a YOLO of this size."""
-    if spec.shape is None or len(spec.shape) != 3:
-        return False
-    cells = cell_counts(size, _STRIDES)
-    counts = cells | {3 * count for count in cells}
-    return any(dim in counts for dim in spec.shape[1:])
-
-
-def _has_paddle_inputs(request: FormRequest) -> bool:
-    return any(spec.name in ("im_shape", "scale_factor") for spec in request.inputs)
-
-
-def _detr_kind(request: FormRequest, logits: str) -> Literal["detr", "rtdetr"] | None:
-    """Return how the scores of a DETR are made; None if nothing tells it."""
-    kind = request.notes.architecture or ""
-    if kind in _DETR_KINDS:
-        return "detr"
-    if kind.startswith(_SIGMOID_KINDS):
-        return "rtdetr"
-    spec = next(spec for spec in request.outputs if spec.name == logits)
-    width = spec.shape[-1] if spec.shape else None
-    if request.class_count is None or not isinstance(width, int):
-        return None
-    if width == request.class_count:
-        return "rtdetr"
-    return "detr" if width == request.class_count + 1 else None
+def _details_hint(request: FormRequest) -> str:
+    """Return the formats of details to pass, where outputs look like those of one."""
+    if any(spec.rank == 4 for spec in request.outputs):
+        return "pass format='yolo8-seg', 'yolo5-seg' or 'xyxysc-seg', or a function: decode="
+    return ""
 
 
 def _score_output(request: FormRequest, *, is_asked: bool) -> Any:
@@ -278,6 +175,36 @@ def _labels(request: FormRequest, spec: TensorSpec) -> Form:
         )
     activation: Activation = "sigmoid" if width == 1 else "softmax"
     return Form("labels", (spec.name,), activation=None if has_one else activation)
+
+
+def _text(request: FormRequest, *, is_asked: bool) -> Form | None:
+    """Return the form of text; None if no output is one for certain."""
+    rank = 3 if request.layout.is_batch else 2
+    if request.alphabet is None:
+        if not is_asked:
+            return None
+        raise InputError(
+            "nothing tells the characters of the model's classes",
+            "pass alphabet=, a text file with a character in each line, or a list of them",
+            option="alphabet",
+            suggestions=[Suggestion("alphabet")],
+        )
+    for spec in request.outputs:
+        if spec.rank != rank or spec.dtype is None or not is_floating(spec.dtype):
+            continue
+        classes = spec.shape[-1] if spec.shape else None
+        if isinstance(classes, int):
+            characters_of(request.alphabet, classes)
+        has_one = activation_of(request.facts, spec.name) is not None
+        return Form(
+            "text",
+            (spec.name,),
+            activation=None if has_one else "softmax",
+            alphabet=request.alphabet,
+        )
+    if is_asked:
+        raise _no_such_form(request, "text", "scores of steps, of shape (batch, steps, classes)")
+    return None
 
 
 def _mask_output(request: FormRequest, *, is_asked: bool) -> Any:

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from dask_onnx.collections.images.box_readers import Decode, Format
 from dask_onnx.collections.images.decoding import CHANNELS, Color
-from dask_onnx.collections.images.formats import Decode, Format
-from dask_onnx.collections.images.image_forms import Task
+from dask_onnx.collections.images.form_requests import Task
 from dask_onnx.core.errors import InputError, Suggestion
 
 PILLOWS_PIXELS = 178_956_970
@@ -33,9 +33,11 @@ class ImageOptions:
     std: Any = None
     interpolation: str | None = None
     labels: Any = None
+    alphabet: Any = None
     task: Task = "auto"
     format: Format = "auto"
     decode: Decode | None = None
+    keypoints: Any = None
     normalized: bool = False
     top: int | None = None
     score_threshold: float = 0.25
@@ -178,3 +180,25 @@ def top_of(given: Any) -> int:
     if isinstance(given, bool) or not hasattr(given, "__index__") or int(given) < 1:
         raise InputError(f"top is {given!r}", "give a number of classes from 1 on", option="top")
     return int(given)
+
+
+def keypoints_of(given: Any) -> tuple[int, int] | None:
+    """Return the number of key points, and of numbers of each: 2, or 3 with a score.
+
+    Raises
+    ------
+    InputError
+        It is something else.
+    """
+    if given is None:
+        return None
+    parts = tuple(given) if isinstance(given, list | tuple) else ()
+    is_whole = all(hasattr(p, "__index__") and not isinstance(p, bool) for p in parts)
+    if len(parts) != 2 or not is_whole or int(parts[0]) < 1 or int(parts[1]) not in (2, 3):
+        raise InputError(
+            f"keypoints is {given!r}",
+            "give the number of key points and of numbers of each, as (17, 3)",
+            option="keypoints",
+            suggestions=[Suggestion("keypoints", (17, 3)), Suggestion("keypoints", (17, 2))],
+        )
+    return int(parts[0]), int(parts[1])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_onnx.collections.images.box_sets import sigmoid, softmax
-from dask_onnx.collections.images.boxes import Boxes, areas
+from dask_onnx.collections.images.boxes import Boxes
+from dask_onnx.collections.images.ctc_text import characters_of, read_text
 from dask_onnx.collections.images.geometry import Geometry
 from dask_onnx.collections.images.image_forms import Form
-from dask_onnx.collections.images.merging import nms
 from dask_onnx.collections.images.model_metadata import Labels
+from dask_onnx.collections.images.object_details import BoxMask, Placed, place_objects
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +26,7 @@ class ImageResult:
 
     Attributes
     ----------
-    task : {"boxes", "labels", "mask", "raw"}
+    task : {"boxes", "labels", "mask", "text", "raw"}
         Which of the fields below is set.
     geometry : Geometry
         Where the picture lay in the model's input.
@@ -36,16 +37,26 @@ class ImageResult:
     labels : numpy.ndarray or None
         int64: the best classes of the picture, by falling score.
     scores : numpy.ndarray or None
-        float32: scores of `labels`.
+        float32: scores of `labels`, or of the characters of `text`.
     mask : numpy.ndarray or None
         Map of the picture's height and width: values, or class numbers.
     outputs : mapping of str to numpy.ndarray
         The model's outputs for the picture, without a batch axis, where they stay as they are.
     names : tuple of str
         Name of the class of each of `boxes` or `labels`; empty where names are unknown.
+    masks : tuple of BoxMask or None
+        Mask of each of `boxes`, from models with masks of objects.
+    points : numpy.ndarray or None
+        float32, shape (n, points, 2 or 3): key points of each of `boxes`, x and y in pixels of the
+        picture and perhaps a score.
+    corners : numpy.ndarray or None
+        float32, shape (n, 4, 2): corners of turned boxes, x and y in pixels of the picture;
+        `boxes` are the smallest upright boxes around them.
+    text : str or None
+        Text of the picture.
     """
 
-    task: Literal["boxes", "labels", "mask", "raw"]
+    task: Literal["boxes", "labels", "mask", "text", "raw"]
     """Which of the fields below is set."""
     geometry: Geometry
     """Position and scale of the picture in the model's input."""
@@ -56,13 +67,21 @@ class ImageResult:
     labels: npt.NDArray[np.int64] | None = None
     """int64: the best classes of the picture, by falling score."""
     scores: npt.NDArray[np.float32] | None = None
-    """float32: scores of `labels`."""
+    """float32: scores of `labels`, or of the characters of `text`."""
     mask: Array | None = None
     """Map of the picture's height and width."""
     outputs: Mapping[str, Array] = field(default_factory=dict)
     """The model's outputs without a batch axis, where they stay as they are."""
     names: tuple[str, ...] = ()
     """Name of the class of each of `boxes` or `labels`."""
+    masks: tuple[BoxMask, ...] | None = None
+    """Mask of each of `boxes`."""
+    points: npt.NDArray[np.float32] | None = None
+    """float32, shape (n, points, 2 or 3): key points of each of `boxes`."""
+    corners: npt.NDArray[np.float32] | None = None
+    """float32, shape (n, 4, 2): corners of each of `boxes`, which are turned."""
+    text: str | None = None
+    """Text of the picture."""
 
     def __repr__(self) -> str:
         where = "" if self.file is None else f" {self.file}:"
@@ -71,7 +90,11 @@ class ImageResult:
 
     def _found(self) -> str:
         if self.boxes is not None:
-            return f"{len(self.boxes)} boxes"
+            details = {"masks": self.masks, "points": self.points, "corners": self.corners}
+            held = "".join(f" with {name}" for name, own in details.items() if own is not None)
+            return f"{len(self.boxes)} boxes{held}"
+        if self.text is not None:
+            return f"text {self.text!r}"
         if self.labels is not None and self.scores is not None:
             shown = self.names or tuple(map(str, self.labels.tolist()))
             return ", ".join(
@@ -123,9 +146,20 @@ def read_result(
         The outputs are not of the form.
     """
     if form.task == "boxes":
-        boxes = _boxes(outputs, geometry, form, options)
-        names = _names(boxes.labels, options.labels)
-        return ImageResult("boxes", geometry, file, boxes=boxes, names=names)
+        found = _objects(outputs, geometry, form, options)
+        return ImageResult(
+            "boxes",
+            geometry,
+            file,
+            boxes=found.boxes,
+            names=_names(found.boxes.labels, options.labels),
+            masks=found.masks,
+            points=found.points,
+            corners=found.corners,
+        )
+    if form.task == "text":
+        text, sure = _text(outputs[form.outputs[0]], form)
+        return ImageResult("text", geometry, file, scores=sure, text=text)
     if form.task == "labels":
         labels, scores = _best(outputs[form.outputs[0]], form, options.top)
         names = _names(labels, options.labels)
@@ -143,19 +177,30 @@ def _names(labels: Any, known: Labels | None) -> tuple[str, ...]:
     return tuple(known.get(int(label), str(int(label))) for label in labels)
 
 
-def _boxes(
+def _objects(
     outputs: Mapping[str, Array], geometry: Geometry, form: Form, options: ResultOptions
-) -> Boxes:
+) -> Placed:
     assert form.reader is not None
-    corners, scores, labels = form.reader.read_above(outputs, options.score_threshold)
+    reader = replace(form.reader, size=geometry.tensor)
+    found = reader.objects_above(outputs, options.score_threshold)
     if form.is_normalized:
-        corners *= np.tile(geometry.tensor[::-1], 2)
-    found = Boxes.of(corners, scores, labels)
-    if form.reader.has_duplicates:
-        # In pixels of the tensor, where the model's author suppresses them.
-        found = nms(found, options.iou_threshold, class_agnostic=options.class_agnostic)
-    inside = Boxes.of(geometry.to_image(found.boxes), found.scores, found.labels)
-    return inside.take(areas(inside.boxes) > 0).in_order()
+        found = replace(found, boxes=found.boxes * np.tile(geometry.tensor[::-1], 2))
+    return place_objects(
+        found,
+        reader.detail,
+        geometry,
+        prototypes=reader.prototypes(outputs),
+        keypoints=reader.keypoints,
+        iou_threshold=options.iou_threshold if reader.has_duplicates else None,
+        class_agnostic=options.class_agnostic,
+    )
+
+
+def _text(values: Array, form: Form) -> tuple[str, npt.NDArray[np.float32]]:
+    scores = values.astype(np.float32)
+    if form.activation == "softmax":
+        scores = softmax(scores)
+    return read_text(scores, characters_of(form.alphabet, scores.shape[-1]))
 
 
 def _best(values: Array, form: Form, top: int) -> tuple[Array, Array]:

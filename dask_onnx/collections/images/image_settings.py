@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from dask_onnx.analysis.size_multiples import accepted_multiple
+from dask_onnx.collections.images.ctc_text import read_alphabet
+from dask_onnx.collections.images.form_requests import FormRequest
 from dask_onnx.collections.images.graph_hints import scales_itself
-from dask_onnx.collections.images.image_forms import Form, FormRequest, find_form
+from dask_onnx.collections.images.image_forms import Form, find_form
 from dask_onnx.collections.images.image_inputs import image_spec, layout_of, other_feeds
 from dask_onnx.collections.images.image_options import (
     ImageOptions,
     color_of,
+    keypoints_of,
     pixel_limit,
     scale_of,
     share_of,
@@ -105,6 +108,8 @@ def settle(facts: ModelFacts, given: ImageOptions) -> ImageSettings:
             given.decode,
             given.normalized,
             given.top is not None,
+            keypoints_of(given.keypoints) or notes.keypoints,
+            read_alphabet(given.alphabet) or notes.alphabet,
         )
     )
     preparation = _preparation(facts, layout, given, preset)

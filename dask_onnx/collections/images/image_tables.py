@@ -57,7 +57,7 @@ class ResultColumns:
             They are maps, or arrays of several axes.
         """
         large = [name for name in self.form.outputs if (ranks.get(name) or 0) > 1]
-        if self.form.task in ("boxes", "labels") or (self.form.task == "raw" and not large):
+        if self.form.task in ("boxes", "labels", "text") or (self.form.task == "raw" and not large):
             return
         what = f"output {large[0]!r}" if large and self.form.task == "raw" else "a mask"
         raise InputError(
@@ -71,10 +71,13 @@ class ResultColumns:
         """Return the rows of results, and for each row the position of its picture.
 
         Objects of a picture are rows by falling score; a picture without objects has none. A bad
-        picture has one row of missing values.
+        picture has one row of missing values. Masks of objects are run lengths, as COCO
+        counts them.
         """
         if self.form.task == "raw":
             return self._lists(results), np.arange(len(results))
+        if self.form.task == "text":
+            return _texts(results), np.arange(len(results))
         counts = np.array([_row_count(result) for result in results], np.int64)
         sources = np.repeat(np.arange(len(results)), counts)
         columns: dict[str, Any] = {}
@@ -93,6 +96,8 @@ class ResultColumns:
         if self.form.task == "boxes":
             corners = _joined([_corners(result) for result in results]).reshape(-1, 4)
             columns |= {name: corners[:, place] for place, name in enumerate(_CORNERS)}
+            reader = self.form.reader
+            columns |= _details("" if reader is None else reader.detail, results)
         return pd.DataFrame(columns), sources
 
     def _integers(self, parts: Sequence[Any], missing: Sequence[bool]) -> Any:
@@ -143,6 +148,39 @@ def _corners(result: ImageResult | None) -> Any:
     if result is None or result.boxes is None:
         return np.full((1, 4), np.nan, np.float32)
     return result.boxes.boxes
+
+
+def _texts(results: Sequence[ImageResult | None]) -> pd.DataFrame:
+    """Return a row for each picture: its text, and the mean score of its characters."""
+    texts = [None if result is None else result.text for result in results]
+    scores = [
+        np.nan if r is None else float(np.mean(r.scores)) if r.scores is not None and r.text else 0
+        for r in results
+    ]
+    columns = {"text": pd.array(texts, dtype=TEXT), "score": np.array(scores, np.float32)}
+    return pd.DataFrame(columns)
+
+
+def _details(detail: str, results: Sequence[ImageResult | None]) -> dict[str, Any]:
+    """Return the columns of lists that details of objects become, by name."""
+    if not detail:
+        return {}
+    rows: list[tuple[Any, ...]] = []
+    for result in results:
+        if result is None:
+            rows.append((None, None))
+        elif result.masks is not None:
+            size = result.geometry.picture
+            rows += [(mask.run_lengths(size), np.array(size)) for mask in result.masks]
+        else:
+            values = result.points if detail == "points" else result.corners
+            rows += [(each.reshape(-1),) for each in (() if values is None else values)]
+    names = {"masks": ("mask", "mask_size"), "points": ("points",), "angles": ("corners",)}[detail]
+    kind = pa.list_(pa.int64() if detail == "masks" else pa.float32())
+    return {
+        name: pd.array(pa.array([row[place] for row in rows], kind), dtype=pd.ArrowDtype(kind))
+        for place, name in enumerate(names)
+    }
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from dask_onnx.collections.images.boxes import (
     Floats,
     Ints,
     Metric,
+    best_first,
     crossing_pairs,
     join_boxes,
     overlapping_pairs,
@@ -43,9 +44,20 @@ def nms(
     Boxes
         By falling score.
     """
-    ordered = found.in_order()
-    suppressors = suppressors_of(ordered, threshold, metric, class_agnostic)
-    return ordered.take(suppressors == np.arange(len(ordered)))
+    return found.take(nms_places(found, threshold, metric=metric, class_agnostic=class_agnostic))
+
+
+def nms_places(
+    found: Boxes, threshold: float, *, metric: Metric = "iou", class_agnostic: bool = False
+) -> Ints:
+    """Return the positions of the boxes that `nms` returns, in its order.
+
+    Parameters are those of `nms`.
+    """
+    order = best_first(found)
+    suppressors = suppressors_of(found.take(order), threshold, metric, class_agnostic)
+    kept: Ints = order[suppressors == np.arange(len(order))]
+    return kept
 
 
 def greedy_nmm(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from dask_onnx.collections.images.ctc_text import lines_of
 from dask_onnx.collections.images.presets import PRESETS, Preset
 from dask_onnx.collections.images.resampling import Interpolation
 from dask_onnx.collections.images.resize import Resize
@@ -42,6 +43,10 @@ class ModelNotes:
     """Task in the words of the source: "detect", "classify", "segment", "pose", "obb"."""
     architecture: str | None = None
     """Kind of network as Hugging Face's ``config.json`` names it, such as "detr"."""
+    keypoints: tuple[int, int] | None = None
+    """Key points of each object and numbers of each, as ultralytics' ``kpt_shape`` has them."""
+    alphabet: tuple[str, ...] | None = None
+    """Characters of a recognition model, as PaddleOCR's ``character`` has them."""
 
 
 def notes_of(metadata: Mapping[str, str], path: str | None) -> ModelNotes:
@@ -60,7 +65,8 @@ def notes_of(metadata: Mapping[str, str], path: str | None) -> ModelNotes:
         return _of_ultralytics(metadata)
     if "character" in metadata:  # PaddleOCR's recognition models carry their alphabet
         source = "the model's metadata (alphabet of PaddleOCR)"
-        return ModelNotes(replace(PRESETS["paddleocr-rec"], name=source))
+        alphabet = lines_of(metadata["character"])
+        return ModelNotes(replace(PRESETS["paddleocr-rec"], name=source), alphabet=alphabet)
     labels = next((metadata[key] for key in ("names", "labels", "classes") if key in metadata), "")
     found = _of_folder(path)
     names = found.labels or _as_labels(_literal(labels))
@@ -100,7 +106,15 @@ def _of_ultralytics(metadata: Mapping[str, str]) -> ModelNotes:
         stride=step,
         is_yolo=True,
     )
-    return ModelNotes(preset, labels, task)
+    return ModelNotes(preset, labels, task, keypoints=_keypoints(metadata.get("kpt_shape", "")))
+
+
+def _keypoints(text: str) -> tuple[int, int] | None:
+    given = _literal(text)
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        return None
+    count, numbers = (int(each) if isinstance(each, int) else 0 for each in given)
+    return (count, numbers) if count > 0 and numbers in (2, 3) else None
 
 
 def _of_folder(path: str | None) -> ModelNotes:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dask.base import compute
 from dask.delayed import Delayed, delayed
 
+from dask_onnx.cluster.current_scheduler import compute_now
 from dask_onnx.collections.bad_rows import Found, bad_items, join_found
 from dask_onnx.collections.images.image_results import ImageResult
 from dask_onnx.collections.images.image_runner import (
@@ -99,7 +99,7 @@ def compute_pictures(
     # Without traverse=False, Dask would search the runner and the pictures for collections.
     run = delayed(runner, pure=False, traverse=False)
     lazy = [run(delayed(part, traverse=False), *supplies) for part in parts]
-    return join_found(list(zip(starts, compute(*lazy), strict=True)))
+    return join_found(list(zip(starts, compute_now(lazy), strict=True)))
 
 
 def predict_bag_of_pictures(x: Any, runner: ImageRunner, supplies: Sequence[Delayed]) -> Any:

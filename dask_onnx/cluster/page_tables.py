@@ -1,0 +1,222 @@
+"""Tables of the page ``/onnx``: stages, workers, links and failures; needs Bokeh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from bokeh.layouts import column
+from bokeh.models import (
+    ColumnDataSource,
+    CustomJS,
+    DataTable,
+    Div,
+    HTMLTemplateFormatter,
+    NumberFormatter,
+    StringFormatter,
+    TableColumn,
+)
+
+from dask_onnx.cluster.page_facts import tasks_left, tasks_waiting
+from dask_onnx.cluster.page_feed import Feed, OnnxPart
+from dask_onnx.core.dashboard_internals import colour_of
+from dask_onnx.core.formatting import format_bytes, printable
+
+_COLOUR = '<span style="color:<%= colour %>">&#9632;</span> <%- value %>'
+"""A name with its colour on the dashboard; `<%-` escapes it."""
+_MOST_GONE = 3
+"""Workers that are gone and named."""
+_STATUS = (
+    '<span style="<%= value == "running" ? "" : "color:#b42318;font-weight:600" %>">'
+    "<%- value %></span>"
+)
+
+
+class _Table(OnnxPart):
+    """A table that is filled again each time."""
+
+    def __init__(
+        self, title: str, columns: Mapping[str, tuple[str, Any, int]], height: int
+    ) -> None:
+        names = [*columns, "colour"]
+        self.title = title
+        self.source = ColumnDataSource({name: [] for name in names})
+        self.heading = Div(text="", margin=(8, 12, 0, 12))
+        self.table = DataTable(
+            source=self.source,
+            columns=[
+                TableColumn(field=name, title=shown, formatter=formatter, width=width)
+                for name, (shown, formatter, width) in columns.items()
+            ],
+            height=height,
+            sizing_mode="stretch_width",
+            autosize_mode="force_fit",
+            reorderable=False,
+            index_position=None,
+            margin=(2, 12, 8, 12),
+        )
+        # Bokeh's tables do not notice other data of the same length.
+        redraw = CustomJS(args={"view": self.table.view}, code="view.change.emit()")
+        self.source.js_on_change("data", redraw)
+        self.root = column(self.heading, self.table, sizing_mode="stretch_width")
+
+    def show(self, rows: list[dict[str, Any]], note: str = "") -> None:
+        """Show rows, each with all columns."""
+        self.heading.text = f"<b>{self.title}</b> {escape(note)}"
+        self.source.data.update(
+            {name: [each.get(name, "") for each in rows] for name in self.source.data}
+        )
+
+
+def _text() -> Any:
+    return StringFormatter()
+
+
+def _named() -> Any:
+    return HTMLTemplateFormatter(template=_COLOUR)
+
+
+def _number(form: str = "0,0") -> Any:
+    return NumberFormatter(format=form, text_align="right", nan_format="-")
+
+
+class StageTable(_Table):
+    """Stages with their tasks, rates and seconds."""
+
+    def __init__(self, feed: Feed) -> None:
+        columns = {
+            "name": ("stage", _named(), 230),
+            "model": ("model", _text(), 120),
+            "running": ("on workers", _number(), 70),
+            "waiting": ("waiting", _number(), 60),
+            "done": ("done", _number(), 60),
+            "failed": ("failed", _number(), 50),
+            "rate": ("tasks/s", _number("0,0.0"), 60),
+            "seconds": ("seconds a task", _number("0,0.0000"), 90),
+            "transfer": ("transfer seconds", _number("0,0.00"), 100),
+            "bytes": ("results in memory", _text(), 100),
+        }
+        super().__init__("Stages", columns, 230)
+
+    def update(self, feed: Feed) -> None:
+        """Show stages, those with most work left first."""
+        rates = feed.rates
+        order = sorted(feed.facts.stages, key=lambda each: (-tasks_left(each), each.name))
+        self.show([
+            {
+                "name": printable(each.name),
+                "model": printable(each.model),
+                "running": each.states.get("processing", 0),
+                "waiting": tasks_waiting(each),
+                "done": each.completed,
+                "failed": each.states.get("erred", 0),
+                "rate": rates.get(each.name, 0.0),
+                "seconds": each.seconds or float("nan"),
+                "transfer": feed.facts.transfer_seconds.get(each.name, 0.0),
+                "bytes": format_bytes(each.bytes),
+                "colour": colour_of(each.name),
+            }
+            for each in order
+        ])  # fmt: skip
+
+
+class WorkerTable(_Table):
+    """Workers with what they run, their sessions, memory and stores."""
+
+    def __init__(self, feed: Feed) -> None:
+        columns = {
+            "address": ("worker", _text(), 170),
+            "status": ("status", HTMLTemplateFormatter(template=_STATUS), 65),
+            "running": ("running", _text(), 240),
+            "busy": ("threads", _text(), 55),
+            "queue": ("queue", _number(), 50),
+            "cpu": ("CPU %", _number("0"), 50),
+            "memory": ("memory", _text(), 130),
+            "spilled": ("spilled", _text(), 65),
+            "sessions": ("sessions", _number(), 60),
+            "store": ("store", _text(), 220),
+            "free": ("free there", _text(), 70),
+        }
+        super().__init__("Workers", columns, 180)
+
+    def update(self, feed: Feed) -> None:
+        """Show all workers."""
+        notes = [] if feed.facts.workers else ["There are none: nothing can run until one joins."]
+        if feed.facts.gone:
+            left = [
+                f"{address} at {time.strftime('%H:%M:%S', time.localtime(at))}"
+                for at, address in feed.facts.gone[:_MOST_GONE]
+            ]
+            more = len(feed.facts.gone) - len(left)
+            notes.append(f"Gone: {', '.join(left)}{f', and {more:,} before' if more else ''}.")
+        self.show([self._row(each, feed) for each in feed.facts.workers], " ".join(notes))
+
+    @staticmethod
+    def _row(each: Any, feed: Feed) -> dict[str, Any]:
+        own = feed.facts.own.get(each.address, {})
+        limit = f" of {format_bytes(each.memory_limit)}" if each.memory_limit else ""
+        running = ", ".join(printable(name) for name in dict.fromkeys(each.running))
+        free = own.get("store_free_bytes")
+        return {
+            "address": each.address,
+            "status": each.status,
+            "running": running,
+            "busy": f"{len(each.running)}/{each.threads}",
+            "queue": max(each.processing - len(each.running), 0),
+            "cpu": each.cpu,
+            "memory": f"{format_bytes(each.memory)}{limit}",
+            "spilled": format_bytes(each.spilled),
+            "sessions": own.get("sessions", float("nan")),
+            "store": printable(str(own.get("store", ""))),
+            "free": "" if free is None else format_bytes(free),
+        }
+
+
+class LinkTable(_Table):
+    """Links between workers, the slowest first."""
+
+    def __init__(self, feed: Feed) -> None:
+        columns = {
+            "sender": ("from", _text(), 180),
+            "receiver": ("to", _text(), 180),
+            "rate": ("MB/s", _number("0,0.0"), 70),
+        }
+        super().__init__("Links", columns, 160)
+
+    def update(self, feed: Feed) -> None:
+        """Show the links that were used."""
+        here = {each.address for each in feed.facts.workers}
+        order = sorted(feed.facts.links, key=lambda each: each.rate)
+        own = [each for each in order if each.sender in here and each.receiver in here]
+        self.show([
+            {"sender": each.sender, "receiver": each.receiver, "rate": each.rate / 1e6}
+            for each in own[:200]
+        ], "" if own else "No values have gone from one worker to another.")  # fmt: skip
+
+
+class FailureTable(_Table):
+    """Tasks that failed for good."""
+
+    def __init__(self, feed: Feed) -> None:
+        columns = {
+            "stage": ("stage", _named(), 160),
+            "key": ("key", _text(), 170),
+            "worker": ("worker", _text(), 150),
+            "error": ("error", _text(), 360),
+        }
+        super().__init__("Failed for good", columns, 160)
+
+    def update(self, feed: Feed) -> None:
+        """Show tasks that failed, the newest first."""
+        self.show([
+            {
+                "stage": printable(each.stage),
+                "key": printable(each.key),
+                "worker": each.worker,
+                "error": printable(each.error),
+                "colour": colour_of(each.stage),
+            }
+            for each in feed.facts.failures
+        ], "" if feed.facts.failures else "None.")  # fmt: skip

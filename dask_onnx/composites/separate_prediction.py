@@ -1,0 +1,189 @@
+"""Predictions of several models that run apart, on every kind of collection."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import current_client
+from dask_onnx.collections.kinds import is_bag, is_table
+from dask_onnx.collections.request_checks import resolve_feeds
+from dask_onnx.composites.member_outputs import WantedOutputs
+from dask_onnx.composites.separate_results import (
+    PickInputs,
+    join_rows,
+    join_tables,
+    kept_columns,
+)
+from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ApartRequest:
+    """Models that run apart, and what is wanted of them."""
+
+    parts: Mapping[str, Model]
+    """Models by name; their inputs and outputs are named as those of the composite."""
+    inputs: tuple[TensorSpec, ...]
+    """Inputs of the composite."""
+    wanted: WantedOutputs
+    """Outputs that the result has."""
+    plans: Mapping[str, Any]
+    """Plan of each model; empty for none."""
+
+    def feeds_of(self, x: Any) -> dict[str, dict[str, Any]]:
+        """Return the inputs of each model that has wanted outputs.
+
+        Raises
+        ------
+        InputError
+            An input is missing, or unknown.
+        """
+        parts = {name: self.parts[name] for name in self.wanted.by_member}
+        needed = {spec.name for part in parts.values() for spec in part.inputs}
+        feeds = resolve_feeds(x, self.inputs, needed)
+        return {n: {s.name: feeds[s.name] for s in part.inputs} for n, part in parts.items()}
+
+    def in_order(self, found: Mapping[str, Any]) -> Any:
+        """Return results as the caller wants them: in their order, or the only one bare."""
+        names = self.wanted.names
+        return found[names[0]] if self.wanted.is_bare else {name: found[name] for name in names}
+
+
+def predict_apart(request: ApartRequest, x: Any, options: Mapping[str, Any]) -> Any:
+    """Return the results of all models on a collection; see `Composite.predict`."""
+    if is_table(x):
+        return _of_table(request, x, dict(options))
+    if is_bag(x):
+        return _of_bag(request, x, dict(options))
+    feeds = request.feeds_of(x)
+    for name, own in feeds.items():  # of all models, before any of them runs
+        request.parts[name].check(own)
+    found: dict[str, Any] = {}
+    for each in _run(request, feeds, options):
+        found |= each
+    return request.in_order(found)
+
+
+def _run(
+    request: ApartRequest, feeds: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the results of each model; on a cluster they run at the same time.
+
+    Without one they run in turn, each on all cores of this machine.
+    """
+
+    def run(name: str) -> dict[str, Any]:
+        outputs, plan = list(request.wanted.by_member[name]), request.plans.get(name)
+        found: dict[str, Any] = request.parts[name].predict(
+            feeds[name], outputs=outputs, plan=plan, **options
+        )
+        return found
+
+    names = list(feeds)
+    if len(names) == 1 or current_client() is None:
+        return [run(name) for name in names]
+    with ThreadPoolExecutor(len(names), "dask-onnx-composite") as pool:
+        running = [pool.submit(contextvars.copy_context().run, run, name) for name in names]
+        return [each.result() for each in running]
+
+
+def _of_bag(request: ApartRequest, x: Any, options: dict[str, Any]) -> Any:
+    import dask.bag
+
+    known = frozenset(spec.name for spec in request.inputs)
+    bags = []
+    for name, outputs in request.wanted.by_member.items():
+        part = request.parts[name]
+        own = frozenset(spec.name for spec in part.inputs)
+        rows = x if len(known) == 1 else x.map(PickInputs(own, known))
+        plan = request.plans.get(name)
+        bags.append(part.predict(rows, outputs=list(outputs), plan=plan, **options))
+    joined = bags[0] if len(bags) == 1 else dask.bag.map(join_rows, *bags)
+    return joined.map(_Ordered(request.wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """Function on the rows of a bag: their outputs as the caller wants them."""
+
+    wanted: WantedOutputs
+
+    def __call__(self, row: Any) -> Any:
+        if row is None:
+            return None
+        names = self.wanted.names
+        return row[names[0]] if self.wanted.is_bare else {name: row[name] for name in names}
+
+
+def _of_table(request: ApartRequest, x: Any, options: dict[str, Any]) -> Any:
+    append, columns = options.pop("append"), options.pop("columns")
+    chosen = _columns_of_parts(request, x, columns)
+    tables = [
+        request.parts[name].predict(
+            x,
+            outputs=list(outputs),
+            plan=request.plans.get(name),
+            columns=chosen[name],
+            **options,
+        )
+        for name, outputs in request.wanted.by_member.items()
+    ]
+    new = [column for table in tables for column in table.columns]
+    kept = kept_columns(x, append, new)
+    if kept:
+        tables = [x[kept], *tables]
+    if len(tables) == 1:
+        return tables[0]
+    if not hasattr(x, "dask"):
+        return join_tables(*tables)
+    meta = join_tables(*(table._meta for table in tables))
+    first, *others = tables
+    return first.map_partitions(join_tables, *others, meta=meta, align_dataframes=False)
+
+
+def _columns_of_parts(request: ApartRequest, x: Any, columns: Any) -> dict[str, Any]:
+    """Return the columns that feed the inputs of each model.
+
+    Raises
+    ------
+    InputError
+        There are several inputs, and columns are not given for each of them.
+    """
+    names = [spec.name for spec in request.inputs]
+    parts = {n: [s.name for s in request.parts[n].inputs] for n in request.wanted.by_member}
+    if len(names) == 1:
+        return dict.fromkeys(parts, columns)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise InputError(
+            f"columns is {columns!r}; the models take {len(names)} inputs",
+            f"name the columns of each: {', '.join(map(repr, names))}",
+            option="columns",
+            numbers={"inputs": len(names)},
+        )
+    given = dict(columns or {})
+    labels = set() if x.ndim == 1 else set(x.columns)
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"columns names {name!r}, which is no input of the models",
+                f"their inputs are {', '.join(map(repr, names))}",
+                option="columns",
+                input=str(name),
+            )
+    for name in {name for own in parts.values() for name in own}:
+        if name not in given and name not in labels:
+            raise InputError(
+                f"the table has no column {name!r} for input {name!r}",
+                "name its columns: columns={...}",
+                option="columns",
+                input=name,
+                column=name,
+            )
+        given.setdefault(name, name)
+    return {part: {name: given[name] for name in own} for part, own in parts.items()}

@@ -1,0 +1,1 @@
+"""Profiles of runs: collected from a cluster or this process, and shown in several forms."""

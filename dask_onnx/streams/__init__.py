@@ -1,0 +1,1 @@
+"""Streams of frames through models on a cluster: sources, flow control, state; built on `Model`."""
