@@ -12,6 +12,7 @@ import pytest
 from bokeh.client import pull_session
 from bokeh.models import DataTable, Div
 from builders import layers_model
+from distributed import LocalCluster
 from prometheus_client.parser import text_string_to_metric_families
 
 import dask_onnx as dx
@@ -48,6 +49,13 @@ def wait_for(read, is_there):
     while not is_there(found := read()) and time.monotonic() < until:
         time.sleep(0.1)
     return found
+
+
+@pytest.fixture(scope="module")
+def cluster(store_directory):
+    """Cluster of these tests alone: its metrics add up all that has run on it."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster
 
 
 @pytest.fixture
