@@ -51,7 +51,7 @@ CALLERS = [
 ]
 
 
-@pytest.mark.parametrize("given", CALLERS, ids=repr)
+@pytest.mark.parametrize("given", CALLERS)
 def test_the_callers_restrictions_are_restored(given):
     state = task(**given)
     before, scheduler, restrictions = vars(state).copy(), FakeScheduler(state), TaskRestrictions()
@@ -66,7 +66,7 @@ def test_the_callers_restrictions_are_restored(given):
     assert vars(state) == before
 
 
-@pytest.mark.parametrize("given", CALLERS, ids=repr)
+@pytest.mark.parametrize("given", CALLERS)
 def test_a_held_task_has_no_worker_and_no_invented_address(given):
     state = task(**given)
     scheduler, restrictions = FakeScheduler(state), TaskRestrictions()
