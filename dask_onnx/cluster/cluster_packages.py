@@ -18,7 +18,7 @@ from dask_onnx.core.process_caches import BoundedCache
 log = logging.getLogger(__name__)
 
 _VERSION = "dask_onnx:__version__"
-"""What processes of a cluster are asked to import, by a function of Python's own."""
+"""Package that processes of a cluster are asked to import, by a function of Python's own."""
 _SHOWN = 2
 
 _checked: BoundedCache[str, frozenset[str]] = BoundedCache("clusters with the package", 256)

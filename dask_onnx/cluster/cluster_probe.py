@@ -55,7 +55,7 @@ class Side:
     package_error: str = ""
     """Why it cannot import dask_onnx."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What only a scheduler or a worker knows; see `scheduler_question` and `worker_question`."""
+    """Facts only a scheduler or a worker knows; see `scheduler_question` and `worker_question`."""
     error: str = ""
     """Why it did not answer; empty if it did."""
     host: str = ""

@@ -33,7 +33,7 @@ class StageActivity:
 
 @dataclass(frozen=True, slots=True)
 class WorkerActivity:
-    """What a worker does."""
+    """State of a worker."""
 
     address: str
     status: str
@@ -68,7 +68,7 @@ class LinkActivity:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a cluster does at a moment."""
+    """State of a cluster at a moment."""
 
     time: float
     """Seconds since the epoch, by the scheduler's clock."""

@@ -1,4 +1,4 @@
-"""What this package publishes for Prometheus: names, labels and values, as data.
+"""Metrics of this package for Prometheus: names, labels and values, as data.
 
 Names are completed by `prometheus_collectors`, with Dask's own namespace in front:
 ``dask_onnx_scheduler_rows_total`` on the scheduler, ``dask_onnx_worker_rows_total`` on a worker.
@@ -24,7 +24,7 @@ class Family(NamedTuple):
     """Name without prefix, with its unit; Prometheus adds ``_total`` to that of a counter."""
     kind: Kind
     text: str
-    """What is counted or measured."""
+    """Meaning of what is counted or measured."""
     labels: tuple[str, ...] = ()
 
 

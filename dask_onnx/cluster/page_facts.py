@@ -1,4 +1,4 @@
-"""What the dashboard's page on models shows, read off the scheduler: plain rows, no charts."""
+"""Facts for the dashboard's page on models, read off the scheduler: plain rows, no charts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PageFacts:
-    """What a cluster does for models at a moment."""
+    """State of a cluster's models at a moment."""
 
     time: float
     """Seconds since the epoch."""

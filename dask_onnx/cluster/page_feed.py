@@ -1,4 +1,4 @@
-"""What an open page of the dashboard shows at a moment, and the interface of its parts."""
+"""Content of an open page of the dashboard at a moment, and the interface of its parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RATE_SECONDS = 5.0
 
 
 class Feed:
-    """What is shown at a moment, shared by the parts of one page.
+    """Facts shown at a moment, shared by the parts of one page.
 
     Parameters
     ----------

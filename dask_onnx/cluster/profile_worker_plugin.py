@@ -68,7 +68,7 @@ class WorkerNotes(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """What has been sent."""
+    """Notes that have been sent."""
 
     phases: int = 0
     stages: int = 0

@@ -32,7 +32,7 @@ _registered: list[Any] = []
 
 
 class Published(NamedTuple):
-    """What a server publishes at a moment."""
+    """Metrics of a server at a moment."""
 
     series: Iterable[Series]
     histograms: Mapping[str, Mapping[Any, Histogram]]

@@ -142,7 +142,7 @@ class _Chunks:
     prefix: str
     """Name of the collection."""
     division: Any
-    """How the collection is divided into chunks."""
+    """Division of the collection into chunks."""
     as_list: bool = False
 
     @property

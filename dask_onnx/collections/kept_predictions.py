@@ -37,7 +37,7 @@ _CHUNKS_PER_THREAD = 8
 
 @dataclass(frozen=True, slots=True)
 class KeptPrediction:
-    """What decides the results of a prediction besides its input."""
+    """Facts that decide the results of a prediction besides its input."""
 
     kind: str
     """Kind of the prediction, such as "arrays" or "texts"."""

@@ -32,7 +32,7 @@ _LEAST_REFRESH_SECONDS = 0.2
 
 
 class Display(Protocol):
-    """Where progress is shown."""
+    """Place where progress is shown."""
 
     def show(self, done: int, total: int) -> None:
         """Show that `done` of `total` rows are complete."""

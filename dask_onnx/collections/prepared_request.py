@@ -57,7 +57,7 @@ class Variant:
     template: FrameTemplate
     """Tasks of one input."""
     assembly: ResultAssembly
-    """What makes the result of their results."""
+    """Function that makes the result of their results."""
     supplies: tuple[Any, ...]
     """Futures of the tasks that bring the model to workers."""
 

@@ -15,7 +15,7 @@ FRAME = "frame"
 
 @dataclass(frozen=True, slots=True)
 class FrameValues:
-    """What is known of one frame in a chain."""
+    """Results known so far of one frame in a chain."""
 
     number: int | None
     """Number of the frame; None if it runs alone."""

@@ -84,7 +84,7 @@ class Composite:
 
     @cached_property
     def merging(self) -> MergeChoice:
-        """Whether the models run as one graph, and why. Finding it out runs nothing."""
+        """Choice between one graph and several, and its reason. Finding it out runs nothing."""
         parts = {name: part._facts for name, part in self._parts.items()}
         return choose_merge(self.name, parts, self.inputs, self._merge)
 

@@ -21,7 +21,7 @@ from dask_onnx.streams.stream import stream
 from dask_onnx.streams.stream_statistics import StreamStatistics
 
 Wait = Literal["all", "each"]
-"""What the result of a frame waits for: all models, or none but the one that gives it."""
+"""Models that the result of a frame waits for: all, or only the one that gives it."""
 Refit = Callable[[Mapping[str, Model]], Mapping[str, Model]]
 """Function that gives new models the names of a composite."""
 _ALONE = ("state", "initial", "checkpoint_every")

@@ -21,7 +21,7 @@ _TASK_SECONDS = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class MergeChoice:
-    """Whether several models run as one graph, and why."""
+    """Choice between one graph and several for a composite, and its reason."""
 
     merged: ModelFacts | None
     """The one graph; None if the models run apart."""

@@ -48,9 +48,9 @@ class Diagnosis:
     """
 
     findings: tuple[Finding, ...]
-    """What was found, what is broken first."""
+    """Findings, broken things first."""
     answers: ClusterAnswers
-    """What each side answered."""
+    """Answers of each side."""
 
     @property
     def is_broken(self) -> bool:

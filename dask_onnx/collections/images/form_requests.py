@@ -1,4 +1,4 @@
-"""What a caller and a model state about the form of results."""
+"""Statements of a caller and a model about the form of results."""
 
 from __future__ import annotations
 
