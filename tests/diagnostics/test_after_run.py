@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import dask.array as da
@@ -16,12 +17,14 @@ from dask_onnx.planning.resources import thread_gain
 from dask_onnx.planning.worker_memory import project
 
 ROWS = np.random.default_rng(0).standard_normal((64, 32)).astype("f4")
+_CHANNELS = itertools.count(20)
+_WIDTHS = itertools.count(200)
 
 
 @pytest.fixture
 def model():
-    # Random sizes give stages that no other test has run.
-    return dx.load(layers_model([np.random.default_rng().integers(200, 400) for _ in range(4)], 32))
+    # Sizes of its own give stages that no other test of this process has run.
+    return dx.load(layers_model([next(_WIDTHS) for _ in range(4)], 32))
 
 
 def test_a_plan_that_has_not_run_has_no_measurements(model):
@@ -128,7 +131,7 @@ def test_the_critical_path_is_shown():
 @pytest.fixture
 def pictures():
     """Model from pictures (N, 3, h, w), in which a convolution is most of the work."""
-    channels = int(np.random.default_rng().integers(20, 40))  # stages that no other test has run
+    channels = next(_CHANNELS)  # stages that no other test of this process has run
     return dx.load(
         make_model(
             [
