@@ -105,7 +105,7 @@ def build_request(
     batch = _batch_of(facts, wanted, feeds, shapes, kind, run.batch_size)
     batching = resolve_batching(batch, wanted.names, run.batch_size)
     if batching.is_auto and len(chosen.stages) > 1:
-        batching = Batching(chosen.rows_per_run)
+        batching = Batching(chosen.rows_per_run, is_divisible=not batch.random)
     publish(facts.onnx)
     delivery = None
     if not inline:
@@ -115,7 +115,8 @@ def build_request(
         with explained_losses(current_client()):
             _check_cluster(chosen, rows, wanted.names, shapes)
             delivery = plan_delivery(facts.onnx, chosen.stage_graph)
-    request = request_of(chosen, wanted, batch, batching, run.retries)
+    edges = _edge_axes(chosen, batch, shapes) if batching.is_divisible else None
+    request = request_of(chosen, wanted, batch, batching, run.retries, edges)
     is_batched = isinstance(run.batch_size, int)
     return dataclasses.replace(request, delivery=delivery, is_batched=is_batched), feeds, kind
 
@@ -126,6 +127,7 @@ def request_of(
     batch: BatchFacts,
     batching: Batching,
     retries: int | None = None,
+    edge_axes: Mapping[str, int | None] | None = None,
 ) -> Request:
     """Return a request for a model cut into stages, without a delivery of its weights.
 
@@ -141,6 +143,8 @@ def request_of(
         Rows of each run of a session.
     retries : int, optional
         Times that Dask repeats a task that raised; None for ``onnx.retries``.
+    edge_axes : mapping of str to int or None, optional
+        Value between stages to its batch axis, if runs of each stage may be cut.
     """
     facts = staged.facts
     options = LoweringOptions(
@@ -152,6 +156,7 @@ def request_of(
         ),
         batch.output_axes,
         effective_retries(retries),
+        edge_axes=edge_axes,
         custom=facts.custom,
         # Requests that draw random numbers without a seed must not share keys and thus results.
         salt=uuid.uuid4().hex if facts.has_unseeded_nodes else "",
@@ -172,6 +177,23 @@ def request_of(
         types=types,
         unproven_types=frozenset(unproven),
     )
+
+
+def _edge_axes(
+    staged: StagedModel, batch: BatchFacts, shapes: Mapping[str, tuple[Dim, ...]]
+) -> dict[str, int | None] | None:
+    """Return the batch axes of the values between stages; None if their rows are not proven.
+
+    Independent rows of the outputs do not tell: an axis may move, and come back.
+    """
+    edges = tuple(dict.fromkeys(edge.value for edge in staged.stage_graph.edges))
+    if not edges or batch.is_declared:
+        return None
+    found = staged.facts.batch_at(edges, shapes)
+    if found.blockers or found.coupled or found.fixed_rows is not None:
+        return None
+    same = all(found.input_axes.get(name) == axis for name, axis in batch.input_axes.items())
+    return {name: found.output_axes[name] for name in edges} if same else None
 
 
 def check_inputs(facts: ModelFacts, x: Any, outputs: Outputs = None) -> None:

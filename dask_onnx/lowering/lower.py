@@ -22,7 +22,7 @@ from dask_onnx.planning.stages import Stage, StageGraph
 from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.package_versions import installed_versions
-from dask_onnx.runtime.stage_calls import StageCall
+from dask_onnx.runtime.stage_calls import RunAxes, StageCall
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, as_ranges
 
@@ -78,6 +78,9 @@ class LoweringOptions:
     """Output to its batch axis."""
     retries: int
     """Times that Dask repeats a task that raised."""
+    edge_axes: Mapping[str, int | None] | None = None
+    """Value between stages to its batch axis; None if not all of them are proven to have rows that
+    may be cut apart."""
     custom: CustomKernels | None = None
     """Custom kernels."""
     salt: str = ""
@@ -322,6 +325,7 @@ class _Lowering:
                 for s in stage.inputs
             ),
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
+            run_axes=self._run_axes(stage),
             hints=self._hints(number, stage),
             supplies=supplies,
         )
@@ -385,6 +389,15 @@ class _Lowering:
         if value in self.travels or value not in self.final:
             return "split"
         return self.options.output_axes.get(value)
+
+    def _run_axes(self, stage: Stage) -> RunAxes | None:
+        """Return the axes of one micro-batch, for a stage that gets or gives any."""
+        edges = self.options.edge_axes
+        if edges is None:
+            return None
+        axes = {**self.feeds.axes, **self.options.output_axes, **edges}
+        inputs = tuple(axes.get(spec.name) for spec in stage.inputs)
+        return RunAxes(inputs, tuple(axes.get(spec.name) for spec in stage.outputs))
 
     def _output(self, value: str) -> Output:
         number, position = self.made[value]

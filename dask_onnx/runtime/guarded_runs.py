@@ -4,7 +4,7 @@ A task runs in its worker first, and a record says so (`run_records`). If the wo
 Dask sends the task out again; the process that gets it finds the record, and runs the task in a
 subprocess (`core.guard_process`). If that dies too, halves of the rows run there, until the rows
 that end it are found. Where memory was short, the halves are the result. Values between stages are
-cut between their micro-batches only, since nothing tells on which axis their rows lie.
+cut between their micro-batches, and inside them where the axis of their rows is known.
 """
 
 from __future__ import annotations
@@ -31,10 +31,18 @@ from dask_onnx.core.errors import (
 )
 from dask_onnx.core.guard_process import GuardProcess, ProcessDiedError
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.runtime.batching import MicroBatches, row_count, take_rows
+from dask_onnx.runtime.batching import MicroBatches, SplitInputs, row_count, take_rows
 from dask_onnx.runtime.crash_errors import Crash, crash_error
 from dask_onnx.runtime.memory_faults import bytes_for_a_run, is_memory_fault
-from dask_onnx.runtime.row_runs import Computed, compute_rows, is_divisible, row_axes
+from dask_onnx.runtime.row_runs import (
+    Computed,
+    RunCut,
+    compute_rows,
+    first_runs,
+    joined_parts,
+    row_axes,
+    run_cut,
+)
 from dask_onnx.runtime.run_records import RunningTask, RunRecords, run_records, running_task
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_refs import StageRef
@@ -133,8 +141,8 @@ def _compute_recorded(
 
 def _shapes(call: StageCall, values: Sequence[Any]) -> tuple[tuple[int, ...], ...] | None:
     """Return the shapes of one row of each input; None if rows must not be split."""
-    axes = row_axes(call, values)
-    return row_shapes(values, axes) if is_divisible(call, values, axes) else None
+    cut = run_cut(call, values, row_axes(call, values))
+    return None if cut is None else row_shapes(first_runs(values), cut.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +181,10 @@ class _Search:
     """Ends of the subprocess so far."""
     found: dict[int, ProcessDiedError] = field(default_factory=dict)
     """First row of each part, of `unit` rows, that ends the subprocess by itself."""
+    cut: RunCut | None = None
+    """The way in which a run may be cut; None if it must not be."""
     unit: int = 1
-    """Rows that are not cut apart: those of a micro-batch."""
+    """Rows that are cut apart by `cut` alone: those of a micro-batch."""
     is_incomplete: bool = False
     """True if some rows have no result."""
     until: float = 0.0
@@ -193,12 +203,15 @@ class _Search:
             raise known.at_rows(known.rows)  # one that is raised again would collect tracebacks
         self.until = time.monotonic() + _SEARCH_SECONDS
         axes = row_axes(self.call, self.values)
+        self.cut = run_cut(self.call, self.values, axes)
         rows = self._count_rows(axes)
         computed = self._compute(self.values, axes, 0, rows)
-        halved = bool(self.deaths) and not is_divisible(self.call, self.values, axes)
+        # Without a proof, rows that ran apart may have other results than together.
+        halved = bool(self.deaths) and self.cut is None
         if computed is not None and not self.is_incomplete and not halved:
             return computed
-        crash = Crash(self.stage.label, self.task.key, rows, self.unit, self.deaths[0], self.found)
+        unit = self.unit if self.cut is None else 1
+        crash = Crash(self.stage.label, self.task.key, rows, unit, self.deaths[0], self.found)
         error = crash_error(crash, self.limits.seconds)
         _verdicts.put(name, error)
         if self.deaths[0].cause in ("signal", "exit"):
@@ -206,12 +219,16 @@ class _Search:
         raise error
 
     def _count_rows(self, axes: Sequence[int | None]) -> int | None:
-        """Return the rows of the task, and note which of them cannot be cut apart."""
+        """Return the rows of the task, and note which of them are one micro-batch."""
         batches = [value for value in self.values if isinstance(value, MicroBatches)]
-        if not batches:
-            return row_count(self.values, axes)
-        self.unit = self.call.options.batching.rows_per_run or batches[0].rows
-        return batches[0].rows
+        joins = self.cut is not None and self.cut.joins is not None
+        if not batches and self.cut is not None and joins:
+            rows = row_count(self.values, self.cut.axes)
+        else:
+            rows = batches[0].rows if batches else row_count(self.values, axes)
+        if rows is not None and (batches or joins):
+            self.unit = self.call.options.batching.rows_per_run or rows
+        return rows
 
     def _part(
         self, values: Sequence[Any], axes: Sequence[int | None], start: int, rows: int
@@ -237,6 +254,8 @@ class _Search:
             self.deaths.append(died)
         last = self.deaths[-1]
         is_least = rows is not None and rows <= self.unit
+        if is_least and rows is not None and rows > 1 and self._has_joins and self._goes_on(last):
+            return self._compute_run(first_runs(values), start, rows)
         if is_least:
             self.found[start] = last
         if rows is None or is_least or not self._goes_on(last):
@@ -248,15 +267,41 @@ class _Search:
         second = self._compute(rest, axes, start + half, rows - half)
         if first is None or second is None:
             return first or second
-        fitting = [half] if last.cause == "memory" else []
-        fitting += [f for f in (first.fitting_rows, second.fitting_rows) if f is not None]
-        return replace(
-            first,
-            results=first.results + second.results,
-            split=replace(first.split, rows=rows),
-            seconds=first.seconds + second.seconds,
-            fitting_rows=min(fitting, default=None),
-        )
+        half = half if last.cause == "memory" and self.unit == 1 else None
+        return replace(_both(first, second, half), split=replace(first.split, rows=rows))
+
+    @property
+    def _has_joins(self) -> bool:
+        """True if the rows of a micro-batch may be cut apart, and the results put together."""
+        return self.cut is not None and self.cut.joins is not None
+
+    def _compute_run(self, feeds: list[Any], start: int, rows: int) -> Computed | None:
+        """Return the result of a micro-batch that ends the subprocess, from those of its parts."""
+        assert self.cut is not None and self.cut.joins is not None
+        last, half = self.deaths[-1], rows // 2
+        parts = [
+            self._compute_part(take_rows(feeds, self.cut.axes, first, size), start + first, size)
+            for first, size in ((0, half), (half, rows - half))
+        ]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            return found[0] if found else None
+        both = _both(*found, half if last.cause == "memory" else None)
+        results = [joined_parts(both.results, self.cut.joins)]
+        return replace(both, results=results, split=SplitInputs([], rows, is_padded=False))
+
+    def _compute_part(self, feeds: list[Any], start: int, rows: int) -> Computed | None:
+        """Return the result of some rows of a micro-batch; None if none of them has one."""
+        try:
+            return self._run(feeds)
+        except ProcessDiedError as died:
+            self.deaths.append(died)
+        if rows == 1:
+            self.found[start] = self.deaths[-1]
+        elif self._goes_on(self.deaths[-1]):
+            return self._compute_run(feeds, start, rows)
+        self.is_incomplete = True
+        return None
 
     def _run(self, values: Sequence[Any]) -> Computed:
         options = self.call.options
@@ -287,6 +332,17 @@ class _Search:
                 np.ascontiguousarray(value).tobytes() if is_plain else pickle.dumps(value)
             )
         return content.hexdigest()
+
+
+def _both(first: Computed, second: Computed, fitting: int | None) -> Computed:
+    """Return the results of two parts, with the rows of a run that memory sufficed for."""
+    fits = [each for each in (fitting, first.fitting_rows, second.fitting_rows) if each is not None]
+    return replace(
+        first,
+        results=first.results + second.results,
+        seconds=first.seconds + second.seconds,
+        fitting_rows=min(fits, default=None),
+    )
 
 
 def compute_in_guard(

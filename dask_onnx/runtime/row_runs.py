@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from dask_onnx.core.meters import metered
 from dask_onnx.runtime.batching import (
     MicroBatches,
     SplitInputs,
+    concatenated,
     row_count,
     split_rows,
     take_rows,
@@ -50,6 +51,8 @@ class Computed:
     """Threads that a run could use."""
     fitting_rows: int | None = None
     """Rows of the largest run that memory sufficed for, where a larger one failed; else None."""
+    sizes: tuple[int, ...] = ()
+    """Rows of each run, where the task chose them itself."""
 
 
 def compute_rows(
@@ -59,6 +62,7 @@ def compute_rows(
     supplies: Sequence[Any] = (),
     max_rows: int | None = None,
     session: Runnable | None = None,
+    sizes: Sequence[int] = (),
 ) -> Computed:
     """Run a stage on all rows of a task, in this process.
 
@@ -76,6 +80,9 @@ def compute_rows(
         Rows of a run above which memory is known to be too short, if rows may be split.
     session : Runnable, optional
         Session to run; by default that of the stage.
+    sizes : sequence of int
+        Rows of each run, to repeat what a task chose before; by default it chooses, and measures
+        what it has chosen.
 
     Raises
     ------
@@ -95,19 +102,22 @@ def compute_rows(
     if session is None:
         session = stage_session(stage, spec, supplies)
     axes = row_axes(call, values)
-    runs = _Runs(session, stage, call, axes, max_rows)
+    runs = _Runs(session, stage, call, axes, run_cut(call, values, axes), max_rows)
     rows = row_count(values, axes) if call.options.batching.is_auto else None
     started, began = time.time(), time.perf_counter()
     with metered("run"):
         if rows is not None and rows > 1:
-            results = _run_tuned(runs, values, threads, rows)
+            chosen = sizes or run_sizes(
+                call.stage.token, threads, row_shapes(values, axes), rows, max_rows
+            )
+            results = _run_sizes(runs, values, chosen)
             split = SplitInputs([], rows, is_padded=False)
         else:
             split = split_rows(values, axes, call.options.batching)
             results = [result for feeds in split.feeds for result in runs.run(feeds)]
             split = SplitInputs([], split.rows, split.is_padded)
     seconds = time.perf_counter() - began
-    return Computed(results, split, started, seconds, threads, runs.fitting_rows)
+    return Computed(results, split, started, seconds, threads, runs.fitting_rows, tuple(runs.sizes))
 
 
 def row_axes(call: StageCall, values: Sequence[Any]) -> Sequence[int | None]:
@@ -135,6 +145,58 @@ def is_divisible(call: StageCall, values: Sequence[Any], axes: Sequence[int | No
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RunCut:
+    """The way in which one run may be cut further."""
+
+    axes: Sequence[int | None]
+    """For each input its batch axis; None for one that every part gets whole."""
+    joins: Sequence[int | None] | None
+    """For each output the axis on which the results of the parts are joined to that of the run;
+    None if parts may stay apart, since the results of all runs are joined in the end."""
+
+
+def run_cut(call: StageCall, values: Sequence[Any], axes: Sequence[int | None]) -> RunCut | None:
+    """Return how a run may be cut; None if it must not.
+
+    Parameters
+    ----------
+    call : StageCall
+    values : sequence of ndarray or MicroBatches
+        Inputs of the stage.
+    axes : sequence of int or None
+        Axes by which the rows of the task are split, as from `row_axes`.
+    """
+    if is_divisible(call, values, axes):
+        return RunCut(axes, None)
+    found = call.run_axes
+    if found is None or not call.options.batching.is_divisible:
+        return None
+    has_rows = any(axis is not None for axis in found.inputs)
+    return RunCut(found.inputs, found.outputs) if has_rows else None
+
+
+def first_runs(values: Sequence[Any]) -> list[Any]:
+    """Return the inputs of one run of a stage that gets micro-batches."""
+    return [value.pieces[0] if isinstance(value, MicroBatches) else value for value in values]
+
+
+def joined_parts(results: Sequence[Sequence[Any]], joins: Sequence[int | None]) -> list[Any]:
+    """Return the outputs of one run from those of its parts.
+
+    Parameters
+    ----------
+    results : sequence of sequence of ndarray
+        For every part the outputs of the stage.
+    joins : sequence of int or None
+        For each output its batch axis; None for one without rows.
+    """
+    return [
+        pieces[0] if axis is None else concatenated(pieces, axis)
+        for pieces, axis in zip(zip(*results, strict=True), joins, strict=True)
+    ]
+
+
 @dataclass(slots=True)
 class _Runs:
     """Runs of a session, with what is learnt of the memory that they need."""
@@ -144,10 +206,14 @@ class _Runs:
     call: StageCall
     axes: Sequence[int | None]
     """Batch axis of each input."""
+    cut: RunCut | None
+    """The way in which a run may be cut; None if it must not be."""
     max_rows: int | None
     """Rows of a run above which memory is known to be too short."""
     fitting_rows: int | None = None
     """See `Computed.fitting_rows`."""
+    sizes: list[int] = field(default_factory=list)
+    """See `Computed.sizes`."""
 
     def run(self, feeds: list[Any]) -> list[list[Any]]:
         """Return the results of one run; of several smaller ones if memory is too short for it."""
@@ -174,15 +240,16 @@ class _Runs:
 
     def _divisible_rows(self, feeds: list[Any]) -> int | None:
         """Return the rows of a run; None if they must not be split."""
-        is_free = is_divisible(self.call, feeds, self.axes)
-        return row_count(feeds, self.axes) if is_free else None
+        return None if self.cut is None else row_count(feeds, self.cut.axes)
 
     def _pieces(self, feeds: list[Any], rows: int, size: int) -> list[list[Any]]:
-        return [
+        assert self.cut is not None
+        results = [
             result
             for start in range(0, rows, size)
-            for result in self.run(take_rows(feeds, self.axes, start, size))
+            for result in self.run(take_rows(feeds, self.cut.axes, start, size))
         ]
+        return results if self.cut.joins is None else [joined_parts(results, self.cut.joins)]
 
 
 def _run(session: Runnable, feeds: list[Any], stage: StageRef) -> list[Any]:
@@ -199,12 +266,12 @@ def _run(session: Runnable, feeds: list[Any], stage: StageRef) -> list[Any]:
         raise RunError(error.cause, str(advice), **fields) from None
 
 
-def _run_tuned(runs: _Runs, values: Sequence[Any], threads: int, rows: int) -> list[list[Any]]:
-    """Run in micro-batches of the best size, or of several sizes while that is not known yet."""
-    shapes = row_shapes(values, runs.axes)
+def _run_sizes(runs: _Runs, values: Sequence[Any], sizes: Iterable[int]) -> list[list[Any]]:
+    """Run in micro-batches of some sizes, each known only when the one before has run."""
     results: list[list[Any]] = []
     start = 0
-    for size in run_sizes(runs.call.stage.token, threads, shapes, rows, runs.max_rows):
+    for size in sizes:
         results += runs.run(take_rows(values, runs.axes, start, size))
+        runs.sizes.append(size)
         start += size
     return results

@@ -11,6 +11,16 @@ from dask_onnx.runtime.stage_refs import StageRef
 
 
 @dataclass(frozen=True, slots=True)
+class RunAxes:
+    """Batch axes of the values of one run, by which it can be cut where memory is short."""
+
+    inputs: tuple[int | None, ...]
+    """For each stage input its batch axis; None for one without rows."""
+    outputs: tuple[int | None, ...]
+    """For each stage output its batch axis; None for one without rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageCall:
     """Call of one stage by a task: the stage, and where its inputs are among the arguments."""
 
@@ -26,6 +36,9 @@ class StageCall:
     join_axes: tuple[int | Literal["split"] | None, ...]
     """For each stage output the axis to join the runs on; None if it has no rows; "split" leaves
     it in micro-batches for the next stage."""
+    run_axes: RunAxes | None = None
+    """Axes of one micro-batch, where this stage gets or gives any; None if the rows of a value
+    between stages are not proven to be independent. No part of what is computed."""
     hints: Hints = field(default_factory=Hints)
     """Facts for Dask's scheduler; no part of what is computed."""
     supplies: int = 0

@@ -20,8 +20,9 @@ from dask_onnx.runtime import guarded_runs
 from dask_onnx.runtime.batching import Batching, MicroBatches
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.run_records import RunningTask, run_records
-from dask_onnx.runtime.stage_calls import StageCall
+from dask_onnx.runtime.stage_calls import RunAxes, StageCall
 from dask_onnx.runtime.stage_options import StageOptions
+from dask_onnx.runtime.transfer import unwrap
 
 cloudpickle.register_pickle_by_value(poison_models)
 ROWS = 40
@@ -163,6 +164,24 @@ def test_between_stages_the_micro_batches_are_found(suspect, marked):
     assert error.numbers["block"] == 3
 
 
+@pytest.mark.parametrize("marked", [(0,), (17, 21), (ROWS - 1,)], ids=str)
+@pytest.mark.parametrize("size", [16, None], ids=["micro-batches", "one"])
+def test_between_stages_rows_are_found_where_their_axis_is_known(suspect, marked, size):
+    x = rows_with(*marked)
+    pieces = tuple(x[i : i + size] for i in range(0, ROWS, size)) if size else ()
+    call = call_of(
+        poison_models.abort_on_mark,
+        Batching(size, is_divisible=True),
+        row_axes=(None,),
+        join_axes=("split",),
+        run_axes=RunAxes((0,), (0,)),
+    )
+    with pytest.raises(dx.CrashError) as caught:
+        run_stage(call, MicroBatches(pieces, ROWS, False) if size else x)
+    assert caught.value.rows == marked
+    assert caught.value.numbers["rows"] == ROWS
+
+
 def test_a_whole_array_beside_micro_batches_is_cut_with_them(suspect):
     x = rows_with(37)
     batches = MicroBatches((x[:16], x[16:32], x[32:]), ROWS, False)
@@ -273,6 +292,29 @@ def test_lack_of_memory_in_the_subprocess_halves_runs_and_is_remembered(suspect,
     # Once is enough, for all processes of the host.
     np.testing.assert_array_equal(run_stage(call, x), x + 1)
     assert guarded_runs.fitting_rows(call.stage.token, ((4,),)) == 10
+
+
+@pytest.mark.parametrize("stage", ["first", "later", "later, one micro-batch"])
+def test_between_stages_lack_of_memory_halves_runs_and_keeps_micro_batches(
+    suspect, monkeypatch, stage
+):
+    def hungry(x):
+        return x + np.ones((len(x), 2**20), np.float32)[:, :1]  # 4 MiB for each row
+
+    hungry.axes = "independent"
+    monkeypatch.setattr(guarded_runs, "bytes_for_a_run", lambda: 64 * 2**20)
+    x, size = rows_with(), 20
+    changes = {"row_axes": (0 if stage == "first" else None,), "run_axes": RunAxes((0,), (0,))}
+    call = call_of(hungry, Batching(size, is_divisible=True), join_axes=("split",), **changes)
+    if stage == "later":
+        given = MicroBatches((x[:20], x[20:]), ROWS, False)
+    else:
+        given = x if stage == "first" else x[:20]
+    with pytest.warns(UserWarning, match="at most 10 rows"):
+        found = unwrap(run_stage(call, given))
+    results = found.pieces if isinstance(found, MicroBatches) else (found,)
+    assert [len(each) for each in results] == ([20] if "one" in stage else [20, 20])
+    np.testing.assert_array_equal(np.concatenate(results), x[: 20 * len(results)] + 1)
 
 
 def test_outside_of_tasks_nothing_is_recorded(own_store):

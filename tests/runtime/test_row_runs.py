@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from builders import make_model, node, value
@@ -10,14 +11,16 @@ from builders import make_model, node, value
 import dask_onnx as dx
 from dask_onnx.core.errors import RunError
 from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.stage_tasks import StageTask
 from dask_onnx.lowering.lower import stage_ref
 from dask_onnx.runtime import tuning
-from dask_onnx.runtime.batching import Batching
+from dask_onnx.runtime.batching import Batching, MicroBatches
 from dask_onnx.runtime.kernel import run_stage
 from dask_onnx.runtime.memory_faults import is_memory_fault
 from dask_onnx.runtime.row_runs import compute_rows
-from dask_onnx.runtime.stage_calls import StageCall
+from dask_onnx.runtime.stage_calls import RunAxes, StageCall
 from dask_onnx.runtime.stage_options import StageOptions
+from dask_onnx.runtime.transfer import unwrap
 from dask_onnx.runtime.tuning import clear_tunings, fitting_rows
 
 ROWS = 64
@@ -43,22 +46,26 @@ class Small:
 
     axes = "independent"
 
-    def __init__(self, most, words="Failed to allocate memory for requested buffer of size 1"):
-        self.most, self.words, self.runs = most, words, []
+    def __init__(
+        self, most, words="Failed to allocate memory for requested buffer of size 1", axis=0
+    ):
+        self.most, self.words, self.axis = most, words, axis
+        self.runs, self.tries = [], 0
 
     def __call__(self, x):
-        if len(x) > self.most:
+        self.tries += 1
+        if x.shape[self.axis] > self.most:
             raise RuntimeError(self.words)
-        self.runs.append(len(x))
+        self.runs.append(x.shape[self.axis])
         return x + np.float32(1)
 
 
-def call_of(operator, monkeypatch, batching, **changes):
+def call_of(operator, monkeypatch, batching, shape=("N", 3), **changes):
     model = dx.load(
         make_model(
             [node("Step", "x", "y", "step", domain="own")],
-            [value("x", ["N", 3])],
-            [value("y", ["N", 3])],
+            [value("x", shape)],
+            [value("y", shape)],
             domains={"own": 1},
         ),
         replace={"own::Step": step},
@@ -68,6 +75,14 @@ def call_of(operator, monkeypatch, batching, **changes):
     ref = stage_ref(model._published().ref, stage, model._facts.custom)
     options = StageOptions(SessionSpec(intra_op_num_threads=1), batching)
     return StageCall(ref, options, ((0, None),), **{"row_axes": (0,), "join_axes": (0,)} | changes)
+
+
+def delayed_calls(model, **options):
+    """Return the calls of a request in one stage for each node, in their order."""
+    lazy = model.predict(da.from_array(X, chunks=(16, 3)), plan=model.plan("per_node"), **options)
+    tasks = {task for task in lazy.dask.values() if isinstance(task, StageTask)}
+    calls = {task.args[0].stage.token: task.args[0] for task in tasks}
+    return sorted(calls.values(), key=lambda call: call.stage.nodes)
 
 
 class Current:
@@ -102,6 +117,79 @@ def test_runs_are_halved_until_they_fit_in_the_order_of_rows(monkeypatch, batchi
     np.testing.assert_array_equal(run_stage(call, X), X + 1)
     assert max(operator.runs) == fitting
     assert sum(operator.runs) == ROWS
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows first", "rows second"])
+@pytest.mark.parametrize("count", [1, 4], ids=["one micro-batch", "several"])
+def test_between_stages_each_micro_batch_stays_one_though_its_runs_are_halved(
+    monkeypatch, axis, count
+):
+    operator = Small(5, axis=axis)
+    axes = RunAxes((axis,), (axis,))
+    changes = {"row_axes": (None,), "join_axes": ("split",), "run_axes": axes}
+    batching = Batching(ROWS // count, is_divisible=True)
+    call = call_of(operator, monkeypatch, batching, ("N", 3)[:: 1 - 2 * axis], **changes)
+    x = X if axis == 0 else X.T
+    pieces = np.split(x, count, axis=axis)
+    given = pieces[0] if count == 1 else MicroBatches(tuple(pieces), ROWS, is_padded=False)
+    with pytest.warns(UserWarning, match="memory was short"):
+        found = unwrap(run_stage(call, given))
+    results = [found] if count == 1 else found.pieces
+    assert len(results) == count
+    for result, piece in zip(results, pieces, strict=True):
+        np.testing.assert_array_equal(result, piece + 1)
+    assert max(operator.runs) == fitting_rows(call.stage.token, ((3,),)) <= 5
+    operator.runs.clear()
+    operator.tries = 0
+    run_stage(call, given)
+    assert operator.tries == len(operator.runs)  # no run of too many rows again
+
+
+def test_the_first_stage_keeps_its_micro_batches_though_runs_are_halved(monkeypatch):
+    changes = {"join_axes": ("split",), "run_axes": RunAxes((0,), (0,))}
+    call = call_of(Small(5), monkeypatch, Batching(16, is_divisible=True), **changes)
+    with pytest.warns(UserWarning, match="memory was short"):
+        found = unwrap(run_stage(call, X))
+    assert [len(piece) for piece in found.pieces] == [16] * 4
+    np.testing.assert_array_equal(np.concatenate(found.pieces), X + 1)
+
+
+def test_plans_tell_where_the_rows_of_values_between_stages_are():
+    model = dx.load(
+        make_model(
+            [
+                node("Transpose", "x", "t", "turn", perm=[1, 0]),
+                node("Sqrt", "t", "s", "root"),
+                node("Transpose", "s", "y", "back", perm=[1, 0]),
+            ],
+            [value("x", ["N", 3])],
+            [value("y", ["N", 3])],
+        )
+    )
+    made = delayed_calls(model, batch_size="auto")
+    assert [call.run_axes for call in made] == [
+        RunAxes((0,), (1,)),
+        RunAxes((1,), (1,)),
+        RunAxes((1,), (0,)),
+    ]
+
+
+def test_values_whose_rows_meet_between_stages_are_not_cut():
+    """The rows of the output are independent: what meets is subtracted again."""
+    model = dx.load(
+        make_model(
+            [
+                node("CumSum", "x first", "c", "sums"),
+                node("Mul", "c nothing", "z", "none"),
+                node("Add", "x z", "y", "add"),
+            ],
+            [value("x", ["N", 3])],
+            [value("y", ["N", 3])],
+            {"first": np.array(0), "nothing": np.zeros(1, np.float32)},
+        ),
+        rows="independent",
+    )
+    assert [call.run_axes for call in delayed_calls(model, batch_size=8)] == [None] * 3
 
 
 def test_sizes_that_are_tried_stay_below_what_fits(monkeypatch):
