@@ -188,6 +188,45 @@ def text(client: Client, folder: Path) -> Run:
     return run
 
 
+def _frames() -> list[Array]:
+    rng = np.random.default_rng(6)
+    return [rng.standard_normal((1, WIDTH)).astype(np.float32) for _ in range(2 * BLOCKS)]
+
+
+def stream(client: Client, folder: Path) -> Run:
+    model = dx.load(chain(), replace={"Relu": slow_relu})
+    return lambda: [np.stack([y for _, y in dx.stream(model, _frames(), client)])]
+
+
+def recurrent() -> onnx.ModelProto:
+    """Return x, state -> y = next = Relu(x + state / 2): each frame depends on all before it."""
+    names = ("x", "state", "y", "next")
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, WIDTH]) for name in names
+    }
+    nodes = [
+        helper.make_node("Mul", ["state", "half"], ["kept"], name="decay"),
+        helper.make_node("Add", ["x", "kept"], ["sum"], name="add"),
+        helper.make_node("Relu", ["sum"], ["next"], name="activate"),
+        helper.make_node("Identity", ["next"], ["y"], name="read"),
+    ]
+    half = [numpy_helper.from_array(np.float32([0.5]), "half")]
+    inputs, outputs = [values["x"], values["state"]], [values["y"], values["next"]]
+    graph = helper.make_graph(nodes, "chaos", inputs, outputs, half)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def stream_with_state(client: Client, folder: Path) -> Run:
+    model = dx.load(recurrent(), replace={"Relu": slow_relu})
+    state, often = {"next": "state"}, 8
+
+    def run() -> list[Array]:
+        found = dx.stream(model, _frames(), client, state=state, checkpoint_every=often)
+        return [np.stack([y for _, y in found])]
+
+    return run
+
+
 def _job(client: Client, folder: Path, *more: str) -> tuple[list[str], Path]:
     """Return the command of a job, and its output; the model and its input are written."""
     model, rows, output = (folder / name for name in ("chain.onnx", "rows.npy", "out.npy"))
@@ -250,6 +289,8 @@ PLANS: Mapping[str, Callable[[Client, Path], Run]] = {
     "tables": tables,
     "bag": bag,
     "text": text,
+    "stream": stream,
+    "stream with state": stream_with_state,
     "command line": command_line,
     "resumed": resumed,
 }
