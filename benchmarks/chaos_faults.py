@@ -25,6 +25,8 @@ class Fault:
     """Seconds that nobody can work around: until a worker that hangs is given up."""
     needs: str = ""
     """Facility that it needs: "network" (root), "clock" (libfaketime), or nothing."""
+    loses_host: bool = False
+    """True if a host of the two is gone for good."""
     ends_requests: bool = False
     """True if requests end with an error, so that only a job that is resumed survives it."""
 
@@ -118,11 +120,11 @@ FAULTS = {
     "kill -9": Fault(kill_one),
     "kill -9 all": Fault(kill_all),
     "kill -9 two, 0.2 s apart": Fault(kill_two),
-    "host lost": Fault(lose_host),
+    "host lost": Fault(lose_host, loses_host=True),
     "SIGSTOP, SIGCONT": Fault(pause),
     "SIGSTOP": Fault(hang, outage=2 * TTL_SECONDS),
     "cut": Fault(cut, needs="network"),
-    "cut for good": Fault(unplug, outage=2 * TTL_SECONDS, needs="network"),
+    "cut for good": Fault(unplug, outage=2 * TTL_SECONDS, needs="network", loses_host=True),
     "slow link": Fault(slow, outage=30, needs="network"),
     "full disk": Fault(fill_disk, needs="network"),
     "scheduler": Fault(kill_scheduler, outage=60, ends_requests=True),

@@ -55,6 +55,7 @@ def test_a_round_follows_from_the_seed_and_its_number(chaos):
     assert pairs == {(plan, fault) for plan in plans for fault in possible[plan]}
     assert {plan for plan in plans if "scheduler" in possible[plan]} == set(rounds.RESUMED)
     assert sum(len(chosen) == 2 for _, _, chosen in first) == 75
+    assert all(sum(script.FAULTS[each].loses_host for each in chosen) < 2 for *_, chosen in first)
 
 
 def test_a_round_with_another_bit_is_wrong(chaos):
