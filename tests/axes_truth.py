@@ -73,7 +73,7 @@ class Runner:
         names = list(outputs or self.outputs)
         try:
             found = self._run(names, dict(feeds))
-        except Exception as error:
+        except Exception as error:  # whatever ONNX Runtime raises
             raise CannotRunError(str(error).splitlines()[0]) from error
         return dict(zip(names, found, strict=True))
 
@@ -105,7 +105,7 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
 def _reference(model: onnx.ModelProto) -> Any:
     try:
         return ReferenceEvaluator(model).run
-    except Exception as error:
+    except Exception as error:  # whatever the evaluator raises
         raise CannotRunError(str(error)) from error
 
 

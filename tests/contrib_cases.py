@@ -128,6 +128,7 @@ RUN = [
     case("MoE", "x=f:T,8 r=f:T,4 w=f:4,16,8 - v=f:4,8,16", k=2, activation_type="relu"),
     # Images.
     case("FusedConv", "x=f:B,4,W,9 w=f:6,4,3,3 b=f:6", activation="Relu", **WINDOW),
+    case("FusedConv", "x=f:B,4,W,9 w=f:4,4,1,1 b=f:4 z=f:B,4,W,9", activation="Relu"),
     *(
         case("QLinearConv", f"x=u:B,{x} s z w s i s z", "y", WEIGHTS, channels_last=last, **WINDOW)
         for last, x in LAYOUTS
@@ -192,6 +193,7 @@ RUN = [
     case("QLinearLeakyRelu", "x=u:B,T s z s z", "y", SCALE),
     case("QLinearSigmoid", "x=i:B,T s z s z", "y", SIGNED),
     case("QLinearSoftmax", "x=u:B,T s z s o", "y", {**SCALE, "o": np.uint8(0)}, axis=-1, opset=13),
+    case("QLinearSoftmax", "x=u:B,T,5 s z s o", "y", {**SCALE, "o": np.uint8(0)}, axis=1, opset=12),
     case("QLinearConcat", "s z a=u:B,T,4 s z b=u:B,P,4 s z", "y", SCALE, axis=1),
     case("QLinearConcat", "s z a=i:B,T s z", "y", SIGNED, axis=1),
     case("QLinearWhere", "c=b:T,1 a=u:B,1,4 s z b=u:4 s z s z", "y", SCALE),

@@ -61,7 +61,8 @@ class Trap:
 
     def model(self) -> onnx.ModelProto:
         """Return the model."""
-        head = f'<ir_version: 10, opset_import: ["" : {self.opset}]>'
+        microsoft = ', "com.microsoft" : 1' if "com.microsoft." in self.body else ""
+        head = f'<ir_version: 10, opset_import: ["" : {self.opset}{microsoft}]>'
         return onnx.parser.parse_model(f"{head}\ng {self.interface} {{ {COMMON} {self.body} }}")
 
 

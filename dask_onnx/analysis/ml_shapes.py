@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec, same_dtype
 from dask_onnx.modelio.value_types import numpy_dtype, parse_type
 
 _Rule = Callable[[onnx.NodeProto, Sequence[TensorSpec | None]], Sequence[TensorSpec | None]]
@@ -60,7 +60,7 @@ def merged_spec(name: str, spec: TensorSpec, known: TensorSpec | None) -> Tensor
     if known is not None and known.kind is not None:
         return None
     if known is None or known.dtype is None or known.shape is None:
-        is_new = known is None or spec.dtype != known.dtype or spec.shape is not None
+        is_new = known is None or not same_dtype(spec.dtype, known.dtype) or spec.shape is not None
         return replace(spec, name=name) if is_new else None
     if spec.shape is None or len(spec.shape) != len(known.shape):
         return None

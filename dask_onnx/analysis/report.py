@@ -109,8 +109,12 @@ def assumed_shapes(
             continue
         sizes = []
         for axis, dim in enumerate(spec.shape or ()):
-            if axis == axes[spec.name] or isinstance(dim, int):
-                sizes.append(dim if isinstance(dim, int) else symbols.get(dim or "", rows))
+            if isinstance(dim, int):
+                sizes.append(dim)
+            elif axis == axes[spec.name]:
+                # Another axis of this name, such as the other one of a mask (T, T), has its size.
+                alike = rows if given or fixed else sizes_by_name.get(dim or "", rows)
+                sizes.append(symbols.get(dim or "", alike))
             else:
                 sizes.append(sizes_by_name.get(dim or "", ASSUMED_SIZE))
                 is_assumed = is_assumed or (dim or "") not in symbols

@@ -113,11 +113,11 @@ def _prove_at(
 ) -> BatchFacts:
     """Return what is proven with these specs, of few rows and of many."""
     few = propagate(facts, specs[0], seeds, custom)
-    first = [_of_whole_positions(few.get(name, FREE)) for name in outputs]
+    first = [few.get(name, FREE).of_whole_positions() for name in outputs]
     blockers = [_blocker(facts, seeds, name, dep) for name, dep in zip(outputs, first, strict=True)]
     if not any(blockers) and _depends_on_sizes(facts):
         many = propagate(facts, specs[1], seeds, custom)
-        second = [_of_whole_positions(many.get(name, FREE)) for name in outputs]
+        second = [many.get(name, FREE).of_whole_positions() for name in outputs]
         blockers = [
             _blocker(facts, seeds, name, dep if dep.axis == before.axis else _moved(dep))
             for name, dep, before in zip(outputs, second, first, strict=True)
@@ -145,13 +145,6 @@ def _depends_on_sizes(facts: GraphFacts) -> bool:
         rule_of(node.domain, node.op_type, {}).family not in _SIZE_FREE_FAMILIES
         for node in facts.nodes
     )
-
-
-def _of_whole_positions(dep: Dependence) -> Dependence:
-    """Return an output's dependence, broken where one position is spread over several blocks."""
-    if dep.is_independent and (dep.outer, dep.inner) != (1, 1):
-        return dep.broken(Kind.FACTORED, "", "joined with another axis")
-    return dep
 
 
 def _moved(dep: Dependence) -> Dependence:

@@ -20,6 +20,7 @@ from dask_onnx.analysis.ml_shapes import inferred_outputs, merged_spec
 from dask_onnx.analysis.onnx_inference import inferred_model
 from dask_onnx.analysis.pool_sizes import round_pools_down
 from dask_onnx.analysis.shape_folding import fold_shape_arithmetic
+from dask_onnx.analysis.spectrum_sizes import name_one_sided
 from dask_onnx.core.specs import Dim, TensorSpec
 from dask_onnx.modelio.operator_names import OperatorName, onnx_has
 from dask_onnx.modelio.value_types import numpy_dtype, output_spec_of, spec_of, value_info
@@ -132,6 +133,7 @@ def bound_model(
     model.CopyFrom(facts.proto)
     stand_ins = write_stand_ins(model, facts)
     round_pools_down(model)
+    name_one_sided(model)
     return model, _bind_inputs(model, facts, shapes, stand_ins)
 
 

@@ -24,8 +24,9 @@ from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.request_builder import build_request
 from dask_onnx.collections.run_options import RunOptions
 from dask_onnx.core.errors import DaskOnnxError
-from dask_onnx.core.specs import TensorSpec
+from dask_onnx.core.specs import SessionSpec, TensorSpec
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.facts.staged_model import whole_model
 from dask_onnx.modelio.onnx_model import extract_onnx
 from dask_onnx.runtime.session import has_onnxruntime
 
@@ -37,6 +38,8 @@ _MAX_NODES = 16
 """Nodes that are run at most, one after the other."""
 _MAX_WEIGHT_BYTES = 64 * 2**20
 """Bytes of weights up to which a node is run."""
+_MAX_RUN_SECONDS = 2.0
+"""Seconds that a run may take: a loop that ends by value may not end on made-up inputs."""
 _OBSERVED = "observed types"
 """First part of the key of the values that were looked at, among a model's results."""
 
@@ -44,7 +47,7 @@ _OBSERVED = "observed types"
 def observe_types(facts: ModelFacts, values: Sequence[str]) -> None:
     """Find the types of values that no rule infers, by running nodes on made-up inputs.
 
-    What is found is kept with the model. Nothing runs where all types follow from rules, or where
+    The types are kept with the model. Nothing runs where all types follow from rules, or where
     ONNX Runtime is not installed; a node that fails on made-up inputs keeps its declared type.
 
     Parameters
@@ -157,6 +160,7 @@ def _made_up(spec: TensorSpec, fill: int) -> np.ndarray:
 
 
 def _run(facts: ModelFacts, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    run = RunOptions(list(facts.graph.outputs), None, None)
+    session = SessionSpec(max_run_seconds=_MAX_RUN_SECONDS)
+    run = RunOptions(list(facts.graph.outputs), None, whole_model(facts, session))
     request, arrays, _ = build_request(facts, feeds, run, inline=True)
     return predict_eager(request, arrays, inline=True)

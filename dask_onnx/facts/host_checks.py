@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dask_onnx.cluster.links import workers_of
+from dask_onnx.cluster.worker_answers import ask_workers
 from dask_onnx.core.errors import PlanError
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.core.specs import SessionSpec
@@ -24,7 +25,7 @@ _fit: BoundedCache[tuple[object, ...], bool] = BoundedCache("workers that fit mo
 _MAPS_TEXTS = "StringNormalizer"
 """Operator whose results depend on the host's locale."""
 _MAX_NAMED = 3
-"""Workers that an error names."""
+"""Largest number of workers that an error names."""
 
 
 def check_hosts(client: Any, facts: ModelFacts, session: SessionSpec) -> None:
@@ -45,7 +46,7 @@ def check_hosts(client: Any, facts: ModelFacts, session: SessionSpec) -> None:
         A worker lacks something, or gives other results; it names the workers and what they lack.
     """
     if client is None or client.asynchronous:
-        return
+        return  # an asynchronous client cannot be asked here; each task checks its `HostContract`
     needs = host_needs(facts, session)
     if not needs:
         return
@@ -53,7 +54,7 @@ def check_hosts(client: Any, facts: ModelFacts, session: SessionSpec) -> None:
     key = client.id, facts.times_token, session.providers, workers
     if not workers or _fit.get(key):
         return
-    answers = client.run(ask_host, needs, on_error="return")
+    answers = ask_workers(client, ask_host, needs)
     here = ask_host(needs)
     for place, need in enumerate(needs):
         _check_need(need, here[place], {w: _answer_of(a, place) for w, a in answers.items()})
@@ -61,7 +62,7 @@ def check_hosts(client: Any, facts: ModelFacts, session: SessionSpec) -> None:
 
 
 def host_needs(facts: ModelFacts, session: SessionSpec) -> tuple[HostNeed, ...]:
-    """Return what a model needs of the hosts that run it; found once for each model."""
+    """Return the needs of a model's kernels of their hosts; found once for each model."""
 
     def find() -> tuple[HostNeed, ...]:
         probe = Probe(facts.graph, facts.declared, facts.custom, facts.libraries)
@@ -72,7 +73,7 @@ def host_needs(facts: ModelFacts, session: SessionSpec) -> tuple[HostNeed, ...]:
 
 
 def host_contract(facts: ModelFacts, session: SessionSpec) -> HostContract | None:
-    """Return what tasks must find on their host, whenever it joins; None for most models.
+    """Return the facts that tasks must find on any host, early or late; None for most models.
 
     Only nodes whose results depend on the host are in it: what a host lacks is an error by itself.
     """

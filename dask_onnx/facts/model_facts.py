@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -87,6 +88,7 @@ class ModelFacts:
         """Batch facts by outputs and row shapes."""
         self._conflicts: KeptResults[Hashable, SizeConflict | None] = KeptResults(_MAX_SHAPES)
         """Results of `conflict_at` by the shapes of the inputs."""
+        self._learning = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -139,16 +141,21 @@ class ModelFacts:
     def learn(self, types: Mapping[str, LearnedType]) -> None:
         """Add types of values that runs of their nodes have shown to what is inferred.
 
+        Everything that follows from types is found anew, kernels too: which of them run a node
+        correctly depends on the types of its inputs.
+
         Parameters
         ----------
         types : mapping of str to LearnedType
             Types by name of the value.
         """
-        self.graph.learned = {**self.graph.learned, **types}
-        for name in ("inferred", "declared"):
-            self.__dict__.pop(name, None)
-        self._batches = KeptResults(_MAX_SHAPES)
-        self.kept = KeptResults(_MAX_KEPT)
+        with self._learning:  # threads may learn types of different values at the same time
+            self.graph.learned = {**self.graph.learned, **types}
+            for name in ("inferred", "declared", "kernels"):
+                self.__dict__.pop(name, None)
+            self._batches = KeptResults(_MAX_SHAPES)
+            self._conflicts = KeptResults(_MAX_SHAPES)
+            self.kept = KeptResults(_MAX_KEPT)
 
     @cached_property
     @raises_model_errors("analysed")
@@ -208,9 +215,11 @@ class ModelFacts:
 
         if shapes is None:
             return at(None)
-        found = at(without_rows(shapes, self.input_axes[0]))
+        found = at(("any rows", without_rows(shapes, self.input_axes[0])))
         # Rows elsewhere were proven at one size of the likely axes, or were not.
-        return found if self._is_for_any_rows(found) else at(tuple(shapes.items()))
+        if self._is_for_any_rows(found):
+            return found
+        return at(("these rows", tuple(shapes.items())))
 
     def _is_for_any_rows(self, batch: BatchFacts) -> bool:
         """Return whether facts hold for any size of the axes that likely carry rows."""

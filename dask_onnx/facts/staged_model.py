@@ -13,6 +13,7 @@ from dask_onnx.analysis.batch import input_axes
 from dask_onnx.analysis.report import assumed_shapes
 from dask_onnx.cluster.placement import Placement
 from dask_onnx.core.process_caches import KeptResults
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.session_choice import session_of
 from dask_onnx.planning.recipe import Recipe
@@ -104,9 +105,16 @@ class StagedModel:
         return dataclasses.replace(self, facts=facts, stage_graph=stages, placement=placement)
 
 
-def whole_model(facts: ModelFacts) -> StagedModel:
-    """Return the model as one stage, for the graph's outputs. The result is kept."""
-    recipe = Recipe("whole", None, session_of(facts))
+def whole_model(facts: ModelFacts, session: SessionSpec | None = None) -> StagedModel:
+    """Return the model as one stage, for the graph's outputs. The result is kept.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    session : SessionSpec, optional
+        Options of its sessions; by default those that the model and the settings ask for.
+    """
+    recipe = Recipe("whole", None, session_of(facts, session))
     whole: StagedModel = facts.kept.get_or_make(
         ("whole", recipe.session),
         lambda: StagedModel(facts, recipe, facts.cut(recipe, facts.graph.outputs)),

@@ -194,7 +194,7 @@ BLOCKED = [
         [node("RandomNormalLike", "x", "r", "draw", seed=1.0), node("Add", "x r", "y")],
         {},
         "draw",
-        Kind.OPAQUE,
+        Kind.LENGTH,
     ),
 ]
 

@@ -7,13 +7,15 @@ import dask.array as da
 import numpy as np
 import onnxruntime
 import pytest
+from builders import make_model, node, value
 from row_traps import Trap
 from row_traps_meeting import MEETING
+from row_traps_places import PLACES
 from row_traps_sizes import SIZES
 
 import dask_onnx as dx
 
-TRAPS = (*SIZES, *MEETING)
+TRAPS = (*SIZES, *MEETING, *PLACES)
 ROWS = 5
 CHUNKS = (1, 2, 2)
 
@@ -69,3 +71,36 @@ def test_traps_are_of_both_kinds():
     assert sum(trap.is_cut for trap in TRAPS) > 15
     assert len(TRAPS) > 90
     assert len({trap.name for trap in TRAPS}) == len(TRAPS)
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_numbers_drawn_from_a_seed_are_drawn_for_all_rows_at_once(op):
+    nodes = [node("Sigmoid", "x", "p"), node(op, "p", "y", "draw", seed=7.0)]
+    model = dx.load(make_model(nodes, [value("x", ["N", 3])], [value("y", ["N", 3])]))
+    x = np.random.default_rng(0).standard_normal((6, 3), np.float32)
+    with pytest.raises(dx.InputError, match="draw"):
+        model.predict(x, batch_size=3)
+    drawn = model.predict(x)
+    assert not np.array_equal(drawn[:3], drawn[3:])
+    assert np.array_equal(drawn, model.predict(x))
+
+
+def test_dropout_with_a_seed_is_cut_unless_it_trains():
+    ends = [value("x", ["N", 3])], [value("y", ["N", 3])]
+    x = np.random.default_rng(0).standard_normal((6, 3), np.float32)
+    for trains in (False, True):
+        constants = {"ratio": np.float32(0.5), "training": np.array(trains)}
+        nodes = [node("Dropout", "x ratio training", "y", "drop", seed=3)]
+        model = dx.load(make_model(nodes, *ends, constants))
+        assert bool(model.analysis.batch.blockers) is trains
+        if not trains:
+            assert np.array_equal(model.predict(x, batch_size=2), x)
+
+
+def test_inputs_joined_along_the_rows_are_no_rows_of_the_output():
+    inputs = [value(name, ["N", 3]) for name in "xz"]
+    proto = make_model([node("Concat", "x z", "y", "join", axis=0)], inputs, [value("y", None)])
+    fact = dx.load(proto).axes().of("x", 0)
+    assert (fact.kind, fact.node, fact.is_independent) == ("factored", "join", False)
+    feeds = {name: np.random.default_rng(0).standard_normal((4, 3), np.float32) for name in "xz"}
+    assert dx.verify_axes(dx.load(proto), feeds).is_right

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import dense_model, make_model, node, value
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference.op_run import OpRun
 
 import dask_onnx as dx
@@ -124,3 +124,24 @@ def test_a_block_that_is_not_as_the_array_says_is_an_error(declared, elem_type):
         lazy.compute(scheduler="sync")
     assert caught.value.numbers["rank"] == 2
     assert caught.value.numbers["expected_rank"] == len(declared)
+
+
+def test_a_loop_that_does_not_end_on_made_up_inputs_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(observed_types, "_MAX_RUN_SECONDS", 0.2)
+    body = helper.make_graph(
+        [
+            node("ReduceMax", "state", "largest", keepdims=0),
+            node("Less", "largest limit", "goes_on"),
+            node("Add", "state state", "doubled"),
+        ],
+        "body",
+        [value("i", [], TensorProto.INT64), value("c", [], TensorProto.BOOL), value("state", None)],
+        [value("goes_on", [], TensorProto.BOOL), value("doubled", None)],
+        [numpy_helper.from_array(np.float32(100), "limit")],
+    )
+    nodes = [node("Loop", "- yes x", "y", "until", body=body)]
+    yes = {"yes": np.array(True)}
+    model = dx.load(make_model(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], yes))
+    lazy = model.predict(da.from_array(X + 1, chunks=-1))  # zeros never reach the limit
+    assert lazy.shape == (11, 4)
+    assert np.array_equal(lazy.compute(scheduler="sync"), 8 * (X + 1))

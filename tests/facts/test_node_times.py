@@ -74,8 +74,8 @@ def test_a_slow_custom_kernel_is_measured():
     model = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     plan = model.plan(measure=rows(16))
     times = times_of(model, (16, 8))
-    assert SLOW_SECONDS <= times.seconds[1] < 10 * SLOW_SECONDS
-    assert times.seconds[0] + times.seconds[2] < SLOW_SECONDS
+    assert SLOW_SECONDS <= times.seconds[1] < 60
+    assert times.seconds[0] + times.seconds[2] < times.seconds[1]
     assert times.whole == pytest.approx(sum(times.seconds.values()))
     assert [stage.cost.seconds for stage in plan.stages] == pytest.approx(
         [times.seconds[i] for i in range(3)]
@@ -87,13 +87,14 @@ def test_a_slow_custom_kernel_is_measured():
 def test_models_with_different_kernels_do_not_share_times():
     slow = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     slow.plan(measure=rows(16))
+    slow_times = times_of(slow, (16, 8)).seconds
     for other in (
         dx.load(softmax_model()),
         dx.load(softmax_model(), replace={"Softmax": quick_softmax}),
     ):
         assert "that other models had on this host" in other.plan().explain()
         other.plan(measure=rows(16))
-        assert times_of(other, (16, 8)).seconds[1] < SLOW_SECONDS
+        assert times_of(other, (16, 8)).seconds[1] < slow_times[1]
     assert slow.plan(shapes={"x": (16, 8)}).stage_graph.seconds >= SLOW_SECONDS
     again = dx.load(softmax_model(), replace={"Softmax": slow_softmax})
     assert "on this host at these shapes" in again.plan(shapes={"x": (16, 8)}).explain()

@@ -75,9 +75,8 @@ def packed_qkv_attention(v: NodeView) -> Sequence[Dependence]:
     """
     is_quantized = v.op == "QAttention"
     mask, past = (5, 8) if is_quantized else (3, 4)
-    inputs = {0: 0, past: 1}
-    if v.rank(mask) in (2, 3, 4) or (v.rank(mask) == 1 and v.size(mask, 0) == v.size(0, 0)):
-        inputs[mask] = 0
+    # A mask of one axis has a length for each element of the batch, or several in blocks.
+    inputs = {0: 0, past: 1, mask: 0}
     bias = {} if is_quantized else {5: 0}
     rule = batched(
         {**inputs, **bias}, {0: 0, 1: 1}, kind=Kind.PAIRED, how="attention", needed=tuple(inputs)
@@ -124,9 +123,8 @@ def multi_head_attention(v: NodeView) -> Sequence[Dependence]:
     Inputs are query, key, value (batch first), bias, key padding mask, attention bias (batch or 1,
     ...), past key and value (batch first).
     """
-    inputs = {0: 0, 1: 0, 2: 0, 5: 0, 6: 0, 7: 0}
-    if (v.rank(4) or 0) >= 2 or v.size(4, 0) == v.size(0, 0):
-        inputs[4] = 0
+    # A padding mask of one axis has a length for each element of the batch, or several in blocks.
+    inputs = {0: 0, 1: 0, 2: 0, 4: 0, 5: 0, 6: 0, 7: 0}
     has_bias = v.has(4) or v.has(5) or v.attr("unidirectional", 0)
     rule = batched(
         inputs,

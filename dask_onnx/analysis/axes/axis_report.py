@@ -86,8 +86,8 @@ class AxisTable:
         All positions, through a sum of products. Example: the inner axis of a ``MatMul``, or the
         input channels of a ``Conv``.
     ``"factored"``
-        The positions in an order that a reshape changed. Example: ``Reshape`` of an axis N of shape
-        (N, 4) to (3, -1).
+        The positions in an order that a reshape changed, or in several blocks. Example: ``Reshape``
+        of an axis N of shape (N, 4) to (3, -1), or ``Concat`` of two inputs along their axis N.
     ``"gathered"``
         Positions chosen by indices, values or layout. Example: ``Gather`` along the axis, ``TopK``
         along it, or ``Concat`` of other rows along it.
@@ -232,7 +232,7 @@ def axis_table(
     rows = []
     for symbol, seeds in groups:
         deps = propagate(facts, specs_for(seeds), seeds, custom)
-        rows += [_fact(symbol, seeds, value, deps.get(value, FREE)) for value in values]
+        rows += [_fact(facts, symbol, seeds, value, deps.get(value, FREE)) for value in values]
     return AxisTable(tuple(rows))
 
 
@@ -245,10 +245,14 @@ def axis_facts(
 ) -> dict[str, AxisFact]:
     """Return the facts of one source axis by value; see `propagate` for the parameters."""
     deps = propagate(facts, specs, seeds, custom)
-    return {value: _fact(None, seeds, value, deps.get(value, FREE)) for value in values}
+    return {value: _fact(facts, None, seeds, value, deps.get(value, FREE)) for value in values}
 
 
-def _fact(symbol: Dim, seeds: Mapping[str, int], value: str, dep: Dependence) -> AxisFact:
+def _fact(
+    facts: GraphFacts, symbol: Dim, seeds: Mapping[str, int], value: str, dep: Dependence
+) -> AxisFact:
+    producer = facts.producer.get(value)
+    dep = dep.of_whole_positions("" if producer is None else facts.nodes[producer].name)
     kind = dep.kind.label
     if dep.kind == Kind.INDEPENDENT and dep.coupled:
         kind = "coupled"

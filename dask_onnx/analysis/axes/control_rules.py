@@ -239,11 +239,13 @@ def _scan_beside(
         return list(v.opaque("states without a fixed point"))
     states, results = settled
     scanned = []
-    for dep, axis in zip(results[n_states:], out_axes, strict=False):
-        if dep.axis is None or axis < 0:
-            scanned.append(
-                dep if dep.axis is None else v.lost(dep, Kind.OPAQUE, "negative output axis")
-            )
+    for number, (dep, axis) in enumerate(zip(results[n_states:], out_axes, strict=False)):
+        rank = len(v.out_shape(n_states + number) or ())
+        if dep.axis is None:
+            scanned.append(dep)
+        elif axis < 0 and not rank:
+            scanned.append(v.lost(dep, Kind.OPAQUE, "unknown rank"))
         else:
-            scanned.append(dep.at(dep.axis + (axis <= dep.axis)))
+            place = axis % rank if axis < 0 else axis
+            scanned.append(dep.at(dep.axis + (place <= dep.axis)))
     return [*states, *scanned]

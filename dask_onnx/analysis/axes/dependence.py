@@ -222,6 +222,15 @@ class Dependence:
             return widened
         return replace(widened, kind=Kind.WINDOW, node=self.node or node, how=self.how or how)
 
+    def of_whole_positions(self, node: str = "") -> Dependence:
+        """Return the dependence, broken by `node` if the elements of a position lie in blocks.
+
+        Such an axis is not what the positions' results are when they are put one after another.
+        """
+        if self.is_independent and (self.outer, self.inner) != (1, 1):
+            return self.broken(Kind.FACTORED, node, "joined with another axis")
+        return self
+
     def with_coupled(self, node: str) -> Dependence:
         """Return the dependence marked as coupled by `node`, unless an earlier node did so."""
         return self if self.coupled or not node else replace(self, coupled=node)

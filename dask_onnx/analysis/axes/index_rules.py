@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from onnx import TensorProto
+
 from dask_onnx.analysis.axes.dependence import Index
 from dask_onnx.analysis.axes.view import NodeView
 
@@ -33,6 +35,28 @@ def index_of(v: NodeView, output: int = 0) -> Index | None:
     if by.scale or by.low != by.high or by.low < 0:
         return None
     return Index(what.scale * by.low, what.low * by.low, what.high * by.low)
+
+
+def keeps_index(v: NodeView) -> bool:
+    """Return whether a node's output has the integers of its input, if these are positions."""
+    if v.op != "Cast":
+        return v.op in _POSITION_PRESERVING
+    # Narrower types wrap around, or round, at a number of positions beyond those under analysis.
+    return v.attr("to") in _WIDE_TYPES
+
+
+_POSITION_PRESERVING = frozenset(
+    "Range Reshape Squeeze Unsqueeze Expand Identity Concat Transpose".split()
+)
+_WIDE_TYPES = (
+    TensorProto.INT32,
+    TensorProto.INT64,
+    TensorProto.UINT32,
+    TensorProto.UINT64,
+    TensorProto.FLOAT,
+    TensorProto.DOUBLE,
+)
+"""Types that hold any position exactly; float does up to 2 ** 24."""
 
 
 def _picked(v: NodeView) -> Index | None:

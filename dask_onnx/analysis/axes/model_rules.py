@@ -118,10 +118,20 @@ def coupled(rule: Rule) -> Rule:
 def random_like(v: NodeView) -> Sequence[Dependence]:
     """Follow positions through RandomNormalLike and others, which draw each element separately.
 
-    `analysis.randomness` reports random nodes themselves.
+    With a seed, each run draws the same numbers in the order of the elements, so that an element
+    depends on its place. `analysis.randomness` reports random nodes themselves.
     """
     dep = v.dep(0)
-    return v.all(dep if dep.axis is not None else FREE)
+    if dep.axis is None:
+        return v.all(FREE)
+    return v.all(_drawn_in_order(v, dep))
+
+
+def _drawn_in_order(v: NodeView, dep: Dependence) -> Dependence:
+    """Return `dep`, broken if the node has a seed."""
+    if dep.axis is None or v.attr("seed") is None:
+        return dep
+    return dep.broken(Kind.LENGTH, v.name, "numbers drawn in order from a seed")
 
 
 def multinomial(v: NodeView) -> Sequence[Dependence]:
@@ -133,8 +143,14 @@ def multinomial(v: NodeView) -> Sequence[Dependence]:
 
 
 def dropout(v: NodeView) -> Sequence[Dependence]:
-    """Follow positions through Dropout, to the output and the mask."""
-    return v.all(v.dep(0))
+    """Follow positions through Dropout, to the output and the mask; training draws numbers."""
+    dep = v.dep(0)
+    if v.opset < 12 or not v.has(2):
+        return v.all(dep)
+    is_training = v.constant(2)
+    return v.all(
+        dep if is_training is not None and not is_training.any() else _drawn_in_order(v, dep)
+    )
 
 
 def eye_like(v: NodeView) -> Sequence[Dependence]:

@@ -47,12 +47,14 @@ def gather(v: NodeView) -> Sequence[Dependence]:
 
 def table_lookup(v: NodeView) -> Sequence[Dependence]:
     """Follow positions of the indices through a lookup in a quantised table, which has none."""
-    indices = v.dep(1)
+    indices, rank = v.dep(1), v.rank(0)
     if v.carriers not in ([], [1]):
         return v.opaque("positions in a table")
     if indices.axis is None:
         return v.all(FREE)
-    return v.all(indices.at(indices.axis + v.attr("gather_axis", 0)))
+    if rank is None:
+        return v.opaque("unknown rank")
+    return v.all(indices.at(indices.axis + v.attr("gather_axis", 0) % rank))
 
 
 def picks_own_elements(index: Index | None, count: int) -> bool:

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from dask_onnx.analysis.axes.control_rules import CONTROL_FLOW, body_outputs
 from dask_onnx.analysis.axes.dependence import FREE, POSITION_VECTORS, SAME, Dependence, Kind
-from dask_onnx.analysis.axes.index_rules import index_of
+from dask_onnx.analysis.axes.index_rules import index_of, keeps_index
 from dask_onnx.analysis.axes.shape_values import (
     MAX_FOLDED_ELEMENTS,
     fold_node,
@@ -19,7 +19,6 @@ from dask_onnx.analysis.axes.shape_values import (
     shape_value,
 )
 from dask_onnx.analysis.axes.table import (
-    POSITION_PRESERVING,
     SHAPE_OPERATORS,
     CustomAxes,
     Entry,
@@ -248,7 +247,7 @@ class Walk:
                 dep = with_kind_of(dep, other)
         if dep.kind == Kind.FREE:
             return dep
-        if v.op not in POSITION_PRESERVING:
+        if not keeps_index(v):
             made = index_of(v, output)
             if made != dep.index or dep.how == POSITION_VECTORS:
                 dep = replace(dep.without_index(), index=made)

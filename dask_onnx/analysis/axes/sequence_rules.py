@@ -31,7 +31,8 @@ def sequence_item(v: NodeView) -> Sequence[Dependence]:
 def sequence_insert(v: NodeView) -> Sequence[Dependence]:
     """Follow positions through SequenceInsert of a tensor with the sequence's layout."""
     first, second = v.dep(0), v.dep(1)
-    if v.dep(2).kind != Kind.FREE or (first.axis, first.kind) != (second.axis, second.kind):
+    is_alike = (first.axis, first.kind) == (second.axis, second.kind)
+    if v.dep(2).kind != Kind.FREE or not is_alike or not first.has_blocks_of(second):
         return v.opaque("sequence of different tensors")
     return v.all(join(first, second, v.name))
 

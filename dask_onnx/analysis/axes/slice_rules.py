@@ -8,7 +8,8 @@ from dask_onnx.analysis.axes.dependence import Dependence, Kind, window
 from dask_onnx.analysis.axes.view import PROPORTIONAL, NodeView, with_kind_of
 
 _TO_THE_END = 10**9
-"""Smallest end that counts as "to the end of the axis"; exporters write at least this."""
+"""Smallest bound, in magnitude, that counts as an end of the axis; exporters write at least this.
+"""
 
 
 def unfold(v: NodeView) -> Sequence[Dependence]:
@@ -112,7 +113,8 @@ def _sliced(
     is_whole = (
         step == 1
         and not marks[2]
-        and ((start == 0 and not marks[0]) or (size is not None and start <= -size))
+        and not marks[0]
+        and (start == 0 or start <= -_TO_THE_END)
         and (end >= _TO_THE_END or (end == size and marks[1] == PROPORTIONAL))
     )
     if is_whole:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from dask_onnx.analysis.axes import attention_rules as attentions
 from dask_onnx.analysis.axes import layout_rules as layout
 from dask_onnx.analysis.axes import model_rules as layers
+from dask_onnx.analysis.axes import norm_rules as norms
 from dask_onnx.analysis.axes import pick_rules as picks
 from dask_onnx.analysis.axes import product_rules as products
 from dask_onnx.analysis.axes import sequence_rules as sequences
@@ -106,22 +107,25 @@ _add("elementwise", values.quantized_elementwise(0, 1, 4), "QLinearWhere", ORT)
 # Elements along one axis are combined; the shape stays.
 _add("axis", values.softmax_like, "Softmax LogSoftmax Hardmax")
 _add("axis", values.along(-1, Kind.REDUCED, "norm"), "LpNormalization")
-_add("axis", values.along(-1, Kind.REDUCED, "mean", to_end_before=-1), "RMSNormalization")
-_add("axis", values.layer_norm, "LayerNormalization SimplifiedLayerNormalization")
 _add(
     "axis",
-    values.layer_norm,
+    norms.layer_norm,
+    "LayerNormalization RMSNormalization SimplifiedLayerNormalization",
+)
+_add(
+    "axis",
+    norms.skip_layer_norm,
     "SkipLayerNormalization SkipSimplifiedLayerNormalization",
     ORT,
 )
-_add("axis", values.spatial_norm, "InstanceNormalization GroupNormalization")
-_add("axis", values.batch_norm, "BatchNormalization")
-_add("axis", values.mean_variance_norm, "MeanVarianceNormalization")
+_add("axis", norms.spatial_norm, "InstanceNormalization GroupNormalization")
+_add("axis", norms.batch_norm, "BatchNormalization")
+_add("axis", norms.mean_variance_norm, "MeanVarianceNormalization")
 _add("axis", values.prefix_sum, "CumSum CumProd")
 _add("axis", values.top_k, "TopK")
 _add("axis", values.reverse_sequence, "ReverseSequence")
 _add("axis", layers.normalizer, "Normalizer", ML)
-_add("axis", values.along(-1, Kind.REDUCED, "softmax"), "QLinearSoftmax", ORT)
+_add("axis", values.quantized_softmax, "QLinearSoftmax", ORT)
 _add("axis", layers.spectrum, "DFT STFT")
 
 # Reductions of an axis.
@@ -181,7 +185,7 @@ _add("window", windows.resize, "Resize", operands=(1, 2, 3))
 _add("window", windows.resize, "Upsample", operands=(1,))
 _add("window", windows.grid_sample, "GridSample")
 _add("window", windows.grid_sample, "GridSample", ORT)
-_add("window", windows.conv(0, 1), "FusedConv", ORT)
+_add("window", windows.conv(addend=3), "FusedConv", ORT)
 _add("window", windows.conv(0, 3), "QLinearConv", ORT)
 _add("window", windows.pool, "QLinearAveragePool", ORT)
 _add("window", slices.pad, "Pad", operands=(1, 3))
@@ -269,7 +273,8 @@ _add(
 _add("rows", layers.text_rows, "TfIdfVectorizer", joined=(0,))
 _add("rows", layers.tokenizer, "Tokenizer", ORT)
 _add("rows", values.leading(0), "GroupNorm", ORT)
-_add("rows", values.leading(0), "NhwcMaxPool NhwcFusedConv NhwcConv", ORT)
+_add("rows", values.leading(0), "NhwcMaxPool NhwcConv", ORT)
+_add("rows", values.leading(0, 3), "NhwcFusedConv", ORT)
 _add("rows", values.leading(0), "BiasSplitGelu BranchwiseRMSNorm", ORT)
 _add("rows", values.leading(0), "ConvTransposeWithDynamicPads", ORT)
 _add("rows", values.leading(0, 1), "MaxpoolWithMask NGramRepeatBlock", ORT)
@@ -330,11 +335,6 @@ SHAPE_OPERATORS = frozenset(
     ReduceMin""".split()
 )
 """Operators of ai.onnx that occur in shape arithmetic and may be evaluated by `shape_values`."""
-
-POSITION_PRESERVING = frozenset(
-    "Range Reshape Squeeze Unsqueeze Expand Cast Identity Concat Transpose".split()
-)
-"""Operators that preserve integers computed from positions, see `Index`."""
 
 
 def rule_of(domain: str, op_type: str, custom: CustomAxes) -> Entry:

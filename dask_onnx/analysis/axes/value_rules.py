@@ -69,10 +69,10 @@ def elementwise(v: NodeView) -> Sequence[Dependence]:
 
 def first_input(v: NodeView) -> Sequence[Dependence]:
     """Follow positions of the first input; the others are parameters and must carry none."""
-    return v.all(_with_parameters(v, v.dep(0)))
+    return v.all(with_parameters(v, v.dep(0)))
 
 
-def _with_parameters(v: NodeView, dep: Dependence, first: int = 1) -> Dependence:
+def with_parameters(v: NodeView, dep: Dependence, first: int = 1) -> Dependence:
     """Return `dep`, broken if an input from index `first` on carries the positions."""
     if any(v.dep(i).axis is not None for i in range(first, len(v.ins))):
         return v.lost(dep, Kind.OPAQUE, "positions in a parameter")
@@ -224,7 +224,7 @@ def along(
     def rule(v: NodeView) -> Sequence[Dependence]:
         dep, rank = v.dep(0), v.rank(0)
         if dep.axis is None:
-            return v.all(_with_parameters(v, dep))
+            return v.all(with_parameters(v, dep))
         if rank is None:
             return v.opaque("unknown rank")
         is_to_end = to_end_before < 0 or v.opset < to_end_before
@@ -232,7 +232,7 @@ def along(
         seen = range(axis, rank) if is_to_end else (axis,)
         if dep.axis in seen:
             return v.all(dep.broken(kind, v.name, how))
-        return v.all(_with_parameters(v, dep))
+        return v.all(with_parameters(v, dep))
 
     return rule
 
@@ -245,65 +245,13 @@ def softmax_like(v: NodeView) -> Sequence[Dependence]:
     return along(-1, Kind.REDUCED, "softmax", to_end_before=13)(v)
 
 
-def layer_norm(v: NodeView) -> Sequence[Dependence]:
-    """Follow positions through layer normalisation along an axis and all behind it.
+def quantized_softmax(v: NodeView) -> Sequence[Dependence]:
+    """Follow positions through com.microsoft QLinearSoftmax.
 
-    The operators named Skip... add a second input first.
+    Its attribute ``opset`` names the version of Softmax that it computes.
     """
-    skips = "Skip" in v.op
-    dep = broadcast(v, (0, 1)) if skips else v.dep(0)
-    if dep.axis is None:
-        return v.all(_with_parameters(v, dep, 2 if skips else 1))
-    rank = v.rank(0)
-    if rank is None:
-        return v.opaque("unknown rank")
-    dep = _with_parameters(v, dep, 2 if skips else 1)
-    if dep.axis is not None and dep.axis >= v.attr("axis", -1) % rank:
-        return v.all(dep.broken(Kind.REDUCED, v.name, "mean"))
-    return v.all(dep)
-
-
-def spatial_norm(v: NodeView) -> Sequence[Dependence]:
-    """Follow positions through InstanceNormalization and GroupNormalization.
-
-    Both reduce over the spatial axes, GroupNormalization over channels too.
-    """
-    dep = v.dep(0)
-    if dep.axis is None:
-        return v.all(_with_parameters(v, dep))
-    is_grouped = "Group" in v.op
-    if dep.axis >= (1 if is_grouped else 2):
-        return v.all(dep.broken(Kind.REDUCED, v.name, "mean"))
-    if dep.axis == 1:
-        return v.all(dep.broken(Kind.LENGTH, v.name, "parameter of a channel"))
-    return v.all(_with_parameters(v, dep))
-
-
-def batch_norm(v: NodeView) -> Sequence[Dependence]:
-    """Follow positions through BatchNormalization; training reduces over all but channels."""
-    dep = _with_parameters(v, v.dep(0))
-    is_training = bool(v.attr("training_mode", 0))
-    if v.opset < 14 and not is_training:
-        is_training = len([o for o in v.proto.output if o]) > 1
-    if is_training and dep.axis is not None and dep.axis != 1:
-        own = dep.broken(Kind.REDUCED, v.name, "mean")
-        rest = v.lost(dep, Kind.REDUCED, "mean")
-        return [own, *[rest] * (len(v.proto.output) - 1)]
-    if dep.axis == 1:
-        return v.all(dep.broken(Kind.LENGTH, v.name, "parameter of a channel"))
-    return v.all(dep)
-
-
-def mean_variance_norm(v: NodeView) -> Sequence[Dependence]:
-    """Follow positions through MeanVarianceNormalization."""
-    dep, rank = v.dep(0), v.rank(0)
-    if dep.axis is None:
-        return v.all(dep)
-    if rank is None:
-        return v.opaque("unknown rank")
-    if dep.axis in {a % rank for a in v.attr("axes", [0, 2, 3]) if a < rank}:
-        return v.all(dep.broken(Kind.REDUCED, v.name, "mean"))
-    return v.all(dep)
+    before = -1 if v.attr("opset", 1) < 13 else 0
+    return along(-1, Kind.REDUCED, "softmax", to_end_before=before)(v)
 
 
 def prefix_sum(v: NodeView) -> Sequence[Dependence]:
@@ -342,6 +290,8 @@ def reverse_sequence(v: NodeView) -> Sequence[Dependence]:
         return v.opaque("lengths")
     if lengths.axis != 0:
         return v.all(dep.broken(Kind.LENGTH, v.name, "lengths without a batch"))
+    if not dep.has_blocks_of(lengths):
+        return v.all(v.lost(dep, Kind.FACTORED, "different blocks"))
     return v.all(dep)
 
 
@@ -373,6 +323,8 @@ def leading(*carried: int) -> Rule:
                 return v.all(v.lost(dep, kind, "features"))
             if v.rank(index) in (None, 1):
                 return v.opaque("rank-1 input is one row or one value per row")
+            if result is not None and not result.has_blocks_of(dep):
+                return v.all(v.lost(result, Kind.FACTORED, "different blocks"))
             result = dep if result is None else join(result, dep, v.name)
         if result is None:
             return v.all(FREE)

@@ -8,42 +8,62 @@ from fractions import Fraction
 import numpy as np
 
 from dask_onnx.analysis.axes.dependence import FREE, Dependence, Kind, Window, window
-from dask_onnx.analysis.axes.view import PROPORTIONAL, Known, NodeView, Rule, join
+from dask_onnx.analysis.axes.view import PROPORTIONAL, Known, NodeView, Rule, join, with_kind_of
 
 _FIRST_SPATIAL_AXIS = 2
 """First spatial axis of (batch, channels, spatial ...)."""
 
 
-def conv(data: int = 0, weight: int = 1) -> Rule:
+def conv(data: int = 0, weight: int = 1, addend: int | None = None) -> Rule:
     """Return the rule of a convolution.
 
     `data` is the index of the input, shape (batch, channels, spatial ...), `weight` that of the
-    kernel, shape (output channels, input channels per group, spatial ...).
+    kernel, shape (output channels, input channels per group, spatial ...), `addend` that of a
+    tensor of the result's shape which is added to it.
     """
 
     def rule(v: NodeView) -> Sequence[Dependence]:
-        others = [i for i in v.carriers if i != data]
+        others = [i for i in v.carriers if i not in (data, addend)]
         if others:
             return v.all(v.lost(v.dep(others[0]), Kind.OPAQUE, "positions in a kernel"))
-        dep = v.dep(data)
-        if dep.axis is None:
-            return v.all(dep)
-        if v.op == "FusedConv" and v.has(3) and v.size(3, dep.axis) != 1:
-            return v.all(v.lost(dep, Kind.LENGTH, "position"))  # a constant addend
-        if dep.axis == 0:
-            return v.all(dep)
-        if v.attr("channels_last", 0):  # QLinearConv of com.microsoft
-            return v.all(v.lost(dep, Kind.OPAQUE, "channels last"))
-        if dep.axis == 1:
-            return v.all(_channels(v, dep, weight))
-        if dep.outer != 1 or dep.inner != 1:
-            return v.all(v.lost(dep, Kind.FACTORED, "kernel over merged axes"))
-        sliding = conv_window(v, dep.axis - _FIRST_SPATIAL_AXIS, weight)
-        if sliding is None:
-            return v.opaque("unknown kernel")
-        return v.all(dep.windowed(sliding, v.name, "kernel"))
+        result = _convolved(v, v.dep(data), weight)
+        if addend is not None and v.has(addend):
+            result = _with_addend(v, result, addend)
+        return v.all(result)
 
     return rule
+
+
+def _convolved(v: NodeView, dep: Dependence, weight: int) -> Dependence:
+    """Return the dependence of a convolution of an input with the dependence `dep`."""
+    if dep.axis is None or dep.axis == 0:
+        return dep
+    if v.attr("channels_last", 0):  # QLinearConv of com.microsoft
+        return v.lost(dep, Kind.OPAQUE, "channels last")
+    if dep.axis == 1:
+        return _channels(v, dep, weight)
+    if dep.outer != 1 or dep.inner != 1:
+        return v.lost(dep, Kind.FACTORED, "kernel over merged axes")
+    sliding = conv_window(v, dep.axis - _FIRST_SPATIAL_AXIS, weight)
+    if sliding is None:
+        return v.broken(Kind.OPAQUE, "unknown kernel")
+    return dep.windowed(sliding, v.name, "kernel")
+
+
+def _with_addend(v: NodeView, result: Dependence, index: int) -> Dependence:
+    """Return the sum of a convolution and an input of the same shape."""
+    other = v.dep(index)
+    if other.axis is None:
+        if result.axis is None or v.size(index, result.axis) == 1:
+            return result
+        return v.lost(result, Kind.LENGTH, "position")
+    if result.axis is None:
+        # Positions that the convolution combined, or none that it has, beside those of the addend.
+        mixed = result if result.is_broken else other.broken(Kind.LENGTH, v.name, "position")
+        return with_kind_of(mixed, other)
+    if other.axis != result.axis or not result.has_blocks_of(other):
+        return v.lost(result, Kind.PAIRED, "different axes")
+    return join(result, other, v.name)
 
 
 def _channels(v: NodeView, dep: Dependence, weight: int) -> Dependence:
