@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.array as da
-import numpy as np
 from dask.base import tokenize
 from dask.delayed import Delayed
 from dask.task_spec import DataNode, TaskRef
@@ -44,8 +43,9 @@ class SequenceFeeds:
         if isinstance(value, Delayed):
             self.used[name] = value
             key = f"input-{digest(self.token, name)}"
-            shape = self.specs[name].shape
-            self.tasks[key] = StageTask(key, check_shape, TaskRef(value.key), name, shape)
+            self.tasks[key] = StageTask(
+                key, planned_input, TaskRef(value.key), name, self.specs[name]
+            )
             return TaskRef(key)
         if isinstance(value, da.Array):
             joined = value.rechunk(-1)
@@ -80,15 +80,25 @@ def _name(value: Any) -> str:
     return str(value.key if isinstance(value, Delayed) else tokenize(value))
 
 
-def check_shape(value: Any, name: str, shape: tuple[int, ...] | None) -> Any:
-    """Return a Delayed input as an array, after checking its shape. Runs on a worker.
+def planned_input(value: Any, name: str, spec: TensorSpec) -> Any:
+    """Return a Delayed input as the model takes it, of the planned shape. Runs on a worker.
+
+    Parameters
+    ----------
+    value : array_like
+        Result of the Delayed.
+    name : str
+        Name of the input in the model.
+    spec : TensorSpec
+        Input at the sizes of the plan.
 
     Raises
     ------
     InputError
-        The shape is not the one that the plan was made for.
+        The shape is not the one that the plan was made for, or values are not taken by the table
+        of conversions.
     """
-    array = np.asarray(value)
+    array, shape = as_input(value, replace(spec, name=name)), spec.shape
     if shape is not None and array.shape != tuple(shape):
         raise InputError(
             f"input {name!r} has shape {array.shape}; the plan was made for {tuple(shape)}",

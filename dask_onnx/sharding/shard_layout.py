@@ -29,8 +29,8 @@ class Layout:
     inner: int = 1
     """Consecutive elements of the axis for each position."""
     combine: str = ""
-    """How the results of shards become the value, such as "mean": each shard has the value for its
-    own positions, and no axis is cut. Empty for shards that are slices of the value."""
+    """Combination of the results of shards into the value, such as "mean": each shard has the value
+    for its own positions, and no axis is cut. Empty for shards that are slices of the value."""
 
     @property
     def blocks(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from dask.task_spec import TaskRef
 
+from dask_onnx.core.array_values import without_mask
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.core.stage_tasks import Hints, Key, StageTask, digest
 from dask_onnx.lowering.lower import stage_ref
@@ -188,8 +189,8 @@ def join_results(layout: Layout, positions: Sequence[int | None], *results: Any)
 
 
 def take_slices(pieces: Sequence[ShardSlice], position: int | None, value: Any) -> Array:
-    """Return one shard of a whole value."""
-    array = np.asarray(take_result(value, position))
+    """Return one shard of a whole value, which may be a masked array that the caller gave."""
+    array = without_mask(take_result(value, position), "an input")
     for piece in pieces:
         array = piece.of(array)
     return array

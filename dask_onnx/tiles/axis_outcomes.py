@@ -1,4 +1,4 @@
-"""What the outcomes of a node along its tiled axes mean together."""
+"""Outcomes of one node along all tiled axes: the axes that it carries, and what breaks one."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class NamedInputs:
     image: str
     """Name of the input that is the image."""
     values: Mapping[str, Any]
-    """What the caller gave, by name."""
+    """Values that the caller gave, by name of the input."""
 
     @property
     def spec(self) -> TensorSpec:

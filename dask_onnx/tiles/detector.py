@@ -23,6 +23,7 @@ from dask_onnx.collections.images.boxes import (
 from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.images.merging import greedy_nmm, nms, weighted_boxes_fusion
 from dask_onnx.collections.inline import InlineGraph
+from dask_onnx.core.array_values import without_mask
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import format_shape
 from dask_onnx.core.stage_tasks import Hints, digest
@@ -140,7 +141,9 @@ class SliceDetector:
             piece = np.pad(piece, [(0, missing.get(axis, 0)) for axis in range(piece.ndim)])
         if self.preprocess is None:
             return np.asarray(piece)
-        prepared = np.asarray(self.preprocess(piece))
+        prepared = without_mask(
+            self.preprocess(piece), "what preprocess returned", option="preprocess"
+        )
         if prepared.ndim == 4 and len(prepared) == 1:
             prepared = prepared[0]
         if not self.layout.takes(prepared.shape):

@@ -1,4 +1,4 @@
-"""Rewrites of a graph before it is tiled: explicit padding, and decomposed normalisations.
+"""Rewrites of a graph before it is tiled: fixed attributes, and decomposed normalisations.
 
 A normalisation over pixels becomes a mean and a variance, which can be combined from partial
 statistics of tiles, and element-wise arithmetic.
@@ -21,6 +21,7 @@ from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.onnx_model import OnnxModel
 from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.modelio.weights import subgraphs_of
+from dask_onnx.tiles.resize_modes import write_half_pixel
 
 _AXES_AS_INPUT = 18
 """Version of ai.onnx since which all reductions take their axes as an input."""
@@ -61,11 +62,11 @@ def replace_proto(model: OnnxModel, proto: onnx.ModelProto) -> OnnxModel:
     )
 
 
-def with_explicit_padding(facts: GraphFacts, specs: Mapping[str, TensorSpec]) -> OnnxModel:
-    """Return the model with ``auto_pad`` and ``output_shape`` replaced by explicit ``pads``.
+def with_fixed_attributes(facts: GraphFacts, specs: Mapping[str, TensorSpec]) -> OnnxModel:
+    """Return the model with attributes that depend on sizes replaced by some that do not.
 
-    These attributes depend on the size of the input, so that they would mean other padding on a
-    tile than on the whole image.
+    ``auto_pad`` and ``output_shape`` become ``pads``, since they would mean other padding on a tile
+    than on the whole image; coordinate modes of Resize become ``half_pixel``.
 
     Parameters
     ----------
@@ -84,6 +85,8 @@ def with_explicit_padding(facts: GraphFacts, specs: Mapping[str, TensorSpec]) ->
     for node in proto.graph.node:
         if standard_op_type(node) in _PADDED_OPS:
             has_changed |= _make_padding_explicit(node, specs)
+        elif standard_op_type(node) == "Resize":
+            has_changed |= write_half_pixel(node, specs, facts.tensors)
     return replace_proto(facts.model, proto) if has_changed else facts.model
 
 
@@ -343,7 +346,13 @@ def _lp_norm(w: _NodeWriter, node: onnx.NodeProto) -> None:
     (x,), given = node.input, _attributes(node)
     op = "ReduceL1" if given.get("p", 2) == 1 else "ReduceL2"
     norm = w.statistic(node, op, x, [int(given.get("axis", -1)) % w.rank(x)])
-    w.node(node, "Div", [x, norm], node.output[0])
+    w.node(node, "Div", [x, _or_one(w, node, norm, x)], node.output[0])
+
+
+def _or_one(w: _NodeWriter, node: onnx.NodeProto, value: str, like: str) -> str:
+    """Add nodes that replace zeros of a value that is not negative by 1: kernels divide so."""
+    is_zero = w.node(node, "Sub", [w.scalar(node, 1, like), w.node(node, "Sign", [value])])
+    return w.node(node, "Add", [value, is_zero])
 
 
 def _dynamic_quantize(w: _NodeWriter, node: onnx.NodeProto) -> None:
@@ -353,7 +362,8 @@ def _dynamic_quantize(w: _NodeWriter, node: onnx.NodeProto) -> None:
     low = w.node(node, "Min", [w.statistic(node, "ReduceMin", x, axes, keepdims=False), zero])
     high = w.node(node, "Max", [w.statistic(node, "ReduceMax", x, axes, keepdims=False), zero])
     steps = w.scalar(node, 255, x)
-    scale = w.node(node, "Div", [w.node(node, "Sub", [high, low]), steps], node.output[1])
+    ratio = w.node(node, "Div", [w.node(node, "Sub", [high, low]), steps])
+    scale = w.node(node, "Identity", [_or_one(w, node, ratio, x)], node.output[1])
     ratio = w.node(node, "Div", [w.node(node, "Neg", [low]), scale])
     rounded = w.node(node, "Round", [w.node(node, "Clip", [ratio, zero, steps])])
     point = w.node(node, "Cast", [rounded], node.output[2], to=onnx.TensorProto.UINT8)

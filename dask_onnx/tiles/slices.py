@@ -15,9 +15,11 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.collections.images.input_layout import InputLayout, Size
 from dask_onnx.collections.kinds import is_dataarray
+from dask_onnx.core.array_values import without_mask
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import is_floating
+from dask_onnx.core.specs import TensorSpec, is_floating
 from dask_onnx.core.stage_tasks import Key
+from dask_onnx.runtime.input_values import as_input
 
 Array = npt.NDArray[Any]
 
@@ -148,8 +150,12 @@ def fit_to_input(image: ChunkedImage, layout: InputLayout) -> ChunkedImage:
         Dtype or number of channels differ from those of the input.
     """
     array, axis = image.array, image.channel_axis
-    if is_floating(array.dtype) and is_floating(layout.dtype):
-        array = array.astype(layout.dtype)
+    is_float = is_floating(array.dtype) and is_floating(layout.dtype)
+    if is_float and array.dtype != layout.dtype:
+        spec = TensorSpec(layout.name, layout.dtype, None)
+        # Numbers beyond the range are refused, in the tasks, where their values are known.
+        meta = np.empty((0,) * array.ndim, layout.dtype)
+        array = da.map_blocks(as_input, array, spec, dtype=layout.dtype, meta=meta)
     if array.dtype != layout.dtype:
         raise InputError(
             f"image has dtype {array.dtype}; input {layout.name!r} takes {layout.dtype}",
@@ -293,7 +299,7 @@ def cut_piece(chunk: Any, region: tuple[slice, ...]) -> Array:
 
     It is a copy if it is less than half of the chunk, since a view would keep the chunk in memory.
     """
-    piece = np.asarray(chunk[region])
+    piece = without_mask(chunk[region], "the image", option="image")
     return piece.copy() if 2 * piece.size < chunk.size else piece
 
 

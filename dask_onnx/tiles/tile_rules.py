@@ -20,6 +20,7 @@ from dask_onnx.analysis.axes.layout_rules import reshaped
 from dask_onnx.analysis.axes.table import CustomAxes, rule_of
 from dask_onnx.analysis.axes.view import Known, NodeView, Shape
 from dask_onnx.tiles.places import UNCHANGED, Place, ReceptiveField, Reflection, sliding_window
+from dask_onnx.tiles.resize_modes import is_longer_than_one
 
 _LARGEST_DENOMINATOR = 64
 """Largest numerator or denominator of a Resize scale; with other scales no tile would align."""
@@ -304,10 +305,19 @@ def _resize(rules: NodeRules, v: NodeView, place: Place) -> AxisOutcome | None:
     if not place.is_separate:
         return None
     ratio = Fraction(new, old) if scale is None else scale
-    over = _resize_window(v, ratio, old)
+    over = _resize_window(v, ratio, old) if _is_local(v, before, after) else None
     if over is None:
         return _broken(v, Kind.LENGTH, f"resizing {old} to {new}")
     return _windowed(v, place, over, "resizing")
+
+
+def _is_local(v: NodeView, before: Shape, after: Shape) -> bool:
+    """Return whether a Resize computes on a tile what it does on the whole image.
+
+    Where ``pytorch_half_pixel`` remains (see `resize_modes`), an axis has one output element.
+    """
+    mode = v.attr("coordinate_transformation_mode", b"")
+    return mode != b"pytorch_half_pixel" or is_longer_than_one(before, after)
 
 
 def resize_scale(v: NodeView, axis: int) -> Fraction | None:

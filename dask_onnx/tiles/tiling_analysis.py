@@ -18,7 +18,7 @@ from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.operator_names import standard_op_type
 from dask_onnx.tiles.companions import Companion
 from dask_onnx.tiles.flow import Flow, NotTileableError, SizeMismatchError, TooLargeError
-from dask_onnx.tiles.graph_rewrites import decompose, with_explicit_padding
+from dask_onnx.tiles.graph_rewrites import decompose, with_fixed_attributes
 from dask_onnx.tiles.places import Place, Places
 from dask_onnx.tiles.tile_plan import (
     AxisGrid,
@@ -257,7 +257,7 @@ def _with_known_shapes(
     while unknown:
         facts, specs = _decomposed(request, facts, specs, unknown, variances)
         unknown = _unknown_norms(facts, specs)
-    model = with_explicit_padding(facts, specs)
+    model = with_fixed_attributes(facts, specs)
     if model is not facts.model:
         facts = GraphFacts(model)
         specs = request.specs(facts, request.shape)

@@ -107,6 +107,26 @@ def test_causal_masks_are_computed_on_each_shard(build):
     assert nodes_run_whole(plan).isdisjoint(square), bounds
 
 
+def test_a_mask_between_tokens_is_sharded_with_them_before_sizes_are_known():
+    nodes, made = models.projections("x")
+    nodes.append(
+        node("Attention", "q k v m", "y", "attend", q_num_heads=4, kv_num_heads=4),
+    )
+    proto = make_model(
+        nodes,
+        [value("x", ["N", "T", models.WIDTH]), value("m", ["T", "T"], TensorProto.BOOL)],
+        [value("y", None)],
+        made,
+        opset=23,
+        ir_version=10,
+    )
+    feeds = {"x": weights(2, 7, models.WIDTH), "m": np.tril(np.ones((7, 7), bool))}
+    model = dx.load(proto)
+    plan = model.plan(Sharded("sequence", 2))
+    (expected,) = run_onnx(proto, feeds)
+    np.testing.assert_allclose(model.predict(feeds, plan=plan), expected, atol=1e-5)
+
+
 def test_rotary_positions_are_those_of_the_whole():
     proto = models.rotary_encoder()
     plan, result = sharded(proto)
@@ -317,6 +337,22 @@ def test_a_delayed_is_sharded_for_the_shape_that_was_planned():
         model.delayed(POOL["x"][:, :7], plan=plan).compute()
     with pytest.raises(dx.InputError):
         model.delayed(POOL["x"], plan=model.plan(Sharded("sequence", 3)))
+
+
+def test_a_delayed_is_converted_as_an_array_is():
+    model = dx.load(models.encoder())
+    plan = model.plan(Sharded("sequence", 3), shapes={"x": POOL["x"].shape})
+    x = np.ma.masked_array(POOL["x"].astype(np.float64), mask=False)
+    x.mask[0, 3, 2] = True
+    x.data[x.mask] = -9999
+    expected = model.predict(x.filled(np.nan))
+    for source in (x, dask.delayed(x)):
+        (found,) = dask.compute(model.predict(source, plan=plan))
+        assert np.isnan(found).any() and np.isfinite(found).any()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(dx.InputError) as raised:
+        model.predict(dask.delayed(POOL["x"].astype(complex)), plan=plan).compute()
+    assert raised.value.input == "x"
 
 
 def test_inputs_that_a_sharded_plan_cannot_take_are_refused():

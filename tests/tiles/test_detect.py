@@ -510,3 +510,31 @@ def test_a_cluster_gives_the_same():
             )
             assert_spots(client.compute(lazy).result())
             assert_spots(detect_sliced(model, IMAGE))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_masked_pixels_are_missing_to_the_detector(model, lazy):
+    hidden = np.zeros(IMAGE.shape, bool)
+    hidden[:, :150, :150] = True
+    image = np.ma.masked_array(IMAGE, mask=hidden)
+    if lazy:
+        parts = [da.from_array(part, chunks=(1, 200, 300)) for part in (IMAGE, hidden)]
+        image = da.ma.masked_array(parts[0], mask=parts[1])
+    (found,) = dask.compute(detect_sliced(model, image))
+    assert_same(found, detect_sliced(model, np.where(hidden, np.float32(np.nan), IMAGE)))
+    assert len(found) < len(SPOTS)
+    (found,) = dask.compute(detect_sliced(model, image.astype(np.float64)))
+    assert len(found) < len(SPOTS)
+
+
+def test_masked_pixels_of_integers_and_numbers_beyond_the_range_are_refused(model):
+    pixels = np.ma.masked_array((IMAGE * 100).astype(np.uint8), mask=IMAGE > 0.9)
+    with pytest.raises(dx.InputError) as raised:
+        detect_sliced(model, pixels, preprocess=lambda piece: piece.astype(np.float32) / 100)
+    assert raised.value.option == "image"
+    with pytest.raises(dx.InputError) as raised:
+        detect_sliced(model, np.where(IMAGE > 0.9, 1e39, IMAGE.astype(np.float64)))
+    assert raised.value.numbers["bad_values"] > 0
+    with pytest.raises(dx.InputError) as raised:
+        detect_sliced(model, IMAGE, preprocess=lambda p: np.ma.masked_array(p.astype(int), p > 0))
+    assert raised.value.option == "preprocess"

@@ -219,3 +219,20 @@ def page(asset, height, width):
     repeats = (-(-height // pixels.shape[0]), -(-width // pixels.shape[1]), 1)
     pixels = np.tile(pixels, repeats)[:height, :width]
     return np.ascontiguousarray(((pixels / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_columns_of_zeros_have_a_norm_that_divides_as_the_kernel_does(order):
+    proto = model_of([node("LpNormalization", "x", "y", "norm", axis=2, p=order)])
+    image = random_image(1, 3, 13, 11)
+    image[..., 4] = 0
+    assert_equals_untiled(proto, image, 5)
+
+
+def test_an_image_of_zeros_is_quantised_as_the_kernel_does():
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q scale point", "quantise"),
+        node("DequantizeLinear", "q scale point", "y"),
+    ]
+    proto = model_of(nodes, outputs=("y", "scale"))
+    assert_equals_untiled(proto, np.zeros((1, 3, 13, 11), np.float32), 5)
