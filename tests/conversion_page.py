@@ -111,7 +111,8 @@ columns of one name are an error where either is needed.
 
 **Rows of a bag** may have keys that the model has no input for; they are ignored, as other columns
 of a table are. A key that is an optional input of the model is an error, since it has one value
-for all rows.
+for all rows. Where an input takes one value a row, it need not
+be in a list: a record of numbers and texts is a row.
 
 ## Refused types
 """

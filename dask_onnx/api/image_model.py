@@ -7,36 +7,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from dask.base import tokenize
-from dask.delayed import Delayed, delayed
+from dask.delayed import Delayed
 
 from dask_onnx.api.model import Model
 from dask_onnx.cluster.placement import effective_retries
-from dask_onnx.collections.bad_rows import bad_items
 from dask_onnx.collections.images.box_readers import Decode, Format
 from dask_onnx.collections.images.form_requests import Task
 from dask_onnx.collections.images.geometry import Geometry
 from dask_onnx.collections.images.image_options import USUAL_PIXELS, ImageOptions
-from dask_onnx.collections.images.image_runner import (
-    ImageRunner,
-    in_order,
-    name_of,
-    results_of,
-)
+from dask_onnx.collections.images.image_runner import ImageRunner, name_of
 from dask_onnx.collections.images.image_settings import settle
-from dask_onnx.collections.images.picture_batches import make_runner, result_ranks
-from dask_onnx.collections.images.picture_collections import (
-    RunGiven,
-    as_bag,
-    as_list,
-    compute_pictures,
-    is_many,
-    is_picture,
-    is_text,
-    predict_bag_of_pictures,
+from dask_onnx.collections.images.picture_batches import make_runner
+from dask_onnx.collections.images.picture_collections import RunGiven
+from dask_onnx.collections.images.picture_predictions import (
+    PictureOptions,
+    predict_any_pictures,
+    predict_checked_pictures,
+    predict_kept_pictures,
 )
-from dask_onnx.collections.kept_predictions import KeptPrediction
-from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.prepared_function import PreparedFunction
 from dask_onnx.collections.request_steps import synchronous_client
 from dask_onnx.collections.run_options import BatchSize, OnError, Outputs, RowOptions
@@ -48,11 +36,11 @@ from dask_onnx.io.optional_packages import require_package
 class ImageModel:
     """A model of pictures with its preparation: decoding, resizing, scaling, and its inverse.
 
-    What the model fixes is taken from its graph: channels, height, width and dtype of the input.
-    How pixel values are scaled is taken from `preset` or `scale`, or else from the model's metadata
-    (ultralytics), from files beside it (``preprocessor_config.json``, timm's ``config.json``), or
-    from the graph, if it scales by itself or takes integers. Where nothing tells it, an error names
-    the presets: no number is guessed. ``repr`` says what is used.
+    Channels, height, width and dtype of the input are taken from the graph, as far as it fixes
+    them. The scaling of pixel values is taken from `preset` or `scale`, or else from the model's
+    metadata (ultralytics), from files beside it (``preprocessor_config.json``, timm's
+    ``config.json``), or from the graph, if it scales by itself or takes integers. Where none of
+    these has it, an error names the presets: no number is guessed. ``repr`` shows the settings.
 
     Pictures are upright, as their EXIF orientation says; colour profiles are ignored, transparency
     is dropped, and of an animation the first frame counts. Pixels of 16 bits are reduced to 8.
@@ -112,7 +100,7 @@ class ImageModel:
     decode : callable, optional
         Function that reads boxes of other formats, as for `detect_sliced`.
     normalized : bool, default False
-        Whether boxes go from 0 to 1 over the model's input.
+        True if boxes go from 0 to 1 over the model's input.
     top : int, optional
         Classes of each picture, 1 by default.
     score_threshold : float, default 0.25
@@ -121,7 +109,7 @@ class ImageModel:
         Intersection over union at which boxes of a class are duplicates, where the model leaves
         them ("yolo5", "yolo8").
     class_agnostic : bool, default False
-        Whether boxes of different classes may be duplicates.
+        True if boxes of different classes may be duplicates.
     outputs : str or sequence of str, optional
         Outputs to read; all by default.
     input : str, optional
@@ -213,10 +201,15 @@ class ImageModel:
                 class_agnostic=class_agnostic,
                 outputs=outputs,
                 input=input,
-                feeds=dict(feeds or {}),
+                feeds={} if feeds is None else feeds,
                 max_pixels=max_pixels,
             ),
         )
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -249,7 +242,13 @@ class ImageModel:
         return tensor[None] if self._settings.preparation.layout.is_batch else tensor
 
     def geometry(self, image: Any) -> Geometry:
-        """Return where a picture lies in the tensor that `preprocess` returns."""
+        """Return the place and scale of a picture in the tensor that `preprocess` returns.
+
+        Raises
+        ------
+        InputError
+            As for `preprocess`.
+        """
         return self._prepared(image)[1]
 
     def _prepared(self, image: Any) -> tuple[np.ndarray, Geometry]:
@@ -269,7 +268,7 @@ class ImageModel:
         on_error: OnError = "raise",
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> Any:
-        """Return what the model finds in pictures, in their own coordinates.
+        """Return the results for pictures, in the pictures' own coordinates.
 
         Pictures are opened inside tasks, so that the workers must see their paths. Those that come
         to one size run together.
@@ -313,20 +312,11 @@ class ImageModel:
         InputError
             A picture cannot be read, with its name; from a worker when the result is computed.
         """
-        rows = RowOptions(on_error)
+        options = PictureOptions(column, append, batch_size, RowOptions(on_error))
+        facts, settings = self.model._facts, self._settings
         if checkpoint is None:
-            return self._predict(x, column, append, batch_size, rows)
-        kept = KeptPrediction(
-            "pictures",
-            self.model.__dask_tokenize__(),
-            {
-                "settings": tokenize(self._settings),
-                "columns": [column, append],
-                "batch_size": batch_size,
-                "on_error": on_error,
-            },
-        )
-        return kept.keep(x, checkpoint, lambda: self._predict(x, column, append, batch_size, rows))
+            return predict_any_pictures(facts, settings, x, options)
+        return predict_kept_pictures(facts, settings, x, options, checkpoint)
 
     def predict_checked(
         self,
@@ -356,20 +346,8 @@ class ImageModel:
         InputError
             A column is missing, or `x` is a Delayed.
         """
-        if isinstance(x, Delayed):
-            raise InputError(
-                "predict_checked is not for Delayed",
-                "pass a list or a bag of pictures, or call predict with on_error='null'",
-                option="x",
-            )
-        sources = [x] if not self._is_collection(x) else x
-        good, bad = self._predict(sources, column, append, batch_size, RowOptions("split"))
-        return good, bad
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.model.name
+        options = PictureOptions(column, append, batch_size, RowOptions("split"))
+        return predict_checked_pictures(self.model._facts, self._settings, x, options)
 
     def prepare(self, client: Any = None, *, retries: int | None = None) -> PreparedFunction:
         """Return a request for single pictures that is prepared once, as for frames of a video.
@@ -410,67 +388,6 @@ class ImageModel:
             retries=effective_retries(retries),
         )
 
-    def _is_collection(self, x: Any) -> bool:
-        return not is_picture(x) or (is_text(x) and is_many(os.fspath(x)))
-
-    def _predict(
-        self,
-        x: Any,
-        column: Any,
-        append: bool | Sequence[Any],
-        batch_size: BatchSize,
-        rows: RowOptions,
-    ) -> Any:
-        if not is_table(x) and (column is not None or append):
-            raise InputError(
-                f"column and append are for tables; {type(x).__name__} was given",
-                "leave them out",
-                option="column" if column is not None else "append",
-            )
-        runner, supplies = self._runner(batch_size, rows)
-        if is_table(x):
-            return self._of_table(x, runner, supplies, column, append)
-        if is_bag(x):
-            return predict_bag_of_pictures(x, runner, supplies)
-        if isinstance(x, Delayed):
-            task = delayed(RunGiven(runner), pure=True, traverse=False)
-            return task(x, *supplies)
-        if hasattr(x, "dask") and hasattr(x, "to_delayed"):
-            return predict_bag_of_pictures(as_bag(x), runner, supplies)
-        if not self._is_collection(x):
-            found = compute_pictures(runner, supplies, [x])
-            runner.raise_first(found, lambda place: name_of(x, place, 1), 1)
-            return in_order(found)[0]
-        sources = as_list(x)
-        found = compute_pictures(runner, supplies, sources)
-        if rows.on_error == "split":
-            return results_of(found), bad_items(sources, found)
-        count = len(sources)
-        runner.raise_first(found, lambda place: name_of(sources[place], place, count), count)
-        return in_order(found)
-
-    def _of_table(
-        self,
-        x: Any,
-        runner: ImageRunner,
-        supplies: Sequence[Delayed],
-        column: Any,
-        append: bool | Sequence[Any],
-    ) -> Any:
-        from dask_onnx.collections.images import image_tables as tables  # needs pandas
-
-        form = self._settings.form
-        has_names = bool(self._settings.results.labels)
-        has_missing = runner.rows.on_error == "null"
-        columns = tables.ResultColumns(form, has_names, has_missing)
-        columns.check(result_ranks(self.model._facts, self._settings))
-        new = list(columns.frame([])[0].columns)
-        kept = tables.check_columns(x, column, append, new)
-        part = tables.PictureColumn(runner, columns, column if x.ndim > 1 else None, kept)
-        return tables.predict_pictures(
-            x, part, lambda sources: compute_pictures(runner, supplies, sources), supplies
-        )
-
     def _runner(self, batch_size: BatchSize, rows: RowOptions) -> tuple[ImageRunner, list[Delayed]]:
         return make_runner(self.model._facts, self._settings, batch_size, rows)
 
@@ -479,5 +396,5 @@ class ImageModel:
         return f"<dask_onnx.ImageModel {self.model.name!r}: {inputs}; {self.describe()}>"
 
     def describe(self) -> str:
-        """Return how pictures are prepared and results are read, in one line."""
+        """Return the preparation of pictures and the form of results, in one line."""
         return self._settings.describe()

@@ -1,24 +1,18 @@
-"""`Model`: an ONNX model, and the verbs that analyse, plan and run it."""
+"""`Model`: an ONNX model, and the verbs that plan and run it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from dask_onnx.analysis.axes.axis_report import AxisTable
-from dask_onnx.analysis.graph import GraphFacts
-from dask_onnx.analysis.report import Analysis, analyse, assumed_shapes
+from dask_onnx.api.described_model import DescribedModel
 from dask_onnx.api.plan import Plan
 from dask_onnx.api.planner import Aim, PlanRequest, Shapes, make_plan
 from dask_onnx.api.types import ArrayOptions as ForArrays
 from dask_onnx.api.types import BagOptions as ForBags
 from dask_onnx.api.types import TableOptions as ForTables
-from dask_onnx.collections.extraction import extract
-from dask_onnx.collections.freed_rows import free_rows
 from dask_onnx.collections.kept_predictions import predict_kept
-from dask_onnx.collections.output_forms import class_names
 from dask_onnx.collections.partitions import meta_of_table
 from dask_onnx.collections.prediction_progress import shown_progress
 from dask_onnx.collections.predictions import (
@@ -29,7 +23,6 @@ from dask_onnx.collections.predictions import (
     predict_inline,
 )
 from dask_onnx.collections.prepared_request import PreparedRequest, prepare
-from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.run_options import (
     MAX_COLUMNS,
     BatchSize,
@@ -40,19 +33,11 @@ from dask_onnx.collections.run_options import (
     RunOptions,
     TableOptions,
 )
-from dask_onnx.core.errors import ModelError
-from dask_onnx.core.specs import SessionSpec, TensorSpec
-from dask_onnx.diagnostics.page import model_html
-from dask_onnx.diagnostics.summary import Basis, basis_of
-from dask_onnx.facts.model_facts import ModelFacts
-from dask_onnx.modelio.model_faults import model_faults
-from dask_onnx.modelio.onnx_model import OnnxModel
+from dask_onnx.core.specs import SessionSpec
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.planning.strategies import StrategyObject
-from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.sharding.on_shards import ShardedPlan, predict_on_shards, refuse_checkpoint
 from dask_onnx.sharding.strategy import Sharded
-from dask_onnx.store.publishing import publish
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -62,11 +47,8 @@ if TYPE_CHECKING:
     from dask.bag import Bag
     from dask.delayed import Delayed
 
-_MAX_SHOWN_CHARACTERS = 60
-"""Length up to which an error shows the caller's value itself rather than its type."""
 
-
-class Model:
+class Model(DescribedModel):
     """An ONNX model that runs on Dask. Made by `dask_onnx.load`; immutable and picklable.
 
     Collections go in and come out: `predict` runs the model on arrays, tables, bags and Delayed,
@@ -96,240 +78,6 @@ class Model:
     >>> model = dx.load("detector.onnx")  # doctest: +SKIP
     >>> maps = model.predict(images)  # doctest: +SKIP
     """
-
-    def __init__(
-        self,
-        onnx_model: OnnxModel,
-        custom: CustomKernels | None = None,
-        libraries: tuple[str, ...] = (),
-    ) -> None:
-        if not isinstance(onnx_model, OnnxModel):
-            shown = _short_repr(onnx_model)
-            raise ModelError(
-                f"dx.Model does not load models; it was given {shown}",
-                f"use dx.load({shown})",
-                option="onnx_model",
-            )
-        self._facts = ModelFacts(onnx_model, custom, libraries)
-
-    @classmethod
-    def _of(cls, facts: ModelFacts) -> Model:
-        model = cls.__new__(cls)
-        model._facts = facts
-        return model
-
-    @property
-    def _onnx(self) -> OnnxModel:
-        return self._facts.onnx
-
-    @property
-    def name(self) -> str:
-        """Name that dashboards, plans and messages show."""
-        return self._onnx.name
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Name, dtype and symbolic shape of each input that must be fed, in the graph's order."""
-        return self._onnx.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Name, dtype and symbolic shape of each graph output, in the graph's order."""
-        return self._onnx.outputs
-
-    @property
-    def classes(self) -> Mapping[str, tuple[str | int, ...]]:
-        """Classes of each output with scores of a classifier, in the order of its last axis.
-
-        Converters end classifiers with ``ZipMap``, which makes a list of maps from class to score.
-        Arrays and tables get the scores without it: an array of shape (rows, classes), or a column
-        for each class. Rows of bags and Delayed get the maps. If an output is a sequence, its items
-        are named by output and position: ``"probabilities_0"``.
-
-        Examples
-        --------
-        >>> model.classes  # doctest: +SKIP
-        {'output_probability': ('setosa', 'versicolor', 'virginica')}
-        """
-        return class_names(self._facts)
-
-    @property
-    def defaults(self) -> tuple[TensorSpec, ...]:
-        """Inputs with an initializer: they may be fed, and take the initializer otherwise."""
-        return self._onnx.defaults
-
-    @property
-    def opsets(self) -> Mapping[str, int]:
-        """Opset version that the model imports, by domain ("" is ai.onnx)."""
-        return self._onnx.opsets
-
-    @property
-    def token(self) -> str:
-        """Content digest: equal models have equal tokens, whatever they were loaded from."""
-        return self._onnx.token
-
-    @property
-    def facts(self) -> GraphFacts:
-        """Structure of the graph: nodes, and the producer and consumers of each value."""
-        return self._facts.graph
-
-    @cached_property
-    def analysis(self) -> Analysis:
-        """Branches, longest path, costs, batch axes and random nodes of the model.
-
-        The numbers are for one row, and 64 for every other open dimension; `analyse` takes shapes.
-        """
-        return self.analyse()
-
-    def analyse(self, shapes: Shapes | None = None) -> Analysis:
-        """Return the same facts as `analysis`, at given input shapes. Runs nothing.
-
-        Parameters
-        ----------
-        shapes : mapping of str to tuple of int, optional
-            Shapes of inputs by name; one row and 64 for other open dimensions by default.
-
-        Returns
-        -------
-        Analysis
-            Predicted seconds in it follow from FLOPs and bytes, even if node times were measured.
-
-        Raises
-        ------
-        InputError
-            `shapes` do not fit the model.
-
-        Examples
-        --------
-        >>> model.analyse({"x": (1, 3, 640, 640)}).flops  # doctest: +SKIP
-        """
-        facts = self._facts
-        bound = facts.bound_shapes(shapes)
-        with model_faults("analysed", self.name):
-            return analyse(self.facts, bound, facts.schemas, facts.costs, facts.custom_axes)
-
-    def axes(self, shapes: Shapes | None = None, *, outputs: Outputs = None) -> AxisTable:
-        """Return how the outputs depend on every axis of the inputs. Runs nothing.
-
-        Parameters
-        ----------
-        shapes : mapping of str to tuple of int, optional
-            Shapes of inputs by name for which the facts hold. By default one row, 64 for other open
-            dimensions, and 7 for the axis in question where it would be 1.
-        outputs : str or sequence of str, optional
-            Graph outputs or intermediate values; the graph's outputs by default.
-
-        Returns
-        -------
-        AxisTable
-            For each input axis and value: the kind of dependence (independent, window, reduced,
-            contracted, factored, gathered, scanned, paired, length, coupled, opaque), the axis of
-            the value on which the positions lie, the range of positions that an element reads
-            (offset, stride, extent), and the node that decides. It prints as a table.
-
-        Raises
-        ------
-        InputError
-            `shapes` do not fit the model, or there is no such output.
-
-        Examples
-        --------
-        >>> print(model.axes())  # doctest: +SKIP
-        """
-        facts = self._facts
-        values = resolve_outputs(outputs, self.facts.outputs, facts.known_values).names
-        return facts.axes(facts.bound_shapes(shapes), values)
-
-    def basis(self, shapes: Shapes | None = None) -> Basis:
-        """Return the source of the seconds that a plan for some input shapes predicts.
-
-        Parameters
-        ----------
-        shapes : mapping of str to tuple of int, optional
-            Shapes of inputs by name; one row and 64 for other open dimensions by default.
-
-        Returns
-        -------
-        str
-            "node_times": the nodes were measured at these shapes. "node_times_at_other_shapes":
-            they were measured at others. "speed_of_other_models": FLOPs and bytes, at the speed
-            that other models had on this host. "calibration": at the calibrated speed of this
-            host's CPU. "defaults": at the speed of a common CPU.
-
-        Raises
-        ------
-        InputError
-            `shapes` do not fit the model.
-
-        Examples
-        --------
-        >>> model.basis()  # doctest: +SKIP
-        'calibration'
-        """
-        facts = self._facts
-        return basis_of(facts, assumed_shapes(facts.onnx, facts.bound_shapes(shapes))[0])
-
-    def extract(
-        self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
-    ) -> Model:
-        """Return the part of the model between named values, as a model of its own.
-
-        Parameters
-        ----------
-        inputs : sequence of str, optional
-            Values that become inputs; by default the graph's inputs that the outputs need.
-        outputs : sequence of str, optional
-            Values that become outputs; the graph's outputs by default.
-
-        Returns
-        -------
-        Model
-            With the weights that the part needs, and a token of its own.
-
-        Raises
-        ------
-        InputError
-            There is no such value, its type is unknown, or the outputs need an input of the model
-            that `inputs` leaves out.
-
-        Examples
-        --------
-        >>> backbone = model.extract(outputs=["features"])  # doctest: +SKIP
-        >>> head = model.extract(inputs=["features"])  # doctest: +SKIP
-        """
-        with model_faults("cut", self.name):
-            return Model._of(extract(self._facts, inputs, outputs))
-
-    def freed(self, axes: Mapping[str, int] | None = None) -> Model:
-        """Return the model with an open number of rows instead of the exported one.
-
-        The number is rewritten wherever it occurs in the graph (Reshape targets, Expand, initial
-        states, masks). The axis algebra must prove that rows of the result are independent, and the
-        result is compared with the original by running both at the exported number of rows. Large
-        weights are not copied.
-
-        Parameters
-        ----------
-        axes : mapping of str to int, optional
-            Axis of each input that carries rows, by name; the first axes by default.
-
-        Returns
-        -------
-        Model
-            With a token of its own. Its results equal those of the original up to rounding.
-
-        Raises
-        ------
-        ModelError
-            The number of rows cannot be opened. Field `node` has the node that is the reason.
-
-        Examples
-        --------
-        >>> model = dx.load("exported_for_one_row.onnx").freed()  # doctest: +SKIP
-        >>> model.predict(np.zeros((100, 3, 224, 224), "f4"))  # doctest: +SKIP
-        """
-        with model_faults("opened along its rows", self.name):
-            return Model._of(free_rows(self._facts, axes))
 
     @overload
     def plan(
@@ -511,7 +259,7 @@ class Model:
     # Dicts by input name, DataArrays, and everything else that converts to an array. To a type
     # checker without the types of pandas, the overload before this one accepts everything.
     @overload
-    def predict(  # type: ignore[overload-cannot-match]
+    def predict(  # type: ignore[overload-cannot-match]  # see above
         self, x: Any, *, outputs: Outputs = None, **options: Unpack[ForTables]
     ) -> Any: ...
 
@@ -929,29 +677,3 @@ class Model:
         table = TableOptions(columns, append, max_columns, length_buckets)
         rows = RowOptions(on_error, require_finite)
         return predict_inline(self._facts, x, run, table, rows)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Model._of, (self._facts,)
-
-    def __dask_tokenize__(self) -> tuple[str, ...]:
-        return self._facts.__dask_tokenize__()
-
-    def __repr__(self) -> str:
-        inputs = ", ".join(map(str, self.inputs))
-        outputs = ", ".join(map(str, self.outputs))
-        return f"<dask_onnx.Model {self.name!r}: ({inputs}) -> ({outputs})>"
-
-    def _repr_html_(self) -> str:
-        """Return the HTML that a notebook shows. Runs nothing."""
-        return model_html(self._onnx)
-
-    def _published(self) -> OnnxModel:
-        """Write the weights to the host's store, for code that runs stages without `predict`."""
-        publish(self._onnx)
-        return self._onnx
-
-
-def _short_repr(source: object) -> str:
-    """Return an argument as an error shows it: its repr, or its type if that is long."""
-    text = repr(source)
-    return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"a {type(source).__name__}"

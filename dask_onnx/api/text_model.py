@@ -6,17 +6,20 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.model import Model
 from dask_onnx.cluster.current_scheduler import compute_now
 from dask_onnx.collections.bad_rows import Found, bad_items, in_place, join_found
-from dask_onnx.collections.inline import inline_graph, supply_collections
+from dask_onnx.collections.inline import (
+    InlineGraph,
+    InlineTask,
+    inline_graph,
+    supply_collections,
+)
 from dask_onnx.collections.kept_predictions import KeptPrediction
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.partitions import partition_request
@@ -28,9 +31,10 @@ from dask_onnx.collections.text.text_encoder import (
     TextOptions,
     vectors_of,
 )
-from dask_onnx.core.errors import InputError, ModelError, Suggestion
+from dask_onnx.collections.text.tokenizer_files import tokenizer_content
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
-from dask_onnx.core.stage_tasks import Hints, digest
+from dask_onnx.core.stage_tasks import digest
 
 _KINDS = {
     "ids": ("input_ids", "ids", "tokens", "input"),
@@ -99,7 +103,7 @@ class TextModel:
     ) -> None:
         self.model = model
         self.output = output or model.outputs[0].name
-        self._content = _tokenizer_content(tokenizer)
+        self._content = tokenizer_content(tokenizer)
         self._options = TextOptions(
             pooling, normalize, max_length, window, stride, merge, tuple(length_buckets)
         )
@@ -272,20 +276,15 @@ class TextModel:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _BagTexts:
+class _BagTexts(InlineTask):
     """Function that `Bag.map_partitions` calls: the encoder on the texts of one partition."""
 
     encode: Encoder
 
     @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.encode.graph.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.encode.graph.hints
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.encode.graph
 
     def __call__(self, texts: Iterable[Any], content: bytes, *supplies: Any) -> list[Any]:
         """Return the vectors, or for "split" one pair of vectors and bad texts."""
@@ -313,26 +312,26 @@ def _bad_texts(parts: Iterable[Any]) -> list[Any]:
     return [item for _, bad in parts for item in bad]
 
 
-def _tokenizer_content(tokenizer: Any) -> bytes:
-    """Return the content of a tokenizer's JSON file."""
-    if isinstance(tokenizer, tokenizers.Tokenizer):
-        return str(tokenizer.to_str()).encode()
-    if isinstance(tokenizer, bytes):
-        return tokenizer
-    path = Path(tokenizer)
-    if not path.is_file():
-        raise ModelError(
-            f"the tokenizer {path} does not exist",
-            "name the tokenizer.json of the model",
-            option="tokenizer",
-        )
-    return path.read_bytes()
-
-
 def _text_feeds(
     inputs: Sequence[TensorSpec], given: Mapping[str, str]
 ) -> dict[str, tuple[str, np.dtype[Any]]]:
-    """Return the tokenizer's output that feeds each input, and the input's dtype."""
+    """Return the tokenizer's output that feeds each input, and the input's dtype.
+
+    Raises
+    ------
+    InputError
+        The output for an input is not known, or the caller names one for an input that is not
+        there.
+    """
+    names = [spec.name for spec in inputs]
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"feeds names {name!r}, which is no input that the output needs",
+                f"the inputs are {', '.join(map(repr, names)) or 'none'}",
+                option="feeds",
+                input=str(name),
+            )
     usual = {name: kind for kind, names in _KINDS.items() for name in names}
     feeds = {}
     for spec in inputs:

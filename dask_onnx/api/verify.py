@@ -15,6 +15,7 @@ from dask_onnx.api.model import Model
 from dask_onnx.collections.request_checks import resolve_feeds
 from dask_onnx.core.errors import DaskOnnxError, InputError, Suggestion
 from dask_onnx.core.formatting import printable
+from dask_onnx.core.specs import is_floating
 from dask_onnx.runtime.input_values import as_input
 
 _TOLERANCE = 1e-3
@@ -114,8 +115,8 @@ def verify_axes(
     Raises
     ------
     InputError
-        The sample does not fit the model, `pieces` do not add up to the size of an axis, or the
-        model draws random numbers.
+        The sample does not fit the model, `pieces` do not add up to the size of an axis, the model
+        draws random numbers, or an input is no tensor.
     StageError
         The model cannot be run on the whole sample.
 
@@ -134,6 +135,13 @@ def verify_axes(
         )
     model.check(sample)
     specs = {spec.name: spec for spec in model.inputs}
+    for spec in model.inputs:
+        if spec.kind is not None:
+            raise InputError(
+                f"input {spec} is no tensor, and so has no axes",
+                "check a part of the model whose inputs are tensors: model.extract(inputs=[...])",
+                input=spec.name,
+            )
     given = resolve_feeds(sample, model.inputs, list(specs))
     feeds = {name: as_input(value, specs[name]) for name, value in given.items()}
     outputs = [spec.name for spec in model.outputs if spec.kind is None]
@@ -305,7 +313,7 @@ def _difference(
     joined = np.concatenate(arrays, axis=axis) if len(others) == 1 else None
     if joined is None or joined.shape != whole.shape:
         return float("inf")
-    if whole.dtype.kind not in "fiub":
+    if not is_floating(whole.dtype) and whole.dtype.kind not in "iub":
         return 0.0 if bool(np.array_equal(joined, whole)) else float("inf")
     wide, narrow = joined.astype(np.float64), whole.astype(np.float64)
     is_same = (wide == narrow) | (np.isnan(wide) & np.isnan(narrow))

@@ -19,7 +19,7 @@ _LAZY = {
     ("pyarrow", "UnionDataset"): ".to_table()",
     ("pyarrow", "Scanner"): ".to_table()",
 }
-"""Library and type of what is no table yet, to the call that makes one."""
+"""Library and type of a query that is not computed yet, to the call that makes a table of it."""
 
 
 def is_arrow_data(x: Any) -> bool:
@@ -53,19 +53,25 @@ def as_pandas(x: Any) -> Any:
     Raises
     ------
     InputError
-        pandas or pyarrow is not installed, or Arrow does not have a column's type.
+        pandas or pyarrow is not installed, or Arrow does not have a column's type, such as
+        polars' Object.
     """
     for package in ("pandas", "pyarrow"):
         require_package(package, f"a table of {type(x).__module__.partition('.')[0]}")
     import pandas as pd  # optional: only tables need it
     import pyarrow as pa  # optional: only tables need it
 
+    from dask_onnx.collections.column_dtypes import without_views  # needs pandas
+
+    _refuse_objects(x)
     try:
         if _is_column(x):
             column = x if isinstance(x, pa.ChunkedArray) else pa.chunked_array(x)
-            return pd.Series(pd.arrays.ArrowExtensionArray(column), name=getattr(x, "name", None))
-        table = pa.table(x).replace_schema_metadata(None)
-        return table.to_pandas(types_mapper=pd.ArrowDtype)
+            found = pd.Series(pd.arrays.ArrowExtensionArray(column), name=getattr(x, "name", None))
+        else:
+            table = pa.table(x).replace_schema_metadata(None)
+            found = table.to_pandas(types_mapper=pd.ArrowDtype)
+        return without_views(found)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(
             f"pyarrow cannot take the {type(x).__name__}: {error}",
@@ -83,7 +89,7 @@ def as_given(found: Any, x: Any) -> Any:
     ----------
     found : DataFrame, or tuple of these
     x : table, record batch or column
-        What the caller passed.
+        Input of the caller, whose library the results are for.
     """
     if isinstance(found, tuple):
         return tuple(as_given(each, x) for each in found)
@@ -95,6 +101,21 @@ def as_given(found: Any, x: Any) -> Any:
     library = type(x).__module__.partition(".")[0]
     from_arrow = getattr(sys.modules.get(library), "from_arrow", None)
     return table if from_arrow is None else from_arrow(table)
+
+
+def _refuse_objects(x: Any) -> None:
+    """Raise an InputError if a table of polars has Python's objects: Arrow gets their addresses."""
+    if type(x).__module__.partition(".")[0] != "polars":
+        return
+    dtypes = dict(x.schema) if hasattr(x, "schema") else {x.name: x.dtype}
+    for name, dtype in dtypes.items():
+        if str(dtype) == "Object":
+            raise InputError(
+                f"column {name!r} of the polars {type(x).__name__} has Python's objects",
+                "cast it to a type that Arrow has, or drop it: x.drop(...)",
+                option="x",
+                column=str(name),
+            )
 
 
 def _is_column(x: Any) -> bool:

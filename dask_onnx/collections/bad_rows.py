@@ -217,17 +217,43 @@ def run_rows(
     run : callable
         Takes inputs by name, and returns values by name with one row for each input row.
     stops : bool
-        Whether to stop at the first bad row, which is then the only one in `Found.errors`.
+        True to stop at the first bad row, which is then the only one in `Found.errors`.
     is_independent : bool
         False if rows are not proven to be independent: then the good rows are run together in the
         end, as they would be without the bad ones.
     """
-    search = _Search(run, stops)
+
+    def checked(arrays: Arrays) -> Arrays:
+        return _with_all_rows(run(arrays), len(next(iter(arrays.values()))))
+
+    search = _Search(checked, stops)
     _convert_rows(np.arange(count), None, convert, search)
     if not is_independent and len(search.pieces) > 1 and not (stops and search.errors):
         good = np.concatenate([positions for positions, _ in search.pieces])
-        search.pieces = [(good, run(convert(good)))]
+        search.pieces = [(good, checked(convert(good)))]
     return search.found()
+
+
+def _with_all_rows(values: Arrays, rows: int) -> Arrays:
+    """Return the results of a run, after checking that they have one row for each row of the input.
+
+    Raises
+    ------
+    InputError
+        An output has more or fewer rows, so that it cannot be told which row gave which.
+    """
+    for name, value in values.items():
+        has_rows = hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+        count = len(value) if has_rows else 0
+        if count != rows:
+            raise InputError(
+                f"output {name!r} has {count:,} rows for {rows:,} of the input, and nothing tells "
+                "which row gave which",
+                "name other outputs: outputs=[...]; or run it on an array",
+                option="outputs",
+                numbers={"rows": rows, "output_rows": count},
+            )
+    return values
 
 
 def _convert_rows(

@@ -10,20 +10,25 @@ import dask.bag as db
 import numpy as np
 
 from dask_onnx.collections.bad_rows import ERROR, located, message, run_rows
-from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
+from dask_onnx.collections.inline import (
+    InlineGraph,
+    InlineTask,
+    inline_graph,
+    supply_collections,
+)
 from dask_onnx.collections.output_forms import OutputForm, computed_values
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import Wanted
-from dask_onnx.collections.row_checks import check_joins
+from dask_onnx.collections.row_checks import check_joins, check_rows_feed
 from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec, is_floating
-from dask_onnx.core.stage_tasks import Hints, digest
+from dask_onnx.core.stage_tasks import digest
 from dask_onnx.runtime.input_values import as_input
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BagPredictor:
+class BagPredictor(InlineTask):
     """Function that `Bag.map_partitions` calls: the model on the rows of one partition."""
 
     graph: InlineGraph
@@ -44,14 +49,9 @@ class BagPredictor:
     """Digest of all of the above."""
 
     @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.graph.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.graph.hints
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.graph
 
     def __call__(self, rows: Iterable[Any], *supplies: Any) -> list[Any]:
         """Return the result of each row, or a `Checked` of each row for "split"."""
@@ -153,16 +153,28 @@ class BagPredictor:
                 "leave it out of the rows; feed it with arrays, or rename it if it is another",
                 input=dropped[0],
             )
-        found = {spec.name: as_input(row[spec.name], spec) for spec in self.inputs}
+        found = {spec.name: self._converted(row[spec.name], spec) for spec in self.inputs}
         for spec in self.inputs:
             self._check(found[spec.name], spec)
         return found
 
+    def _row_shape(self, spec: TensorSpec) -> tuple[Any, ...]:
+        """Return the shape of a row for an input of known rank: without the batch axis."""
+        shape = spec.shape or ()
+        axis = self.graph.input_axes.get(spec.name, 0)
+        return (*shape[:axis], *shape[axis + 1 :])
+
+    def _converted(self, value: Any, spec: TensorSpec) -> Any:
+        """Return a value as the model takes it; a single one as an array of one, as in tables."""
+        array = as_input(value, spec)
+        shape = self._row_shape(spec)
+        is_single = shape and all(dim == 1 for dim in shape)
+        return array.reshape(shape) if is_single and np.ndim(array) == 0 else array
+
     def _check(self, array: np.ndarray, spec: TensorSpec) -> None:
         if spec.dtype is None or spec.shape is None:
             return
-        axis = self.graph.input_axes.get(spec.name, 0)
-        shape = (*spec.shape[:axis], *spec.shape[axis + 1 :])
+        shape = self._row_shape(spec)
         fits = len(array.shape) == len(shape) and all(
             not isinstance(dim, int) or dim == size
             for dim, size in zip(shape, array.shape, strict=True)
@@ -248,6 +260,7 @@ def predict_bag(
         Checked request, whose inputs are placeholders.
     bag : dask.bag.Bag
         Each item is a row: an array, or a dict of arrays by input name, without the batch axis.
+        Where the model takes one value a row, it may be given as it is, rather than in an array.
     rows : RowOptions
         Treatment of bad rows.
     optional : sequence of str
@@ -264,7 +277,7 @@ def predict_bag(
     Raises
     ------
     InputError
-        An output has no rows, or rows are not proven to be independent.
+        An input or output has no rows, or rows are not proven to be independent.
     """
     values = computed_values(forms)
     for name in values:
@@ -274,6 +287,7 @@ def predict_bag(
                 "name other outputs: outputs=[...]",
                 option="outputs",
             )
+    check_rows_feed(request.batch, request.stages.inputs, "a bag of dicts")
     check_joins(
         request.batch,
         values,

@@ -349,7 +349,7 @@ def output_chunks(
 
 
 def block_type(request: Request, output: str, label: str) -> BlockType:
-    """Return what the array of an output says of its blocks, but for their number of rows."""
+    """Return the dtype and sizes that an output's array declares of its blocks, but for rows."""
     layout, own = output_chunks(request, output, (math.nan,))
     sizes = tuple(math.nan if i == layout.axis else axis[0] for i, axis in enumerate(own))
     return BlockType(output, label, request.spec(output).dtype, sizes)

@@ -16,7 +16,6 @@ from typing import Any
 import cloudpickle
 import dask.array as da
 import dask.local
-import numpy as np
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.sizeof import sizeof
 from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
@@ -246,8 +245,8 @@ def _keep_array(
     keys = list(itertools.product([array.name], *map(range, array.numblocks)))
     chunks = _Chunks(store, complete, output, keys, array.name, array.chunks)
     graph = _kept_graph(array.dask, chunks)
-    meta = np.empty((0,) * array.ndim, array.dtype)
-    return da.Array(graph, chunks.name, array.chunks, dtype=array.dtype, meta=meta)
+    # The meta of masked arrays is one, by which the next prediction knows of their masks.
+    return da.Array(graph, chunks.name, array.chunks, dtype=array.dtype, meta=array._meta)
 
 
 def _keep_bag(bag: Any, store: ChunkStore, complete: frozenset[str], output: int) -> Any:

@@ -71,6 +71,44 @@ def _source_of_arrow(kind: pa.DataType) -> str:
     return next((source for is_kind, source in _ARROW if is_kind(kind)), "unknown")
 
 
+def without_views(table: Any) -> Any:
+    """Return a table or column whose Arrow views of text and bytes are plain ones.
+
+    Arrow cannot select rows of views.
+
+    Parameters
+    ----------
+    table : pandas DataFrame or Series
+    """
+    if table.ndim == 1:
+        plain = _plain_view(table.dtype)
+        return table if plain is None else _cast_column(table, plain)
+    found = {place: _plain_view(dtype) for place, dtype in enumerate(table.dtypes)}
+    views = {place: plain for place, plain in found.items() if plain is not None}
+    if not views:
+        return table
+    table = table.copy(deep=False)
+    for place, plain in views.items():
+        table.isetitem(place, _cast_column(table.iloc[:, place], plain))
+    return table
+
+
+def _cast_column(column: pd.Series, kind: pa.DataType) -> pd.Series:
+    """Return a column cast to another type of Arrow; pandas has no such cast of views."""
+    chunks = pa.chunked_array(column.array.__arrow_array__()).cast(kind)
+    return pd.Series(pd.arrays.ArrowExtensionArray(chunks), column.index, name=column.name)
+
+
+def _plain_view(dtype: Any) -> pa.DataType | None:
+    """Return Arrow's type of the same values without views; None for a dtype that has none."""
+    if not isinstance(dtype, pd.ArrowDtype):
+        return None
+    kind = dtype.pyarrow_dtype
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else None
+
+
 def has_unknown_categories(dtype: Any) -> bool:
     """Return whether a dtype holds categories that Dask does not know before it computes."""
     return isinstance(dtype, pd.CategoricalDtype) and UNKNOWN_CATEGORIES in dtype.categories

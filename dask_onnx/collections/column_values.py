@@ -91,7 +91,7 @@ def to_arrays(
     inputs : sequence of ColumnInput
         Inputs, and the columns that feed them.
     require_finite : bool
-        Whether NaN and infinities make a bad row.
+        True if NaN and infinities make a bad row.
 
     Returns
     -------

@@ -74,7 +74,7 @@ def resolve_columns(
         With None, several inputs take the columns of their own names; a single input takes the
         column of its name, or else all columns of its kind (numbers or text) in their order.
     ragged : bool
-        Whether lists may differ in length, where the model leaves their length open.
+        True if lists may differ in length, where the model leaves their length open.
 
     Returns
     -------
@@ -87,6 +87,8 @@ def resolve_columns(
         A column is missing or is of a kind that the input does not take, or the number of columns
         is wrong.
     """
+    if not inputs:
+        raise InputError("the outputs need no input", "pass no data: predict({})", option="x")
     if not isinstance(columns, Mapping):
         columns = _by_default(meta, inputs, columns)
     names = [spec.name for spec in inputs]
@@ -295,7 +297,7 @@ def check_named_column(x: Any, column: Any, next_step: str) -> None:
     column : hashable or None
         Label that the caller gave.
     next_step : str
-        What to do if a table has no such column, for the error.
+        Next step of the error for a table without such a column.
 
     Raises
     ------

@@ -18,19 +18,25 @@ from dask_onnx.collections.checked_partitions import (
     bad_rows,
     take_apart,
 )
+from dask_onnx.collections.column_dtypes import without_views
 from dask_onnx.collections.frame_layout import FrameLayout, placeholder, plan_layout
 from dask_onnx.collections.frames import (
     empty_frame,
     spread,
     to_frame,
 )
-from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
+from dask_onnx.collections.inline import (
+    InlineGraph,
+    InlineTask,
+    inline_graph,
+    supply_collections,
+)
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.ragged import run_by_length
 from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.collections.run_options import RowOptions, TableOptions
 from dask_onnx.core.dask_internals import meta_of
-from dask_onnx.core.stage_tasks import Hints, digest
+from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.model_facts import ModelFacts
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -63,6 +69,7 @@ def predict_part(part: pd.DataFrame, layout: FrameLayout, run: Run, where: str) 
     """
     if layout.is_ragged:
         run = _RunRagged(layout, run)
+    part = without_views(part)
 
     def convert(positions: np.ndarray | None) -> dict[str, Any]:
         return layout.arrays(part if positions is None else part.iloc[positions])
@@ -107,7 +114,7 @@ class _RunRagged:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FramePredictor:
+class FramePredictor(InlineTask):
     """Function that `map_partitions` calls: the model on one partition."""
 
     layout: FrameLayout
@@ -118,14 +125,9 @@ class FramePredictor:
     """Digest of both."""
 
     @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.graph.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.graph.hints
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.graph
 
     def __call__(
         self, part: pd.DataFrame, *supplies: Any, partition_info: Mapping[str, Any] | None = None
@@ -185,6 +187,7 @@ def predict_table(
     rows: RowOptions,
     *,
     make_request: Callable[[Mapping[str, Any], list[str]], Request],
+    check_runs: Callable[[Mapping[str, Any], list[str]], None],
     run: Callable[[Mapping[str, Any], list[str]], Mapping[str, Any]],
 ) -> Any:
     """Return a table of predictions for a table: pandas at once, Dask lazily.
@@ -203,6 +206,8 @@ def predict_table(
         Treatment of bad rows.
     make_request : callable
         Takes placeholders by input name and names of values; returns a checked request.
+    check_runs : callable
+        Takes the same; raises an error if a table in memory cannot run as the options say.
     run : callable
         Takes arrays by input name and names of values; computes these.
 
@@ -219,8 +224,9 @@ def predict_table(
     table = x.to_frame() if isinstance(x, pd.Series | dd.Series) else x
     is_lazy = isinstance(table, dd.DataFrame)
     layout = plan_layout(facts, meta_of(table) if is_lazy else table, wanted, options, rows)
+    feeds = {target.spec.name: placeholder(target) for target in layout.inputs}
     if is_lazy:
-        feeds = {target.spec.name: placeholder(target) for target in layout.inputs}
         return predict_dask_frame(make_request(feeds, layout.values), table, layout)
+    check_runs(feeds, layout.values)
     found = predict_part(table, layout, lambda arrays: run(arrays, layout.values), "")
     return (found.good, found.bad) if isinstance(found, CheckedPart) else found

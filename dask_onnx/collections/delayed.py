@@ -66,7 +66,7 @@ def as_delayed(name: str, value: Any) -> Delayed:
         return value
     source: Delayed
     if isinstance(value, da.Array):
-        source = delayed(np.asarray)(value)
+        source = delayed(np.asanyarray)(value)  # whose masked places are missing values
     else:
         key = f"input-{digest(name, tokenize(value))}"
         source = delayed(value, name=key, traverse=False)

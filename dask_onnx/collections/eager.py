@@ -58,7 +58,7 @@ def predict_eager(
     feeds : mapping of str to array
         Inputs by name, converted by `build_request`.
     inline : bool
-        Whether to run in this thread rather than on Dask's scheduler.
+        True to run in this thread rather than on Dask's scheduler.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def predict_eager(
 
 
 def _inline_get(request: Request) -> Any:
-    """Return what computes tasks in this thread.
+    """Return the function that computes tasks in this thread.
 
     Tasks of one stage need nothing of each other. Ordering them for a scheduler would cost more
     than a small model; only callbacks of the caller's, such as a progress bar, need one.
@@ -140,7 +140,7 @@ def _progress(
     if shown is None:
         return contextlib.nullcontext()
     rows = [stop - start for start, stop in itertools.pairwise(starts)] or [1] * len(keys[-1])
-    return shown.watch(dict(zip(keys[-1], rows, strict=False)))
+    return shown.watch(dict(zip(keys[-1], rows, strict=True)))
 
 
 def _starts(pieces: Mapping[str, Sequence[Any]], axes: Mapping[str, int | None]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from dask_onnx.collections.frames import OutputColumns, empty_frame, output_colu
 from dask_onnx.collections.kinds import Placeholder, with_rows_first, with_rows_in_place
 from dask_onnx.collections.output_forms import labelled_values
 from dask_onnx.collections.ragged import check_lengths
-from dask_onnx.collections.row_checks import unproven
+from dask_onnx.collections.row_checks import check_rows_feed, unproven
 from dask_onnx.collections.run_options import RowOptions, TableOptions
 from dask_onnx.collections.text.text_columns import check_kept
 from dask_onnx.core.errors import InputError
@@ -135,6 +135,7 @@ def plan_layout(
     batch = facts.batch_at(names, shapes, first_axis_only=True)
     if buckets and not batch.is_proven:
         raise unproven(batch, "length_buckets runs rows of one length together")
+    check_rows_feed(batch, [target.spec for target in inputs], "a column")
     ragged = _as_long_as_inputs(facts, names, inputs, axes)
     outputs = [
         output_columns(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,7 @@ class FrameTemplate:
         Parameters
         ----------
         keys : sequence of key
-            What `keys` returned.
+            Result of `keys`.
         feeds : mapping of str to array or TaskValue
             Inputs by name, converted to the model's types.
         """
@@ -153,6 +153,8 @@ class ResultAssembly:
     """Outputs as the caller asked for them."""
     forms: Mapping[str, OutputForm]
     """Output to the values that hold it."""
+    mask: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Function that masks rows of values by name; None for inputs without masks."""
 
     @property
     def values(self) -> list[str]:
@@ -170,7 +172,9 @@ class ResultAssembly:
 
     def of_values(self, values: Sequence[Any]) -> Any:
         """Return the result from the values that it is made of."""
-        found = dict(zip(self.values, values, strict=True))
+        found: Mapping[str, Any] = dict(zip(self.values, values, strict=True))
+        if self.mask is not None:
+            found = self.mask(found)
         return self.wanted.shape_result(
             {name: form.of_arrays(found) for name, form in self.forms.items()}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,27 @@ class InlineGraph:
                 self.outputs.items(), results, strict=True
             )
         }
+
+
+class InlineTask(abc.ABC):
+    """Function of a task that runs an `InlineGraph`; the base class of those of partitions."""
+
+    __slots__ = ()
+
+    @property
+    @abc.abstractmethod
+    def inline(self) -> InlineGraph:
+        """Stages that the function runs."""
+
+    @property
+    def __name__(self) -> str:
+        """Name of the task on Dask's dashboard."""
+        return self.inline.label
+
+    @property
+    def hints(self) -> Hints:
+        """Facts for Dask's scheduler."""
+        return self.inline.hints
 
 
 def rows_first(value: Any, axis: int | None) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.base import is_dask_collection, tokenize
+from dask.delayed import Delayed
 
 from dask_onnx.cluster.current_scheduler import chosen_scheduler, compute_now
 from dask_onnx.cluster.placement import effective_retries
@@ -17,6 +18,7 @@ from dask_onnx.collections.checkpoints import keep_result, refuse_kind
 from dask_onnx.collections.extraction import with_fed_defaults
 from dask_onnx.collections.feeds import convert_feeds
 from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, shapes_of
+from dask_onnx.collections.masked_rows import has_masks
 from dask_onnx.collections.output_forms import computed_values, output_forms
 from dask_onnx.collections.path_inputs import refuse_paths
 from dask_onnx.collections.predictions import predict
@@ -91,7 +93,7 @@ class KeptPrediction:
         """
         parts = list(x.values()) if isinstance(x, Mapping) else [x]
         lazy = [part for part in parts if is_dask_collection(part)]
-        if not lazy or any(hasattr(part, "key") for part in lazy):
+        if not lazy or any(isinstance(part, Delayed) for part in lazy):
             raise refuse_kind(lazy[0] if lazy else parts[0] if parts else x)
         folder = checkpoint_folder(checkpoint)
         store = open_checkpoint(folder, self.manifest(x))
@@ -144,7 +146,7 @@ def _kept_prediction(
 
 
 def _plan_identity(facts: ModelFacts, plan: Any) -> Any:
-    """Return what of a plan decides results: its stages, the options of sessions, and rounding."""
+    """Return the parts of a plan that decide results: stages, options of sessions, rounding."""
     if not isinstance(plan, StagedModel | None):
         return str(type(plan).__name__)  # refused where the request is built
     staged = whole_model(facts) if plan is None else plan
@@ -177,7 +179,8 @@ def _predict_in_memory(facts: ModelFacts, x: Any, run: RunOptions, folder: str) 
     wanted = resolve_outputs(run.outputs, fed.graph.outputs, fed.known_values)
     values = tuple(computed_values(output_forms(fed, wanted.names)))
     inputs = fed.inputs_of(values)
-    feeds = convert_feeds(resolve_feeds(x, fed.inputs, [spec.name for spec in inputs]), inputs)
+    given = resolve_feeds(x, fed.inputs, [spec.name for spec in inputs])
+    feeds = convert_feeds(given, inputs)
     if unfit := [spec for spec in inputs if not isinstance(feeds[spec.name], np.ndarray)]:
         raise refuse_kind(feeds[unfit[0].name])
     axes = _row_axes(fed, feeds, values, run)
@@ -186,7 +189,12 @@ def _predict_in_memory(facts: ModelFacts, x: Any, run: RunOptions, folder: str) 
     step = None if stored is None else stored.block_rows
     if step is None:
         step = _rows_of_chunk(max(rows, default=1), run, client)
-    chunked = {name: _chunked(value, axes.get(name), step) for name, value in feeds.items()}
+    # Masked arrays are converted in the tasks, since results are masked by their masks.
+    masked = {name: value for name, value in given.items() if has_masks(value)}
+    chunked = {
+        name: _chunked(masked.get(name, value), axes.get(name), step)
+        for name, value in feeds.items()
+    }
     kept = _kept_prediction(facts, x, run, TableOptions(), RowOptions())
     store = open_checkpoint(folder, kept.manifest(chunked, step))
     lazy = keep_result(predict(facts, chunked, run, TableOptions(), RowOptions()), store)

@@ -111,7 +111,7 @@ def label(
 def _axis_facts(
     facts: ModelFacts, feed: str, shape: tuple[int, ...], outputs: tuple[str, ...]
 ) -> Sequence[AxisFact]:
-    """Return how outputs depend on each axis of an input of this shape; none where unknown."""
+    """Return the dependence of outputs on each axis of an input of this shape, where known."""
     if any(np.isnan(shape)):
         return ()
     key = (_KEPT_AXES, outputs)

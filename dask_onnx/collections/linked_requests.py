@@ -145,7 +145,8 @@ def start_together(request: PreparedRequest, frames: Sequence[Any], priority: in
         The frames do not fit the model, or cannot share a run.
     """
     batch = joinable_axes(request, frames[0])
-    fed = [request.variant_of(frame)[1] for frame in frames]
+    each = [request.variant_of(frame) for frame in frames]
+    fed = [feeds for _, feeds in each]
     joined = {
         name: _joined(name, [feeds[name] for feeds in fed], batch.input_axes.get(name))
         for name in fed[0]
@@ -168,7 +169,11 @@ def start_together(request: PreparedRequest, frames: Sequence[Any], priority: in
             )
             for value in assembly.values
         ]
-        return [assembly.of_values(values) for values in zip(*cut, strict=True)]
+        own = zip(*cut, strict=True)
+        return [  # the masks of a frame are its own
+            variant.assembly.of_values(values)
+            for (variant, _), values in zip(each, own, strict=True)
+        ]
 
     return Step(futures, then, variant.supplies)
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from dask_onnx.collections.eager import predict_eager
 from dask_onnx.collections.inline import rows_first
-from dask_onnx.collections.kinds import Placeholder, with_rows_in_place
+from dask_onnx.collections.kinds import Placeholder, shapes_of, with_rows_in_place
 from dask_onnx.collections.observed_types import observe_types
 from dask_onnx.collections.output_forms import computed_values, output_forms
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_builder import build_request
+from dask_onnx.collections.request_builder import build_request, check_run_options
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
+from dask_onnx.collections.row_checks import check_joins, resolve_batching
 from dask_onnx.collections.run_options import Outputs, RowOptions, RunOptions, TableOptions
 from dask_onnx.core.dask_internals import meta_of
 from dask_onnx.core.errors import InputError, Suggestion
@@ -49,11 +50,19 @@ def predict_tables(
     InputError
         The plan's strategy is not "whole", or the columns or options do not fit the model.
     """
-    _refuse_cut(run.plan, "a table")
+    refuse_cut(run.plan, "a table")
+    check_run_options(facts, run)
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values).ordered
     observe_types(facts, computed_values(output_forms(facts, wanted)))
 
     axes, _ = facts.input_axes
+
+    def check_runs(feeds: Mapping[str, Any], names: list[str]) -> None:
+        # Before any row runs, where an error would be taken for one of the row.
+        shapes = shapes_of(with_rows_in_place(feeds, axes), facts.inputs)
+        batch = facts.batch_at(tuple(names), shapes, first_axis_only=True)
+        per_run = resolve_batching(batch, names, run.batch_size).rows_per_run
+        check_joins(batch, names, model=facts.onnx.token, chunks=1, rows_per_run=per_run)
 
     def make_request(feeds: Mapping[str, Any], names: list[str]) -> Request:
         feeds = with_rows_in_place(feeds, axes)
@@ -68,7 +77,14 @@ def predict_tables(
         return {name: rows_first(value, places[name]) for name, value in found.items()}
 
     return _tables().predict_table(
-        facts, x, wanted, table, rows, make_request=make_request, run=of_arrays
+        facts,
+        x,
+        wanted,
+        table,
+        rows,
+        make_request=make_request,
+        check_runs=check_runs,
+        run=of_arrays,
     )
 
 
@@ -95,7 +111,7 @@ def predict_bags(facts: ModelFacts, x: Any, run: RunOptions, rows: RowOptions) -
 
 def partition_request(facts: ModelFacts, run: RunOptions) -> Request:
     """Return a request for rows that are known only inside tasks, partition by partition."""
-    _refuse_cut(run.plan, "a bag")
+    refuse_cut(run.plan, "a bag")
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     values = computed_values(output_forms(facts, wanted.names))
     observe_types(facts, values)
@@ -134,7 +150,7 @@ def predict_labelled(facts: ModelFacts, x: Any, run: RunOptions, of_array: Any) 
     values = tuple(computed_values(forms))
     needed = [spec.name for spec in facts.inputs_of(values)]
     (name,) = resolve_feeds(x, facts.inputs, needed)
-    batch = facts.batch_at(values, {name: tuple(x.shape)})
+    batch = facts.batch_at(values, shapes_of({name: x.data}, facts.inputs))
     named = dataclasses.replace(run, outputs=list(values))
     axes = {value: batch.output_axes[value] for value in values}
     found = labelled.predict_dataarray(
@@ -143,8 +159,15 @@ def predict_labelled(facts: ModelFacts, x: Any, run: RunOptions, of_array: Any) 
     return wanted.shape_result({output: form.of_arrays(found) for output, form in forms.items()})
 
 
-def _refuse_cut(plan: Any, what: str) -> None:
-    """Raise an InputError if a plan has another strategy than "whole"."""
+def refuse_cut(plan: Any, what: str) -> None:
+    """Raise an InputError if a plan has another strategy than "whole".
+
+    Parameters
+    ----------
+    plan : StagedModel, or whatever else a caller gave
+    what : str
+        Collection whose partitions are one task each, such as "a table".
+    """
     if isinstance(plan, StagedModel) and plan.recipe.strategy != "whole":
         raise InputError(
             f"a plan with strategy {plan.recipe.strategy!r} cannot run on {what}: each of its "

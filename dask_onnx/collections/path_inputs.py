@@ -1,4 +1,4 @@
-"""Paths given as input: `Model.predict` takes data, and says what takes files."""
+"""Refusal of paths as inputs: `Model.predict` takes data, and its error names readers of files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refuse_paths(x: Any, inputs: tuple[TensorSpec, ...]) -> None:
     Parameters
     ----------
     x : any
-        What the caller gave for the inputs.
+        Values that the caller gave for the inputs.
     inputs : tuple of TensorSpec
         Inputs of the model. A text goes into one of strings, unless it is a path of a known form.
 
@@ -77,10 +77,18 @@ def _is_path(value: Any, *, takes_text: bool) -> bool:
     if not isinstance(value, str):
         return True
     if takes_text:
-        return "\n" not in value and len(value) < _LONGEST and Path(value).is_file()
+        return "\n" not in value and _is_there(value) and Path(value).is_file()
     suffix = PurePath(value.rstrip("/")).suffix.lower()
     known = suffix in (*_TABLES, *_PICTURES, *_READERS, *_OTHERS)
-    return known or "://" in value or (len(value) < _LONGEST and Path(value).exists())
+    return known or "://" in value or _is_there(value)
+
+
+def _is_there(text: str) -> bool:
+    """Return whether a text is the path of something; one that cannot be a path is none."""
+    try:
+        return len(text) < _LONGEST and Path(text).exists()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False
 
 
 def _next_step(path: str, suffix: str) -> str:

@@ -195,7 +195,7 @@ def shown_progress(wanted: bool, x: Any, name: str) -> Iterator[None]:
 
 
 def _display(name: str) -> Display | None:
-    """Return where progress is shown: a terminal, a notebook, or nowhere."""
+    """Return the display of progress: of a terminal or a notebook; None elsewhere."""
     console = Console(stderr=True, highlight=False)
     if console.is_jupyter:
         return NotebookLine(name)

@@ -27,10 +27,11 @@ from dask_onnx.collections.partitions import (
     predict_bags,
     predict_labelled,
     predict_tables,
+    refuse_cut,
 )
 from dask_onnx.collections.path_inputs import refuse_paths
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_builder import build_request, check_inputs
+from dask_onnx.collections.request_builder import build_request, check_inputs, check_run_options
 from dask_onnx.collections.request_checks import resolve_feeds, resolve_outputs
 from dask_onnx.collections.run_options import BatchSize, RowOptions, RunOptions, TableOptions
 from dask_onnx.core.errors import InputError
@@ -116,13 +117,15 @@ def predict_inline(
     Raises
     ------
     InputError
-        `x` is lazy, or does not fit the model.
+        `x` is lazy, or does not fit the model; options for tables are given for arrays.
     """
     if is_arrow_data(x):
         return as_given(predict_inline(facts, as_pandas(x), run, table, rows), x)
     refuse_paths(x, facts.inputs)
     if is_table(x) and not is_dask_collection(x):
         return predict_tables(facts, x, run, table, rows, inline=True)
+    table.refuse(x)
+    rows.refuse(x)
     return _arrays(facts, x, run, inline=True)
 
 
@@ -139,7 +142,9 @@ def check(
     if is_arrow_data(x):
         x = as_pandas(x)
     refuse_paths(x, facts.inputs)
+    check_run_options(facts, run)
     if is_table(x):
+        refuse_cut(run.plan, "a table")
         meta_of_table(facts, x, run.outputs, table, rows)
         return
     table.refuse(x)
@@ -158,8 +163,15 @@ def as_lazy_inputs(facts: ModelFacts, x: Any) -> Any:
     facts : ModelFacts
     x : array or Delayed; or mapping of str to these
         The first input of the model, or inputs by name.
+
+    Raises
+    ------
+    InputError
+        A value in memory does not fit its input, or the model has no input.
     """
     refuse_paths(x, facts.inputs)
+    if not facts.inputs and not isinstance(x, Mapping):
+        resolve_feeds(x, facts.inputs, [])  # refuses it: there is no input that it could be
     specs = {spec.name: spec for spec in (*facts.inputs, *facts.onnx.defaults)}
 
     def as_lazy(name: str, value: Any) -> Any:
@@ -207,8 +219,9 @@ def _arrays(
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     forms = output_forms(facts, wanted.names)
     named = replace(run, outputs=computed_values(forms))
+    fed = with_fed_defaults(facts, x)
     if isinstance(run.batch_size, int) or _is_lazy_array(x):
-        observe_types(with_fed_defaults(facts, x), computed_values(forms))
+        observe_types(fed, computed_values(forms))
     request, feeds, kind = build_request(facts, x, named, inline=inline)
     if not inline:
         found = _PREDICT[kind](request, feeds)
@@ -223,7 +236,7 @@ def _arrays(
     if is_masked and kind != "delayed" and has_masks(x):
         needed = [spec.name for spec in request.stages.inputs]
         # One run of all rows needs no proof of them, but masks do.
-        batch = facts.batch_at(request.wanted.names, shapes_of(feeds, facts.inputs))
-        found = mask_results(found, x, facts.inputs, needed, batch)
+        batch = fed.batch_at(request.wanted.names, shapes_of(feeds, fed.inputs))
+        found = mask_results(found, x, fed.inputs, needed, batch)
     as_output = OutputForm.of_delayed if kind == "delayed" else OutputForm.of_arrays
     return wanted.shape_result({name: as_output(form, found) for name, form in forms.items()})

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future as LocalFuture
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dask.task_spec import Task, TaskRef
 
-from dask_onnx.collections.request_steps import (
-    Step,
-    finish_step,
-    start_in_background,
-    submit_graph,
-)
+from dask_onnx.collections.callable_request import CallableRequest
+from dask_onnx.collections.request_steps import Step, submit_graph
 from dask_onnx.core.specs import TensorSpec
 
 
-class PreparedFunction:
+class PreparedFunction(CallableRequest):
     """A function that is applied to each of many inputs, one task each.
 
     Parameters
@@ -63,40 +58,10 @@ class PreparedFunction:
         """Client of the cluster."""
         return self._client
 
-    def __call__(self, frame: Any) -> Any:
-        """Apply the function to one input, and return the result.
-
-        Raises
-        ------
-        DaskOnnxError
-            Those of the function.
-
-        Examples
-        --------
-        >>> result = image_model.prepare(client)(picture)  # doctest: +SKIP
-        """
-        return self.submit(frame).result()
-
-    def submit(self, frame: Any, *, priority: int = 0) -> LocalFuture[Any]:
-        """Start the function on one input, and return a future of the result at once.
-
-        Parameters
-        ----------
-        frame : object
-            The input.
-        priority : int
-            Dask's priority; work of a larger one runs first.
-
-        Returns
-        -------
-        concurrent.futures.Future
-
-        Examples
-        --------
-        >>> futures = [request.submit(picture) for picture in pictures]  # doctest: +SKIP
-        """
-        step = self.start(frame, priority=priority)
-        return start_in_background(self._client, finish_step(self._client, step))
+    @property
+    def requests(self) -> frozenset[str]:
+        """Tokens with which the names of the request's groups of tasks end."""
+        return frozenset({self._request})
 
     def start(self, frame: Any, *, priority: int = 0) -> Step:
         """Submit the task of one input, and return at once.
@@ -111,17 +76,30 @@ class PreparedFunction:
         Step
             To the result of the function.
         """
+        return self._start(self._function, frame, priority)
+
+    def _start(self, function: Callable[..., Any], argument: Any, priority: int) -> Step:
+        """Submit a task that applies a function to one argument and the supplies."""
         key = (f"{self.name}-{self._request}", next(self._numbers))
-        task = Task(key, self._function, frame, *self._references)
+        task = Task(key, function, argument, *self._references)
         futures = submit_graph(
             self._client,
             {key: task},
             [key],
             retries=self._retries,
             priority=priority,
-            size=int(getattr(frame, "nbytes", 0)),
+            size=_array_bytes(argument),
         )
         return Step(futures, _only, self._supplies)
+
+
+def _array_bytes(value: Any) -> int:
+    """Return the bytes of an array, or of the arrays in a list, tuple or mapping."""
+    if isinstance(value, Mapping):
+        return sum(map(_array_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_array_bytes, value))
+    return len(value) if isinstance(value, bytes) else int(getattr(value, "nbytes", 0))
 
 
 def _only(results: Sequence[Any]) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future as LocalFuture
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,27 +13,24 @@ import numpy as np
 
 from dask_onnx.cluster.current_scheduler import ensure_connected
 from dask_onnx.cluster.delivery import hold
+from dask_onnx.collections.callable_request import CallableRequest
+from dask_onnx.collections.extraction import with_fed_defaults
 from dask_onnx.collections.frame_tasks import (
     FrameTemplate,
     ResultAssembly,
     TaskValue,
     frame_template,
 )
-from dask_onnx.collections.kinds import is_empty, most_rows
+from dask_onnx.collections.kinds import is_empty, most_rows, shapes_of
+from dask_onnx.collections.masked_rows import has_masks, mask_results
 from dask_onnx.collections.output_forms import computed_values, output_forms
 from dask_onnx.collections.prediction_request import Request
-from dask_onnx.collections.request_builder import build_request
+from dask_onnx.collections.request_builder import build_request, check_run_options
 from dask_onnx.collections.request_checks import check_arrays, resolve_outputs
-from dask_onnx.collections.request_steps import (
-    Step,
-    finish_step,
-    start_in_background,
-    submit_graph,
-    synchronous_client,
-)
+from dask_onnx.collections.request_steps import Step, submit_graph, synchronous_client
 from dask_onnx.collections.row_checks import check_joins
 from dask_onnx.collections.run_options import BatchSize, Outputs, RunOptions
-from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.errors import InputError
 from dask_onnx.core.process_caches import KeptResults
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Key
@@ -62,7 +59,7 @@ class Variant:
     """Futures of the tasks that bring the model to workers."""
 
 
-class PreparedRequest:
+class PreparedRequest(CallableRequest):
     """A request for one model that is checked once and started many times. See `Model.prepare`.
 
     Shapes and dtypes that have not occurred before are compared with the model when they first
@@ -106,6 +103,11 @@ class PreparedRequest:
         return self._client
 
     @property
+    def requests(self) -> frozenset[str]:
+        """Tokens with which the names of the request's groups of tasks end."""
+        return frozenset({self.request})
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs of a result."""
         return self._wanted.ordered
@@ -114,7 +116,8 @@ class PreparedRequest:
     def sharing_key(self) -> tuple[Any, ...]:
         """Key that requests share whose inputs may share a run."""
         options = self._run
-        return self.token, id(options.plan), self.outputs, options.batch_size, options.retries
+        model = self._facts.__dask_tokenize__()  # its kernels included
+        return model, id(options.plan), self.outputs, options.batch_size, options.retries
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -125,60 +128,6 @@ class PreparedRequest:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs that the outputs need, in the order of the graph."""
         return self._staged().stage_graph.inputs
-
-    def __call__(self, frame: Any) -> Any:
-        """Run the model on one input and return the result.
-
-        Parameters
-        ----------
-        frame : array_like, or mapping of str to array_like
-            The one input, or inputs by name, in memory.
-
-        Returns
-        -------
-        ndarray, list, or dict of str to these
-            As `Model.predict` returns it.
-
-        Raises
-        ------
-        InputError
-            The input does not fit the model.
-        StageError, StoreError
-            See `Model.predict`.
-
-        Examples
-        --------
-        >>> request = model.prepare(client)  # doctest: +SKIP
-        >>> scores = request(frame)  # doctest: +SKIP
-        """
-        return self.submit(frame).result()
-
-    def submit(self, frame: Any, *, priority: int = 0) -> LocalFuture[Any]:
-        """Start the model on one input, and return a future of the result at once.
-
-        Parameters
-        ----------
-        frame
-            As for a call.
-        priority : int
-            Dask's priority; work of a larger one runs first.
-
-        Returns
-        -------
-        concurrent.futures.Future
-            Future of the standard library; `asyncio.wrap_future` makes it awaitable.
-
-        Raises
-        ------
-        InputError
-            The input does not fit the model.
-
-        Examples
-        --------
-        >>> futures = [request.submit(frame) for frame in frames]  # doctest: +SKIP
-        """
-        step = self.start(frame, priority=priority)
-        return start_in_background(self._client, finish_step(self._client, step))
 
     def start(self, frame: Any, *, priority: int = 0) -> Step:
         """Submit the tasks of one input, and return at once.
@@ -255,13 +204,27 @@ class PreparedRequest:
             self.variant_of({n: np.broadcast_to(zeros[n], shape) for n, shape in shapes.items()})
 
     def variant_of(self, frame: Any) -> tuple[Variant, dict[str, Any]]:
-        """Return what is prepared for an input, and its values in the model's types.
+        """Return the request as prepared for an input, and its values in the model's types.
 
         Raises
         ------
         InputError
             The input does not fit the model.
         """
+        variant, feeds = self._variant_of(frame)
+        if not has_masks(frame):
+            return variant, feeds
+        facts = with_fed_defaults(self._facts, frame)
+        mask = functools.partial(
+            mask_results,
+            x=frame,
+            inputs=facts.inputs,
+            needed=list(feeds),
+            batch=facts.batch_at(tuple(variant.assembly.values), shapes_of(feeds, facts.inputs)),
+        )
+        return replace(variant, assembly=replace(variant.assembly, mask=mask)), feeds
+
+    def _variant_of(self, frame: Any) -> tuple[Variant, dict[str, Any]]:
         signature = _signature(frame)
         variant = None if signature is None else self._variants.get(signature)
         if variant is not None:
@@ -329,24 +292,14 @@ def prepare(
     ClusterError
         The connection to the cluster is lost.
     InputError
-        There is no client, or it is asynchronous.
+        There is no client, or it is asynchronous; an option is out of range.
     PlanError
         The plan is of another model, or not one of stages.
     """
     client = synchronous_client(client)
-    if plan is not None and not isinstance(plan, StagedModel):
-        raise PlanError(
-            f"plan is a {type(plan).__name__}; requests are prepared for plans of stages",
-            "give a plan of this model: plan=model.plan('pipeline')",
-            option="plan",
-        )
-    if plan is not None and plan.facts.__dask_tokenize__() != facts.__dask_tokenize__():
-        raise PlanError(
-            f"the plan is of another model, {plan.facts.name!r}",
-            "make it with this model's plan()",
-            option="plan",
-        )
-    return PreparedRequest(facts, client, RunOptions(outputs, batch_size, plan, retries), also)
+    run = RunOptions(outputs, batch_size, plan, retries)
+    check_run_options(facts, run)
+    return PreparedRequest(facts, client, run, also)
 
 
 def _sizes(shape: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -42,7 +42,12 @@ from dask_onnx.collections.request_checks import (
     resolve_feeds,
     resolve_outputs,
 )
-from dask_onnx.collections.row_checks import check_named_rows, check_uncut, resolve_batching
+from dask_onnx.collections.row_checks import (
+    check_batch_size,
+    check_named_rows,
+    check_uncut,
+    resolve_batching,
+)
 from dask_onnx.collections.run_options import BatchSize, Outputs, RunOptions
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import Dim
@@ -84,12 +89,7 @@ def build_request(
     InputError, PlanError
         See `Model.predict`.
     """
-    if not isinstance(run.plan, StagedModel | None):
-        raise PlanError(
-            f"plan is a {type(run.plan).__name__}, not a Plan",
-            "give a plan of this model: plan=model.plan('pipeline')",
-            option="plan",
-        )
+    _check_plan_type(run.plan)
     fed = with_fed_defaults(facts, x)
     if fed is not facts:
         plan = None if run.plan is None else run.plan.on(fed)
@@ -165,6 +165,7 @@ def request_of(
         rows=staged.rows,
         expects=staged.is_measured,
         model_name=facts.name,
+        input_axes=batch.input_axes,
     )
     types = {name: spec for name in wanted.names if (spec := facts.declared.get(name)) is not None}
     unproven = (name for name in wanted.names if not is_typed(facts.inferred.get(name)))
@@ -219,6 +220,30 @@ def check_inputs(facts: ModelFacts, x: Any, outputs: Outputs = None) -> None:
     batch = facts.batch_at(wanted.names, shapes)
     axes = batch.input_axes if batch.is_proven else dict.fromkeys(batch.input_axes)
     check_arrays(arrays, facts.inputs, axes)
+
+
+def check_run_options(facts: ModelFacts, run: RunOptions) -> None:
+    """Check the plan and the batch size of a request, as far as they do not depend on its inputs.
+
+    Raises
+    ------
+    InputError
+        `batch_size` is not a number of rows, "auto" or None.
+    PlanError
+        `plan` is no plan of this model.
+    """
+    _check_plan_type(run.plan)
+    check_batch_size(run.batch_size)
+    _chosen_plan(facts, run)
+
+
+def _check_plan_type(plan: Any) -> None:
+    if not isinstance(plan, StagedModel | None):
+        raise PlanError(
+            f"plan is a {type(plan).__name__}, not a Plan",
+            "give a plan of this model: plan=model.plan('pipeline')",
+            option="plan",
+        )
 
 
 def _chosen_plan(facts: ModelFacts, run: RunOptions) -> StagedModel:

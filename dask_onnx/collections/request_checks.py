@@ -54,14 +54,22 @@ def resolve_outputs(outputs: Outputs, declared: Sequence[str], known: Set[str]) 
     Raises
     ------
     InputError
-        The model has no value of a name; similar names are suggested. Or no output is named.
+        The model has no value of a name; similar names are suggested. Or no output is named, or
+        something else than names is given.
     """
     if outputs is None:
         return Wanted(tuple(declared), len(declared) == 1)
+    if not isinstance(outputs, Iterable):
+        raise InputError(
+            f"outputs is {outputs!r}",
+            f"give a name, or a list of names; the model's outputs are {_names(declared)}",
+            option="outputs",
+            suggestions=[Suggestion("outputs", each) for each in declared],
+        )
     names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
             hint = f"did you mean {_names(near)}? " if near else ""
             raise InputError(
                 f"the model has no output or value {name!r}",

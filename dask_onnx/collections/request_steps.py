@@ -56,6 +56,10 @@ class Prepared(Protocol):
     def client(self) -> Any:
         """Client of the cluster that runs it."""
 
+    @property
+    def requests(self) -> frozenset[str]:
+        """Tokens with which the names of its groups of tasks end."""
+
     def start(self, frame: Any, *, priority: int = 0) -> Step:
         """Submit the tasks of one input, and return at once.
 
@@ -120,7 +124,11 @@ async def finish_step(client: Any, step: Step) -> Any:
 
 def start_in_background(client: Any, coroutine: Any) -> LocalFuture[Any]:
     """Run a coroutine in the event loop of a client, and return its future at once."""
-    return asyncio.run_coroutine_threadsafe(coroutine, client.loop.asyncio_loop)
+    try:
+        return asyncio.run_coroutine_threadsafe(coroutine, client.loop.asyncio_loop)
+    except RuntimeError:  # the loop has ended
+        coroutine.close()
+        raise
 
 
 def synchronous_client(client: Any) -> Any:

@@ -38,14 +38,7 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
         `batch_size` is not a positive integer, or the inputs of the graph fix another number of
         rows.
     """
-    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size not in (None, "auto") and not (is_number and int(batch_size or 0) >= 1):
-        raise InputError(
-            f"batch_size is {batch_size!r}",
-            "give a number of rows, 1 or more, 'auto' or None",
-            option="batch_size",
-            suggestions=[Suggestion("batch_size", "auto")],
-        )
+    check_batch_size(batch_size)
     fixed = batch.fixed_rows
     if fixed is None:
         has_rows = any(axis is not None for axis in batch.input_axes.values())
@@ -67,6 +60,54 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
             suggestions=[Suggestion("batch_size", fixed)],
         )
     return Batching(fixed, is_fixed=True)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise an InputError unless a batch size is a number of rows, "auto" or None."""
+    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    is_word = batch_size is None or (isinstance(batch_size, str) and batch_size == "auto")
+    if not is_word and not (is_number and batch_size >= 1):
+        raise InputError(
+            f"batch_size is {batch_size!r}",
+            "give a number of rows, 1 or more, 'auto' or None",
+            option="batch_size",
+            suggestions=[Suggestion("batch_size", "auto")],
+        )
+
+
+def check_rows_feed(batch: BatchFacts, inputs: Sequence[TensorSpec], what: str) -> None:
+    """Check that rows of tables and bags feed only inputs that carry rows.
+
+    Parameters
+    ----------
+    batch : BatchFacts
+        Axes that carry rows. Where no input has one, outputs have none either, which is refused
+        elsewhere.
+    inputs : sequence of TensorSpec
+        Inputs that are fed.
+    what : str
+        Source of the values, such as "a column".
+
+    Raises
+    ------
+    InputError
+        An input has no rows, while another one has.
+    """
+    axes = {spec.name: batch.input_axes.get(spec.name) for spec in inputs}
+    if all(axis is None for axis in axes.values()):
+        return
+    for spec in inputs:
+        if axes[spec.name] is None:
+            rows = {name: axis for name, axis in axes.items() if axis is not None}
+            rows[spec.name] = 0
+            declare = f"; or declare that it carries rows too: dx.load(..., rows={rows})"
+            raise InputError(
+                f"input {spec} has one value for all rows; {what} has one for each row",
+                f"pass arrays, a dict of them by input name{'' if spec.rank == 0 else declare}",
+                option="rows",
+                input=spec.name,
+                suggestions=[] if spec.rank == 0 else [Suggestion("rows", rows)],
+            )
 
 
 def check_joins(

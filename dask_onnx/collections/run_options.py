@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from dask_onnx.core.errors import InputError, Suggestion
 
@@ -34,6 +36,17 @@ class RunOptions:
     """Plan, or None for the whole model; checked when the request is built."""
     retries: int | None = None
     """Times that Dask repeats a task that raised; None for ``onnx.retries``."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_size, np.integer):
+            object.__setattr__(self, "batch_size", int(self.batch_size))
+        if self.retries is not None and not _is_count(self.retries, least=0):
+            raise InputError(
+                f"retries is {self.retries!r}",
+                "give a number of repetitions, 0 or more; None for onnx.retries",
+                option="retries",
+                suggestions=[Suggestion("retries")],
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +92,21 @@ class TableOptions:
     """Lengths that lists are padded to; None if the lists of a partition have one length."""
 
     def __post_init__(self) -> None:
+        columns: Any = self.columns
+        if isinstance(columns, Mapping):
+            columns = {name: _labels(each) for name, each in columns.items()}
+        object.__setattr__(self, "columns", _labels(columns))
         if not isinstance(self.append, bool):
-            names = [self.append] if isinstance(self.append, str) else self.append
-            object.__setattr__(self, "append", tuple(dict.fromkeys(names)))
-        if self.length_buckets is None:
-            return
-        sizes = tuple(sorted(self.length_buckets))
-        if not sizes or sizes[0] < 1:
+            object.__setattr__(self, "append", _kept_labels(self.append))
+        if not _is_count(self.max_columns, least=0):
             raise InputError(
-                f"length_buckets is {self.length_buckets!r}",
-                "give lengths of 1 or more, such as [16, 32, 64]",
-                option="length_buckets",
-                suggestions=[Suggestion("length_buckets", [16, 32, 64])],
+                f"max_columns is {self.max_columns!r}",
+                f"give a number of columns, such as {MAX_COLUMNS}; 0 makes lists of all outputs",
+                option="max_columns",
+                suggestions=[Suggestion("max_columns", MAX_COLUMNS)],
             )
-        object.__setattr__(self, "length_buckets", sizes)
+        if self.length_buckets is not None:
+            object.__setattr__(self, "length_buckets", _buckets(self.length_buckets))
 
     def kept(self, columns: Sequence[Any]) -> tuple[Any, ...]:
         """Return the columns of a table that the result keeps.
@@ -126,7 +140,13 @@ class TableOptions:
         return tuple(self.append)
 
     def refuse(self, x: Any) -> None:
-        """Raise an InputError if options are given for `x`, which is no table."""
+        """Raise an InputError if options are given for `x`, which is no table.
+
+        Raises
+        ------
+        InputError
+            Its ``option`` is the first that was given.
+        """
         if self != TableOptions():
             defaults = TableOptions()
             given = next(
@@ -140,3 +160,54 @@ class TableOptions:
                 "leave them out, or pass a DataFrame",
                 option=given,
             )
+
+
+def _labels(given: Any) -> Any:
+    """Return labels of columns as a list or tuple, and a single label as it is.
+
+    Raises
+    ------
+    InputError
+        They come in a set, which has no order.
+    """
+    if isinstance(given, Set) and not isinstance(given, Mapping):
+        raise InputError(
+            f"columns is a {type(given).__name__}, which has no order",
+            "give a list: the order of the columns is that of the input's elements",
+            option="columns",
+        )
+    is_single = isinstance(given, str | bytes | list | tuple | Mapping)
+    return given if is_single or not isinstance(given, Iterable) else list(given)
+
+
+def _kept_labels(given: Any) -> tuple[Any, ...]:
+    """Return the labels of columns to keep, each once."""
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"append is {given!r}",
+            "give True, False, or a list of the columns to keep",
+            option="append",
+            suggestions=[Suggestion("append", True), Suggestion("append", [given])],
+        )
+    return tuple(dict.fromkeys(given))
+
+
+def _buckets(given: Any) -> tuple[int, ...]:
+    """Return lengths to pad to, ascending."""
+    sizes = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    if not sizes or not all(_is_count(size, least=1) for size in sizes):
+        raise InputError(
+            f"length_buckets is {given!r}",
+            "give lengths of 1 or more, such as [16, 32, 64]",
+            option="length_buckets",
+            suggestions=[Suggestion("length_buckets", [16, 32, 64])],
+        )
+    return tuple(sorted(map(int, sizes)))
+
+
+def _is_count(given: Any, *, least: int) -> bool:
+    """Return whether a value is a whole number, and not below the least one."""
+    is_whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+    return is_whole and int(given) >= least

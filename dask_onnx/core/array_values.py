@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dask_onnx.core.conversions import TARGETS, has_nan, source_of
+from dask_onnx.core.errors import InputError
+
 _EXACT = 2**53
 """Integers up to which float64 has them all."""
 
@@ -35,7 +38,8 @@ def plain_array(value: Any, wanted: np.dtype[Any] | None) -> tuple[np.ndarray, n
     Raises
     ------
     ValueError, TypeError, RuntimeError, OverflowError
-        The value cannot become one array, such as rows of unequal length.
+        The value cannot become one array, such as rows of unequal length, or its type is not known.
+        Arrays of other libraries raise errors of their own.
     """
     if isinstance(value, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(value)
@@ -48,6 +52,9 @@ def plain_array(value: Any, wanted: np.dtype[Any] | None) -> tuple[np.ndarray, n
         return plain_array(np.ma.stack([np.ma.asarray(row) for row in value]), wanted)
     if isinstance(value, str | bytes):
         return _objects(value), None
+    if str(getattr(value, "dtype", "")).startswith("extension<"):
+        # numpy would get what Arrow stores, which is not the value: 5 for a true bool8.
+        raise TypeError(f"the type {value.dtype} is not known")
     array = np.asarray(value)
     if not hasattr(value, "dtype"):
         if not array.size and wanted is not None:
@@ -55,6 +62,48 @@ def plain_array(value: Any, wanted: np.dtype[Any] | None) -> tuple[np.ndarray, n
         elif _changes_values(array, wanted):
             array = _objects(value)
     return array, None
+
+
+def without_mask(value: Any, what: str, *, option: str | None = None) -> np.ndarray:
+    """Return a value as an array in which NaN stands for what is masked.
+
+    Parameters
+    ----------
+    value : array_like
+        An array of any kind, masked or not.
+    what : str
+        Noun phrase for the value, which begins an error's message.
+    option : str, optional
+        Parameter that gave it, for the error.
+
+    Returns
+    -------
+    ndarray
+        Without a copy if nothing is masked.
+
+    Raises
+    ------
+    InputError
+        Values are masked, and the dtype has no NaN.
+    """
+    if not isinstance(value, np.ma.MaskedArray):
+        return np.asarray(value)
+    array, missing = plain_array(value, None)
+    if missing is None:
+        return array
+    source = source_of(array.dtype)
+    if source not in TARGETS or not has_nan(source):
+        count = int(missing.sum())
+        raise InputError(
+            f"{what} has {count:,} of {array.size:,} values masked, and {array.dtype} has no NaN "
+            "to stand for them",
+            "fill them: .filled(...)",
+            option=option,
+            numbers={"bad_values": count, "values": array.size},
+        )
+    filled = array.copy()
+    filled[missing] = np.nan
+    return filled
 
 
 def join_arrays(rows: Sequence[Any], wanted: np.dtype[Any] | None) -> Any:

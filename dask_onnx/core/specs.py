@@ -45,6 +45,12 @@ class TensorSpec:
     kind: str | None = None
     """Type of a value that is not a tensor, in ONNX's notation: ``seq(tensor(float))``."""
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TensorSpec):
+            return NotImplemented
+        same = (self.name, self.shape, self.kind) == (other.name, other.shape, other.kind)
+        return same and same_dtype(self.dtype, other.dtype)
+
     @property
     def rank(self) -> int | None:
         """Number of axes; None if unknown."""
@@ -55,6 +61,14 @@ class TensorSpec:
         if self.dtype is None:
             return f"{name}: {printable(self.kind or '(unknown type)')}"
         return f"{name}: {dtype_name(self.dtype)} {format_shape(self.shape)}"
+
+
+def same_dtype(one: np.dtype[Any] | None, other: np.dtype[Any] | None) -> bool:
+    """Return whether two dtypes are the same; an unknown one, None, is the same as itself only.
+
+    numpy takes None for float64 where dtypes are compared.
+    """
+    return one is other if one is None or other is None else bool(one == other)
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

@@ -126,7 +126,7 @@ def test_a_replaced_operator_has_the_attributes_of_the_model_s_opset(opset, axis
 
 
 def test_attributes_may_be_called_like_members_of_the_evaluator_s_operators():
-    def weighed(x, *, input, run, domain, output):  # noqa: A002
+    def weighed(x, *, input, run, domain, output):  # noqa: A002 - an attribute's name
         assert (run, domain) == ("r", 7)
         return x * np.float32(input) + np.float32(sum(output))
 

@@ -75,6 +75,14 @@ def test_sequences_and_batches_are_lists(model, files):
     assert model.predict([]) == []
 
 
+@pytest.mark.parametrize("x", [None, 3, {"a": np.zeros((8, 8, 3), np.uint8)}], ids=type)
+def test_other_objects_are_no_pictures(model, x):
+    for run in (model.predict, model.predict_checked):
+        with pytest.raises(dx.InputError) as caught:
+            run(x)
+        assert caught.value.option == "x"
+
+
 def test_lazy_collections_stay_lazy_and_give_the_same(model, files):
     with dask.config.set(scheduler=_refuse):
         bag = model.predict(db.from_sequence(files, npartitions=2))

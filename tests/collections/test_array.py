@@ -1,3 +1,5 @@
+"""Lazy predictions for dask arrays, against plain ONNX Runtime."""
+
 from __future__ import annotations
 
 import itertools
@@ -59,7 +61,7 @@ def test_building_computes_nothing(strategy, options):
     before = SESSION_CACHE.built
     with dask.config.set(scheduler=raising):
         model.predict(LAZY[:, :4], plan=model.plan(strategy, **options), batch_size=2)
-        model.analysis  # noqa: B018
+        model.analysis  # noqa: B018 - a property that might run something
     assert SESSION_CACHE.built == before
 
 

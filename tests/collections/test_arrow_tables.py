@@ -135,3 +135,45 @@ def test_subclasses_of_a_data_frame_are_tables(doubles):
 
     found = doubles.predict(Frame({"a": [1.0], "b": [2.0]}))
     assert list(found.columns) == ["y_0", "y_1"] and found.to_numpy().tolist() == [[2, 4]]
+
+
+def viewed(values, kind):
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array([pa.array(values, kind)])))
+
+
+@pytest.mark.parametrize("column", [["a", None, "c"], [b"a", None, b"c"]], ids=["text", "bytes"])
+@pytest.mark.parametrize("library", ["polars", "pandas"])
+def test_rows_are_selected_where_arrow_has_views(texts, column, library):
+    table = pl.DataFrame({"x": column})
+    if library == "pandas":
+        kind = pa.string_view() if column[0] == "a" else pa.binary_view()
+        table = pd.DataFrame({"x": viewed(column, kind)})
+    with pytest.raises(dx.InputError) as raised:
+        texts.predict(table)
+    assert (raised.value.column, raised.value.numbers["row"]) == ("x", 1)
+    good, bad = texts.predict_checked(table)
+    assert list(good["y"]) == ["a", "c"]
+    assert len(bad) == 1
+    found = list(texts.predict(table, on_error="null")["y"])
+    assert (found[0], found[2]) == ("a", "c")
+
+
+def test_objects_of_polars_are_refused_rather_than_read_as_bytes(texts):
+    objects = pl.Series("x", ["abc", "d"], dtype=pl.Object)
+    for table in (objects, objects.to_frame()):
+        with pytest.raises(dx.InputError) as raised:
+            texts.predict(table)
+        assert raised.value.column == "x"
+
+
+def test_types_that_numpy_lacks_are_refused_in_a_dict(doubles):
+    stored = pa.array([1, 5], pa.int8())
+    true = pd.Series(
+        pd.arrays.ArrowExtensionArray(
+            pa.chunked_array([pa.ExtensionArray.from_storage(pa.bool8(), stored)])
+        )
+    )
+    for column in (true, pl.Series("x", [1, 2]).cast(pl.Int128)):
+        with pytest.raises(dx.InputError) as raised:
+            doubles.predict({"x": column})
+        assert raised.value.input == "x"

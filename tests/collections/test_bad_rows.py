@@ -407,3 +407,27 @@ def test_the_column_of_errors_must_be_free():
     with pytest.raises(dx.InputError) as caught:
         lookup_model().predict_checked(LOOKUPS.assign(error=1), columns="x")
     assert caught.value.column == "error"
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """Return a model that leaves out some rows, so that results cannot be told apart."""
+    kind = TensorProto.STRING
+    normalize = node("StringNormalizer", "x", "y", stopwords=["the"], case_change_action="LOWER")
+    return dx.load(make_model([normalize], [value("x", ["N"], kind)], [value("y", ["M"], kind)]))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+def test_an_output_with_other_rows_than_the_input_is_refused(dropping, on_error):
+    texts = ["A", "the", "B"]
+    table = pd.DataFrame({"x": texts})
+    for given in (
+        table,
+        dd.from_pandas(table, npartitions=1),
+        db.from_sequence(texts, npartitions=1),
+    ):
+        with pytest.raises(dx.InputError) as raised:
+            dask.compute(dropping.predict(given, on_error=on_error))
+        assert raised.value.option == "outputs"
+        assert raised.value.numbers["output_rows"] < raised.value.numbers["rows"]
+    assert dropping.predict(np.array(texts)).tolist() == ["a", "b"]

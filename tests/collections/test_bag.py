@@ -5,8 +5,10 @@ from __future__ import annotations
 import dask
 import dask.bag as db
 import numpy as np
+import pandas as pd
 import pytest
 from builders import branching_model, dense_model, make_model, node, run_onnx, value
+from onnx import TensorProto
 
 import dask_onnx as dx
 
@@ -68,3 +70,28 @@ def test_a_plan_of_several_stages_is_refused():
     with pytest.raises(dx.InputError) as caught:
         model.predict(db.from_sequence([ROWS[0]]), plan=model.plan("per_node"))
     assert caught.value.option == "plan"
+
+
+def test_records_of_single_values_are_rows_as_those_of_a_table():
+    columns = [value("age", ["N", 1]), value("town", ["N", 1], TensorProto.STRING)]
+    nodes = [node("Identity", "age", "a"), node("Identity", "town", "t")]
+    model = dx.load(
+        make_model(nodes, columns, [value("a", ["N", 1]), value("t", ["N", 1], TensorProto.STRING)])
+    )
+    records = [{"age": 3, "town": "Ulm"}, {"age": None, "town": "Bern"}, {"age": [5], "town": "x"}]
+    found = model.predict(db.from_sequence(records, npartitions=2)).compute()
+    np.testing.assert_array_equal([row["a"] for row in found], [[3], [np.nan], [5]])
+    assert [row["t"].tolist() for row in found] == [["Ulm"], ["Bern"], ["x"]]
+    table = model.predict(pd.DataFrame(records[:2]))
+    np.testing.assert_array_equal([row["a"][0] for row in found[:2]], table["a"])
+    good, bad = model.predict_checked(
+        db.from_sequence([*records, {"age": "7", "town": "y"}, {"age": [1, 2], "town": "z"}])
+    )
+    assert len(good.compute()) == 3 and len(bad.compute()) == 2
+
+
+def test_a_single_value_is_no_row_of_an_axis_of_any_length():
+    model = dx.load(make_model([node("Relu", "x", "y")], [value("x", "NT")], [value("y", "NT")]))
+    with pytest.raises(dx.InputError) as raised:
+        model.predict(db.from_sequence([1.0])).compute()
+    assert raised.value.numbers["rank"] == 0

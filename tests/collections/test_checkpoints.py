@@ -228,6 +228,15 @@ def test_partitions_of_a_table_are_kept(model, tmp_path):
     assert "append" in caught.value.reason
 
 
+def test_columns_of_a_kept_table_may_have_any_name(model, tmp_path):
+    names = ["key", "dask", "chunks", "name", "index", "columns", "mode", "x"]
+    table = dd.from_pandas(pd.DataFrame(X, columns=names), npartitions=2)
+    expected = model.predict(table, columns=names).compute()
+    for _ in range(2):
+        found = model.predict(table, columns=names, checkpoint=tmp_path / "kept")
+        pd.testing.assert_frame_equal(found.compute(), expected, rtol=1e-5)
+
+
 def test_partitions_of_a_bag_are_kept_at_a_url(model, tmp_path):
     rows = db.from_sequence(list(X), npartitions=4)
     folder = f"memory://{tmp_path.name}/kept"

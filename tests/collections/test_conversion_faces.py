@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import functools
 from decimal import Decimal
 
@@ -359,6 +360,74 @@ def test_elements_of_sequences_and_optionals_are_converted_too():
     with pytest.raises(dx.InputError) as caught:
         model.predict({"s": [np.array(["a"])], "i": 0})
     assert caught.value.input == "s"
+
+
+def test_an_optional_float32_takes_float64_as_an_array_does():
+    tensor = helper.make_tensor_type_proto(ELEMENTS["float32"][0], ["N"])
+    optional = helper.make_value_info("x", helper.make_optional_type_proto(tensor))
+    model = dx.load(
+        make_model(
+            [node("OptionalHasElement", "x", "y")],
+            [optional],
+            [value("y", [], ELEMENTS["bool"][0])],
+            opset=18,
+        )
+    )
+    for given in (np.ones(3), np.ones(3, np.float32), [1.0, 2.0], None):
+        for lazily in (False, True):
+            feeds = {"x": dask.delayed(given) if lazily else given}
+            (found,) = dask.compute(model.predict(feeds))
+            assert bool(found) is (given is not None)
+    with pytest.raises(dx.InputError) as caught:
+        model.predict({"x": np.array([1e39])})
+    assert caught.value.numbers["bad_values"] == 1
+
+
+class Town(str, enum.Enum):  # noqa: UP042 - str() of a StrEnum is its value
+    """Texts whose ``str()`` is another text."""
+
+    ULM = "Ulm"
+
+
+def test_members_of_enumerations_of_text_are_their_values():
+    objects = np.array([Town.ULM, "Bern"], object)
+    table = pd.DataFrame({"x": pd.Series(objects, dtype=object)})
+    model = echo("string")
+    for given in (objects, [Town.ULM, "Bern"], dask.delayed(objects), db.from_sequence(objects)):
+        (found,) = dask.compute(model.predict(given))
+        assert [type(text) for text in found] == [str, str] and list(found) == ["Ulm", "Bern"]
+    assert list(model.predict(table).iloc[:, 0]) == ["Ulm", "Bern"]
+
+
+@pytest.fixture(scope="module")
+def vectorizer():
+    tensor = helper.make_tensor_type_proto(ELEMENTS["float32"][0], [])
+    pairs = helper.make_map_type_proto(ELEMENTS["string"][0], tensor)
+    vectorize = node("DictVectorizer", "x", "y", domain="ai.onnx.ml", string_vocabulary=["a", "b"])
+    made = make_model(
+        [vectorize],
+        [helper.make_value_info("x", pairs)],
+        [value("y", [1, 2])],
+        domains={"ai.onnx.ml": 3},
+    )
+    return dx.load(made)
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_maps_are_converted_by_the_table(vectorizer, lazily):
+    def predict(pairs):
+        (found,) = dask.compute(vectorizer.predict({"x": dask.delayed(pairs) if lazily else pairs}))
+        return found
+
+    np.testing.assert_array_equal(predict({"a": 1, "b": np.float64(2.5)}), [[1, 2.5]])
+    np.testing.assert_array_equal(predict({b"a": Decimal("0.5"), "b": None}), [[0.5, np.nan]])
+    for bad, where in (({"a": 1, "b": 1e39}, "'b'"), ({"a": "1"}, "'a'"), ({"a": [1, 2]}, "")):
+        with pytest.raises(dx.InputError) as caught:
+            predict(bad)
+        assert caught.value.input == "x" and where in str(caught.value)
+    with pytest.raises(dx.InputError) as caught:
+        predict({"a": 1, b"a": 2})
+    assert caught.value.numbers == {"keys": 2, "different_keys": 1}
 
 
 def test_arrow_and_pandas_values_in_a_dict_are_converted_like_arrays():

@@ -379,3 +379,12 @@ def test_an_output_without_rows_is_refused():
     with pytest.raises(dx.InputError) as caught:
         model.predict(TABLE)
     assert caught.value.option == "outputs"
+
+
+@pytest.mark.parametrize("table", [pd.DataFrame({"a": [1]}), pd.DataFrame()], ids=["one", "none"])
+def test_a_model_without_inputs_takes_no_table(table):
+    model = dx.load(make_model([], [], [value("c", [2])], {"c": np.ones(2, np.float32)}))
+    assert model.predict({}).tolist() == [1, 1]
+    with pytest.raises(dx.InputError) as raised:
+        model.predict(table)
+    assert raised.value.option == "x"

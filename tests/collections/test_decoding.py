@@ -151,3 +151,13 @@ def test_missing_files_and_folders_are_input_errors(tmp_path):
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(dx.InputError):
             RGB(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
+def test_masked_pixels_are_refused(dtype):
+    pixels = np.ma.masked_array(PIXELS[..., 0].astype(dtype), mask=False)
+    assert pixels_of(pixels).shape == (12, 17, 3)
+    pixels[3, 4] = np.ma.masked
+    with pytest.raises(dx.InputError) as raised:
+        RGB(pixels)
+    assert raised.value.numbers["bad_values"] == 1

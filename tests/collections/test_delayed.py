@@ -1,3 +1,5 @@
+"""Lazy predictions for Delayed values."""
+
 from __future__ import annotations
 
 import pickle

@@ -1,3 +1,5 @@
+"""Predictions for arrays in memory, against plain ONNX Runtime."""
+
 from __future__ import annotations
 
 import dask

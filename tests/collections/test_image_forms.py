@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 from builders import make_model, node, value
 from image_models import brightness, classifier, echo, fixed_boxes, red_map, with_metadata
-from onnx import TensorProto
+from onnx import TensorProto, helper
+from PIL import Image
 
 import dask_onnx as dx
 from dask_onnx.collections.images.formats import find_reader
@@ -219,6 +222,56 @@ def test_raw_results_carry_their_geometry():
     )
     assert found.outputs["y"].shape == (3, 64, 64)
     assert found.geometry == dx.Geometry((10, 20), (32, 64), (16, 0), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shape", "expected"),
+    [
+        (np.array([[2**40 + 1, -3]]), (1, 2), [2**40 + 1, -3]),
+        (np.array([2**53 + 1]), (1,), 2**53 + 1),
+        (np.array([[1 / 3]]), (1, 1), [1 / 3]),
+        (np.array([True]), (1,), True),
+    ],
+)
+def test_numbers_of_raw_outputs_are_exact_in_columns(tmp_path, numbers, shape, expected):
+    proto = make_model(
+        [
+            node("ReduceMax", "x", "most", keepdims=0),
+            node("Cast", "most", "any", to=TensorProto.BOOL),
+            node("Where", "any numbers numbers", "y"),
+        ],
+        [value("x", (1, 3, 8, 8))],
+        [value("y", shape, helper.np_dtype_to_tensor_dtype(numbers.dtype))],
+        {"numbers": numbers},
+    )
+    model = image_model(proto, task="raw")
+    files = [str(tmp_path / f"{name}.png") for name in "ab"]
+    for file in files:
+        Image.new("RGB", (8, 8)).save(file)
+    found = model.predict(pd.Series(files))
+    assert found["y"].tolist() == [expected, expected]
+    lazy = model.predict(dd.from_pandas(pd.Series(files), npartitions=2))
+    pd.testing.assert_frame_equal(lazy.compute(scheduler="threads"), found)
+    assert (lazy.dtypes == found.dtypes).all()
+
+
+def test_values_of_other_inputs_are_converted_like_any_input():
+    proto = make_model(
+        [node("Cast", "number", "scale", to=TensorProto.FLOAT), node("Mul", "x scale", "y")],
+        [value("x", (1, 3, 8, 8)), value("number", (), TensorProto.INT64)],
+        [value("y", (1, 3, 8, 8))],
+    )
+    model = image_model(proto, scale=1, task="raw", feeds={"number": 3.0})
+    picture = np.full((8, 8, 3), 5, np.uint8)
+    assert (model.predict(picture).outputs["y"] == 15).all()
+    for wrong in (0.5, "three", None):
+        with pytest.raises(dx.InputError) as caught:
+            image_model(proto, feeds={"number": wrong})
+        assert caught.value.input == "number"
+    for option, other in (("feeds", [3]), ("labels", b"a"), ("labels", 3)):
+        with pytest.raises(dx.InputError) as caught:
+            image_model(proto, **{"feeds": {"number": 3}, option: other})
+        assert caught.value.option == option
 
 
 def test_readers_know_tensorflows_names_with_suffixes():

@@ -6,6 +6,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from builders import make_model, node, value
+from dask import delayed
 
 import dask_onnx as dx
 
@@ -69,10 +70,9 @@ def test_rows_of_numpy_that_are_masked_wholly_come_back_masked(model, batch_size
 
 @pytest.mark.parametrize("chunks", [5, 2, (1, 3, 1)])
 def test_rows_of_dask_that_are_masked_wholly_come_back_masked(model, chunks):
-    rows = chunks if isinstance(chunks, int) else (chunks,)
     x = da.from_array(masked(), chunks=(chunks, 3))
     lazy = model.predict({"x": x, "shift": shift()}, outputs=["moved", "total"])
-    assert isinstance(lazy["moved"]._meta, np.ma.MaskedArray) and rows
+    assert isinstance(lazy["moved"]._meta, np.ma.MaskedArray)
     found = {name: value.compute(scheduler="sync") for name, value in lazy.items()}
     check({**found, "most": 0})
     part = lazy["total"][1:3].compute(scheduler="sync")
@@ -102,6 +102,45 @@ def test_rows_on_another_axis_stay_masked():
     assert np.ma.getmaskarray(found).tolist() == [[False, False, True, False]] * 3
     lazy = turned.predict(da.from_array(x, chunks=(3, 2))).compute(scheduler="sync")
     assert np.ma.getmaskarray(lazy).tolist() == np.ma.getmaskarray(found).tolist()
+
+
+def test_masks_of_dask_arrays_reach_the_model_through_delayed(model):
+    x = da.from_array(masked(), chunks=(2, 3))
+    both = {"x": x, "shift": delayed(shift())}
+    for lazy in (
+        model.delayed({"x": x, "shift": shift()}, outputs="moved"),
+        model.predict(both, outputs="moved"),
+    ):
+        found = lazy.compute(scheduler="sync")
+        assert np.isnan(found[1]).all() and np.isnan(found[2, 1])
+        np.testing.assert_array_equal(found[[0, 3]], [EXPECTED[0], EXPECTED[3]])
+
+
+def test_an_optional_input_may_be_fed_beside_a_masked_array():
+    added = dx.load(
+        make_model(
+            [node("Add", "x b", "y")],
+            [value("x", ("N", 3)), value("b", (3,))],
+            [value("y", ("N", 3))],
+            {"b": np.ones(3, np.float32)},
+        )
+    )
+    found = added.predict({"x": masked(), "b": np.zeros(3, np.float32)})
+    assert as_lists(found)[1] is None
+    np.testing.assert_array_equal(found[3], [9, 10, 11])
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 3)], ids=["numpy", "dask"])
+def test_masks_survive_a_checkpoint(model, tmp_path, chunks):
+    x = masked() if chunks is None else da.from_array(masked(), chunks=chunks)
+    for _ in range(2):  # computed, then read
+        found = model.predict(
+            {"x": x, "shift": shift()}, outputs=["moved", "total"], checkpoint=tmp_path / "kept"
+        )
+        if chunks is not None:
+            assert isinstance(found["moved"]._meta, np.ma.MaskedArray)
+            found = {name: lazy.compute(scheduler="sync") for name, lazy in found.items()}
+        check({**found, "most": 0})
 
 
 def test_masked_integers_are_refused_whether_whole_rows_or_not():

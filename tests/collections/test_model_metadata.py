@@ -104,6 +104,33 @@ def test_a_broken_file_beside_the_model_tells_nothing(tmp_path, text):
     assert notes_of({}, str(tmp_path / "model.onnx")).preset is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": {"height": "224", "width": 224}},
+        {"size": {"height": 0, "width": 224}},
+        {"size": {"longest_edge": 980}},
+        {"size": [224, 224]},
+        {"rescale_factor": "1/255"},
+        {"image_mean": ["red", "green", "blue"]},
+        {"resample": [2]},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_entries_of_other_types_or_unknown_rules_give_no_preparation(tmp_path, wrong):
+    found = notes(tmp_path, preprocessor_config={**VIT, **wrong}, config={"id2label": {"0": "a"}})
+    assert found.preset is None
+    assert found.labels == {0: "a"}
+
+
+@pytest.mark.parametrize("size", ["['a', 'b']", "[0, 0]", "[1e999, 640]", "[640.5, 640]"])
+def test_sizes_in_metadata_that_are_none_are_passed_over(size):
+    metadata = {"names": "{0: 'a'}", "stride": "1e999", "imgsz": size}
+    preset = notes_of(metadata, None).preset
+    assert preset.resize == Resize("letterbox", 640, 640)
+    assert preset.stride is None
+
+
 def test_a_model_by_path_is_prepared_by_the_file_beside_it(tmp_path):
     folder = tmp_path / "onnx"
     folder.mkdir()

@@ -56,3 +56,17 @@ def test_texts_for_an_input_of_strings_are_data_unless_they_are_a_file(tmp_path)
     with pytest.raises(dx.InputError) as raised:
         model.predict(str(tmp_path / "rows.csv"))
     assert raised.value.option == "x"
+
+
+@pytest.mark.parametrize("text", ["z" * 300, "z" * 5000, "a\0b", "a" * 200 + "/" + "b" * 400])
+def test_texts_that_cannot_be_paths_are_data(text):
+    kind = TensorProto.STRING
+    echo = dx.load(
+        make_model([node("Identity", "x", "y")], [value("x", [], kind)], [value("y", [], kind)])
+    )
+    assert echo.predict({"x": text}) == text
+    assert echo.predict(text) == text
+    with pytest.raises(dx.InputError):
+        dx.load(make_model([node("Abs", "x", "y")], [value("x", [])], [value("y", [])])).predict(
+            text
+        )

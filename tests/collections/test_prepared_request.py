@@ -11,6 +11,8 @@ from distributed import Client, LocalCluster
 
 import dask_onnx as dx
 from dask_onnx.collections import prepared_request, request_steps
+from dask_onnx.collections.linked_requests import start_together
+from dask_onnx.collections.request_steps import finish_step, start_in_background
 
 pytestmark = pytest.mark.cluster
 ROWS = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
@@ -102,6 +104,20 @@ def test_values_are_converted_and_checked_for_every_input(client, model):
         assert caught.value.input == "x"
 
 
+def test_rows_that_are_masked_wholly_come_back_masked(client, model):
+    request = model.prepare(client)
+    x = np.ma.masked_array(ROWS[:3].copy(), mask=False)
+    x[1] = np.ma.masked
+    other = x.copy()
+    other[2] = np.ma.masked
+    together = start_together(request, [x, other])
+    cut = start_in_background(client, finish_step(client, together)).result()
+    for found, given in ((request(x), x), (request({"x": x}), x), (cut[0], x), (cut[1], other)):
+        expected = model.predict(given)
+        np.testing.assert_array_equal(np.ma.getmaskarray(found), np.ma.getmaskarray(expected))
+        np.testing.assert_allclose(found.filled(0), expected.filled(0), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "bad", [np.zeros((1, 9), "f4"), np.zeros(8, "f4"), {"z": ROWS}, {"x": ROWS, "z": ROWS}]
 )
@@ -130,6 +146,15 @@ def test_a_plan_of_another_model_is_refused(client, model):
     with pytest.raises(dx.PlanError) as caught:
         model.prepare(client, plan=plan)
     assert caught.value.option == "plan"
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": "2"}, {"outputs": "z"}, {"retries": -1}], ids=str
+)
+def test_wrong_options_are_refused_before_the_first_input(client, model, options):
+    with pytest.raises(dx.InputError) as caught:
+        model.prepare(client, **options)
+    assert [caught.value.option] == list(options)
 
 
 def test_without_a_cluster_nothing_can_be_prepared(model, monkeypatch):

@@ -152,7 +152,13 @@ class Reader:
         return found
 
     def _decoded(self, given: Any) -> Parts:
-        """Return what `decode` has returned, as arrays."""
+        """Return the result of the caller's `decode` as arrays.
+
+        Raises
+        ------
+        InputError
+            It is no tuple of three.
+        """
         if not isinstance(given, tuple | list) or len(given) != 3:
             raise InputError(
                 f"decode returned a {type(given).__name__}",

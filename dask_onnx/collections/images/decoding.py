@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from dask_onnx.core.array_values import without_mask
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url, read_file
 from dask_onnx.core.meters import metered
@@ -108,7 +109,7 @@ class Decoder:
 
 
 def _guarded(decode: Callable[[], Any]) -> Any:
-    """Return what a function of Pillow returns; its errors become those of this library."""
+    """Return the result of a function of Pillow; its errors become those of this library."""
     from PIL import Image, UnidentifiedImageError  # optional: only pictures need it
 
     try:
@@ -171,7 +172,7 @@ def _of_array(given: Any) -> Any:
     """Return an array of pixels as an image."""
     from PIL import Image  # optional: only pictures need it
 
-    array = np.asarray(given)
+    array = without_mask(given, "the picture")
     is_flat = array.ndim == 2
     if not (is_flat or (array.ndim == 3 and array.shape[2] in (1, 3, 4))):
         raise InputError(

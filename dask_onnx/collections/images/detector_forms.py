@@ -155,7 +155,7 @@ def _has_paddle_inputs(request: FormRequest) -> bool:
 
 
 def _detr_kind(request: FormRequest, logits: str) -> Literal["detr", "rtdetr"] | None:
-    """Return how the scores of a DETR are made; None if nothing tells it."""
+    """Return the format of a DETR, softmax or sigmoid; None if nothing tells it."""
     kind = request.notes.architecture or ""
     if kind in _DETR_KINDS:
         return "detr"

@@ -1,4 +1,4 @@
-"""Coordinates of a prepared picture: from the model's input back to the picture, and forth."""
+"""Coordinates of a prepared picture: from the model's input to the picture, and back."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Geometry:
         boxes : array-like, shape (n, 4)
             x0, y0, x1, y1 in pixels of the tensor.
         clip : bool, default True
-            Whether boxes end at the borders of the picture.
+            True to cut boxes off at the borders of the picture.
 
         Returns
         -------

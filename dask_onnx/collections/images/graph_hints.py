@@ -40,7 +40,7 @@ class OwnScaling:
 
 
 def scales_itself(facts: GraphFacts, name: str) -> OwnScaling | None:
-    """Return how a graph scales pixel values from 0 to 255 itself; None if it does not.
+    """Return the scaling of pixel values from 0 to 255 inside a graph; None if there is none.
 
     Parameters
     ----------

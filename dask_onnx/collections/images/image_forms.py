@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from dask_onnx.collections.images.box_readers import FORMATS, Reader
 from dask_onnx.collections.images.ctc_text import characters_of
 from dask_onnx.collections.images.detector_forms import recognised_reader, with_classes
@@ -36,6 +38,8 @@ class Form:
     """Axis of a mask's channels, without the batch axis; None for a mask without."""
     alphabet: tuple[str, ...] = ()
     """Characters of a text, without the blank."""
+    row_types: tuple[tuple[np.dtype[Any] | None, int | None], ...] = ()
+    """Dtype and number of axes of each output for one picture, for "raw"; None where unknown."""
 
     def describe(self) -> str:
         """Return the form in words."""
@@ -116,7 +120,9 @@ def _check_choices(request: FormRequest) -> None:
 
 
 def _raw(request: FormRequest) -> Form:
-    return Form("raw", tuple(spec.name for spec in request.outputs))
+    rows = int(request.layout.is_batch)
+    types = tuple((s.dtype, None if s.rank is None else s.rank - rows) for s in request.outputs)
+    return Form("raw", tuple(spec.name for spec in request.outputs), row_types=types)
 
 
 def _boxes(request: FormRequest, reader: Reader) -> Form:

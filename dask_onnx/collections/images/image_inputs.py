@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dask_onnx.collections.images.input_layout import InputLayout, Size, input_l
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec, is_floating
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.runtime.input_values import as_input
 
 EXTRA_FEEDS = {
     "orig_target_sizes": "width, height",
@@ -26,7 +27,19 @@ EXTRA_FEEDS = {
 
 
 def image_spec(inputs: Sequence[TensorSpec], given: ImageOptions) -> TensorSpec:
-    """Return the input that takes the picture."""
+    """Return the input that takes the picture.
+
+    Raises
+    ------
+    InputError
+        An option names an input that is not there, or several inputs may take pictures, or none.
+    """
+    if not isinstance(given.feeds, Mapping):
+        raise InputError(
+            f"feeds is a {type(given.feeds).__name__}",
+            "give a dict of values by input name",
+            option="feeds",
+        )
     specs = {spec.name: spec for spec in inputs}
     for name in (*given.feeds, *([given.input] if given.input else ())):
         if name not in specs:
@@ -117,8 +130,24 @@ def _declared_order(facts: ModelFacts, spec: TensorSpec) -> bool | None:
 def other_feeds(
     inputs: Sequence[TensorSpec], image: TensorSpec, given: ImageOptions
 ) -> dict[str, Any]:
-    """Return what feeds the inputs beside the picture's."""
-    feeds: dict[str, Any] = dict(given.feeds)
+    """Return the values of the inputs beside the picture's, or the names of `EXTRA_FEEDS`.
+
+    Parameters
+    ----------
+    inputs : sequence of TensorSpec
+    image : TensorSpec
+        Input that takes pictures.
+    given : ImageOptions
+
+    Raises
+    ------
+    InputError
+        An input is fed by nothing, or a value does not fit its dtype.
+    """
+    specs = {spec.name: spec for spec in inputs}
+    feeds: dict[str, Any] = {
+        name: as_input(value, specs[name]) for name, value in given.feeds.items()
+    }
     for spec in inputs:
         if spec.name == image.name or spec.name in feeds:
             continue

@@ -27,7 +27,7 @@ class ImageResult:
     Attributes
     ----------
     task : {"boxes", "labels", "mask", "text", "raw"}
-        Which of the fields below is set.
+        Name of the field below that is set.
     geometry : Geometry
         Where the picture lay in the model's input.
     file : str or None
@@ -57,7 +57,7 @@ class ImageResult:
     """
 
     task: Literal["boxes", "labels", "mask", "text", "raw"]
-    """Which of the fields below is set."""
+    """Name of the field below that is set."""
     geometry: Geometry
     """Position and scale of the picture in the model's input."""
     file: str | None = None

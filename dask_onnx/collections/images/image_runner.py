@@ -25,7 +25,7 @@ from dask_onnx.collections.images.geometry import Geometry
 from dask_onnx.collections.images.image_inputs import feed_value
 from dask_onnx.collections.images.image_results import ImageResult, read_result
 from dask_onnx.collections.images.image_settings import ImageSettings
-from dask_onnx.collections.inline import InlineGraph
+from dask_onnx.collections.inline import InlineGraph, InlineTask
 from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
@@ -62,7 +62,7 @@ class ImageRunner:
 
     @property
     def hints(self) -> Hints:
-        """Hints for Dask's scheduler."""
+        """Facts for Dask's scheduler."""
         return self.graph.hints
 
     @property
@@ -199,11 +199,10 @@ class ImageRunner:
         tensor_size = pictures[0][1].tensor
         for name, (spec, axis) in self.feeds.items():
             given = self.settings.feeds[name]
-            value = (
-                feed_value(given, spec, tensor_size)
-                if isinstance(given, str)
-                else np.asarray(given, spec.dtype)
-            )
+            value = feed_value(given, spec, tensor_size) if isinstance(given, str) else given
+            if not isinstance(value, np.ndarray):  # a sequence or an optional
+                arrays[name] = value
+                continue
             if axis is not None:
                 value = np.repeat(np.expand_dims(value, axis), len(tensors), axis=axis)
             elif spec.rank == value.ndim + 1:
@@ -231,20 +230,15 @@ class ImageRunner:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PictureTask:
-    """Base of the functions of tasks on pictures: what they tell Dask about themselves."""
+class PictureTask(InlineTask):
+    """Function of tasks on pictures; subclasses define the call."""
 
     runner: ImageRunner
 
     @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.runner.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.runner.hints
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.runner.graph
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return self.runner.__dask_tokenize__()
@@ -285,6 +279,6 @@ def in_order(found: Found) -> list[ImageResult | None]:
 
 
 def name_of(source: Any, place: int, count: int) -> str:
-    """Return how messages name a picture: its path, or its position."""
+    """Return the name of a picture in messages: its path, or its position."""
     path = path_of(source)
     return path if path is not None else f"picture {place:,} of {count:,}"

@@ -109,17 +109,60 @@ class ResultColumns:
 
     def _lists(self, results: Sequence[ImageResult | None]) -> pd.DataFrame:
         columns = {}
-        for name in self.form.outputs:
+        for name, (dtype, rank) in zip(self.form.outputs, self.form.row_types, strict=True):
             rows = [None if r is None else np.asarray(r.outputs[name]) for r in results]
-            first = next((row for row in rows if row is not None), None)
-            if first is not None and first.ndim == 0:
-                values = [None if row is None else row.item() for row in rows]
-                columns[name] = pd.array(values, dtype=pd.ArrowDtype(pa.float64()))
-                continue
-            lists = [None if row is None else row.reshape(-1).astype(np.float32) for row in rows]
-            kind = pa.list_(pa.float32())
-            columns[name] = pd.array(pa.array(lists, kind), dtype=pd.ArrowDtype(kind))
+            element = _element_type(name, dtype)
+            if rank == 0:
+                # Floats are widened, so that numbers of all models have one type.
+                kind = pa.float64() if pa.types.is_floating(element) else element
+                values = [None if row is None else _single(name, row) for row in rows]
+            else:
+                kind = pa.list_(element)
+                plain = element.to_pandas_dtype()
+                values = [None if row is None else row.reshape(-1).astype(plain) for row in rows]
+            columns[name] = pd.array(pa.array(values, kind), dtype=pd.ArrowDtype(kind))
         return pd.DataFrame(columns)
+
+
+def _element_type(name: str, dtype: np.dtype[Any] | None) -> pa.DataType:
+    """Return Arrow's type of an output's elements, which holds each of them exactly.
+
+    Raises
+    ------
+    InputError
+        The output is a sequence or a map, or its type does not follow from the graph.
+    """
+    if dtype is None:
+        raise InputError(
+            f"output {name!r} has no dtype that a column can have",
+            "pass a list or a bag of pictures, or choose another output: outputs=",
+            option="outputs",
+            suggestions=[Suggestion("outputs")],
+        )
+    if dtype.kind == "O":
+        return pa.string()
+    # Half precision, and the small types of ml_dtypes, which Arrow or pandas lack.
+    is_small = dtype == np.float16 or dtype.isbuiltin != 1
+    return pa.float32() if is_small else pa.from_numpy_dtype(dtype)
+
+
+def _single(name: str, row: Any) -> Any:
+    """Return the one element of an output for a picture.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    if row.size != 1:
+        raise InputError(
+            f"output {name!r} has {row.size} numbers for a picture, and the graph says one",
+            "choose another output: outputs=, or correct the output's shape in the model",
+            option="outputs",
+            numbers={"numbers": row.size, "expected_numbers": 1},
+            suggestions=[Suggestion("outputs")],
+        )
+    return row.reshape(-1)[0].item()
 
 
 def _row_count(result: ImageResult | None) -> int:
@@ -272,7 +315,7 @@ def predict_pictures(
     compute : callable
         Runs a list of pictures at once.
     supplies : sequence of Delayed
-        What brings the model to the workers.
+        Tasks that bring the model to the workers.
 
     Returns
     -------

@@ -59,7 +59,7 @@ def input_layout(spec: TensorSpec, *, is_channels_first: bool | None = None) -> 
     ----------
     spec : TensorSpec
     is_channels_first : bool, optional
-        Whether the channels are the first axis of an image, rather than the last. By default the
+        True if the channels are the first axis of an image, rather than the last. By default the
         one of the two whose size is declared, or the smaller one.
 
     Raises

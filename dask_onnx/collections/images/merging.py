@@ -37,7 +37,7 @@ def nms(
     metric : {"iou", "ios"}
         Measure of overlap.
     class_agnostic : bool
-        Whether boxes of different classes suppress each other too.
+        True if boxes of different classes suppress each other too.
 
     Returns
     -------

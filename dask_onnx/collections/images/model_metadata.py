@@ -6,7 +6,8 @@ import ast
 import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +15,15 @@ from typing import Any, cast
 from dask_onnx.collections.images.ctc_text import lines_of
 from dask_onnx.collections.images.presets import PRESETS, Preset
 from dask_onnx.collections.images.resampling import Interpolation
-from dask_onnx.collections.images.resize import Resize
+from dask_onnx.collections.images.resize import MOST_SIDE, Resize, is_side
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
 
 Labels = Mapping[int, str]
 """Class number to name."""
 _PREPROCESSOR, _CONFIG = "preprocessor_config.json", "config.json"
+_BESIDE = f"{_PREPROCESSOR} beside the model"
+"""Name of the preset that the file gives."""
 _RESAMPLE: Mapping[int, Interpolation] = {
     0: "nearest",
     1: "lanczos",
@@ -50,7 +53,7 @@ class ModelNotes:
 
 
 def notes_of(metadata: Mapping[str, str], path: str | None) -> ModelNotes:
-    """Return what the metadata of a model and the files beside it say.
+    """Return the preparation, names and kind of a model, from its metadata and files beside it.
 
     Parameters
     ----------
@@ -77,9 +80,12 @@ def _of_ultralytics(metadata: Mapping[str, str]) -> ModelNotes:
     labels = _as_labels(_literal(metadata["names"]))
     task = metadata.get("task", "detect")
     size = _literal(metadata.get("imgsz", ""))
-    sides = [int(each) for each in size] if isinstance(size, list | tuple) else []
+    given = size if isinstance(size, list | tuple) else ()
+    sides = [int(each) for each in given if is_side(each)]
+    if len(sides) < len(given):
+        sides = []
     stride = _literal(metadata["stride"])
-    step = int(stride) if isinstance(stride, int | float) and stride >= 1 else None
+    step = int(stride) if isinstance(stride, int | float) and 1 <= stride <= MOST_SIDE else None
     source = "the model's metadata (ultralytics)"
     if task == "classify":
         side = sides[0] if sides else 224
@@ -128,15 +134,26 @@ def _of_folder(path: str | None) -> ModelNotes:
         config = config or {}
         labels = _as_labels(config.get("id2label") or config.get("label_names"))
         kind = config.get("model_type")
+        kind = kind if isinstance(kind, str) else None
         if processor is not None:
-            preset = _of_processor(processor, f"{_PREPROCESSOR} beside the model")
+            preset = _well_formed(lambda given: _of_processor(given, _BESIDE), processor)
             return ModelNotes(preset, labels, None, kind)
         timm = config.get("pretrained_cfg")
         if isinstance(timm, Mapping):
-            return ModelNotes(_of_timm(timm), labels, "classify", kind)
+            return ModelNotes(_well_formed(_of_timm, timm), labels, "classify", kind)
         if labels is not None or kind is not None:
             return ModelNotes(None, labels, None, kind)
     return ModelNotes()
+
+
+def _well_formed(
+    read: Callable[[Mapping[str, Any]], Preset | None], given: Mapping[str, Any]
+) -> Preset | None:
+    """Return the preparation in a file; None if its entries are not what its library writes."""
+    try:
+        return read(given)
+    except (TypeError, ValueError, OverflowError):  # other types, or numbers out of range
+        return None
 
 
 def _of_processor(given: Mapping[str, Any], source: str) -> Preset | None:
@@ -169,19 +186,32 @@ def _of_processor(given: Mapping[str, Any], source: str) -> Preset | None:
 
 
 def _processor_size(given: Mapping[str, Any], kind: str) -> Resize:
+    """Return the rule for the size.
+
+    Raises
+    ------
+    ValueError
+        It is of another rule, or no number of pixels.
+    """
     size = given.get("size")
     if isinstance(size, Mapping):
         if "shortest_edge" in size:
-            return Resize("shorter", size["shortest_edge"], longest=size.get("longest_edge"))
+            longest = size.get("longest_edge")
+            return Resize(
+                "shorter",
+                _side(size["shortest_edge"]),
+                longest=None if longest is None else _side(longest),
+            )
         if "height" in size and "width" in size:
-            return Resize("stretch", size["height"], size["width"])
-        return Resize("none")
-    if isinstance(size, int):
+            return Resize("stretch", _side(size["height"]), _side(size["width"]))
+        raise ValueError(f"a size of {', '.join(map(str, size))} is of no rule that is known")
+    if size is not None:
+        size = _side(size)
         # Old files: a number is the shorter side where a crop follows, and both sides otherwise.
         is_shorter = bool(given.get("do_center_crop")) or "CLIP" in kind or "ConvNext" in kind
         longest = given.get("max_size")
         if is_shorter or longest:
-            return Resize("shorter", size, longest=longest)
+            return Resize("shorter", size, longest=_side(longest) if longest else None)
         return Resize("stretch", size, size)
     return Resize("none")
 
@@ -191,7 +221,7 @@ def _of_timm(given: Mapping[str, Any]) -> Preset | None:
     method = str(given.get("interpolation", "bicubic"))
     if not isinstance(size, Sequence) or len(size) != 3 or method not in _RESAMPLE.values():
         return None
-    height, width = int(size[1]), int(size[2])
+    height, width = _side(size[1]), _side(size[2])
     share = float(given.get("crop_pct") or 0.875)
     if given.get("crop_mode", "center") != "center" or height != width:
         return None
@@ -227,6 +257,8 @@ def read_labels(given: Any) -> Labels | None:
         isinstance(given, Sequence) and not isinstance(given, str | bytes)
     ):
         found = _as_labels(given)
+    elif not isinstance(given, str | os.PathLike):
+        found = None
     else:
         path = Path(given).expanduser()
         try:
@@ -295,5 +327,18 @@ def _floats(values: Any) -> tuple[float, ...] | None:
 
 def _sides(given: Any) -> tuple[int, int] | None:
     if isinstance(given, Mapping) and "height" in given and "width" in given:
-        return int(given["height"]), int(given["width"])
-    return (given, given) if isinstance(given, int) else None
+        return _side(given["height"]), _side(given["width"])
+    return (_side(given), _side(given)) if isinstance(given, int) else None
+
+
+def _side(given: Any) -> int:
+    """Return a side in pixels.
+
+    Raises
+    ------
+    ValueError
+        It is no whole number of pixels that a picture may have.
+    """
+    if not is_side(given):
+        raise ValueError(f"{given!r} is no number of pixels")
+    return int(given)

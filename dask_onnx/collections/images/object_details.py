@@ -109,7 +109,7 @@ def place_objects(
     iou_threshold : float or None
         Overlap at which boxes of a class are duplicates; None where the model has removed them.
     class_agnostic : bool
-        Whether boxes of different classes may be duplicates.
+        True if boxes of different classes may be duplicates.
     """
     if iou_threshold is not None:
         # In pixels of the tensor, where the model's author suppresses them.

@@ -21,7 +21,7 @@ from dask_onnx.facts.model_facts import ModelFacts
 def _pictures_together(
     request: Request, settings: ImageSettings, spec: TensorSpec, batch_size: BatchSize
 ) -> tuple[int | None, dict[str, int | None]]:
-    """Return how many pictures may run together, and the batch axis of each output.
+    """Return the number of pictures that may run together, and the batch axis of each output.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def refuse_several(
 def make_runner(
     facts: ModelFacts, settings: ImageSettings, batch_size: BatchSize, rows: RowOptions
 ) -> tuple[ImageRunner, list[Delayed]]:
-    """Return the function that runs a model on pictures, and what brings the model to workers.
+    """Return the function that runs a model on pictures, and the tasks that bring it to workers.
 
     Parameters
     ----------

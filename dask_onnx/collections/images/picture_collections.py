@@ -1,9 +1,9 @@
-"""Collections of pictures: what one picture is, and the functions of tasks on bags and Delayed."""
+"""Collections of pictures told from single ones, and the functions of tasks on bags and Delayed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,12 @@ def as_list(x: Any) -> list[Any]:
     """
     if is_text(x):
         return list(find_pictures(os.fspath(x)).paths)
+    if isinstance(x, Mapping):
+        raise InputError(
+            f"a {type(x).__name__} is no collection of pictures",
+            "pass its pictures: list(x.values())",
+            option="x",
+        )
     if isinstance(x, Iterable):
         return list(x)
     raise InputError(
@@ -90,7 +96,7 @@ def compute_pictures(
     ----------
     runner : ImageRunner
     supplies : sequence of Delayed
-        What brings the model to the workers.
+        Tasks that bring the model to the workers.
     sources : sequence
         Paths, URLs, bytes, images or arrays.
     """

@@ -89,7 +89,7 @@ class Preparation:
         return self._tensor(pixels, placed), geometry
 
     def place(self, size: Size) -> Placement:
-        """Return where a picture of some height and width comes to lie in the tensor."""
+        """Return the size and place in the tensor of a picture of some height and width."""
         placed = self.resize.place(size)
         if self.crop is None:
             return placed

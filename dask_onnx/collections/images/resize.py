@@ -89,7 +89,7 @@ class Resize:
     """Pixel value of padding, 0 to 255; None for zeros in the tensor, after normalisation."""
 
     def place(self, size: Size) -> Placement:
-        """Return where a picture comes to lie in the tensor.
+        """Return the size of a resized picture, and its place in the tensor.
 
         Parameters
         ----------
@@ -217,7 +217,7 @@ def parse_size(given: Any, option: str) -> Size:
         sides = given
     else:
         sides = (given, given)
-    whole = [int(side) for side in sides if _is_side(side)]
+    whole = [int(side) for side in sides if is_side(side)]
     if len(sides) != 2 or len(whole) != 2:
         raise InputError(
             f"{option} is {given!r}, which is no size from 1 to {MOST_SIDE} pixels",
@@ -228,7 +228,8 @@ def parse_size(given: Any, option: str) -> Size:
     return whole[0], whole[1]
 
 
-def _is_side(side: Any) -> bool:
+def is_side(side: Any) -> bool:
+    """Return whether a value is a number of pixels that a side of a picture may have."""
     is_whole = not isinstance(side, bool) and hasattr(side, "__index__")
     return is_whole and 1 <= int(side) <= MOST_SIDE
 

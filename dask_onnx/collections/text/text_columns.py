@@ -51,7 +51,7 @@ def column_faults(column: Any, *, bytes_too: bool = False) -> dict[int, str]:
     column : Series or Index
         Column of any dtype; most dtypes hold no text.
     bytes_too : bool
-        Whether bytes among Python's objects are meant as text; otherwise they are ignored.
+        True if bytes among Python's objects are meant as text; otherwise they are ignored.
     """
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +20,8 @@ from dask_onnx.collections.bad_rows import (
 )
 from dask_onnx.collections.inline import InlineGraph
 from dask_onnx.collections.run_options import RowOptions
-from dask_onnx.core.errors import InputError, ModelError, Suggestion
+from dask_onnx.collections.text.tokenizer_files import load_tokenizer
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.utf8 import NO_TEXT, text_fault
 
 Pooling = Literal["mean", "max", "first"]
@@ -234,18 +234,7 @@ def vectors_of(found: Found) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer(content: bytes, length: int, stride: int) -> tokenizers.Tokenizer:
-    # By default the package starts a thread for each core beside Dask's own threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        made = tokenizers.Tokenizer.from_str(content.decode())
-    except Exception as error:  # the package raises plain Exceptions
-        raise ModelError(
-            f"the tokenizer cannot be read: {str(error)[:200]}",
-            "pass a tokenizer.json",
-            option="tokenizer",
-            reason=str(error),
-        ) from None
-    made.no_padding()
+    made = load_tokenizer(content)
     made.enable_truncation(length, stride=stride)
     return made
 

@@ -21,11 +21,11 @@ from dask_onnx.collections.checked_partitions import (
     take_apart,
 )
 from dask_onnx.collections.columns import check_named_column
+from dask_onnx.collections.inline import InlineGraph, InlineTask
 from dask_onnx.collections.text.text_columns import kept_faults, texts_of
 from dask_onnx.collections.text.text_encoder import Encoder, UnfitText
 from dask_onnx.core.dask_internals import meta_of
 from dask_onnx.core.errors import InputError
-from dask_onnx.core.stage_tasks import Hints
 
 
 def predict_series(
@@ -124,7 +124,7 @@ class TextPlace:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SeriesTexts:
+class SeriesTexts(InlineTask):
     """Function that `map_partitions` calls: the encoder on one partition."""
 
     encode: Encoder
@@ -135,14 +135,9 @@ class SeriesTexts:
     """Dtype of the column of vectors: Arrow lists of float32."""
 
     @property
-    def __name__(self) -> str:
-        """Name of the task on Dask's dashboard."""
-        return self.encode.graph.label
-
-    @property
-    def hints(self) -> Hints:
-        """Facts for Dask's scheduler."""
-        return self.encode.graph.hints
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.encode.graph
 
     def __call__(
         self,
