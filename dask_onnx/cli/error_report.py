@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,10 +63,87 @@ def report_of(error: DaskOnnxError, command: click.Command | None) -> ErrorRepor
         fields["suggestions"] = found
     cause = " ".join(error.cause.split())
     option = None if error.option is None else _option(error.option, command)
-    if option is not None and _flag(option) not in cause:
+    is_remedy = option is not None and option.is_flag and error.option in _suggested(error)
+    if option is not None and not is_remedy and _flag(option) not in cause:
         cause = f"{_flag(option)}: {cause}"
-    next_step = suggested_options(error, command) or error.next_step
+    next_step = _next_step(error, command)
     return ErrorReport(type(error).__name__, cause, next_step, fields)
+
+
+def _suggested(error: DaskOnnxError) -> set[str]:
+    return {each.option for each in error.suggestions}
+
+
+def _next_step(error: DaskOnnxError, command: click.Command | None) -> str:
+    """Return what to do next: options that avoid the error, or else its own words.
+
+    Where options without a value avoid it, such as ``--overwrite``, its words tell what they do.
+    """
+    if command is None:
+        return error.next_step
+    words = in_flags(error.next_step, command)
+    found = [_option(each.option, command) for each in error.suggestions]
+    flags = [_flag(option) for option in found if option is not None and option.is_flag]
+    if flags and len(flags) == len(found) and all(flag in words for flag in flags):
+        return words
+    return suggested_options(error, command) or words
+
+
+_SETTING = re.compile(
+    r"dx\.load\(\.\.\., (?P<load>[^()]*)\)"
+    r"|(?P<call>[\w.]+\([^()]*\))"
+    r"|\b(?P<name>[a-z_]+)="
+    r"(?P<value>'[^']*'|\"[^\"]*\"|\[[^]]*\]|\{[^}]*\}|\.\.\.|[\w.]*\w)?"
+)
+"""Option with its value in Python, such as ``columns=[...]``; also in a call of `load`."""
+
+
+def in_flags(text: str, command: click.Command) -> str:
+    """Return a text in which options of Python are those of a command.
+
+    Calls of Python stay as they are, and so do options that the command does not have.
+
+    Parameters
+    ----------
+    text : str
+        Such as ``pass overwrite=True, or name them: columns=[...]``.
+    command : click.Command
+
+    Examples
+    --------
+    ``pass --overwrite, or name them: --columns NAME,...``
+    """
+
+    def in_flag(match: re.Match[str]) -> str:
+        if match["load"] is not None:
+            return in_flags(match["load"], command)
+        option = None if match["name"] is None else _option(match["name"], command)
+        return match[0] if option is None else _setting(option, match, command)
+
+    found = _SETTING.sub(in_flag, text)
+    # Some texts name the option of the command line beside that of Python.
+    return re.sub(r"(--[a-z-]+) \(\1\)", r"\1", found)
+
+
+def _setting(option: click.Option, match: re.Match[str], command: click.Command) -> str:
+    """Return one option with its value as the command takes it."""
+    flag, text = _flag(option), match["value"]
+    if option.is_flag:
+        return flag if text == "True" else match[0]
+    if text is None:
+        return flag
+    if text.startswith("{") and (feeds := _option("feeds", command)) and option.name == "columns":
+        return f"{_flag(feeds)} {feeds.metavar}"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = ...  # a placeholder, or a word without quotes
+    if value is None:
+        return match[0]
+    if value is ... or (isinstance(value, list) and ... in value):
+        is_word = text[0].isalnum()
+        return f"{flag} {text if is_word else option.metavar or ''}".rstrip()
+    return " ".join([flag, *_values(Suggestion(option.name or "", value), option)])
 
 
 def suggested_options(error: DaskOnnxError, command: click.Command | None) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import click
 
@@ -56,6 +56,22 @@ rows_option = click.option(
     metavar="independent|none|NAME=AXIS,...",
     help="Axes that carry rows; proven from the graph by default.",
 )
+
+
+_CLUSTER_OPTIONS = (
+    click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default."),
+    click.option(
+        "--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default."
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Existing cluster, tcp://HOST:PORT."),
+)
+
+
+def cluster_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that runs on a cluster: one of its own, or an existing one."""
+    for option in reversed(_CLUSTER_OPTIONS):
+        function = option(function)
+    return function
 
 
 def _keep_trust(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -150,6 +166,6 @@ def find_in_current_folder() -> None:
     Only for a command that was given such a name: a folder that came with a model must not be able
     to replace the modules that are imported to read it.
     """
-    folder = os.getcwd()  # noqa: PTH109  # sys.path holds strings
+    folder = os.getcwd()  # noqa: PTH109 - sys.path holds strings
     if folder not in sys.path:
         sys.path.insert(0, folder)

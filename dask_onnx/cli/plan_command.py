@@ -14,7 +14,8 @@ import onnx
 from click.core import ParameterSource
 
 from dask_onnx.api.loading import load
-from dask_onnx.api.plan import Plan, check_picture
+from dask_onnx.api.picture_paths import check_picture
+from dask_onnx.api.plan import Plan
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.error_report import in_options
 from dask_onnx.cli.parameters import (

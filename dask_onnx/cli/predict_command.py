@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,7 @@ from rich.text import Text
 from dask_onnx.api.loading import load
 from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import (
+    cluster_options,
     configuration_option,
     find_in_current_folder,
     is_untrusted,
@@ -74,15 +76,13 @@ from dask_onnx.tiles.predict import Tile
 @rows_option
 @trusted_option
 @outputs_option
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
+@cluster_options
 @click.option(
     "--memory-limit",
     "worker_memory_limit",
     metavar="SIZE",
     help="Memory of a process, such as 4GiB; its share by default.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Existing cluster, tcp://HOST:PORT.")
 @click.option("--pre", metavar="MODULE:FUNCTION", help="From a block as it was read to the input.")
 @click.option("--post", metavar="MODULE:FUNCTION", help="From a block of output to the result.")
 @click.option("--retries", type=click.IntRange(min=0), help="Of a block that fails; 3 by default.")
@@ -93,6 +93,7 @@ from dask_onnx.tiles.predict import Tile
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists or was begun.")
 @click.option("--resume", is_flag=True, help="Go on with a run that failed or was ended.")
+@click.option("--watch-model", is_flag=True, help="Go over to MODEL as it changes, between blocks.")
 @click.option(
     "--columns", metavar="NAME,...", help="Of a table, for the one input; numeric ones by default."
 )
@@ -144,6 +145,7 @@ def command(
     length_buckets: str | None,
     dtypes: tuple[str, ...],
     na_values: tuple[str, ...],
+    watch_model: bool,
     **others: Any,
 ) -> None:
     """Run MODEL over INPUT and write OUTPUT, block by block, on a cluster.
@@ -169,7 +171,10 @@ def command(
     }
     if others["pre"] or others["post"]:
         find_in_current_folder()
-    model = load(model_path, rows=parse_rows(rows), untrusted=is_untrusted(options))
+    loading: dict[str, Any] = {"rows": parse_rows(rows), "untrusted": is_untrusted(options)}
+    model = model_path if watch_model else load(model_path, **loading)
+    if watch_model:
+        arguments["watch_model"] = loading
     console = Console(stderr=True, highlight=False, quiet=options.as_json)
     recording = recorded(others.pop("profile"))
     with ConsoleProgress(console, is_verbose=options.debug) as progress, recording:
@@ -249,7 +254,7 @@ def parse_lengths(text: str | None) -> tuple[int, ...] | None:
 
 def as_dict(found: FilePrediction) -> dict[str, Any]:
     """Return the numbers of a job, for JSON; without those that it does not have."""
-    numbers = {name: value for name, value in asdict(found).items() if value is not None}
+    numbers = {name: value for name, value in asdict(found).items() if value not in (None, ())}
     numbers |= {"seconds": round(found.seconds, 3), "output": found.files[0]}
     if found.was_complete:
         return numbers
@@ -288,6 +293,8 @@ def summary_of(found: FilePrediction) -> str:
     if found.resumed_blocks:
         total = format_count(found.blocks, "block")
         bad += f"; {found.resumed_blocks:,} of {total} were complete before"
+    if found.swaps:
+        bad += f"; {format_count(len(found.swaps), 'new model')} on the way"
     return (
         f"{amount} in {found.seconds:.2f} s, {rate}, {format_count(found.workers, 'worker')}: "
         f"{found.files[0]}{bad}"
@@ -315,6 +322,7 @@ class ConsoleProgress(JobProgress):
             console=console,
         )
         self._task: TaskID | None = None
+        self._began = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:
         return self
@@ -347,8 +355,16 @@ class ConsoleProgress(JobProgress):
         """Move the bar, which appears with the first report."""
         if self._task is None:
             self._bar.start()
+            self._began = time.monotonic()
             self._task = self._bar.add_task(unit, total=total, unit=unit)
         self._bar.update(self._task, completed=done)
+
+    def produced(self, count: int, noun: str) -> None:
+        """Show a rate before the bar, such as that of ``new_tokens``."""
+        if self._task is not None:
+            rate = count / max(time.monotonic() - self._began, 1e-3)
+            words = noun.replace("_", " ")
+            self._bar.update(self._task, description=f"{rate:,.0f} {words}/s, parts")
 
     def stopping(self) -> None:
         """Silence Dask: the processes of cancelled tasks log errors that hide the real one."""

@@ -70,6 +70,7 @@ def _summary(found: FinishedProfile) -> dict[str, Any]:
         "stages": found.rows("stage"),
         "links": found.rows("link"),
         "errors": found.rows("error"),
+        "streams": found.rows("stream"),
     }
 
 

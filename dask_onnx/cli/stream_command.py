@@ -10,7 +10,13 @@ import click
 from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.loading import load
 from dask_onnx.cli import Options, common_options
-from dask_onnx.cli.parameters import is_untrusted, parse_rows, rows_option, trusted_option
+from dask_onnx.cli.parameters import (
+    cluster_options,
+    is_untrusted,
+    parse_rows,
+    rows_option,
+    trusted_option,
+)
 from dask_onnx.cli.picture_options import image_options, take_picture_options
 from dask_onnx.cli.printing import echo
 from dask_onnx.jobs.job_cluster import JobCluster
@@ -38,9 +44,7 @@ from dask_onnx.jobs.video_job import VideoResult, annotate_video
 @click.option("--on-error", type=click.Choice(["raise", "dead_letter"]), default="raise")
 @rows_option
 @trusted_option
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; one a core by default.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a process; 1 by default.")
-@click.option("--scheduler", metavar="ADDRESS", help="Existing cluster, tcp://HOST:PORT.")
+@cluster_options
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @image_options
 @common_options

@@ -5,7 +5,7 @@ The schemas of all files are compared before any work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -80,13 +80,29 @@ def _open_parquet(file: TableFile, stream: Any) -> ArrowFile:
     found = pq.ParquetFile(stream)
     metadata = found.metadata
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    nullable = set()
+    schema = found.schema_arrow
+    nullable: set[str] = set()
     for place, path in enumerate(column.path for column in metadata.schema):
         statistics = [group.column(place).statistics for group in groups]
         if not all(s is not None and s.has_null_count and s.null_count == 0 for s in statistics):
-            nullable.add(path.partition(".")[0])
+            nullable.update(_holders(path, schema.names))
     sizes = tuple((group.num_rows, group.total_byte_size) for group in groups)
-    return ArrowFile(file, found.schema_arrow, sizes, frozenset(nullable))
+    return ArrowFile(file, schema, sizes, frozenset(nullable))
+
+
+def _holders(path: str, names: Sequence[str]) -> set[str]:
+    """Return the columns that may hold a leaf: names have dots too, as paths of fields have.
+
+    Parameters
+    ----------
+    path : str
+        Path of the leaf, such as "address.street".
+    names : sequence of str
+        Names of the columns.
+    """
+    parts = path.split(".")
+    prefixes = {".".join(parts[: count + 1]) for count in range(len(parts))}
+    return prefixes & set(names)
 
 
 def _open_ipc(file: TableFile, stream: Any) -> ArrowFile:
@@ -95,6 +111,7 @@ def _open_ipc(file: TableFile, stream: Any) -> ArrowFile:
     except pa.ArrowInvalid:
         stream.seek(0)
         schema = ipc.open_stream(stream).schema
+        # A stream has no list of its batches: it is one piece, which may be without any.
         return ArrowFile(file, schema, ((-1, 0),), frozenset(schema.names))
     schema = found.schema
     # The sizes of batches are known only when they are read.
@@ -230,20 +247,18 @@ def _read(block: ArrowBlock, stream: Any, names: list[str]) -> pa.Table:
         if not pieces:
             return found.read(columns=names)
         return pa.Table.from_batches([found.read_stripe(piece, columns=names) for piece in pieces])
-    return (
-        pa.Table.from_batches(list(_batches(stream, pieces, names)), None)
-        if pieces
-        else (ipc.open_file(stream).read_all())
-    )
+    return _read_ipc(stream, pieces, names)
 
 
-def _batches(stream: Any, pieces: Sequence[int], names: list[str]) -> Iterator[pa.RecordBatch]:
+def _read_ipc(stream: Any, pieces: Sequence[int], names: list[str]) -> pa.Table:
+    """Return record batches of a file; of a stream, which cannot be cut, all that there are."""
     try:
         found = ipc.open_file(stream)
     except pa.ArrowInvalid:
         stream.seek(0)
-        found = ipc.open_stream(stream)
-        yield from (batch.select(names) for batch in found)
-        return
-    for piece in pieces:
-        yield found.get_batch(piece).select(names)
+        reader = ipc.open_stream(stream)
+        batches, schema = [batch.select(names) for batch in reader], reader.schema
+    else:
+        batches, schema = [found.get_batch(each).select(names) for each in pieces], found.schema
+    # Without a batch, the types come from the schema alone.
+    return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))

@@ -10,9 +10,10 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
 from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.done_blocks import DoneBlocks
+from dask_onnx.io.output_places import check_target
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.targets import (
-    check_target,
+    explained_access,
     foreign_files,
     new_run_name,
     partial_path,
@@ -163,10 +164,11 @@ def find_begun(target: str) -> BegunRun | None:
     Raises
     ------
     InputError
-        Its record is damaged.
+        Its record is damaged, or the URL cannot be accessed.
     """
     journal = BlockJournal(state_path(target))
-    manifest = journal.manifest()
+    with explained_access(target):
+        manifest = journal.manifest()
     if manifest is None:
         return None
     journal = replace(journal, run=str(manifest.layout.get("run", "")))

@@ -92,7 +92,7 @@ class NamedFunction:
             result = function(given)
         except DaskOnnxError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the caller's function raises
             raise StageError(
                 f"{self.option} function {self.text} raised {_described(error)} for {where}"
                 f"{_line_of(error)}",

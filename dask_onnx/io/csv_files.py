@@ -57,6 +57,8 @@ class CsvHead:
     """Beginning of one CSV file."""
 
     file: TableFile
+    cells: tuple[str, ...]
+    """Cells of the header as they are written."""
     names: tuple[str, ...]
     """Names of the columns; those that occur again have a number: "a", "a.1"."""
     duplicates: tuple[str, ...]
@@ -106,6 +108,7 @@ def read_header(file: TableFile, head: bytes, dialect: CsvDialect) -> CsvHead:
     sample = _sample(rest, names, dialect, file, lines.count)
     return CsvHead(
         file=file,
+        cells=tuple(cells),
         names=names,
         duplicates=duplicates,
         offset=skipped + len(header),

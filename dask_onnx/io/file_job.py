@@ -9,6 +9,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
+from dask_onnx.core.array_values import without_mask
 from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.caller_functions import NamedFunction
 from dask_onnx.io.sinks import OutputSpec, Sink
@@ -153,8 +154,13 @@ def apply_post(
     given = arrays[0] if len(names) == 1 else dict(zip(names, arrays, strict=True))
     result = post.call(given, where, numbers)
     if isinstance(result, Mapping):
-        return {str(name): np.asarray(value) for name, value in result.items()}
-    return {single: np.asarray(result)}
+        return {str(name): _unmasked(value) for name, value in result.items()}
+    return {single: _unmasked(result)}
+
+
+def _unmasked(value: Any) -> Any:
+    """Return what ``post`` gave as an array: files have no masks."""
+    return without_mask(value, "what post returned", option="post")
 
 
 def _unwrap(block: Any) -> Any:

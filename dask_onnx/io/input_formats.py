@@ -13,15 +13,18 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import FileSource, is_url, stat_file
 from dask_onnx.core.filesystems import filesystem_of, open_seekable
 from dask_onnx.io.npy_headers import checked_header
 from dask_onnx.io.optional_packages import require_package
 from dask_onnx.io.sources import FileArray, ImageArray, NpyArray, NpzArray, ZarrArray
+from dask_onnx.io.table_files import SUFFIXES
 
 IMAGE_SUFFIXES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
 """Endings of files that are read as images."""
+_SHOWN = 3
+"""Names of files that an error lists."""
 
 
 def open_source(path: str) -> dict[str, FileArray]:
@@ -82,9 +85,35 @@ def _open(text: str) -> dict[str, FileArray]:
     if path.suffix.lower() in IMAGE_SUFFIXES or glob.has_magic(text):
         return {"": _open_images(text)}
     _require_exists(path)
-    raise InputError(
-        f"{path} has a format that cannot be read",
-        "pass .npy, .npz, .zarr, or a glob of images in quotes, such as 'scans/*.png'",
+    raise _unreadable(path)
+
+
+def _unreadable(path: Path) -> InputError:
+    """Return the error for a file or folder whose name tells no format."""
+    if path.is_dir():
+        kinds = sorted(
+            {each.suffix for each in path.iterdir() if each.suffix.lower() in IMAGE_SUFFIXES}
+        )
+        if kinds:
+            return InputError(
+                f"{path} is a folder, and pictures that are read as an array are named by a glob",
+                f"pass '{path}/*{kinds[0]}', in quotes",
+                option="path",
+                suggestions=[Suggestion("path", f"{path}/*{kind}") for kind in kinds],
+            )
+        names = sorted(each.name for each in path.iterdir())
+        shown = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+        cause = (
+            f"the folder {path} has no pictures, no tables and no array: "
+            f"{f'it holds {shown}' if names else 'it is empty'}"
+        )
+    else:
+        ending = f"{path.suffix!r} is not one that can be read" if path.suffix else "it has none"
+        cause = f"the ending of a name tells the format of a file, and of {path} {ending}"
+    return InputError(
+        cause,
+        "pass an array (.npy, .npz, .zarr), pictures (a folder, or a glob in quotes, such as "
+        f"'scans/*.png'), or a table ({', '.join(SUFFIXES)}, or a folder of these)",
         option="path",
     )
 
@@ -96,11 +125,13 @@ def _open_url(url: str) -> dict[str, FileArray]:
         return _open_zarr(url, ())
     try:
         return {"": _open_npy(url)} if suffix == ".npy" else _open_npz(url)
-    except OSError as error:
+    except InputError:
+        raise
+    except Exception as error:  # file systems behind URLs raise errors of their own
         reason = str(error) or type(error).__name__
         raise InputError(
-            f"the input {url} cannot be read: {reason}",
-            "check the URL",
+            f"the input {url} cannot be read: {type(error).__name__}: {reason}",
+            "check the URL, the network and the credentials",
             option="path",
             reason=reason,
         ) from error
@@ -108,7 +139,14 @@ def _open_url(url: str) -> dict[str, FileArray]:
 
 def _require_exists(path: Path) -> None:
     if not path.exists():
-        raise InputError(f"the input {path} does not exist", "check the path", option="path")
+        is_pattern = glob.has_magic(str(path))
+        raise InputError(
+            f"the input {path} does not exist",
+            "name one file: patterns stand for pictures and tables only"
+            if is_pattern
+            else "check the path",
+            option="path",
+        )
     if not (path.is_file() or path.is_dir()):
         raise InputError(
             f"the input {path} is a pipe, socket or device, which may have no end",
@@ -197,10 +235,20 @@ def _open_images(pattern: str) -> ImageArray:
         )
     try:
         with Image.open(paths[0]) as image:
-            pixels = np.asarray(image)
-    except UnidentifiedImageError as error:
+            pixels, mode = np.asarray(image), image.mode
+    except (UnidentifiedImageError, OSError) as error:
+        reason = str(error)
         raise InputError(
-            f"{paths[0]} is not an image", "narrow the pattern", option="path", reason=str(error)
+            f"{paths[0]} cannot be read as an image: {reason}",
+            "check the file, or narrow the pattern to images",
+            option="path",
+            reason=reason,
         ) from error
+    if mode in ("P", "PA"):
+        raise InputError(
+            f"the pixels of {paths[0]} are indices of colours in a palette",
+            "convert the images to grey or RGB first",
+            option="path",
+        )
     files = tuple(stat_file(str(path)) for path in paths)
-    return ImageArray(files, (len(paths), *pixels.shape), pixels.dtype)
+    return ImageArray(files, (len(paths), *pixels.shape), pixels.dtype, mode)

@@ -41,7 +41,7 @@ class _Missing:
 
 
 MISSING: Final = _Missing()
-"""What `ChunkStore.read` returns for a chunk that is not there, or is damaged."""
+"""Result of `ChunkStore.read` for a chunk that is not there, or is damaged."""
 
 _begun: BoundedCache[tuple[str, str], bool] = BoundedCache("checkpoints begun", 64)
 """Checkpoints that this process has begun or joined, by folder and run."""
@@ -57,7 +57,7 @@ class ChunkStore:
     folder: str
     """Absolute path, or URL."""
     manifest: str
-    """What the chunks belong to: a `RunManifest` as JSON."""
+    """Description of the prediction that the chunks belong to: a `RunManifest` as JSON."""
 
     @property
     def run(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
@@ -34,8 +35,12 @@ def suffix_of(path: str) -> str:
     return next((suffix for suffix in sorted(SINKS, key=len)[::-1] if name.endswith(suffix)), "")
 
 
+Results = Literal["tables", "arrays", "any"]
+"""Form of the results that an output has to store."""
+
+
 def open_sink(
-    path: str, *, overwrite: bool, tables: bool = False, begun: BegunOutputs | None = None
+    path: str, *, overwrite: bool, results: Results = "any", begun: BegunOutputs | None = None
 ) -> Sink:
     """Return the sink for a path or URL, checked as far as this process can. Creates nothing.
 
@@ -45,30 +50,21 @@ def open_sink(
         Path or URL ending in .npy, .zarr, .parquet, .csv or .jsonl.
     overwrite : bool
         Whether an existing output is replaced.
-    tables : bool
-        True if it must be a format of tables.
+    results : {"tables", "arrays", "any"}
+        Form of the results, which the format must be able to store.
     begun : BegunOutputs, optional
         What an earlier run has begun and is resumed or removed.
 
     Raises
     ------
     InputError
-        The ending is unknown, or not one of tables; a package is missing; the output exists, or has
-        no folder.
+        The ending is unknown, or its format does not store such results; a package is missing; the
+        output exists, or has no folder.
     """
     suffix = suffix_of(path)
-    kinds = {name: kind for name, (kind, _) in SINKS.items()}
-    usable = [name for name, kind in kinds.items() if not tables or issubclass(kind, TableSink)]
+    usable = [name for name, (kind, _) in SINKS.items() if _stores(kind, results)]
     if suffix not in usable:
-        ending = PurePosixPath(path.rstrip("/")).suffix
-        near = difflib.get_close_matches(ending, usable, n=1, cutoff=0.5)
-        raise InputError(
-            f"the output {path} has a format that {'tables' if tables else 'results'} cannot be "
-            "written in",
-            f"use one of the endings {', '.join(usable)}",
-            option="path",
-            suggestions=[Suggestion("path", path.removesuffix(ending) + each) for each in near],
-        )
+        raise _unusable(path, results, usable)
     kind, module = SINKS[suffix]
     if module is not None:
         require_package(module, f"the output {path}")
@@ -90,3 +86,23 @@ def open_sink(
     begun = begun or BegunOutputs()
     begun.check(target, overwrite=overwrite)
     return kind(target, begun.run, begun.will_replace(target))
+
+
+def _stores(kind: type[Sink], results: Results) -> bool:
+    if results == "tables":
+        return issubclass(kind, TableSink)
+    return results == "any" or not issubclass(kind, CsvSink)
+
+
+def _unusable(path: str, results: Results, usable: Sequence[str]) -> InputError:
+    """Return the error for a name whose ending is none of those that can be used."""
+    ending = PurePosixPath(path.rstrip("/")).suffix
+    what = "results" if results == "any" else results
+    near = difflib.get_close_matches(ending, usable, n=1, cutoff=0.5)
+    return InputError(
+        f"the ending of the output's name tells its format, and {path or 'the empty name'} "
+        + (f"ends in {ending}, in which {what} cannot be written" if ending else "has none"),
+        f"use one of the endings {', '.join(usable)}",
+        option="path",
+        suggestions=[Suggestion("path", path.removesuffix(ending) + each) for each in near],
+    )

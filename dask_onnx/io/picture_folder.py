@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.core.files import is_url
 from dask_onnx.core.meters import metered
 from dask_onnx.io.begun_outputs import BegunOutputs
+from dask_onnx.io.output_places import already_exists, check_folder
 from dask_onnx.io.targets import (
     MARKER,
     absolute_target,
@@ -19,6 +19,7 @@ from dask_onnx.io.targets import (
     new_run_name,
     remove_folder,
     staging_of,
+    swap_folder,
     target_problem,
     write_marker,
 )
@@ -86,9 +87,7 @@ class PictureFolder:
         """Write the marker, and give the folder its name."""
         with explained_writes(self.target):
             write_marker(str(self.folder))
-            if Path(self.target).exists():
-                shutil.rmtree(self.target)
-            self.folder.rename(self.target)
+            swap_folder(str(self.folder), self.target, self.run, _foreign_pictures)
 
     def discard(self) -> None:
         """Remove the incomplete folder."""
@@ -129,21 +128,16 @@ def open_picture_folder(
         is_ours = begun.is_completed or (begun.is_resumed and target in begun.targets)
         overwrite = overwrite or is_ours
         _check_replaceable(place, option, overwrite=overwrite)
-    if not place.parent.is_dir():
-        raise InputError(
-            f"the output's folder {place.parent} does not exist",
-            "create the folder, or check the path",
-            option=option,
-        )
+    check_folder(target, option)
     return PictureFolder(target, begun.run, begun.will_replace(target))
 
 
 def _check_replaceable(place: Path, option: str, *, overwrite: bool) -> None:
     if not place.is_dir() or place.is_symlink():
         raise InputError(f"{place} is no folder", "choose another name", option=option)
-    names = [str(each.relative_to(place)) for each in sorted(place.rglob("*")) if each.is_file()]
+    names = _files_in(place)
     is_own = not names or MARKER in names
-    foreign = [name for name in names if name != MARKER and not name.lower().endswith(".png")]
+    foreign = _foreign_pictures(str(place))
     if foreign or not is_own:
         shown = ", ".join((foreign or names)[:_NAMES_SHOWN])
         raise InputError(
@@ -153,9 +147,15 @@ def _check_replaceable(place: Path, option: str, *, overwrite: bool) -> None:
             numbers={"foreign_files": len(foreign or names)},
         )
     if names and not overwrite:
-        raise InputError(
-            f"the output {place} exists",
-            "remove it, choose another name, or pass overwrite=True",
-            option="overwrite",
-            suggestions=[Suggestion("overwrite", True)],
-        )
+        raise already_exists(str(place))
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Return the names of the files of a folder, also of those in folders inside it."""
+    return [str(each.relative_to(folder)) for each in sorted(folder.rglob("*")) if each.is_file()]
+
+
+def _foreign_pictures(folder: str) -> list[str]:
+    """Return the names of files that a folder of pictures does not have."""
+    names = _files_in(Path(folder))
+    return [name for name in names if name != MARKER and not name.lower().endswith(".png")]

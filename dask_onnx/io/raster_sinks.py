@@ -22,9 +22,10 @@ from dask_onnx.core.meters import metered
 from dask_onnx.io.georeference import tags_from_attributes
 from dask_onnx.io.npy_headers import read_header
 from dask_onnx.io.optional_packages import require_package
+from dask_onnx.io.output_places import check_target
 from dask_onnx.io.sinks import NpySink, OutputSpec
 from dask_onnx.io.targets import (
-    check_target,
+    explained_writes,
     new_run_name,
     partial_path,
     remove_folder,
@@ -94,7 +95,15 @@ class RasterSink(ABC):
 
     @abstractmethod
     def write(self, region: Region, block: Array) -> list[str]:
-        """Write the pixels of a region; return the local files that hold them."""
+        """Write the pixels of a region; return the local files that hold them.
+
+        Raises
+        ------
+        InputError
+            The block has another shape or dtype than the raster declares.
+        OutputError
+            It cannot be written, as on a full disk; so for `prepare` and `finish`.
+        """
 
     @abstractmethod
     def finish(self) -> None:
@@ -144,7 +153,10 @@ class NpyRasterSink(RasterSink):
         # From this axis on, a block's pixels are contiguous in the file.
         split = max((axis for axis, is_whole in enumerate(whole) if not is_whole), default=0)
         strides = [self.dtype.itemsize * math.prod(self.shape[i + 1 :]) for i in range(len(whole))]
-        with self.file.partial.open("r+b", buffering=0) as file:
+        with (
+            explained_writes(self.target),
+            self.file.partial.open("r+b", buffering=0) as file,
+        ):
             read_header(file)
             begin = file.tell()
             for place in np.ndindex(block.shape[:split]):
@@ -202,17 +214,18 @@ class TiffRasterSink(NpyRasterSink):
         """Write the TIFF file and remove the .npy file, unless an earlier call has done so."""
         if Path(self.target).exists() and not self.file.partial.exists():
             return
-        write_tiled(
-            self.partial,
-            self.read_rows,
-            self.shape,
-            # tifffile writes booleans as single bits, which not all readers support.
-            np.dtype(np.uint8) if self.dtype.kind == "b" else self.dtype,
-            planar=self.dims[0] == "band",
-            tags=tags_from_attributes(self.attributes),
-            compression=self.compression,
-        )
-        sync_and_rename(self.partial, self.target)
+        with explained_writes(self.target):
+            write_tiled(
+                self.partial,
+                self.read_rows,
+                self.shape,
+                # tifffile writes booleans as single bits, which not all readers support.
+                np.dtype(np.uint8) if self.dtype.kind == "b" else self.dtype,
+                planar=self.dims[0] == "band",
+                tags=tags_from_attributes(self.attributes),
+                compression=self.compression,
+            )
+            sync_and_rename(self.partial, self.target)
         self.file.discard()
 
     def read_rows(self, plane: int, top: int, bottom: int) -> Array:
@@ -254,21 +267,22 @@ class ZarrRasterSink(RasterSink):
         """Create the array, unless it exists already."""
         import zarr  # optional: only zarr files need it
 
-        remove_marker(self.partial)
-        if (found := self._prepared()) is not None:
-            found.attrs.put(dict(self.attributes))
-            return
-        zarr.create_array(
-            self.partial,
-            shape=self.shape,
-            # No chunk spans two blocks, so that no two tasks write the same one.
-            chunks=self.block_shape,
-            dtype=self.dtype,
-            dimension_names=self.dims,
-            attributes=dict(self.attributes),
-            zarr_format=3,
-            overwrite=True,
-        )
+        with explained_writes(self.target):
+            remove_marker(self.partial)
+            if (found := self._prepared()) is not None:
+                found.attrs.put(dict(self.attributes))
+                return
+            zarr.create_array(
+                self.partial,
+                shape=self.shape,
+                # No chunk spans two blocks, so that no two tasks write the same one.
+                chunks=self.block_shape,
+                dtype=self.dtype,
+                dimension_names=self.dims,
+                attributes=dict(self.attributes),
+                zarr_format=3,
+                overwrite=True,
+            )
 
     def is_begun(self) -> bool:
         """Return whether the array exists, with these blocks."""
@@ -280,8 +294,8 @@ class ZarrRasterSink(RasterSink):
 
         try:
             found = zarr.open_array(self.partial, mode="r+")
-        except Exception:  # each of zarr's stores raises errors of its own
-            return None
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+            return None  # nothing, or the remains of another run
         facts = (found.shape, found.dtype, found.chunks, found.metadata.dimension_names)
         wanted = (self.shape, self.dtype, self.block_shape, self.dims)
         return found if found.metadata.zarr_format == 3 and facts == wanted else None
@@ -292,8 +306,9 @@ class ZarrRasterSink(RasterSink):
         import zarr  # optional: only zarr files need it
 
         _require_block(self, region, block)
-        array = zarr.open_array(self.partial, mode="r+")
-        array[region] = block
+        with explained_writes(self.target):
+            array = zarr.open_array(self.partial, mode="r+")
+            array[region] = block
         sizes = zip(region, self.block_shape, strict=True)
         key = array.metadata.encode_chunk_key(tuple(part.start // size for part, size in sizes))
         return [f"{self.partial}/{key}"] if self.is_local else []
@@ -302,9 +317,10 @@ class ZarrRasterSink(RasterSink):
         """Write the marker and rename a local store, unless an earlier call has done so."""
         if self.is_local and Path(self.target).exists() and not Path(self.partial).exists():
             return
-        write_marker(self.partial)
-        if self.is_local:
-            swap_folder(self.partial, self.target, self.run or new_run_name())
+        with explained_writes(self.target):
+            write_marker(self.partial)
+            if self.is_local:
+                swap_folder(self.partial, self.target, self.run or new_run_name())
 
     def discard(self) -> None:
         """Remove a local store; a remote one stays without its marker, as removal is expensive."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,7 @@ def write_raster(
         The target exists or has no folder; the ending, shape or dtype cannot be written; or
         `attributes` do not fit the array's size.
     """
-    array = with_regular_blocks(array)
-    sink = open_raster_sink(
-        path,
-        array.chunks,
-        array.dtype,
-        dims=dims,
-        attributes=attributes,
-        overwrite=overwrite,
-        compression=compression,
-    )
-    return _write_and_finish(array, sink)
+    return _Writing.of(array, path, dims, attributes, overwrite, compression).lazy()
 
 
 def save_raster(
@@ -104,23 +95,53 @@ def save_raster(
     InputError
         As for `write_raster`.
     """
-    array = with_regular_blocks(array)
-    sink = open_raster_sink(
-        path,
-        array.chunks,
-        array.dtype,
-        dims=dims,
-        attributes=attributes,
-        overwrite=overwrite,
-        compression=compression,
-    )
+    writing = _Writing.of(array, path, dims, attributes, overwrite, compression)
     try:
-        target: str = _write_and_finish(array, sink).compute()
+        target: str = writing.lazy().compute()
     except BaseException:
         # Also on Ctrl-C: no incomplete file may stay.
-        sink.discard()
+        writing.sink.discard()
         raise
     return target
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A lazy array, and the checked sink that its blocks go to."""
+
+    array: da.Array
+    """Array with regular blocks, as the sink takes them."""
+    sink: RasterSink
+
+    @classmethod
+    def of(
+        cls,
+        array: da.Array,
+        path: str | Path,
+        dims: Sequence[str] | None,
+        attributes: Mapping[str, Any] | None,
+        overwrite: bool,
+        compression: str | None,
+    ) -> _Writing:
+        """Return what `write_raster` writes, checked; creates nothing."""
+        regular = with_regular_blocks(array)
+        sink = open_raster_sink(
+            path,
+            regular.chunks,
+            regular.dtype,
+            dims=dims,
+            attributes=attributes,
+            overwrite=overwrite,
+            compression=compression,
+        )
+        return cls(regular, sink)
+
+    def lazy(self) -> Delayed:
+        """Return the Delayed that writes all blocks and evaluates to the target's path."""
+        prepared = delayed(_prepare, pure=False)(self.sink)
+        written = write_blocks(self.array, self.sink, prepared)
+        done: Delayed = delayed(_finish, pure=False)(self.sink, written)
+        return done
 
 
 def write_blocks(
@@ -169,12 +190,6 @@ def with_regular_blocks(array: da.Array) -> da.Array:
         return array  # `open_raster_sink` refuses unknown sizes
     regular: da.Array = array.rechunk(tuple(max(sizes) for sizes in array.chunks))
     return regular
-
-
-def _write_and_finish(array: da.Array, sink: RasterSink) -> Delayed:
-    prepared = delayed(_prepare, pure=False)(sink)
-    done: Delayed = delayed(_finish, pure=False)(sink, write_blocks(array, sink, prepared))
-    return done
 
 
 def _prepare(sink: RasterSink) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError, OutputError, Suggestion
 from dask_onnx.core.files import is_url
 from dask_onnx.core.meters import metered
 from dask_onnx.io.npy_headers import read_header
@@ -78,6 +78,25 @@ class Sink(ABC):
         """
         return  # most formats store all
 
+    def check_rows(self, value: Array, rows: int, where: str) -> None:
+        """Raise an error if an output does not have the rows that this format needs.
+
+        Parameters
+        ----------
+        value : ndarray
+            Results of some rows of the input.
+        rows : int
+            Number of these.
+        where : str
+            Description of these, for the error.
+
+        Raises
+        ------
+        InputError
+            There are more or fewer results than rows, and the format needs one for each.
+        """
+        return  # tables take any number of rows
+
     def problem(self) -> str | None:
         """Return the reason why this process cannot write the output; None if it can."""
         return target_problem(self.target)
@@ -116,6 +135,11 @@ class Sink(ABC):
         ----------
         blocks : collection of str
             Names of blocks that are recorded as complete; returned itself if all are there.
+
+        Raises
+        ------
+        OutputError
+            What is there cannot be read.
         """
 
     @abstractmethod
@@ -135,6 +159,10 @@ class NpySink(Sink):
     def partial(self) -> Path:
         """Path of the incomplete file."""
         return partial_path(self.target, self.run)
+
+    def check_rows(self, value: Array, rows: int, where: str) -> None:
+        """Raise an error unless there is a result for each row."""
+        require_rows(value, rows, where)
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
         """Raise an error for several outputs, and for strings."""
@@ -171,7 +199,7 @@ class NpySink(Sink):
     def write(self, block: int, start: int, stop: int, values: Mapping[str, Array]) -> list[str]:
         """Write the rows at their offset in the file."""
         (value,) = values.values()
-        require_rows(value, start, stop, "npy")
+        require_rows(value, stop - start, _rows_text(start, stop))
         with explained_writes(self.target), self.partial.open("r+b") as file:
             shape, _, dtype = read_header(file)
             _require_same(value, shape, dtype)
@@ -183,11 +211,14 @@ class NpySink(Sink):
     def kept(self, blocks: Collection[str]) -> Collection[str]:
         """Return all blocks if the incomplete file has its header and size."""
         try:
-            with self.partial.open("rb") as file:
+            with explained_writes(self.target), self.partial.open("rb") as file:
                 shape, _, dtype = read_header(file)
                 size = file.tell() + math.prod(shape) * dtype.itemsize
                 return blocks if self.partial.stat().st_size == size else set()
-        except (OSError, ValueError):
+        except (OutputError, ValueError) as error:
+            # What cannot be read at the moment is not thrown away.
+            if isinstance(error, OutputError) and not _is_missing(error):
+                raise
             return set()
 
     def finish(self) -> None:
@@ -257,7 +288,7 @@ class ZarrSink(FolderSink):
         with explained_writes(self.target):
             node = zarr.open(self.folder, mode="r+")
             for name, value in values.items():
-                require_rows(value, start, stop, "zarr")
+                require_rows(value, stop - start, _rows_text(start, stop))
                 array = node[zarr_array_name(name)] if len(values) > 1 else node
                 _require_same(value, array.shape, np.dtype(array.dtype))
                 array[start:stop] = value
@@ -275,13 +306,20 @@ class ZarrSink(FolderSink):
         import zarr  # optional: only zarr files need it
 
         try:
-            zarr.open(self.folder, mode="r")
-        except (OSError, ValueError, KeyError):
+            with explained_writes(self.target):
+                zarr.open(self.folder, mode="r")
+        except (OutputError, ValueError, KeyError) as error:
+            if isinstance(error, OutputError) and not _is_missing(error):
+                raise
             return set()
         if not is_url(self.folder):
             for path in Path(self.folder).rglob("*.partial"):
                 path.unlink(missing_ok=True)
         return blocks
+
+    def check_rows(self, value: Array, rows: int, where: str) -> None:
+        """Raise an error unless there is a result for each row."""
+        require_rows(value, rows, where)
 
     def check_outputs(self, outputs: tuple[OutputSpec, ...]) -> None:
         """Raise an error for strings, and for outputs that would have one name."""
@@ -304,27 +342,44 @@ class ZarrSink(FolderSink):
                 )
 
 
+def _is_missing(error: OutputError) -> bool:
+    return isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+
+
 def zarr_array_name(name: str) -> str:
     """Return the name of an output's array in a zarr group, where "/" would nest groups."""
     return re.sub(r"[^0-9A-Za-z_.-]+", "_", name).strip(".") or "output"
 
 
-def require_rows(value: Array, start: int, stop: int, kind: str) -> None:
+def require_rows(value: Array, rows: int, where: str) -> None:
     """Raise an error unless there is a result for each row of a block.
+
+    Parameters
+    ----------
+    value : ndarray
+        Results.
+    rows : int
+        Rows of the block.
+    where : str
+        Description of the block, for the error.
 
     Raises
     ------
     InputError
         There are more or fewer.
     """
-    if value.shape[:1] != (stop - start,):
+    if value.shape[:1] != (rows,):
         raise InputError(
-            f"the result of rows {start:,} to {stop:,} has shape {value.shape}, and {kind} needs "
-            "one row for each",
+            f"the result for {where} has shape {value.shape}, and this format needs one row for "
+            f"each of {rows:,}",
             "write .parquet, which accepts any number of rows, or change post=",
             option="post",
-            numbers={"rows": stop - start, "result_rows": value.shape[0] if value.ndim else 0},
+            numbers={"rows": rows, "result_rows": value.shape[0] if value.ndim else 0},
         )
+
+
+def _rows_text(start: int, stop: int) -> str:
+    return f"rows {start:,} to {stop - 1:,}"
 
 
 def _require_same(value: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

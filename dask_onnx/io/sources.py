@@ -142,12 +142,20 @@ class ZarrArray(FileArray):
 
 @dataclass(frozen=True, slots=True)
 class ImageArray(FileArray):
-    """Images of one size and mode, one in each row: uint8, shape (height, width[, channels])."""
+    """Images of one size and mode, one in each row: shape (height, width[, channels])."""
+
+    mode: str
+    """Pillow's name of the mode of all images, such as "RGB"."""
+
+    @property
+    def _reader(self) -> ReadImages:
+        return ReadImages(self.files[0].path, self.shape[1:], self.dtype, self.mode)
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Return rows `start` to `stop` (exclusive), one decoded image each."""
         paths = np.array([file.path for file in self.files[start:stop]])
-        return ReadImages(self.files[0].path, self.shape[1:], self.dtype)(paths)
+        rows: Array = self._reader(paths)
+        return rows
 
     def to_dask(self, block_rows: int) -> da.Array:
         """Return a lazy array of `block_rows` rows in a block, whose tasks carry their own paths.
@@ -157,7 +165,7 @@ class ImageArray(FileArray):
         paths = np.array([file.path for file in self.files])
         name = self.layer_name(block_rows)
         array: da.Array = da.blockwise(
-            ReadImages(self.files[0].path, self.shape[1:], self.dtype),
+            self._reader,
             ("rows", *(f"image.{i}" for i in range(1, self.ndim))),
             da.from_array(paths, chunks=block_rows, name=f"paths-{name}"),
             ("rows",),
@@ -178,6 +186,8 @@ class ReadImages:
     row_shape: tuple[int, ...]
     """Shape of every image: (height, width[, channels])."""
     dtype: np.dtype[Any]
+    mode: str
+    """Pillow's name of the mode of every image."""
 
     @metered("read")
     def __call__(self, paths: Array) -> Array:
@@ -186,19 +196,29 @@ class ReadImages:
         Raises
         ------
         InputError
-            An image has another size or mode than the first.
+            An image cannot be read, or has another size or mode than the first.
         """
         from PIL import Image  # optional: only images need it
 
         rows = np.empty((len(paths), *self.row_shape), self.dtype)
         for row, path in zip(rows, paths, strict=True):
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-            if pixels.shape != row.shape:
+            try:
+                with Image.open(path) as image:
+                    pixels, mode = np.asarray(image), image.mode
+            except (OSError, Image.DecompressionBombError) as error:
                 raise InputError(
-                    f"{path} is {_format_size(pixels.shape)}, and the first image, {self.first}, "
-                    f"is {_format_size(row.shape)}",
+                    f"{path} cannot be read as an image: {error}",
+                    "replace the file, or leave it out",
+                    option="path",
+                    reason=str(error),
+                ) from error
+            # Images of two modes may have one shape: grey values of 16 bits would lose bits.
+            if (pixels.shape, mode) != (row.shape, self.mode):
+                raise InputError(
+                    f"{path} is {_format_size(pixels.shape, mode)}, and the first image, "
+                    f"{self.first}, is {_format_size(row.shape, self.mode)}",
                     "convert all images to one size and mode first",
+                    option="path",
                     numbers={
                         "height_pixels": pixels.shape[0],
                         "width_pixels": pixels.shape[1],
@@ -210,6 +230,5 @@ class ReadImages:
         return rows
 
 
-def _format_size(shape: tuple[int, ...]) -> str:
-    channels = f" with {shape[2]} channels" if len(shape) > 2 else " with one channel"
-    return f"{shape[1]} x {shape[0]}{channels}"
+def _format_size(shape: tuple[int, ...], mode: str) -> str:
+    return f"{shape[1]} x {shape[0]} pixels of mode {mode}"

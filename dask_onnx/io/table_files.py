@@ -124,6 +124,16 @@ def find_table(path: str) -> tuple[TableFile, ...]:
     system, root = filesystem_of(path)
     try:
         found = _listed(system, root, path)
+    except FileNotFoundError as error:
+        if is_web_url(path):  # such a server says no more where it cannot be reached
+            raise _cannot_be_opened(path, "it is not there, or the server is not") from error
+        is_pattern = glob.has_magic(path)
+        raise InputError(
+            f"no file matches {path}" if is_pattern else f"the table {path} does not exist",
+            "check the pattern, and put it in quotes" if is_pattern else "check the path",
+            option="path",
+            reason=str(error),
+        ) from error
     except Exception as error:  # file systems behind URLs raise errors of their own
         raise _cannot_be_opened(path, str(error) or type(error).__name__) from error
     files = [_table_file(system, info, keys) for info, keys in found]

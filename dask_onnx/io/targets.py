@@ -9,13 +9,13 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dask_onnx.core.errors import InputError, OutputError, Suggestion
+from dask_onnx.core.errors import InputError, OutputError
 from dask_onnx.core.files import is_url
-from dask_onnx.core.filesystems import filesystem_of, is_web_url
+from dask_onnx.core.filesystems import filesystem_of
 
 MARKER = "_SUCCESS"
 """Name of the file that marks a complete folder, as Spark and Hadoop write it."""
@@ -25,39 +25,11 @@ _PART = re.compile(r"\.?part-\d{6,}(-\d{6,})?(\.\w+){1,3}(\.partial)?")
 """Names of the files that are written into a folder."""
 _ZARR_METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 _ZARR_CHUNK = re.compile(r"c|c(\.\d+)+|\d+([./]\d+)*")
-_SHOWN = 3
-"""Names of files that an error lists."""
 
 
 def absolute_target(path: str) -> str:
     """Return a local path as an absolute one, which is the same in every worker; a URL as it is."""
     return path.rstrip("/") if is_url(path) else str(Path(path).expanduser().absolute())
-
-
-def check_distinct(options: Mapping[str, str | None]) -> None:
-    """Raise an error if two outputs are one place.
-
-    Parameters
-    ----------
-    options : mapping of str to str or None
-        Path or URL of each output by the name of its option; None for an output that is not there.
-
-    Raises
-    ------
-    InputError
-        With the later of the two options.
-    """
-    found: dict[str, str] = {}
-    for option, path in options.items():
-        if path is None:
-            continue
-        place = absolute_target(path)
-        place = place if is_url(place) else os.path.realpath(place)
-        other = found.setdefault(place, option)
-        if other != option:
-            raise InputError(
-                f"{other} and {option} are both {path}", "name another place", option=option
-            )
 
 
 def target_exists(target: str) -> bool:
@@ -71,54 +43,33 @@ def target_exists(target: str) -> bool:
     if not is_url(target):
         return os.path.lexists(target)
     system, root = filesystem_of(target)
-    try:
+    with explained_access(target):
         return bool(system.exists(root))
-    except Exception as error:  # file systems behind URLs raise errors of their own
-        raise InputError(
-            f"the output {target} cannot be accessed: {error}",
-            "check the URL and the credentials",
-            option="path",
-            reason=str(error),
-        ) from error
 
 
-def check_target(target: str, *, overwrite: bool) -> None:
-    """Raise an error if an output exists already, holds the files of others, or has no folder.
+@contextlib.contextmanager
+def explained_access(target: str) -> Iterator[None]:
+    """Turn an error of the file system behind a URL, before any work, into an InputError.
 
-    Raises
-    ------
-    InputError
-        The output exists and `overwrite` is False, or it is a folder with files that dask_onnx has
-        not written; its folder does not exist; it is on a server that is only read.
+    Parameters
+    ----------
+    target : str
+        Path or URL of an output.
     """
-    if is_web_url(target):
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # file systems behind URLs raise errors of their own
+        if not is_url(target):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{target} cannot be written: servers of http:// are only read",
-            "write to a path, or to s3://, gs:// or hf://",
+            f"the output {target} cannot be accessed: {reason}",
+            "check the URL, the network and the credentials",
             option="path",
-        )
-    if target_exists(target):
-        if not overwrite:
-            raise InputError(
-                f"the output {target} exists",
-                "remove it, choose another name, or pass overwrite=True",
-                option="overwrite",
-                suggestions=[Suggestion("overwrite", True)],
-            )
-        if foreign := foreign_files(target):
-            raise InputError(
-                f"the output {target} is a folder with files that dask_onnx has not written: "
-                f"{', '.join(foreign[:_SHOWN])}{', ...' if len(foreign) > _SHOWN else ''}",
-                "choose another name, or move these files away",
-                option="overwrite",
-                numbers={"foreign_files": len(foreign)},
-            )
-    if not is_url(target) and not Path(target).parent.is_dir():
-        raise InputError(
-            f"the output's folder {Path(target).parent} does not exist",
-            "create the folder, or check the path",
-            option="path",
-        )
+            reason=reason,
+        ) from error
 
 
 def foreign_files(target: str) -> list[str]:
@@ -167,7 +118,12 @@ def target_problem(target: str) -> str | None:
     folder = Path(target).parent
     if not folder.is_dir():
         return f"the output's folder {folder} does not exist"
-    return None if os.access(folder, os.W_OK) else f"the folder {folder} is not writable"
+    return None if is_writable(folder) else f"the folder {folder} is not writable"
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether this process can make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def new_run_name() -> str:
@@ -251,7 +207,7 @@ def folder_size(target: str) -> tuple[int, int]:
         ]
         if not paths and not os.path.lexists(target):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target)
-        return len(paths), sum(os.stat(path).st_size for path in paths)  # noqa: PTH116
+        return len(paths), sum(map(os.path.getsize, paths))
     system, root = filesystem_of(target)
     with contextlib.suppress(AttributeError):
         system.invalidate_cache(root)
@@ -309,7 +265,9 @@ def sync_and_rename(partial: Path, target: str) -> None:
     partial.replace(target)
 
 
-def swap_folder(staging: str, target: str, run: str) -> None:
+def swap_folder(
+    staging: str, target: str, run: str, foreign: Callable[[str], Sequence[str]] | None = None
+) -> None:
     """Give a complete folder its final name, and remove the one that it replaces.
 
     Files of others that have appeared in the replaced folder are moved into the new one.
@@ -320,6 +278,9 @@ def swap_folder(staging: str, target: str, run: str) -> None:
         Paths or URLs.
     run : str
         Name of the run, from `new_run_name`.
+    foreign : callable, optional
+        Function of a folder that returns the names of the files of others; `foreign_files` by
+        default.
     """
     if is_url(target):
         _swap_remote(staging, target)
@@ -337,7 +298,7 @@ def swap_folder(staging: str, target: str, run: str) -> None:
     if old.is_symlink() or not old.is_dir():
         old.unlink()
         return
-    for name in foreign_files(str(old)):
+    for name in (foreign or foreign_files)(str(old)):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (old / name).rename(path / name)
     shutil.rmtree(old, ignore_errors=True)

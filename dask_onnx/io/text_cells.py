@@ -109,6 +109,34 @@ def infer_type(texts: pa.Array, marks: Sequence[str], *, exact: bool, decimal: s
     return pa.string()
 
 
+def odd_cell(texts: pa.Array, rules: CellRules, column: str) -> str | None:
+    """Return the first text that is no number where at least half of the others are numbers.
+
+    Parameters
+    ----------
+    texts : pyarrow array of string
+        Cells of a sample.
+    rules : CellRules
+    column : str
+        Name of the column.
+
+    Returns
+    -------
+    str or None
+        None if all are numbers or missing, or most are texts.
+    """
+    marks = rules.marks(column, is_text=False)
+    values = pc.utf8_trim_whitespace(texts)
+    values = values.filter(pc.invert(pc.is_in(values, value_set=pa.array(marks, pa.string()))))
+    if rules.decimal != ".":
+        values = pc.replace_substring(values, rules.decimal, ".")
+    is_number = pc.match_substring_regex(values, _NUMBER)
+    numbers = pc.sum(is_number).as_py() or 0
+    if numbers == len(values) or 2 * numbers < len(values):
+        return None
+    return str(values.filter(pc.invert(is_number))[0].as_py())
+
+
 def convert_cells(
     texts: pa.ChunkedArray, column: str, kind: pa.DataType, rules: CellRules, *, exact: bool
 ) -> pa.ChunkedArray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,9 @@ from dask_onnx.io.optional_packages import require_package
 VIDEO_SUFFIXES = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm".split())
 """Endings of files that are taken for videos."""
 
-_SLACK_SECONDS, _SLACK_SHARE = 0.5, 0.02
+_SLACK_SECONDS, _SLACK_FRAMES, _SLACK_SHARE = 0.5, 2, 0.02
 """Difference between the declared and the real end of a video that is taken for imprecision: the
-larger one of some seconds and a share of the whole."""
+larger one of some seconds, or frames, and a share of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,20 @@ class Video:
         """Number of frames that the container declares; None if it declares none."""
         with _opened(self) as container:
             return int(container.streams.video[0].frames) or None
+
+    @property
+    def least_frames(self) -> int | None:
+        """Number of frames below which the file was cut off; None if that cannot be told.
+
+        Containers count packets, of which a decoder may leave some out. Cameras and addresses are
+        not opened for it.
+        """
+        if self.format is not None or "://" in self.source or not Path(self.source).is_file():
+            return None
+        declared = self.frames
+        if declared is None:
+            return None
+        return max(1, declared - max(_SLACK_FRAMES, math.ceil(_SLACK_SHARE * declared)))
 
     @property
     def rate(self) -> float:
@@ -131,8 +148,13 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+            return
+        # The file is incomplete anyway, and another error would hide the first one.
+        with contextlib.suppress(OutputError):
+            self.close()
 
     def write(self, frame: np.ndarray) -> None:
         """Add a frame.
@@ -163,12 +185,24 @@ class VideoWriter:
             raise _unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
-        if self._container is not None:
-            for packet in self._stream.encode():
-                self._container.mux(packet)
-            self._container.close()
-            self._container = None
+        """Write what is left, and close the file.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        import av
+
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        try:
+            with container:
+                for packet in self._stream.encode() if self._stream is not None else ():
+                    container.mux(packet)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise _unwritable(self._path, error) from error
 
 
 def _check_end(source: str, container: Any, frames: int, last: float | None) -> None:

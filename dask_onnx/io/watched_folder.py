@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import DaskOnnxError, InputError
 from dask_onnx.io.optional_packages import require_package
 
 _PICTURES = frozenset(".bmp .gif .jpeg .jpg .png .tif .tiff .webp".split())
+
+
+@dataclass(frozen=True, slots=True)
+class BadFrame:
+    """A frame that is known to be bad when it is read; a stream fails it where it would start."""
+
+    error: Exception
+    """Reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,37 +39,61 @@ class WatchedFolder:
     poll: float
     """Seconds between looks."""
     timeout: float | None
-    """Seconds without a new file after which the stream ends; None for never."""
+    """Seconds without a new or growing file after which the stream ends; None for never."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set to end the iteration."""
+    keeps_errors: bool = False
+    """True to give a `BadFrame` for a file that cannot be read, rather than to raise."""
 
     def stopped_by(self, event: threading.Event) -> WatchedFolder:
-        """Return the folder, watched until an event is set."""
-        return replace(self, stopped=event)
+        """Return the folder as the source of a stream, watched until an event is set."""
+        return replace(self, stopped=event, keeps_errors=True)
 
     def __iter__(self) -> Iterator[Any]:
-        seen: set[str] = set()
-        sizes: dict[str, int] = {}
+        seen: set[Path] = set()
+        sizes: dict[Path, int] = {}
         last = time.monotonic()
         while not self.stopped.is_set():
-            for path in self._complete(seen, sizes):
-                seen.add(path.name)
-                yield self.read(path)
+            before = dict(sizes)
+            found = self._complete(seen, sizes)
+            for path in found:
+                seen.add(path)
+                yield self._frame(path)
+            if found or sizes != before:  # a file that is still being written is news, too
                 last = time.monotonic()
             if self.timeout is not None and time.monotonic() - last > self.timeout:
                 return
             self.stopped.wait(self.poll)
 
-    def _complete(self, seen: set[str], sizes: dict[str, int]) -> list[Path]:
-        """Return the new files in the order of their names, once their size has stayed the same."""
+    def _frame(self, path: Path) -> Any:
+        if not self.keeps_errors:
+            return self.read(path)
+        try:
+            return self.read(path)
+        except DaskOnnxError as error:
+            return BadFrame(error)
+
+    def _complete(self, seen: set[Path], sizes: dict[Path, int]) -> list[Path]:
+        """Return the new files in the order of their names, once their size has stayed the same.
+
+        Files that are gone are forgotten: others of their names are new ones.
+        """
         found = []
-        for path in sorted(self.folder.glob(self.pattern)):
-            if path.name in seen or path.name.startswith(".") or not path.is_file():
+        paths = sorted(self.folder.glob(self.pattern))
+        seen.intersection_update(paths)
+        for path in paths:
+            if path in seen or path.name.startswith("."):
                 continue
-            size = path.stat().st_size
-            if sizes.get(path.name) == size and size:
+            try:
+                state = path.stat()
+            except FileNotFoundError:  # removed since it was listed
+                continue
+            if not stat.S_ISREG(state.st_mode):
+                continue
+            if sizes.pop(path, None) == state.st_size and state.st_size:
                 found.append(path)
-            sizes[path.name] = size
+            else:
+                sizes[path] = state.st_size
         return found
 
 
@@ -89,7 +122,8 @@ def watch(
     poll : float
         Seconds between looks.
     timeout : float, optional
-        Seconds without a new file after which there are no more; by default there is no end.
+        Seconds without a new or growing file after which there are no more; by default there is
+        no end.
 
     Returns
     -------

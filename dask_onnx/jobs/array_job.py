@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -43,6 +42,8 @@ from dask_onnx.jobs.job_manifests import (
 from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
 from dask_onnx.jobs.resumable_run import ResumableRun
+from dask_onnx.jobs.watched_model import ModelWatch
+from dask_onnx.jobs.worker_checks import check_workers
 
 _BLOCK_BYTES = 32 * 2**20
 """Bytes of input and output of a block, unless the workers are small."""
@@ -72,6 +73,15 @@ class ArrayJob:
     """Rows of a run; None where they are tuned."""
     block_rows: int | None = None
     """Rows of a block; None where they follow from the cluster."""
+    watch: ModelWatch | None = None
+    """Model file that is looked at while the job runs; None for a model that stays as it is."""
+
+    def at(self, block: int) -> ArrayJob:
+        """Return the job with the model of the blocks from one on."""
+        model = self.model if self.watch is None else self.watch.at(block)
+        if model is self.model:
+            return self
+        return replace(self, model=model, plan=model.plan("whole", outputs=list(self.outputs)))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -106,6 +116,11 @@ class ArrayJob:
     def sinks(self) -> Sequence[Sink]:
         """Outputs that are written."""
         return (self.sink,)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Absolute paths or URLs of the input's files."""
+        return list({file.path for array in self.source.values() for file in array.files})
 
     def manifest(self) -> RunManifest:
         """Return what decides the results, as far as it is known before the job runs."""
@@ -161,7 +176,9 @@ class ProbeResult:
 def _run(
     job: ArrayJob, client: Client, progress: JobProgress, resumable: ResumableRun
 ) -> FilePrediction:
-    _check_workers(job, client)
+    files = {f for array in job.source.values() for f in (*array.files[:1], *array.files[-1:])}
+    functions = [each for each in (job.pre, job.post) if each is not None]
+    check_workers(client, files, [job.sink], functions)
     probed = _probe(job, client)
     job.sink.check_outputs(probed.outputs)
     batch = _batch_of(job)
@@ -181,7 +198,10 @@ def _run(
     blocks = math.ceil(job.rows / block_rows)
     outputs = spec_facts(probed.outputs)
     manifest = replace(resumable.manifest, outputs=outputs, blocks=blocks, block_rows=block_rows)
-    build = partial(_build, job, probed, block_rows, batch_size, resumable)
+
+    def build(part: range) -> da.Array:
+        return _build(job.at(part.start), probed, block_rows, batch_size, resumable, part)
+
     work = BlockWork(
         count=blocks,
         submit=lambda part: BlockGraph.of([build(part)], part.start).submit(client, job.retries),
@@ -203,46 +223,13 @@ def _run(
         rows=job.rows,
         block_rows=block_rows,
         batch_size=batch_size or "auto",
+        swaps=() if job.watch is None else tuple(job.watch.swaps),
     )
 
 
 def _bare(values: Mapping[str, Any]) -> Any:
     """Return the one value without a name itself, and named values as they are."""
     return values[""] if set(values) == {""} else values
-
-
-def _check_workers(job: ArrayJob, client: Client) -> None:
-    """Let every worker look at input, output folder and functions, before any work starts."""
-    files = tuple(
-        {f for array in job.source.values() for f in (*array.files[:1], *array.files[-1:])}
-    )
-    functions = tuple(f for f in (job.pre, job.post) if f is not None)
-    found = client.run(_worker_problems, files, job.sink, functions, on_error="return")
-    for worker, problems in found.items():
-        if isinstance(problems, Exception):
-            raise InputError(
-                f"the files and functions cannot be checked on worker {worker}: {problems}",
-                "install the same version of dask_onnx on every worker",
-                reason=str(problems),
-            )
-        if problems:
-            raise InputError(
-                f"worker {worker}: {problems[0]}",
-                "use a path that is the same on the client and on every worker",
-                reason=problems[0],
-            )
-
-
-def _worker_problems(
-    files: Sequence[Any], sink: Sink, functions: Sequence[NamedFunction]
-) -> list[str]:
-    problems = [file.problem() for file in files] + [sink.problem()]
-    for function in functions:
-        try:
-            function.resolve()
-        except InputError as error:
-            problems.append(error.cause)
-    return [problem for problem in problems if problem]
 
 
 def _probe(job: ArrayJob, client: Client) -> ProbeResult:
@@ -290,6 +277,14 @@ def _probe_rows(job: ArrayJob, rows: int) -> ProbeResult:
     results = job.model(_bare(arrays), outputs=list(job.outputs))
     found = as_row_arrays(results, _batch_of(job).output_axes)
     outputs = apply_post(job.post, tuple(found), list(found.values()), job.result_name, where)
+    for value in outputs.values():
+        if not value.ndim:
+            raise InputError(
+                f"post returned a single {value.dtype} for {where}, and results have rows",
+                "return an array with an axis of rows, such as keepdims=True keeps it",
+                option="post",
+            )
+        job.sink.check_rows(value, rows, where)
     with_rows = {name: array for name, array in arrays.items() if array.ndim}
     return ProbeResult(
         inputs={spec.name: spec for spec in output_specs(with_rows)},

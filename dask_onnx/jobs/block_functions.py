@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_onnx.io.caller_functions import NamedFunction
+from dask_onnx.jobs.option_checks import check_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def block_function(given: Callable[..., Any] | str | None, option: str) -> Named
         return None
     if callable(given):
         return PickledFunction(getattr(given, "__name__", repr(given)), option, given)
+    check_text(given, option)
     function = NamedFunction(given, option)
     function.resolve()
     return function

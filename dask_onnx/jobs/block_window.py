@@ -108,6 +108,7 @@ class _Window:
         self._submitted_at = time.perf_counter()
 
     def run(self) -> int:
+        """Compute the blocks that are not complete, and return their number."""
         work, computed = self.work, 0
         total = sum(map(work.units_of, range(work.count)))
         done = sum(work.units_of(block) for block in range(work.count) if work.is_done(block))

@@ -27,7 +27,7 @@ from dask_onnx.store.weight_store import Store
 
 MAX_RECORDS = 1000
 """Single files that a store remembers; the oldest are forgotten first."""
-_NUMBERS = ("blocks", "rows", "bad_rows", "block_rows", "batch_size", "shape", "pictures")
+_NUMBERS = ("blocks", "rows", "bad_rows", "block_rows", "batch_size", "shape", "pictures", "tokens")
 """Fields of `FilePrediction` that a record keeps."""
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class CompletedRun:
     """The run that has completed an output."""
 
     manifest: RunManifest
-    """What decided the results."""
+    """Description of everything that decided the results."""
     result: Mapping[str, Any]
     """Numbers of the run, by the names of fields of `FilePrediction`."""
     content: Sequence[int]
@@ -103,7 +103,8 @@ def completed_run(target: str) -> CompletedRun | None:
         content = _record_path(target).read_bytes() if _is_file(target) else read_marker(target)
         found = json.loads(content or b"")
         manifest = RunManifest.from_json(json.dumps(found["manifest"]))
-        numbers = {name: found["result"][name] for name in _NUMBERS}
+        known = {"tokens": None, **found["result"]}  # records of older versions lack it
+        numbers = {name: known[name] for name in _NUMBERS}
         return CompletedRun(manifest, numbers, [int(each) for each in found["content"]])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.io.csv_files import CsvDialect, CsvHead, check_delimiter, read_header
 from dask_onnx.io.table_files import TableFile
-from dask_onnx.io.text_cells import CellRules, infer_type
+from dask_onnx.io.text_cells import CellRules, infer_type, odd_cell
 from dask_onnx.io.text_files import cut_blocks
 from dask_onnx.jobs.csv_text import UTF_8, check_encoding, undecodable
 from dask_onnx.jobs.opening_options import OpenOptions, heads_of, key_type, keys_of
@@ -20,6 +21,10 @@ from dask_onnx.jobs.table_source import TableBlock, TableReader, TableSource, re
 
 _SAMPLED_FILES = 8
 """Files whose first rows show the types of the columns."""
+_DELIMITERS = ";\t|,"
+"""Characters that usually separate columns."""
+_SHOWN = 5
+"""Names of columns that an error lists."""
 
 
 def _dialect(request: TableRequest, files: Sequence[TableFile]) -> CsvDialect:
@@ -47,20 +52,14 @@ def open_csv(path: str, files: tuple[TableFile, ...], options: OpenOptions) -> T
     except UnicodeDecodeError as error:
         raise undecodable(files, dialect.encoding) or error from None
     keys = keys_of(files)
+    _check_first_line(heads[0], options)
     _check_headers(heads, keys)
     names = (*heads[0].names, *(key for key in keys if key not in heads[0].names))
     _refuse_duplicates(heads[0], options)
-    # The first rows of some files, the first and the last among them.
-    step = max(1, -(-len(heads) // _SAMPLED_FILES))
-    sampled = {id(head): head for head in (*heads[::step], heads[-1])}.values()
+    sample = _Sample.of(heads, rules)
 
     def infer(name: str, exact: bool) -> pa.DataType:
-        if name in keys:
-            return key_type(keys[name])
-        cells = [chunk for head in sampled for chunk in head.sample.column(name).chunks]
-        texts = [v.decode(errors="replace") for chunk in cells for v in chunk.to_pylist()]
-        marks = rules.marks(name, is_text=False)
-        return infer_type(pa.array(texts, pa.string()), marks, exact=exact, decimal=rules.decimal)
+        return key_type(keys[name]) if name in keys else sample.type_of(name, exact=exact)
 
     choice = Choice(
         names=names,
@@ -89,18 +88,102 @@ def open_csv(path: str, files: tuple[TableFile, ...], options: OpenOptions) -> T
             whole=options.whole_files or head.has_breaks,
         )
     )
-    return TableSource(path, files, reader, blocks, read.fed)
+    stated = {*keys, *request.dtypes}
+    odd = sample.odd_cells(name for name in heads[0].names if name not in stated)
+    return TableSource(path, files, reader, blocks, read.fed, odd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """First rows of some files of a table, which show the types of its columns."""
+
+    heads: tuple[CsvHead, ...]
+    rules: CellRules
+
+    @classmethod
+    def of(cls, heads: Sequence[CsvHead], rules: CellRules) -> _Sample:
+        """Return the sample of a table, of whose files the first and the last are a part."""
+        step = max(1, -(-len(heads) // _SAMPLED_FILES))
+        return cls(tuple({id(head): head for head in (*heads[::step], heads[-1])}.values()), rules)
+
+    def texts_of(self, name: str) -> pa.Array:
+        """Return the cells of a column as text; bytes that are none are replaced."""
+        cells = [chunk for head in self.heads for chunk in head.sample.column(name).chunks]
+        texts = [v.decode(errors="replace") for chunk in cells for v in chunk.to_pylist()]
+        return pa.array(texts, pa.string())
+
+    def type_of(self, name: str, *, exact: bool) -> pa.DataType:
+        """Return the type of a column; see `text_cells.infer_type`."""
+        marks = self.rules.marks(name, is_text=False)
+        return infer_type(self.texts_of(name), marks, exact=exact, decimal=self.rules.decimal)
+
+    def odd_cells(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the cells for which columns are text; see `text_cells.odd_cell`."""
+        found = {name: odd_cell(self.texts_of(name), self.rules, name) for name in names}
+        return {name: cell for name, cell in found.items() if cell is not None}
 
 
 def _rules(request: TableRequest) -> CellRules:
     missing, by_column = request.na_values or (), {}
-    if not isinstance(missing, Sequence):
+    if isinstance(missing, Mapping):
         by_column = {
             name: (texts,) if isinstance(texts, str) else tuple(map(str, texts))
             for name, texts in missing.items()
         }
         missing = ()
     return CellRules(tuple(map(str, missing)), by_column, request.decimal or ".")
+
+
+def _check_first_line(head: CsvHead, options: OpenOptions) -> None:
+    """Refuse a first line that is no header, or one of columns with another delimiter.
+
+    A caller who names a column as the line has it knows that it is the header.
+
+    Raises
+    ------
+    InputError
+        All of its cells are numbers that do not count the columns; or it is one cell with a
+        character that usually separates columns.
+    """
+    request, names = options.request, head.names
+    if any(name in names for name in named_columns(request)):
+        return
+    if len(names) == 1 and request.delimiter is None:
+        found = next((each for each in _DELIMITERS if each in names[0]), None)
+        if found is not None:
+            text = "tab" if found == "\t" else found
+            raise InputError(
+                f"{head.file.path} has the one column {names[0]!r}: {found!r} is between its names",
+                f"pass delimiter={text!r}, or name the column if there is only one",
+                option="delimiter",
+                suggestions=[Suggestion("delimiter", text)],
+            )
+    if _are_values(head.cells, _rules(request)):
+        shown = ", ".join(head.cells[:_SHOWN])
+        raise InputError(
+            f"the first line of {head.file.path} has numbers and no names of columns: {shown}"
+            f"{', ...' if len(names) > _SHOWN else ''}",
+            "give the file a first line with the names of its columns; if these are the names, "
+            f"name those that feed the model: columns={list(names[:_SHOWN])}",
+            option="path",
+            numbers={"columns": len(names)},
+        )
+
+
+def _are_values(cells: Sequence[str], rules: CellRules) -> bool:
+    """Return whether a header is a row of values: numbers that do not count the columns.
+
+    Tables without names of their own are often written with the numbers of their columns.
+    """
+    texts = tuple(cell.strip() for cell in cells)
+    texts = texts[1:] if not texts[0] else texts  # the name of an index that pandas wrote
+    if texts in {tuple(map(str, range(first, first + len(texts)))) for first in (0, 1)}:
+        return False
+    marks = rules.marks("", is_text=False)
+    if not texts or all(text in marks for text in texts):
+        return False
+    kind = infer_type(pa.array(texts, pa.string()), marks, exact=False, decimal=rules.decimal)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _check_headers(heads: Sequence[CsvHead], keys: dict[str, Any]) -> None:

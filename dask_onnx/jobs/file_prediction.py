@@ -5,44 +5,39 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import Client
 
 from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
-from dask_onnx.api.plan import Plan
-from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.run_options import BatchSize, Columns, OnError, Outputs
-from dask_onnx.core.errors import InputError, PlanError
+from dask_onnx.core.errors import InputError
 from dask_onnx.io.begun_outputs import BegunOutputs
-from dask_onnx.io.input_formats import open_source
-from dask_onnx.io.output_formats import open_sink, suffix_of
 from dask_onnx.io.output_lock import locked_outputs
-from dask_onnx.io.sinks import Sink
-from dask_onnx.io.table_files import is_table
-from dask_onnx.io.table_sinks import CsvSink
-from dask_onnx.io.targets import absolute_target, check_distinct
-from dask_onnx.jobs.array_job import ArrayJob
-from dask_onnx.jobs.block_functions import block_function
+from dask_onnx.io.targets import absolute_target
 from dask_onnx.jobs.completed_runs import completed_run, require_complete
-from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
+from dask_onnx.jobs.image_job import ImageJob
 from dask_onnx.jobs.job_cluster import JobCluster
+from dask_onnx.jobs.job_opening import open_job
+from dask_onnx.jobs.job_options import JobOptions
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
-from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, tiled_output
+from dask_onnx.jobs.option_checks import check_mapping, counts_of, names_of, path_text
+from dask_onnx.jobs.raster_job import RasterJob
 from dask_onnx.jobs.resumable_run import ResumableRun, begun_before
 from dask_onnx.jobs.table_request import Missing, Pooling, TableRequest
+from dask_onnx.jobs.watched_model import ModelWatch
 from dask_onnx.planning.recipe import Strategy
 from dask_onnx.planning.strategies import StrategyObject
 from dask_onnx.tiles.predict import Tile
 
-if TYPE_CHECKING:
-    from dask_onnx.jobs.table_job import TableJob
-
 BlockFunction = Callable[..., Any] | str
 """A function, or its name as "MODULE:FUNCTION"."""
+Opening = Callable[[Model, str, str, JobOptions, BegunOutputs], Any]
+"""Function that opens a job; see `open_job`."""
+_WATCHED = "watched"
+"""Model in the manifest of a job whose model may change while it runs."""
 
 
 def predict_files(
@@ -81,6 +76,7 @@ def predict_files(
     quarantine: str | os.PathLike[str] | None = None,
     image: Mapping[str, Any] | None = None,
     draw: str | os.PathLike[str] | None = None,
+    watch_model: bool | Mapping[str, Any] = False,
     progress: JobProgress | None = None,
 ) -> FilePrediction:
     """Run a model over a data set in files and write the results to files, block by block.
@@ -97,8 +93,9 @@ def predict_files(
         Rows of ``.npy``, ``.npz`` (an array for each input) or ``.zarr``; a picture, or a folder or
         glob of pictures; a table of ``.parquet``, ``.csv``, ``.tsv``, ``.jsonl`` (text also as
         ``.gz``, ``.bz2``, ``.xz``, ``.zst``), ``.arrow``, ``.feather`` or ``.orc``, a folder (also
-        with Hive partitions) or a glob of these; with `tile` one raster. A file of text that is
-        compressed, or has line breaks in cells, is read by one task, block after block.
+        with Hive partitions) or a glob of these; with `tile` one raster. The first line of a
+        ``.csv`` has the names of its columns. A file of text that is compressed, or has line breaks
+        in cells, is read by one task, block after block.
     output : path or URL
         ``.npy``, ``.zarr`` or ``.parquet``; for a table ``.parquet`` or ``.csv``; for a raster
         ``.zarr``, ``.npy`` or ``.tif``.
@@ -178,6 +175,12 @@ def predict_files(
         mode are passed to that instead, and these options are refused.
     draw : path, optional
         Folder for pictures with the results drawn over them.
+    watch_model : bool or mapping of str to value, default False
+        True to look at the model's file, given by path or URL, while the job runs: when it has
+        changed to a model with the same inputs and outputs, blocks that have not started are run by
+        that one, and the result tells from which block on. A mapping is the options of `load`.
+        Blocks of a resumed run may be of several models. Not for rasters and plans of several
+        stages.
     progress : JobProgress, optional
         Receiver of reports; by default warnings are given by `warnings.warn`.
 
@@ -188,168 +191,153 @@ def predict_files(
     Raises
     ------
     InputError
-        Options that do not go together; an input or output that cannot be opened, does not fit the
-        model, or is not there on a worker; bad rows; an earlier run has begun the output, and
-        differs, or neither `resume` nor `overwrite` says what becomes of it.
+        Options that do not go together, or values that they do not take; an input or output that
+        cannot be opened, does not fit the model, is the other one, or is not there on a worker;
+        bad rows; an earlier run has begun the output, and differs, or neither `resume` nor
+        `overwrite` says what becomes of it.
     ModelError, PlanError
         From `load` and `Model.plan`.
     StageError
         A block failed on a worker.
     """
-    loaded = model if isinstance(model, Model) else load(model)
-    names = [outputs] if isinstance(outputs, str) else list(outputs or ()) or None
+    # Everything that a caller may have mistaken is checked before the model is read.
+    source, target = path_text(input, "input"), path_text(output, "output")
+    options = JobOptions(
+        table=TableRequest(
+            columns=columns,
+            text=text,
+            tokenizer=tokenizer,
+            pooling=pooling,
+            append=append,
+            on_error=on_error,
+            quarantine=None if quarantine is None else path_text(quarantine, "quarantine"),
+            require_finite=require_finite,
+            length_buckets=counts_of(length_buckets, "length_buckets"),
+            encoding=encoding,
+            dtype=dtype or None,
+            na_values=na_values,
+            delimiter=delimiter,
+            decimal=decimal,
+        ),
+        batch_size=batch_size,
+        block_rows=block_rows,
+        strategy=strategy,
+        n_stages=n_stages,
+        outputs=names_of(outputs, "outputs"),
+        pre=pre,
+        post=post,
+        retries=retries,
+        overwrite=overwrite,
+        tile=tile,
+        image=image,
+        draw=None if draw is None else path_text(draw, "draw"),
+    )
     progress = progress or JobProgress()
     cluster = JobCluster(
         scheduler, workers, threads, worker_memory_limit, is_verbose=progress.is_verbose
     )
-    source, target = os.fspath(input), os.fspath(output)
+    if watch_model is not False:
+        watch = _watch(model, watch_model, options, progress)
+        return run_job(
+            watch.model, source, target, options, cluster, progress, watch, resume=resume
+        )
+    loaded = model if isinstance(model, Model) else load(model)
+    return run_job(loaded, source, target, options, cluster, progress, resume=resume)
+
+
+def _watch(
+    given: Any, loading: bool | Mapping[str, Any], options: JobOptions, progress: JobProgress
+) -> ModelWatch:
+    """Return the watch over a model's file.
+
+    Raises
+    ------
+    InputError
+        The model was not given by path, or the job has one plan for all blocks.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(
+            f"watch_model is for a model that is given by path; a {type(given).__name__} was given",
+            "pass the path of its file",
+            option="watch_model",
+        )
+    if options.tile is not None or options.strategy != "whole":
+        raise InputError(
+            "watch_model replaces models between blocks that are run whole",
+            "leave tile and strategy out, or watch_model",
+            option="watch_model",
+        )
+    path = path_text(given, "model")
+    check_mapping(None if loading is True else loading, "watch_model", "{'rows': 'independent'}")
+    others = dict(loading) if isinstance(loading, Mapping) else {}
+
+    def current() -> Model:
+        return load(path, **others)
+
+    return ModelWatch(current(), path, current, progress.warn)
+
+
+def run_job(
+    model: Model,
+    source: str,
+    target: str,
+    options: JobOptions,
+    cluster: JobCluster,
+    progress: JobProgress,
+    watch: ModelWatch | None = None,
+    *,
+    resume: bool,
+    opening: Opening = open_job,
+) -> FilePrediction:
+    """Open a job, find out what an earlier run has left, and run what is missing.
+
+    Parameters
+    ----------
+    model : Model
+    source, target : str
+        Paths or URLs of input and output.
+    options : JobOptions
+    cluster : JobCluster
+        Cluster to start or to connect to.
+    progress : JobProgress
+    watch : ModelWatch, optional
+        Model file that is looked at while the job runs.
+    resume : bool
+        True to go on with what an earlier run has left.
+    opening : function
+        Opens the job, as `open_job` does.
+
+    Raises
+    ------
+    InputError, ModelError, PlanError, StageError
+        As for `predict_files`.
+    """
+    overwrite = options.overwrite
     begun = begun_before(target, resume=resume, overwrite=overwrite)
     is_resumed = resume and begun is not None and begun.has_work
-    names_of_files = BegunOutputs() if begun is None else begun.outputs(resume=is_resumed)
+    names = BegunOutputs() if begun is None else begun.outputs(resume=is_resumed)
     completed = completed_run(absolute_target(target)) if resume and begun is None else None
-    names_of_files = replace(names_of_files, is_completed=completed is not None)
-    request = TableRequest(
-        columns=columns,
-        text=text,
-        tokenizer=tokenizer,
-        pooling=pooling,
-        append=append,
-        on_error=on_error,
-        quarantine=None if quarantine is None else os.fspath(quarantine),
-        require_finite=require_finite,
-        length_buckets=None if length_buckets is None else tuple(length_buckets),
-        encoding=encoding,
-        dtype=dtype or None,
-        na_values=na_values,
-        delimiter=delimiter,
-        decimal=decimal,
-    )
-    given = {
-        "pre": pre is not None,
-        "post": post is not None,
-        "strategy": strategy != "whole",
-        "n_stages": n_stages is not None,
-        "batch_size": batch_size not in ("auto", None),
-        "block_rows": block_rows is not None,
-    }
-    if block_rows is not None and (isinstance(block_rows, bool) or block_rows < 1):
-        raise InputError(
-            f"block_rows is {block_rows!r}", "give a number of at least 1", option="block_rows"
-        )
-    given |= dict.fromkeys(request.given, True)
-    given |= {"image": bool(image), "draw": draw is not None}
-    job: ArrayJob | TableJob | RasterJob | ImageJob
-    prepared = is_image_request(source, image, draw, given)
-    if tile is not None:
-        runs = ("strategy", "n_stages", "batch_size", "block_rows")
-        _refuse(given, ("post", *runs, "image", "draw", *request.given), "rasters")
-        prepare = block_function(pre, "pre")
-        name = tiled_output(loaded, names)
-        place = RasterPlace.at(target, names_of_files)
-        job = RasterJob(loaded, source, place, tile, name, prepare, overwrite)
-    elif prepared:
-        others = [name for name in request.given if name not in ("on_error", "quarantine")]
-        _refuse(given, ("pre", "post", "strategy", "n_stages", *others), "pictures")
-        job = open_image_job(
-            loaded,
-            source,
-            target,
-            {**(image or {}), **({} if names is None else {"outputs": names})},
-            draw=None if draw is None else os.fspath(draw),
-            quarantine=request.quarantine,
-            overwrite=overwrite,
-            on_error=on_error,
-            batch_size=batch_size,
-            retries=effective_retries(retries),
-            block_rows=block_rows,
-            begun=names_of_files,
-        )
-    elif is_table(source) or request.given:
-        _refuse(given, ("pre", "post", "strategy", "n_stages", "block_rows"), "tables")
-        open_output = partial(open_sink, overwrite=overwrite, tables=True, begun=names_of_files)
-        job = _table_job(loaded, source, target, request, names, batch_size, open_output)
-    else:
-        job = ArrayJob(
-            model=loaded,
-            plan=_plan(loaded, strategy, n_stages, names),
-            source=open_source(source),
-            sink=_array_sink(open_sink(target, overwrite=overwrite, begun=names_of_files)),
-            pre=block_function(pre, "pre"),
-            post=block_function(post, "post"),
-            retries=effective_retries(retries),
-            batch_size=None if batch_size in ("auto", None) else int(batch_size),
-            block_rows=block_rows,
-        )
-    job.check()
+    names = replace(names, is_completed=completed is not None)
+    job = opening(model, source, target, options, names)
+    manifest = job.manifest()
+    if watch is not None:
+        assert not isinstance(job, RasterJob)
+        job = replace(job, watch=watch)
+        manifest = replace(manifest, model=_WATCHED)
     targets = [sink.target for sink in job.sinks]
     if completed is not None:
-        require_complete(completed, job.manifest(), targets, block_rows)
+        require_complete(completed, manifest, targets, options.block_rows)
         return completed.prediction(targets)
-    resumable = ResumableRun(job.sinks, job.manifest(), begun if is_resumed else None)
-    resumable.check(block_rows)
+    resumable = ResumableRun(job.sinks, manifest, begun if is_resumed else None)
+    resumable.check(options.block_rows)
     with locked_outputs(targets):
         # Another run may have begun or completed it since it was checked.
         found = begun_before(target, resume=resume, overwrite=overwrite, is_locked=True)
         resumable.take_over(found)
         for each in job.outputs.checked if isinstance(job, ImageJob) else targets:
-            names_of_files.check(each, overwrite=overwrite)
+            names.check(each, overwrite=overwrite)
         with cluster.connect() as client:
             progress.connected(client)
-            result = job.run(client, progress, resumable)
+            result: FilePrediction = job.run(client, progress, resumable)
             resumable.complete(result)
     return result
-
-
-def _refuse(given: dict[str, bool], names: Sequence[str], what: str) -> None:
-    """Refuse options that were given and do not apply."""
-    found = [name for name in names if given[name]]
-    if found:
-        raise InputError(
-            f"{' and '.join(found)} do not apply to {what}", "leave them out", option=found[0]
-        )
-
-
-def _plan(
-    model: Model,
-    strategy: str | Strategy | StrategyObject,
-    n_stages: int | None,
-    outputs: list[str] | None,
-) -> Plan:
-    plan = model.plan(strategy, n_stages=n_stages, outputs=outputs)
-    if not isinstance(plan, Plan):
-        raise PlanError(
-            f"strategy {strategy!r} makes shards, which jobs over files cannot use",
-            "choose another strategy, or call Model.predict on arrays",
-            option="strategy",
-        )
-    return plan
-
-
-def _array_sink(sink: Sink) -> Sink:
-    if isinstance(sink, CsvSink):
-        sink.check_outputs(())
-    return sink
-
-
-def _table_job(
-    model: Model,
-    source: str,
-    target: str,
-    request: TableRequest,
-    outputs: list[str] | None,
-    batch_size: BatchSize,
-    open_output: Callable[[str], Sink],
-) -> TableJob:
-    if not is_table(source) and suffix_of(source) in (".npy", ".zarr"):
-        raise InputError(
-            f"{' and '.join(request.given)} do not apply to arrays, and {source} has no columns",
-            "leave them out",
-            option=request.given[0],
-        )
-    # Tables need pandas, which is an extra.
-    from dask_onnx.jobs import table_job as tables  # needs pandas
-
-    check_distinct({"output": target, "quarantine": request.quarantine})
-    sinks = [open_output(path) for path in (target, request.quarantine) if path is not None]
-    job: TableJob = tables.TableJob(model, source, request, outputs, batch_size, sinks)
-    return job

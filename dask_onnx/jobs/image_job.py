@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from dask.delayed import delayed
@@ -23,6 +23,7 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import stat_file
 from dask_onnx.io.begun_outputs import BegunOutputs
 from dask_onnx.io.output_formats import open_sink, suffix_of
+from dask_onnx.io.output_places import check_distinct
 from dask_onnx.io.picture_files import (
     PictureFiles,
     PictureNames,
@@ -32,7 +33,7 @@ from dask_onnx.io.picture_files import (
 from dask_onnx.io.picture_folder import open_picture_folder
 from dask_onnx.io.run_manifest import RunManifest, file_identities
 from dask_onnx.io.sinks import OutputSpec
-from dask_onnx.io.targets import check_distinct
+from dask_onnx.io.table_sinks import TableSink
 from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import job_manifest, spec_facts
@@ -40,6 +41,8 @@ from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
 from dask_onnx.jobs.picture_tasks import PictureOutputs, probe_picture, write_pictures
 from dask_onnx.jobs.resumable_run import Output, ResumableRun
+from dask_onnx.jobs.watched_model import ModelWatch
+from dask_onnx.jobs.worker_checks import check_workers, local_ends
 
 _BLOCKS_PER_THREAD = 4
 """Least number of blocks for each thread, so that all threads end at about the same time."""
@@ -48,6 +51,8 @@ _LESS_MEMORY = (
     Suggestion("batch_size"),
     Suggestion("worker_memory_limit"),
 )
+_OUTPUT_OPTIONS = ("draw", "quarantine")
+"""Options of `ImageJob.options` that are none of `ImageModel`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,26 @@ class ImageJob:
     """Pictures of a block; None where they follow from the cluster."""
     options: Mapping[str, Any]
     """Options of the pictures and of the drawings, as the caller gave them."""
+    watch: ModelWatch | None = None
+    """Model file that is looked at while the job runs; None for a model that stays as it is."""
+
+    def at(self, block: int) -> ImageJob:
+        """Return the job with the model of the blocks from one on."""
+        model = self.model.model if self.watch is None else self.watch.at(block)
+        if model is self.model.model:
+            return self
+        own = {name: v for name, v in self.options.items() if name not in _OUTPUT_OPTIONS}
+        return replace(self, model=ImageModel(model, **own))
 
     @property
     def sinks(self) -> Sequence[Output]:
         """Outputs that are written."""
         return self.outputs.parts
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Absolute paths or URLs of the input's files."""
+        return self.files.paths
 
     def manifest(self) -> RunManifest:
         """Return what decides the results, as far as it is known before the job runs."""
@@ -110,7 +130,7 @@ class ImageJob:
         return _run(self, client, progress, resumable)
 
 
-def is_image_request(source: str, image: Any, draw: Any, given: Mapping[str, bool]) -> bool:
+def is_image_request(source: str, image: Any, draw: Any, given: Collection[str]) -> bool:
     """Return whether a job runs pictures through their preparation.
 
     Pictures for the caller's own function, or for a plan of several stages, are read as arrays.
@@ -121,8 +141,8 @@ def is_image_request(source: str, image: Any, draw: Any, given: Mapping[str, boo
         Path, folder or pattern.
     image, draw : Any
         Options for pictures; None if they are not given.
-    given : mapping of str to bool
-        Whether other options are given.
+    given : collection of str
+        Names of the options that are given.
 
     Raises
     ------
@@ -138,7 +158,7 @@ def is_image_request(source: str, image: Any, draw: Any, given: Mapping[str, boo
                 option=next(iter(image)) if image else "draw",
             )
         return False
-    has_own = any(given[name] for name in ("pre", "post", "strategy", "n_stages"))
+    has_own = any(name in given for name in ("pre", "post", "strategy", "n_stages"))
     return bool(image) or draw is not None or not has_own
 
 
@@ -165,8 +185,9 @@ def open_image_job(
             f"its options are {', '.join(sorted(names))}",
             option="image",
         )
-    prepared = ImageModel(model, **image)
+    # A wrong path is told before anything about the preparation of pictures.
     files = find_pictures(source)
+    prepared = ImageModel(model, **image)
     outputs = open_outputs(
         target, files=files, draw=draw, quarantine=quarantine, overwrite=overwrite, begun=begun
     )
@@ -209,7 +230,9 @@ def open_outputs(
     is_folder = not suffix_of(target) and not PurePosixPath(target.rstrip("/")).suffix
     opened: dict[str, Any] = {"overwrite": overwrite, "begun": begun}
     sink = None if is_folder else open_sink(target, **opened)
-    bad = None if quarantine is None else open_sink(quarantine, tables=True, **opened)
+    bad = None
+    if quarantine is not None:
+        bad = cast(TableSink, open_sink(quarantine, results="tables", **opened))
     return PictureOutputs(
         sink=sink,
         masks=open_picture_folder(target, **opened) if is_folder else None,
@@ -228,21 +251,22 @@ def _run(
     runner, supplies = job.model._runner(job.batch_size, job.rows)
     paths, outputs = list(job.files.paths), replace(job.outputs, journal=resumable.journal)
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    _check_workers(client, outputs)
+    check_workers(client, local_ends(paths), [outputs])
     threads = max(1, sum(worker["nthreads"] for worker in workers.values()))
     size = max(1, min(PICTURES_OF_A_TASK, math.ceil(len(paths) / (threads * _BLOCKS_PER_THREAD))))
     # Other blocks than those of the run that is resumed would divide the pictures otherwise.
     size = resumable.block_rows or job.block_rows or size
     shared = delayed((runner, outputs), traverse=False, pure=False)
-    specs: tuple[OutputSpec, ...] = ()
-    if outputs.is_array:
-        # The shape of the array is that of the first result.
-        probe = delayed(probe_picture, pure=False)(shared, paths[0], *supplies)
-        specs = block_result(client.compute(probe, retries=job.retries), _LESS_MEMORY)
-    began = time.perf_counter()
+    specs = _specs_of_array(job, client, shared, supplies) if outputs.is_array else ()
+    began, used = time.perf_counter(), job.model
     counts, blocks = np.zeros(2, int), math.ceil(len(paths) / size)
 
     def submit(part: range) -> list[Future]:
+        nonlocal used, shared, supplies
+        if (current := job.at(part.start)).model is not used:
+            used = current.model
+            runner, supplies = used._runner(job.batch_size, job.rows)
+            shared = delayed((runner, outputs), traverse=False, pure=False)
         write = delayed(write_pictures, pure=False)
         lazy = [
             write(
@@ -285,22 +309,26 @@ def _run(
         blocks=blocks,
         resumed_blocks=blocks - computed,
         pictures=len(paths),
+        swaps=() if job.watch is None else tuple(job.watch.swaps),
     )
 
 
-def _check_workers(client: Client, outputs: PictureOutputs) -> None:
-    """Check that every worker can write the outputs, before anything runs.
+def _specs_of_array(
+    job: ImageJob, client: Client, shared: Any, supplies: Sequence[Any]
+) -> tuple[OutputSpec, ...]:
+    """Return the specs of the outputs: the shapes of an array are those of the first result.
 
-    Raises
-    ------
-    InputError
-        One cannot, with its address.
+    Parameters
+    ----------
+    job : ImageJob
+    client : Client
+    shared : Delayed
+        Values that the tasks of all blocks share.
+    supplies : sequence of Delayed
+        Tasks that bring the model to workers.
     """
-    for address, problem in client.run(outputs.problem).items():
-        if problem is not None:
-            raise InputError(
-                f"worker {address}: {problem}",
-                "choose an output that all workers can write, or start them where they can",
-                option="path",
-                reason=problem,
-            )
+    probe = delayed(probe_picture, pure=False)(shared, job.files.paths[0], *supplies)
+    found: tuple[OutputSpec, ...] = block_result(
+        client.compute(probe, retries=job.retries), _LESS_MEMORY
+    )
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
@@ -20,10 +21,13 @@ from dask_onnx.cluster.current_scheduler import current_client, explained_losses
 from dask_onnx.cluster.placement import COMPRESSION, wants_compression
 from dask_onnx.core.errors import ClusterError, InputError, StageError, Suggestion
 from dask_onnx.diagnostics.profiling.profiler import profiled_cluster
+from dask_onnx.jobs.option_checks import check_count
 from dask_onnx.jobs.own_workers import WorkerLog, WorkerReplacement
 
 _CONNECT_SECONDS = 5
 """Timeout of the connection to a scheduler: a wrong address is reported within ten seconds."""
+_ADDRESS = re.compile(r"([a-z]+://.+)|([^/\s]+:\d+)")
+"""Address with a protocol, or a host with a port."""
 _WORKERS_SECONDS = 30
 """Time that a cluster may take to have its first worker."""
 
@@ -35,7 +39,7 @@ class JobCluster:
     Raises
     ------
     InputError
-        Options of a local cluster together with a scheduler; a memory limit that cannot be parsed.
+        A value that an option does not take; options of a local cluster together with a scheduler.
     """
 
     scheduler: Client | str | None = None
@@ -50,6 +54,16 @@ class JobCluster:
     """True if processes of a local cluster log warnings."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scheduler, Client | str | None):
+            raise InputError(
+                f"scheduler is {self.scheduler!r}",
+                "pass a distributed.Client, or an address: 'tcp://HOST:PORT'",
+                option="scheduler",
+            )
+        check_count(self.workers, "workers")
+        check_count(self.threads, "threads")
+        if not isinstance(self.worker_memory_limit, str):
+            check_count(self.worker_memory_limit, "worker_memory_limit")
         if self.is_shaped and self.scheduler is not None:
             raise InputError(
                 "workers, threads and worker_memory_limit describe a local cluster, but a "
@@ -167,6 +181,7 @@ def _ignored_interrupts() -> Iterator[None]:
 
 def _connected(address: str, *, is_default: bool = True) -> Client:
     """Return a client, connected within a few seconds."""
+    _check_address(address)
     try:
         return Client(address, timeout=_CONNECT_SECONDS, set_as_default=is_default)
     except TypeError as error:  # Dask has no certificates for a connection with TLS
@@ -181,14 +196,46 @@ def _connected(address: str, *, is_default: bool = True) -> Client:
             option="scheduler",
             reason=str(error),
         ) from error
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError) as error:
+        reason = _root_of(error)
         raise InputError(
-            f"the scheduler {address} cannot be reached within {_CONNECT_SECONDS} s",
+            f"the scheduler {address} cannot be reached within {_CONNECT_SECONDS} s: {reason}",
             "check the address, and that `dask scheduler` runs there; with certificates, an "
             "address begins with tls://",
             option="scheduler",
-            reason=str(error),
+            reason=reason,
         ) from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse what is no address of a scheduler, such as that of its dashboard.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
+    if address.startswith(("http://", "https://")):
+        cause, step = (
+            f"{address} is the address of a web page, such as a dashboard, and of no scheduler",
+            "give the address of the scheduler, which the dashboard and the log of `dask "
+            "scheduler` show: tcp://HOST:8786",
+        )
+    elif not _ADDRESS.fullmatch(address):
+        cause, step = (
+            f"{address!r} is no address of a scheduler",
+            "give it as tcp://HOST:PORT, usually port 8786",
+        )
+    else:
+        return
+    raise InputError(cause, step, option="scheduler", reason=address)
+
+
+def _root_of(error: BaseException) -> str:
+    """Return the text of the first of the errors that led to one."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -31,6 +31,9 @@ class JobProgress:
     def advanced(self, done: int, total: int, unit: str) -> None:
         """Note that `done` of `total` units ("rows", "parts" or "tiles") are complete."""
 
+    def produced(self, count: int, noun: str) -> None:
+        """Note how much this run's results hold so far, such as ``new_tokens``."""
+
     def stopping(self) -> None:
         """Note that the job failed or was interrupted, before its blocks are cancelled."""
 

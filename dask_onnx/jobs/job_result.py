@@ -8,6 +8,18 @@ from dask_onnx.collections.run_options import BatchSize
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSwap:
+    """Replacement of a job's model."""
+
+    block: int
+    """First block that the new model ran, of those that had not started."""
+    old_token: str
+    """Token of the model that ran blocks before."""
+    new_token: str
+    """Token of the model that runs this block."""
+
+
+@dataclass(frozen=True, slots=True)
 class FilePrediction:
     """Numbers of a finished job of `predict_files`."""
 
@@ -33,6 +45,10 @@ class FilePrediction:
     """Shape of the output of a raster; None for rows."""
     pictures: int | None = None
     """Pictures that were read; None for others."""
+    tokens: int | None = None
+    """Tokens that were written after prompts; None for other jobs."""
+    swaps: tuple[ModelSwap, ...] = ()
+    """Replacements of a watched model while the job ran."""
     was_complete: bool = False
     """True if an earlier run had completed the output, so that nothing was left to do."""
 

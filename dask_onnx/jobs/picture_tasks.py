@@ -35,7 +35,7 @@ class PictureOutputs:
     """Folder of masks."""
     drawings: PictureFolder | None
     """Folder of pictures with results drawn over them."""
-    bad: Sink | None
+    bad: TableSink | None
     """Table of pictures that cannot be read."""
     names: PictureNames
     """Short names of the pictures."""
@@ -205,7 +205,7 @@ def write_pictures(
         rows = len(found.good)
     if outputs.bad is not None:
         frame = _bad_frame(paths, found, outputs)
-        written += outputs.bad.write_frame(number, frame)  # type: ignore[attr-defined]  # a table's
+        written += outputs.bad.write_frame(number, frame)
     counts = [rows, len(found.errors)]
     if outputs.journal is not None:
         outputs.journal.record(number, counts, written)

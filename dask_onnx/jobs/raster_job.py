@@ -27,13 +27,14 @@ from dask_onnx.io.raster_sinks import RasterSink
 from dask_onnx.io.raster_writing import with_regular_blocks, write_blocks
 from dask_onnx.io.rasters import open_raster_source, raster_attributes
 from dask_onnx.io.run_manifest import RunManifest, file_identities
-from dask_onnx.io.targets import absolute_target
+from dask_onnx.io.targets import absolute_target, target_problem
 from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import folder_identity, function_identity, job_manifest
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
 from dask_onnx.jobs.resumable_run import Output, ResumableRun
+from dask_onnx.jobs.worker_checks import check_workers, local_ends
 from dask_onnx.tiles.predict import Tile, predict_tiled
 
 _READ_PIXELS = 1024
@@ -72,6 +73,10 @@ class RasterPlace:
         """True if there is no incomplete output any more, and the target exists."""
         is_local = not is_url(self.target)
         return is_local and not self._opened.is_begun() and os.path.lexists(self.target)
+
+    def problem(self) -> str | None:
+        """Return the reason why this process cannot write the output; None if it can."""
+        return target_problem(self.target)
 
     @property
     def _opened(self) -> RasterSink:
@@ -119,6 +124,11 @@ class RasterJob:
     def sinks(self) -> Sequence[Output]:
         """Outputs that are written."""
         return (self.place,)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Path or URL of the input."""
+        return (self.path,)
 
     def manifest(self) -> RunManifest:
         """Return what decides the results, as far as it is known before the job runs."""
@@ -240,6 +250,8 @@ def _identity(path: str) -> dict[str, Any]:
 def _run(
     job: RasterJob, client: Client, progress: JobProgress, resumable: ResumableRun
 ) -> FilePrediction:
+    functions = [] if job.pre is None else [job.pre]
+    check_workers(client, local_ends([absolute_target(job.path)]), [job.place], functions)
     began = time.perf_counter()
     with warnings.catch_warnings():
         # `RasterJob.check` has given these warnings.

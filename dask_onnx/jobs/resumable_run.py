@@ -12,6 +12,7 @@ from dask_onnx.io.begun_outputs import BegunRun, find_begun
 from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.done_blocks import DoneBlocks
 from dask_onnx.io.output_lock import require_free
+from dask_onnx.io.output_places import refuse_web_url
 from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.targets import absolute_target, state_path
 from dask_onnx.jobs.completed_runs import record_completed
@@ -307,7 +308,8 @@ def begun_before(
     ------
     InputError
         There is one, something of it is complete, and neither option is given; both options are
-        given; its record is damaged; it still runs.
+        given; its record is damaged; it still runs; the output is on a web server, or at a URL
+        that cannot be accessed.
     """
     if resume and overwrite:
         raise InputError(
@@ -315,6 +317,7 @@ def begun_before(
             "resume goes on with an earlier run, and overwrite starts anew: leave one out",
             option="resume",
         )
+    refuse_web_url(absolute_target(target))
     if overwrite:
         with contextlib.suppress(InputError):
             return find_begun(absolute_target(target))

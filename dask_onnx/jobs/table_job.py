@@ -39,6 +39,8 @@ from dask_onnx.jobs.resumable_run import ResumableRun
 from dask_onnx.jobs.table_opening import open_table
 from dask_onnx.jobs.table_request import TableRequest
 from dask_onnx.jobs.table_source import TableBlock, TableReader, TableSource, held_table
+from dask_onnx.jobs.watched_model import ModelWatch
+from dask_onnx.jobs.worker_checks import check_workers, local_ends
 
 VECTOR = "embedding"
 """Name of the column of a text's vectors."""
@@ -59,6 +61,12 @@ class TableJob:
     """The output and, with a quarantine, the output of bad rows."""
     whole_files: bool = False
     """True to read each file of CSV as a stream."""
+    watch: ModelWatch | None = None
+    """Model file that is looked at while the job runs; None for a model that stays as it is."""
+
+    def at(self, block: int) -> TableJob:
+        """Return the job with the model of the blocks from one on."""
+        return self if self.watch is None else replace(self, model=self.watch.at(block))
 
     def check(self) -> None:
         """Build the lazy result of one block, so that all is refused that can be before it runs.
@@ -69,7 +77,17 @@ class TableJob:
             The table cannot be opened, or does not fit the model.
         """
         source = self.open()
-        self.predicted(replace(source, blocks=source.blocks[:1]).to_dask(), source.fed)
+        try:
+            self.predicted(replace(source, blocks=source.blocks[:1]).to_dask(), source.fed)
+        except InputError as error:
+            if (found := source.explained(error)) is error:
+                raise
+            raise found from error
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Absolute paths or URLs of the input's files."""
+        return [file.path for file in find_table(self.path)]
 
     def manifest(self) -> RunManifest:
         """Return what decides the results, as far as it is known before the job runs."""
@@ -148,6 +166,34 @@ class TableJob:
             ),
         )
 
+    @property
+    def summed(self) -> Sequence[str]:
+        """Columns of the output whose sums are recorded with each block."""
+        return ()
+
+    def lazy(self, source: TableSource, blocks: range) -> list[dd.DataFrame]:
+        """Return the lazy results of consecutive blocks, a partition for each; see `predicted`."""
+        part = source.blocks[blocks.start : blocks.stop]
+        return self.predicted(replace(source, blocks=part).to_dask(), source.fed)
+
+    def piece(
+        self, table: dd.DataFrame, fed: Columns, number: int, first: int
+    ) -> list[dd.DataFrame]:
+        """Return the lazy results of one piece of a stream; see `predicted`.
+
+        Parameters
+        ----------
+        table : dask DataFrame
+            The piece, one partition.
+        fed : str, list or mapping
+            Columns that feed the model.
+        number : int
+            Position of the block that the piece is of.
+        first : int
+            Position of its first row among those of the block.
+        """
+        return self.predicted(table, fed)
+
     def predicted(self, table: dd.DataFrame, fed: Columns) -> list[dd.DataFrame]:
         """Return the lazy result of a lazy table and, with a quarantine, the lazy bad rows.
 
@@ -197,11 +243,16 @@ def _run(
     job: TableJob, client: Client, progress: JobProgress, resumable: ResumableRun
 ) -> FilePrediction:
     source, sinks = job.open(), job.sinks
+    check_workers(client, local_ends([file.path for file in source.files]), sinks)
     began = time.perf_counter()
-    counts = np.zeros(len(sinks), int)
+    counts = np.zeros(len(sinks) + len(job.summed), int)
+    made = np.zeros_like(counts)
 
     def collect(rows: Sequence[int]) -> None:
         counts[:] += rows
+        made[:] += rows
+        for name, total in zip(job.summed, made[len(sinks) :], strict=True):
+            progress.produced(int(total), name)
 
     def prepare() -> None:
         for sink in sinks:
@@ -210,9 +261,9 @@ def _run(
     work = BlockWork(
         count=len(source.blocks),
         # Built after the client is there: the weights that its workers lack travel with the graph.
-        submit=lambda part: BlockGraph.of(_writes(job, source, resumable, part), part.start).submit(
-            client
-        ),
+        submit=lambda part: BlockGraph.of(
+            _writes(job.at(part.start), source, resumable, part), part.start
+        ).submit(client),
         units_of=lambda _: 1,
         unit="files" if source.is_stream else "parts",
         is_done=resumable.is_done,
@@ -230,14 +281,18 @@ def _run(
     counts[:] += resumable.totals(len(counts))
     computed = compute_blocks(client, work, progress)
     resumable.finish()
+    if not counts.any():
+        progress.warn(f"{job.path} has no rows, and neither has the output")
     return FilePrediction(
         files=tuple(sink.target for sink in sinks),
         rows=int(counts[0]),
-        bad_rows=int(counts[1]) if len(counts) > 1 else None,
+        bad_rows=int(counts[1]) if len(sinks) > 1 else None,
+        tokens=int(counts[-1]) if job.summed else None,
         seconds=time.perf_counter() - began,
         workers=len(client.scheduler_info(n_workers=-1)["workers"]),
         blocks=len(source.blocks),
         resumed_blocks=len(source.blocks) - computed,
+        swaps=() if job.watch is None else tuple(job.watch.swaps),
     )
 
 
@@ -254,11 +309,11 @@ def _writes(
             write(shared, block, number, resumable.pieces_of(number))
             for number, block in zip(blocks, part, strict=True)
         ]
-    tables = job.predicted(replace(source, blocks=part).to_dask(), source.fed)
+    tables = job.lazy(source, blocks)
     parts = zip(*(table.to_delayed() for table in tables), strict=True)
     write = delayed(write_parts, pure=False)
     return [
-        write(list(each), job.sinks, number, journal)
+        write(list(each), job.sinks, number, journal, job.summed)
         for number, each in zip(blocks, parts, strict=True)
     ]
 
@@ -293,15 +348,18 @@ def predict_stream(
     list of int
         Rows of each sink.
     """
-    job, counts = shared.job, [0] * len(shared.job.sinks)
+    job, counts = shared.job, [0] * (len(shared.job.sinks) + len(shared.job.summed))
+    first = 0
     for place, frame in enumerate(shared.reader.stream(block)):
         written = done.get(place)
         if written is None:
             table = held_table(frame, shared.reader.meta)
             # Inside a task, the model runs in the task's own thread.
-            found = compute(*job.predicted(table, shared.fed), scheduler="sync")
+            lazy = job.piece(table, shared.fed, number, first)
+            found = compute(*lazy, scheduler="sync")
             name = f"{number:06d}-{place:06d}"
-            written = write_parts(found, job.sinks, name, shared.journal)
+            written = write_parts(found, job.sinks, name, shared.journal, job.summed)
+        first += len(frame)
         counts = [a + b for a, b in zip(counts, written, strict=True)]
     shared.journal.record(number, counts)
     return counts
@@ -312,6 +370,7 @@ def write_parts(
     sinks: Sequence[Any],
     part: int | str,
     journal: BlockJournal,
+    summed: Sequence[str] = (),
 ) -> list[int]:
     r"""Write one partition and its bad rows; return the rows of each.
 
@@ -326,11 +385,13 @@ def write_parts(
         Position of the partition, or the name of its place in the order of all.
     journal : BlockJournal
         Journal in which the part is recorded once all sinks have it.
+    summed : sequence of str
+        Columns of the first table, of integers, whose sums are returned behind the rows.
     """
     written: list[str] = []
     for table, sink in zip(tables, sinks, strict=True):
         named = table.reset_index() if table.index.name is not None else table
         written += sink.write_frame(part, storable(named))
-    counts = [len(table) for table in tables]
+    counts = [len(table) for table in tables] + [int(tables[0][name].sum()) for name in summed]
     journal.record(part, counts, written)
     return counts

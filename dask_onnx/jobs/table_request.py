@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dask_onnx.collections.run_options import Columns, OnError
 from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.jobs.option_checks import (
+    check_choice,
+    check_mapping,
+    check_text,
+    names_of,
+)
 
 Pooling = Literal["mean", "max", "first"]
 
@@ -61,6 +67,7 @@ class TableRequest:
     decimal: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.quarantine is not None and self.on_error == "null":
             raise InputError(
                 "on_error is 'null' and a quarantine was given",
@@ -84,6 +91,21 @@ class TableRequest:
                     "leave it out",
                     option=name,
                 )
+
+    def _check_types(self) -> None:
+        """Refuse values of types that the options do not take."""
+        check_choice(self.pooling, "pooling", get_args(Pooling))
+        for name in ("text", "encoding", "delimiter", "decimal"):
+            check_text(getattr(self, name), name)
+        check_mapping(self.dtype, "dtype", "{'zip': 'string'}")
+        if not isinstance(self.append, bool):
+            names_of(self.append, "append")
+        if not isinstance(self.na_values, Mapping | Collection | None):
+            raise InputError(
+                f"na_values is {self.na_values!r}",
+                "pass a list of texts, or a dict from columns to these",
+                option="na_values",
+            )
 
     def _check_cells(self) -> None:
         for column, name in (self.dtype or {}).items():

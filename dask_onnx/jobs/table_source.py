@@ -260,6 +260,29 @@ class TableSource:
     blocks: tuple[TableBlock, ...]
     fed: Columns
     """Columns that feed the model, as `Model.predict` takes them."""
+    odd_cells: Mapping[str, str] = field(default_factory=dict)
+    """First cell that is no number, of columns that are text although most cells are numbers."""
+
+    def explained(self, error: InputError) -> InputError:
+        """Return an error about columns, with the cells for which some of them are text.
+
+        Parameters
+        ----------
+        error : InputError
+            Returned itself if it is about something else, or there are no such cells.
+        """
+        names = [error.column] if error.column is not None else list(self.odd_cells)
+        found = [name for name in names if name in self.odd_cells]
+        if not found or (error.column is None and error.option != "columns"):
+            return error
+        name = found[0]
+        cell = self.odd_cells[name]
+        return InputError(
+            f"{error.cause}; column {name!r} is read as text, since {cell!r} is no number",
+            f"fix these cells, or say that they are missing values: na_values=[{cell!r}]; or name "
+            "other columns: columns=[...]",
+            **{**error.fields, "column": name, "suggestions": ()},
+        )
 
     @property
     def is_stream(self) -> bool:

@@ -7,7 +7,13 @@ import json
 import click
 import pytest
 
-from dask_onnx.cli.error_report import ErrorReport, in_options, report_of, suggested_options
+from dask_onnx.cli.error_report import (
+    ErrorReport,
+    in_flags,
+    in_options,
+    report_of,
+    suggested_options,
+)
 from dask_onnx.cli.plan_command import command as plan_command
 from dask_onnx.cli.predict_command import command as predict_command
 from dask_onnx.core.errors import InputError, PlanError, StageError, Suggestion
@@ -93,3 +99,39 @@ def test_the_memory_of_a_stage_is_not_that_of_a_worker():
     assert suggested_options(error, predict_command) == "try --n-stages 2"
     worker = StageError("c", suggestions=[Suggestion("worker_memory_limit", "4GiB")])
     assert suggested_options(worker, predict_command) == "try --memory-limit 4GiB"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pass overwrite=True to replace it", "pass --overwrite to replace it"),
+        ("go on with resume=True (--resume)", "go on with --resume"),
+        ("name them: columns=[...]", "name them: --columns NAME,..."),
+        ("name them: columns=['a', 'b c']", "name them: --columns 'a,b c'"),
+        ("pass columns={'x': ['a', 'b'], ...}", "pass --feed INPUT=COLUMN"),
+        ("state it: dtype={'zip': 'string'}", "state it: --dtype zip=string"),
+        ("choose outputs=, or change post=", "choose --outputs, or change --post"),
+        ("use resize='letterbox=640'", "use --resize letterbox=640"),
+        ("declare it: dx.load(..., rows='none')", "declare it: --rows none"),
+        ("one chunk and batch_size=None", "one chunk and batch_size=None"),
+        ("overwrite=False", "overwrite=False"),
+        ("pd.read_excel(path, dtype=...)", "pd.read_excel(path, dtype=...)"),
+        ("leave checkpoint='a' out, x=0", "leave checkpoint='a' out, x=0"),
+    ],
+)
+def test_options_of_python_in_a_next_step_are_those_of_the_command(text, expected):
+    assert in_flags(text, predict_command) == expected
+
+
+def test_what_a_flag_does_is_told_and_the_flag_is_not_at_fault():
+    error = InputError(
+        "the output exists",
+        "choose another name, or pass overwrite=True to replace it",
+        option="overwrite",
+        suggestions=[Suggestion("overwrite", True)],
+    )
+    report = report_of(error, predict_command)
+    assert report.cause == "the output exists"
+    assert report.next_step == "choose another name, or pass --overwrite to replace it"
+    both = InputError("both were given", "leave one out", option="overwrite")
+    assert report_of(both, predict_command).cause == "--overwrite: both were given"

@@ -25,7 +25,7 @@ def press(phase, info):
 def waiting(*_, **__):
     gc.callbacks.append(press)
     gc.collect()
-    time.sleep(30)
+    time.sleep(600)
 
 cli.main = waiting
 try:
@@ -40,7 +40,7 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost():
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
-        timeout=25,
+        timeout=120,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ},
     )
@@ -52,7 +52,7 @@ SLOW = """
 import time
 
 def wait(block):
-    time.sleep(60 if len(block) > 1 else 0)
+    time.sleep(600 if len(block) > 1 else 0)
     return block
 """
 
@@ -67,7 +67,7 @@ number = int(sys.argv.pop())
 def waiting(*_):
     os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
+    time.sleep(600)
 
 store_command.stored_models = waiting
 cli.run()
@@ -77,7 +77,7 @@ cli.run()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_command_that_gets_a_signal_says_so_in_message_and_exit_code(number):
     command = [sys.executable, "-c", STORE_LIST, "store", "list", str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr == f"error: ended by {number.name}\n"
 
@@ -106,6 +106,6 @@ def test_a_signal_before_the_first_block_leaves_nothing_and_meanwhile_the_output
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "error: ended by SIGTERM" in err and "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == before

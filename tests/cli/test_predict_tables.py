@@ -376,5 +376,6 @@ def test_columns_that_do_not_fit_the_model_are_refused(run, model, table, tmp_pa
 
 
 def test_a_missing_table_is_bad_input(run, model, tmp_path):
-    done = run("predict", model, tmp_path / "no.parquet", tmp_path / "out.parquet")
-    assert done.code == 2 and "no.parquet cannot be opened" in done.err
+    done = run("predict", model, tmp_path / "no.parquet", tmp_path / "out.parquet", "--json")
+    assert done.code == 2 and done.error()["fields"]["option"] == "path"
+    assert "no.parquet" in done.error()["cause"]

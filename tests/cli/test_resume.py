@@ -65,10 +65,11 @@ def test_a_run_that_was_killed_with_everything_goes_on_on_another_cluster(
     target, whole = tmp_path / f"y{suffix}", tmp_path / f"whole{suffix}"
     rows = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     common = ["--outputs", "y", "--batch-size", "4"]
+    (tmp_path / "hold").touch()
     if suffix == ".npy":
         source = tmp_path / "x.npy"
         np.save(source, rows)
-        common += ["--block-rows", "4", "--pre", "steps:wait"]
+        common += ["--block-rows", "4", "--pre", "steps:hold"]
     else:
         source = tmp_path / "x"
         source.mkdir()

@@ -36,6 +36,10 @@ def doubled(x):
     return x * 2
 
 
+def same(x):
+    return x
+
+
 def split(x):
     return {"left": x[:, 0], "right": x[:, 1:]}
 
@@ -119,3 +123,12 @@ def test_outputs_are_postprocessed_and_written_by_blocks(tmp_path):
 def test_a_postprocessed_mapping_keeps_its_names():
     assert set(apply_post(Function("split", "post"), ("y",), [ROWS], "y")) == {"left", "right"}
     assert set(apply_post(None, ("a", "b"), [ROWS, ROWS], "y")) == {"a", "b"}
+
+
+def test_what_post_masks_is_nan_in_the_file():
+    rows = np.ma.masked_array([1.0, 2.0], mask=[False, True])
+    post = Function("same", "post")
+    np.testing.assert_array_equal(apply_post(post, ("y",), [rows], "y")["y"], [1, np.nan])
+    with pytest.raises(InputError) as raised:
+        apply_post(post, ("y",), [rows.astype(np.int64)], "y")
+    assert raised.value.option == "post"

@@ -58,27 +58,24 @@ def test_an_archive_that_expands_is_read_by_rows(tmp_path):
     np.testing.assert_array_equal(array.read_rows(rows - 3, rows), np.zeros((3, 8)))
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_arrays_are_regular_files(tmp_path, name, kind):
+@pytest.mark.parametrize(
+    ("opens", "name"),
+    [
+        (open_source, "x.npy"),
+        (open_source, "x.npz"),
+        (find_table, "x.csv"),
+        (find_table, "x.parquet"),
+        (find_table, "x.jsonl"),
+        (find_table, "x.csv.gz"),
+    ],
+)
+def test_inputs_are_regular_files(tmp_path, opens, name, kind):
     path = tmp_path / name
     if kind == "pipe":
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(InputError) as caught:
-        open_source(str(path))
-    assert caught.value.option == "path"
-
-
-@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.jsonl", "x.csv.gz"])
-@pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_tables_are_regular_files(tmp_path, name, kind):
-    path = tmp_path / name
-    if kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to("/dev/zero")
-    with pytest.raises(InputError) as caught:
-        find_table(str(path))
+        opens(str(path))
     assert caught.value.option == "path"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import dask
 import dask.array as da
 import fsspec
@@ -10,7 +12,8 @@ import pytest
 import tifffile
 import zarr
 
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError, OutputError, Suggestion
+from dask_onnx.io import raster_sinks
 from dask_onnx.io.georeference import attributes_for_grid, cropped_attributes
 from dask_onnx.io.raster_formats import open_raster_sink
 from dask_onnx.io.raster_writing import save_raster, write_blocks, write_raster
@@ -297,3 +300,21 @@ def test_a_file_without_a_georeference_has_only_its_size(tmp_path):
     assert raster_attributes(tmp_path / "x.npy") == {}
     assert raster_attributes(tmp_path / "x.tif") == {"height": 700, "width": 600}
     assert set(open_raster_xarray(tmp_path / "x.tif").coords) == {"band"}
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.tif", "y.zarr"])
+def test_a_raster_on_a_full_disk_is_an_error_with_the_path(tmp_path, name, monkeypatch):
+    pixels = np.ones((4, 6), np.uint8)
+    sink = open_raster_sink(str(tmp_path / name), ((4,), (6,)), pixels.dtype, run="here-1-00000000")
+    sink.prepare()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(raster_sinks.os, "pwrite", full)
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(OutputError) as raised:
+        sink.write((slice(0, 4), slice(0, 6)), pixels)
+    assert raised.value.option == "path" and raised.value.numbers["free_bytes"] > 0
+    sink.discard()
+    assert list(tmp_path.iterdir()) == []

@@ -316,7 +316,7 @@ def test_unreadable_files_are_refused_with_the_reason(tmp_path):
         "missing.tif": "does not exist",
         "text.tif": "not a TIFF file",
         "text.png": "not an image",
-        "folder": "cannot be read",
+        "folder": "it is empty",
         "volume.tif": "cannot be read by blocks",
         "short.tif": "its pixels end at",
         "deep.npy": r"\(2, 3, 4, 5\)",

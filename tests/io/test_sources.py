@@ -167,3 +167,42 @@ def test_a_changed_or_missing_file_is_a_problem(tmp_path):
     assert "has changed" in (file.problem() or "")
     Path(path).unlink()
     assert "does not exist" in (file.problem() or "")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Image.fromarray(np.full((4, 5), 300, np.uint16)),
+        Image.new("P", (5, 4)),
+        Image.new("1", (5, 4)),
+        Image.new("L", (6, 4)),
+        b"no image",
+    ],
+)
+def test_images_of_another_mode_or_size_are_an_error_rather_than_other_numbers(tmp_path, other):
+    Image.new("L", (5, 4), 7).save(tmp_path / "0.png")
+    if isinstance(other, bytes):
+        (tmp_path / "1.png").write_bytes(other)
+    else:
+        other.save(tmp_path / "1.png")
+    array = open_source(f"{tmp_path}/*.png")[""]
+    np.testing.assert_array_equal(array.read_rows(0, 1), np.full((1, 4, 5), 7))
+    with pytest.raises(InputError) as raised:
+        array.to_dask(2).compute(scheduler="sync")
+    assert raised.value.option == "path" and "1.png" in raised.value.cause
+
+
+def test_palette_indices_are_not_taken_for_pixels(tmp_path):
+    Image.new("P", (5, 4)).save(tmp_path / "0.png")
+    with pytest.raises(InputError):
+        open_source(f"{tmp_path}/*.png")
+
+
+def test_a_folder_tells_what_it_holds_and_how_its_pictures_are_named(tmp_path):
+    with pytest.raises(InputError) as empty:
+        open_source(str(tmp_path))
+    Image.new("L", (5, 4)).save(tmp_path / "0.png")
+    with pytest.raises(InputError) as pictures:
+        open_source(str(tmp_path))
+    assert empty.value.option == pictures.value.option == "path"
+    assert [each.value for each in pictures.value.suggestions] == [f"{tmp_path}/*.png"]

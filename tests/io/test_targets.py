@@ -16,11 +16,12 @@ import zarr
 
 from dask_onnx.core.errors import InputError, OutputError
 from dask_onnx.io.output_formats import open_sink
+from dask_onnx.io.output_places import check_target
+from dask_onnx.io.picture_folder import open_picture_folder
 from dask_onnx.io.sinks import OutputSpec
 from dask_onnx.io.targets import (
     MARKER,
     RUN_NAME,
-    check_target,
     explained_writes,
     foreign_files,
     new_run_name,
@@ -153,7 +154,7 @@ def test_an_error_of_a_write_is_one_of_the_output(tmp_path):
 )
 def test_outputs_that_cannot_be_written_are_refused(path, tables):
     with pytest.raises(InputError) as raised:
-        open_sink(path, overwrite=False, tables=tables)
+        open_sink(path, overwrite=False, results="tables" if tables else "any")
     assert raised.value.option == "path"
 
 
@@ -175,7 +176,7 @@ def test_json_lines_hold_every_value_exactly_or_are_refused(tmp_path):
             "s": ["é\n", None],
         }
     )
-    sink = open_sink(str(tmp_path / "y.jsonl"), overwrite=False, tables=True)
+    sink = open_sink(str(tmp_path / "y.jsonl"), overwrite=False, results="tables")
     sink.prepare(0, 0, ())
     sink.write_frame(0, frame)
     sink.finish()
@@ -194,3 +195,34 @@ def test_json_lines_hold_every_value_exactly_or_are_refused(tmp_path):
     with pytest.raises(InputError) as raised:
         sink.write_frame(1, pd.DataFrame({"x": [1.0, np.inf]}))
     assert raised.value.column == "x"
+
+
+def test_pictures_of_others_that_appear_meanwhile_survive(tmp_path):
+    target = tmp_path / "masks"
+    for content in (b"first", b"second"):
+        folder = open_picture_folder(str(target), overwrite=True)
+        folder.prepare()
+        folder.write("a.png", content)
+        if content == b"second":
+            (target / "notes.txt").write_text("mine")
+        folder.finish()
+    assert files_of(target) == {"a.png", MARKER, "notes.txt"}
+    assert (target / "a.png").read_bytes() == b"second"
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+@pytest.mark.parametrize("name", ["y.npy", "y.zarr"])
+def test_what_cannot_be_read_at_the_moment_is_not_taken_for_missing(tmp_path, name, monkeypatch):
+    sink = open_sink(str(tmp_path / name), overwrite=False)
+    assert set(sink.kept({"0"})) == set()
+    sink.prepare(3, 3, (SPEC,))
+    assert sink.kept({"0"}) == {"0"}
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(zarr, "open", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(OutputError) as raised:
+        sink.kept({"0"})
+    assert raised.value.reason == "Permission denied"

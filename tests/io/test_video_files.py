@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,37 @@ def test_a_video_that_was_cut_off_is_an_error_after_its_frames(tmp_path):
     with pytest.raises(dx.InputError) as caught:
         frames.extend(dx.io.video(cut))
     assert caught.value.numbers["frames"] == len(frames) > 0
+
+
+def test_a_container_may_count_a_few_frames_more_than_can_be_decoded(tmp_path):
+    video = dx.io.video(write(tmp_path / "a.mp4", count=30))
+    assert (video.frames, video.least_frames) == (30, 28)
+    assert dx.io.video("rtsp://camera.invalid/live").least_frames is None
+    assert dx.io.video(tmp_path / "a.mp4", format="mp4").least_frames is None
+
+
+def test_an_error_while_writing_is_not_hidden_by_the_end_of_the_file(tmp_path):
+    def write_half():
+        with VideoWriter(str(tmp_path / "a.mp4")) as writer:
+            writer.write(gradient(1))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+
+
+def test_a_file_that_cannot_be_closed_is_an_output_error(tmp_path, monkeypatch):
+    writer = VideoWriter(str(tmp_path / "a.mp4"))
+    writer.write(gradient(1))
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(writer, "_stream", SimpleNamespace(encode=fail))
+    with pytest.raises(dx.OutputError) as caught:
+        writer.close()
+    assert "no space" in caught.value.reason
+    writer.close()
 
 
 def test_an_ending_without_a_container_is_an_output_error(tmp_path):
