@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import ADDRESSES, SCHEDULER_PORT, Link, stop
+from two_hosts import ADDRESSES, SCHEDULER_PORT, Link, stop
 
 PROCESSES = 2
 

@@ -2,7 +2,7 @@
 
     python benchmarks/profile_links.py --assets .cache/assets --output benchmarks/results
 
-Needs root: the hosts are two network namespaces (see `transfer`). PP-OCR detection in four stages
+Needs root: the hosts are two network namespaces (see `two_hosts`). PP-OCR detection in four stages
 runs on two workers, the stages in turns. The seconds of all categories are compared with wall x
 workers, the bytes of links with the interfaces' counters, and a second run with half the rate with
 the first.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transfer import ADDRESSES, SCHEDULER_PORT, Link, answer, start, stop
+from two_hosts import ADDRESSES, SCHEDULER_PORT, Link, answer, ask, two_hosts
+
+from dask_onnx.diagnostics.profiling.network_estimate import network_bytes
 
 _HEADERS = 66
 """Bytes of a packet's headers: Ethernet 14, IP 20, TCP 32 with timestamps."""
@@ -75,14 +76,6 @@ def client_side(settings: dict[str, Any]) -> None:
         )
 
 
-def ask(client: subprocess.Popen[str], line: str) -> dict[str, Any]:
-    assert client.stdin is not None and client.stdout is not None
-    client.stdin.write(f"{line}\n")
-    client.stdin.flush()
-    found: dict[str, Any] = json.loads(client.stdout.readline())
-    return found
-
-
 def counted(link: Link, client: subprocess.Popen[str], name: str, seed: int) -> dict[str, Any]:
     """Return the numbers of a run, with what left each host over the link meanwhile."""
     ask(client, f"{name} {seed}")
@@ -117,18 +110,24 @@ def judged(found: dict[str, Any]) -> dict[str, Any]:
             # The client and the scheduler are on the first host.
             if goes_over and not (row["receiver"] == "client" and end == 0):
                 by_sender[end] += row["wire_bytes"]
+    ends = [f"tcp://{address}:1" for address in ADDRESSES]
+    estimated = [
+        network_bytes(by_sender[end], by_sender[1 - end], ends[end], ends[1 - end]) or 0
+        for end in range(2)
+    ]
     return {
         "wall": found["wall"],
         "sum over wall x workers": found["sum"] / whole,
         "bytes of links": by_sender,
         "bytes of the kernel": found["kernel"],
         "links over kernel": [a / b for a, b in zip(by_sender, found["kernel"], strict=True)],
+        "estimates over kernel": [a / b for a, b in zip(estimated, found["kernel"], strict=True)],
         "links over payload": [a / b for a, b in zip(by_sender, found["payload"], strict=True)],
     }
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as work, Link() as link:
+    with tempfile.TemporaryDirectory() as work:
         folder = arguments.folder or Path(work)
         settings = {
             "assets": str(arguments.assets.absolute()),
@@ -136,18 +135,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "size": arguments.size,
             "folder": str(folder),
         }
-        os.environ["DASK_ONNX__STORE__DIRECTORY"] = str(Path(work) / "store")
-        processes = start(link, Path(work))
-        client = subprocess.Popen(
-            [*link.inside(0), sys.executable, __file__, "--client", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert client.stdin is not None and client.stdout is not None
-        try:
-            facts = json.loads(client.stdout.readline())
-            results = {}
+        results = {}
+        with two_hosts(__file__, settings, work) as (link, client):
+            facts = ask(client)
             for number, (name, rate) in enumerate(
                 [("warm", 1000), ("fast", arguments.rate), ("slow", arguments.rate // 4)]
             ):
@@ -161,10 +151,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             names = [str(folder / f"{name}.json") for name in ("fast", "slow")]
             subprocess.run([*report, names[0], "--compare", names[1]], check=True)
             return {**facts, "rate": arguments.rate, "runs": results}
-        finally:
-            client.stdin.close()
-            client.wait(30)
-            stop(processes)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py --assets .cache/assets --output benchmarks/results
 
-Needs root: the hosts are two network namespaces joined by a veth pair, whose rate `tc` limits in
+Needs root: the hosts are two network namespaces (see `two_hosts`), whose link has a limited rate in
 both directions. PP-OCR detection is cut at one value; the first stage runs on one host and the
 second on the other, for windows of a page image. Contestants take turns on the same two workers:
 settings are changed and the connections between the workers closed, so that they negotiate again.
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from two_hosts import ADDRESSES, SCHEDULER_PORT, answer, ask, two_hosts
 
 CONTESTANTS = {
     "none": {"distributed.comm.compression": False, "onnx.transfer.pack": False},
@@ -29,85 +28,6 @@ CONTESTANTS = {
 }
 CUT = "batch_norm_1.tmp_4"
 """Value at which the model is cut: (N, 24, H / 2, W / 2)."""
-SCHEDULER_PORT = 8786
-ADDRESSES = ("10.213.77.1", "10.213.77.2")
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-class Link:
-    """Two network namespaces with a veth pair between them."""
-
-    def __init__(self) -> None:
-        self.names = [f"dx{os.getpid()}{end}" for end in "ab"]
-        self.devices = [f"dxv{os.getpid() % 100000}{end}" for end in "ab"]
-
-    def __enter__(self) -> Link:
-        for name in self.names:
-            run("ip", "netns", "add", name)
-        run("ip", "link", "add", self.devices[0], "type", "veth", "peer", "name", self.devices[1])
-        for name, device, address in zip(self.names, self.devices, ADDRESSES, strict=True):
-            run("ip", "link", "set", device, "netns", name)
-            run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
-            run("ip", "-n", name, "link", "set", device, "up")
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name in self.names:
-            subprocess.run(["ip", "netns", "delete", name])
-
-    def limit(self, megabits: int) -> None:
-        """Limit the rate in each direction to megabits a second, with a queue of 50 ms."""
-        for name, device in zip(self.names, self.devices, strict=True):
-            burst = max(32_000, megabits * 1_000_000 // 8 // 250)
-            run(
-                *f"ip netns exec {name} tc qdisc replace dev {device} root tbf".split(),
-                *f"rate {megabits}mbit burst {burst} latency 50ms".split(),
-            )
-
-    def inside(self, end: int) -> list[str]:
-        return ["ip", "netns", "exec", self.names[end]]
-
-    def sent(self, end: int) -> int:
-        """Return the bytes that left a namespace over the link."""
-        path = f"/sys/class/net/{self.devices[end]}/statistics/tx_bytes"
-        done = subprocess.run(
-            [*self.inside(end), "cat", path], check=True, capture_output=True, text=True
-        )
-        return int(done.stdout)
-
-
-def start(link: Link, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Start a scheduler and a worker on the first host, and a worker on the second."""
-    scheduler = f"tcp://{ADDRESSES[0]}:{SCHEDULER_PORT}"
-    options = f"--host {ADDRESSES[0]} --port {SCHEDULER_PORT} --no-dashboard"
-    commands = [(0, f"scheduler {options}")]
-    for end, address in enumerate(ADDRESSES):
-        options = f"--host {address} --nthreads 1 --no-dashboard --no-nanny --memory-limit 4GiB"
-        options += f" --local-directory {folder / f'worker{end}'}"
-        commands.append((end, f"worker {scheduler} {options}"))
-    return [
-        subprocess.Popen(
-            [*link.inside(end), sys.executable, "-m", "dask", *command.split()],
-            env={**os.environ, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "error"},
-            stdout=subprocess.DEVNULL,
-        )
-        for end, command in commands
-    ]
-
-
-def stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Terminate processes, workers first; kill those that do not end within 10 s."""
-    for process in reversed(processes):
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def pictures(assets: Path, rows: int, size: int) -> np.ndarray:
@@ -172,11 +92,6 @@ def client_side(settings: dict[str, Any]) -> None:
         answer({"seconds": seconds})
 
 
-def answer(facts: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(facts) + "\n")
-    sys.stdout.flush()
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from common import median_interval, print_table
 
@@ -187,80 +102,65 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": arguments.size,
     }
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as work, Link() as link:
-        os.environ["DASK_ONNX__STORE__DIRECTORY"] = str(Path(work) / "store")
-        processes = start(link, Path(work))
-        client = subprocess.Popen(
-            [*link.inside(0), sys.executable, __file__, "--client", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    with tempfile.TemporaryDirectory() as work, two_hosts(__file__, settings, work) as hosts:
+        link, client = hosts
+        facts = ask(client)
+        title = (
+            f"{arguments.rows} rows of {arguments.size} x {arguments.size}, cut at {CUT}: "
+            f"{facts['mib']:.1f} MiB a row, {facts['zeros']:.0%} zeros"
         )
-        assert client.stdin is not None and client.stdout is not None
-        try:
-            facts = json.loads(client.stdout.readline())
-            title = (
-                f"{arguments.rows} rows of {arguments.size} x {arguments.size}, cut at {CUT}: "
-                f"{facts['mib']:.1f} MiB a row, {facts['zeros']:.0%} zeros"
-            )
-            for megabits in arguments.rates:
-                link.limit(megabits)
-                seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-                wire: dict[str, list[int]] = {name: [] for name in CONTESTANTS}
-                for number in range(arguments.rounds + 1):
-                    for name in rng.permutation(list(CONTESTANTS)):
-                        before = link.sent(0)
-                        client.stdin.write(f"{name}\n")
-                        client.stdin.flush()
-                        took = json.loads(client.stdout.readline())["seconds"]
-                        if number:  # the first round builds sessions and measures the link
-                            seconds[str(name)].append(took)
-                            wire[str(name)].append(link.sent(0) - before)
-                results[str(megabits)] = {
-                    name: {
-                        "seconds": [round(value, 4) for value in seconds[name]],
-                        "wire_mib": round(float(np.median(wire[name])) / 2**20, 2),
-                        "none_over_it": median_interval(
-                            [a / b for a, b in zip(seconds["none"], seconds[name], strict=True)]
-                        ),
-                        "best_over_it": median_interval(
-                            [
-                                min(row) / own
-                                for *row, own in zip(
-                                    *(seconds[other] for other in CONTESTANTS if other != name),
-                                    seconds[name],
-                                    strict=True,
-                                )
-                            ]
-                        ),
-                    }
-                    for name in CONTESTANTS
-                }
-                print_table(
-                    f"{megabits} Mbit/s; {title}",
-                    [
-                        "",
-                        "seconds",
-                        "MiB on the wire",
-                        "none / it (95 %)",
-                        "best other / it (95 %)",
-                    ],
-                    [
+        for megabits in arguments.rates:
+            link.limit(megabits)
+            seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+            wire: dict[str, list[int]] = {name: [] for name in CONTESTANTS}
+            for number in range(arguments.rounds + 1):
+                for name in rng.permutation(list(CONTESTANTS)):
+                    before = link.sent(0)
+                    took = ask(client, str(name))["seconds"]
+                    if number:  # the first round builds sessions and measures the link
+                        seconds[str(name)].append(took)
+                        wire[str(name)].append(link.sent(0) - before)
+            results[str(megabits)] = {
+                name: {
+                    "seconds": [round(value, 4) for value in seconds[name]],
+                    "wire_mib": round(float(np.median(wire[name])) / 2**20, 2),
+                    "none_over_it": median_interval(
+                        [a / b for a, b in zip(seconds["none"], seconds[name], strict=True)]
+                    ),
+                    "best_over_it": median_interval(
                         [
-                            name,
-                            f"{np.median(row['seconds']):.2f}",
-                            f"{row['wire_mib']:.1f}",
-                            "{:.2f} ({:.2f}-{:.2f})".format(*row["none_over_it"]),
-                            "{:.2f} ({:.2f}-{:.2f})".format(*row["best_over_it"]),
+                            min(row) / own
+                            for *row, own in zip(
+                                *(seconds[other] for other in CONTESTANTS if other != name),
+                                seconds[name],
+                                strict=True,
+                            )
                         ]
-                        for name, row in results[str(megabits)].items()
-                    ],
-                )
-            return {"cut": CUT, **facts, **settings, "rates": results}
-        finally:
-            client.stdin.close()
-            client.wait(30)
-            stop(processes)
+                    ),
+                }
+                for name in CONTESTANTS
+            }
+            print_table(
+                f"{megabits} Mbit/s; {title}",
+                [
+                    "",
+                    "seconds",
+                    "MiB on the wire",
+                    "none / it (95 %)",
+                    "best other / it (95 %)",
+                ],
+                [
+                    [
+                        name,
+                        f"{np.median(row['seconds']):.2f}",
+                        f"{row['wire_mib']:.1f}",
+                        "{:.2f} ({:.2f}-{:.2f})".format(*row["none_over_it"]),
+                        "{:.2f} ({:.2f}-{:.2f})".format(*row["best_over_it"]),
+                    ]
+                    for name, row in results[str(megabits)].items()
+                ],
+            )
+        return {"cut": CUT, **facts, **settings, "rates": results}
 
 
 def main() -> None:

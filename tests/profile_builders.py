@@ -13,6 +13,7 @@ from dask_onnx.diagnostics.profiling.run_profile import (
     Phase,
     RunProfile,
     StageRecord,
+    StreamFrames,
     TaskRecord,
     TransferRecord,
     WorkerRecord,
@@ -95,6 +96,12 @@ def small_profile(**changes) -> RunProfile:
         gauges=(Gauge(A, 0.5, 90.0, 1e6, 0.0, 8e6), Gauge(B, 0.5, 40.0, 2e6, 8e6, 0.0)),
         digests=(Digest(A, "execute", "first", "onnx-run", "seconds", 3.8),),
         errors=(ErrorRecord("RunError", "second", B, 2, "out of memory"),),
+        streams=(
+            StreamFrames(
+                *("camera", 0.5, 8.0, 12, 9, 1, 1, 1, 1, 1.2, 0.2, 0.3, 0.4, 0.5, 0),
+                letters=((7, "RunError", "out of memory"),),
+            ),
+        ),
         notes=("a note",),
         versions={"python": "3.11"},
     )

@@ -110,7 +110,7 @@ def check_fits(client: Any, load: Load, fewest_stages: FewestStages) -> None:
         Client of the cluster. Nothing is checked without one, for an asynchronous one, or while
         the cluster has no workers, as one that scales up later.
     load : Load
-        What is to run.
+        Stages that are to run.
     fewest_stages : callable
         Function of a memory limit and rows to the fewest stages of a pipeline that fit.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dask_onnx.cluster.links import workers_of
+from dask_onnx.cluster.worker_answers import ask_workers
 from dask_onnx.core.errors import ClusterError
 from dask_onnx.core.process_caches import BoundedCache
 
@@ -50,10 +51,7 @@ def check_packages(client: Any) -> None:
 
 def _ask(client: Any, workers: Iterable[str]) -> Mapping[str, Any]:
     """Return the version of the package on each worker, or the error of its import."""
-    answers: Mapping[str, Any] = client.run(
-        pkgutil.resolve_name, _VERSION, workers=sorted(workers), on_error="return"
-    )
-    return answers
+    return ask_workers(client, pkgutil.resolve_name, _VERSION, workers=sorted(workers))
 
 
 def _check_scheduler(client: Any) -> None:

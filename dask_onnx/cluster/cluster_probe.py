@@ -53,11 +53,11 @@ class Side:
     package: Mapping[str, Any] | None = None
     """Its `host_report`; None if it cannot import dask_onnx."""
     package_error: str = ""
-    """Why it cannot import dask_onnx."""
+    """Error of its import of dask_onnx; empty if there is none."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Facts only a scheduler or a worker knows; see `scheduler_question` and `worker_question`."""
     error: str = ""
-    """Why it did not answer; empty if it did."""
+    """Error that it gave instead of an answer; empty if it answered."""
     host: str = ""
     """Name of its host."""
 

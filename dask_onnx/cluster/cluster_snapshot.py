@@ -20,7 +20,7 @@ class StageActivity:
 
     name: str
     model: str
-    """Name of its model; empty for tasks that are no stages."""
+    """Name of its model, or "several models"; empty for tasks that are no stages."""
     states: Mapping[str, int]
     """Number of tasks by state, now."""
     completed: int

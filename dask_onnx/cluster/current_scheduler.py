@@ -240,7 +240,7 @@ def explained_losses(
     ----------
     client : distributed.Client or None
     next_step : str
-        What the caller can do; to connect a new client by default.
+        Advice to the caller; to connect a new client by default.
     suggestions : sequence of Suggestion
 
     Raises

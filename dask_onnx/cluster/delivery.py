@@ -16,6 +16,7 @@ from dask.task_spec import Task
 
 from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.cluster.links import workers_of
+from dask_onnx.cluster.worker_answers import ask_workers
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.modelio.onnx_model import OnnxModel, StageExtractor, blob_keys_of
 from dask_onnx.planning.stages import StageGraph
@@ -92,7 +93,7 @@ def _share_store(client: Any, workers: frozenset[str]) -> bool:
 
     def ask() -> bool:
         own = store.identity
-        answers = client.run(view_store, None, on_error="return").values()
+        answers = ask_workers(client, view_store, None).values()
         return all(isinstance(each, StoreView) and each.store == own for each in answers)
 
     return bool(workers) and _shared_stores.get_or_make((client.id, str(store.root), workers), ask)
@@ -100,7 +101,7 @@ def _share_store(client: Any, workers: frozenset[str]) -> bool:
 
 def _ask_workers(client: Any, model: OnnxModel) -> _View:
     own = Store().identity
-    answers = client.run(view_store, model.source, on_error="return").values()
+    answers = ask_workers(client, view_store, model.source).values()
     # A worker that fails to answer cannot run the tasks either; its own error will say why.
     views = [answer for answer in answers if isinstance(answer, StoreView)]
     if not views:  # there are no workers yet: assume that they will see the model's path
@@ -128,7 +129,7 @@ def deliver(model: OnnxModel, stages: StageGraph, *, with_weights: bool) -> Deli
     stages : StageGraph
         Stages of the plan.
     with_weights : bool
-        Whether the weights travel too.
+        True if the weights travel too.
     """
     name = f"model-{model.token}"
     manifest = Manifest(model.token, model.proto, model.places)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +84,12 @@ OF_SCHEDULER: tuple[Family, ...] = (
     ),
     Family("worker_groups", "gauge", "Worker groups that have a worker, or wait", ("state",)),
     Family(
+        "link_bytes",
+        "counter",
+        "Bytes of values that a worker has sent to another process: in memory, and on the wire",
+        ("sender", "receiver", "form"),
+    ),
+    Family(
         "link_bytes_per_second",
         "gauge",
         "Rate of recent transfers between two workers",
@@ -102,32 +108,29 @@ _CODING = {"encode": ("get-data", "encode"), "decode": ("gather-dep", "decode")}
 
 
 def series_of_digests(
-    digests: Mapping[Any, float],
-    stage_of: Callable[[str], tuple[str, str]] | None = None,
+    digests: Iterable[tuple[Any, float]],
 ) -> list[Series]:
     """Return the series that Dask's fine performance metrics make.
 
     Parameters
     ----------
-    digests : mapping of tuple to float
-        Metrics by context, span, prefix of tasks, label and unit; others are left out.
-    stage_of : callable, optional
-        Name of the stage and of its model by the prefix of tasks. None for the metrics of a worker,
-        whose keys name the span too, and which knows no models: such series have no such label.
+    digests : iterable of (tuple, float)
+        Metrics of a worker, by context, span, prefix of tasks, label and unit; those of a
+        scheduler, by context, stage with model (`StageNames.metrics`), label and unit. Others are
+        left out. A worker knows no models: its series have no such label.
 
     Returns
     -------
     list of Series
-        Sums over all spans.
+        Sums over all that have the same labels.
     """
     found: defaultdict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    for key, value in digests.items():
+    for key, value in digests:
         if not isinstance(key, tuple) or len(key) < 3 or not str(key[-2]).startswith(PREFIX):
             continue
         context, label, unit = key[0], str(key[-2])[len(PREFIX) :], key[-1]
         if context == "execute":
-            stage = (str(key[2]),) if stage_of is None else stage_of(str(key[1]))
-            series = _of_task(label, unit, stage)
+            series = _of_task(label, unit, key[1] if len(key) == 4 else (str(key[2]),))
         else:
             series = _of_transfer(context, label, unit)
         if series is not None:

@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dask.utils import parse_timedelta
-
 from dask_onnx.core import config
 from dask_onnx.core.dask_internals import fail_waiting
-from dask_onnx.core.errors import ClusterError, InputError
+from dask_onnx.core.errors import ClusterError
 from dask_onnx.core.stage_tasks import Key
 
 if TYPE_CHECKING:
@@ -33,20 +31,7 @@ def no_workers_seconds() -> float | None:
     InputError
         The value is no time above 0.
     """
-    value = config.get("no-workers-timeout")
-    if value is None:
-        return None
-    try:
-        seconds = float(parse_timedelta(value, "s"))
-    except (ValueError, TypeError, KeyError):
-        seconds = -1.0
-    if isinstance(value, bool) or not 0 < seconds < float("inf"):
-        raise InputError(
-            f"{OPTION} is {value!r}",
-            "give a time above 0, such as 300 or '5 minutes'; or null to wait for ever",
-            option=OPTION,
-        )
-    return seconds
+    return config.seconds("no-workers-timeout")
 
 
 @dataclass(slots=True)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bokeh.layouts import column, row
+from bokeh.layouts import column
 
 from dask_onnx.cluster.page_feed import Feed, OnnxPart
 from dask_onnx.cluster.page_graph import Headline, PlanGraph
-from dask_onnx.cluster.page_tables import FailureTable, LinkTable, StageTable, WorkerTable
+from dask_onnx.cluster.page_tables import (
+    FailureTable,
+    LinkTable,
+    StageTable,
+    StreamTable,
+    WorkerTable,
+)
 from dask_onnx.core.dashboard_internals import dress_page
 
 _REFRESH_MS = 1000
@@ -19,6 +25,7 @@ PARTS: Mapping[str, type[OnnxPart]] = {
     "onnx-stages": StageTable,
     "onnx-workers": WorkerTable,
     "onnx-links": LinkTable,
+    "onnx-streams": StreamTable,
     "onnx-failures": FailureTable,
 }
 """Parts that are panels of their own, by the end of their address."""
@@ -41,11 +48,12 @@ class _Page:
 def page(scheduler: Any, extra: Mapping[str, Any], document: Any) -> None:
     """Fill the document of the page ``/onnx``."""
     found = _Page(
-        scheduler, [Headline, PlanGraph, StageTable, WorkerTable, LinkTable, FailureTable]
+        scheduler,
+        [Headline, PlanGraph, StageTable, WorkerTable, StreamTable, LinkTable, FailureTable],
     )
-    head, graph, stages, workers, links, failures = (part.root for part in found.parts)
-    below = row(links, failures, sizing_mode="stretch_width")
-    root = column(head, graph, stages, workers, below, sizing_mode="stretch_width")
+    head, graph, stages, workers, streams, links, failures = (part.root for part in found.parts)
+    tables = stages, workers, streams, links, failures
+    root = column(head, graph, *tables, sizing_mode="stretch_width")
     document.add_root(root)
     dress_page(document, found, _REFRESH_MS, "Dask: ONNX", extra)
 

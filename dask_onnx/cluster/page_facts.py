@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from dask_onnx.cluster.cluster_snapshot import (
     WorkerActivity,
     snapshot_question,
 )
+from dask_onnx.cluster.link_bytes import LinkBytes
 from dask_onnx.cluster.scheduler_plugin import PLUGIN_NAME, is_barrier
 from dask_onnx.core.stage_tasks import block_number
 
@@ -22,6 +23,8 @@ PAGE_NAME = "dask_onnx-page"
 WORKER_METRIC = "dask_onnx"
 """Name of what workers tell of themselves with each heartbeat."""
 _WAITING = ("waiting", "queued", "no-worker")
+_STREAM_SECONDS = 5.0
+"""Seconds without news after which the client of a stream is taken to be gone."""
 _MOST_FAILED = 100
 """Failed tasks that are shown."""
 _MOST_TASKS = 50_000
@@ -54,7 +57,12 @@ class PageFacts:
     workers: tuple[WorkerActivity, ...]
     links: tuple[LinkActivity, ...]
     own: Mapping[str, Mapping[str, Any]]
-    """What each worker tells of its sessions and its store, by address."""
+    """Facts of each worker about its sessions and its store, by address."""
+    sent: Mapping[tuple[str, str], LinkBytes]
+    """Bytes that went over each link, by sender and receiver."""
+    streams: tuple[Mapping[str, Any], ...]
+    """Streams of all clients, the newest first: the fields of `StreamStatistics`, with their last
+    dead letters (`core.stream_records`)."""
     transfer_seconds: Mapping[str, float]
     """Seconds that inputs of each stage's tasks were on their way."""
     in_flight: int
@@ -67,7 +75,11 @@ class PageFacts:
     """Time at which each worker left that is not there any more, and its address; newest first."""
 
 
-def page_facts(scheduler: Any, gone: Iterable[tuple[float, str]] = ()) -> PageFacts:
+def page_facts(
+    scheduler: Any,
+    gone: Iterable[tuple[float, str]] = (),
+    streams: Iterable[Mapping[str, Any]] = (),
+) -> PageFacts:
     """Return what a scheduler's cluster does for models; must run in the scheduler's event loop.
 
     Parameters
@@ -75,6 +87,8 @@ def page_facts(scheduler: Any, gone: Iterable[tuple[float, str]] = ()) -> PageFa
     scheduler : distributed.Scheduler
     gone : iterable of (float, str)
         Time at which each worker left, and its address.
+    streams : iterable of mapping
+        What clients have told last of each of their streams.
     """
     found = snapshot_question()(PLUGIN_NAME, dask_scheduler=scheduler)
     groups = tuple(StageActivity(**each) for each in found["stages"])
@@ -92,6 +106,8 @@ def page_facts(scheduler: Any, gone: Iterable[tuple[float, str]] = ()) -> PageFa
             state.address: state.metrics.get(WORKER_METRIC) or {}
             for state in scheduler.workers.values()
         },
+        sent={(sender, to): moved for sender, to, moved in sent_over_links(scheduler)},
+        streams=tuple(sorted(streams, key=lambda each: -each["started"])),
         transfer_seconds={
             name: prefixes[name].all_durations.get("transfer", 0.0) for name in names
         },
@@ -100,6 +116,17 @@ def page_facts(scheduler: Any, gone: Iterable[tuple[float, str]] = ()) -> PageFa
         gone=tuple(sorted(gone, reverse=True)),
         seconds_left=seconds_left(groups, sum(worker.threads for worker in workers)),
     )
+
+
+def sent_over_links(scheduler: Any) -> Iterator[tuple[str, str, LinkBytes]]:
+    """Yield sender, receiver and bytes of each link, as workers told with their last heartbeats.
+
+    Dask's scheduler fetches results for clients, so that it is a receiver too.
+    """
+    for state in scheduler.workers.values():
+        own = state.metrics.get(WORKER_METRIC) or {}
+        for receiver, moved in own.get("sent", {}).items():
+            yield state.address, receiver, LinkBytes(*moved)
 
 
 def tasks_left(stage: StageActivity) -> int:
@@ -195,6 +222,21 @@ def _failures(scheduler: Any) -> Iterable[Failure]:
 
 def _has_failed(prefix: Any) -> bool:
     return prefix is not None and prefix.states.get("erred", 0) > 0
+
+
+def stream_state(stream: Mapping[str, Any], now: float) -> str:
+    """Return "running", "ended", or "gone" for a stream whose client has not been heard of.
+
+    Parameters
+    ----------
+    stream : mapping
+        One of `PageFacts.streams`.
+    now : float
+        Seconds since the epoch, by the scheduler's clock.
+    """
+    if stream["ended"] is not None:
+        return "ended"
+    return "gone" if now - stream["told"] > _STREAM_SECONDS else "running"
 
 
 def rates_of(now: PageFacts, before: PageFacts | None) -> dict[str, float]:

@@ -35,7 +35,8 @@ class Feed:
 
     def _facts(self) -> PageFacts:
         plugin = self.scheduler.plugins.get(PAGE_NAME)
-        return page_facts(self.scheduler, getattr(plugin, "gone", ()))
+        gone, streams = getattr(plugin, "gone", ()), getattr(plugin, "streams", {})
+        return page_facts(self.scheduler, gone, streams.values())
 
     @property
     def rates(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from html import escape
@@ -19,18 +20,20 @@ from bokeh.models import (
     TableColumn,
 )
 
-from dask_onnx.cluster.page_facts import tasks_left, tasks_waiting
+from dask_onnx.cluster.page_facts import stream_state, tasks_left, tasks_waiting
 from dask_onnx.cluster.page_feed import Feed, OnnxPart
 from dask_onnx.core.dashboard_internals import colour_of
 from dask_onnx.core.formatting import format_bytes, printable
 
 _COLOUR = '<span style="color:<%= colour %>">&#9632;</span> <%- value %>'
 """A name with its colour on the dashboard; `<%-` escapes it."""
+_MOST_LINKS = 200
+"""Links that are shown."""
 _MOST_GONE = 3
 """Workers that are gone and named."""
 _STATUS = (
-    '<span style="<%= value == "running" ? "" : "color:#b42318;font-weight:600" %>">'
-    "<%- value %></span>"
+    '<span style="<%= ["running", "ended"].includes(value)'
+    ' ? "" : "color:#b42318;font-weight:600" %>"><%- value %></span>'
 )
 
 
@@ -96,7 +99,7 @@ class StageTable(_Table):
             "rate": ("tasks/s", _number("0,0.0"), 60),
             "seconds": ("seconds a task", _number("0,0.0000"), 90),
             "transfer": ("transfer seconds", _number("0,0.00"), 100),
-            "bytes": ("results in memory", _text(), 100),
+            "bytes": ("bytes of results", _text(), 100),
         }
         super().__init__("Stages", columns, 230)
 
@@ -181,36 +184,102 @@ class LinkTable(_Table):
         columns = {
             "sender": ("from", _text(), 180),
             "receiver": ("to", _text(), 180),
-            "rate": ("MB/s", _number("0,0.0"), 70),
+            "bytes": ("bytes", _text(), 75),
+            "wire": ("on the wire", _text(), 75),
+            "rate": ("MB/s", _number("0,0.0"), 60),
         }
         super().__init__("Links", columns, 160)
 
     def update(self, feed: Feed) -> None:
         """Show the links that were used."""
         here = {each.address for each in feed.facts.workers}
-        order = sorted(feed.facts.links, key=lambda each: each.rate)
-        own = [each for each in order if each.sender in here and each.receiver in here]
+        rates = {(each.sender, each.receiver): each.rate for each in feed.facts.links}
+        sent = feed.facts.sent
+        links = {link for link in (*rates, *sent) if here.issuperset(link)}
+        order = sorted(links, key=lambda link: (rates.get(link, math.inf), link))
         self.show([
-            {"sender": each.sender, "receiver": each.receiver, "rate": each.rate / 1e6}
-            for each in own[:200]
-        ], "" if own else "No values have gone from one worker to another.")  # fmt: skip
+            {
+                "sender": link[0],
+                "receiver": link[1],
+                "bytes": format_bytes(sent[link].plain) if link in sent else "",
+                "wire": format_bytes(sent[link].wire) if link in sent else "",
+                "rate": rates.get(link, math.nan) / 1e6,
+            }
+            for link in order[:_MOST_LINKS]
+        ], "" if order else "No values have gone from one worker to another.")  # fmt: skip
 
 
-class FailureTable(_Table):
-    """Tasks that failed for good."""
+class StreamTable(_Table):
+    """Streams of frames with their counts and latencies."""
 
     def __init__(self, feed: Feed) -> None:
         columns = {
-            "stage": ("stage", _named(), 160),
-            "key": ("key", _text(), 170),
+            "name": ("stream", _text(), 150),
+            "state": ("state", HTMLTemplateFormatter(template=_STATUS), 70),
+            "read": ("frames read", _number(), 75),
+            "waiting": ("waiting", _number(), 60),
+            "running": ("running", _number(), 60),
+            "done": ("done", _number(), 60),
+            "rate": ("frames/s", _number("0,0.0"), 65),
+            "p50": ("p50 ms", _number("0,0.0"), 65),
+            "p99": ("p99 ms", _number("0,0.0"), 65),
+            "late": ("late", _number(), 50),
+            "dropped": ("dropped", _number(), 60),
+            "failed": ("failed", _number(), 55),
+        }
+        super().__init__("Streams", columns, 140)
+
+    def update(self, feed: Feed) -> None:
+        """Show all streams, the newest first."""
+        streams = feed.facts.streams
+        rows = [self._row(each, feed.facts.time) for each in streams]
+        self.show(rows, "" if streams else "None.")
+
+    @staticmethod
+    def _row(stream: Mapping[str, Any], now: float) -> dict[str, Any]:
+        state = stream_state(stream, now)
+        # The last news of a stream may be older than its end.
+        levels = {"waiting": 0, "running": 0} if state == "ended" else {}
+        return {
+            **stream,
+            **levels,
+            "name": printable(stream["stream"]),
+            "state": state,
+            "p50": _milliseconds(stream["p50"]),
+            "p99": _milliseconds(stream["p99"]),
+            "dropped": stream["dropped_late"] + stream["dropped_for_newer"],
+        }
+
+
+def _milliseconds(seconds: float | None) -> float:
+    return math.nan if seconds is None else 1e3 * seconds
+
+
+class FailureTable(_Table):
+    """Tasks that failed for good, and dead letters of streams."""
+
+    def __init__(self, feed: Feed) -> None:
+        columns = {
+            "stage": ("stage or stream", _named(), 160),
+            "key": ("key or frame", _text(), 170),
             "worker": ("worker", _text(), 150),
             "error": ("error", _text(), 360),
         }
         super().__init__("Failed for good", columns, 160)
 
     def update(self, feed: Feed) -> None:
-        """Show tasks that failed, the newest first."""
-        self.show([
+        """Show tasks that failed, the newest first, and the last frames of streams that did."""
+        letters = [
+            {
+                "stage": printable(stream["stream"]),
+                "key": f"frame {letter['frame']:,}",
+                "error": printable(f"{letter['error']}: {letter['cause']}"),
+                "colour": colour_of(stream["stream"]),
+            }
+            for stream in feed.facts.streams
+            for letter in reversed(stream["letters"])
+        ]
+        tasks = [
             {
                 "stage": printable(each.stage),
                 "key": printable(each.key),
@@ -219,4 +288,5 @@ class FailureTable(_Table):
                 "colour": colour_of(each.stage),
             }
             for each in feed.facts.failures
-        ], "" if feed.facts.failures else "None.")  # fmt: skip
+        ]
+        self.show(tasks + letters, "" if tasks or letters else "None.")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_onnx.cluster.scheduler_plugin import is_barrier
-from dask_onnx.core.dask_internals import span_of
+from dask_onnx.core.dask_internals import forget_events, span_of
 from dask_onnx.core.stage_tasks import block_number, hints_of
 
 _MAX_ATTEMPTS = 500_000
@@ -21,6 +21,12 @@ _CLIENT_OF_WORKER = "Client-worker-"
 """Beginning of the identifiers of clients that tasks open on their workers."""
 SPAN = "dask_onnx.profile"
 """Name of the spans of profiles."""
+TOPIC = "dask_onnx-profile"
+"""Topic of Dask's events under which workers send their notes, of all profiles."""
+GROWING = ("phases", "stages", "incoming", "outgoing", "gauges")
+"""Fields of `WorkerNotes` of which each message has what is new; others are complete in each."""
+CANCELLED = "cancelled"
+"""Outcome of an attempt whose result nobody wanted any more."""
 
 
 class Attempt(NamedTuple):
@@ -49,7 +55,7 @@ class Attempt(NamedTuple):
     """Bytes of the result."""
     outcome: str
     """State that the task went into: "memory", "erred", "released" or "waiting"; "processing" if
-    it has not ended."""
+    it has not ended, and `CANCELLED` if nobody wanted it any more."""
     error: str
     """Text of the exception; empty if there was none."""
     has_dependencies: bool
@@ -71,8 +77,8 @@ class SchedulerNotes(NamedTuple):
     presence: list[tuple[str, int, int | None, str, float, float]]
     """Address, threads, memory limit, host, and times of joining and leaving of each worker; 0 for
     one that has not left."""
-    messages: dict[str, list[Any]]
-    """Messages of each worker, in their order."""
+    messages: dict[str, dict[str, Any]]
+    """Notes that each worker has sent so far, by the names of the fields of `WorkerNotes`."""
     others: list[tuple[str, float, float]]
     """Worker, start and stop of each task that ended meanwhile and is not of the profile."""
     edges: list[tuple[str, str]]
@@ -120,7 +126,7 @@ class ProfileSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
         self.spans: set[str] = set()
         self.dependencies: set[str] = set()
         self.presence: dict[str, tuple[str, int, int | None, str, float, float]] = {}
-        self.messages: dict[str, list[Any]] = {}
+        self.messages: dict[str, dict[str, Any]] = {}
         self.others: list[tuple[str, float, float]] = []
         self.edges: set[tuple[str, str]] = set()
 
@@ -192,7 +198,9 @@ class ProfileSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
             on = self.scheduler.tasks[key].processing_on
             task.worker = "" if on is None else on.address
         elif start == "processing":
-            self._ended(key, task, finish, now, facts)
+            state = self.scheduler.tasks[key]
+            is_cancelled = finish == "released" and not (state.who_wants or state.waiters)
+            self._ended(key, task, CANCELLED if is_cancelled else finish, now, facts)
         if finish in ("memory", "erred", "forgotten"):
             # Work that is repeated later is noted again: the task stays known by its times.
             self.open.pop(key, None)
@@ -238,9 +246,16 @@ class ProfileSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
         )
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Keep a worker's message."""
-        if topic == self.name and isinstance(msg, dict) and "worker" in msg:
-            self.messages.setdefault(msg["worker"], []).append(msg)
+        """Keep what is new in a worker's message; Dask shall not keep the message as well."""
+        if topic != TOPIC or msg.get("profile") != self.profile:
+            return
+        forget_events(self.scheduler, TOPIC)
+        known = self.messages.setdefault(msg["worker"], {name: [] for name in GROWING})
+        for name, value in msg.items():
+            if name in GROWING:
+                known[name] += value
+            else:
+                known[name] = value
 
     def notes(self) -> SchedulerNotes:
         """Return all notes, those of tasks that have not ended included."""

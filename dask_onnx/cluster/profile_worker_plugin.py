@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from dask_onnx.cluster.profile_scheduler_plugin import plugin_name, read_clock
+from dask_onnx.cluster.profile_scheduler_plugin import TOPIC, plugin_name, read_clock
 from dask_onnx.core.dask_internals import (
+    LogTail,
     clock_shift_of,
     digests_of,
     executing_of,
@@ -54,6 +55,8 @@ class WorkerNotes(NamedTuple):
     """Values that it got: start, stop, sender, bytes, keys; times are Dask's estimates."""
     outgoing: list[Any]
     """Values that it sent: start, stop, receiver, bytes in memory, bytes sent, keys; likewise."""
+    has_missed: bool
+    """True if Dask's log of transfers had forgotten some before they were read."""
     gauges: list[Any]
     """Time, CPU in percent, resident bytes, bytes received and sent per second by the host's
     network, percent of the GPU, and bytes of its memory."""
@@ -73,10 +76,8 @@ class _Mark(NamedTuple):
     phases: int = 0
     stages: int = 0
     gauges: int = 0
-    arrived: float = 0.0
-    """End of the last value that the worker got, by the log's clock."""
-    departed: float = 0.0
-    """End of the last value that it sent, by the log's clock."""
+    incoming: int = 0
+    outgoing: int = 0
 
 
 class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
@@ -102,6 +103,9 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
         self.before: dict[Any, float] = {}
         self.shifts: list[tuple[float, float]] = []
         self.began_with = self.sent = _Mark()
+        self.tails: tuple[LogTail, LogTail] | None = None
+        self.incoming: list[tuple[Any, ...]] = []
+        self.outgoing: list[tuple[Any, ...]] = []
         self.is_closed = False
         self._flushing: asyncio.Task[None] | None = None
 
@@ -110,8 +114,10 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
         self.worker, self.began = worker, time.time()
         self.before = digests_of(worker)
         self.recording = begin_recording(self.profile, worker.address, self.nodes)
-        start = self.began + self._note_shift()
-        self.began_with = self.sent = _Mark(0, 0, worker.monitor.count, start, start)
+        self._note_shift()
+        incoming, outgoing = transfer_logs_of(worker)
+        self.tails = LogTail(incoming), LogTail(outgoing)
+        self.began_with = self.sent = _Mark(gauges=worker.monitor.count)
         with contextlib.suppress(OSError, RuntimeError):
             self.offset, self.error = await _measure_clock(worker)
         self._flushing = asyncio.create_task(self._flush_often())
@@ -124,9 +130,24 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
         return shift
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
-        """Note the shift of a task's times when it starts: each heartbeat changes it."""
+        """Note the shift of a task's times when it starts: each heartbeat changes it.
+
+        When a value has come, read what was logged of it, since Dask's log is short.
+        """
         if finish == "executing":
             self._note_shift()
+        elif start == "flight":
+            self._read_logs()
+
+    def _read_logs(self) -> None:
+        """Keep what is new in Dask's logs of transfers."""
+        if self.tails is None or self.recording is None:
+            return
+        incoming, outgoing = self.tails
+        for entry in incoming.read():
+            self.recording.add(self.incoming, _arrival(entry))
+        for entry in outgoing.read():
+            self.recording.add(self.outgoing, _sending(entry))
 
     async def teardown(self, worker: Any) -> None:
         """Send what is left, and record no more."""
@@ -147,7 +168,7 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
         if self.recording is None or self.is_closed:
             return
         new, self.sent = self.notes_since(self.sent)
-        self.worker.log_event(self.name, _plain(new._asdict()))
+        self.worker.log_event(TOPIC, {"profile": self.profile, **_plain(new._asdict())})
 
     def close(self) -> WorkerNotes:
         """Keep no more notes, and return all of them."""
@@ -163,27 +184,18 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
         recording, worker = self.recording, self.worker
         assert recording is not None
         self._note_shift()
-        incoming, outgoing = transfer_logs_of(worker)
-        incoming = [each for each in incoming if each["stop"] > mark.arrived]
-        outgoing = [each for each in outgoing if each["stop"] > mark.departed]
+        self._read_logs()
         phases, stages = recording.phases[mark.phases :], recording.stages[mark.stages :]
         new = _Mark(
             mark.phases + len(phases),
             mark.stages + len(stages),
             worker.monitor.count,
-            max([mark.arrived, *(each["stop"] for each in incoming)]),
-            max([mark.departed, *(each["stop"] for each in outgoing)]),
+            len(self.incoming),
+            len(self.outgoing),
         )
-        return self._notes(mark, phases, stages, incoming, outgoing), new
+        return self._notes(mark, phases, stages), new
 
-    def _notes(
-        self,
-        mark: _Mark,
-        phases: list[Any],
-        stages: list[Any],
-        incoming: list[Any],
-        outgoing: list[Any],
-    ) -> WorkerNotes:
+    def _notes(self, mark: _Mark, phases: list[Any], stages: list[Any]) -> WorkerNotes:
         worker = self.worker
         return WorkerNotes(
             worker=worker.address,
@@ -194,8 +206,9 @@ class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
             executing=executing_of(worker),
             phases=phases,
             stages=stages,
-            incoming=list(map(_arrival, incoming)),
-            outgoing=list(map(_sending, outgoing)),
+            incoming=self.incoming[mark.incoming :],
+            outgoing=self.outgoing[mark.outgoing :],
+            has_missed=any(tail.has_missed for tail in self.tails or ()),
             gauges=_gauges(worker.monitor.range_query(mark.gauges)),
             digests=_new_digests(digests_of(worker), self.before),
             peak=peak_bytes(),

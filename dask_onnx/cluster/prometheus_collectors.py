@@ -49,7 +49,7 @@ class Collector:
     families : sequence of Family
         Families that it may publish.
     read : callable
-        What the server that is being scraped publishes; None if it is not configured.
+        Returns the metrics of the server that is being scraped; None if it is not configured.
     """
 
     def __init__(

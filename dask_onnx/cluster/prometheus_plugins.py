@@ -14,14 +14,12 @@ from typing import Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
+from dask_onnx.cluster.link_bytes import SentBytes
 from dask_onnx.cluster.metric_families import Histogram, Series, series_of_digests
-from dask_onnx.cluster.page_facts import WORKER_METRIC
-from dask_onnx.cluster.scheduler_plugin import PLUGIN_NAME
-from dask_onnx.core.dashboard_internals import (
-    scraped_scheduler,
-    scraped_worker,
-    worker_metrics_of,
-)
+from dask_onnx.cluster.page_facts import WORKER_METRIC, sent_over_links
+from dask_onnx.cluster.scheduler_plugin import PLUGIN_NAME, StagePlugin
+from dask_onnx.cluster.stage_names import ShownStage, StageNames
+from dask_onnx.core.dashboard_internals import TASK_STATES, scraped_scheduler, scraped_worker
 from dask_onnx.core.dask_internals import digests_of
 from dask_onnx.core.errors import StoreError
 from dask_onnx.core.process_caches import PROCESS_CACHES
@@ -65,17 +63,11 @@ class MetricsSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
         """Forget tasks that have not ended, as the scheduler does."""
         self.ready.clear()
 
-    def model_of(self, name: str) -> str:
-        """Return the model of a group of tasks; empty if they are no stages."""
+    @property
+    def names(self) -> StageNames:
+        """Stages and models of groups of tasks; none before the plugin of stages is there."""
         plugin = self.scheduler.plugins.get(PLUGIN_NAME)
-        found: str = getattr(plugin, "models", {}).get(name, "")
-        return found
-
-    def stage_of(self, name: str) -> tuple[str, str]:
-        """Return a stage, as the dashboard shows it, and its model, by the prefix of its keys."""
-        plugin = self.scheduler.plugins.get(PLUGIN_NAME)
-        found = getattr(plugin, "shown_as", {}).get(name) or name
-        return found, self.model_of(found)
+        return plugin.names if isinstance(plugin, StagePlugin) else StageNames()
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **facts: Any) -> None:
         """Count the end of an attempt at a task of a stage, and note when it could begin."""
@@ -91,10 +83,9 @@ class MetricsSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
 
     def _ended(self, key: Any, finish: str, ready: float | None, facts: dict[str, Any]) -> None:
         state = self.scheduler.tasks.get(key)
-        model = "" if state is None else self.model_of(state.prefix.name)
-        if not model:
+        stage = None if state is None else self.names.of_group(state.group.name)
+        if stage is None:
             return
-        stage = (state.prefix.name, model)
         outcome = {"memory": "completed", "erred": "erred"}.get(finish, "lost")
         self.ended[*stage, outcome] += 1
         steps = [s for s in facts.get("startstops") or () if s["action"] == "compute"]
@@ -106,23 +97,33 @@ class MetricsSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
     def series(self) -> Iterator[Series]:
         """Yield the value of every series but those of histograms."""
         scheduler = self.scheduler
-        yield from series_of_digests(worker_metrics_of(scheduler), self.stage_of)
+        yield from series_of_digests(self.names.metrics(scheduler))
         for labels, count in self.ended.items():
             yield Series("tasks_ended", labels, count)
-        for name, prefix in scheduler.task_prefixes.items():
-            if model := self.model_of(name):
-                for state, count in prefix.states.items():
-                    if state != "forgotten":
-                        yield Series("tasks", (name, model, state), count)
+        for (stage, state), count in self._task_counts().items():
+            yield Series("tasks", (*stage, state), count)
         groups = getattr(scheduler.plugins.get(PLUGIN_NAME), "worker_groups", None)
         if groups is not None:
             yield Series("worker_groups", ("placed",), len(groups.places))
             yield Series("worker_groups", ("waiting",), len(groups.waiting))
+        for sender, receiver, moved in sent_over_links(scheduler):
+            for form, number in (("memory", moved.plain), ("wire", moved.wire)):
+                yield Series("link_bytes", (sender, receiver, form), number)
         links = scheduler.bandwidth_workers
         if len(links) <= _MOST_LINKS:
             # Workers tell what they received, and from whom.
             for (receiver, sender), rate in links.items():
                 yield Series("link_bytes_per_second", (sender, receiver), rate)
+
+    def _task_counts(self) -> Counter[tuple[ShownStage, str]]:
+        """Return the number of tasks of each stage by state; 0 for those that have none now."""
+        names = self.names
+        found = Counter({(stage, state): 0 for stage in names.stages for state in TASK_STATES})
+        for name, group in self.scheduler.task_groups.items():
+            if stage := names.of_group(name):
+                for state in TASK_STATES:
+                    found[stage, state] += group.states[state]
+        return found
 
 
 class MetricsWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
@@ -134,8 +135,8 @@ class MetricsWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed pu
     def setup(self, worker: Any) -> None:
         """Register what is published on ``/metrics``, and what heartbeats tell the scheduler."""
         register_collectors()
-        root = _store_root()
-        worker.metrics[WORKER_METRIC] = lambda _: _worker_facts(root)
+        root, sent = _store_root(), SentBytes(worker)
+        worker.metrics[WORKER_METRIC] = lambda _: {**_worker_facts(root), "sent": sent.read()}
 
 
 def _store_root() -> str:
@@ -156,7 +157,7 @@ def _worker_facts(root: str) -> dict[str, Any]:
 
 def worker_series(worker: Any) -> Iterator[Series]:
     """Yield the value of every series of a worker; it knows stages, but not their models' names."""
-    yield from series_of_digests(digests_of(worker))
+    yield from series_of_digests(digests_of(worker).items())
     yield Series("sessions", (), len(SESSION_CACHE))
     for use in PROCESS_CACHES.usage():
         yield Series("cache_entries", (use.name,), use.entries)
@@ -166,7 +167,7 @@ def worker_series(worker: Any) -> Iterator[Series]:
 def register_collectors() -> bool:
     """Register the collectors of this process, and return whether there is a client for them."""
     try:
-        import prometheus_client  # noqa: F401
+        import prometheus_client  # noqa: F401 - only whether it is installed
     except ImportError:
         return False
     from dask_onnx.cluster.prometheus_collectors import Published, register

@@ -17,10 +17,10 @@ from dask.task_spec import Task
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_onnx.cluster.no_workers import NoWorkers
+from dask_onnx.cluster.stage_names import StageNames
 from dask_onnx.cluster.task_restrictions import TaskRestrictions
 from dask_onnx.cluster.worker_deaths import WorkerDeaths
 from dask_onnx.cluster.worker_groups import TAKEOVER_SECONDS, WorkerGroups
-from dask_onnx.core.dashboard_internals import rename_group
 from dask_onnx.core.dask_internals import (
     add_dependency,
     expect_duration,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from distributed import Scheduler
 
 PLUGIN_NAME = "dask_onnx-stages"
-_MOST_NAMES = 10_000
 _RECHECK_SECONDS = 1.0
 """Seconds between looks at tasks that could run on any worker, but have none."""
 
@@ -82,12 +81,8 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
 
         The barrier is None for tasks that have dependencies of their own.
         """
-        self.models: dict[str, str] = {}
-        """Name of a group of tasks on the dashboard to the model that its stage is of."""
-        self.shown_as: dict[str, str] = {}
-        """Name of a group of tasks by their keys to the one on the dashboard, where they differ;
-        empty if it has several.
-        """
+        self.names = StageNames()
+        """Stages and models of groups of tasks."""
         self._is_rechecking = False
         """True if `_recheck` is going to be called."""
 
@@ -95,6 +90,11 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
     def places(self) -> dict[WorkerGroup, str]:
         """Address of each worker group's worker."""
         return self.worker_groups.places
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Name of each group of stages' tasks on the dashboard to the name of its model."""
+        return self.names.models
 
     async def start(self, scheduler: Scheduler) -> None:
         """Keep a reference to the scheduler, which `transition` is not given."""
@@ -117,7 +117,7 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
                 # It takes no time, and other tasks wait for it.
                 set_priority(state, (*state.priority[:-1], -1))
             elif hints := list(hints_of(state.run_spec)):
-                self._show_stage(scheduler, state, hints)
+                self.names.note(scheduler, state, hints[-1])
                 set_retries(state, max(each.retries for each in hints))
                 expect_duration(state, sum(each.seconds for each in hints))
                 found.append((state, hints))
@@ -130,20 +130,6 @@ class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publish
         self._place_worker_groups(scheduler, found)
         for state, _hints in found:
             self._hold_inputs(scheduler, state)
-
-    def _show_stage(self, scheduler: Scheduler, state: Any, hints: list[Hints]) -> None:
-        """Show a task under its stage's label, where Dask has fused it with tasks that follow.
-
-        Such a task has the key of the last one: a model before ``.sum()`` would be found as "sum".
-        """
-        label, shown = hints[-1].stage, state.prefix.name
-        if label and state.state == "released" and label not in shown:
-            rename_group(scheduler, state, f"{label}-{shown}")
-            if len(self.shown_as) < _MOST_NAMES:
-                new = state.prefix.name
-                self.shown_as[shown] = new if self.shown_as.get(shown, new) == new else ""
-        if hints[-1].model and len(self.models) < _MOST_NAMES:
-            self.models[state.prefix.name] = hints[-1].model
 
     def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Leave tasks as they are in their graph once they have run."""

@@ -5,25 +5,34 @@ As for `core.dask_internals`, a release of Dask may change any of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Groups of tasks are documented as what the dashboard shows, but not how they are made.
-from distributed.scheduler import TaskGroup, TaskPrefix
+# Groups of tasks are documented as what the dashboard shows, but not how they are made, and the
+# states of tasks are listed in prose only.
+from distributed.scheduler import ALL_TASK_STATES, TaskGroup, TaskPrefix
 
 # The colour that the dashboard gives to tasks of a name is documented nowhere.
 from distributed.utils import color_of
 
 __all__ = [
+    "TASK_STATES",
     "PagesError",
     "add_pages",
     "colour_of",
     "dress_page",
+    "metrics_of_span",
     "rename_group",
     "scraped_scheduler",
     "scraped_worker",
+    "seconds_since_end_of_span",
     "worker_metrics_of",
 ]
+
+
+TASK_STATES: tuple[str, ...] = tuple(sorted(ALL_TASK_STATES - {"forgotten"}))
+"""States of the tasks that a scheduler knows."""
 
 
 def colour_of(name: str) -> str:
@@ -39,6 +48,32 @@ def worker_metrics_of(scheduler: Any) -> dict[Any, float]:
     include those of workers that are gone.
     """
     return dict(scheduler.cumulative_worker_metrics)
+
+
+def metrics_of_span(scheduler: Any, span: str) -> Mapping[Any, float]:
+    """Return what all workers have added up for the tasks of a span, without spans inside it.
+
+    `Span.cumulative_worker_metrics` is documented, but adds those inside, which are asked apart.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    span : str
+        Identifier of a span of this scheduler.
+    """
+    found: Mapping[Any, float] = (
+        scheduler.extensions["spans"].spans[span]._cumulative_worker_metrics
+    )
+    return found
+
+
+def seconds_since_end_of_span(scheduler: Any, span: str) -> float:
+    """Return the seconds since all tasks of a span have completed; 0 if some have not.
+
+    The record of a span is documented, but not how to find it by its identifier.
+    """
+    found = scheduler.extensions["spans"].spans[span]
+    return max(time.time() - found.stop, 0.0) if found.done else 0.0
 
 
 def scraped_scheduler() -> Any | None:
@@ -79,6 +114,8 @@ def rename_group(scheduler: Any, state: Any, prefix: str) -> None:
         new = TaskGroup(name, scheduler.task_prefixes[prefix])
         scheduler.task_groups[name] = new
         new.span_id = old.span_id
+        if old.span_id:
+            scheduler.extensions["spans"].spans[old.span_id].groups.add(new)
     for counted in (old, old.prefix):
         counted.states[state.state] -= 1
         counted._size -= 1

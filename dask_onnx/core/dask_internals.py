@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ from distributed.worker import WORKER_ANY_RUNNING, Worker, thread_state
 
 __all__ = [
     "ArraySliceDep",
+    "LogTail",
     "add_dependency",
     "annotate",
     "clock_shift_of",
@@ -49,6 +51,7 @@ __all__ = [
     "executing_of",
     "expect_duration",
     "fail_waiting",
+    "forget_events",
     "has_left_pool",
     "has_lost_scheduler",
     "has_metric_listeners",
@@ -60,6 +63,7 @@ __all__ = [
     "reschedule_unrunnable",
     "run_function_on_scheduler",
     "run_function_on_worker",
+    "run_on_scheduler_async",
     "serialize_numpy_ndarray",
     "set_other_restrictions",
     "set_priority",
@@ -126,15 +130,49 @@ def digests_of(server: Any) -> dict[Any, float]:
     return dict(server.digests_total)
 
 
-def transfer_logs_of(worker: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return what a worker has logged of values that it got, and of those that it sent.
+TransferLog = deque[dict[str, Any]]
+"""Newest transfers of a worker, `distributed.admin.low-level-log-length` at most."""
+
+
+def transfer_logs_of(worker: Any) -> tuple[TransferLog, TransferLog]:
+    """Return the logs of values that a worker got, and of those that it sent.
 
     Returns
     -------
-    incoming, outgoing : list of dict
-        Newest 100,000 transfers each; times are of the scheduler's clock, by the worker's estimate.
+    incoming, outgoing : deque of dict
+        The logs themselves, which grow; times are of the scheduler's clock, by the worker's
+        estimate.
     """
-    return list(worker.transfer_incoming_log), list(worker.transfer_outgoing_log)
+    return worker.transfer_incoming_log, worker.transfer_outgoing_log
+
+
+class LogTail:
+    """Reader of what is added to a log that forgets its oldest entries.
+
+    Parameters
+    ----------
+    log : deque of dict
+        One of `transfer_logs_of`. Entries that are there already are not read.
+    """
+
+    def __init__(self, log: TransferLog) -> None:
+        self._log = log
+        self._last = log[-1] if log else None
+        self.has_missed = False
+        """True if entries were forgotten before they were read."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the entries that are new, the oldest first."""
+        found = []
+        for entry in reversed(self._log):
+            if entry is self._last:
+                break
+            found.append(entry)
+        else:
+            self.has_missed |= len(found) == self._log.maxlen
+        if found:
+            self._last = found[0]
+        return found[::-1]
 
 
 def clock_shift_of(worker: Any) -> float:
@@ -143,6 +181,14 @@ def clock_shift_of(worker: Any) -> float:
     Each heartbeat estimates them anew; Dask publishes times of tasks with them included.
     """
     return float(worker.scheduler_delay)
+
+
+def forget_events(scheduler: Any, topic: str) -> None:
+    """Remove the events of a topic that a scheduler keeps for those who ask later.
+
+    Dask does so itself for workers and clients that leave; there is no documented way.
+    """
+    scheduler._broker.truncate(topic)
 
 
 def executing_of(worker: Any) -> list[tuple[str, float]]:
@@ -183,6 +229,17 @@ def run_function_on_scheduler(worker: Any) -> Callable[..., Awaitable[dict[str, 
     `Client.run_on_scheduler` does the same, but a task should not open a client for one question.
     """
     call: Callable[..., Awaitable[dict[str, Any]]] = worker.scheduler.run_function
+    return call
+
+
+def run_on_scheduler_async(
+    client: Any, function: Callable[..., Any], *arguments: Any
+) -> Awaitable[Any]:
+    """Return the call that runs a function on the scheduler, for the event loop of a client.
+
+    `Client.run_on_scheduler` is the same, but of a synchronous client it waits for the answer.
+    """
+    call: Awaitable[Any] = client._run_on_scheduler(function, *arguments)
     return call
 
 

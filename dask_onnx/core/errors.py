@@ -70,7 +70,7 @@ class DaskOnnxError(Exception):
     axis : int, optional
         Axis of `input` at fault.
     reason : str, optional
-        What the library below said, such as ONNX Runtime, word for word.
+        Message of the library below, such as ONNX Runtime, word for word.
     numbers : mapping of str to number, optional
         The quantities in the message, by name with their unit: ``{"needed_bytes": 5e9}``.
     suggestions : sequence of Suggestion, optional

@@ -58,7 +58,8 @@ class ProcessDiedError(RuntimeError):
     Parameters
     ----------
     cause : {"signal", "exit", "memory", "time"}
-        What ended it: a signal, a call of ``exit``, an allocation that failed, or the time limit.
+        Cause of its end: a signal, a call of ``exit``, an allocation that failed, or the time
+        limit.
     code : int
         Exit code; negative for a signal.
     printed : str
@@ -307,7 +308,7 @@ def _answer_calls(connection: Connection) -> None:
         try:
             _limit_memory(memory_bytes)
             outcome = function(*arguments), None
-        except Exception as error:
+        except Exception as error:  # raised again where the answer is read
             outcome = None, error
         finally:
             _limit_memory(None)

@@ -12,10 +12,8 @@ _SHORT = 9
 """Characters of a name below which its rest is not recognisable."""
 _PARTS = re.compile(r"[^._/@+]*[._/@+]+|[^._/@+]+$")
 """Components of a name, each with the separators behind it."""
-
-
-_WHERE = re.compile(r"@[^+@]*?(?=\.\.|\+|$)")
-"""What a label tells of a node's place in the model, behind what the node is."""
+_PLACE = re.compile(r"@[^+@]*?(?=\.\.|\+|$)")
+"""Place of a node in its model, which stands behind the node's name in a label: "Conv@body"."""
 
 
 def text_width(text: str, size: float) -> float:
@@ -54,13 +52,13 @@ def as_many(parts: Sequence[str], room: float, size: float) -> str:
 def shorten_label(label: str, room: float, size: float) -> str:
     """Shorten a stage's label, which is a node's name or two of them joined by "..".
 
-    What stands behind an "@", a node's place in the model, is left out first; then the middle of
+    The place of a node in the model, behind an "@", is left out first; then the middle of
     each name, whole components of it where possible: names of one model begin alike, and differ
     most at their ends. Where there is little room, only the end of the last name is kept.
     """
     if text_width(label, size) <= room:
         return label
-    label = _WHERE.sub("", label)
+    label = _PLACE.sub("", label)
     if text_width(label, size) <= room:
         return label
     first, separator, last = label.partition("..")

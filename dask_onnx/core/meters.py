@@ -267,7 +267,7 @@ def count(label: str, value: float, unit: str = "count") -> None:
     Parameters
     ----------
     label : str
-        What is counted, without `PREFIX`.
+        Name of the count, without `PREFIX`.
     value : number
         Number to add.
     unit : str

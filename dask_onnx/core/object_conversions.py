@@ -127,10 +127,14 @@ def _convert_objects(
 
 
 def _are_texts(values: Sequence[Any]) -> bool:
-    """Return whether all values are str that can be encoded, in a few nanoseconds each."""
+    """Return whether all values are str that can be encoded, in a few nanoseconds each.
+
+    Members of enumerations are not, though they are of a subclass: ``str()`` gives their names.
+    """
     try:
         joined = "".join(values)  # refuses everything else
-        return joined.isascii() or bool(joined.encode())
+        is_text = joined.isascii() or bool(joined.encode())
+        return is_text and set(map(type, values)) <= {str}
     except (TypeError, UnicodeEncodeError):
         return False
 
@@ -298,7 +302,8 @@ def _texts(values: Sequence[Any], wanted: np.dtype[Any], _: str) -> np.ndarray:
         raise Unfit(bad, "takes text", NO_TEXT, "decode it yourself", faults)
     texts = np.empty(len(values), wanted)
     texts[:] = [
-        value.decode() if isinstance(value, bytes | bytearray) else str(value) for value in values
+        value.decode() if isinstance(value, bytes | bytearray) else str.__str__(value)
+        for value in values
     ]
     return texts
 

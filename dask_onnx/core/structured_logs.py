@@ -21,7 +21,7 @@ FIELDS = "dask_onnx"
 
 
 def log_event(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
-    """Log what happened with its numbers.
+    """Log an event with its numbers.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def log_event(logger: logging.Logger, level: int, event: str, **fields: Any) -> 
     level : int
         Level, such as ``logging.INFO``.
     event : str
-        What happened, in words that stay the same: "session built".
+        Name of the event, always in the same words: "session built".
     **fields : object
-        The facts, by name with their unit, as values that JSON has.
+        Facts by name with their unit, as values that JSON has.
     """
     if not logger.isEnabledFor(level):
         return

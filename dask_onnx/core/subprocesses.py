@@ -165,7 +165,7 @@ def answer(work: IO[bytes], outcome: int, parent: int) -> None:
     result: tuple[Any, Exception | None]
     try:
         result = function(*arguments), None
-    except Exception as error:
+    except Exception as error:  # raised again where the outcome is read
         result = None, error
     with open(outcome, "wb", closefd=False) as file:
         file.write(pickle.dumps(result))

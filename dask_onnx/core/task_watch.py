@@ -16,15 +16,15 @@ _notice: ContextVar[Notice | None] = ContextVar("dask_onnx_task_notice", default
 
 
 def current_notice() -> Notice | None:
-    """Return who wants to know of completed tasks in this thread; None if nobody does."""
+    """Return the function that this thread calls for each completed task; None without one."""
     return _notice.get()
 
 
 @contextlib.contextmanager
 def watched_tasks(notice: Notice) -> Iterator[None]:
-    """Tell of each task that completes in computations that are started inside the block.
+    """Call a function for each task that completes in computations started inside the block.
 
-    Dask's local schedulers tell by a callback; what computes on a cluster asks `current_notice`.
+    Dask's local schedulers call it; code that computes on a cluster asks `current_notice` for it.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class Unfit(Exception):  # noqa: N818 - a fact about values, which callers make 
     fault : str
         Fault of a value, as the end of a sentence about it.
     next_step : str
-        What the caller can do.
+        Action by which the caller can avoid it.
     places : mapping of int to str, optional
         Further detail about a value, by its position in the flat array.
     """
@@ -285,7 +285,8 @@ def nanoseconds(array: np.ndarray) -> np.ndarray:
     if unit not in _NANOSECONDS and unit not in _FINER:
         what = "has no unit" if unit == "generic" else "is in a unit without a fixed length"
         bad = np.ones(array.shape, bool)
-        raise Unfit(bad, rule, what, "convert them to seconds: .astype('timedelta64[s]')")
+        name = "datetime64" if array.dtype.kind == "M" else "timedelta64"
+        raise Unfit(bad, rule, what, f"convert them to seconds: .astype('{name}[s]')")
     if unit in _FINER:
         far = np.abs(values) > np.iinfo(np.int64).max // count
         if far.any():

@@ -16,11 +16,11 @@ from dask_onnx.cluster.cluster_snapshot import (
     StageActivity,
     WorkerActivity,
 )
+from dask_onnx.cluster.page_facts import tasks_left, tasks_waiting
 from dask_onnx.core.dashboard_internals import colour_of
 from dask_onnx.core.formatting import format_bytes, format_count, format_seconds, printable
 from dask_onnx.core.lettering import shorten_label
 
-_WAITING = ("waiting", "queued", "no-worker")
 _NAME_CHARACTERS = 32
 _MOST_STAGES, _MOST_WORKERS, _MOST_LINKS = 30, 24, 12
 _MOST_MEMORY_SHARE = 0.8
@@ -59,18 +59,12 @@ def _rates(now: Snapshot, before: Snapshot | None) -> dict[str, float]:
     }
 
 
-def _left(each: StageActivity) -> int:
-    """Return the tasks of a name that have not run, as far as they can be known."""
-    kinds = (*_WAITING, "processing", "released")
-    return sum(each.states.get(kind, 0) for kind in kinds)
-
-
 def _headline(now: Snapshot, rates: Mapping[str, float]) -> Text:
     counts = {
         kind: sum(each.states.get(kind, 0) for each in now.stages)
         for kind in ("processing", "memory", "erred")
     }
-    waiting = sum(each.states.get(kind, 0) for each in now.stages for kind in _WAITING)
+    waiting = sum(map(tasks_waiting, now.stages))
     threads = sum(worker.threads for worker in now.workers)
     clock = time.strftime("%H:%M:%S", time.localtime(now.time))
     parts = [
@@ -93,9 +87,9 @@ def seconds_left(now: Snapshot, rates: Mapping[str, float]) -> float | None:
     The slowest of the stages at their present rates; those that have not begun are left out.
     """
     found = [
-        _left(each) / rates[each.name]
+        tasks_left(each) / rates[each.name]
         for each in now.stages
-        if _left(each) and rates.get(each.name)
+        if tasks_left(each) and rates.get(each.name)
     ]
     return max(found, default=None)
 
@@ -103,7 +97,9 @@ def seconds_left(now: Snapshot, rates: Mapping[str, float]) -> float | None:
 def _stage_table(stages: Sequence[StageActivity], rates: Mapping[str, float]) -> Table:
     table = _table("model", "stage", "run", "wait", "done", "failed", "rate", "a task", "results")
     active = [each for each in stages if each.states or each.completed]
-    order = sorted(active, key=lambda each: (not each.model, each.model, -_left(each), each.name))
+    order = sorted(
+        active, key=lambda each: (not each.model, each.model, -tasks_left(each), each.name)
+    )
     last = None
     for each in order[:_MOST_STAGES]:
         rate = rates.get(each.name)
@@ -111,7 +107,7 @@ def _stage_table(stages: Sequence[StageActivity], rates: Mapping[str, float]) ->
             Text(_short(each.model) if each.model != last else ""),
             Text(_short(each.name), style=colour_of(each.name)),
             f"{each.states.get('processing', 0):,}",
-            f"{sum(each.states.get(kind, 0) for kind in _WAITING):,}",
+            f"{tasks_waiting(each):,}",
             f"{each.completed:,}",
             Text(f"{each.states.get('erred', 0):,}", style="red" if _has_failed(each) else ""),
             "" if rate is None else f"{rate:,.1f}/s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -95,6 +95,8 @@ class LoweringOptions:
     """True if costs are precise enough for Dask's scheduler to rely on."""
     model_name: str = ""
     """Name of the model, for people who look at the cluster."""
+    input_axes: Mapping[str, int | None] = field(default_factory=dict)
+    """Input to its batch axis, by which rows are counted, also where they are not split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +328,7 @@ class _Lowering:
             ),
             join_axes=tuple(self._join_axis(spec.name) for spec in stage.outputs),
             run_axes=self._run_axes(stage),
+            count_axes=tuple(self.options.input_axes.get(spec.name) for spec in stage.inputs),
             hints=self._hints(number, stage),
             supplies=supplies,
         )

@@ -1,4 +1,4 @@
-"""Plans that this process has made tasks of: what they project for the workers that run them."""
+"""Plans that this process has made tasks of, and the memory that they project for workers."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ def note_plan(
     tokens : sequence of str
         Token of each stage, in their order.
     stages : StageGraph
+        The stages.
     placement : Placement or None
+        Worker group of each stage; None where any worker runs any stage.
     schedule : Schedule or None
+        Order of micro-batches; None leaves it to Dask.
     """
     _plans.put(tuple(tokens), LoweredPlan(stages, placement, schedule))
 

@@ -81,7 +81,7 @@ def pack(
     lossy : {"float16", "int8"}, optional
         Precision that float32 and float64 values may lose, if it pays.
     dask_compresses : bool
-        Whether Dask will try to compress the frames.
+        True if Dask will try to compress the frames.
     """
     array = np.ascontiguousarray(array).reshape(array.shape)
     encoding = "raw"

@@ -38,7 +38,7 @@ def with_own_attributes(operator: type[OpRun]) -> type[OpRun]:
         def initialise(
             self: OpRun, node: onnx.NodeProto, run_params: dict[str, Any], schema: Any = None
         ) -> None:
-            found = _schema_of(node, run_params) if schema is None else schema
+            found = schema_of(node, run_params) if schema is None else schema
             operator.__init__(self, node, run_params, found)
 
         # None stands for an operator without a schema; the evaluator would search for one else.
@@ -76,7 +76,7 @@ def function_operator(domain: str, op_type: str, function: Callable[..., Any]) -
     return with_own_attributes(type(op_type, (OpRun,), members))
 
 
-def _schema_of(node: onnx.NodeProto, run_params: Mapping[str, Any]) -> Any:
+def schema_of(node: onnx.NodeProto, run_params: Mapping[str, Any]) -> Any:
     """Return ONNX's schema of a node's operator in the model's opset; None for other operators."""
     domain = canonical_domain(node.domain)
     version = run_params["opsets"].get(domain)

@@ -267,8 +267,8 @@ class _Search:
         second = self._compute(rest, axes, start + half, rows - half)
         if first is None or second is None:
             return first or second
-        half = half if last.cause == "memory" and self.unit == 1 else None
-        return replace(_both(first, second, half), split=replace(first.split, rows=rows))
+        fitting = half if last.cause == "memory" and self.unit == 1 else None
+        return replace(_both(first, second, fitting), split=replace(first.split, rows=rows))
 
     @property
     def _has_joins(self) -> bool:
@@ -279,14 +279,13 @@ class _Search:
         """Return the result of a micro-batch that ends the subprocess, from those of its parts."""
         assert self.cut is not None and self.cut.joins is not None
         last, half = self.deaths[-1], rows // 2
-        parts = [
-            self._compute_part(take_rows(feeds, self.cut.axes, first, size), start + first, size)
-            for first, size in ((0, half), (half, rows - half))
-        ]
-        found = [part for part in parts if part is not None]
-        if len(found) < len(parts):
-            return found[0] if found else None
-        both = _both(*found, half if last.cause == "memory" else None)
+        first, second = (
+            self._compute_part(take_rows(feeds, self.cut.axes, place, size), start + place, size)
+            for place, size in ((0, half), (half, rows - half))
+        )
+        if first is None or second is None:
+            return first or second
+        both = _both(first, second, half if last.cause == "memory" else None)
         results = [joined_parts(both.results, self.cut.joins)]
         return replace(both, results=results, split=SplitInputs([], rows, is_padded=False))
 

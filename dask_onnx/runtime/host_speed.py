@@ -1,4 +1,4 @@
-"""What a host's CPU can do on one thread: the roof that kernels are compared with."""
+"""Speeds of a host's CPU on one thread: the bounds that kernels are compared with."""
 
 from __future__ import annotations
 

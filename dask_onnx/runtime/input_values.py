@@ -6,6 +6,7 @@ of lazy collections in the task, where their values are first known.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,12 @@ def as_input(value: Any, spec: TensorSpec) -> Any:
         Values are not taken by the table of conversions, with their number and the index of the
         first; or they cannot become an array.
     """
-    if type(value) is np.ndarray and value.dtype == spec.dtype and not value.dtype.hasobject:
-        return value
     if spec.kind is not None:
         return _as_kind(value, spec)
+    is_plain = type(value) is np.ndarray and not value.dtype.hasobject
+    # numpy takes None for float64 where dtypes are compared.
+    if is_plain and spec.dtype is not None and value.dtype == spec.dtype:
+        return value
     array, missing = _as_array(value, spec)
     if spec.dtype is None:
         _refuse_mask(missing, spec)
@@ -91,7 +94,7 @@ def _as_array(value: Any, spec: TensorSpec) -> tuple[np.ndarray, np.ndarray | No
     """Return a value as an array, and where it is masked."""
     try:
         return plain_array(value, spec.dtype)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+    except Exception as error:  # arrays of other libraries raise errors of their own
         raise _no_array(value, spec, error) from None
 
 
@@ -155,7 +158,47 @@ def _as_kind(value: Any, spec: TensorSpec) -> Any:
     if head == "seq" and isinstance(value, list):
         element = _spec_of(spec.name, inner)
         return [as_input(each, element) for each in value]
+    if head == "map" and isinstance(value, Mapping):
+        return _as_map(value, spec)
     return value
+
+
+def _as_map(value: Mapping[Any, Any], spec: TensorSpec) -> dict[Any, Any]:
+    """Return a mapping for an input that is a map of keys to single numbers or texts."""
+    kind = parse_type(spec.kind or "").map_type
+    if not kind.value_type.HasField("tensor_type"):
+        return dict(value)
+    names = _in_line(list(value), spec.name, numpy_dtype(kind.key_type))
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"input {spec.name!r} has keys that become the same: {len(names):,} keys, "
+            f"{len(set(names)):,} different",
+            "give each key once: bytes are text",
+            input=spec.name,
+            numbers={"keys": len(names), "different_keys": len(set(names))},
+        )
+    wanted = numpy_dtype(kind.value_type.tensor_type.elem_type)
+    try:
+        numbers = _in_line(list(value.values()), spec.name, wanted)
+    except InputError as error:
+        key = names[int(error.numbers.get("first_row", 0))]
+        cause = f"{error.cause}, the value of key {key!r}"
+        raise InputError(cause, error.next_step, **error.fields) from None
+    return dict(zip(names, numbers, strict=True))
+
+
+def _in_line(values: Sequence[Any], name: str, dtype: np.dtype[Any] | None) -> list[Any]:
+    """Return single values in a dtype of the model, as Python has them."""
+    array = as_input(values, TensorSpec(name, dtype, None))
+    if np.ndim(array) != 1:
+        raise InputError(
+            f"input {name!r} is a map, and its values have {np.ndim(array) - 1} axes",
+            "give one number or text for each key",
+            input=name,
+            numbers={"axes": np.ndim(array) - 1},
+        )
+    found: list[Any] = array.tolist()
+    return found
 
 
 def _spec_of(name: str, kind: str) -> TensorSpec:

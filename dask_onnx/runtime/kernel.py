@@ -26,7 +26,7 @@ from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_meters import StageMeter, metered_stage
 from dask_onnx.runtime.stage_options import StageOptions
 from dask_onnx.runtime.stage_refs import StageRef, with_value_types
-from dask_onnx.runtime.transfer import StageOutput, sendable, unwrap
+from dask_onnx.runtime.transfer import StageOutput, rows_of_sent, sendable, unwrap
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,11 @@ def run_stage(call: StageCall, *arguments: Any, after: None = None) -> Any:
 def _run(call: StageCall, arguments: Sequence[Any], meter: StageMeter) -> tuple[Any, ...]:
     """Return the outputs of a stage, and pass what was computed to a meter."""
     with metered("convert"):
-        values = [
-            unwrap(arguments[i] if position is None else arguments[i][position])
+        picked = [
+            arguments[i] if position is None else arguments[i][position]
             for i, position in call.picks
         ]
+        values = [unwrap(value) for value in picked]
         stage = with_value_types(call.stage, values)
         values = [_checked(v, spec) for v, spec in zip(values, stage.inputs, strict=True)]
     meter.values = values
@@ -85,13 +86,16 @@ def _run(call: StageCall, arguments: Sequence[Any], meter: StageMeter) -> tuple[
     supplies = arguments[len(arguments) - call.supplies :]
     computed = meter.computed = compute_safely(call, stage, values, supplies)
     results, split = computed.results, computed.split
+    sent = rows_of_sent(picked)
+    found = (split.rows, sent, counted_rows(values, call.count_axes))
+    rows = meter.rows = next((each for each in found if each is not None), None)
     record_run(
         StageRun(
             call.stage.token,
             computed.started,
             computed.seconds,
             len(results),
-            split.rows,
+            rows,
             tuple(map(_shape_of, values)),
             computed.threads,
         )
@@ -103,15 +107,32 @@ def _run(call: StageCall, arguments: Sequence[Any], meter: StageMeter) -> tuple[
         stage=call.stage.label,
         seconds=computed.seconds,
         runs=len(results),
-        rows=split.rows,
+        rows=rows,
     )
     _warn_about_shapes(stage, results[0])
     return tuple(
-        _for_next_stage(keep_split(pieces, split), call.options)
+        _for_next_stage(keep_split(pieces, split), call.options, rows)
         if axis == "split"
         else sendable(join(pieces, axis, split))
         for pieces, axis in zip(zip(*results, strict=True), call.join_axes, strict=True)
     )
+
+
+def counted_rows(values: Sequence[Any], axes: Sequence[int | None]) -> int | None:
+    """Return the rows of a task that gets them whole; None where no input has rows.
+
+    Parameters
+    ----------
+    values : sequence of ndarray or MicroBatches
+        Inputs of the stage.
+    axes : sequence of int or None
+        For each of them the axis that its rows lie on; empty if that is not known.
+    """
+    for value, axis in zip(values, axes or (None,) * len(values), strict=True):
+        shape = getattr(value, "shape", ())
+        if axis is not None and axis < len(shape):
+            return int(shape[axis])
+    return None
 
 
 def take_output(result: Any, position: int | None, axis: int | None) -> Any:
@@ -172,11 +193,11 @@ def _fits(value: np.ndarray, shape: Sequence[Dim]) -> bool:
     )
 
 
-def _for_next_stage(value: Any, options: StageOptions) -> StageOutput:
+def _for_next_stage(value: Any, options: StageOptions, rows: int | None) -> StageOutput:
     lossy = options.lossy
     if lossy is not None and options.always_lossy:
         if isinstance(value, MicroBatches):
             value = replace(value, pieces=tuple(apply_loss(p, lossy) for p in value.pieces))
         elif isinstance(value, np.ndarray):
             value = apply_loss(value, lossy)
-    return StageOutput(value, lossy)
+    return StageOutput(value, lossy, rows)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from dask_onnx.runtime.stage_refs import StageRef
 from dask_onnx.runtime.stage_sessions import profiling_stage, stage_proto
 
 _PROFILE = "profile"
+InputShapes = tuple[tuple[int, ...] | None, ...]
+"""Shape of each input of a run; None for one that is no array."""
 
 
 class TimedSession:
@@ -55,21 +58,48 @@ class TimedSession:
         self.inputs, self.outputs = self.session.inputs, self.session.outputs
         self.weight_bytes, self.lease = self.session.weight_bytes, self.session.lease
         self.seconds = 0.0
-        """Seconds of all runs."""
-        self.runs = 0
-        """Number of all runs."""
+        """Seconds of all runs that returned."""
+        self.has_failed = False
+        """True if some run raised."""
+        self.shapes: defaultdict[int, list[InputShapes]] = defaultdict(list)
+        """Shapes of the inputs of each run, by the operating system's identifier of its thread."""
+        self._lock = threading.Lock()
         self._calls: list[KernelCall] = []
         """Calls of kernels in Python."""
         if isinstance(self.session, ReferenceSession):
             self._time_nodes(self.session.evaluator.rt_nodes_)
 
+    @property
+    def runs(self) -> int:
+        """Number of all runs, of those that raised too."""
+        return sum(map(len, self.shapes.values()))
+
     def run(self, arrays: list[Any]) -> list[Any]:
         """Return the outputs for one array per input."""
+        shapes = tuple(getattr(each, "shape", None) for each in arrays)
+        own = self.shapes[threading.get_native_id()]
         began = time.perf_counter()
-        results = self.session.run(arrays)
-        self.seconds += time.perf_counter() - began
-        self.runs += 1
+        try:
+            results = self.session.run(arrays)
+        except BaseException:
+            self.has_failed = True
+            raise
+        finally:
+            own.append(shapes)
+        with self._lock:
+            self.seconds += time.perf_counter() - began
         return results
+
+    def shapes_of(self, call: KernelCall) -> InputShapes | None:
+        """Return the shapes of the inputs of the run that a call belongs to.
+
+        Returns
+        -------
+        tuple or None
+            None where that is not known: ORT does not count every run that raises.
+        """
+        own = self.shapes.get(call.thread, ())
+        return own[call.run] if call.run < len(own) and not self.has_failed else None
 
     def finish(self) -> list[KernelCall]:
         """Return the calls of all runs; the session cannot run any more."""
@@ -91,9 +121,9 @@ class TimedSession:
             outputs = run(*inputs, **options)
             seconds = time.perf_counter() - began
             moved = sum(int(getattr(value, "nbytes", 0)) for value in (*inputs, *outputs))
-            name = f"node_{index}"
-            call = KernelCall(index, name, str(node.op_type), seconds, moved, self.runs)
-            self._calls.append(call)
+            thread = threading.get_native_id()
+            place = (seconds, moved, thread, len(self.shapes[thread]))
+            self._calls.append(KernelCall(index, node.op_type, str(node.op_type), *place))
             return outputs
 
         return timed

@@ -9,13 +9,11 @@ are named.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
-from dask_onnx.core.specs import TensorSpec
 from dask_onnx.runtime.kernel_faults import KernelFault, Use, by_operator, find_fault
 
 
@@ -169,21 +167,6 @@ KNOWN_BAD_KERNELS: tuple[KernelFault, ...] = (
 )
 """All known bad kernels; the first that applies to a node is reported."""
 
-
-_FAULTS = by_operator(KNOWN_BAD_KERNELS)
-
-
-def known_bad_kernel(
-    node: onnx.NodeProto,
-    specs: Mapping[str, TensorSpec],
-    initializers: Mapping[str, onnx.TensorProto],
-    opsets: Mapping[str, int],
-) -> str | None:
-    """Return the reason why ORT must not run a node; None if it may.
-
-    Parameters
-    ----------
-    node, specs, initializers, opsets
-        As for `find_fault`.
-    """
-    return find_fault("onnxruntime", _FAULTS, node, specs, initializers, opsets)
+known_bad_kernel = functools.partial(find_fault, "onnxruntime", by_operator(KNOWN_BAD_KERNELS))
+"""Function that returns the reason why ORT must not run a node; None if it may. Takes what
+`find_fault` takes: node, specs, initializers and opsets."""

@@ -8,13 +8,13 @@ Runtime cannot run either is refused when a plan is made.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 
-from dask_onnx.core.specs import TensorSpec
 from dask_onnx.runtime.kernel_faults import KernelFault, Use, by_operator, find_fault
 
 _ML = "ai.onnx.ml"
@@ -249,20 +249,8 @@ KNOWN_BAD_REFERENCE: tuple[KernelFault, ...] = (
 )
 """All known bad kernels; the first that applies to a node is reported."""
 
-_FAULTS = by_operator(KNOWN_BAD_REFERENCE)
-
-
-def known_bad_reference(
-    node: onnx.NodeProto,
-    specs: Mapping[str, TensorSpec],
-    initializers: Mapping[str, onnx.TensorProto],
-    opsets: Mapping[str, int],
-) -> str | None:
-    """Return the reason why the reference evaluator must not run a node; None if it may.
-
-    Parameters
-    ----------
-    node, specs, initializers, opsets
-        As for `find_fault`.
-    """
-    return find_fault("onnx.reference", _FAULTS, node, specs, initializers, opsets)
+known_bad_reference = functools.partial(
+    find_fault, "onnx.reference", by_operator(KNOWN_BAD_REFERENCE)
+)
+"""Function that returns the reason why the reference evaluator must not run a node; None if it may.
+Takes what `find_fault` takes: node, specs, initializers and opsets."""

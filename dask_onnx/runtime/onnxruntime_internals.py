@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,9 @@ _ERROR_PREFIX = "[ONNXRuntimeError] : "
 
 # Nodes are called by their positions (`number_nodes`), since ORT's names have no escapes.
 _KERNEL_EVENT = re.compile(r"node_(\d+)_kernel_time$")
-_NODE_NUMBER = re.compile(r"node_(\d+)")
+# ORT names kernels that it adds after values and nodes of the model, which may be called anything.
+_NODE_PREFIX = "dask-onnx-position-"
+_NODE_NUMBER = re.compile(f"{_NODE_PREFIX}(\\d+)")
 _KERNEL_SUFFIX = "_kernel_time"
 
 
@@ -108,38 +110,72 @@ class KernelCall:
     seconds: float
     """Seconds of the call."""
     moved_bytes: int
-    """Bytes of the node's weights, inputs and outputs."""
+    """Bytes of the node's weights, inputs and outputs; 0 for a node that runs others."""
+    thread: int = 0
+    """Operating system's identifier of the thread."""
     run: int = 0
-    """Number of the session's run, where they came one after the other."""
+    """Number of the session's run in this thread, from 0."""
+    runs_others: bool = False
+    """True for a node with a body, such as If: its seconds are without those of the body."""
+
+
+def numbered_name(position: int) -> str:
+    """Return the name to give to a node, by which `read_kernel_calls` knows its position."""
+    return f"{_NODE_PREFIX}{position}"
 
 
 def read_kernel_calls(profile: Path) -> list[KernelCall]:
-    """Return every call of a kernel in a profile, in the order of the calls.
+    """Return every call of a kernel in a profile, in the order of their ends.
 
     Parameters
     ----------
     profile : Path
-        As for `read_kernel_seconds`.
+        As for `read_kernel_seconds`. Nodes are named by `numbered_name`.
     """
-    found, run = [], 0
+    runs: Counter[int] = Counter()
+    ended: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    found = []
     for event in json.loads(profile.read_text()):
-        name, facts = event.get("name", ""), event.get("args", {})
-        run += name == "model_run"  # written at the end of a run
+        name, facts, thread = event.get("name", ""), event.get("args", {}), event.get("tid", 0)
+        runs[thread] += name == "model_run"  # written at the end of a run
         if event.get("cat") != "Node" or not name.endswith(_KERNEL_SUFFIX):
             continue
+        inner = _take_inner(ended[thread], event["ts"], event["dur"])
         number = _NODE_NUMBER.search(name)
         sizes = ("activation_size", "parameter_size", "output_size")
+        moved = sum(int(facts.get(size, 0)) for size in sizes)
         found.append(
             KernelCall(
-                int(number[1]) if number else None,
-                name.removesuffix(_KERNEL_SUFFIX),
-                str(facts.get("op_name", "")),
-                event["dur"] * 1e-6,
-                sum(int(facts.get(size, 0)) for size in sizes),
-                run,
+                node=int(number[1]) if number else None,
+                name=name.removesuffix(_KERNEL_SUFFIX),
+                op_type=str(facts.get("op_name", "")),
+                seconds=(event["dur"] - (inner or 0)) * 1e-6,
+                moved_bytes=moved if inner is None else 0,
+                thread=thread,
+                run=runs[thread],
+                runs_others=inner is not None,
             )
         )
     return found
+
+
+def _take_inner(ended: list[tuple[int, int]], start: int, duration: int) -> int | None:
+    """Return the duration of the calls inside one that has just ended; None if there are none.
+
+    Parameters
+    ----------
+    ended : list of (int, int)
+        Start and duration of the calls of a thread that are inside no other one, in microseconds
+        and in their order. Those inside this one are replaced by it.
+    start, duration : int
+        The same of this call.
+    """
+    inner = None
+    # A call of no duration at the very begin may as well have ended before.
+    while ended and duration and ended[-1][0] >= start and sum(ended[-1]) > start:
+        inner = (inner or 0) + ended.pop()[1]
+    ended.append((start, duration))
+    return inner
 
 
 def read_kernel_seconds(profile: Path) -> Mapping[int, Sequence[float]]:

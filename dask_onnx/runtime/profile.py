@@ -280,7 +280,7 @@ def save_speed(token: str, factor: float, *, is_calibrated: bool = False) -> Non
     factor : float
         Predicted seconds over measured seconds: above 1 where ORT was faster than predicted.
     is_calibrated : bool
-        Whether the prediction was by the calibration, or by the default costs.
+        True if the prediction was by the calibration; False if by the default costs.
 
     Raises
     ------

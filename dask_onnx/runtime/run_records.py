@@ -97,9 +97,12 @@ class RunRecords:
 
     def begin(self, task: RunningTask) -> int | None:
         """Note that a task is in native code, and return what `end` takes."""
-        if self.page is None or not self._slots:
+        if self.page is None:
             return None
-        slot = self._slots.pop()
+        try:
+            slot = self._slots.pop()  # in one step: threads share the list
+        except IndexError:
+            return None
         self.page[slot * _DIGEST_BYTES : (slot + 1) * _DIGEST_BYTES] = task.digest
         return slot
 
@@ -134,14 +137,15 @@ class RunRecords:
         self._next = now + _LOOK_SECONDS
         try:
             changed = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - on the way of every run
-        except OSError:
-            return
-        if changed == self._seen and not force:
+            if changed == self._seen and not force:
+                return
+            paths = list(self.folder.iterdir())
+        except OSError:  # somebody has removed the folder
             return
         with self._lock:
             self._seen = changed
             crashes: dict[str, int] = {}
-            for path in list(self.folder.iterdir()):
+            for path in paths:
                 if path.name.startswith(_CRASHED):
                     token = path.name.removeprefix(_CRASHED).rpartition("-")[0]
                     crashes[token] = crashes.get(token, 0) + (not _is_old(path))

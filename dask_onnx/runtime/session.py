@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from dask_onnx.core import config
@@ -68,6 +69,44 @@ class Session:
         options = _run_options(self.spec)  # of this run alone, since they are what ends it
         with stops_after(seconds, options):
             return _run(self, feeds, options)
+
+    def run_bound(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """Return outputs in ORT's own memory, which later runs can take as inputs without a copy.
+
+        Parameters
+        ----------
+        feeds : mapping of str to ndarray or onnxruntime.OrtValue
+            Inputs by the session's names.
+        outputs : sequence of str
+            The session's names of the outputs to return.
+
+        Returns
+        -------
+        list of onnxruntime.OrtValue
+            One for each of `outputs`, on the CPU.
+
+        Raises
+        ------
+        RunTimeoutError
+            The run was ended at its limit in time.
+        """
+        binding = self.inference.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        seconds = self.spec.max_run_seconds
+        if seconds is None:
+            self.inference.run_with_iobinding(binding, self.run_options)
+        else:
+            options = _run_options(self.spec)  # of this run alone, since they are what ends it
+            with stops_after(seconds, options):
+                self.inference.run_with_iobinding(binding, options)
+        found: list[Any] = binding.get_outputs()
+        return found
 
     def end_profiling(self) -> str:
         """Return the path of the profile of all runs, after the last one."""
@@ -186,12 +225,8 @@ def save_session(
 
     Parameters
     ----------
-    proto : bytes
-        Serialized ModelProto, its large initializers external.
-    blobs : Path
-        Folder of the external weights.
-    spec : SessionSpec
-        Options of the session.
+    proto, blobs, spec
+        As for `build_session`.
     path : Path
         File to write the optimized model to.
     weights_name : str
@@ -222,10 +257,8 @@ def profiling_session(
 
     Parameters
     ----------
-    proto : bytes
-        Serialized ModelProto, its large initializers external.
-    blobs : Path
-        Folder of the external weights.
+    proto, blobs
+        As for `build_session`.
     spec : SessionSpec
         Options of the session; its optimization level counts only if `optimized`.
     prefix : Path

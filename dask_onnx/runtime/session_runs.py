@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,60 @@ def run_session(
         raise _too_long(error, label, _shapes_of(arrays, names)) from None
     except Exception as error:  # whatever ORT, the reference or a caller's kernel raises
         runtime = "onnxruntime" if isinstance(session, Session) else "its Python kernels"
-        reason = in_model_names(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise RunError(
-            f"stage {label} failed in {runtime} on {_shapes_of(arrays, names)}: {reason}",
-            "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
-            stage=label,
-            reason=reason,
+        shapes = _shapes_of(arrays, names)
+        raise _rejected(error, runtime, label, shapes, in_model_names) from None
+
+
+def run_session_bound(
+    session: Session,
+    feeds: Mapping[str, Any],
+    outputs: Sequence[str],
+    label: str,
+    in_model_names: Callable[[str], str] = str,
+) -> list[Any]:
+    """Run a session whose outputs stay in ONNX Runtime's memory; see `Session.run_bound`.
+
+    Parameters
+    ----------
+    session : Session
+        Session of the stage.
+    feeds : mapping of str to ndarray or onnxruntime.OrtValue
+        Inputs by the session's names.
+    outputs : sequence of str
+        The session's names of the outputs to return.
+    label, in_model_names
+        As for `run_session`.
+
+    Raises
+    ------
+    RunError, TimeLimitError
+        As for `run_session`.
+    """
+    try:
+        return session.run_bound(feeds, outputs)
+    except RunTimeoutError as error:
+        shapes = _shapes_of(list(feeds.values()), list(feeds))
+        raise _too_long(error, label, in_model_names(shapes)) from None
+    except Exception as error:  # ORT's own types, none of which pickles
+        raise _rejected(
+            error,
+            "onnxruntime",
+            label,
+            _shapes_of(list(feeds.values()), list(feeds)),
+            in_model_names,
         ) from None
+
+
+def _rejected(
+    error: Exception, runtime: str, label: str, shapes: str, in_model_names: Callable[[str], str]
+) -> RunError:
+    reason = in_model_names(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return RunError(
+        f"stage {label} failed in {runtime} on {shapes}: {reason}",
+        "check the inputs against `model.inputs`; sizes inside the graph may constrain them",
+        stage=label,
+        reason=reason,
+    )
 
 
 def _too_long(error: RunTimeoutError, label: str, shapes: str) -> TimeLimitError:

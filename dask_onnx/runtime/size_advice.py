@@ -54,7 +54,7 @@ def size_advice(
     proto : ModelProto or None
         The stage without weights; None if it is not at hand.
     arrays : sequence of array
-        What the stage was given, in the order of its inputs.
+        Inputs of the stage, in its order.
     """
     if proto is None or len(arrays) != 1 or not isinstance(arrays[0], np.ndarray):
         return None

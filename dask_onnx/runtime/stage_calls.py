@@ -39,6 +39,9 @@ class StageCall:
     run_axes: RunAxes | None = None
     """Axes of one micro-batch, where this stage gets or gives any; None if the rows of a value
     between stages are not proven to be independent. No part of what is computed."""
+    count_axes: tuple[int | None, ...] = ()
+    """For each stage input the axis that its rows lie on, to count them; None for one that has no
+    rows, or comes from another stage. Empty if none is known. No part of what is computed."""
     hints: Hints = field(default_factory=Hints)
     """Facts for Dask's scheduler; no part of what is computed."""
     supplies: int = 0

@@ -29,6 +29,8 @@ class StageMeter:
         """Inputs of the stage."""
         self.computed: Computed | None = None
         """Result of its runs."""
+        self.rows: int | None = None
+        """Rows of its runs; None where no input has rows."""
         self.outputs: Sequence[Any] = ()
         """Values that the task returns."""
 
@@ -66,12 +68,12 @@ def metered_stage(call: StageCall) -> Iterator[StageMeter]:
         return
     count("batches", 1)
     count("runs", len(computed.results))
-    if computed.split.rows is not None:
-        count("rows", computed.split.rows)
+    if meter.rows is not None:
+        count("rows", meter.rows)
     count("input", bytes_of(meter.values), "bytes")
     count("output", bytes_of(meter.outputs), "bytes")
     if is_recording():
-        keep_sample(call, meter.values, computed)
+        keep_sample(call, meter.values, computed, meter.rows)
         _record(call.stage, meter, started, seconds)
 
 
@@ -99,7 +101,7 @@ def _record(
             nodes=sum(stop - start for start, stop in stage.nodes),
             run_seconds=0.0 if computed is None else computed.seconds,
             runs=0 if computed is None else len(computed.results),
-            rows=None if computed is None else computed.split.rows,
+            rows=meter.rows,
             threads=1 if computed is None else computed.threads,
             input_bytes=bytes_of(meter.values),
             output_bytes=bytes_of(meter.outputs),

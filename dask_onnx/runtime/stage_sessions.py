@@ -22,6 +22,7 @@ from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.canonical import canonical_form, with_original_names
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory_check import check_memory
+from dask_onnx.runtime.onnxruntime_internals import numbered_name
 from dask_onnx.runtime.package_versions import check_versions
 from dask_onnx.runtime.prepack import MODEL, prepacked_folder
 from dask_onnx.runtime.reference import build_reference
@@ -103,7 +104,7 @@ def stage_proto(stage: StageRef) -> onnx.ModelProto | None:
 def profiling_stage(stage: StageRef, spec: SessionSpec, prefix: Path) -> Runnable:
     """Build a session of a stage that times every kernel as it runs, optimized as in any task.
 
-    Its nodes are named by their positions in the weightless proto (`number_nodes` of profiles).
+    Its nodes are named by their positions in the weightless proto (`numbered_name`).
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def profiling_stage(stage: StageRef, spec: SessionSpec, prefix: Path) -> Runnabl
     if proto is None:
         raise StageError(f"the model of stage {stage.label} is not in memory here any more")
     for index, node in zip(stage.indices, proto.graph.node, strict=True):
-        node.name = f"node_{index}"
+        node.name = numbered_name(index)
     store = Store()
     with store.shared_access():
         lease = store.lease(stage.model.token)

@@ -1,4 +1,4 @@
-"""Limits in time of single runs: what asks a kernel to stop, and what a kernel asks.
+"""Limits in time of single runs: requests to stop for ONNX Runtime, deadlines for Python kernels.
 
 A ``Loop`` takes as many turns as a value tells that only the run knows, so that no check of a model
 tells whether its runs end.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class StageOutput:
     """ndarray, `MicroBatches`, or an output that is no tensor."""
     lossy: Lossy | None = None
     """Precision that the value may lose on a slow link; None for none."""
+    rows: int | None = None
+    """Rows of the task's input; None if it has none. A bare value does not show them."""
 
 
 def _sizeof_stage_output(output: StageOutput) -> int:
@@ -61,6 +64,12 @@ def _sizeof_stage_output(output: StageOutput) -> int:
 
 # Dask weighs results by this when it places tasks and when it spills.
 sizeof.register(StageOutput, _sizeof_stage_output)
+
+
+def rows_of_sent(values: Iterable[Any]) -> int | None:
+    """Return the rows that the values of other stages were made of; None where none has any."""
+    found = (value.rows for value in values if isinstance(value, StageOutput))
+    return next((rows for rows in found if rows is not None), None)
 
 
 def unwrap(value: Any) -> Any:
@@ -75,7 +84,7 @@ def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any]
     if not all(isinstance(piece, np.ndarray) and not piece.dtype.hasobject for piece in pieces):
         # Strings, sequences, maps: Dask's pickle.
         inner, frames = serialize(value, serializers=["pickle"], context=context)
-        return {"pickled": inner, "lossy": output.lossy}, frames
+        return {"pickled": inner, "lossy": output.lossy, "rows": output.rows}, frames
     began = time.perf_counter()
     with metered("encode") as moved:
         host, rate = _link(context)
@@ -94,6 +103,7 @@ def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any]
             [value.rows, value.is_padded] if isinstance(value, MicroBatches) else None
         ),
         "lossy": output.lossy,
+        "rows": output.rows,
     }
     return header, frames
 
@@ -101,7 +111,8 @@ def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any]
 @dask_deserialize.register(StageOutput)  # type: ignore[untyped-decorator]  # untyped in distributed
 def _deserialize(header: dict[str, Any], frames: list[Any]) -> StageOutput:
     if "pickled" in header:
-        return StageOutput(deserialize(header["pickled"], frames), header["lossy"])
+        value = deserialize(header["pickled"], frames)
+        return StageOutput(value, header["lossy"], header["rows"])
     left = iter(frames)
     with metered("decode") as moved:
         moved.wire_bytes = sum(memoryview(frame).nbytes for frame in frames)
@@ -112,7 +123,7 @@ def _deserialize(header: dict[str, Any], frames: list[Any]) -> StageOutput:
         moved.plain_bytes = sum(piece.nbytes for piece in pieces)
     batches = header["micro_batches"]
     value = pieces[0] if batches is None else MicroBatches(pieces, *batches)
-    return StageOutput(value, header["lossy"])
+    return StageOutput(value, header["lossy"], header["rows"])
 
 
 def sendable(array: Any) -> Any:

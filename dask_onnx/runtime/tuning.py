@@ -332,7 +332,7 @@ def note_fitting_rows(stage_token: str, shapes: RowShapes, rows: int) -> bool:
     Returns
     -------
     bool
-        Whether nothing of the kind was known here.
+        True if nothing of the kind was known here.
     """
     _fitting.clear()
     known = fitting_rows(stage_token, shapes)

@@ -182,7 +182,7 @@ def test_work_of_a_lost_cluster_does_not_start_in_this_process(store_directory):
     cluster = LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
     )
-    with cluster, Client(cluster.scheduler_address, timeout=1) as client:
+    with cluster, Client(cluster.scheduler_address, timeout=5) as client:
         expected = model.predict(X)
         cluster.close()
         until = time.monotonic() + 30

@@ -255,8 +255,8 @@ def test_stages_may_prefer_their_workers(cluster, model):
     counts, places = ran(cluster, plan), homes(cluster)
     assert len(set(places.values())) == 2
     at_home = sum(counts[place][worker_group] for worker_group, place in places.items())
-    # Dask may steal a few.
-    assert sum(map(sum, counts.values())) == 64 and at_home >= 56
+    # Dask may steal some; without a preference half of them would be at home.
+    assert sum(map(sum, counts.values())) == 64 and at_home >= 48
 
 
 def test_an_idle_worker_takes_tasks_that_prefer_others(slow_model):

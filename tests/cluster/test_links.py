@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from builders import layers_model
+from distributed import Event
 
 import dask_onnx as dx
 from dask_onnx.cluster import links
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.cluster
 def test_hops_are_measured_once_and_plans_use_them(own_client, monkeypatch):
     assert known_link(own_client) is None
     found = measure_link(own_client)
-    assert 5e-4 < found.seconds_per_hop < 0.2
-    assert 1e7 < found.bytes_per_second < 1e11
+    assert 1e-6 < found.seconds_per_hop < 60
+    assert 1e4 < found.bytes_per_second < 1e13
     monkeypatch.setattr(links, "_measure", None)
     assert known_link(own_client) is found
     plan = dx.load(layers_model([100] * 4, 64)).plan("pipeline", n_stages=2)
@@ -32,11 +33,16 @@ def test_hops_are_measured_once_and_plans_use_them(own_client, monkeypatch):
     assert "as measured" not in dx.load(layers_model([100])).plan("per_node").explain()
 
 
+def wait_for_end():
+    return Event("end").wait(timeout=120)
+
+
 def test_a_busy_cluster_is_not_measured(own_client):
-    future = own_client.submit(time.sleep, 2)
+    future = own_client.submit(wait_for_end)
     while not any(own_client.processing().values()):
         time.sleep(0.01)
     assert measure_link(own_client) is None
+    Event("end", client=own_client).set()
     future.result()
     assert measure_link(own_client) is not None
 

@@ -77,7 +77,14 @@ def test_a_scrape_of_the_scheduler_has_rows_seconds_and_histograms_of_each_stage
         lambda: scrape(dashboard_of(ran)),
         lambda found: total(found, f"{name}batches_total", model=HOSTILE) >= 24,
     )
-    assert total(samples, f"{name}rows_total", model=HOSTILE) >= 80
+    rows = {
+        labels["stage"]: value
+        for labels, value in samples[f"{name}rows_total"]
+        if labels["model"] == HOSTILE
+    }
+    # Both stages of the plan, and the whole model, have all rows in each run of this fixture.
+    assert len(rows) == 3 and len(set(rows.values())) == 1
+    assert not min(rows.values()) % 40
     assert total(samples, f"{name}phase_seconds_total", model=HOSTILE, phase="run") > 0
     count = total(samples, f"{name}task_seconds_count", model=HOSTILE)
     assert count == total(samples, f"{name}tasks_ended_total", model=HOSTILE, outcome="completed")
@@ -129,6 +136,45 @@ def fail(block):
     raise ValueError("no input")
 
 
+def narrow(block):
+    return block[:, :7]
+
+
+def flat(block):
+    return block[0]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("change", "kind"), [(narrow, "RunError"), (flat, "InputError")])
+def test_errors_of_stages_are_counted_by_kind_on_the_scheduler_and_the_workers(
+    client, change, kind
+):
+    name = f"bad{kind}"
+    model = dx.load(layers_model([8] * 2), name=name)
+    ones = da.from_array(np.ones((8, 8), np.float32), chunks=(8, 8))
+    # Its shape is not the one that was announced.
+    lazy = model.predict(ones.map_blocks(change, meta=np.ones((0, 0), np.float32)))
+    with pytest.raises(getattr(dx, kind)):
+        lazy.compute(retries=0)
+
+    def counted():
+        return total(
+            scrape(dashboard_of(client)), "dask_onnx_scheduler_errors_total", model=name, kind=kind
+        )
+
+    tried = wait_for(counted, lambda value: value >= 1)
+    assert tried >= 1
+    (stage,) = {
+        labels["stage"]
+        for labels, _ in scrape(dashboard_of(client))["dask_onnx_scheduler_errors_total"]
+        if labels["model"] == name
+    }
+    workers = client.scheduler_info()["workers"].values()
+    found = [scrape(f"http://{w['host']}:{w['services']['dashboard']}") for w in workers]
+    own = "dask_onnx_worker_errors_total"
+    assert sum(total(each, own, stage=stage, kind=kind) for each in found) >= tried
+
+
 @pytest.mark.cluster
 def test_the_page_shows_stages_and_workers_and_escapes_names(ran):
     address = dashboard_of(ran)
@@ -152,9 +198,52 @@ def test_the_parts_of_the_page_are_panels_of_the_notebook_extension(client):
     address = dashboard_of(client)
     plots = json.loads(get(f"{address}/individual-plots.json"))
     own = {name: path for name, path in plots.items() if "Onnx" in name}
-    assert len(own) == 5 and "Individual Task Stream" in plots
+    assert len(own) == 6 and "Individual Task Stream" in plots
     for path in own.values():
         assert "bokeh" in get(address + path)
+
+
+def frames_of(document):
+    """Return the data of the tables of a page: streams, links and failures."""
+    tables = [each.source.data for each in document.select({"type": DataTable})]
+    return (
+        next(data for data in tables if "p99" in data),
+        next(data for data in tables if "wire" in data),
+        next(data for data in tables if "error" in data),
+    )
+
+
+def pairs(data, first, second):
+    return list(zip(data[first], data[second], strict=True))
+
+
+@pytest.mark.cluster
+def test_the_page_shows_streams_with_their_dead_letters_and_bytes_of_links(client):
+    model = dx.load(layers_model([8] * 4, width=64), name="frames")
+    plan = model.plan("fused", n_stages=2).with_placement(dx.Placement((0, 1)))
+    good = np.ones((64, 64), np.float32)
+    frames = [good, good[:, :7], good]
+    with dx.stream(model, frames, plan=plan, on_error="dead_letter", name=HOSTILE) as stream:
+        assert len(list(stream)) == 3
+    name = "dask_onnx_scheduler_link_bytes_total"
+    scraped = wait_for(
+        lambda: scrape(dashboard_of(client)),
+        lambda found: total(found, name, form="memory") >= 2 * good.nbytes,
+    )
+    assert total(scraped, name, form="wire") >= 2 * good.nbytes
+
+    def read():
+        with pull_session(url=f"{dashboard_of(client)}/onnx") as session:
+            return frames_of(session.document)
+
+    streams, links, failures = wait_for(
+        read, lambda found: (HOSTILE, "ended") in pairs(found[0], "name", "state")
+    )
+    number = list(streams["name"]).index(HOSTILE)
+    assert (streams["read"][number], streams["done"][number]) == (3, 2)
+    assert (streams["failed"][number], streams["state"][number]) == (1, "ended")
+    assert ("frame 1", HOSTILE) in pairs(failures, "key", "stage")
+    assert len(links["sender"]) and all(links["bytes"])
 
 
 @pytest.mark.cluster

@@ -7,6 +7,7 @@ import time
 import dask
 import pytest
 from builders import layers_model
+from distributed import Event
 
 import dask_onnx as dx
 from dask_onnx.cluster import overhead
@@ -41,7 +42,7 @@ def test_a_cluster_is_measured_once_and_predictions_use_it(own_client, uses_over
     plan = model.plan("per_node", shapes={"x": (64, 64)})
     found = measure_overhead(own_client)
     assert found.idle_slowdown == 1.0 and 1.0 <= found.loaded_slowdown <= 2.0
-    assert 0 <= found.seconds_per_task < 1 and 0 < found.seconds_per_request < 1
+    assert 0 <= found.seconds_per_task < 60 and 0 < found.seconds_per_request < 60
     monkeypatch.setattr(overhead, "_measure", None)
     verdict = plan.judge(batches=4)
     assert verdict.overhead is found
@@ -62,11 +63,16 @@ def test_an_overhead_of_other_workers_is_not_known(own_client):
     assert alone is not before and alone.loaded_slowdown == 1.0
 
 
+def wait_for_end():
+    return Event("end").wait(timeout=120)
+
+
 def test_a_busy_cluster_is_not_measured(own_client):
-    future = own_client.submit(time.sleep, 2)
+    future = own_client.submit(wait_for_end)
     while not any(own_client.processing().values()):
         time.sleep(0.01)
     assert measure_overhead(own_client) is None and known_overhead(own_client) is None
+    Event("end", client=own_client).set()
     future.result()
     assert measure_overhead(own_client).seconds_per_task is not None
 

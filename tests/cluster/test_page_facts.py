@@ -1,4 +1,4 @@
-"""What the page on models shows: edges past other tasks, columns, rates, and time left."""
+"""Facts of the page on models: edges past other tasks, columns, rates, and time left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def stage(name="a", seconds=0.5, completed=0, **states):
 
 
 def facts(time, *stages):
-    return PageFacts(time, stages, frozenset(), (), (), {}, {}, 0, (), 0.0, ())
+    return PageFacts(time, stages, frozenset(), (), (), {}, {}, (), {}, 0, (), 0.0, ())
 
 
 def group(name, *dependencies):

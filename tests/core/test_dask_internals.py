@@ -36,6 +36,7 @@ PARTS = {
     "distributed.scheduler:Scheduler.bulk_schedule_unrunnable_after_adding_worker": (
         "starting tasks whose restrictions have changed"
     ),
+    "distributed.broker:Broker.truncate": "forgetting the messages of profiles",
     "distributed.scheduler:Scheduler.transitions": "starting tasks whose restrictions have changed",
     "distributed.scheduler:Scheduler.set_restrictions": "worker groups",
     "distributed.scheduler:Scheduler.run_function": "questions of tasks to the scheduler",

@@ -127,11 +127,9 @@ def test_processes_are_reused_until_they_die(guard):
 
 
 def test_a_call_beyond_its_time_is_ended(guard):
-    began = time.monotonic()
     with pytest.raises(ProcessDiedError) as caught:
-        guard.run(time.sleep, 100, seconds=0.2)
+        guard.run(time.sleep, 10_000, seconds=0.2)
     assert caught.value.cause == "time"
-    assert time.monotonic() - began < 30
     assert guard.run(double, 3, seconds=60) == 6
 
 

@@ -33,14 +33,16 @@ def recording():
 
 
 def test_phases_are_metrics_of_the_task_without_those_inside_them(metrics):
+    began = time.perf_counter()
     with metered("session"):
         time.sleep(0.02)
         with metered("weights"):
             time.sleep(0.05)
+    whole = time.perf_counter() - began
     names = [(label, unit) for label, unit, _ in metrics]
     assert names == [("onnx-weights", "seconds"), ("onnx-session", "seconds")]
-    assert 0.05 <= metrics[0][2] < 0.5
-    assert 0.02 <= metrics[1][2] < 0.05 + metrics[0][2]
+    assert metrics[0][2] >= 0.05 and metrics[1][2] >= 0.02
+    assert metrics[0][2] + metrics[1][2] <= whole
 
 
 def test_bytes_that_a_phase_moves_are_metrics_too(metrics):

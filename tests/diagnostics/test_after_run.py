@@ -39,7 +39,7 @@ def test_measured_times_of_stages_are_shown_beside_predicted_ones(model):
     found = plan.measured()
     assert [times.runs for times in found.stages] == [8, 8]
     assert found.rows == 8 and found.runs == 16
-    assert all(0 < times.seconds < 1 and times.workers == ("",) for times in found.stages)
+    assert all(0 < times.seconds < 60 and times.workers == ("",) for times in found.stages)
     assert found.peaks[""] == pytest.approx(peak_bytes(), rel=0.1)
     text = plan.explain()
     total, stage = found.error()

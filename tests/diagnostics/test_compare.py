@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import branching_model, captured_model, dense_model, layers_model
+from builders import branching_model, captured_model, dense_model, layers_model, make_model, value
+from converter_models import maps_of, zip_map
 
 import dask_onnx as dx
 
@@ -150,3 +151,19 @@ def test_copies_that_differ_in_the_exporters_words_are_one_model():
     second.graph.node[0].doc_string = "line 12"
     plans = [dx.load(each).plan() for each in (first, second)]
     assert plans[0].diff(plans[1]) == "no difference"
+
+
+def test_models_that_name_their_classes_differently_are_two_models():
+    plans = [
+        dx.load(
+            make_model(
+                [zip_map("x", "z", labels)],
+                [value("x", ["N", 3])],
+                [maps_of("z", labels)],
+                domains={"ai.onnx.ml": 1},
+            )
+        ).plan()
+        for labels in ([0, 1, 2], [0, 1, 3])
+    ]
+    assert plans[0].diff(plans[0]) == "no difference"
+    assert plans[0].diff(plans[1]).startswith("different models")

@@ -62,6 +62,9 @@ def test_the_end_is_predicted_by_the_slowest_rate():
     rates = {"s0.Conv@a": 3.0, "s1.Relu@b": 2.0}
     assert seconds_left(NOW, rates) == pytest.approx(5.0)
     assert seconds_left(NOW, {}) is None
+    # Tasks whose results are not needed any more have run.
+    over = dataclasses.replace(STAGES[0], states={"released": 100}, name="over")
+    assert seconds_left(dataclasses.replace(NOW, stages=(over,)), {"over": 1.0}) is None
 
 
 def test_a_cluster_without_work_has_a_view():

@@ -159,3 +159,16 @@ def test_a_profile_has_no_result_before_its_end():
     with pytest.raises(dx.InputError):
         prof.summary()
     assert "not ended" in repr(prof)
+
+
+def test_blocks_of_two_requests_are_apart():
+    profile = small_profile()
+    again = tuple(
+        replace(
+            each, **{name: getattr(each, name) + 8.5 for name in ("submitted", "start", "stop")}
+        )
+        for each in profile.tasks[:1]
+    )
+    rows = FinishedProfile(replace(profile, tasks=profile.tasks + again)).rows("block")
+    found = {(row["request"], row["block"]): (row["tasks"], row["latency"]) for row in rows}
+    assert found == {(0, 0): (2, 5.0), (0, 1): (2, 5.0), (1, 0): (1, 2.0)}

@@ -97,4 +97,5 @@ def test_many_requests_leave_memory_as_it_was():
         return process.memory_info().rss
 
     first = predict(50)
-    assert predict(250) - first < 30 * 2**20  # each request moves 6 MB
+    # Each request moves 6 MB: if they stayed, 1.5 GB.
+    assert predict(250) - first < 150 * 2**20

@@ -177,6 +177,56 @@ def test_long_sums_in_bfloat16_keep_their_size(op, expected):
     np.testing.assert_allclose(y.astype(np.float32), expected, rtol=2**-7)
 
 
+BFLOAT16, FLOAT16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "given", "results"),
+    [
+        ("BatchNormalization", 17, [FLOAT32, FLOAT16, FLOAT16, FLOAT32, FLOAT32], [FLOAT32]),
+        ("BatchNormalization", 17, [FLOAT16, FLOAT32, FLOAT32, FLOAT32, FLOAT32], [FLOAT16]),
+        ("RMSNormalization", 23, [BFLOAT16, FLOAT32], [FLOAT32]),
+        ("RMSNormalization", 23, [FLOAT32, BFLOAT16], [BFLOAT16]),
+        ("LayerNormalization", 17, [BFLOAT16, BFLOAT16], [BFLOAT16, FLOAT32, FLOAT32]),
+        ("Sum", 13, [FLOAT16, FLOAT16, FLOAT16], [FLOAT16]),
+    ],
+)
+def test_results_on_the_reference_have_the_types_that_the_operator_gives_them(
+    op, opset, given, results
+):
+    names = [f"x{number}" for number in range(len(given))]
+    outputs = [f"y{number}" for number in range(len(results))]
+    proto = make_model(
+        [node(op, " ".join(names), " ".join(outputs))],
+        [
+            value(name, None, helper.np_dtype_to_tensor_dtype(dtype))
+            for name, dtype in zip(names, given, strict=True)
+        ],
+        [
+            value(name, None, helper.np_dtype_to_tensor_dtype(dtype))
+            for name, dtype in zip(outputs, results, strict=True)
+        ],
+        opset=opset,
+    )
+    rng = np.random.default_rng(0)
+    exact = [rng.random((2, 3)), *(rng.random(3) for _ in given[1:])]
+    feeds = {n: x.astype(d) for n, x, d in zip(names, exact, given, strict=True)}
+    found = make_evaluator(proto, (), op).run(None, feeds)
+    assert [each.dtype for each in found] == results
+    # As in single precision, from the same rounded inputs.
+    plain = [x.astype(np.float32) for x in feeds.values()]
+    wide = make_evaluator(in_float32(proto), (), op).run(None, dict(zip(names, plain, strict=True)))
+    for own, expected in zip(found, wide, strict=True):
+        np.testing.assert_array_equal(own, expected.astype(own.dtype))
+
+
+def in_float32(proto):
+    for each in (*proto.graph.input, *proto.graph.output):
+        each.type.tensor_type.elem_type = TensorProto.FLOAT
+    return proto
+
+
 def test_sums_inside_a_body_on_the_reference_are_corrected_too():
     body = helper.make_graph(
         [node("ReduceMean", "x", "mean", keepdims=0)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import time
 
 import dask
 import numpy as np
@@ -21,7 +20,7 @@ from dask_onnx.runtime.time_limits import check_deadline, deadline_in
 
 X = np.ones((2, 4), np.float32)
 FOR_EVER = np.array(2**40, np.int64)
-SECONDS = 0.3
+SECONDS = 1.0
 
 
 def loop_model(*, in_branch: bool = False, operator: str = "Add"):
@@ -75,11 +74,9 @@ def check(caught, seconds=SECONDS):
 def test_a_loop_without_end_is_ended(in_branch):
     model = dx.load(loop_model(in_branch=in_branch))
     plan = model.plan(session=SessionSpec(max_run_seconds=SECONDS))
-    began = time.monotonic()
     with pytest.raises(dx.TimeLimitError) as caught:
         model.predict(fed(FOR_EVER), plan=plan)
     check(caught)
-    assert time.monotonic() - began < 30
     # The session is as good as before.
     np.testing.assert_array_equal(model.predict(fed(3), plan=plan), 4 * X)
 
@@ -150,14 +147,13 @@ def test_dask_repeats_a_task_out_of_time_without_waiting_again(monkeypatch):
     plan = model.plan(session=SessionSpec(max_run_seconds=SECONDS))
     task = RunningTask(("loop-0123", 0))
     monkeypatch.setattr(guarded_runs, "running_task", lambda: task)
-    errors = []
-    for _ in range(2):
-        began = time.monotonic()
-        with pytest.raises(dx.TimeLimitError) as caught:
-            model.predict(fed(FOR_EVER), plan=plan)
-        errors.append(caught.value)
-    assert time.monotonic() - began < SECONDS
-    assert errors[0] is errors[1] or errors[0].numbers == errors[1].numbers
+    with pytest.raises(dx.TimeLimitError) as first:
+        model.predict(fed(FOR_EVER), plan=plan)
+    monkeypatch.setattr(guarded_runs, "compute_rows", pytest.fail)
+    with pytest.raises(dx.TimeLimitError) as again:
+        model.predict(fed(FOR_EVER), plan=plan)
+    check(again)
+    assert again.value.stage == first.value.stage
 
 
 def test_a_deadline_ends_with_its_context():

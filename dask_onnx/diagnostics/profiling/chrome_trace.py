@@ -238,11 +238,12 @@ def _counters(profile: RunProfile, numbers: Mapping[str, int]) -> Iterator[Event
 
 def _in_flight(tasks: Iterable[TaskRecord]) -> Iterator[Event]:
     """Yield how many blocks are between the start of their first and the end of their last task."""
-    spans: dict[int, tuple[float, float]] = {}
+    spans: dict[tuple[float, int], tuple[float, float]] = {}
     for task in tasks:
         if task.block is not None:
-            start, stop = spans.get(task.block, (task.start, task.stop))
-            spans[task.block] = min(start, task.start), max(stop, task.stop)
+            block = task.submitted, task.block  # each request has a block 0
+            start, stop = spans.get(block, (task.start, task.stop))
+            spans[block] = min(start, task.start), max(stop, task.stop)
     steps = sorted(
         [(start, 1) for start, _ in spans.values()] + [(stop, -1) for _, stop in spans.values()]
     )

@@ -30,7 +30,7 @@ from dask_onnx.diagnostics.profiling.profile_assembly import (
     digests_of_notes,
     error_records,
     gauges_of,
-    joined_notes,
+    sent_notes,
     stage_notes,
     stage_records,
     task_records,
@@ -71,13 +71,14 @@ class ClusterRecorder:
         try:
             client.register_plugin(ProfileSchedulerPlugin(profile, client.id, span))
             client.register_plugin(ProfileWorkerPlugin(profile, nodes))
+            self.ahead = _clock_offset(client)
         except Exception as error:  # whatever it raises while the plugin is unpickled there
+            self.abandon()
             raise ClusterError(
                 f"the cluster at {client.scheduler.address} cannot be profiled: {error}",
                 "install the same dask_onnx in the environments of the scheduler and the workers",
                 reason=f"{type(error).__name__}: {error}",
             ) from error
-        self.ahead = _clock_offset(client)
         self.began = time.time()
 
     def finish(self) -> RunProfile:
@@ -121,9 +122,9 @@ class ClusterRecorder:
         )
         seen: SchedulerNotes = client.run_on_scheduler(scheduler_notes, self.profile)
         workers = {address: own for address, own in found.items() if own is not None}
-        for address, messages in seen.messages.items():
+        for address, message in seen.messages.items():
             if address not in workers:
-                workers[address] = joined_notes(messages)
+                workers[address] = sent_notes(message)
         return Notes(self.began - self.ahead, ended - self.began, seen, workers)
 
     def _record(self, notes: Notes) -> RunProfile:
@@ -150,7 +151,7 @@ class ClusterRecorder:
             digests=tuple(digests_of_notes(notes)),
             errors=tuple(error_records(notes)),
             others=tuple(
-                (worker, notes.estimated_time(worker, start), notes.estimated_time(worker, stop))
+                (worker, *notes.span_of(worker, start, stop))
                 for worker, start, stop in notes.scheduler.others
             ),
             edges=tuple(notes.scheduler.edges),
@@ -223,6 +224,12 @@ def _shortcomings(notes: Notes) -> Iterable[str]:
     dropped = notes.scheduler.dropped + sum(own.dropped for own in notes.workers.values())
     if dropped:
         yield f"{dropped:,} notes were not kept, since there were too many"
+    for address, own in notes.workers.items():
+        if own.has_missed:
+            yield (
+                f"{address} made more transfers at a time than Dask keeps: some are missing (set "
+                "distributed.admin.low-level-log-length higher there)"
+            )
     running = sum(attempt.outcome == "processing" for attempt in notes.scheduler.attempts)
     if running:
         yield f"{running:,} tasks had not ended when the profile did"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from html import escape
 from typing import Any
 
 from dask_onnx.core.errors import InputError
@@ -50,7 +51,7 @@ class FinishedProfile:
         ----------
         by : str
             What a row stands for: "stage", "node", "op_type", "worker", "link", "block" (of the
-            input), "task", "transfer", "error" or "metric" (of Dask's own).
+            input), "task", "transfer", "error", "stream" (of frames) or "metric" (of Dask's own).
 
         Returns
         -------
@@ -164,7 +165,7 @@ class FinishedProfile:
         InputError
             As for `to_trace`.
         """
-        write_profile(self.result, path)
+        self.to_trace(path)
 
     def compare(self, other: FinishedProfile) -> Comparison:
         """Return what became slower from this profile to another, with the noise.
@@ -190,6 +191,10 @@ class FinishedProfile:
                 option="other",
             )
         return compare_profiles(self.result, other.result)
+
+    def _repr_html_(self) -> str:
+        """Return the summary as notebooks show it."""
+        return f"<pre>{escape(repr(self))}</pre>" if self._result is None else self.summary().html
 
     def __repr__(self) -> str:
         if self._result is None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from dask_onnx.cluster.profile_scheduler_plugin import Attempt, SchedulerNotes
+from dask_onnx.cluster.profile_scheduler_plugin import CANCELLED, Attempt, SchedulerNotes
 from dask_onnx.cluster.profile_worker_plugin import WorkerNotes
 from dask_onnx.core.meters import PhaseNote, StageNote
 from dask_onnx.diagnostics.profiling.run_profile import (
@@ -28,7 +31,7 @@ LOST = "lost"
 """Kind of the errors of tasks whose worker was lost, or that were given to another one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Notes:
     """All notes of a profile, with one clock."""
 
@@ -55,27 +58,66 @@ class Notes:
         own = self.workers.get(worker)
         return self.at(seconds - (0.0 if own is None else own.offset))
 
-    def estimated_time(self, worker: str, seconds: float) -> float:
-        """Return a time of the scheduler's clock by a worker's estimate, likewise.
+    @cached_property
+    def _shifts(self) -> Mapping[str, tuple[list[float], list[float], float, float]]:
+        """Times of each worker's clock, what Dask's estimate adds from then on, least and most."""
+        found = {}
+        for worker, own in self.workers.items():
+            shifts = [float(shift) for _, shift in own.shifts]
+            found[worker] = ([at for at, _ in own.shifts], shifts, min(shifts), max(shifts))
+        return found
 
-        The estimate of Dask is taken out, and the one that the profile has measured put in.
+    def span_of(self, worker: str, start: float, stop: float) -> tuple[float, float]:
+        """Return two times of the scheduler's clock by a worker's estimate, likewise.
+
+        The estimate of Dask at the time of the second is taken out of both, and the one that the
+        profile has measured put in.
+        """
+        error = self._error_of(worker, stop, -math.inf, self.started + self.wall)
+        return self.at(start - error), self.at(stop - error)
+
+    def times_of(self, attempt: Attempt) -> tuple[float, float]:
+        """Return start and stop of an attempt that has both, as seconds since the begin."""
+        latest = attempt.finished or math.inf
+        earliest = attempt.assigned or -math.inf
+        duration = max(attempt.stop - attempt.start, 0.0)
+        error = self._error_of(attempt.worker, attempt.start, earliest, latest - duration)
+        start = min(max(attempt.start - error, earliest), max(latest - duration, earliest))
+        return self.at(start), self.at(start + duration)
+
+    def _error_of(self, worker: str, seconds: float, earliest: float, latest: float) -> float:
+        """Return what a time by a worker's estimate is ahead of the scheduler's clock.
+
+        Parameters
+        ----------
+        worker : str
+        seconds : float
+            Time since the epoch, with the shift that Dask has added when it was measured.
+        earliest, latest : float
+            Limits of the time by the scheduler's clock.
         """
         own = self.workers.get(worker)
         if own is None:
-            return self.at(seconds)
-        shift = own.shifts[0][1]
-        for since, later in own.shifts:
-            if seconds - later >= since:
-                shift = later
-        return self.at(seconds - shift - own.offset)
+            return 0.0
+        sinces, shifts, least, most = self._shifts[worker]
+        # The shift must have been in force at the time that it leads to.
+        first = max(bisect.bisect_right(sinces, seconds - most) - 1, 0)
+        last = bisect.bisect_right(sinces, seconds - least)
+        best, fewest = shifts[first], math.inf
+        for number in range(first, max(last, first + 1)):
+            since, shift = sinces[number], shifts[number]
+            end = sinces[number + 1] if number + 1 < len(sinces) else math.inf
+            then = seconds - shift
+            outside = max(since - then, then - end, 0.0)
+            outside += max(earliest - (then - own.offset), then - own.offset - latest, 0.0)
+            if outside <= fewest:
+                best, fewest = shift, outside
+        return best + own.offset
 
 
-def joined_notes(messages: Sequence[Mapping[str, Any]]) -> WorkerNotes:
-    """Return the messages of a lost worker as one."""
-    last = {name: messages[-1][name] for name in WorkerNotes._fields}
-    for name in ("phases", "stages", "incoming", "outgoing", "gauges"):
-        last[name] = [row for message in messages for row in message[name]]
-    return WorkerNotes(**last)
+def sent_notes(message: Mapping[str, Any]) -> WorkerNotes:
+    """Return what a worker has sent, such as one that is lost, as its notes."""
+    return WorkerNotes(**{name: message[name] for name in WorkerNotes._fields})
 
 
 def worker_records(notes: Notes) -> list[WorkerRecord]:
@@ -106,6 +148,7 @@ def worker_records(notes: Notes) -> list[WorkerRecord]:
 def task_records(notes: Notes) -> list[TaskRecord]:
     """Return a record of each attempt at a task that ran, in the order of their starts."""
     stages, phases = _notes_by_key(notes)
+    attempts = Counter((each.worker, each.key) for each in notes.scheduler.attempts)
     running = {
         (worker, key): start
         for worker, own in notes.workers.items()
@@ -113,17 +156,24 @@ def task_records(notes: Notes) -> list[TaskRecord]:
     }
     found = []
     for attempt in notes.scheduler.attempts:
-        started = running.get((attempt.worker, attempt.key))
+        key = (attempt.worker, attempt.key)
+        own, inner = stages.get(key, ()), phases.get(key, ())
+        started = running.get(key)
         if attempt.start:
-            start = notes.estimated_time(attempt.worker, attempt.start)
-            stop = notes.estimated_time(attempt.worker, attempt.stop)
+            start, stop = notes.times_of(attempt)
         elif attempt.outcome == "processing" and started:
             start, stop = notes.worker_time(attempt.worker, started), notes.wall
+        elif own and attempts[key] == 1:
+            # The scheduler has not waited for its end: it was cancelled, or given to another one.
+            start = min(note.start for note in own)
+            stop = max(note.start + note.seconds for note in own)
         else:
             continue
-        key = (attempt.worker, attempt.key)
         record = _task(notes, attempt, start, max(start, stop))
-        found.append(with_work(record, stages.get(key, ()), phases.get(key, ())))
+        if attempts[key] > 1:
+            own = [note for note in own if _overlaps(note, record)]
+            inner = [note for note in inner if _overlaps(note, record)]
+        found.append(with_work(record, own, inner))
     return with_lanes(sorted(found, key=lambda task: task.start))
 
 
@@ -145,7 +195,7 @@ def _task(notes: Notes, attempt: Attempt, start: float, stop: float) -> TaskReco
         stop=stop,
         output_bytes=attempt.nbytes,
         category="model" if attempt.is_stage else category_of(attempt.name),
-        error=error_kind(attempt.error),
+        error=CANCELLED if attempt.outcome == CANCELLED else error_kind(attempt.error),
     )
 
 
@@ -177,13 +227,8 @@ def _phase_note(fields: Sequence[Any]) -> PhaseNote:
 def with_work(
     task: TaskRecord, stages: Iterable[StageNote], phases: Iterable[PhaseNote]
 ) -> TaskRecord:
-    """Return a task with what was noted inside it.
-
-    A task that was repeated on the same worker has the notes of all attempts; those of this one
-    are found by their time.
-    """
-    own = [note for note in stages if _overlaps(note, task)]
-    inner = [note for note in phases if _overlaps(note, task)]
+    """Return a task with what was noted inside it."""
+    own, inner = list(stages), list(phases)
     found = [*_stage_phases(own, inner), *_phases(own, inner)]
     found = [_inside(phase, task) for phase in found]
     if not own:
@@ -205,6 +250,7 @@ def with_work(
 
 
 def _overlaps(note: StageNote | PhaseNote, task: TaskRecord) -> bool:
+    """Return whether a note is of an attempt, among several of the same task on a worker."""
     # Dask's clock of a task and that of its notes may differ by some milliseconds.
     margin = 0.02
     return note.start < task.stop + margin and note.start + note.seconds > task.start - margin

@@ -19,6 +19,7 @@ from dask_onnx.diagnostics.profiling.run_profile import (
     Phase,
     RunProfile,
     StageRecord,
+    StreamFrames,
     TaskRecord,
     TransferRecord,
     WorkerRecord,
@@ -37,6 +38,7 @@ _LISTS: Mapping[str, type] = {
     "gauges": Gauge,
     "digests": Digest,
     "errors": ErrorRecord,
+    "streams": StreamFrames,
 }
 Record = TypeVar("Record")
 
@@ -158,4 +160,6 @@ def _record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
         own["phases"] = tuple(_record_of(Phase, each) for each in own["phases"])
     if "keys" in own:
         own["keys"] = tuple(own["keys"])
+    if "letters" in own:
+        own["letters"] = tuple(map(tuple, own["letters"]))
     return kind(**own)

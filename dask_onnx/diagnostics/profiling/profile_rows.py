@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Literal, TypeVar, get_args
 
+from dask_onnx.cluster.profile_scheduler_plugin import CANCELLED
 from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.diagnostics.profiling.network_estimate import network_bytes
 from dask_onnx.diagnostics.profiling.run_profile import (
     NodeRecord,
     RunProfile,
@@ -25,6 +28,7 @@ By = Literal[
     "task",
     "transfer",
     "error",
+    "stream",
     "metric",
 ]
 """What the rows of a table stand for."""
@@ -108,7 +112,8 @@ def _stage_rows(profile: RunProfile) -> list[Row]:
             "decode": sum(t.decode_seconds for t in sent),
             "packed_ratio": _ratio(sent),
             "workers": len({task.worker for task in tasks}),
-            "errors": sum(bool(task.error) for task in tasks),
+            "errors": sum(task.error not in ("", CANCELLED) for task in tasks),
+            "cancelled": sum(task.error == CANCELLED for task in tasks),
             "kernel": "" if stage is None else stage.kernel,
             "token": token,
         }
@@ -208,6 +213,11 @@ def _moved(profile: RunProfile, sender: str = "", receiver: str = "") -> int:
 
 
 def _link_rows(profile: RunProfile) -> list[Row]:
+    """Return a row for each link.
+
+    ``wire_bytes`` are those of Dask's messages; ``network_bytes`` estimates what an interface
+    counts.
+    """
     rows = []
     for (sender, receiver), own in _grouped(
         profile.transfers, lambda each: (each.sender, each.receiver)
@@ -224,6 +234,9 @@ def _link_rows(profile: RunProfile) -> list[Row]:
                 "transfers": len(own),
                 "plain_bytes": sum(each.plain_bytes for each in own),
                 "wire_bytes": wire,
+                "network_bytes": network_bytes(
+                    wire, _moved(profile, receiver, sender), sender, receiver
+                ),
                 "ratio": _ratio(own),
                 "packed": sum(each.is_packed for each in own),
                 "bytes_per_second": wire / busy if busy else 0.0,
@@ -244,13 +257,18 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _block_rows(profile: RunProfile) -> list[Row]:
+    """Return a row for each block of each request; requests are numbered as they arrived."""
+    numbers = {time: number for number, time in enumerate(sorted({*_arrivals(profile)}))}
     rows = []
-    for block, tasks in _grouped(profile.tasks, lambda task: task.block).items():
+    for (submitted, block), tasks in _grouped(
+        profile.tasks, lambda task: (task.submitted, task.block)
+    ).items():
         if block is None:
             continue
         start, stop = min(t.start for t in tasks), max(t.stop for t in tasks)
         rows.append(
             {
+                "request": numbers[submitted],
                 "block": block,
                 "seconds": sum(task.seconds for task in tasks),
                 "latency": stop - start,
@@ -262,6 +280,10 @@ def _block_rows(profile: RunProfile) -> list[Row]:
             }
         )
     return _dearest_first(rows)
+
+
+def _arrivals(profile: RunProfile) -> Iterator[float]:
+    return (task.submitted for task in profile.tasks if task.block is not None)
 
 
 def _task_row(task: TaskRecord) -> Row:
@@ -326,6 +348,23 @@ def _error_rows(profile: RunProfile) -> list[Row]:
     return _dearest_first(rows, "count")
 
 
+def _stream_rows(profile: RunProfile) -> list[Row]:
+    """Return a row for each stream; its dead letters by the last of them."""
+    rows = []
+    for each in profile.streams:
+        row = {e.name: getattr(each, e.name) for e in fields(each) if e.name != "letters"}
+        frame, kind, cause = each.letters[-1] if each.letters else (None, "", "")
+        row |= {
+            "stream": row.pop("name"),
+            "seconds": each.stop - each.start,
+            "dropped": each.dropped_late + each.dropped_for_newer,
+            "last_failed": frame,
+            "last_error": f"{kind}: {cause}" if kind else "",
+        }
+        rows.append(row)
+    return _dearest_first(rows)
+
+
 def _metric_rows(profile: RunProfile) -> list[Row]:
     rows = [
         {
@@ -351,5 +390,6 @@ _TABLES: Mapping[str, Callable[[RunProfile], list[Row]]] = {
     "task": _task_rows,
     "transfer": _transfer_rows,
     "error": _error_rows,
+    "stream": _stream_rows,
     "metric": _metric_rows,
 }

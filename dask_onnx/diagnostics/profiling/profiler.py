@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import platform
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,11 @@ from dask_onnx.core.peers import is_inside_task
 from dask_onnx.diagnostics.profiling.cluster_recorder import ClusterRecorder
 from dask_onnx.diagnostics.profiling.finished_profile import FinishedProfile
 from dask_onnx.diagnostics.profiling.local_recorder import LocalRecorder
+from dask_onnx.diagnostics.profiling.profiled_streams import (
+    Baseline,
+    profiled_streams,
+    stream_baseline,
+)
 from dask_onnx.diagnostics.profiling.run_profile import RunProfile
 from dask_onnx.runtime.package_versions import installed_versions
 
@@ -43,6 +49,8 @@ class Profiler(FinishedProfile):
         self._recorder: ClusterRecorder | LocalRecorder | None = None
         self._has_begun = self._was_local = False
         self._span = contextlib.ExitStack()
+        self._began = 0.0
+        self._streams: Baseline = {}
 
     def __enter__(self) -> Profiler:
         if self._has_begun:
@@ -54,6 +62,7 @@ class Profiler(FinishedProfile):
                 "a profile cannot begin inside a task of a cluster",
                 "open it where the work is submitted",
             )
+        self._began, self._streams = time.time(), stream_baseline()
         self._record(client)
         if client is None:
             self._was_local = True
@@ -122,7 +131,8 @@ class Profiler(FinishedProfile):
     def _finish(self) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
-            self._result = replace(recorder.finish(), versions=_versions())
+            streams = profiled_streams(self._streams, self._began, time.time())
+            self._result = replace(recorder.finish(), versions=_versions(), streams=streams)
 
 
 _open_profiles: list[Profiler] = []
@@ -169,8 +179,8 @@ def profile(nodes: NodesMode = "sample", client: Client | None = None) -> Profil
     Returns
     -------
     Profiler
-        A context manager. After the block it has `summary`, `table`, `rows`, `to_trace`, `save` and
-        `compare`.
+        A context manager. After the block it has `summary`, `table`, `rows`, `to_html`,
+        `to_trace`, `save` and `compare`; in a notebook it shows its summary.
 
     Raises
     ------

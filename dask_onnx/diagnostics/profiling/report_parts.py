@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.resources import Resources
 
-from dask_onnx.diagnostics.profiling.profile_rows import rows_of
+from dask_onnx.diagnostics.profiling.profile_rows import Row, rows_of
 from dask_onnx.diagnostics.profiling.report_graphs import (
     link_matrix,
     prediction_chart,
@@ -18,6 +18,7 @@ from dask_onnx.diagnostics.profiling.report_graphs import (
 from dask_onnx.diagnostics.profiling.report_tables import (
     NODE_COLUMNS,
     STAGE_COLUMNS,
+    STREAM_COLUMNS,
     WORKER_COLUMNS,
     node_rows,
     table,
@@ -56,80 +57,108 @@ class Embedded(NamedTuple):
     """Element of each part."""
 
 
+_Made = tuple[str, Any, str, str]
+"""Name of a part, its model with or without what is left out (None for none), title and text."""
+
+
 def parts_of(profile: RunProfile) -> dict[str, Part]:
     """Return the charts and tables of a profile that have something to show, in their order."""
     over = time_range(profile)
+    stages = rows_of(profile, "stage")
     found: dict[str, Part] = {}
-
-    def add(name: str, made: Any, title: str, text: str) -> None:
+    made_parts = (
+        *_time_parts(profile, over),
+        *_stage_parts(profile, stages),
+        *_link_and_node_parts(profile),
+        *_process_parts(profile, over),
+    )
+    for name, made, title, text in made_parts:
         if made is not None:
             model, left_out = made if isinstance(made, tuple) else (made, "")
             found[name] = Part(model, title, text, left_out)
+    return found
 
-    stages = rows_of(profile, "stage")
-    add(
+
+def _time_parts(profile: RunProfile, over: Any) -> Iterator[_Made]:
+    yield (
         "shares",
         share_chart(time_shares(profile), profile),
         "Where the time went",
         "Seconds of all slots, and of those of each worker, by what they did.",
     )
     if profile.tasks or profile.transfers:
-        add(
+        yield (
             "time",
             time_line(profile, over),
             "Time line",
             "A lane for each thread slot of a worker, and one for the values that it gets. Drag to "
             "zoom.",
         )
+
+
+def _stage_parts(profile: RunProfile, stages: list[Row]) -> Iterator[_Made]:
     if stages:
-        add(
+        yield (
             "graph",
             stage_graph(profile, stages),
             "Stages",
             "Darker boxes took longer. The stripe has the stage's colour in Dask's dashboard.",
         )
-        add(
+        yield (
             "stages",
             table(stages, STAGE_COLUMNS),
             "Stages in numbers",
             "Times are seconds of all tasks together. Click a title to sort.",
         )
-    add(
+    yield (
         "predictions",
         prediction_chart(stages),
         "Predicted and measured",
         "Seconds of all runs of a stage beside those that the cost model predicts for the shapes "
         "that ran.",
     )
-    add(
+
+
+def _link_and_node_parts(profile: RunProfile) -> Iterator[_Made]:
+    yield (
         "links",
         link_matrix(rows_of(profile, "link")),
         "Links",
-        "Bytes that were sent, and the rate while any were on their way.",
+        "Bytes that were sent, and the rate while any were on their way. They are those of Dask's "
+        "messages: a network's own counters add the headers of packets.",
     )
     nodes = node_rows(rows_of(profile, "node"))
     if nodes:
-        add(
+        yield (
             "nodes",
             table(nodes, NODE_COLUMNS),
             "Nodes",
             "Seconds are scaled from the sample to all runs. The limit is what the host can do by "
             "arithmetic or by memory, whichever is nearer.",
         )
-    add(
+
+
+def _process_parts(profile: RunProfile, over: Any) -> Iterator[_Made]:
+    yield (
         "memory",
         memory_chart(profile, over),
         "Memory",
         "Resident bytes of each worker; dashed: as its plans project.",
     )
     if profile.workers:
-        add(
+        yield (
             "workers",
             table(rows_of(profile, "worker"), WORKER_COLUMNS),
             "Workers in numbers",
             "Clock offsets have been taken out of all times.",
         )
-    return found
+    if profile.streams:
+        yield (
+            "streams",
+            table(rows_of(profile, "stream"), STREAM_COLUMNS),
+            "Streams",
+            "Frames of each stream, and seconds from a frame's arrival to its result.",
+        )
 
 
 def embed(parts: Mapping[str, Part]) -> Embedded:

@@ -67,6 +67,19 @@ STAGE_COLUMNS: Sequence[Column] = (
     ("errors", "errors", "0,0", 60),
     ("kernel", "kernel", "text", 110),
 )
+STREAM_COLUMNS: Sequence[Column] = (
+    ("stream", "stream", "text", 170),
+    ("seconds", "seconds", "0,0.0", 75),
+    ("read", "frames read", "0,0", 85),
+    ("done", "done", "0,0", 65),
+    ("rate", "frames/s", "0,0.0", 75),
+    ("p50", "p50 seconds", "0,0.0000", 90),
+    ("p99", "p99 seconds", "0,0.0000", 90),
+    ("late", "late", "0,0", 55),
+    ("dropped", "dropped", "0,0", 65),
+    ("failed", "failed", "0,0", 60),
+    ("last_error", "last error", "text", 260),
+)
 WORKER_COLUMNS: Sequence[Column] = (
     ("worker", "worker", "text", 190),
     ("host", "host", "text", 120),

@@ -117,7 +117,8 @@ class TaskRecord:
     category: str = "other"
     """"model", "reading", "writing" or "other"."""
     error: str = ""
-    """Class of the exception, or "lost" where the worker was; empty if it returned."""
+    """Class of the exception, "lost" where the worker was, or "cancelled" where nobody wanted the
+    result any more; empty if it returned."""
 
     @property
     def seconds(self) -> float:
@@ -267,6 +268,43 @@ class ErrorRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamFrames:
+    """Frames of a stream that the process of the profile has read, during the profile."""
+
+    name: str
+    start: float
+    """Begin of the stream; 0 if that was before the profile."""
+    stop: float
+    """End of the stream, or that of the profile."""
+    read: int
+    """Frames that the source has given."""
+    done: int
+    """Frames with a result."""
+    late: int
+    """Frames with a result that came after their deadline."""
+    dropped_late: int
+    """Frames that were dropped after their deadline."""
+    dropped_for_newer: int
+    """Frames that were dropped for a newer one."""
+    failed: int
+    """Frames that failed, before they reached a worker too."""
+    rate: float
+    """Frames with a result per second of the stream."""
+    p50: float | None
+    """Median seconds from arrival to result of the last frames; None if there are none."""
+    p90: float | None
+    """Seconds that nine of ten of them did not exceed."""
+    p99: float | None
+    """Seconds that 99 of 100 did not exceed."""
+    longest: float | None
+    """Longest of all."""
+    swaps: int
+    """Times that the model was replaced."""
+    letters: tuple[tuple[int, str, str], ...] = ()
+    """Number, class of the exception and cause of the last frames that failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunProfile:
     """Everything that was recorded of a run."""
 
@@ -287,6 +325,7 @@ class RunProfile:
     gauges: tuple[Gauge, ...] = ()
     digests: tuple[Digest, ...] = ()
     errors: tuple[ErrorRecord, ...] = ()
+    streams: tuple[StreamFrames, ...] = ()
     others: tuple[tuple[str, float, float], ...] = ()
     """Worker, start and stop of each task of other clients that ended meanwhile."""
     edges: tuple[tuple[str, str], ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 
 from dask_onnx.core.formatting import format_bytes, format_count, format_seconds, printable
 from dask_onnx.diagnostics.profiling.profile_advice import Advice, advice_on
@@ -40,6 +41,15 @@ class RunSummary:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def html(self) -> str:
+        """The screen as an element of an HTML page, in the colours of the page."""
+        return f'<pre style="line-height:1.25;overflow-x:auto">{escape(str(self))}</pre>'
+
+    def _repr_html_(self) -> str:
+        """Return the screen as notebooks show it."""
+        return self.html
 
 
 def summary_of(profile: RunProfile) -> RunSummary:
@@ -121,6 +131,16 @@ def _table_lines(profile: RunProfile) -> Iterator[str]:
         ),
     )
     yield from _lines(
+        "stream",
+        rows_of(profile, "stream"),
+        lambda row: (
+            row["stream"],
+            f"{row['done']:>10,} of {row['read']:,} frames, {row['rate']:,.1f}/s, "
+            f"{_latency(row)}{row['late']:,} late, {row['dropped']:,} dropped, "
+            f"{row['failed']:,} failed",
+        ),
+    )
+    yield from _lines(
         f"node{_sampled(profile)}",
         rows_of(profile, "node"),
         lambda row: (
@@ -130,6 +150,12 @@ def _table_lines(profile: RunProfile) -> Iterator[str]:
             f" GB/s, {row['roofline']:.0%} of the host's limit",
         ),
     )
+
+
+def _latency(row: Row) -> str:
+    if row["p50"] is None:
+        return ""
+    return f"p50 {format_seconds(row['p50'])}, p99 {format_seconds(row['p99'])}; "
 
 
 def _predicted(row: Row) -> str:

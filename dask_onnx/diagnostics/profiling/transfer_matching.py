@@ -59,8 +59,7 @@ def transfer_records(notes: Notes, labels: Mapping[str, str]) -> list[TransferRe
             names = tuple(names)
             if not keys.intersection(names):
                 continue
-            begin = notes.estimated_time(receiver, start)
-            end = notes.estimated_time(receiver, stop)
+            begin, end = notes.span_of(receiver, start, stop)
             log = _match(index.get((sender, receiver, names[0]), ()), (begin + end) / 2)
             encode = _within(encodings.get(sender, ()), log, get_address_host(receiver))
             decode = [p for p in decodings.get(receiver, ()) if begin <= p.start <= end]
@@ -101,8 +100,7 @@ def _gathered(
 def _sendings(notes: Notes, worker: str) -> list[_Sending]:
     return [
         _Sending(
-            notes.estimated_time(worker, start),
-            notes.estimated_time(worker, stop),
+            *notes.span_of(worker, start, stop),
             receiver,
             plain,
             wire,
