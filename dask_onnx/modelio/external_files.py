@@ -7,16 +7,23 @@ same repository.
 
 from __future__ import annotations
 
+import os
 import posixpath
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.files import FileSource, is_url, stat_file
+from dask_onnx.modelio.file_kinds import kind_of_file
 
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 """Folders of a repository in a hub cache: its revisions, and the files that they link to."""
+_MOST_LINKS = 40
+"""Links that are followed one after the other, as many as Linux follows."""
+_HEAD_BYTES = 300
+"""Bytes that tell the kind of a file."""
 
 
 class ExternalFiles:
@@ -28,7 +35,7 @@ class ExternalFiles:
         Path or URL of the folder of external data; None for a model that came without a path.
     model_file : FileSource or None
         The file of the model. If its path is a link, files that `folder` lacks are looked for
-        where it leads.
+        where it leads, link by link.
     """
 
     def __init__(self, folder: str | None, model_file: FileSource | None) -> None:
@@ -103,8 +110,20 @@ class ExternalFiles:
         model = self._model_file
         if model is None or is_url(model.path) or Path(path).exists():
             return path
-        beside, _ = _external_file(str(Path(model.path).resolve().parent), location)
-        return beside if beside is not None and Path(beside).exists() else path
+        for folder in _folders_behind(Path(model.path)):
+            beside, _ = _external_file(str(folder), location)
+            if beside is not None and Path(beside).exists():
+                return beside
+        return path
+
+
+def _folders_behind(link: Path) -> Iterator[Path]:
+    """Yield the folder of each file that a chain of links leads to, the nearest first."""
+    for _ in range(_MOST_LINKS):
+        if not link.is_symlink():
+            return
+        link = Path(os.path.normpath(link.parent.resolve() / link.readlink()))
+        yield link.parent
 
 
 def _external_file(folder: str, location: str) -> tuple[str | None, str]:
@@ -135,8 +154,8 @@ def _external_file(folder: str, location: str) -> tuple[str | None, str]:
         return None, "is the model's folder itself"
     if path.is_relative_to(base):
         return str(path), ""
-    blobs = _hub_blobs(Path(folder))
-    if blobs is not None and path.parent == blobs:
+    # The path may lead into a cache through links to its folders, or only seem to be in one.
+    if any(blobs == path.parent for blobs in (_hub_blobs(Path(folder)), _hub_blobs(base))):
         return str(path), ""
     return None, f"is a link to {path}, outside the model's folder"
 
@@ -149,6 +168,16 @@ def _hub_advice(folder: str) -> str | None:
     if not snapshots.is_dir():
         return None
     return f"load the model by its path in {snapshots}, beside which its data have their names"
+
+
+def advice_on_short(file: FileSource) -> str:
+    """Return the next step where a file of external data has fewer bytes than the model needs."""
+    if not is_url(file.path):
+        with open(file.path, "rb") as opened:
+            kind = kind_of_file(opened.read(_HEAD_BYTES))
+        if kind is not None:
+            return f"the external file is {kind.name}: {kind.next_step}"
+    return "the external file is truncated or belongs to another model: copy it again"
 
 
 def _hub_blobs(folder: Path) -> Path | None:

@@ -18,6 +18,7 @@ from onnx import helper
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.modelio.devices import annotate_bodies
+from dask_onnx.modelio.file_kinds import kind_of_file
 from dask_onnx.modelio.normalise import captured_names
 from dask_onnx.modelio.operator_names import canonical_domain
 from dask_onnx.modelio.value_types import numpy_dtype, parse_type, value_info
@@ -180,9 +181,11 @@ def decode(data: bytes, where: str, *, file_format: str | None = None) -> onnx.M
             fault = "is an ONNX model without a graph or without opsets, possibly truncated"
         else:
             fault = "is not an ONNX model"
+        kind = kind_of_file(data)
         raise ModelError(
-            f"{where} {fault} ({len(data):,} bytes)",
-            "pass an .onnx file",
+            f"{where} {fault if kind is None else f'{fault}, but {kind.name}'} "
+            f"({len(data):,} bytes)",
+            "pass an .onnx file" if kind is None else kind.next_step,
             numbers={"model_bytes": len(data)},
         )
     decoded: onnx.ModelProto = model

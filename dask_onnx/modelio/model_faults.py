@@ -29,7 +29,7 @@ def model_faults(act: str, name: str) -> Iterator[None]:
     Parameters
     ----------
     act : str
-        What is done with the model, as in "cannot be <act>".
+        Action on the model as a participle, such as "loaded": the error says "cannot be <act>".
     name : str
         The model's name; empty if it has none yet.
 
@@ -42,7 +42,7 @@ def model_faults(act: str, name: str) -> Iterator[None]:
         yield
     except _PASSED_ON:
         raise
-    except Exception as error:
+    except Exception as error:  # of any type: that is what the boundary is for
         node = _node_at_work(error.__traceback__)
         said = " ".join(str(error).split())
         reason = f"{type(error).__name__}: {said}" if said else type(error).__name__

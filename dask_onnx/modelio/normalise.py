@@ -289,6 +289,7 @@ def captured_names(node: onnx.NodeProto) -> list[str]:
     captured: dict[str, None] = {}
     for body in subgraphs_of(node):
         local = {value.name for value in body.input} | {t.name for t in body.initializer} | {""}
+        local |= {sparse.values.name for sparse in body.sparse_initializer}
         for inner in body.node:
             for name in [*inner.input, *captured_names(inner)]:
                 if name not in local:

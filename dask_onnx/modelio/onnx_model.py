@@ -161,7 +161,7 @@ def load_onnx(
     kept_functions : sequence of (str, str)
         Domain and name of model-local functions that are not inlined.
     keep_weights : bool
-        Whether to hold the weights of a model file in memory. By default they are dropped, and read
+        True to hold the weights of a model file in memory. By default they are dropped, and read
         from the file again when they are needed.
 
     Raises

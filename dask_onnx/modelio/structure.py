@@ -1,6 +1,6 @@
 """The check that every model passes before other code reads it.
 
-What passes can be taken apart without surprises: names are text and defined once, tensors have the
+A model that passes can be taken apart safely: names are text and defined once, tensors have the
 values that their sizes need, attributes the types of their operators, functions and trees no
 circles, and inlining functions a bounded result. Sizes that do not fit together, and values that an
 operator rejects, are left to shape inference and to ONNX Runtime.

@@ -1,6 +1,6 @@
 """Checks of tensors and types in a model: element types, sizes, and the bytes that belong to them.
 
-What they accept can be read: `numpy_helper.to_array` succeeds, and no size overflows.
+Tensors that pass can be read: `numpy_helper.to_array` succeeds, and no size overflows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     Parameters
     ----------
     where : str
-        What the tensor is, for errors, such as "initializer 'w'".
+        Description of the tensor for errors, such as "initializer 'w'".
 
     Raises
     ------

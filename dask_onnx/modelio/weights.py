@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.files import FileSource, OpenFiles, read_ranges
-from dask_onnx.modelio.external_files import ExternalFiles
+from dask_onnx.modelio.external_files import ExternalFiles, advice_on_short
 from dask_onnx.modelio.tensor_checks import tensor_bytes
 from dask_onnx.modelio.wire import pop_offset
 
@@ -311,7 +311,7 @@ def _external_range(
         raise ModelError(
             f"initializer {tensor.name!r} is stored in bytes {offset:,} to {offset + length:,} of "
             f"{file.path}, which has {file.size:,}",
-            "the external file is truncated or belongs to another model: copy it again",
+            advice_on_short(file),
             input=tensor.name,
             numbers={"needed_bytes": offset + length, "file_bytes": file.size},
         )

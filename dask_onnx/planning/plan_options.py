@@ -187,7 +187,7 @@ def _checked_shape(spec: TensorSpec, shape: Any, batch_axis: int | None) -> tupl
             axis
             for axis, (dim, size) in enumerate(zip(declared, sizes, strict=False))
             # An axis that has no rows may be empty: a cache before the first token.
-            if size < (axis == batch_axis)
+            if size < (1 if axis == batch_axis else 0)
             or (axis != batch_axis and isinstance(dim, int) and dim != size)
         ),
         None,

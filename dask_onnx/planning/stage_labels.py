@@ -19,7 +19,7 @@ _LABEL_FOLDERS = 3
 """Components of a path-like node name in a label, counted from its end."""
 _BETWEEN_NAMES = re.compile(r"(\.\.+|\+)")
 _GAP = "__"
-"""What stands for the middle of a single word that is too long."""
+"""Replacement of the middle of a single word that is too long."""
 
 
 def identifier(name: str) -> str:

@@ -61,28 +61,34 @@ class Pruned:
 def stored_models(store: Store) -> list[StoredModel]:
     """Return the models of a store, least recently used first."""
     paths = sorted((store.root / "protos").glob("*.onnx"))
-    return sorted((_stored_model(store, path) for path in paths), key=lambda each: each.last_used)
+    found = (_stored_model(store, path) for path in paths)
+    return sorted(filter(None, found), key=lambda each: each.last_used)
 
 
-def _stored_model(store: Store, path: Path) -> StoredModel:
+def _stored_model(store: Store, path: Path) -> StoredModel | None:
+    """Return the model of a proto; None if another process evicts it meanwhile."""
     token = path.stem
+    lease = store.root / "leases" / token
+    try:
+        data = path.read_bytes()
+        last_used = (lease if lease.exists() else path).stat().st_mtime
+    except FileNotFoundError:
+        return None
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(data)
     except DecodeError:
         model.graph.name = "(damaged)"
     named = blob_keys_of(model)
     keys = frozenset(key for key in named if (store.blobs / key).is_file())
-    lease = store.root / "leases" / token
+    own = [path, store.root / "prepacked" / token, *(store.blobs / key for key in keys)]
     return StoredModel(
         token=token,
         name=model.graph.name,
         keys=keys,
         missing_blobs=len(named) - len(keys),
-        bytes=sum((store.blobs / key).stat().st_size for key in keys)
-        + path.stat().st_size
-        + folder_bytes(store.root / "prepacked" / token),
-        last_used=(lease if lease.exists() else path).stat().st_mtime,
+        bytes=sum(map(_path_bytes, own)),
+        last_used=last_used,
         in_use=is_leased(lease),
     )
 

@@ -116,7 +116,7 @@ def write_file(root: Path, path: Path, data: bytes, *, durable: bool = True) -> 
     data : bytes
         Content.
     durable : bool
-        Whether the content is flushed to the disk before the file gets its name.
+        True to flush the content to the disk before the file gets its name.
 
     Raises
     ------

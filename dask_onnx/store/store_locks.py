@@ -76,7 +76,7 @@ def exclusive_access(root: Path, seconds: float) -> Iterator[bool]:
     Yields
     ------
     bool
-        Whether access is exclusive; False after the bound.
+        True if access is exclusive; False after the bound.
     """
     until = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:

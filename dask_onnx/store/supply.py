@@ -85,7 +85,7 @@ def fetch_blobs(
     Returns
     -------
     bool
-        Whether anything was missing.
+        True if anything was missing.
 
     Raises
     ------

@@ -45,7 +45,9 @@ def write_trial(store: Store, digest: str, record: TrialRecord) -> None:
     """Remember the result of a trial; a store that cannot be written remembers nothing."""
     path = _folder(store) / f"{digest}.json"
     try:
-        write_file(store.root, path, json.dumps({"refusal": record.refusal}).encode())
+        # A prune that runs meanwhile would remove the file before it has its name.
+        with store.shared_access():
+            write_file(store.root, path, json.dumps({"refusal": record.refusal}).encode())
     except StoreError as error:
         log.info("the trial of a model is not remembered: %s", error)
         return

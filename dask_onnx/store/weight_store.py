@@ -372,7 +372,7 @@ class Store:
         Returns
         -------
         context manager of bool
-            Whether access is exclusive; False after the bound.
+            True if access is exclusive; False after the bound.
         """
         return exclusive_access(self.root, seconds)
 

@@ -129,3 +129,24 @@ def test_a_link_inside_the_folder_is_followed(tmp_path, saved):
     (saved / "model.onnx_data").rename(saved / "data" / "weights")
     (saved / "model.onnx_data").symlink_to("data/weights")
     assert dx.load(saved / "model.onnx").predict(X).shape == (3, 4)
+
+
+def test_a_link_to_a_snapshots_folder_is_in_the_cache(tmp_path, repository):
+    (tmp_path / "latest").symlink_to(repository / "snapshots" / REVISION)
+    model = dx.load(tmp_path / "latest" / "onnx" / "model.onnx")
+    np.testing.assert_array_equal(model.predict(X), dx.load(dense_model(hidden=512)).predict(X))
+
+
+def test_a_link_to_a_snapshots_model_finds_the_data_beside_it(tmp_path, repository):
+    (tmp_path / "first.onnx").symlink_to(repository / "snapshots" / REVISION / "model.onnx")
+    (tmp_path / "second.onnx").symlink_to("first.onnx")
+    model = dx.load(tmp_path / "second.onnx")
+    np.testing.assert_array_equal(model.predict(X), dx.load(dense_model(hidden=512)).predict(X))
+
+
+def test_external_data_that_are_a_pointer_of_git_lfs_say_so(saved):
+    (saved / "model.onnx_data").write_text("version https://git-lfs.github.com/spec/v1\noid sha\n")
+    with pytest.raises(ModelError) as raised:
+        dx.load(saved / "model.onnx")
+    assert "git lfs pull" in raised.value.next_step
+    assert raised.value.numbers["file_bytes"] < raised.value.numbers["needed_bytes"]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from builders import make_model, node, run_onnx, value
-from onnx import helper
+from onnx import TensorProto, helper
 
 import dask_onnx as dx
 from dask_onnx.modelio.onnx_model import load_onnx
@@ -66,3 +66,21 @@ def test_a_domain_without_import_has_the_newest_version(op, domain, attributes):
 def test_an_import_of_no_node_stays():
     loaded = load_onnx(model_of("Relu", [("", 17), ("mine", 3)]))
     assert dict(loaded.opsets) == {"": 17, "mine": 3}
+
+
+def test_a_body_with_a_sparse_initializer_of_its_own_runs():
+    weight = helper.make_sparse_tensor(
+        helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0]),
+        helper.make_tensor("places", TensorProto.INT64, [1], [1]),
+        [3],
+    )
+    then = helper.make_graph([node("Add", "x w", "t")], "then", [], [value("t", [3])])
+    then.sparse_initializer.append(weight)
+    other = helper.make_graph([node("Identity", "x", "e")], "else", [], [value("e", [3])])
+    choice = node("If", "c", "y", then_branch=then, else_branch=other)
+    inputs = [value("x", [3]), value("c", [], TensorProto.BOOL)]
+    model = make_model([choice], inputs, [value("y", [3])])
+    feeds = {"x": np.ones(3, np.float32), "c": np.array(True)}
+    (expected,) = run_onnx(model, feeds)
+    np.testing.assert_array_equal(expected, [1, 3, 1])
+    np.testing.assert_array_equal(dx.load(model)(feeds), expected)

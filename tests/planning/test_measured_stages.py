@@ -84,16 +84,16 @@ def test_the_time_of_a_body_grows_with_its_input():
 
 def test_one_row_is_measured_too_where_rows_are_independent():
     model = dx.load(layers_model([500, 500], width=64))
-    model.plan(measure=rows(64))
+    model.plan(measure=rows(1024))  # so much more than one row that no interruption hides it
     assert [times.shapes for times in sorted(saved_node_times(model.token), key=by_size)] == [
         {"x": (1, 64)},
-        {"x": (64, 64)},
+        {"x": (1024, 64)},
     ]
-    one, all_ = times_at(model, (1, 64)), times_at(model, (64, 64))
+    one, all_ = times_at(model, (1, 64)), times_at(model, (1024, 64))
     assert 0 < one.whole < all_.whole
     plan = model.plan(shapes={"x": (1, 64)})
     assert plan.stage_graph.seconds == pytest.approx(one.whole)
-    half = model.plan(shapes={"x": (32, 64)}).stage_graph.seconds
+    half = model.plan(shapes={"x": (512, 64)}).stage_graph.seconds
     assert one.whole < half < all_.whole
 
 
@@ -187,9 +187,10 @@ def test_a_cpu_is_calibrated_once_when_a_plan_first_weighs_nodes(monkeypatch):
         assert saved_calibration() is None  # nothing is weighed
         plan = model.plan("pipeline", n_stages=2, shapes={"x": (64, 64)})
         table = saved_calibration()
-        assert 1e8 < table.flops_per_second < 1e13 and 1e8 < table.bytes_per_second < 1e13
-        assert 1e8 < table.conv_flops_per_second < 1e13
-        assert 1e-8 < table.seconds_per_node < 1e-3
+        # In units per second, of any CPU under any load.
+        assert 1e7 < table.flops_per_second < 1e14 and 1e7 < table.bytes_per_second < 1e14
+        assert 1e7 < table.conv_flops_per_second < 1e14
+        assert 1e-9 < table.seconds_per_node < 1e-2
         assert "that this host's CPU was found to have" in plan.explain() and plan.is_measured
         assert plan.stage_graph.seconds == pytest.approx(
             sum(map(table.seconds, plan.facts._costs_at({"x": (64, 64)}))), rel=1e-6

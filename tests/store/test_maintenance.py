@@ -52,6 +52,14 @@ def test_models_are_listed_least_recently_used_first(store):
     assert not found[0].in_use and found[0].missing_blobs == 0
 
 
+def test_a_model_that_another_process_evicts_meanwhile_is_not_listed(store):
+    kept = put(store, 2000, 900)
+    # A name in the folder without a file behind it, as a listing sees one that is being removed.
+    (store.root / "protos" / "gone.onnx").symlink_to("nothing")
+    assert [entry.token for entry in stored_models(store)] == [kept.token]
+    assert preview_prune(store, 0).models[0].token == kept.token
+
+
 def test_prune_removes_the_least_recently_used_model(store):
     old, new = put(store, 2000, 900), put(store, 3000, 10)
     pruned = prune(store, folder_bytes(store.root) - 1)
