@@ -42,7 +42,7 @@ def frames_of(count, width=8, seed=0):
     return [rng.standard_normal((1, width), dtype=np.float32) for _ in range(count)]
 
 
-def tasks_left(client, seconds=10.0):
+def tasks_left(client, seconds=60.0):
     """Return the keys on the scheduler once there are none, or after some seconds."""
 
     def keys(dask_scheduler):
@@ -52,3 +52,16 @@ def tasks_left(client, seconds=10.0):
     while (left := client.run_on_scheduler(keys)) and time.monotonic() < until:
         time.sleep(0.05)
     return left
+
+
+FRAMES = frames_of(12)
+
+
+def indices(found):
+    return [index for index, _ in found]
+
+
+def assert_results(found, model, frames=FRAMES):
+    assert indices(found) == list(range(len(frames)))
+    for index, result in found:
+        np.testing.assert_allclose(result, model(frames[index]), rtol=1e-5, atol=1e-6)

@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.model import Model
-from dask_onnx.cluster.current_scheduler import compute_now
+from dask_onnx.cluster.current_scheduler import compute_now, current_client
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.images.picture_collections import RunGiven
 from dask_onnx.collections.kinds import is_bag, is_table
-from dask_onnx.collections.prepared_function import PreparedFunction
 from dask_onnx.collections.request_steps import synchronous_client
-from dask_onnx.collections.run_options import RowOptions
+from dask_onnx.collections.run_options import BatchSize, RowOptions
 from dask_onnx.composites.chain_steps import (
-    FRAME,
     ChainRunner,
     FunctionStep,
     ModelStep,
     PictureStep,
+    PlacedStep,
     RunFrame,
     Runnable,
     RunPartition,
-    as_names,
 )
 from dask_onnx.composites.composite import Composite
 from dask_onnx.composites.item_runs import item_model
+from dask_onnx.composites.prepared_chain import PreparedChain
+from dask_onnx.composites.step_definitions import (
+    MODELS,
+    StepDefinition,
+    define_steps,
+    kept_values,
+)
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.runtime.cores import available_cores
+from dask_onnx.streams.dispatcher import threads_of
 from dask_onnx.streams.running_stream import Stream
 from dask_onnx.streams.stream import stream
 
-_MODELS = (Model, Composite, ImageModel)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    name: str
-    work: Any
-    """Model, composite, model of pictures, or function."""
-    asked: tuple[str, ...] = ()
-    """Values that a function takes beside the result of the step before."""
+_MOST_FRAMES_PER_TASK = 8
+"""Frames of a task, at most, for collections in memory, where the caller leaves it open."""
+_TASKS_PER_THREAD = 4
+"""Tasks for each thread, at least, of which the last ones may take longer than others."""
 
 
 class Chain:
@@ -58,7 +57,7 @@ class Chain:
     >>> texts = read.predict(pages)  # doctest: +SKIP
     """
 
-    def __init__(self, steps: tuple[_Step, ...], batch_size: int, name: str) -> None:
+    def __init__(self, steps: tuple[StepDefinition, ...], batch_size: BatchSize, name: str) -> None:
         self._steps, self._batch_size = steps, batch_size
         self.name = name
         """Name that dashboards and messages show."""
@@ -76,8 +75,8 @@ class Chain:
 
     @property
     def token(self) -> str:
-        """Digest of the models' tokens, the functions and the options."""
-        own = [(s.name, getattr(s.work, "token", s.work), s.asked) for s in self._steps]
+        """Digest of the models with their kernels, of the functions and of the options."""
+        own = [(step.name, step.work, step.asked) for step in self._steps]
         return str(tokenize(own, self._batch_size))
 
     def explain(self) -> str:
@@ -88,18 +87,29 @@ class Chain:
         >>> print(read.explain())  # doctest: +SKIP
         """
         lines = [
-            f"chain {self.name!r}: a task runs all steps of a frame; items of equal shape run "
-            f"together, up to {self._batch_size} rows"
+            f"chain {self.name!r}: a task runs all steps of its frames; items of equal shape run "
+            f"together, {self._rows_in_words()}"
         ]
         for step in self._steps:
-            if isinstance(step.work, _MODELS):
+            if isinstance(step.work, MODELS):
                 lines.append(f"  model {step.name}: {step.work!r}")
             else:
                 takes = ", ".join(["the result before", *step.asked])
                 lines.append(f"  function {step.name}, which takes {takes}")
         return "\n".join(lines)
 
-    def predict(self, x: Any, *, frames_per_task: int = 8, retries: int | None = None) -> Any:
+    def _rows_in_words(self) -> str:
+        if self._batch_size == "auto":
+            return "as many rows as run fastest"
+        return f"up to {self._batch_size} rows"
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        frames_per_task: int | Literal["auto"] = "auto",
+        retries: int | None = None,
+    ) -> Any:
         """Run the chain on each of many frames.
 
         Parameters
@@ -108,8 +118,9 @@ class Chain:
             - A list or other iterable, or an array along its first axis: runs now.
             - A bag; a dask.array along its first axis: lazy.
             - A Delayed of one frame.
-        frames_per_task : int
-            Frames of a task, for collections in memory; their items share runs.
+        frames_per_task : int or "auto"
+            Frames of a task, for collections in memory; their items share runs. "auto": 8, and
+            fewer where every thread would otherwise have less than four tasks.
         retries : int, optional
             Times that a cluster repeats a task that raised, for collections in memory;
             ``onnx.retries`` by default.
@@ -132,12 +143,7 @@ class Chain:
         --------
         >>> read.predict([page_1, page_2])  # doctest: +SKIP
         """
-        if isinstance(frames_per_task, bool) or frames_per_task < 1:
-            raise InputError(
-                f"frames_per_task is {frames_per_task!r}",
-                "give 1 or more",
-                option="frames_per_task",
-            )
+        _check_rows("frames_per_task", frames_per_task)
         self._refuse(x)
         runner, supplies = self._runner()
         if is_bag(x):
@@ -148,15 +154,16 @@ class Chain:
             return _bag_of_frames(x).map_partitions(RunPartition(runner), *supplies)
         frames = list(x)
         run = delayed(runner, pure=False, traverse=False)
-        starts = range(0, len(frames), frames_per_task)
-        parts = [frames[start : start + frames_per_task] for start in starts]
+        size = _frames_of_a_task(len(frames)) if frames_per_task == "auto" else frames_per_task
+        starts = range(0, len(frames), size)
+        parts = [frames[start : start + size] for start in starts]
         lazy = [
             run(start, delayed(part, traverse=False), *supplies)
             for start, part in zip(starts, parts, strict=True)
         ]
         return [result for part in compute_now(lazy, retries) for result in part] if lazy else []
 
-    def prepare(self, client: Any = None, *, retries: int | None = None) -> PreparedFunction:
+    def prepare(self, client: Any = None, *, retries: int | None = None) -> PreparedChain:
         """Return a request for single frames that is prepared once.
 
         Parameters
@@ -179,11 +186,12 @@ class Chain:
         client = synchronous_client(client)
         with client.as_current():
             runner, supplies = self._runner()
-        return PreparedFunction(
-            RunFrame(runner),
+        return PreparedChain(
+            runner,
             client,
             name=self.name,
             token=self.token,
+            inputs=self.inputs,
             supplies=client.compute(supplies),
             retries=effective_retries(retries),
         )
@@ -194,7 +202,8 @@ class Chain:
         Parameters
         ----------
         source, client, **options
-            As for `dask_onnx.stream`.
+            As for `dask_onnx.stream`. With ``micro_batch=4`` up to four frames are a task, whatever
+            their shapes: their items of equal shapes run together.
 
         Raises
         ------
@@ -222,11 +231,11 @@ class Chain:
             )
 
     def _runner(self) -> tuple[ChainRunner, list[Delayed]]:
-        steps: list[tuple[Runnable, int]] = []
+        steps: list[PlacedStep] = []
         supplies: list[Delayed] = []
-        for step in self._steps:
+        for step, kept in zip(self._steps, kept_values(self._steps), strict=True):
             runnable, own = _runnable(step, self._batch_size)
-            steps.append((runnable, len(own)))
+            steps.append(PlacedStep(runnable, len(own), kept))
             supplies += own
         return ChainRunner(tuple(steps)), supplies
 
@@ -234,7 +243,7 @@ class Chain:
         return f"<dask_onnx.Chain {self.name!r}: {' -> '.join(s.name for s in self._steps)}>"
 
 
-def _runnable(step: _Step, batch_size: int) -> tuple[Runnable, list[Delayed]]:
+def _runnable(step: StepDefinition, batch_size: BatchSize) -> tuple[Runnable, list[Delayed]]:
     """Return a step as the function of a task, and what brings its models to workers."""
     work = step.work
     if isinstance(work, ImageModel):
@@ -268,7 +277,9 @@ def _bag_of_frames(array: Any) -> Any:
     return from_delayed([delayed(list)(block) for block in whole.to_delayed().ravel()])
 
 
-def chain(*steps: Any, batch_size: int = 16, name: str | None = None, **named: Any) -> Chain:
+def chain(
+    *steps: Any, batch_size: int | Literal["auto"] = "auto", name: str | None = None, **named: Any
+) -> Chain:
     """Return models one after the other with Python functions between, as one. Runs nothing.
 
     Each step takes the result of the one before; the first takes the frame.
@@ -286,8 +297,9 @@ def chain(*steps: Any, batch_size: int = 16, name: str | None = None, **named: A
     ----------
     *steps : Model, Composite, ImageModel or callable
         Steps in order, named by function or model.
-    batch_size : int
-        Rows of one run of a model, at most.
+    batch_size : int or "auto"
+        Rows of one run of a model, at most. "auto": the number that runs fastest on the worker, as
+        for `Model.predict`; more rows are not always faster.
     name : str, optional
         Name in dashboards and messages; by default those of the steps.
     **named : Model, Composite, ImageModel or callable
@@ -312,82 +324,24 @@ def chain(*steps: Any, batch_size: int = 16, name: str | None = None, **named: A
     >>> read = dx.chain(detector, crop_boxes, recogniser)  # doctest: +SKIP
     >>> read.predict(pages), list(read.stream(pages, client))  # doctest: +SKIP
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    _check_rows("batch_size", batch_size)
+    found = define_steps(steps, named)
+    return Chain(found, batch_size, name or "-".join(step.name for step in found))
+
+
+def _check_rows(option: str, value: Any) -> None:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and value >= 1):
         raise InputError(
-            f"batch_size is {batch_size!r}", "give a number of rows above 0", option="batch_size"
+            f"{option} is {value!r}",
+            "give a whole number from 1 on, or 'auto'",
+            option=option,
+            suggestions=[Suggestion(option, "auto")],
         )
-    every = [(_own_name(step), step) for step in steps] + list(named.items())
-    if not every:
-        raise InputError("the chain has no steps", "give models and functions", option="steps")
-    found: list[_Step] = []
-    for own, work in every:
-        known = {FRAME, *(step.name for step in found)}
-        unique = _unique(own, known)
-        if isinstance(work, _MODELS):
-            found.append(_Step(unique, work))
-        else:
-            found.append(_Step(unique, work, _asked(unique, work, known)))
-    return Chain(tuple(found), batch_size, name or "-".join(step.name for step in found))
 
 
-def _own_name(step: Any) -> str:
-    for attribute in ("name", "__name__"):
-        found = getattr(step, attribute, None)
-        if isinstance(found, str) and found:
-            return found
-    return type(step).__name__
-
-
-def _unique(name: str, known: set[str]) -> str:
-    """Return a name that no step has: ``det``, ``det_2``, ``det_3``."""
-    numbers = iter(range(2, len(known) + 3))
-    found = name
-    while found in known:
-        found = f"{name}_{next(numbers)}"
-    return found
-
-
-def _asked(name: str, function: Any, known: set[str]) -> tuple[str, ...]:
-    """Return the names of the values that a function takes beside the result before.
-
-    Raises
-    ------
-    InputError
-        It cannot be called so.
-    """
-    if not callable(function):
-        raise InputError(
-            f"step {name!r} is a {type(function).__name__}",
-            "pass a Model, Composite, ImageModel or function",
-            option="steps",
-        )
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # built-in functions without a signature
-        return ()
-    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if not parameters or parameters[0].kind in (
-        inspect.Parameter.KEYWORD_ONLY,
-        inspect.Parameter.VAR_KEYWORD,
-    ):
-        raise InputError(
-            f"function {name!r} takes no positional argument",
-            "let it take the result of the step before",
-            option="steps",
-            stage=name,
-        )
-    asked = []
-    for parameter in parameters[1:]:
-        if parameter.kind in many:
-            continue
-        if parameter.name in known and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-            asked.append(parameter.name)
-        elif parameter.default is inspect.Parameter.empty:
-            raise InputError(
-                f"function {name!r} asks for {parameter.name!r}, which is no earlier step",
-                f"parameters after the first are named as {as_names(dict.fromkeys(known))}",
-                option="steps",
-                stage=name,
-                suggestions=[Suggestion(each) for each in sorted(known)],
-            )
-    return tuple(asked)
+def _frames_of_a_task(frames: int) -> int:
+    """Return the number of frames of a task, so that every thread has several tasks."""
+    client = current_client()
+    threads = available_cores() if client is None else max(1, threads_of(client))
+    return max(1, min(_MOST_FRAMES_PER_TASK, frames // (_TASKS_PER_THREAD * threads)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,11 @@ class FrameValues:
     """The frame, and the results of the steps so far, by name."""
     last: str
     """Name of the value that the next step takes."""
+
+    def after(self, step: str, result: Any, kept: frozenset[str]) -> FrameValues:
+        """Return the values after a step: its result, and those earlier ones that are needed."""
+        earlier = {name: value for name, value in self.values.items() if name in kept}
+        return FrameValues(self.number, {**earlier, step: result}, step)
 
 
 class Runnable(Protocol):
@@ -152,11 +157,21 @@ def _fanned_in(
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedStep:
+    """A step at its place in a chain."""
+
+    runnable: Runnable
+    n_supplies: int
+    """Tasks that bring its models to workers."""
+    kept: frozenset[str]
+    """Earlier values that functions after the step ask for; others are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChainRunner:
     """Function of a task: all steps of a chain on some frames."""
 
-    steps: tuple[tuple[Runnable, int], ...]
-    """Each step, with the number of its supplies."""
+    steps: tuple[PlacedStep, ...]
 
     def __call__(self, start: int | None, frames: Sequence[Any], *supplies: Any) -> list[Any]:
         """Return the result of each frame.
@@ -164,7 +179,7 @@ class ChainRunner:
         Parameters
         ----------
         start : int or None
-            Number of the first frame; None if the frame is alone, and has no number here.
+            Number of the first frame; None if frames have no numbers here.
         frames : sequence
         supplies
             Results of the tasks that bring the models here, step by step.
@@ -174,11 +189,11 @@ class ChainRunner:
             for place, frame in enumerate(frames)
         ]
         first = 0
-        for step, count in self.steps:
-            results = step.run(known, supplies[first : first + count])
-            first += count
+        for step in self.steps:
+            results = step.runnable.run(known, supplies[first : first + step.n_supplies])
+            first += step.n_supplies
             known = [
-                FrameValues(frame.number, {**frame.values, step.name: result}, step.name)
+                frame.after(step.runnable.name, result, step.kept)
                 for frame, result in zip(known, results, strict=True)
             ]
         return [frame.values[frame.last] for frame in known]
@@ -196,6 +211,17 @@ class RunFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFrames:
+    """Function of the task of several frames of a stream."""
+
+    runner: ChainRunner
+
+    def __call__(self, frames: Sequence[Any], *supplies: Any) -> list[Any]:
+        """Return the result of each frame."""
+        return self.runner(None, frames, *supplies)
+
+
+@dataclass(frozen=True, slots=True)
 class RunPartition:
     """Function on a partition of a bag, whose frames are numbered from 0 on."""
 
@@ -204,8 +230,3 @@ class RunPartition:
     def __call__(self, frames: Any, *supplies: Any) -> list[Any]:
         """Return the results of the partition's frames."""
         return self.runner(0, list(frames), *supplies)
-
-
-def as_names(values: Mapping[str, Any]) -> str:
-    """Return names as a message lists them."""
-    return ", ".join(map(repr, values))

@@ -184,9 +184,8 @@ class Composite:
         Returns
         -------
         collection, or dict of str to collection
-            As for `Model.predict`, by names of the outputs. With ``on_error="null"`` a row of a bag
-            that is bad for one model is None. In a table it has missing values: for all models of
-            one graph, and where models run apart, for those for which it is bad.
+            As for `Model.predict`, by names of the outputs. With ``on_error="null"`` a row that is
+            bad for one model is missing for all of them, however they run.
 
         Raises
         ------
@@ -297,8 +296,8 @@ class Composite:
             As for `dask_onnx.stream`.
         wait : {"all", "each"}
             "all": the result of a frame is there when all models are done with it. "each": the
-            models run apart, and a result comes from each as soon as it is there, so that a slow
-            model does not hold up the others; see `EachStream`.
+            models run apart, and a result comes from each as soon as it is there: a slow model does
+            not hold up the others; see `EachStream`.
 
         Raises
         ------

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future as LocalFuture
 from dataclasses import dataclass
 from typing import Any
 
+from dask_onnx.collections.callable_request import CallableRequest
 from dask_onnx.collections.prepared_request import PreparedRequest
 from dask_onnx.collections.request_checks import resolve_feeds
-from dask_onnx.collections.request_steps import Step, finish_step, start_in_background
+from dask_onnx.collections.request_steps import Step
 from dask_onnx.core.specs import TensorSpec
 
 
-class CompositeRequest:
+class CompositeRequest(CallableRequest):
     """Request for several models, one of each, whose results become one.
 
     Parameters
@@ -50,39 +50,10 @@ class CompositeRequest:
         """Client of the cluster."""
         return next(iter(self._requests.values())).client
 
-    def __call__(self, frame: Any) -> Any:
-        """Run the models on one input, and return the result.
-
-        Raises
-        ------
-        InputError
-            The input does not fit a model.
-
-        Examples
-        --------
-        >>> result = composite.prepare(client)(frame)  # doctest: +SKIP
-        """
-        return self.submit(frame).result()
-
-    def submit(self, frame: Any, *, priority: int = 0) -> LocalFuture[Any]:
-        """Start the models on one input, and return a future of the result at once.
-
-        Parameters
-        ----------
-        frame : array_like, or mapping of str to array_like
-        priority : int
-            Dask's priority; work of a larger one runs first.
-
-        Returns
-        -------
-        concurrent.futures.Future
-
-        Examples
-        --------
-        >>> futures = [request.submit(frame) for frame in frames]  # doctest: +SKIP
-        """
-        step = self.start(frame, priority=priority)
-        return start_in_background(self.client, finish_step(self.client, step))
+    @property
+    def requests(self) -> frozenset[str]:
+        """Tokens with which the names of the groups of tasks of all models end."""
+        return frozenset().union(*(request.requests for request in self._requests.values()))
 
     def start(self, frame: Any, *, priority: int = 0) -> Step:
         """Submit the tasks of all models for one input, and return at once.

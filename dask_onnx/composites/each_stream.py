@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import current_client
 from dask_onnx.collections.request_checks import resolve_feeds
 from dask_onnx.composites.composite_plan import CompositePlan
 from dask_onnx.composites.frame_fanout import FrameFanout
@@ -17,7 +19,7 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.streams.frame_results import Swap
 from dask_onnx.streams.running_stream import Stream
-from dask_onnx.streams.stream import stream
+from dask_onnx.streams.stream import own_client, stream
 from dask_onnx.streams.stream_statistics import StreamStatistics
 
 Wait = Literal["all", "each"]
@@ -48,21 +50,31 @@ class EachStream:
     its result (a dict by output, a `Dropped` or a `DeadLetter`). Results of one model come in the
     order of the frames, unless ``ordered=False``; those of models are not ordered among each other.
 
-    A model may lag behind the source by `lag` frames. A model that is slower for longer holds up
-    the source, and so the others: frames are neither lost nor kept without bound. With
-    ``late="latest"`` it leaves frames out (`Dropped`) and holds up nobody.
+    A slow model does not hold up the others: a thread of the cluster is kept free for each of them,
+    as far as there are as many threads as models, and frames of faster models start first. Frames
+    that a model has not taken wait in memory, up to a tenth of it (`lag` says how many otherwise).
+    Only when they fill it is the source held up, so that no frame is lost; with ``late="latest"``
+    a slow model leaves frames out (`Dropped`) instead.
 
-    Models share the threads of the cluster. By default frames of models that are predicted to be
-    faster start first. `window`, `weight` and `priority` may be mappings by model:
-    ``window={"slow": 1}`` keeps all threads but one free for the others.
+    Leaving the loop, an error, or `close` cancels what is still on the cluster. `window`, `weight`
+    and `priority` may be mappings by model.
     """
 
-    def __init__(self, streams: Mapping[str, Stream], fanout: FrameFanout, refit: Refit) -> None:
-        self._streams, self._fanout, self._refit = dict(streams), fanout, refit
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        fanout: FrameFanout,
+        refit: Refit,
+        own_client: Any = None,
+    ) -> None:
+        self._streams, self._refit = dict(streams), refit
         self._results: queue.Queue[Any] = queue.Queue(_WAITING_RESULTS)
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._left = len(self._streams)
+        owned = () if own_client is None else (own_client,)
+        closes = (fanout, *self._streams.values(), *owned)
+        self._finalizer = weakref.finalize(self, _close_all, self._closed, closes)
 
     @property
     def statistics(self) -> Mapping[str, StreamStatistics]:
@@ -109,41 +121,33 @@ class EachStream:
         --------
         >>> results.close()  # doctest: +SKIP
         """
-        self._closed.set()
-        self._fanout.close()
-        for each in self._streams.values():
-            each.close()
+        self._finalizer()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
         self._threads = []
 
     def __iter__(self) -> Iterator[tuple[int, str, Any]]:
-        return self
+        try:
+            while (taken := self._next()) is not None:
+                yield taken
+        finally:
+            self.close()
 
     def __next__(self) -> tuple[int, str, Any]:
-        self._start()
         try:
-            while self._left and not self._closed.is_set():
-                try:
-                    item = self._results.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    continue
-                if not isinstance(item, _End):
-                    taken: tuple[int, str, Any] = item
-                    return taken
-                self._left -= 1
-                if item.error is not None:
-                    raise item.error
+            taken = self._next()
         except BaseException:
             self.close()
             raise
-        self.close()
-        raise StopIteration
+        if taken is None:
+            self.close()
+            raise StopIteration
+        return taken
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, str, Any]]:
         try:
-            while (taken := await asyncio.to_thread(next, self, None)) is not None:
+            while (taken := await asyncio.to_thread(self._next)) is not None:
                 yield taken
         finally:
             await asyncio.to_thread(self.close)
@@ -157,38 +161,66 @@ class EachStream:
     def __repr__(self) -> str:
         return f"<dask_onnx.EachStream of {', '.join(self._streams)}>"
 
+    def _next(self) -> tuple[int, str, Any] | None:
+        """Wait for the next result, and return it; None after the last one."""
+        self._start()
+        while self._left and not self._closed.is_set():
+            try:
+                item = self._results.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if not isinstance(item, _End):
+                taken: tuple[int, str, Any] = item
+                return taken
+            self._left -= 1
+            if item.error is not None:
+                raise item.error
+        return None
+
     def _start(self) -> None:
         if self._threads or self._closed.is_set():
             return
         self._threads = [
             threading.Thread(
-                target=self._collect, args=(name,), name=f"dask-onnx-{name}", daemon=True
+                target=_collect,
+                args=(name, each, self._results, self._closed),
+                name=f"dask-onnx-{name}",
+                daemon=True,
             )
-            for name in self._streams
+            for name, each in self._streams.items()
         ]
         for thread in self._threads:
             thread.start()
 
-    def _collect(self, name: str) -> None:
-        """Hand over the results of one model, in a thread of its own."""
-        error: BaseException | None = None
-        try:
-            for index, result in self._streams[name]:
-                if not self._put((index, name, result)):
-                    return
-        except BaseException as raised:  # it is raised in the thread of the consumer
-            error = raised
-        self._put(_End(error))
 
-    def _put(self, item: Any) -> bool:
-        """Return whether an item was handed over before the stream was closed."""
-        while not self._closed.is_set():
-            try:
-                self._results.put(item, timeout=_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+def _close_all(closed: threading.Event, closes: Sequence[Any]) -> None:
+    """End a source, the streams of its frames and, if it is theirs, their client."""
+    closed.set()
+    for each in closes:
+        each.close()
+
+
+def _collect(name: str, stream: Stream, results: queue.Queue[Any], closed: threading.Event) -> None:
+    """Hand over the results of one model, in a thread of its own, which keeps no `EachStream`."""
+    error: BaseException | None = None
+    try:
+        for index, result in stream:
+            if not _put(results, (index, name, result), closed):
+                return
+    except BaseException as raised:  # it is raised in the thread of the consumer
+        error = raised
+    _put(results, _End(error), closed)
+
+
+def _put(results: queue.Queue[Any], item: Any, closed: threading.Event) -> bool:
+    """Return whether an item was handed over before the stream was closed."""
+    while not closed.is_set():
+        try:
+            results.put(item, timeout=_POLL_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False
 
 
 def stream_each(
@@ -213,7 +245,7 @@ def stream_each(
     source, client
         As for `dask_onnx.stream`.
     options : mapping of str to object
-        Other options of it, and `lag`: frames by which a model may lag behind the source, 64.
+        Other options of it, and `lag`: frames by which a model may lag behind the source.
     refit : callable
         From models as callers give them to models with the inputs and outputs of `parts`.
 
@@ -223,7 +255,8 @@ def stream_each(
         Options do not fit.
     """
     given = dict(options)
-    lag, plan, feeds = given.pop("lag", 64), given.pop("plan", None), given.pop("feeds", None) or {}
+    lag, plan = given.pop("lag", None), given.pop("plan", None)
+    feeds = given.pop("feeds", None) or {}
     _check_options(given, lag, plan, parts)
     for name in feeds:
         if name not in {spec.name for spec in inputs}:
@@ -235,19 +268,29 @@ def stream_each(
             )
     fanout = FrameFanout(source, _Divide(parts, inputs, frozenset(feeds)), tuple(parts), lag)
     alone = _own_options(given, parts)
-    streams = {}
-    for name, part in parts.items():
-        own = {spec.name for spec in part.inputs}
-        streams[name] = stream(
-            part,
-            fanout.frames_of(name),
-            client,
-            outputs=list(outputs[name]),
-            plan=None if plan is None else plan.plans[name],
-            feeds={key: value for key, value in feeds.items() if key in own},
-            **{"name": name, **given, **alone[name]},
-        )
-    return EachStream(streams, fanout, refit)
+    shared = current_client() if client is None else client
+    # One cluster of threads for all models, where there is none yet.
+    owned = own_client() if shared is None else None
+    streams: dict[str, Stream] = {}
+    group = object()
+    try:
+        for name, part in parts.items():
+            own = {spec.name for spec in part.inputs}
+            streams[name] = stream(
+                part,
+                fanout.frames_of(name),
+                shared or owned,
+                outputs=list(outputs[name]),
+                plan=None if plan is None else plan.plans[name],
+                feeds={key: value for key, value in feeds.items() if key in own},
+                **{"name": name, **given, **alone[name]},
+            )
+            streams[name].join_group(group)
+    except BaseException:
+        if owned is not None:
+            owned.close()
+        raise
+    return EachStream(streams, fanout, refit, owned)
 
 
 def _own_options(options: dict[str, Any], parts: Mapping[str, Model]) -> dict[str, dict[str, Any]]:
@@ -307,7 +350,7 @@ def _check_options(
                 option=name,
                 suggestions=[Suggestion("wait", "all")],
             )
-    if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
+    if lag is not None and (isinstance(lag, bool) or not isinstance(lag, int) or lag < 1):
         raise InputError(f"lag is {lag!r}", "give 1 or more frames", option="lag")
     if plan is not None and not (
         isinstance(plan, CompositePlan) and parts.keys() <= plan.plans.keys()

@@ -11,7 +11,7 @@ import numpy as np
 from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
 from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.request_checks import check_arrays, resolve_feeds
-from dask_onnx.collections.run_options import RunOptions
+from dask_onnx.collections.run_options import BatchSize, RunOptions
 from dask_onnx.composites.chain_errors import at_step
 from dask_onnx.core.errors import DaskOnnxError, InputError
 from dask_onnx.core.specs import TensorSpec
@@ -19,6 +19,10 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.runtime.input_values import as_input
 
 _Feeds = dict[str, Any]
+_MOST_TOGETHER = 256
+"""Rows that are joined, at most, where the task chooses the rows of its runs: a copy of them."""
+_ROWS_OF_A_RUN = 16
+"""Rows of a run, at most, where neither the caller nor measurements say it: rows are declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class ItemModel:
     output_axes: Mapping[str, int | None]
     """Batch axis of each output."""
     most_together: int
-    """Rows of one run, at most; 1 if rows are not proven independent."""
+    """Rows that are joined, at most; 1 if they are not proven independent."""
     n_supplies: int
     """Tasks that bring the model to workers."""
 
@@ -190,12 +194,19 @@ class ItemModel:
         }
 
 
+def _rows_together(batch_size: BatchSize, *, is_measured: bool) -> int:
+    """Return how many independent rows are joined, at most."""
+    if isinstance(batch_size, int):
+        return batch_size
+    return _MOST_TOGETHER if is_measured else _ROWS_OF_A_RUN
+
+
 def _rows(feeds: _Feeds) -> int:
     return int(next(iter(feeds.values())).shape[0])
 
 
 def item_model(
-    facts: ModelFacts, known: tuple[TensorSpec, ...], batch_size: int
+    facts: ModelFacts, known: tuple[TensorSpec, ...], batch_size: BatchSize
 ) -> tuple[ItemModel, list[Any]]:
     """Return a model as the function of a task, and the Delayed that bring it to workers.
 
@@ -204,8 +215,8 @@ def item_model(
     facts : ModelFacts
     known : tuple of TensorSpec
         Inputs that an item may have.
-    batch_size : int
-        Rows of one run, at most.
+    batch_size : int or "auto"
+        Rows of one run, at most; "auto" leaves it to the task, which measures what runs fastest.
 
     Raises
     ------
@@ -213,19 +224,21 @@ def item_model(
         The model cannot run inside a task.
     """
     names = list(facts.graph.outputs)
-    request = partition_request(facts, RunOptions(names, None))
+    is_auto = batch_size == "auto"
+    request = partition_request(facts, RunOptions(names, "auto" if is_auto else None))
     specs = tuple(request.stages.inputs)
     graph = inline_graph(request, [spec.name for spec in specs], names)
     batch = request.batch
     is_free = batch.is_declared or not (batch.dependent or batch.opaque or batch.random)
     is_free = is_free and batch.fixed_rows is None
+    most = _rows_together(batch_size, is_measured=request.batching.is_auto)
     model = ItemModel(
         graph,
         specs,
         known,
         {spec.name: batch.input_axes[spec.name] for spec in specs},
         {name: batch.output_axes[name] for name in names},
-        batch_size if is_free else 1,
+        most if is_free else 1,
         len(graph.supplies),
     )
     return model, supply_collections(request)

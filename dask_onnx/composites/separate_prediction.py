@@ -10,14 +10,18 @@ from typing import Any
 
 from dask_onnx.api.model import Model
 from dask_onnx.cluster.current_scheduler import current_client
+from dask_onnx.collections.arrow_tables import as_given, as_pandas, is_arrow_data
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.request_checks import resolve_feeds
 from dask_onnx.composites.member_outputs import WantedOutputs
 from dask_onnx.composites.separate_results import (
+    JoinGood,
     PickInputs,
     join_rows,
     join_tables,
+    keep_common,
     kept_columns,
+    number_rows,
 )
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.specs import TensorSpec
@@ -57,13 +61,19 @@ class ApartRequest:
 
 def predict_apart(request: ApartRequest, x: Any, options: Mapping[str, Any]) -> Any:
     """Return the results of all models on a collection; see `Composite.predict`."""
+    if is_arrow_data(x):
+        return as_given(predict_apart(request, as_pandas(x), options), x)
     if is_table(x):
         return _of_table(request, x, dict(options))
     if is_bag(x):
         return _of_bag(request, x, dict(options))
-    feeds = request.feeds_of(x)
-    for name, own in feeds.items():  # of all models, before any of them runs
-        request.parts[name].check(own)
+    # A single input stays bare: arrays of xarray keep their dimensions only so.
+    feeds = {
+        name: next(iter(own.values())) if len(own) == 1 else own
+        for name, own in request.feeds_of(x).items()
+    }
+    for name, given in feeds.items():  # of all models, before any of them runs
+        request.parts[name].check(given)
     found: dict[str, Any] = {}
     for each in _run(request, feeds, options):
         found |= each
@@ -124,27 +134,84 @@ class _Ordered:
 def _of_table(request: ApartRequest, x: Any, options: dict[str, Any]) -> Any:
     append, columns = options.pop("append"), options.pop("columns")
     chosen = _columns_of_parts(request, x, columns)
-    tables = [
-        request.parts[name].predict(
-            x,
-            outputs=list(outputs),
-            plan=request.plans.get(name),
-            columns=chosen[name],
+    given = {
+        name: {
+            "outputs": list(outputs),
+            "columns": chosen[name],
+            "plan": request.plans.get(name),
             **options,
-        )
+        }
         for name, outputs in request.wanted.by_member.items()
-    ]
-    new = [column for table in tables for column in table.columns]
-    kept = kept_columns(x, append, new)
+    }
+    if options["on_error"] == "null" and len(given) > 1:
+        return _with_missing_rows(request, x, append, given)
+    tables = [request.parts[name].predict(x, **own) for name, own in given.items()]
+    kept = kept_columns(x, append, [column for table in tables for column in table.columns])
     if kept:
         tables = [x[kept], *tables]
     if len(tables) == 1:
         return tables[0]
+    first, *others = tables
     if not hasattr(x, "dask"):
         return join_tables(*tables)
     meta = join_tables(*(table._meta for table in tables))
-    first, *others = tables
     return first.map_partitions(join_tables, *others, meta=meta, align_dataframes=False)
+
+
+def _with_missing_rows(
+    request: ApartRequest, x: Any, append: Any, given: Mapping[str, dict[str, Any]]
+) -> Any:
+    """Return the columns of all models, in which rows that are bad for any of them are missing.
+
+    One graph of all models finds a row bad that is so for any of them; the results of models that
+    run apart are the same. Rows of a model that are not proven independent of one another run
+    again, without those that are bad for other models.
+    """
+    metas = []
+    for name, own in given.items():
+        asked = {key: own[key] for key in ("outputs", "columns", "on_error")}
+        metas.append(request.parts[name].meta_for(x, **asked))
+    kept = kept_columns(x, append, [column for meta in metas for column in meta.columns])
+    numbered = _by_partition(number_rows, _used_columns(x, given))
+    found = {name: _good_rows(request.parts[name], numbered, own) for name, own in given.items()}
+    dependent = [n for n in given if not _has_independent_rows(request.parts[n], given[n])]
+    if dependent:
+        common = _by_partition(keep_common, numbered, *found.values())
+        for name in dependent:
+            found[name] = _good_rows(request.parts[name], common, given[name])
+    join = JoinGood(tuple(metas), tuple(kept))
+    return _by_partition(join, x, *found.values())
+
+
+def _used_columns(x: Any, given: Mapping[str, dict[str, Any]]) -> Any:
+    """Return the columns of a table that feed models; all of them where the models choose."""
+    used: dict[Any, None] = {}
+    for own in given.values():
+        columns = own["columns"]
+        if columns is None or x.ndim == 1:
+            return x
+        for each in columns.values() if isinstance(columns, Mapping) else [columns]:
+            used |= dict.fromkeys([each] if isinstance(each, str) else each)
+    # A column that does not exist is told where it is looked up.
+    return x[list(used)] if all(name in x.columns for name in used) else x
+
+
+def _good_rows(part: Model, table: Any, options: Mapping[str, Any]) -> Any:
+    others = {name: value for name, value in options.items() if name != "on_error"}
+    return part.predict_checked(table, **others)[0]
+
+
+def _has_independent_rows(part: Model, options: Mapping[str, Any]) -> bool:
+    return bool(part._facts.batch_at(tuple(options["outputs"])).is_proven)
+
+
+def _by_partition(function: Any, first: Any, *others: Any) -> Any:
+    """Apply a function to tables: to those of pandas at once, to those of Dask by partition."""
+    if not hasattr(first, "dask"):
+        return function(first, *others)
+    meta = function(*(table._meta for table in (first, *others)))
+    found = first.map_partitions(function, *others, meta=meta, align_dataframes=False)
+    return found.clear_divisions() if function is number_rows else found
 
 
 def _columns_of_parts(request: ApartRequest, x: Any, columns: Any) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from dask_onnx.collections.frames import spread
 from dask_onnx.core.errors import InputError
 
 
@@ -52,6 +55,58 @@ def join_tables(*tables: Any) -> Any:
     joined = pd.concat(plain, axis=1)
     joined.index = tables[0].index
     return joined
+
+
+def number_rows(table: Any) -> Any:
+    """Return a table or Series of pandas whose index is the position of each row."""
+    return table.reset_index(drop=True)
+
+
+def keep_common(table: Any, *found: Any) -> Any:
+    """Return the rows of a numbered table that are in all of some results.
+
+    Parameters
+    ----------
+    table : DataFrame or Series
+        Rows with their positions as index.
+    found : DataFrame
+        Results of some of the rows, with these positions as index.
+    """
+    return table.loc[_common(table.index, found)]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinGood:
+    """Function that joins the results of several models on the rows that are good for each."""
+
+    metas: tuple[Any, ...]
+    """Result of each model without rows: its columns and dtypes, which have missing values."""
+    kept: tuple[Any, ...]
+    """Columns of the caller's table that stay before those of the models."""
+
+    def __call__(self, table: Any, *found: Any) -> Any:
+        """Return all columns, in which rows are missing that are bad for any model.
+
+        Parameters
+        ----------
+        table : DataFrame or Series
+            All rows, as the caller gave them.
+        found : DataFrame
+            Results of each model on its good rows, with their positions in `table` as index.
+        """
+        common = _common(range(len(table)), found)
+        positions = np.asarray(common, np.int64)
+        parts = [
+            spread(own.loc[common].astype(dict(meta.dtypes)), positions, table.index)
+            for own, meta in zip(found, self.metas, strict=True)
+        ]
+        return join_tables(*([table[list(self.kept)]] if self.kept else []), *parts)
+
+
+def _common(labels: Sequence[int], found: Sequence[Any]) -> list[int]:
+    """Return those of some labels that are in the index of each of some tables."""
+    known = [set(own.index) for own in found]
+    return [label for label in labels if all(label in own for own in known)]
 
 
 def kept_columns(x: Any, append: bool | Sequence[Any], new: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from dask_onnx.core.errors import InputError, Suggestion
-from dask_onnx.core.specs import Dim, TensorSpec
+from dask_onnx.core.specs import Dim, TensorSpec, same_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def _common(name: str, one: tuple[str, TensorSpec], other: tuple[str, TensorSpec
     """
     (first, a), (second, b) = one, other
     shape = _common_shape(a.shape, b.shape)
-    if a.dtype != b.dtype or a.kind != b.kind or isinstance(shape, str):
+    if not same_dtype(a.dtype, b.dtype) or a.kind != b.kind or isinstance(shape, str):
         why = shape if isinstance(shape, str) else "their types differ"
         raise InputError(
             f"models {first!r} and {second!r} share input {name!r}, and {why}: {a} and {b}",

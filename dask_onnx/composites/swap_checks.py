@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from dask_onnx.api.model import Model
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.streams.replaced_models import check_replacement
 
 
 class HasSpecs(Protocol):
@@ -66,22 +67,7 @@ def check_alike(old: HasSpecs, new: HasSpecs, names: str) -> None:
     Raises
     ------
     InputError
-        Names, dtypes or numbers of axes differ.
+        Names, dtypes, numbers of axes or fixed sizes differ.
     """
-    for what in ("inputs", "outputs"):
-        before, after = ([spec.name for spec in getattr(each, what)] for each in (old, new))
-        if before != after:
-            raise InputError(
-                f"with the new {names} the {what} are {', '.join(map(repr, after))}; "
-                f"they were {', '.join(map(repr, before))}",
-                "swap to models with the same inputs and outputs, or compose others",
-                option=names,
-            )
-    for one, other in zip(old.inputs, new.inputs, strict=True):
-        if one.dtype != other.dtype or one.rank != other.rank:
-            raise InputError(
-                f"with the new {names} input {one.name!r} is {other}; it was {one}",
-                "swap to models with the same inputs",
-                option=names,
-                input=one.name,
-            )
+    before, after = ((each.inputs, [spec.name for spec in each.outputs]) for each in (old, new))
+    check_replacement(before, after, what=f"the composite with the new {names}", option=names)

@@ -7,15 +7,18 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dask_onnx.cluster.links import workers_of
-from dask_onnx.collections.linked_requests import start_together
-from dask_onnx.collections.prepared_request import PreparedRequest
 from dask_onnx.collections.request_steps import Step, start_in_background
+from dask_onnx.core.dask_internals import run_on_scheduler_async
+from dask_onnx.core.stream_records import StreamRecord
 from dask_onnx.streams.fair_share import FairShare
+from dask_onnx.streams.frame_costs import report_and_ask, shared_costs
 from dask_onnx.streams.micro_batches import BatchPlan, Head, plan_batch
+from dask_onnx.streams.reserved_threads import may_start
+from dask_onnx.streams.shared_runs import start_shared
 from dask_onnx.streams.stream_run import StreamRun, Work
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ _FRAMES_PER_THREAD = 4
 """Frames on the cluster for each of its threads, at most, while several streams share it."""
 _LOOK_SECONDS = 5.0
 """Seconds after which the number of the cluster's threads is looked up again."""
+_EXCHANGE_SECONDS = 1.0
+"""Seconds after which the scheduler is told of the streams, and asked what their frames cost."""
 _IDLE_SECONDS = 5.0
 """Seconds without a stream after which the thread ends."""
 
@@ -37,7 +42,10 @@ class Dispatcher:
         self._runs: dict[int, StreamRun] = {}
         self._share = FairShare()
         self._works: set[Work] = set()
-        self._slots, self._next_look = 0, 0.0
+        self._threads, self._next_look = 1, 0.0
+        self._ended: list[StreamRecord] = []
+        """Streams of whose end the scheduler has not been told."""
+        self._next_exchange, self._is_exchanging = 0.0, False
         self._thread = threading.Thread(
             target=self._loop, name=f"dask_onnx-streams-{client.id}", daemon=True
         )
@@ -57,9 +65,14 @@ class Dispatcher:
         self._share.add(id(run), options.weight, options.priority)
 
     @property
+    def is_this_thread(self) -> bool:
+        """True in the dispatcher's own thread."""
+        return threading.current_thread() is self._thread
+
+    @property
     def is_idle(self) -> bool:
-        """True if there are no streams, nor events that may add one."""
-        return not self._runs and self._events.empty()
+        """True if there are no streams, nor news of them, nor events that may add one."""
+        return not self._runs and not self._ended and self._events.empty()
 
     def _loop(self) -> None:
         while True:
@@ -91,12 +104,15 @@ class Dispatcher:
         now = time.monotonic()
         for run in list(self._runs.values()):
             run.expire(now)
+        if now >= self._next_exchange:
+            self._exchange(now)
         self._start_frames()
 
     def _seconds_to_wait(self) -> float | None:
         if not self._runs:
-            return _IDLE_SECONDS
-        times = [run.flow.next_deadline() for run in self._runs.values()]
+            return 0.0 if self._ended and not self._is_exchanging else _IDLE_SECONDS
+        times: list[float | None] = [self._next_exchange]
+        times += [run.flow.next_deadline() for run in self._runs.values()]
         due = plan_batch(self._heads(), time.monotonic())
         times.append(due if isinstance(due, float) else None)
         soonest = min((each for each in times if each is not None), default=None)
@@ -107,16 +123,27 @@ class Dispatcher:
         heads = []
         for key, run in self._runs.items():
             index = run.startable()
-            if index is not None:
+            if index is not None and self._has_thread(run):
                 options = run.parts.options
                 count = len(run.flow.waiting)
                 due = run.flow.arrivals[index] + options.max_delay
                 heads.append(Head(key, run.batch_key, options.micro_batch, count, due))
         return heads
 
+    def _has_thread(self, run: StreamRun) -> bool:
+        """Return whether the other streams of a run's group keep their threads if it starts."""
+        if run.group is None:
+            return True
+        others = [
+            each.thread_use
+            for each in self._runs.values()
+            if each.group is run.group and each is not run and not each.is_over
+        ]
+        return may_start(run.thread_use, others, self._cluster_threads())
+
     def _start_frames(self) -> None:
         """Start what can be started, in the order of the fair share."""
-        while len(self._runs) <= 1 or len(self._works) < self._most_frames():
+        while len(self._runs) <= 1 or len(self._works) < self._most_works():
             plan = plan_batch(self._heads(), time.monotonic())
             if not isinstance(plan, BatchPlan):
                 return
@@ -159,11 +186,10 @@ class Dispatcher:
         return frames
 
     def _start_batch(self, frames: Sequence[tuple[StreamRun, int]]) -> None:
-        prepared = frames[0][0].prepared
-        assert isinstance(prepared, PreparedRequest)
+        first, head = frames[0]
         try:
             inputs = [run.frame(index) for run, index in frames]
-            step = start_together(prepared, inputs, frames[0][0].parts.options.priority)
+            step = start_shared(first.prepared_at(head), inputs, first.parts.options.priority)
         except Exception:  # each frame by itself finds the one at fault
             self._start_apart(frames)
             return
@@ -219,6 +245,8 @@ class Dispatcher:
         self._works.discard(work)
         if work.is_abandoned:
             return
+        # The traceback of the error keeps the futures, and whoever keeps the error keeps them.
+        work.step.release()
         if len(work.frames) == 1:
             run, index = work.frames[0]
             run.fail(index, error)
@@ -229,18 +257,65 @@ class Dispatcher:
             run.flow.restart([index])
         self._start_apart(again)
 
-    def _most_frames(self) -> int:
+    def _most_works(self) -> int:
+        return _FRAMES_PER_THREAD * self._cluster_threads()
+
+    def _cluster_threads(self) -> int:
         now = time.monotonic()
-        if now >= self._next_look:
+        if now >= self._next_look and self.client.status == "running":
             self._next_look = now + _LOOK_SECONDS
-            self._slots = _FRAMES_PER_THREAD * max(1, threads_of(self.client))
-        return self._slots
+            self._threads = max(1, threads_of(self.client))
+        return self._threads
+
+    def _exchange(self, now: float) -> None:
+        """Tell the scheduler of all streams, and ask it what frames of competing ones cost."""
+        self._next_exchange = now + _EXCHANGE_SECONDS
+        if self._is_exchanging:
+            return
+        runs = list(self._runs.values())
+        reports = [record.as_dict() for record in [*(run.record for run in runs), *self._ended]]
+        requests = [run.requests for run in runs] if len(runs) > 1 else []
+        finished = [run.finished for run in runs]
+        self._ended.clear()
+
+        async def ask() -> None:
+            seconds = None
+            tokens = sorted(frozenset().union(*requests))
+            try:
+                seconds = await run_on_scheduler_async(self.client, report_and_ask, reports, tokens)
+            except Exception as error:  # frames go on without it; a lost cluster fails them
+                log.debug("the scheduler was not told of streams: %s", error)
+            self.post(lambda: self._take_costs(runs, requests, finished, seconds))
+
+        self._is_exchanging = True
+        try:
+            start_in_background(self.client, ask())
+        except RuntimeError:  # the loop of the client has ended, which fails the frames
+            self._is_exchanging = False
+
+    def _take_costs(
+        self,
+        runs: Sequence[StreamRun],
+        requests: Sequence[frozenset[str]],
+        finished: Sequence[int],
+        seconds: Mapping[str, float] | None,
+    ) -> None:
+        self._is_exchanging = False
+        if not requests or seconds is None:
+            return
+        for run, own, count in zip(runs, requests, finished, strict=True):
+            run.cost.update(own, sum(seconds[token] for token in own), count)
+        kinds = {key: run.kind for key, run in self._runs.items()}
+        costs = {key: run.cost.seconds for key, run in self._runs.items()}
+        self._share.set_costs(shared_costs(kinds, costs))
 
     def _forget_runs(self) -> None:
         for key, run in list(self._runs.items()):
             if run.is_over:
                 del self._runs[key]
                 self._share.remove(key)
+                self._ended.append(run.record)
+                self._next_exchange = 0.0
 
 
 def threads_of(client: Any) -> int:

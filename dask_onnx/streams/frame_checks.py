@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dask_onnx.core.array_values import plain_array
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import is_floating
 
@@ -17,7 +18,7 @@ class FrameChecks:
     """Checks of the frames of one stream."""
 
     uniform: bool
-    """True if all frames must have the shape and the dtype of the first one."""
+    """True if all frames must have the shape and the dtype of the first one that is good."""
     require_finite: bool
     """True if a NaN or an infinity makes a bad frame."""
     _first: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
@@ -30,18 +31,20 @@ class FrameChecks:
         InputError
             It differs from the first one, or has a value that is not finite.
         """
-        if not self.uniform and not self.require_finite:
-            return
-        arrays = dict(_arrays(frame))
         if self.require_finite:
-            for name, array in arrays.items():
+            for name, array in _arrays(frame):
                 _check_finite(name, array)
         if self.uniform:
-            self._check_uniform({name: (a.shape, a.dtype) for name, a in arrays.items()})
+            self._check_uniform(_kinds_of(frame))
+
+    def note_good(self, frame: Any) -> None:
+        """Take a frame that fits the model as the first one, if there is none yet."""
+        if self.uniform and self._first is None:
+            self._first = _kinds_of(frame)
 
     def _check_uniform(self, found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
         if self._first is None:
-            self._first = found
+            return
         for name in self._first.keys() | found.keys():
             first, own = self._first.get(name), found.get(name)
             if first != own:
@@ -63,13 +66,19 @@ def _arrays(frame: Any) -> Iterator[tuple[str, np.ndarray]]:
     items = frame.items() if isinstance(frame, Mapping) else [("", frame)]
     for name, value in items:
         if isinstance(value, np.ndarray | np.generic | int | float | list | tuple):
-            yield str(name), np.asarray(value)
+            array, missing = plain_array(value, None)
+            yield str(name), array if missing is None else np.ma.masked_array(array, missing)
+
+
+def _kinds_of(frame: Any) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    return {name: (array.shape, array.dtype) for name, array in _arrays(frame)}
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
     if not is_floating(array.dtype):
         return
-    bad = ~np.isfinite(array)
+    # What is masked becomes NaN in the model.
+    bad = ~np.isfinite(np.ma.getdata(array)) | np.ma.getmaskarray(array)
     if not bad.any():
         return
     index = tuple(map(int, np.unravel_index(int(bad.argmax()), bad.shape)))

@@ -111,11 +111,16 @@ class SourceReader:
                 self._accept(await anext(iterator))
         except StopAsyncIteration:
             pass
-        except Exception as raised:
+        except asyncio.CancelledError:  # by the end of the stream
+            raise
+        except BaseException as raised:  # it is raised in the consumer's code
             error = raised
         finally:
-            if hasattr(iterator, "aclose"):
-                await iterator.aclose()
+            try:
+                if hasattr(iterator, "aclose"):
+                    await iterator.aclose()
+            except Exception as raised:  # so is what a generator raises at its end
+                error = error or raised
             self._end(error)
 
     def read_until(self, is_ready: Callable[[], bool]) -> None:
@@ -152,10 +157,13 @@ class SourceReader:
         self._source.stopped.set()
 
     def _read(self) -> None:
-        while not self._has_all() and self._gate.enter():
-            if not self._read_one():
-                break
-        self._close()
+        try:
+            while not self._has_all() and self._gate.enter():
+                if not self._read_one():
+                    break
+            self._close()
+        except BaseException as error:  # it is raised in the consumer's thread
+            self._end(error)
 
     def _read_one(self) -> bool:
         """Read a frame; return False at the end of the source."""
@@ -175,7 +183,7 @@ class SourceReader:
 
     def _accept(self, frame: Any) -> None:
         self._count += 1
-        self._arrived(_copied(frame) if self._source.reuses_memory else frame)
+        self._arrived(copied(frame) if self._source.reuses_memory else frame)
 
     def _has_all(self) -> bool:
         return self._most is not None and self._count >= self._most
@@ -191,24 +199,34 @@ class SourceReader:
             return
         self._has_ended = True
         if error is None and not self._gate.is_stopped:
-            error = self._missing_frames()
+            error = missing_frames(self._count, self._expected)
         elif error is not None:
             error.add_note(f"raised by the source of the stream after {self._count:,} frames")
         self._ended(error)
 
-    def _missing_frames(self) -> InputError | None:
-        if self._expected is None or self._count >= self._expected:
-            return None
-        return InputError(
-            f"the source ended after {self._count:,} of {self._expected:,} frames",
-            "results of these frames have been given; look for what ended the source",
-            option="source",
-            numbers={"frames": self._count, "expected_frames": self._expected},
-        )
+
+def missing_frames(count: int, expected: int | None) -> InputError | None:
+    """Return the error of a source that ended early; None if it did not.
+
+    Parameters
+    ----------
+    count : int
+        Frames that it gave.
+    expected : int or None
+        Frames that it should give; None if that is open.
+    """
+    if expected is None or count >= expected:
+        return None
+    return InputError(
+        f"the source ended after {count:,} of {expected:,} frames",
+        "results of these frames have been given; look for what ended the source",
+        option="source",
+        numbers={"frames": count, "expected_frames": expected},
+    )
 
 
-def _copied(frame: Any) -> Any:
+def copied(frame: Any) -> Any:
     """Return a frame whose arrays have memory of their own: it is sent after this call."""
     if isinstance(frame, Mapping):
-        return {name: _copied(value) for name, value in frame.items()}
+        return {name: copied(value) for name, value in frame.items()}
     return frame.copy() if isinstance(frame, np.ndarray) else frame

@@ -13,7 +13,7 @@ from typing import Any
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.io.video_files import VIDEO_SUFFIXES, Video, video
-from dask_onnx.io.watched_folder import WatchedFolder, watch
+from dask_onnx.io.watched_folder import BadFrame, WatchedFolder, watch
 
 _POLL_SECONDS = 0.2
 """Seconds for which a queue is waited for between looks at whether the stream has been closed."""
@@ -33,7 +33,7 @@ class FrameSource:
     is_async: bool
     """True if it is an asynchronous iterator."""
     frames: int | None
-    """Number of frames that it says to have; None if it does not say."""
+    """Number of frames that it has at least; None if it does not say."""
     reuses_memory: bool
     """True if it may write the next frame into the array that it gave, as drivers of cameras do."""
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -45,8 +45,8 @@ def open_source(source: Any) -> FrameSource:
 
     Parameters
     ----------
-    source : iterable, async iterable, path, distributed.Queue or streamz.Stream
-        A path of a folder is watched for new files; any other path is a video.
+    source : iterable, async iterable, path, URL, distributed.Queue or streamz.Stream
+        A path of a folder is watched for new files; any other path, and a URL, is a video.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def open_source(source: Any) -> FrameSource:
     """
     stopped = threading.Event()
     if isinstance(source, str | os.PathLike):
-        source = _of_path(Path(source))
+        source = _of_path(os.fspath(source))
     frames, reuses = _length(source), not isinstance(source, _OWN_MEMORY)
     if hasattr(source, "stopped_by"):
         source = source.stopped_by(stopped)
@@ -76,13 +76,14 @@ def open_source(source: Any) -> FrameSource:
         ) from None
 
 
-def _of_path(path: Path) -> Any:
+def _of_path(source: str) -> Any:
+    path = Path(source)
     if path.is_dir():
         return watch(path)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return video(path)
+    if "://" in source or path.suffix.lower() in VIDEO_SUFFIXES:
+        return video(source)
     raise InputError(
-        f"source {str(path)!r} is neither a folder nor a video",
+        f"source {source!r} is neither a folder nor a video",
         f"videos end in {', '.join(sorted(VIDEO_SUFFIXES))}; or pass dx.io.video(path)",
         option="source",
     )
@@ -90,7 +91,7 @@ def _of_path(path: Path) -> Any:
 
 def _length(source: Any) -> int | None:
     if isinstance(source, Video):
-        return source.frames
+        return source.least_frames
     try:
         return len(source)
     except TypeError:
@@ -106,7 +107,14 @@ def _of_queue(source: Any, stopped: threading.Event) -> Iterator[Any]:
             continue
         if item is None:
             return
-        yield item.result() if hasattr(item, "client") and hasattr(item, "result") else item
+        yield _result_of(item) if hasattr(item, "client") and hasattr(item, "result") else item
+
+
+def _result_of(future: Any) -> Any:
+    try:
+        return future.result()
+    except Exception as error:  # whatever its task raised: this frame is bad, others may not be
+        return BadFrame(error)
 
 
 def _of_streamz(source: Any, stopped: threading.Event) -> Iterator[Any]:

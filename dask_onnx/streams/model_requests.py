@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from dask_onnx.api.model import Model
-from dask_onnx.collections.prepared_request import PreparedRequest, prepare
+from dask_onnx.collections.prepared_request import prepare
 from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.collections.request_steps import Prepared
 from dask_onnx.collections.run_options import Outputs
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.streams.replaced_models import check_replacement
+from dask_onnx.streams.shared_runs import can_share
 from dask_onnx.streams.state_keeper import StateKeeper, initial_state
 from dask_onnx.streams.stream_options import StateOptions
 
@@ -65,7 +68,11 @@ class ModelRequests:
         InputError, PlanError, ClusterError
             See `dask_onnx.stream`.
         """
-        arrays = {name: np.asarray(value) for name, value in constants.items()}
+        # Masks are kept: each task converts its inputs.
+        arrays = {
+            name: value if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
+            for name, value in constants.items()
+        }
         settings = _Settings(outputs, retries, states, arrays)
         prepared = _prepared(model, client, plan, settings)
         specs = {spec.name: spec for spec in prepared.inputs}
@@ -97,25 +104,13 @@ class ModelRequests:
             It has other inputs or outputs.
         """
         prepared = _prepared(model, self.client, plan, self.settings)
-        old = {spec.name: spec for spec in self.prepared.inputs}
-        new = {spec.name: spec for spec in prepared.inputs}
-        for name in old.keys() | new.keys():
-            if not _are_alike(old.get(name), new.get(name)):
-                raise InputError(
-                    f"the new model takes {new.get(name) or f'no input {name!r}'}; the old one "
-                    f"takes {old.get(name) or f'no input {name!r}'}",
-                    "swap to a model with the same inputs, or start another stream",
-                    option="model",
-                    input=name,
-                )
-        given, wanted = _outputs_of(prepared), _outputs_of(self.prepared)
-        if given != wanted:
-            raise InputError(
-                f"the new model gives {_listed(given)}; the old one gives {_listed(wanted)}",
-                "swap to a model with the same outputs, or name those of both: outputs=...",
-                option="model",
-                suggestions=[Suggestion("outputs")],
-            )
+        old, new = self.prepared, prepared
+        # A chain that begins with a function does not tell what it takes.
+        are_known = bool(old.inputs and new.inputs)
+        check_replacement(
+            (old.inputs if are_known else (), _outputs_of(old)),
+            (new.inputs if are_known else (), _outputs_of(new)),
+        )
         return prepared
 
 
@@ -148,7 +143,7 @@ def _prepared(model: Any, client: Any, plan: Any, settings: _Settings) -> Prepar
     if not hasattr(model, "prepare"):
         raise InputError(
             f"model is a {type(model).__name__}, which cannot be prepared for a stream",
-            "pass what dask_onnx.load returns, or an ImageModel",
+            "pass what dask_onnx.load, compose or chain returns, or an ImageModel",
             option="model",
         )
     if states.links:
@@ -157,8 +152,17 @@ def _prepared(model: Any, client: Any, plan: Any, settings: _Settings) -> Prepar
             "leave state out",
             option="state",
         )
-    given = {"plan": plan, "outputs": settings.outputs, "retries": settings.retries}
-    found: Prepared = model.prepare(client, **{k: v for k, v in given.items() if v is not None})
+    every = {"plan": plan, "outputs": settings.outputs, "retries": settings.retries}
+    given = {name: value for name, value in every.items() if value is not None}
+    parameters = inspect.signature(model.prepare).parameters
+    for name in given:
+        if name not in parameters:
+            raise InputError(
+                f"{name} is no option of a {type(model).__name__} on a stream",
+                "leave it out",
+                option=name,
+            )
+    found: Prepared = model.prepare(client, **given)
     return found
 
 
@@ -209,7 +213,7 @@ def _check_state(model: Model, states: StateOptions, specs: Mapping[str, TensorS
 
 
 def _check_sharing(prepared: Prepared, keeper: StateKeeper | None) -> None:
-    if keeper is not None or not isinstance(prepared, PreparedRequest):
+    if keeper is not None or not can_share(prepared):
         what = "of a stream with a state" if keeper is not None else f"of {prepared.name!r}"
         raise InputError(
             f"frames {what} cannot share a run",
@@ -241,18 +245,6 @@ def _frame_input(
 
 def _outputs_of(prepared: Prepared) -> tuple[str, ...]:
     return tuple(getattr(prepared, "outputs", ()))
-
-
-def _are_alike(one: TensorSpec | None, other: TensorSpec | None) -> bool:
-    """Return whether two inputs take the same values, as far as the models tell."""
-    if one is None or other is None or one.dtype != other.dtype or one.kind != other.kind:
-        return False
-    if one.shape is None or other.shape is None:
-        return True
-    return len(one.shape) == len(other.shape) and all(
-        a == b or not isinstance(a, int) or not isinstance(b, int)
-        for a, b in zip(one.shape, other.shape, strict=True)
-    )
 
 
 def _listed(names: Any) -> str:

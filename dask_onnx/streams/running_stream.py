@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future as LocalFuture
 from typing import Any, Self
 
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.stream_records import add_stream
 from dask_onnx.streams.dispatcher import Dispatcher, dispatch, threads_of
 from dask_onnx.streams.frame_readers import Gate, SourceReader
 from dask_onnx.streams.frame_results import Dropped, Swap
@@ -19,6 +21,8 @@ from dask_onnx.streams.stream_options import StreamOptions
 from dask_onnx.streams.stream_run import StreamParts, StreamRun
 from dask_onnx.streams.stream_statistics import StatisticsCounter, StreamStatistics
 
+_CLOSE_SECONDS = 10.0
+"""Longest wait for the dispatcher to end a stream that is closed."""
 _SWAP_SECONDS = 60.0
 """Longest wait for the dispatcher to take a new model."""
 
@@ -86,6 +90,16 @@ class Stream:
     def window(self) -> int:
         """Largest number of frames between the source and the consumer."""
         return self._run.flow.options.window
+
+    def join_group(self, group: object) -> None:
+        """Keep a thread of the cluster free for each stream of a group, before it starts.
+
+        Parameters
+        ----------
+        group : object
+            The same object for all streams of the group.
+        """
+        self._run.group = group
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         try:
@@ -181,6 +195,8 @@ class Stream:
             loops, self._loops = self._loops, None
             loops.close()
         self._own_client = None
+        # A start in progress would restore the configuration of a client that is closed next.
+        self._inlet.settle()
         self._finalizer()
 
     def __repr__(self) -> str:
@@ -190,6 +206,7 @@ class Stream:
         """Start the dispatcher, and return whether that had not been done before."""
         if self._inlet.dispatcher is not None or self._outbox.has_ended:
             return False
+        add_stream(self._run.record)
         self._inlet.dispatcher = dispatch(self._requests.client, self._run)
         return True
 
@@ -244,6 +261,15 @@ class _Inlet:
 
     def close(self) -> None:
         self.post(self._run.close)
+
+    def settle(self) -> None:
+        """End a stream that runs, and wait until the dispatcher has done with it."""
+        if self.dispatcher is None or self._run.is_over or self.dispatcher.is_this_thread:
+            return
+        is_done = threading.Event()
+        self.close()
+        self.post(is_done.set)
+        is_done.wait(_CLOSE_SECONDS)
 
     def post(self, event: Callable[[], None]) -> None:
         if self.dispatcher is not None:

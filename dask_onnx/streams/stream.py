@@ -56,12 +56,12 @@ def stream(
 
     Parameters
     ----------
-    model : Model, ImageModel, or object with ``prepare``
-        What each frame goes through.
-    source : iterable, async iterable, path, distributed.Queue or streamz.Stream
+    model : Model, ImageModel, Composite or Chain
+        Model that each frame goes through.
+    source : iterable, async iterable, path, URL, distributed.Queue or streamz.Stream
         Frames: arrays, or mappings of input to array. A folder is watched for new files
-        (`dx.io.watch`), any other path is a video (`dx.io.video`). Items of a queue or a pipeline
-        end with None.
+        (`dx.io.watch`), any other path and a URL is a video (`dx.io.video`). Items of a queue or a
+        pipeline end with None.
     client : distributed.Client, optional
         Client of the cluster, synchronous; by default the one that Dask would use. Without one, the
         stream has a cluster of threads in this process until it ends.
@@ -86,15 +86,17 @@ def stream(
         that wait only the newest stays; the others, and late ones, are `Dropped`.
     micro_batch : int
         Frames that may share a run, those of other streams of an equal model included. Their rows
-        must be proven independent. Results may differ from those of single runs in the last digits.
+        must be proven independent; frames of a chain share a task whatever they are. Results may
+        differ from those of single runs in the last digits.
     max_delay : float
         Seconds that a frame waits for others at most, where `micro_batch` is above 1.
     on_error : {"raise", "dead_letter"}
         Treatment of a frame that fails: its error ends the stream when it is due, or its result is
         a `DeadLetter`. A state goes on from the frame before it.
     weight : float
-        Frames of this stream that start for each frame of a stream of weight 1, while this
-        process's streams of one client compete.
+        Seconds of the cluster's threads for each second of a stream of weight 1, while this
+        process's streams of one client compete. What a frame takes is asked of the scheduler;
+        during the first seconds frames are taken to be equal.
     priority : int
         Streams of a larger one come first, also before other work of the cluster.
     state : mapping of str to str, optional
@@ -167,7 +169,7 @@ def stream(
     own = None
     client = current_client() if client is None else client
     if client is None:
-        client = own = _own_client()
+        client = own = own_client()
     try:
         request = ModelRequests.of(
             model, client, plan, outputs, retries, states, dict(feeds or {}), micro_batch
@@ -180,8 +182,8 @@ def stream(
         raise
 
 
-def _own_client() -> Any:
-    """Return a client of a cluster of threads in this process, for one stream."""
+def own_client() -> Any:
+    """Return a client of a cluster of threads in this process, which its owner closes."""
     return Client(
         processes=False,
         n_workers=1,

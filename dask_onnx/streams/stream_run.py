@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import KilledWorker
 
 from dask_onnx.cluster.current_scheduler import ensure_connected
 from dask_onnx.cluster.worker_deaths import killed_worker_error
-from dask_onnx.collections.linked_requests import joinable_axes, start_linked
+from dask_onnx.collections.linked_requests import start_linked
 from dask_onnx.collections.prepared_request import PreparedRequest
 from dask_onnx.collections.request_steps import Prepared, Step
 from dask_onnx.core.errors import DaskOnnxError, InputError, StageError
+from dask_onnx.core.stream_records import StreamRecord
+from dask_onnx.io.watched_folder import BadFrame
 from dask_onnx.streams.flow_control import Cancel, Drop, FlowControl, FlowOptions, Instruction
 from dask_onnx.streams.frame_checks import FrameChecks, signature_of
+from dask_onnx.streams.frame_costs import FrameCost
 from dask_onnx.streams.frame_results import DeadLetter, Dropped, Swap, at_frame
 from dask_onnx.streams.outbox import Outbox
+from dask_onnx.streams.reserved_threads import ThreadUse
+from dask_onnx.streams.shared_runs import check_sharing, sharing_key_of, sharing_signature
 from dask_onnx.streams.state_keeper import StateKeeper
 from dask_onnx.streams.stream_options import StreamOptions
 from dask_onnx.streams.stream_statistics import StatisticsCounter
+
+_LAST_TIMES = 8
+"""Number of last tasks whose shortest time on the cluster counts as the time of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class Work:
     frames: tuple[tuple[StreamRun, int], ...]
     """Streams and numbers of the frames."""
     step: Step
+    started: float = field(default_factory=time.monotonic)
+    """Monotonic time in seconds."""
     is_abandoned: bool = False
     """True if no result is wanted any more."""
 
@@ -69,13 +80,24 @@ class StreamRun:
     """Frames of one stream. All methods are called in the dispatcher's thread."""
 
     def __init__(self, prepared: Prepared, parts: StreamParts) -> None:
-        self.prepared, self.parts = prepared, parts
+        self.parts = parts
+        self._models: list[tuple[int, Prepared]] = [(0, prepared)]
+        """First frame of each model that still has frames to run, and its request."""
         self.flow = FlowControl(parts.flow)
         self.keeper = parts.keeper
         self.works: dict[int, Work] = {}
         """Work of each frame that runs."""
         self.is_over = False
         """True once nothing more will be handed over."""
+        self.group: object | None = None
+        """Group of streams for each of which a thread is kept free; None if it is in none."""
+        self.cost = FrameCost()
+        self.record = StreamRecord(parts.name, parts.counter.as_plain)
+        self.finished = 0
+        """Frames that have finished on the cluster."""
+        self._shapes: Any = None
+        """Signature of the last frame that has started."""
+        self._times: deque[float] = deque(maxlen=_LAST_TIMES)
         self._checks = FrameChecks(parts.options.uniform, parts.options.require_finite)
         self._frames: dict[int, Any] = {}
         self._outcomes: dict[int, Any] = {}
@@ -110,7 +132,16 @@ class StreamRun:
         """Run the frames that have not started with another model."""
         index = self.flow.waiting[0] if self.flow.waiting else self.flow.count
         swap = Swap(index, self.prepared.token, prepared.token)
-        self.prepared = prepared
+        # Frames that have started may have to start again, with the model that they had.
+        oldest = min(self.flow.running, default=index)
+        self._models = [
+            model
+            for model, (end, _) in zip(
+                self._models, [*self._models[1:], (index, None)], strict=True
+            )
+            if end > oldest
+        ]
+        self._models.append((index, prepared))
         self.parts.counter.count("swaps")
         return swap
 
@@ -135,16 +166,41 @@ class StreamRun:
         return self.flow.startable()
 
     @property
+    def prepared(self) -> Prepared:
+        """Request of the frames that arrive now."""
+        return self._models[-1][1]
+
+    def prepared_at(self, index: int) -> Prepared:
+        """Return the request of a frame: that of the model that was there when it first started."""
+        return next(request for first, request in reversed(self._models) if first <= index)
+
+    @property
+    def requests(self) -> frozenset[str]:
+        """Tokens of the requests with which the names of the frames' tasks end."""
+        return frozenset().union(*(request.requests for _, request in self._models))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Key of the model and the shapes of its frames: equal ones tell of equal costs."""
+        return sharing_key_of(self.prepared) or self.prepared.token, self._shapes
+
+    @property
+    def thread_use(self) -> ThreadUse:
+        """Tasks on the cluster, and the seconds of one, without what it waits for others."""
+        return ThreadUse(len(set(self.works.values())), min(self._times, default=None))
+
+    @property
     def batch_key(self) -> Any:
         """Key that streams share whose frames may share a run; None if this one's do not."""
         size = self.parts.options.micro_batch
         if size == 1 or self.keeper is not None:
             return None
-        return getattr(self.prepared, "sharing_key", None), self.parts.options.priority, size
+        return sharing_key_of(self.prepared), self.parts.options.priority, size
 
     def signature(self, index: int) -> Any:
-        """Return shapes and dtypes of a waiting frame."""
-        return signature_of(self._frames[index])
+        """Return a key that a waiting frame shares with those that may be in its task."""
+        prepared = self.prepared_at(index)
+        return sharing_key_of(prepared), sharing_signature(prepared, self._frames[index])
 
     def start(self, index: int) -> Work | None:
         """Start a frame by itself, and return its work; None if it is bad."""
@@ -154,6 +210,7 @@ class StreamRun:
         except Exception as error:  # whatever it is, it is this frame's
             self.fail(index, error)
             return None
+        self._note_good(index)
         work = Work(((self, index),), step)
         self.works[index] = work
         return work
@@ -167,18 +224,22 @@ class StreamRun:
             The frame is bad.
         """
         frame = self._frames[index]
+        if isinstance(frame, BadFrame):
+            raise frame.error
         self._checks.check(frame)
         if self.parts.frame_input is not None:
             named = frame if isinstance(frame, Mapping) else {self.parts.frame_input: frame}
             frame = {**self.parts.constants, **named}
-        shares = self.parts.options.micro_batch > 1 and self._sharing is not self.prepared
-        if shares and isinstance(self.prepared, PreparedRequest):
-            joinable_axes(self.prepared, frame)
-            self._sharing = self.prepared
+        prepared = self.prepared_at(index)
+        shares = self.parts.options.micro_batch > 1 and self._sharing is not prepared
+        if shares:
+            check_sharing(prepared, frame)
+            self._sharing = prepared
         return frame
 
     def note_start(self, index: int, work: Work) -> None:
         """Note that a frame has started together with others."""
+        self._note_good(index)
         self.flow.start(index)
         self.works[index] = work
 
@@ -186,7 +247,10 @@ class StreamRun:
         """Take the result of a frame from the cluster."""
         if self.is_over:
             return
-        self.works.pop(index, None)
+        self.finished += 1
+        work = self.works.pop(index, None)
+        if work is not None:
+            self._times.append(time.monotonic() - work.started)
         if self.keeper is not None:
             value, state = value
             self.keeper.finished(index, state)
@@ -206,10 +270,10 @@ class StreamRun:
         self._look_for_failure()
 
     def _start(self, index: int) -> Step:
-        frame = self.frame(index)
+        frame, prepared = self.frame(index), self.prepared_at(index)
         priority = self.parts.options.priority
-        if self.keeper is None or not isinstance(self.prepared, PreparedRequest):
-            return self.prepared.start(frame, priority=priority)
+        if self.keeper is None or not isinstance(prepared, PreparedRequest):
+            return prepared.start(frame, priority=priority)
         for name in self.keeper.current.keys() & frame.keys():
             raise InputError(
                 f"the frame has a value for {name!r}, which is the state of the frame before",
@@ -218,7 +282,7 @@ class StreamRun:
                 input=name,
             )
         linked = start_linked(
-            self.prepared,
+            prepared,
             {**frame, **self.keeper.current},
             fetches=self.keeper.is_due,
             separates=not self.keeper.is_small,
@@ -226,6 +290,11 @@ class StreamRun:
         )
         self.keeper.started(index, linked)
         return linked.step
+
+    def _note_good(self, index: int) -> None:
+        frame = self._frames[index]
+        self._checks.note_good(frame)
+        self._shapes = signature_of(frame)
 
     def _look_for_failure(self) -> None:
         """Handle the first of the frames with a state that failed: later ones failed through it."""
@@ -243,7 +312,7 @@ class StreamRun:
         self._fail(first, error)
 
     def _fail(self, index: int, error: Exception) -> None:
-        self.parts.counter.count("failed")
+        self.parts.counter.add_failure(index, error)
         is_kept = self.parts.options.on_error == "dead_letter"
         self._outcome(index, DeadLetter(index, error) if is_kept else _Failure(error))
 
@@ -300,6 +369,7 @@ class StreamRun:
 
     def _stop(self, error: BaseException | None, *, clears: bool = False) -> None:
         self.is_over = True
+        self.record.end()
         for work in self.works.values():
             others = [run for run, index in work.frames if run is not self and not run.is_over]
             if not others:

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from dask_onnx.core.errors import DaskOnnxError
+
 _LATENCIES = 4096
 """Number of last frames whose latencies give the percentiles."""
 _RATE_SECONDS = 10.0
 """Seconds over which the rate is counted, at most."""
+_LETTERS = 32
+"""Number of last frames that failed whose errors are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class StatisticsCounter:
         self._levels = dict.fromkeys(("waiting", "running", "untaken"), 0)
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._finished: deque[float] = deque(maxlen=_LATENCIES)
+        self._letters: deque[dict[str, Any]] = deque(maxlen=_LETTERS)
         self._began: float | None = None
 
     def count(self, name: str, number: int = 1) -> None:
@@ -109,6 +114,20 @@ class StatisticsCounter:
             self._counts["late"] += is_late
             self._latencies.append(latency)
             self._finished.append(time.monotonic())
+
+    def add_failure(self, index: int, error: Exception) -> None:
+        """Count a frame that failed, and keep its error as text."""
+        cause = error.cause if isinstance(error, DaskOnnxError) else str(error)
+        letter = {"frame": index, "error": type(error).__name__, "cause": cause}
+        with self._lock:
+            self._counts["failed"] += 1
+            self._letters.append(letter)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the fields of `snapshot` by name, and ``letters``: the last frames that failed."""
+        found = self.snapshot().as_dict()
+        with self._lock:
+            return {**found, "letters": list(self._letters)}
 
     def set_levels(self, waiting: int, running: int, untaken: int) -> None:
         """Set the numbers of frames by where they are now."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import dask
 import dask.array as da
 import dask.bag as db
 import numpy as np
 import pytest
-from builders import make_model, node, single_row_model, value
+from builders import dense_model, make_model, node, single_row_model, value
 
 import dask_onnx as dx
+from dask_onnx.core.stage_runs import recorded_runs
 
 FRAMES = [np.full((1, 8), count, np.float32) for count in range(6)]
 
@@ -79,13 +82,56 @@ def test_items_of_equal_shape_share_runs_over_frames():
     frames = [[np.ones(3, "f4"), np.ones(5, "f4")], [], [np.full(3, 2, "f4")]]
     ROWS.clear()
     with dask.config.set(scheduler="sync"):
-        found = dx.chain(lambda frame: frame, model, batch_size=4).predict(frames)
+        found = dx.chain(lambda frame: frame, model, batch_size=4).predict(
+            frames, frames_per_task=3
+        )
     assert [[list(each) for each in frame] for frame in found] == [
         [[1] * 3, [1] * 5],
         [],
         [[2] * 3],
     ]
     assert sorted(ROWS[-2:]) == [1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_the_rows_of_a_run_are_those_that_are_asked_for_or_measured_in_the_task(batch_size):
+    model = dx.load(dense_model(hidden=24))
+    frames = [[FRAMES[1][0]] * 20, [FRAMES[2][0]] * 20]
+    chain = dx.chain(lambda frame: frame, model, batch_size=batch_size)
+    before = len(recorded_runs())
+    with dask.config.set(scheduler="sync"):
+        found = chain.predict(frames, frames_per_task=2)
+    for items, frame in zip(found, FRAMES[1:3], strict=True):
+        np.testing.assert_allclose(items, [model(frame)[0]] * 20, rtol=1e-4, atol=1e-5)
+    runs = recorded_runs()[before:]
+    counts = [(run.shapes[0][0], run.runs) for run in runs]
+    if batch_size == 4:
+        assert counts[:10] == [(4, 1)] * 10
+    else:
+        assert counts[0][0] == 40
+        assert counts[0][1] > 10  # trials begin with single rows
+
+
+def test_values_that_no_later_function_asks_for_are_dropped():
+    alive = []
+
+    class Large:
+        pass
+
+    def make(frame):
+        large = Large()
+        alive.append(weakref.ref(large))
+        return large
+
+    def after(nothing, frame):
+        return alive[-1]() is None, frame
+
+    def keeps(nothing, make):
+        return make is alive[-1]()
+
+    with dask.config.set(scheduler="sync"):
+        assert dx.chain(make, lambda large: None, after).predict([3]) == [(True, 3)]
+        assert dx.chain(make, lambda large: None, keeps).predict([3]) == [True]
 
 
 def test_rows_that_depend_on_one_another_run_alone():
@@ -206,6 +252,7 @@ def test_steps_and_collections_that_do_not_fit_are_refused(models):
         (lambda: dx.chain(model).predict({"x": FRAMES[0]}), "x"),
         (lambda: dx.chain(model).predict(3), "x"),
         (lambda: dx.chain(model).predict(FRAMES, frames_per_task=0), "frames_per_task"),
+        (lambda: dx.chain(model).predict(FRAMES, frames_per_task=1.5), "frames_per_task"),
     ):
         with pytest.raises(dx.InputError) as caught:
             call()

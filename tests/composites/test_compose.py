@@ -10,6 +10,7 @@ import dask.bag as db
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from builders import captured_model, dense_model, make_model, node, value, weights
 
@@ -110,6 +111,83 @@ def test_a_bad_row_of_a_bag_is_bad_for_all_models(composite):
     bag = db.from_sequence([X[0], X[1, :3], X[2]], npartitions=1)
     rows = composite.predict(bag, on_error="null").compute(scheduler="sync")
     assert [row is None for row in rows] == [False, True, False]
+
+
+@pytest.fixture(scope="module")
+def codes():
+    """Models of x (N, 8) and k (N,) whose codes end at different sizes: rows are bad for some."""
+
+    def look_up(size, seed):
+        return make_model(
+            [
+                node("Gather", "T k", "g", "look_up"),
+                node("Add", "x g", "y", "sum"),
+                node("Identity", "k", "k_out", "keep"),
+            ],
+            [value("x", ["N", 8]), value("k", ["N"], 7)],
+            [value("y", ["N", 8]), value("k_out", ["N"], 7)],
+            {"T": weights(size, 8, seed=seed)},
+        )
+
+    return {"p": dx.load(look_up(3, 1)), "q": dx.load(look_up(5, 2))}
+
+
+@pytest.mark.parametrize("partitions", [0, 2])
+def test_a_bad_row_of_a_table_is_missing_for_all_models_however_they_run(codes, partitions):
+    frame = pd.DataFrame(X, columns=COLUMNS, index=[1, 1, 2, 2, 3, 3]).assign(k=[0, 4, 2, 9, 1, 3])
+    given = dd.from_pandas(frame, npartitions=partitions) if partitions else frame
+    columns = {"x": COLUMNS, "k": "k"}
+    found = []
+    for merge in (True, False):
+        composite = dx.compose(codes, merge=merge)
+        table = composite.predict(given, columns=columns, append=["a", "k"], on_error="null")
+        if partitions:
+            assert table._meta.dtypes.equals(table.compute().dtypes)
+            table = table.compute()
+        found.append(table)
+    pd.testing.assert_frame_equal(*found, rtol=1e-5)
+    assert list(found[0]["k"]) == list(frame["k"])
+    assert list(found[0]["q/k_out"].isna()) == [False, True, False, True, False, True]
+    assert found[0]["q/k_out"].dtype == "Int64"
+
+
+def test_rows_that_depend_on_one_another_run_without_those_that_other_models_find_bad(codes):
+    centred = make_model(
+        [
+            node("ReduceMean", "x", "m", "mean", axes=[0], keepdims=1),
+            node("Sub", "x m", "y", "centre"),
+        ],
+        [value("x", ["N", 8])],
+        [value("y", ["N", 8])],
+    )
+    frame = pd.DataFrame(X, columns=COLUMNS).assign(k=[0, 4, 2, 9, 1, 3])
+    composite = dx.compose(p=codes["p"], centred=dx.load(centred), merge=False)
+    columns = {"x": COLUMNS, "k": "k"}
+    found = composite.predict(frame, columns=columns, on_error="null", outputs=["p", "centred"])
+    good = X[[0, 2, 4]]
+    own = [name for name in found.columns if name.startswith("centred")]
+    np.testing.assert_allclose(found[own].dropna(), good - good.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_labelled_arrays_keep_their_dimensions(composite):
+    xarray = pytest.importorskip("xarray")
+    found = composite.predict(xarray.DataArray(X, dims=("sample", "feature")))
+    assert {name: array.dims[0] for name, array in found.items()} == {
+        f"{name}/y": "sample" for name in "abc"
+    }
+
+
+def test_a_column_called_error_may_stay_beside_missing_rows(composite):
+    frame = pd.DataFrame(X, columns=COLUMNS).assign(error="old")
+    found = composite.predict(frame, columns=COLUMNS, append=["error"], on_error="null")
+    assert list(found["error"]) == ["old"] * len(X)
+
+
+def test_arrow_tables_stay_arrow_tables(composite):
+    table = pa.Table.from_pandas(pd.DataFrame(X, columns=COLUMNS))
+    found = composite.predict(table)
+    assert isinstance(found, pa.Table)
+    assert found.num_rows == len(X)
 
 
 def test_outputs_select_models_and_single_outputs(composite, models):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import numpy as np
@@ -55,14 +56,90 @@ def test_each_model_gives_all_frames_in_order(client, models):
 
 
 def test_a_slow_model_does_not_hold_up_the_others(client, models):
-    composite = dx.compose(fast=models["a"], slow=slow_model())
+    composite = dx.compose(slow=slow_model(), fast=models["a"])
     assert not composite.merging.is_merged
     MAY_GO_ON.clear()
-    stream = composite.stream(FRAMES, client, wait="each", window={"slow": 1})
-    found = [next(stream) for _ in FRAMES]
-    assert [name for _, name, _ in found] == ["fast"] * len(FRAMES)
+    frames = FRAMES * 20  # more than would wait by number
+    stream = composite.stream(frames, client, wait="each", priority=0)
+    found = [next(stream) for _ in frames]
+    assert [name for _, name, _ in found] == ["fast"] * len(frames)
     MAY_GO_ON.set()
-    assert [(index, name) for index, name, _ in stream] == [(k, "slow") for k in range(12)]
+    assert [(index, name) for index, name, _ in stream] == [(k, "slow") for k in range(len(frames))]
+
+
+def test_a_model_that_lags_too_far_behind_holds_up_the_source(client, models):
+    read = []
+
+    def source():
+        for frame in FRAMES:
+            read.append(len(read))
+            yield frame
+
+    composite = dx.compose(slow=slow_model(), fast=models["a"])
+    MAY_GO_ON.clear()
+    options = {"wait": "each", "window": 1, "lag": 2}
+    with composite.stream(source(), client, **options) as stream:
+        next(stream)
+        assert len(read) <= 5
+        MAY_GO_ON.set()
+        assert len(list(stream)) == 2 * len(FRAMES) - 1
+
+
+def test_a_loop_that_is_left_and_a_stream_that_is_let_go_end(client, models):
+    read = []
+
+    def source():
+        while True:
+            read.append(len(read))
+            yield FRAMES[0]
+
+    for index, _, _ in dx.compose(models).stream(source(), client, wait="each", lag=2):
+        if index == 3:
+            break
+    stream = dx.compose(models).stream(source(), client, wait="each", lag=2)
+    next(stream)
+    del stream
+    gc.collect()
+    count = len(read)
+    for thread in threading.enumerate():
+        if thread.name == "dask-onnx-frames":
+            thread.join(30)
+            assert not thread.is_alive()
+    assert len(read) <= count + 2
+
+
+def test_a_bad_frame_is_a_dead_letter_of_every_model(client, models):
+    frames = [FRAMES[0], {"z": FRAMES[1]}, FRAMES[2]]
+    composite = dx.compose(models)
+    found = list(composite.stream(frames, client, wait="each", on_error="dead_letter"))
+    for name in models:
+        own = [result for _, each, result in found if each == name]
+        assert [isinstance(result, dx.DeadLetter) for result in own] == [False, True, False]
+        assert own[1].error.numbers["frame"] == 1
+
+
+def test_a_source_that_ends_early_is_an_error_after_its_results(client, models):
+    class Truncated:
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(FRAMES[:3])
+
+    found = []
+    with pytest.raises(dx.InputError) as caught:
+        found.extend(dx.compose(models).stream(Truncated(), client, wait="each"))
+    assert caught.value.numbers == {"frames": 3, "expected_frames": 5}
+
+
+def test_whatever_a_source_raises_ends_the_stream(client, models):
+    def broken():
+        yield FRAMES[0]
+        raise SystemExit(3)
+
+    for options in ({}, {"wait": "each"}):
+        with pytest.raises(SystemExit):
+            list(dx.compose(models).stream(broken(), client, **options))
 
 
 def test_each_takes_async_sources_and_consumers(client, models):

@@ -84,5 +84,6 @@ def test_batch_and_stream_read_what_a_loop_reads(asset, client):
     assert chain.predict(pages, frames_per_task=2) == by_hand
     found = dict(chain.stream(pages, client))
     assert [found[index] for index in range(len(pages))] == by_hand
+    assert dict(chain.stream(pages, client, micro_batch=2)) == found
     texts = [[text.lower() for text in text_of(paths[2], lines)] for lines in by_hand]
     assert texts == WORDS  # a stretched letter may come out as a capital

@@ -23,6 +23,15 @@ def test_starts_follow_the_weights():
     assert [counts[stream] for stream in (1, 2, 3)] == pytest.approx([200, 600, 100], abs=3)
 
 
+def test_streams_whose_frames_cost_more_start_fewer():
+    share = share_of({1: 1.0, 2: 1.0, 3: 1.0})
+    for _ in range(50):
+        share.choose([1, 2, 3])
+    share.set_costs({1: 0.1, 2: 0.4})
+    counts = Counter(share.choose([1, 2]) for _ in range(500))
+    assert [counts[1], counts[2]] == pytest.approx([400, 100], abs=3)
+
+
 def test_a_larger_priority_comes_first_whatever_the_weights_are():
     share = share_of({1: 100.0, 2: 1.0}, {2: 5})
     assert [share.choose([1, 2]) for _ in range(5)] == [2] * 5

@@ -13,23 +13,12 @@ import numpy as np
 import pytest
 from builders import dense_model, make_model, node, scaled_model, value
 from distributed import Client, Queue
-from stream_models import frames_of, tasks_left
+from stream_models import FRAMES, assert_results, frames_of, indices, tasks_left
 
 import dask_onnx as dx
 from dask_onnx.streams.stream_run import StreamRun
 
 pytestmark = pytest.mark.cluster
-FRAMES = frames_of(12)
-
-
-def indices(found):
-    return [index for index, _ in found]
-
-
-def assert_results(found, model, frames=FRAMES):
-    assert indices(found) == list(range(len(frames)))
-    for index, result in found:
-        np.testing.assert_allclose(result, model(frames[index]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["async", "hybrid", "sync"])
@@ -105,17 +94,24 @@ def test_the_synchronous_mode_reads_a_frame_after_handing_the_last_one_over(clie
     assert events == [(what, n) for n in range(4) for what in ("read", "taken")]
 
 
-def test_a_live_source_is_read_on_and_overtaken_frames_are_told(client, model):
-    def camera():
-        for frame in FRAMES * 4:
-            time.sleep(0.002)
-            yield frame
+MAY_GO_ON = threading.Event()
 
+
+def held(x):
+    """Kernel that waits for the test, whose process runs the workers."""
+    assert MAY_GO_ON.wait(60)
+    return np.maximum(x, 0)
+
+
+def test_a_live_source_is_read_on_and_overtaken_frames_are_told(client):
+    def camera():
+        yield from FRAMES * 4
+        MAY_GO_ON.set()
+
+    MAY_GO_ON.clear()
+    model = dx.load(dense_model(), replace={"Relu": held})
     stream = dx.stream(model, camera(), client, late="latest", window=1)
-    found = []
-    for pair in stream:
-        found.append(pair)
-        time.sleep(0.01)
+    found = list(stream)
     assert indices(found) == list(range(48))
     dropped = [each for _, each in found if isinstance(each, dx.Dropped)]
     assert dropped and {each.reason for each in dropped} == {"newer"}
@@ -137,44 +133,26 @@ def test_late_frames_that_are_kept_are_counted(client, model):
     assert stream.statistics.late == len(FRAMES)
 
 
-def test_frames_that_share_a_run_have_their_own_results(client, model):
-    stream = dx.stream(model, FRAMES, client, micro_batch=5, max_delay=0.05, window=12)
-    assert_results(list(stream), model)
+def test_a_masked_value_of_a_frame_is_not_finite(client, model):
+    frames = [FRAMES[0], np.ma.masked_array(FRAMES[1], mask=np.arange(8) == 3)]
+    (_, first), (_, second) = dx.stream(model, frames, client)
+    assert np.isfinite(first).all() and np.isnan(np.ma.getdata(second)).any()
+    stream = dx.stream(model, frames, client, on_error="dead_letter", require_finite=True)
+    letter = list(stream)[1][1]
+    assert isinstance(letter, dx.DeadLetter) and letter.error.numbers["bad_values"] == 1
 
 
-def test_a_bad_frame_fails_alone_among_those_of_its_run(client, model):
-    frames = [*FRAMES[:4], np.full((1, 8), np.nan, np.float32), *FRAMES[5:]]
-    found = list(
-        dx.stream(model, frames, client, micro_batch=6, on_error="dead_letter", require_finite=True)
+def test_a_masked_value_of_an_input_that_all_frames_share_is_missing(client):
+    adder = dx.load(
+        make_model(
+            [node("Add", "x k", "y")],
+            [value("x", ["N", 8]), value("k", [8])],
+            [value("y", ["N", 8])],
+        )
     )
-    letter = found.pop(4)[1]
-    assert isinstance(letter, dx.DeadLetter) and letter.error.numbers["frame"] == 4
-    for index, result in found:
-        np.testing.assert_allclose(result, model(frames[index]), rtol=1e-5, atol=1e-6)
-
-
-def test_frames_whose_rows_are_not_independent_cannot_share_a_run(client):
-    nodes = [node("ReduceMax", "x", "most", keepdims=0), node("Sub", "x most", "y")]
-    coupled = dx.load(make_model(nodes, [value("x", ["N", 8])], [value("y", ["N", 8])]))
-    assert len(list(dx.stream(coupled, FRAMES[:2], client))) == 2
-    with pytest.raises(dx.InputError) as caught:
-        list(dx.stream(coupled, FRAMES, client, micro_batch=2))
-    assert caught.value.option == "micro_batch"
-
-
-def test_streams_of_one_model_share_runs(client, model):
-    streams = [
-        dx.stream(model, FRAMES, client, micro_batch=4, max_delay=0.2, window=8) for _ in range(2)
-    ]
-
-    async def all_of_them():
-        async def one(stream):
-            return [pair async for pair in stream]
-
-        return await asyncio.gather(*map(one, streams))
-
-    for found in asyncio.run(all_of_them()):
-        assert_results(found, model)
+    shared = np.ma.masked_array(np.full(8, -9999.0), mask=np.arange(8) == 3)
+    ((_, found),) = dx.stream(adder, [{"x": FRAMES[0]}], client, feeds={"k": shared})
+    assert np.isnan(found[0]).tolist() == (np.arange(8) == 3).tolist()
 
 
 BAD = {
@@ -256,7 +234,7 @@ def endless(closed):
 
 
 def wait_for(condition):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)
     assert condition()
@@ -338,31 +316,13 @@ def test_nothing_is_read_before_the_first_result_is_asked_for(client, model):
     assert len(list(stream)) == 1
 
 
-def test_a_swap_loses_no_frame_and_tells_both_tokens(client, model):
-    other = dx.load(dense_model(hidden=16))
-    stream = dx.stream(model, FRAMES * 3, client, window=4)
-    found = []
-    for index, result in stream:
-        found.append((index, result))
-        if index == 9:
-            swap = stream.swap(other)
-    assert (swap.old_token, swap.new_token) == (model.token, other.token)
-    assert 10 <= swap.frame <= 15 and stream.swaps == (swap,)
-    assert indices(found) == list(range(36))
-    for index, result in found:
-        runs = model if index < swap.frame else other
-        np.testing.assert_allclose(result, runs((FRAMES * 3)[index]), rtol=1e-5, atol=1e-6)
-
-
-def test_a_swap_to_a_model_with_other_inputs_is_refused_and_the_stream_goes_on(client, model):
-    stream = dx.stream(model, FRAMES, client)
-    found = [next(stream)]
-    with pytest.raises(dx.InputError) as caught:
-        stream.swap(dx.load(scaled_model()))
-    assert caught.value.option == "model"
-    assert_results([*found, *stream], model)
-    with pytest.raises(dx.InputError):
-        stream.swap(dx.load(dense_model(hidden=16)))
+def test_a_failed_future_of_a_queue_is_a_bad_frame(client, model):
+    items = Queue("bad-futures", client=client)
+    for item in (FRAMES[0], client.submit(lambda: 1 / 0, retries=0), FRAMES[2], None):
+        items.put(item)
+    found = dict(dx.stream(model, items, client, on_error="dead_letter"))
+    assert [isinstance(found[index], dx.DeadLetter) for index in range(3)] == [False, True, False]
+    assert isinstance(found[1].error, ZeroDivisionError)
 
 
 def test_inputs_that_are_the_same_for_every_frame_are_given_once(client):
@@ -402,21 +362,21 @@ def test_a_source_may_reuse_the_memory_of_its_frames(client, model):
     assert_results(list(dx.stream(model, camera(), client)), model)
 
 
-def test_streams_share_a_cluster_by_their_weights(client, model):
-    counts = {1.0: 0, 3.0: 0}
+def test_a_file_that_is_no_frame_can_be_set_aside(client, model, tmp_path):
+    np.save(tmp_path / "a.npy", FRAMES[0])
+    (tmp_path / "b.npy").write_bytes(b"damaged")
+    np.save(tmp_path / "c.npy", FRAMES[1])
+    source = dx.io.watch(tmp_path, timeout=0.2, poll=0.02)
+    found = dict(dx.stream(model, source, client, on_error="dead_letter"))
+    assert [isinstance(found[index], dx.DeadLetter) for index in range(3)] == [False, True, False]
+    assert found[1].error.numbers["frame"] == 1
 
-    async def one(weight):
-        stream = dx.stream(model, endless([]), client, weight=weight, window=16)
-        async for _ in stream:
-            counts[weight] += 1
-            if sum(counts.values()) > 240:
-                return
 
-    async def both():
-        await asyncio.gather(*map(one, counts))
-
-    asyncio.run(both())
-    assert 1.5 < counts[3.0] / counts[1.0] < 6.0
+def test_a_bad_first_frame_is_not_the_one_that_others_must_be_like(client, model):
+    frames = [np.zeros((1, 3), np.float32), *FRAMES[:2]]
+    options = {"uniform": True, "on_error": "dead_letter"}
+    found = dict(dx.stream(model, frames, client, **options))
+    assert [isinstance(found[index], dx.DeadLetter) for index in range(3)] == [True, False, False]
 
 
 def test_a_client_that_is_closed_ends_the_stream_with_an_error(threads_cluster, model):
@@ -443,6 +403,13 @@ def test_inside_a_task_a_stream_is_refused(client, model):
     future = client.submit(lambda: dx.stream(model, FRAMES), pure=False)
     with pytest.raises(dx.InputError):
         future.result()
+
+
+def test_without_a_client_all_models_of_a_composite_share_threads_of_their_own(model):
+    with dx.compose(a=model, b=model).stream(FRAMES[:2], wait="each") as stream:
+        (client,) = {each._requests.client for each in stream._streams.values()}
+        assert len(list(stream)) == 4
+    assert client.status == "closed"
 
 
 def test_without_a_client_a_stream_has_threads_of_its_own(model):
