@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 
-.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance registry bench bench-network assets clean
+.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance conversions registry bench bench-network assets clean
 
 # Tests that use clusters run one after another in one process, the others beside them: tests/conftest.py.
 PARALLEL := -n 2 --dist loadscope
@@ -16,7 +16,7 @@ test: $(STAMP) assets
 
 # What takes minutes each: thousands of random graphs, all of ONNX's cases.
 test-slow: $(STAMP) assets
-	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m slow --timeout 3600 $(PYTEST_ARGS)
+	DASK_ONNX_ASSETS=$(ASSETS) $(BIN)/python -m pytest -m slow --timeout 3600 --hypothesis-profile explore $(PYTEST_ARGS)
 
 # Which lines the quick tests reach; the page is htmlcov/index.html.
 coverage: $(STAMP) assets

@@ -67,7 +67,7 @@ def run(
                 result = model.predict(x, plan=made, batch_size=None)
                 seconds.append(time.perf_counter() - began)
             peaks = client.run(peak_bytes).values()
-        except Exception as error:
+        except Exception as error:  # of any kind: workers may run out of memory
             return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}, None
         return {"seconds": [round(s, 3) for s in seconds], "peak_bytes": max(peaks)}, result
 

@@ -104,7 +104,7 @@ def export(name: str, case: Case, exporter: str, is_open: bool, opset: int, fold
             torch.onnx.export(given, values, str(path), **options)
             if case.after is not None:
                 case.after(str(path))
-    except Exception as error:
+    except Exception as error:  # an exporter's own failure is a row of the table
         return Export(name, exporter, is_open, opset, None, f"{type(error).__name__}: {error}")
     return Export(name, exporter, is_open, opset, path)
 
@@ -215,7 +215,7 @@ def references(exported: Export, case: Case, rows: int) -> tuple[Feeds, dict[str
     feeds = {name: value for name, value in feeds.items() if name in wanted}
     try:
         found = session.run(None, feeds)
-    except Exception:
+    except Exception:  # whatever ONNX Runtime raises for these rows
         try:
             found = list(by_module(exported.name, case, feeds).values())
         except (RuntimeError, TypeError):  # the module itself takes the exported number only

@@ -13,9 +13,11 @@ from hypothesis import settings
 from dask_onnx.runtime import tuning
 from dask_onnx.runtime.session_cache import SESSION_CACHE
 
-# The time of an example depends on the machine more than on the code.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# The time of an example depends on the machine more than on the code. Examples are the same in each
+# run, so that a test fails because of a change; `--hypothesis-profile explore` looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 ASSETS = Path(os.environ.get("DASK_ONNX_ASSETS", Path(__file__).parents[1] / ".cache" / "assets"))
 

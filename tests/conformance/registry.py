@@ -70,7 +70,7 @@ def outcome(version: Version, node: OneNode) -> Outcome:
         reason = error.cause
         fault = "" if not runs and error.next_step else "refused, though ONNX Runtime runs it"
         return Outcome(str(version), alone, "refuses", kernels, reason, fault)
-    except Exception as error:
+    except Exception as error:  # a fault of dask_onnx: a line of the table
         return Outcome(
             str(version), alone, "refuses", (), repr(error), "an error of another package"
         )
@@ -86,7 +86,7 @@ def _difference(model: Any, plan: Any, node: OneNode, kernels: Sequence[str]) ->
     try:
         with np.errstate(all="ignore"):
             found = model.predict(feeds, plan=plan) if feeds else model.predict({}, plan=plan)
-    except Exception as error:
+    except Exception as error:  # every failure is a difference
         return f"{plan.recipe.strategy}: {' '.join(str(error).split())}"[:300]
     names = [value.name for value in node.model.graph.output]
     found = found if isinstance(found, dict) else {names[0]: found}

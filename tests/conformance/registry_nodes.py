@@ -266,7 +266,7 @@ def _run(case: OneNode) -> OneNode:
         session = onnxruntime.InferenceSession(
             case.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:
+    except Exception as error:  # whatever ONNX Runtime raises
         return OneNode(case.model, case.feeds, None, f"builds not: {_one_line(error)}")
     if any(value.name not in case.feeds for value in session.get_inputs()):
         return OneNode(case.model, case.feeds, None, "runs not: no values for its inputs")
@@ -274,7 +274,7 @@ def _run(case: OneNode) -> OneNode:
     run_options.log_severity_level = 4
     try:
         outputs = session.run(None, dict(case.feeds), run_options)
-    except Exception as error:
+    except Exception as error:  # whatever ONNX Runtime raises
         return OneNode(case.model, case.feeds, None, f"runs not: {_one_line(error)}")
     return OneNode(case.model, case.feeds, outputs)
 

@@ -179,7 +179,7 @@ def run_all(backend: type[Backend]) -> tuple[Failures, Counter[str]]:
                 warnings.simplefilter("ignore")
                 try:
                     test(None)
-                except Exception as error:
+                except Exception as error:  # every failure is a line of the table
                     failures[f"{kind}/{name}"] = _one_line(error)
     return failures, counts
 

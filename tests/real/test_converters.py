@@ -6,7 +6,7 @@ those of other converters, in an environment that has them.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:sklearn.exceptions.ConvergenceWarning"),
 ]
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "converters.py"
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 FACES = ("numpy", "batches", "array", "pandas", "frame", "bag", "delayed")
 QUICK = (
     "RandomForestClassifier, 3 classes",
@@ -51,22 +51,22 @@ NOT_CONVERTED = (
 """Cases that the installed skl2onnx refuses, or for which ONNX Runtime has no kernel."""
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("converters_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def import_modules(*names):
+    sys.path.insert(0, BENCHMARKS)
+    try:
+        return tuple(map(importlib.import_module, names))
+    finally:
+        sys.path.remove(BENCHMARKS)
 
 
-converters = load_script()
-CASES = {case.name: case for case in converters.sklearn_cases()}
+cases, faces = import_modules("converter_cases", "converter_faces")
+CASES = {case.name: case for case in cases.sklearn_cases()}
 
 
 def compare(name):
     case = CASES[name]
-    wanted = converters.expected(converters.case_proto(case), case)
-    found = {face: converters.check(case, face, "", wanted) for face in FACES}
+    wanted = faces.expected(cases.case_proto(case), case)
+    found = {face: faces.check(case, face, "", wanted) for face in FACES}
     assert found == dict.fromkeys(FACES, "ok")
 
 
