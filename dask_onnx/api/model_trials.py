@@ -26,9 +26,9 @@ from dask_onnx.analysis.sample_inputs import sample_inputs
 from dask_onnx.api.model import Model
 from dask_onnx.core import config
 from dask_onnx.core.errors import DaskOnnxError, ModelError, Suggestion
-from dask_onnx.core.files import is_url, read_file
+from dask_onnx.core.files import is_url
 from dask_onnx.core.subprocesses import SubprocessEndedError, run_in_subprocess
-from dask_onnx.modelio.model_files import check_model_path, is_path
+from dask_onnx.modelio.model_files import check_model_path, is_path, read_model_bytes
 from dask_onnx.modelio.onnx_model import load_onnx
 from dask_onnx.planning.stage_checks import check_operators
 from dask_onnx.runtime.package_versions import installed_versions
@@ -124,10 +124,10 @@ def _identity(given: bytes | str) -> tuple[str, int]:
     if isinstance(given, bytes):
         return hashlib.sha256(given).hexdigest(), len(given)
     if is_url(given):
-        data, _ = read_file(given)
+        data, _ = read_model_bytes(given)
         return hashlib.sha256(data).hexdigest(), len(data)
+    check_model_path(given)
     path = Path(given).expanduser().absolute()
-    check_model_path(path)
     found = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(_READ_BYTES):

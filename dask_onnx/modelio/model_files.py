@@ -51,19 +51,36 @@ def read_model_file(path: str) -> tuple[onnx.ModelProto, bytes, FileSource]:
         No such file, a folder, unreadable, or not an ONNX model.
     """
     if not is_url(path):
+        check_model_path(path)
         path = str(Path(path).expanduser().absolute())
-        check_model_path(Path(path))
+    data, source = read_model_bytes(path)
+    return decode(data, path, file_format=file_format_of(path)), data, source
+
+
+def read_model_bytes(path: str) -> tuple[bytes, FileSource]:
+    """Return the bytes of a model's file, and the file's identity.
+
+    Parameters
+    ----------
+    path : str
+        Absolute path or URL.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read.
+    """
     try:
-        data, source = read_file(path)
+        return read_file(path)
     except InputError as error:
         # The protocol is unknown, or its package is missing.
         raise ModelError(error.cause, error.next_step, **error.fields) from error
     except Exception as error:  # file systems behind URLs raise errors of their own
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ModelError(
-            f"{path} cannot be read: {reason}", "check the file", reason=reason
-        ) from error
-    return decode(data, path, file_format=file_format_of(path)), data, source
+        # That of HTTP says "not found" of a server that does not answer, with the reason behind it.
+        known = error.__cause__ if is_url(path) and error.__cause__ is not None else error
+        reason = getattr(known, "strerror", None) or str(known) or type(known).__name__
+        next_step = "check the URL and the network" if is_url(path) else "check the file"
+        raise ModelError(f"{path} cannot be read: {reason}", next_step, reason=reason) from error
 
 
 def file_format_of(path: str) -> str | None:
@@ -72,8 +89,11 @@ def file_format_of(path: str) -> str | None:
     return found
 
 
-def check_model_path(path: Path) -> None:
+def check_model_path(given: str) -> None:
     """Raise a `ModelError` unless a path is that of a regular file of a size that can be read."""
+    if not given:
+        raise ModelError("the path of the model is empty", "pass the path of an .onnx file")
+    path = Path(given).expanduser().absolute()
     if path.is_dir():
         raise ModelError(f"{path} is a folder", "pass the .onnx file inside it")
     if not path.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import fsspec
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ import pytest
 from builders import captured_model, dense_model, make_model, node, run_onnx, value, weights
 from onnx import TensorProto, helper, numpy_helper
 
+import dask_onnx as dx
 from dask_onnx.core.errors import ModelError
 from dask_onnx.modelio.onnx_model import load_onnx
 from dask_onnx.modelio.weights import PACK_BYTES
@@ -338,3 +341,19 @@ class TestPlaces:
         remote.pipe("/far/bad.onnx", proto.SerializeToString())
         with pytest.raises(ModelError, match="outside the model's folder"):
             load_onnx("memory://far/bad.onnx")
+
+
+def test_a_model_at_a_url_that_does_not_answer_says_why():
+    with socket.socket() as taken:  # bound, and not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/m.onnx"
+        for options in ({}, {"untrusted": True}):
+            with pytest.raises(dx.ModelError) as caught:
+                dx.load(url, **options)
+            assert "Connect" in caught.value.reason
+
+
+def test_an_empty_path_is_told():
+    for options in ({}, {"untrusted": True}):
+        with pytest.raises(dx.ModelError, match="empty"):
+            dx.load("", **options)
