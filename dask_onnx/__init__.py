@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dask_onnx.analysis.axes.axis_report import AxisFact, AxisTable
     from dask_onnx.analysis.batch_facts import BatchFacts
     from dask_onnx.analysis.report import Analysis
+    from dask_onnx.api.generator import Generator
     from dask_onnx.api.image_model import ImageModel
     from dask_onnx.api.loading import load
     from dask_onnx.api.model import Model
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from dask_onnx.diagnostics.profiling.run_profile import RunProfile
     from dask_onnx.diagnostics.profiling.run_summary import RunSummary
     from dask_onnx.diagnostics.summary import Summary
+    from dask_onnx.generation.generated import GeneratedToken, Generation
+    from dask_onnx.jobs.file_generation import generate_files
     from dask_onnx.jobs.file_prediction import predict_files
     from dask_onnx.jobs.job_result import FilePrediction
     from dask_onnx.planning.alternatives import Alternative, Verdict
@@ -112,6 +115,9 @@ _HOMES = {
     "FilePrediction": "jobs.job_result",
     "FinishedProfile": "diagnostics.profiling.finished_profile",
     "Fused": "planning.strategies",
+    "GeneratedToken": "generation.generated",
+    "Generation": "generation.generated",
+    "Generator": "api.generator",
     "Geometry": "collections.images.geometry",
     "ImageModel": "api.image_model",
     "ImageResult": "collections.images.image_results",
@@ -161,6 +167,7 @@ _HOMES = {
     "detect_sliced": "tiles.detect",
     "diagnose": "diagnostics.diagnosis",
     "from_annotations": "planning.recipe",
+    "generate_files": "jobs.file_generation",
     "load": "api.loading",
     "load_profile": "diagnostics.profiling.finished_profile",
     "predict_files": "jobs.file_prediction",
@@ -199,6 +206,9 @@ __all__ = [
     "FilePrediction",
     "FinishedProfile",
     "Fused",
+    "GeneratedToken",
+    "Generation",
+    "Generator",
     "Geometry",
     "ImageModel",
     "ImageResult",
@@ -248,6 +258,7 @@ __all__ = [
     "detect_sliced",
     "diagnose",
     "from_annotations",
+    "generate_files",
     "load",
     "load_profile",
     "predict_files",

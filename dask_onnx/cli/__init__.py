@@ -1,7 +1,8 @@
 """The command ``dask-onnx``, which is also reachable as ``dask onnx``.
 
 Exit codes: 0 done; 1 failed while running; 2 bad input or usage; 130 interrupted; 143 ended by
-SIGTERM; 129 ended by SIGHUP. `status` has two more: 3 for a run that goes on, 4 for one that ended.
+SIGTERM; 129 ended by SIGHUP. `status` has three more: 3 for a run that goes on, 4 for one that
+ended, 5 for an output of which no run is known.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SIGNAL = 1, 2, 128
 
 _COMMANDS = {
     "doctor": "Say what is wrong with a cluster or this host, and what to do about it.",
+    "generate": "Write text after prompts in files, with a decoder.",
     "inspect": "Show the inputs, outputs, operators and cost of a model.",
     "plan": "Show how a model would be divided into stages.",
     "predict": "Run a model over a data set in files.",

@@ -34,6 +34,9 @@ NAMES = [
     "FilePrediction",
     "FinishedProfile",
     "Fused",
+    "GeneratedToken",
+    "Generation",
+    "Generator",
     "Geometry",
     "ImageModel",
     "ImageResult",
@@ -83,6 +86,7 @@ NAMES = [
     "detect_sliced",
     "diagnose",
     "from_annotations",
+    "generate_files",
     "load",
     "load_profile",
     "predict_files",
@@ -106,7 +110,7 @@ def test_every_public_name_has_a_docstring(name):
 
 def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
-        dx.laod  # noqa: B018
+        dx.laod  # noqa: B018 - the access raises
 
 
 def loaded_after(code: str) -> set[str]:

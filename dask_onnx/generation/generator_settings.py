@@ -1,0 +1,144 @@
+"""Settings of a generator: what the graph, the files beside the model and the caller tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.generation.context_length import context_of_graph
+from dask_onnx.generation.decoder_form import DecoderForm, recognise_decoder
+from dask_onnx.generation.encoder_runs import recognise_encoder
+from dask_onnx.generation.generation_options import check_context, end_tokens, folder_settings
+from dask_onnx.generation.generation_requests import GivenEncoder
+from dask_onnx.generation.prompt_writer import check_vocabulary, codec_of
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSettings:
+    """Settings of a generator, checked against its model."""
+
+    form: DecoderForm
+    """Roles of the model's inputs and outputs."""
+    content: bytes | None = field(repr=False)
+    """Content of the tokenizer's JSON file; None without one."""
+    context: int | None
+    """Tokens of a row at most; None for no limit."""
+    eos: tuple[int, ...]
+    """Numbers of the tokens that end a row, ascending."""
+    encoder: GivenEncoder | None
+    """Encoder whose states the model attends to; None without one."""
+
+
+def settle_generator(
+    facts: ModelFacts,
+    encoder: ModelFacts | None,
+    tokenizer: Any,
+    *,
+    cache: Mapping[str, str] | None,
+    context: int | None,
+    start: Any,
+    eos: Any,
+) -> GeneratorSettings:
+    """Return the settings of a generator. Runs nothing.
+
+    Parameters
+    ----------
+    facts, encoder : ModelFacts
+        The decoder, and its encoder if it has one.
+    tokenizer, cache, context, start, eos
+        As for `Generator`.
+
+    Raises
+    ------
+    ModelError, InputError
+        As for `Generator`.
+    """
+    onnx_model = facts.onnx
+    form = recognise_decoder(
+        onnx_model.inputs, onnx_model.outputs, cache, has_encoder=encoder is not None
+    )
+    content = None if tokenizer is None else _content_of(tokenizer)
+    codec = codec_of(content)
+    if codec is not None:
+        check_vocabulary(codec.size, form.vocabulary)
+    source = onnx_model.source
+    told = folder_settings(None if source is None else source.path)
+    given = None
+    if encoder is not None:
+        begins = told.start if start is None else start
+        given = _given_encoder(encoder, begins, content, form.vocabulary)
+        if context is not None:
+            raise InputError(
+                "context was given, and the rows of a decoder with an encoder have no prompt",
+                "limit them by max_new_tokens",
+                option="context",
+            )
+    elif start is not None:
+        raise InputError("start was given without an encoder", "leave it out", option="start")
+    else:
+        context = _context(context, context_of_graph(onnx_model.parse(), form), told.context)
+    ends = tuple(sorted(set(told.eos))) if eos is None else token_numbers(eos, content)
+    return GeneratorSettings(form, content, context, ends, given)
+
+
+def token_numbers(tokens: Any, content: bytes | None, option: str = "eos") -> tuple[int, ...]:
+    """Return tokens of a caller as numbers; see `end_tokens`.
+
+    Parameters
+    ----------
+    tokens : int, str or sequence of these
+    content : bytes or None
+        Content of the tokenizer's JSON file.
+    option : str
+        Name of the option in errors.
+    """
+    codec = codec_of(content)
+    return end_tokens(tokens, None if codec is None else codec.tokens, option)
+
+
+def _context(given: int | None, table: int | None, told: int | None) -> int | None:
+    """Return the context: the caller's, or the smaller one of those of the graph and of files."""
+    if given is not None:
+        check_context(given, table)
+        return given
+    return min((each for each in (table, told) if each is not None), default=None)
+
+
+def _given_encoder(
+    facts: ModelFacts, start: Any, content: bytes | None, vocabulary: int | None
+) -> GivenEncoder:
+    """Return the encoder with the token that the decoder begins with.
+
+    Raises
+    ------
+    InputError
+        Nothing tells that token, or it is none of the model.
+    """
+    form = recognise_encoder(facts.onnx.inputs, facts.onnx.outputs)
+    begins = () if start is None else token_numbers(start, content, "start")
+    if len(begins) != 1 or (vocabulary is not None and begins[0] >= vocabulary):
+        raise InputError(
+            "nothing tells the token that the decoder begins with"
+            if start is None
+            else f"start is {start!r}, which is no single token of the model",
+            "give its number, such as start=0, or a token of the tokenizer",
+            option="start",
+            suggestions=[Suggestion("start", 0)],
+        )
+    return GivenEncoder(facts, form, begins[0])
+
+
+def _content_of(tokenizer: Any) -> bytes:
+    try:
+        from dask_onnx.generation.text_codec import tokenizer_content
+    except ImportError as error:
+        raise InputError(
+            f"a tokenizer needs {error.name}, which is not installed",
+            "pip install 'dask-onnx[text]', or pass prompts as sequences of tokens",
+            option="tokenizer",
+            reason=str(error),
+        ) from error
+    return tokenizer_content(tokenizer)

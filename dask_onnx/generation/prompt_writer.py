@@ -1,0 +1,331 @@
+"""The function of a task: prompts of one partition to what is written after them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from dask.system import CPU_COUNT
+
+from dask_onnx.collections.bad_rows import Found, RowsError, run_rows
+from dask_onnx.collections.inline import InlineGraph, InlineTask
+from dask_onnx.collections.run_options import RowOptions
+from dask_onnx.core.errors import ModelError
+from dask_onnx.core.formatting import format_bytes
+from dask_onnx.core.meters import count, metered
+from dask_onnx.core.peers import current_worker
+from dask_onnx.core.tracing import span
+from dask_onnx.core.utf8 import NO_TEXT, text_fault
+from dask_onnx.generation.batch_loop import BatchLoop, Row
+from dask_onnx.generation.batch_memory import BatchMemory
+from dask_onnx.generation.decoder_form import DecoderForm
+from dask_onnx.generation.decoder_runs import Decoder
+from dask_onnx.generation.decoder_trials import (
+    EncoderCall,
+    open_decoder,
+    open_source_decoder,
+)
+from dask_onnx.generation.generated import GeneratedToken, Generation
+from dask_onnx.generation.generation_options import GenerationOptions
+from dask_onnx.runtime.memory_check import room_bytes
+from dask_onnx.runtime.stage_calls import StageCall
+
+if TYPE_CHECKING:
+    from dask_onnx.generation.text_codec import TextCodec
+
+_PROMPTS, _NUMBERS, _WRITTEN = "prompts", "numbers", "written"
+"""Names under which tokens and row numbers go into `run_rows`, and results come out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptWriter(InlineTask):
+    """Function that writes after the prompts of one partition."""
+
+    graph: InlineGraph
+    """The one stage, which holds the whole model."""
+    form: DecoderForm
+    """Roles of the model's inputs and outputs."""
+    options: GenerationOptions
+    """Options of generation."""
+    rows: RowOptions
+    """Treatment of prompts that cannot be used."""
+    is_coupled: bool
+    """True if the rows of a batch change each other, as quantisation of whole tensors does."""
+    tokenizer: str
+    """Digest of the tokenizer's content; empty without one."""
+    token: str
+    """Digest of the stage, and of that of an encoder."""
+    encoder: EncoderCall | None = None
+    """Encoder whose states the model attends to; None without one."""
+
+    @property
+    def inline(self) -> InlineGraph:
+        """Stages to run."""
+        return self.graph
+
+    @property
+    def call(self) -> StageCall:
+        """Call of the stage that holds the whole model."""
+        return call_of(self.graph)
+
+    def __call__(
+        self, content: bytes | None, prompts: Sequence[Any], first: int, *supplies: Any
+    ) -> Found:
+        """Return what is written after the good prompts, and the errors of the others.
+
+        Parameters
+        ----------
+        content : bytes or None
+            Content of the tokenizer's JSON file.
+        prompts : sequence
+            Texts, or sequences of tokens.
+        first : int
+            Number of the first prompt in its collection; matters only where tokens are drawn.
+        supplies
+            Results of the tasks that bring the model here.
+
+        Returns
+        -------
+        Found
+            Its one value is a list of `Generation`; see `written_of`.
+        """
+        codec = codec_of(content)
+        if not len(prompts):
+            return Found(None, np.empty(0, np.int64), {})
+        decoder = self.open(codec, supplies)
+
+        def convert(positions: np.ndarray | None) -> dict[str, Any]:
+            places = np.arange(len(prompts)) if positions is None else positions
+            chosen = [prompts[int(place)] for place in places]
+            return {_PROMPTS: self.encoded(decoder, codec, chosen), _NUMBERS: places + first}
+
+        def run(given: Mapping[str, Any]) -> dict[str, Any]:
+            rows = [
+                Row(tokens, int(number))
+                for tokens, number in zip(given[_PROMPTS], given[_NUMBERS], strict=True)
+            ]
+            with metered("run"), span("generate", self.hints.trace, stage=self.call.stage.label):
+                self.loop(decoder, codec, rows).write(rows)
+            count("rows", len(rows))
+            count("tokens", sum(len(row.written) for row in rows))
+            return {_WRITTEN: [self.generation(codec, row) for row in rows]}
+
+        return run_rows(len(prompts), convert, run, stops=self.rows.on_error == "raise")
+
+    def stream(
+        self, content: bytes | None, prompt: Any, number: int, supplies: Sequence[Any]
+    ) -> Iterator[GeneratedToken]:
+        """Yield the tokens after one prompt as they are written; in this thread.
+
+        Raises
+        ------
+        InputError
+            The prompt cannot be used.
+        """
+        codec = codec_of(content)
+        decoder = self.open(codec, supplies)
+        (tokens,) = self.encoded(decoder, codec, [prompt])
+        row = Row(tokens, number)
+        loop = self.loop(decoder, codec, [row])
+        told = 0
+        for token in loop.stream(row):
+            text = self._text(codec, row) or ""
+            if row.finish_reason is None:
+                text = "" if codec is None else self._streamed(codec, row.written)
+            yield GeneratedToken(token, text[told:], row.finish_reason)
+            told = max(told, len(text))
+
+    def _streamed(self, codec: TextCodec, written: Sequence[int]) -> str:
+        """Return the text so far that no stop string can take back."""
+        text = codec.complete_text(written)
+        held = [
+            size
+            for stop in self.options.stop
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        ]
+        return text[: len(text) - max(held, default=0)]
+
+    def open(self, codec: TextCodec | None, supplies: Sequence[Any]) -> Decoder:
+        """Return the decoder in this process.
+
+        Raises
+        ------
+        ModelError
+            ONNX Runtime does not run the whole model, or the tokenizer is of another vocabulary.
+        """
+        decoder = (
+            open_decoder(self.form, self.call, supplies, is_coupled=self.is_coupled)
+            if self.encoder is None
+            else open_source_decoder(
+                self.form, self.call, supplies, self.encoder, is_coupled=self.is_coupled
+            )
+        )
+        if codec is not None:
+            check_vocabulary(codec.size, decoder.vocabulary)
+        return decoder
+
+    def loop(self, decoder: Decoder, codec: TextCodec | None, rows: Sequence[Row]) -> BatchLoop:
+        """Return the loop that writes some rows."""
+        longest = max(len(row.prompt) for row in rows)
+        options, stop = self.options, self.options.stop
+        memory = BatchMemory.of(self.form, longest, options.limits, in_parts=decoder.takes_chunks)
+        return BatchLoop(
+            decoder,
+            options.sampling,
+            options.limits,
+            memory.rows(task_room(), options.batch_rows),
+            memory.prefill_tokens,
+            None
+            if codec is None or not stop
+            else lambda tokens: codec.stop_place(tokens, stop) is not None,
+            options.change_logits,
+        )
+
+    def generation(self, codec: TextCodec | None, row: Row) -> Generation:
+        """Return the result of a row that has ended."""
+        return Generation(
+            self._text(codec, row), tuple(row.written), row.finish_reason, len(row.prompt)
+        )
+
+    def _text(self, codec: TextCodec | None, row: Row) -> str | None:
+        if codec is None:
+            return None
+        text = codec.decode(row.written)
+        if row.finish_reason != "stop":
+            return text
+        return text[: codec.stop_place(row.written, self.options.stop)]
+
+    def encoded(
+        self, decoder: Decoder, codec: TextCodec | None, prompts: Sequence[Any]
+    ) -> list[list[int]]:
+        """Return the tokens of prompts.
+
+        Raises
+        ------
+        RowsError
+            Some cannot be used.
+        """
+        found: list[list[int]] = []
+        faults: dict[int, str] = {}
+        for place, prompt in enumerate(prompts):
+            tokens = self._tokens(codec, prompt)
+            fault = tokens if isinstance(tokens, str) else self._fault(decoder, tokens)
+            if fault is not None:
+                faults[place] = fault
+            elif not isinstance(tokens, str):
+                found.append(tokens)
+        if faults:
+            first = min(faults)
+            raise RowsError(
+                f"{len(faults):,} of {len(prompts):,} prompts cannot be used, the first at "
+                f"position {first}: {faults[first]}",
+                "mend or drop these rows, or keep them as missing values: on_error='null'",
+                np.isin(np.arange(len(prompts)), list(faults)),
+                row_causes=faults,
+            )
+        return found
+
+    def _tokens(self, codec: TextCodec | None, prompt: Any) -> list[int] | str:
+        """Return the tokens of a prompt, or a message if it has none."""
+        if isinstance(prompt, str | bytes):
+            fault = text_fault(prompt)
+            if fault is not None:
+                return f"the prompt {NO_TEXT}: {fault}"
+            if codec is None:
+                return "the prompt is text, and the generator has no tokenizer"
+            return codec.encode(prompt.decode() if isinstance(prompt, bytes) else prompt)
+        given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+        if not isinstance(given, list | tuple) or not all(map(_is_token, given)):
+            return f"the prompt is missing, or neither text nor tokens: {_short(prompt)}"
+        return [int(token) for token in given]
+
+    def _fault(self, decoder: Decoder, tokens: Sequence[int]) -> str | None:
+        """Return why the tokens of a prompt cannot be used; None if they can."""
+        if not tokens:
+            return "the prompt is empty: it has no token to begin from"
+        size, limits = decoder.vocabulary, self.options.limits
+        if size is not None and max(tokens) >= size:
+            return f"token {max(tokens):,} is not in the model's vocabulary of {size:,}"
+        if limits.context is not None and len(tokens) >= limits.context:
+            return (
+                f"the prompt has {len(tokens):,} tokens, and the context is {limits.context:,}, "
+                "of which at least one must be left"
+            )
+        memory = BatchMemory.of(self.form, len(tokens), limits, in_parts=decoder.takes_chunks)
+        needed = memory.row_bytes
+        room = task_room()
+        if needed > room:
+            return (
+                f"the cache of the prompt needs {format_bytes(needed)} with all new tokens, and "
+                f"{format_bytes(room)} are left for this task"
+            )
+        return None
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        options = self.options.__dask_tokenize__()
+        return self.token, self.tokenizer, repr((self.form, self.rows)), options
+
+
+def call_of(graph: InlineGraph) -> StageCall:
+    """Return the call of a graph's one stage."""
+    (task,) = graph.tasks.values()
+    return next(each for each in task.args if isinstance(each, StageCall))
+
+
+def written_of(found: Found) -> list[Generation]:
+    """Return what was written after the good prompts."""
+    return [] if found.values is None else list(found.values[_WRITTEN])
+
+
+def codec_of(content: bytes | None) -> TextCodec | None:
+    """Return the codec of a tokenizer's content; None for None."""
+    if content is None:
+        return None
+    from dask_onnx.generation.text_codec import text_codec  # needs tokenizers
+
+    return text_codec(content)
+
+
+def check_vocabulary(tokenizer: int, model: int | None) -> None:
+    """Refuse a tokenizer with tokens that the model does not have.
+
+    Parameters
+    ----------
+    tokenizer, model : int
+        Sizes of the vocabularies; None if the model's is not known yet. A model may have more
+        tokens: exporters round sizes up.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer's vocabulary is larger.
+    """
+    if model is not None and tokenizer > model:
+        raise ModelError(
+            f"the tokenizer has {tokenizer:,} tokens, and the model's logits {model:,}",
+            "give the tokenizer.json that belongs to the model",
+            option="tokenizer",
+            numbers={"tokenizer_tokens": tokenizer, "model_tokens": model},
+        )
+
+
+def task_room() -> int:
+    """Return the bytes that the cache of one task may take: half of its share of what is left."""
+    worker = current_worker()
+    tasks = CPU_COUNT if worker is None else worker.state.nthreads
+    return math.floor(room_bytes() / 2 / max(1, tasks))
+
+
+def _is_token(value: Any) -> bool:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return is_whole and int(value) >= 0
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

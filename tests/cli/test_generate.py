@@ -1,0 +1,86 @@
+"""``dask-onnx generate``."""
+
+from __future__ import annotations
+
+import decoder_models
+import onnx
+import pandas as pd
+import pytest
+
+import dask_onnx as dx
+
+pytestmark = pytest.mark.cluster
+TEXTS = [decoder_models.text_of(prompt) for prompt in decoder_models.prompts(9)]
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(decoder_models.gpt2_like(), path)
+    decoder_models.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    pd.DataFrame({"id": range(9), "prompt": TEXTS}).to_parquet(path, index=False)
+    return path
+
+
+def test_text_is_written_beside_the_prompts(run, scheduler, decoder, prompts, tmp_path):
+    out, tokenizer = tmp_path / "out.parquet", tmp_path / "tokenizer.json"
+    common = [
+        "generate", decoder, prompts, out, "--tokenizer", tokenizer, "--max-new-tokens", 6,
+        "--temperature", 1.2, "--top-k", 30, "--top-p", 0.9, "--seed", 2, "--eos", "w7",
+        "--eos", 8, "--stop", "w3 w4", "--scheduler", scheduler,
+    ]  # fmt: skip
+    done = run(*common, "--json")
+    assert done.code == 0, done.err
+    generator = dx.Generator(dx.load(decoder), tokenizer)
+    expected = generator.generate(
+        TEXTS, max_new_tokens=6, temperature=1.2, top_k=30, top_p=0.9, seed=2, eos=["w7", 8],
+        stop="w3 w4",
+    )  # fmt: skip
+    found = pd.read_parquet(out)
+    assert found.text.tolist() == [each.text for each in expected]
+    assert found.finish_reason.tolist() == [each.finish_reason for each in expected]
+    numbers = done.json()
+    assert (numbers["rows"], numbers["tokens"]) == (9, sum(each.new_tokens for each in expected))
+    assert numbers["tokens_per_second"] > 0
+    assert run(*common).code == 2, "the output exists"
+    again = run(*common, "--resume")
+    assert again.code == 0 and "nothing to do" in again.out
+
+
+def test_an_encoder_and_its_decoder_write(run, scheduler, decoder, prompts, tmp_path):
+    encoder, merged = tmp_path / "encoder.onnx", tmp_path / "merged.onnx"
+    onnx.save(decoder_models.t5_encoder(), encoder)
+    onnx.save(decoder_models.t5_merged(), merged)
+    out, tokenizer = tmp_path / "out.jsonl", tmp_path / "tokenizer.json"
+    done = run(
+        "generate", merged, prompts, out, "--tokenizer", tokenizer, "--max-new-tokens", 5,
+        "--encoder", encoder, "--start", "w0", "--eos", 7, "--scheduler", scheduler,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = pd.concat([pd.read_json(path, lines=True) for path in sorted(out.glob("*.jsonl"))])
+    prompts = decoder_models.prompts(9)
+    assert found.tokens.tolist() == [decoder_models.source_reference(p, 5, {7}) for p in prompts]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["--column", "no"], "column"),
+        (["--eos", "nothing"], "eos"),
+        (["--top-k", "3"], "top_k"),
+        (["--cache", "a=b"], "cache"),
+        (["--start", "3"], "start"),
+    ],
+)
+def test_bad_options_are_told(arguments, option, run, decoder, prompts, tmp_path):
+    common = ["generate", decoder, prompts, tmp_path / "o.parquet"]
+    done = run(*common, "--tokenizer", tmp_path / "tokenizer.json", *arguments, "--json")
+    assert done.code == 2
+    assert done.error()["fields"]["option"] == option
+    assert run(*common, "--json").code == 2, "there is no tokenizer"
