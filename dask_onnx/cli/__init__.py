@@ -40,7 +40,7 @@ _COMMANDS = {
 }
 _ASKED_JSON = "dask_onnx.cli.asked_json"
 _INTERRUPT_DELAY = 0.05
-"""Seconds after which a lost interrupt is sent again."""
+"""Seconds after which a lost interrupt is sent again, until it has arrived."""
 
 
 class LazyGroup(click.Group):
@@ -171,9 +171,27 @@ def _resend_interrupt(unraisable: Any) -> None:
     Python prints and drops exceptions that are raised there.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        threading.Timer(_INTERRUPT_DELAY, os.kill, (os.getpid(), signal.SIGINT)).start()
+        _interrupt_arrived.clear()
+        signal.signal(signal.SIGINT, _interrupt)  # SIGINT may be ignored where SIGTERM came
+        threading.Thread(target=_resend, daemon=True).start()
     else:
         sys.__unraisablehook__(unraisable)
+
+
+_interrupt_arrived = threading.Event()
+"""Set once a signal that was sent again has been handled."""
+
+
+def _resend() -> None:
+    # A signal between the last check for one and a system call that sleeps does not wake that call.
+    # It is likely: this thread gets the interpreter's lock when the main thread is about to sleep.
+    while not _interrupt_arrived.wait(_INTERRUPT_DELAY):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    _interrupt_arrived.set()
+    raise KeyboardInterrupt
 
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)

@@ -77,7 +77,14 @@ cli.run()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_command_that_gets_a_signal_says_so_in_message_and_exit_code(number):
     command = [sys.executable, "-c", STORE_LIST, "store", "list", str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        # nohup ignores SIGHUP, and so would the command.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr == f"error: ended by {number.name}\n"
 
