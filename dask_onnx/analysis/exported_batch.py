@@ -45,30 +45,37 @@ _exported_rows: BoundedCache[tuple[str, str], ExportedRows | None] = BoundedCach
 whole graph."""
 
 
-def exported_rows(model: OnnxModel) -> ExportedRows | None:
+def exported_rows(model: OnnxModel, graph: GraphFacts | None = None) -> ExportedRows | None:
     """Return what is known of the number of rows that a graph was exported for.
 
     None where any number can be run, where inputs and outputs have no size in common, and where the
     caller declared that there are no rows.
+
+    Parameters
+    ----------
+    model : OnnxModel
+    graph : GraphFacts, optional
+        Facts of its graph, if they are known already; finding them takes as long as all the rest.
     """
     return _exported_rows.get_or_make(
-        (model.token, repr(model.rows)), lambda: _find_exported_rows(model)
+        (model.token, repr(model.rows)), lambda: _find_exported_rows(model, graph)
     )
 
 
-def _find_exported_rows(model: OnnxModel) -> ExportedRows | None:
+def _find_exported_rows(model: OnnxModel, graph: GraphFacts | None) -> ExportedRows | None:
     if model.rows == "none":
         return None
     declared = declared_rows(model)
     if declared is not None:
-        return _declared_size(model, declared) or next(_named(model, [declared]), None)
+        return _declared_size(model, declared) or next(_named(model, [declared], graph), None)
     others = open_groups(model, first=False)
     if open_first(model):
-        candidates = _named(model, [next(iter(first_axis_candidates(model, None))), *others])
+        groups = [next(iter(first_axis_candidates(model, None))), *others]
+        candidates = _named(model, groups, graph)
         found = next(candidates, None)
     else:
         found = _on_first_axis(model)
-        candidates = _named(model, others) if others else _on_second_axis(model)
+        candidates = _named(model, others, graph) if others else _on_second_axis(model)
     if found is not None and found.is_proven:
         return found
     return next((each for each in candidates if each is not None and each.is_proven), found)
@@ -161,9 +168,11 @@ def _blocked(blocked: Blocked, found: ExportedRows, outputs: Sequence[str]) -> E
     return replace(found, mixing=(blocked.node,))
 
 
-def _named(model: OnnxModel, groups: Sequence[Candidate]) -> Iterator[ExportedRows | None]:
+def _named(
+    model: OnnxModel, groups: Sequence[Candidate], graph: GraphFacts | None
+) -> Iterator[ExportedRows | None]:
     """Yield the number of rows that constants inside a graph name, for each group of open axes."""
-    facts = GraphFacts(model)
+    facts = GraphFacts(model) if graph is None else graph
     # The sizes that are tried differ on all open axes: one inference answers for all groups.
     if may_name_sizes(facts) and not (len(groups) > 1 and _takes_probes(facts, groups[0])):
         yield from (_named_on(facts, axes) for axes in groups)

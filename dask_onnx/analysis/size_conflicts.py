@@ -215,6 +215,9 @@ def _dims(facts: GraphFacts, name: str) -> tuple[int, ...] | None:
         found = facts.tensors.get(name)
         return None if found is None else tuple(found.dims)
     index = facts.producer.get(name)
+    # Asked for each edge of a graph, most of which come from other operators.
+    if index is not None and facts.nodes[index].op_type not in ("Constant", "ConstantOfShape"):
+        return None
     if index is not None and standard_op_type(facts.nodes[index]) == "ConstantOfShape":
         target = _Use(facts, facts.nodes[index], {}).integers(0)
         return None if target is None else tuple(target)

@@ -232,7 +232,7 @@ class ModelFacts:
     @raises_model_errors("analysed")
     def exported_rows(self) -> ExportedRows | None:
         """Number of rows that the graph was exported for; None if it runs any number."""
-        return exported_rows(self.onnx)
+        return exported_rows(self.onnx, self.graph)
 
     @raises_model_errors("analysed")
     def conflict_at(self, shapes: Mapping[str, tuple[Dim, ...]]) -> SizeConflict | None:
@@ -565,6 +565,7 @@ class ModelFacts:
     @raises_model_errors("planned")
     def cut_inputs(self, recipe: Recipe, outputs: tuple[str, ...]) -> CutInputs:
         """Return the input of strategies: graph, kernels, and costs at the recipe's shapes."""
+        _ = self.exported_rows  # found by this graph's facts; assumed shapes need them
         shapes, _ = assumed_shapes(self.onnx, recipe.shapes)
         specs = infer_shapes(self.graph, dict(shapes), self.schemas)
         costs, each = self.costs_for(recipe), node_costs(self.graph, specs)
