@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -281,13 +282,22 @@ def _build(
 def called_functions(
     model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]
 ) -> list[onnx.FunctionProto]:
-    """Return the functions of a model that some nodes call: those that were not inlined.
+    """Return the functions of a model that some nodes call, directly or through other functions.
 
-    The others may have nodes that only their owner's kernels run.
+    Those are functions that were not inlined. The others may have nodes that only their owner's
+    kernels run.
     """
     if not model.functions:
         return []
-    called = {operator_name(inner) for node in nodes for inner in with_bodies(node)}
+    bodies = defaultdict[tuple[str, str], list[onnx.NodeProto]](list)  # of all overloads
+    for function in model.functions:
+        bodies[canonical_domain(function.domain), function.name] += function.node
+    called, waiting = set[tuple[str, str]](), list(nodes)
+    while waiting:
+        names = {operator_name(inner) for inner in with_bodies(waiting.pop())}
+        for name in (names & bodies.keys()) - called:
+            called.add(name)
+            waiting += bodies[name]
     return [f for f in model.functions if (canonical_domain(f.domain), f.name) in called]
 
 

@@ -452,3 +452,26 @@ def test_a_model_of_more_than_2_gib_is_planned_without_reading_its_weights(tmp_p
     )
     stages, mebibytes = map(int, done.stdout.split())
     assert stages == 5 and mebibytes < 500
+
+
+@pytest.mark.parametrize("strategy", ["whole", "per_node"])
+def test_functions_of_another_opset_that_call_one_another_stay_together(strategy):
+    """ONNX's inliner leaves calls of functions whose opset is not the model's."""
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("own", 1)]
+    inner = helper.make_function("own", "Double", ["a"], ["b"], [node("Add", "a a", "b")], opsets)
+    call = node("Double", "a", "b", "twice", domain="own")
+    outer = helper.make_function(
+        "own", "DoubleRoot", ["a"], ["c"], [call, node("Sqrt", "b", "c")], opsets
+    )
+    model = make_model(
+        [node("Abs", "x", "p"), node("DoubleRoot", "p", "q", domain="own"), node("Neg", "q", "y")],
+        [value("x", ["N", 3])],
+        [value("y", ["N", 3])],
+        opset=18,
+        domains={"own": 1},
+        functions=[inner, outer],
+    )
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    loaded = dx.load(model)
+    found = loaded.predict(x, plan=loaded.plan(strategy))
+    np.testing.assert_allclose(found, -np.sqrt(2 * x), rtol=1e-6)
