@@ -10,6 +10,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from dask_onnx.api.model import Model
+from dask_onnx.cluster.current_scheduler import using_client
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.images.box_readers import Decode, Format
 from dask_onnx.collections.images.form_requests import Task
@@ -376,7 +377,7 @@ class ImageModel:
         ...     print(index, found.boxes)
         """
         client = synchronous_client(client)
-        with client.as_current():
+        with using_client(client):
             runner, supplies = self._runner(None, RowOptions())
         return PreparedFunction(
             RunGiven(runner),

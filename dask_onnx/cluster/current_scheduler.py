@@ -14,6 +14,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +67,25 @@ class _LastUsed:
 _last_used = _LastUsed()
 
 
+_given_client: ContextVar[Any] = ContextVar("client that was given", default=None)
+"""Client of the innermost `using_client` of this thread or task; None outside of it."""
+
+
+@contextmanager
+def using_client(client: Any) -> Iterator[None]:
+    """Let `current_client` return a client in this thread.
+
+    Dask's own `Client.as_current` also sets the option ``scheduler`` of the whole process, and sets
+    it back when it ends: to a scheduler that is gone, if another thread has closed its client
+    meanwhile.
+    """
+    token = _given_client.set(client)
+    try:
+        yield
+    finally:
+        _given_client.reset(token)
+
+
 def current_client() -> Any:
     """Return the client that Dask would use here; no cluster is asked.
 
@@ -74,6 +95,8 @@ def current_client() -> Any:
     """
     if is_inside_task():
         return None
+    if (given := _given_client.get()) is not None:
+        return given
     scheduler = dask.config.get("scheduler", None)
     if scheduler and not _names_a_client(scheduler):
         return client_of(scheduler)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.cluster.current_scheduler import ensure_connected
+from dask_onnx.cluster.current_scheduler import ensure_connected, using_client
 from dask_onnx.cluster.delivery import hold
 from dask_onnx.collections.callable_request import CallableRequest
 from dask_onnx.collections.extraction import with_fed_defaults
@@ -243,7 +243,7 @@ class PreparedRequest(CallableRequest):
         if isinstance(frame, Mapping):
             linked = {k: v for k, v in frame.items() if isinstance(v, TaskValue)}
             frame = {k: _placeholder(v) for k, v in frame.items()}
-        with self._client.as_current():
+        with using_client(self._client):
             run = replace(self._run, outputs=self._computed())
             request, feeds, kind = build_request(self._facts, frame, run)
             if kind != "eager":

@@ -10,7 +10,7 @@ from dask.delayed import Delayed, delayed
 
 from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.model import Model
-from dask_onnx.cluster.current_scheduler import compute_now, current_client
+from dask_onnx.cluster.current_scheduler import compute_now, current_client, using_client
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.images.picture_collections import RunGiven
 from dask_onnx.collections.kinds import is_bag, is_table
@@ -184,7 +184,7 @@ class Chain:
         >>> texts = request(page)  # doctest: +SKIP
         """
         client = synchronous_client(client)
-        with client.as_current():
+        with using_client(client):
             runner, supplies = self._runner()
         return PreparedChain(
             runner,
