@@ -386,11 +386,14 @@ class StreamRun:
             return error
         if isinstance(error, KilledWorker):
             return killed_worker_error(error)
-        if not isinstance(error, Exception) or isinstance(error, CancelledError):
+        is_cancelled = not isinstance(error, Exception) or isinstance(error, CancelledError)
+        # A client that is being closed raises whatever its connections raise.
+        if is_cancelled or self.prepared.client.status != "running":
             try:
                 ensure_connected(self.prepared.client)
             except DaskOnnxError as lost:
                 return lost
+        if is_cancelled or not isinstance(error, Exception):
             return StageError(
                 f"the tasks of the frame were cancelled: {error}",
                 "leave the tasks of a stream to the stream",
