@@ -34,7 +34,7 @@ class PagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishe
         self.gone: deque[tuple[float, str]] = deque(maxlen=_MOST_GONE)
         """Time at which each worker left, and its address."""
         self.streams: dict[tuple[str, float], dict[str, Any]] = {}
-        """What clients told last of their streams, by name and begin; the oldest news first."""
+        """Last records of the clients' streams, by name and begin; the oldest news first."""
 
     async def start(self, scheduler: Any) -> None:
         """Add the pages to the scheduler's dashboard."""

@@ -28,13 +28,13 @@ class Finding:
 
     level: Level
     topic: str
-    """What was looked at, such as "versions"."""
+    """Subject of the check, such as "versions"."""
     subject: str
     """Side that it is about: "client", "scheduler", or the address of a worker; empty for all."""
     cause: str
-    """What was found, with the numbers."""
+    """Result of the check, with the numbers."""
     next_step: str = ""
-    """What to do about it; empty where nothing has to be done."""
+    """Next step; empty where nothing has to be done."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """The quantities in `cause`, by name with their unit."""
 

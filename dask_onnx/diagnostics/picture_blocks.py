@@ -21,7 +21,7 @@ _MOST_LISTED = 24
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a box of a picture shows."""
+    """Contents of a box of a picture."""
 
     stages: tuple[int, ...]
     """Positions of its stages."""

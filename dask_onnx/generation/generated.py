@@ -1,4 +1,4 @@
-"""What is written after one prompt."""
+"""Results of one prompt."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _MAX_MESSAGE = 300
 
 
 class StageMeter:
-    """What is known so far of one task's work on a stage."""
+    """Facts known so far of one task's work on a stage."""
 
     def __init__(self) -> None:
         self.values: Sequence[Any] = ()

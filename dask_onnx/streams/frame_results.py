@@ -1,4 +1,4 @@
-"""What a stream tells of frames that have no result, and of its swaps of models."""
+"""Records of a stream's frames without a result, and of its swaps of models."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Sample:
 
     stages: tuple[SampledStage, ...]
     speed: HostSpeed | None
-    """What its host can do; None if that could not be measured."""
+    """Measured speed of its host; None if that could not be measured."""
 
     @classmethod
     def take(cls, profile: str, owner: str, tokens: Sequence[str]) -> Sample:

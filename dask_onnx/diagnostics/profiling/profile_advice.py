@@ -1,4 +1,4 @@
-"""What to do about a profile: the changes that would save most, with what each is predicted to."""
+"""Advice from a profile: the changes that would save most, with what each is predicted to."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Advice:
     what: str
     """The change, as an instruction."""
     why: str
-    """What was measured."""
+    """Measured times and bytes."""
     seconds: float
     """Seconds of the wall time that it is predicted to save."""
     share: float

@@ -13,7 +13,7 @@ _COUNTS = ("read", "done", "late", "dropped_late", "dropped_for_newer", "failed"
 """Fields of a stream that grow; others are of the last frames."""
 
 Baseline = Mapping[tuple[str, float], Mapping[str, Any]]
-"""What streams had counted when a profile began, by name and time of their start."""
+"""Counts of the streams when a profile began, by name and time of their start."""
 
 
 def stream_baseline() -> Baseline:

@@ -41,13 +41,13 @@ class Part(NamedTuple):
     """Bokeh's model; None for a part without a chart."""
     title: str
     text: str
-    """What it shows, in a sentence."""
+    """Description, in a sentence."""
     left_out: str = ""
-    """What it does not show."""
+    """Contents that were left out."""
 
 
 class Embedded(NamedTuple):
-    """What a page needs to show Bokeh's models."""
+    """Scripts and styles with which a page shows Bokeh's models."""
 
     resources: str
     """Bokeh's own scripts, as elements of a page."""

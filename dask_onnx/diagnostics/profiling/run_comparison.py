@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def slower(self) -> tuple[Change, ...]:
-        """What became slower beyond the noise, the worst first."""
+        """Lines that became slower beyond the noise, the worst first."""
         return tuple(change for change in self.rows if change.is_slower)
 
     def __str__(self) -> str:

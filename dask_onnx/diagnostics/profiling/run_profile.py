@@ -331,7 +331,7 @@ class RunProfile:
     edges: tuple[tuple[str, str], ...] = ()
     """Names of tasks, of which those of the second read results of the first."""
     notes: tuple[str, ...] = ()
-    """What is missing, and why."""
+    """Missing parts, with the reasons."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property

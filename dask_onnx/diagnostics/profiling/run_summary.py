@@ -22,7 +22,7 @@ _NAME = 42
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """Where the time of a run went. ``str()`` of it is one screen."""
+    """Shares of the time of a run. ``str()`` of it is one screen."""
 
     wall: float
     """Seconds of the run."""

@@ -1,4 +1,4 @@
-"""Where the time of all workers went: every second of every slot in one category.
+"""Shares of the time of all workers: every second of every slot in one category.
 
 A slot that runs a task is in the categories of the task's phases. A slot that runs none is
 
