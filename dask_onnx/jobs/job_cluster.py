@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import dask.config
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
+from distributed.comm import get_address_host, parse_address
+from distributed.comm.registry import get_backend
 
 from dask_onnx.cluster.configuration import ensure_configured, own_cluster_settings
 from dask_onnx.cluster.current_scheduler import current_client, explained_losses
@@ -28,6 +30,9 @@ _CONNECT_SECONDS = 5
 """Timeout of the connection to a scheduler: a wrong address is reported within ten seconds."""
 _ADDRESS = re.compile(r"([a-z]+://.+)|([^/\s]+:\d+)")
 """Address with a protocol, or a host with a port."""
+_ADDRESS_FORM = "give it as tcp://HOST:PORT, usually port 8786"
+_ENCRYPTED = ("tls", "wss")
+"""Protocols that need certificates."""
 _WORKERS_SECONDS = 30
 """Time that a cluster may take to have its first worker."""
 
@@ -180,22 +185,15 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 def _connected(address: str, *, is_default: bool = True) -> Client:
-    """Return a client, connected within a few seconds."""
+    """Return a client, connected within a few seconds.
+
+    Dask closes a client that cannot connect, but leaves one as the default whose address or
+    settings it cannot use: these are checked before there is a client.
+    """
     _check_address(address)
+    _check_transport(address)
     try:
         return Client(address, timeout=_CONNECT_SECONDS, set_as_default=is_default)
-    except TypeError as error:  # Dask has no certificates for a connection with TLS
-        if not address.startswith("tls://"):
-            raise
-        raise InputError(
-            f"the scheduler {address} takes connections with certificates only, and Dask's "
-            "configuration of this process names none",
-            "set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and "
-            "distributed.comm.tls.client.key, as by DASK_DISTRIBUTED__COMM__TLS__CA_FILE; or pass "
-            "a Client with its Security",
-            option="scheduler",
-            reason=str(error),
-        ) from error
     except (OSError, TimeoutError) as error:
         reason = _root_of(error)
         raise InputError(
@@ -222,13 +220,56 @@ def _check_address(address: str) -> None:
             "scheduler` show: tcp://HOST:8786",
         )
     elif not _ADDRESS.fullmatch(address):
-        cause, step = (
-            f"{address!r} is no address of a scheduler",
-            "give it as tcp://HOST:PORT, usually port 8786",
-        )
+        cause, step = f"{address!r} is no address of a scheduler", _ADDRESS_FORM
     else:
         return
     raise InputError(cause, step, option="scheduler", reason=address)
+
+
+def _check_transport(address: str) -> None:
+    """Refuse an address whose protocol cannot be used here, or lacks its certificates.
+
+    Raises
+    ------
+    InputError
+        Dask does not know the protocol or cannot read the address; Dask's configuration names no
+        certificates, or unreadable ones, for a protocol that needs them.
+    """
+    protocol, _ = parse_address(address)
+    try:
+        get_address_host(address)
+        get_backend(protocol).get_connector()
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(
+            f"Dask cannot use the scheduler's address {address}: {error}",
+            _ADDRESS_FORM,
+            option="scheduler",
+            reason=str(error),
+        ) from error
+    if protocol not in _ENCRYPTED:
+        return
+    settings = (
+        "set distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and "
+        "distributed.comm.tls.client.key, as by DASK_DISTRIBUTED__COMM__TLS__CA_FILE; or pass "
+        "a Client with its Security"
+    )
+    try:
+        is_missing = Security().get_connection_args("client").get("ssl_context") is None
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the certificates that Dask's configuration names cannot be read: {error}",
+            settings,
+            option="scheduler",
+            reason=str(error),
+        ) from error
+    if is_missing:
+        raise InputError(
+            f"the scheduler {address} takes connections with certificates only, and Dask's "
+            "configuration of this process names none",
+            settings,
+            option="scheduler",
+            reason=protocol,
+        )
 
 
 def _root_of(error: BaseException) -> str:

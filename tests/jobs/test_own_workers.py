@@ -104,10 +104,31 @@ def test_workers_that_end_while_they_start_are_told_with_their_reason(tmp_path, 
     assert "no licence for this host" in caught.value.reason
 
 
-def test_a_scheduler_with_certificates_names_the_settings():
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tls://127.0.0.1:9", "tls"),
+        ("wss://127.0.0.1:9", "wss"),
+        ("grpc://127.0.0.1:9", "unknown address scheme"),
+        ("inproc://nothing", "not enough values"),
+        ("tcp://[::1", "invalid address"),
+        ("tcp://127.0.0.1", "missing port"),
+    ],
+)
+def test_an_address_that_dask_cannot_use_leaves_no_default_scheduler(address, reason):
+    with pytest.raises(dx.InputError) as caught, JobCluster(scheduler=address).connect():
+        pass
+    assert caught.value.option == "scheduler" and reason in caught.value.reason
+    assert dask.config.get("scheduler", None) is None
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path):
+    missing = {"distributed.comm.tls.ca-file": str(tmp_path / "ca.pem")}
     with (
+        dask.config.set(missing),
         pytest.raises(dx.InputError) as caught,
         JobCluster(scheduler="tls://127.0.0.1:9").connect(),
     ):
         pass
-    assert caught.value.option == "scheduler" and "ssl_context" in caught.value.reason
+    assert caught.value.option == "scheduler"
+    assert dask.config.get("scheduler", None) is None
