@@ -103,6 +103,15 @@ def test_each_attempt_on_a_worker_has_its_own_notes():
     assert [task.rows for task in task_records(notes)] == [3, 4]
 
 
+def test_runs_of_one_stage_add_their_rows_and_stages_in_turn_do_not():
+    first, second = stage_note(3.0, 0.1, 5), stage_note(3.1, 0.1, 3)
+    after = stage_note(3.2, 0.1, 8)._replace(token="next", label="next")
+    failed = stage_note(3.3, 0.1, 8)._replace(error="StageError")
+    notes = notes_of([attempt(3.0, 3.5, -OFFSET)], [first, second, after, failed])
+    (task,) = task_records(notes)
+    assert task.rows == 8 and task.runs == 4
+
+
 def test_a_cancelled_task_has_the_time_that_it_took_and_is_no_error():
     cancelled = attempt(3.0, 3.9, 0.0)._replace(start=0.0, stop=0.0, outcome=CANCELLED)
     notes = notes_of([cancelled], [stage_note(3.0, 1.5, 8)])

@@ -234,19 +234,32 @@ def with_work(
     if not own:
         return replace(task, phases=tuple(found))
     last = own[-1]
-    rows = [note.rows for note in own if note.rows is not None]
     return replace(
         task,
         stage=last.token,
         label=last.label,
         category="model",
         phases=tuple(found),
-        rows=max(rows, default=None),
+        rows=_rows(own),
         runs=sum(note.runs for note in own),
         input_bytes=own[0].input_bytes,
         output_bytes=max(task.output_bytes, last.output_bytes),
         error=task.error or last.error,
     )
+
+
+def _rows(notes: Sequence[StageNote]) -> int | None:
+    """Return the rows of a task: those of the stage that ran most of them.
+
+    The stages of one task work on the same rows one after another; several runs of one stage work
+    on different rows.
+    """
+    finished = [note for note in notes if not note.error] or notes
+    by_stage: Counter[str] = Counter()
+    for note in finished:
+        if note.rows is not None:
+            by_stage[note.token] += note.rows
+    return max(by_stage.values(), default=None)
 
 
 def _overlaps(note: StageNote | PhaseNote, task: TaskRecord) -> bool:
