@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from dask_onnx.cluster.page_facts import PAGE_NAME, PageFacts, page_facts, rates_of
@@ -44,11 +45,11 @@ class Feed:
         return rates_of(self.facts, self.past[0])
 
 
-class OnnxPart:
+class OnnxPart(ABC):
     """A part of the page: a model of Bokeh, and how it is brought up to date."""
 
     root: Any
 
+    @abstractmethod
     def update(self, feed: Feed) -> None:
         """Show what the feed has read."""
-        raise NotImplementedError

@@ -22,7 +22,7 @@ _MOST_GONE = 1000
 log = logging.getLogger(__name__)
 
 
-class PagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class PagePlugin(SchedulerPlugin):
     """Adds pages when it is registered. Without Bokeh or a dashboard, it does nothing."""
 
     name = PAGE_NAME

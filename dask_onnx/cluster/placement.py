@@ -118,7 +118,7 @@ def is_left_to_dask(key: str, default: Any) -> bool:
     return bool(dask.config.get(key, default) == default)
 
 
-class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class CompressionPlugin(WorkerPlugin):
     """Switches lz4 on in a worker, for the connections that it makes from then on."""
 
     name = "dask_onnx-compression"
@@ -131,7 +131,7 @@ class CompressionPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publ
             dask.config.set({COMPRESSION: "lz4"})
 
 
-class RecordedRunsPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class RecordedRunsPlugin(WorkerPlugin):
     """Sends a worker's recorded runs of stages to the scheduler when the worker closes."""
 
     name = "dask_onnx-recorded-runs"

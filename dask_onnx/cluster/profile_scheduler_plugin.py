@@ -101,7 +101,7 @@ def plugin_name(profile: str) -> str:
     return f"dask_onnx-profile-{profile}"
 
 
-class ProfileSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class ProfileSchedulerPlugin(SchedulerPlugin):
     """Notes each attempt at the tasks of one profile: those of its client, or in its span.
 
     Parameters

@@ -80,7 +80,7 @@ class _Mark(NamedTuple):
     outgoing: int = 0
 
 
-class ProfileWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class ProfileWorkerPlugin(WorkerPlugin):
     """Records on one worker while a profile runs.
 
     Parameters

@@ -35,7 +35,7 @@ _MOST_OPEN = 200_000
 """Tasks whose waiting is measured at a time."""
 
 
-class MetricsSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
+class MetricsSchedulerPlugin(SchedulerPlugin):
     """Counts attempts at tasks of stages, their seconds and those that they waited."""
 
     name = METRICS_NAME
@@ -126,7 +126,7 @@ class MetricsSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc]  # distribu
         return found
 
 
-class MetricsWorkerPlugin(WorkerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class MetricsWorkerPlugin(WorkerPlugin):
     """Publishes what a worker does for stages, and what it keeps."""
 
     name = METRICS_NAME

@@ -52,7 +52,7 @@ _RECHECK_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class StagePlugin(SchedulerPlugin):  # type: ignore[misc]  # distributed publishes no types
+class StagePlugin(SchedulerPlugin):
     """Applies hints to tasks: retries, expected durations, priorities and worker groups.
 
     Tasks of a worker group are restricted to its worker, so that no other worker loads weights for

@@ -11,7 +11,7 @@ from typing import Literal
 from dask_onnx.core.formatting import printable_lines
 
 Level = Literal["broken", "note", "ok"]
-"""Whether work cannot run as it should; whether something should be known; neither."""
+"""Severity of a finding: work cannot run as it should; worth knowing; nothing to do."""
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
 _QUERY = re.compile(r"(?<=[\w/])\?[^\s'\"]*=[^\s'\"]*")

@@ -14,7 +14,7 @@ from dask_onnx.diagnostics.stage_tables import StageLink, stage_links
 from dask_onnx.planning.stages import StageGraph
 
 _NUMBER = re.compile(r"^s\d+\.(?=.)")
-"""What `planning.stage_labels` puts before labels that are long or alike."""
+"""Prefix that `planning.stage_labels` gives to labels that are long or alike."""
 _MOST_LISTED = 24
 """Stages that the tooltip of a box names."""
 

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -216,10 +216,10 @@ def _chains(
     return found
 
 
-def _runs(chain: Sequence[int], colour: object) -> Iterator[list[int]]:
+def _runs(chain: Sequence[int], colour: Callable[[int], Hashable]) -> Iterator[list[int]]:
     run: list[int] = []
     for i in chain:
-        if run and colour(run[-1]) != colour(i):  # type: ignore[operator]
+        if run and colour(run[-1]) != colour(i):
             yield run
             run = []
         run.append(i)

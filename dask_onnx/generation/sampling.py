@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from dataclasses import dataclass
 
@@ -109,16 +110,15 @@ class Sampling:
 
 
 def _check_real(name: str, value: object, low: float, high: float | None) -> None:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     bounds = f"from {low:g} on" if high is None else f"from {low:g} to {high:g}"
-    if is_real and np.isfinite(float(value)):  # type: ignore[arg-type]  # is_real has checked it
-        number = float(value)  # type: ignore[arg-type]  # as above
-        if number >= low and (high is None or number <= high):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and number >= low and (high is None or number <= high):
             return
     raise InputError(f"{name} is {value!r}", f"give a number {bounds}", option=name)
 
 
 def _check_whole(name: str, value: object, low: int) -> None:
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or int(value) < low:  # type: ignore[call-overload]  # is_whole has checked it
-        raise InputError(f"{name} is {value!r}", f"give an integer from {low} on", option=name)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= low:
+        return
+    raise InputError(f"{name} is {value!r}", f"give an integer from {low} on", option=name)

@@ -47,7 +47,7 @@ class RunStatus:
     holder: LockHolder | None = None
     """The run that writes the output at the moment."""
     reason: str | None = None
-    """Why it is not known that a run has written the output; None where one has."""
+    """Reason that no run is known to have written the output; None where one has."""
 
     @property
     def rows_left(self) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import onnx
 
@@ -48,8 +47,8 @@ def canonical_form(stage: onnx.ModelProto) -> onnx.ModelProto | None:
         _rename(value, values, symbols)
     for tensor in (*graph.initializer, *(s.values for s in graph.sparse_initializer)):
         tensor.name = _numbered(values, tensor.name, "v")
-    _sort_by_name(graph.initializer)
-    _sort_by_name(graph.value_info)
+    graph.initializer.sort(key=_name_of)
+    graph.value_info.sort(key=_name_of)
     return result
 
 
@@ -89,5 +88,5 @@ def _numbered(numbers: dict[str, str], name: str, letter: str) -> str:
     return numbers.setdefault(name, f"{letter}{len(numbers)}")
 
 
-def _sort_by_name(field: Iterable[onnx.TensorProto | onnx.ValueInfoProto]) -> None:
-    field.sort(key=lambda each: each.name)  # type: ignore[attr-defined]  # a protobuf container
+def _name_of(proto: onnx.TensorProto | onnx.ValueInfoProto) -> str:
+    return proto.name

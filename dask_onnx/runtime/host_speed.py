@@ -10,6 +10,7 @@ from onnx import helper
 
 from dask_onnx.core.process_caches import cached_in_process
 from dask_onnx.runtime.reference_workload import session_of_nodes
+from dask_onnx.runtime.session import Session
 
 _SIDE = 512
 """Rows and columns of the matrices."""
@@ -48,11 +49,11 @@ def host_speed() -> HostSpeed:
     )
 
 
-def _seconds(session: object, x: np.ndarray) -> float:
+def _seconds(session: Session, x: np.ndarray) -> float:
     """Return the seconds of the fastest run."""
     taken = []
     for _ in range(_RUNS):
         began = time.perf_counter()
-        session.run([x])  # type: ignore[attr-defined]  # a Session
+        session.run([x])
         taken.append(time.perf_counter() - began)
     return max(min(taken), 1e-9)

@@ -77,7 +77,7 @@ def unwrap(value: Any) -> Any:
     return value.value if isinstance(value, StageOutput) else value
 
 
-@dask_serialize.register(StageOutput)  # type: ignore[untyped-decorator]  # untyped in distributed
+@dask_serialize.register(StageOutput)
 def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any], list[Any]]:
     value = output.value
     pieces = value.pieces if isinstance(value, MicroBatches) else (value,)
@@ -108,7 +108,7 @@ def _serialize(output: StageOutput, context: Any = None) -> tuple[dict[str, Any]
     return header, frames
 
 
-@dask_deserialize.register(StageOutput)  # type: ignore[untyped-decorator]  # untyped in distributed
+@dask_deserialize.register(StageOutput)
 def _deserialize(header: dict[str, Any], frames: list[Any]) -> StageOutput:
     if "pickled" in header:
         value = deserialize(header["pickled"], frames)

@@ -11,7 +11,9 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.streams.flow_control import FlowOptions, Late
 
 Mode = Literal["async", "hybrid", "sync"]
-"""What overlaps: everything; the consumer's thread reads the source; nothing."""
+"""Overlap of reading, running and consuming: of all three; of running with the others, while the
+consumer's thread reads the source; none.
+"""
 OnFrameError = Literal["raise", "dead_letter"]
 """Treatment of frames that fail: the stream ends with the error, or a `DeadLetter` is their result.
 """

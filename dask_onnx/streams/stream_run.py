@@ -36,7 +36,7 @@ _LAST_TIMES = 8
 
 @dataclass(frozen=True, slots=True)
 class StreamParts:
-    """What a stream consists of besides its frames."""
+    """Parts of a stream besides its frames."""
 
     name: str
     options: StreamOptions

@@ -1,4 +1,4 @@
-"""Where the positions of a value lie on the image: the border of its first position, in pixels.
+"""Offsets of values against the image: the border of the first position, in pixels.
 
 Unpadded convolutions, crops and paddings move the positions of their output against those of the
 image. The *border* of a value is the start of the area that its positions cover, so that position p

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from dask_onnx.analysis.axes.dependence import Kind
@@ -206,7 +207,7 @@ def operands(*axes: Mapping[int, int]) -> Fix:
                 if site.has_exported_rows(i, (axis, lead.outer, lead.inner))
             }
             if free:
-                return single(lambda free=free: site.repeat_all(free))  # type: ignore[misc]
+                return single(functools.partial(site.repeat_all, free))
         return site.keep()
 
     return fix

@@ -6,6 +6,7 @@ constant indices.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -187,7 +188,7 @@ def _flat(site: Site, places: np.ndarray) -> list[Alternative]:
             found.append(
                 Alternative(
                     ("flat", shape, places.shape, place),
-                    lambda first=first, place=place: _pick(site, first, axis, place),  # type: ignore[misc]
+                    functools.partial(_pick, site, first, axis, place),
                 )
             )
     return found or site.keep()

@@ -121,8 +121,9 @@ def _classes_before_masks(
     axis, boxes = (-2, 4) if wanted == "yolo8" else (-1, 5)
     assert maps is not None
     columns, count = table.shape[axis], maps[1]
-    is_known = isinstance(columns, int) and isinstance(count, int)
-    return columns - boxes - count if is_known else None  # type: ignore[operator]  # both are known
+    if not isinstance(columns, int) or not isinstance(count, int):
+        return None
+    return columns - boxes - count
 
 
 def with_prototypes(outputs: Sequence[TensorSpec], size: Size) -> Reader | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_onnx.core.errors import InputError
 from dask_onnx.diagnostics.profiling.chrome_trace import trace_of
@@ -25,6 +25,9 @@ from dask_onnx.diagnostics.profiling.run_profile import (
     WorkerRecord,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 KEY = "dask_onnx_profile"
 """Key of the profile beside the events of the trace."""
 _FORMAT = 1
@@ -40,7 +43,7 @@ _LISTS: Mapping[str, type] = {
     "errors": ErrorRecord,
     "streams": StreamFrames,
 }
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def check_target(path: str | os.PathLike[str], suffixes: tuple[str, ...], option: str) -> Path:
@@ -155,7 +158,7 @@ def _profile_of(record: Mapping[str, Any]) -> RunProfile:
 
 
 def _record_of(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    own = {each.name: values[each.name] for each in fields(kind) if each.name in values}  # type: ignore[arg-type]
+    own = {each.name: values[each.name] for each in fields(kind) if each.name in values}
     if "phases" in own:
         own["phases"] = tuple(_record_of(Phase, each) for each in own["phases"])
     if "keys" in own:

@@ -31,7 +31,7 @@ By = Literal[
     "stream",
     "metric",
 ]
-"""What the rows of a table stand for."""
+"""Unit of a table: a row for each stage, node, operator type, and so on."""
 Row = dict[str, Any]
 Item = TypeVar("Item")
 

@@ -247,7 +247,7 @@ class Digest:
     name: str
     """Prefix of the tasks; empty outside tasks."""
     label: str
-    """What was measured; ours begin with ``onnx-``."""
+    """Name of the metric; those of dask_onnx begin with ``onnx-``."""
     unit: str
     """"seconds", "bytes" or "count"."""
     value: float

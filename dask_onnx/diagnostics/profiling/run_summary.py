@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
@@ -171,12 +171,12 @@ def _sampled(profile: RunProfile) -> str:
     return f" (timed in {least:.1%} of the rows, scaled)" if least < 1 else " (all timed)"
 
 
-def _lines(title: str, rows: list[Row], show: object) -> Iterator[str]:
+def _lines(title: str, rows: list[Row], show: Callable[[Row], tuple[str, str]]) -> Iterator[str]:
     if not rows:
         return
     yield title
     for row in rows[:_SHOWN]:
-        name, text = show(row)  # type: ignore[operator]
+        name, text = show(row)
         yield f"  {_short(printable(name)):<{_NAME}}{text}"
     if len(rows) > _SHOWN:
         yield f"  and {len(rows) - _SHOWN:,} more"

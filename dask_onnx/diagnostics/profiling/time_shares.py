@@ -85,7 +85,7 @@ def time_shares(profile: RunProfile) -> TimeShares:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What a worker does in each interval: numbers of slots."""
+    """Use of a worker's slots in each interval, as numbers of slots."""
 
     running: Seconds
     """Tasks of the profile that run."""
