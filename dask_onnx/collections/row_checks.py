@@ -54,7 +54,8 @@ def resolve_batching(batch: BatchFacts, outputs: Sequence[str], batch_size: Batc
         raise InputError(
             f"batch_size is {batch_size}; the graph takes exactly {fixed} "
             f"row{'s' if fixed > 1 else ''} a run",
-            "leave batch_size out, or export the model with an open batch dimension",
+            "leave batch_size out, or open the number of rows: model.freed(), which proves and "
+            "checks it; or export the model with an open batch dimension",
             option="batch_size",
             numbers={"fixed_rows": fixed},
             suggestions=[Suggestion("batch_size", fixed)],

@@ -116,7 +116,7 @@ def _alternatives(
             return
         assert isinstance(plan, SequencePlan)
         summary = plan.at().summary
-        needed_bytes = summary.task_bytes * cluster.threads
+        needed_bytes = int(summary.memory.on_each_of(cluster))
         refused = (
             ""
             if needed_bytes <= cluster.room

@@ -54,6 +54,15 @@ class Submodel:
     """Attention that the stage computes one block of; None for a segment."""
 
 
+def forms_read(submodel: Submodel) -> Iterator[Form]:
+    """Yield the forms that a submodel reads; of keys in blocks, those that are joined to them."""
+    for source in submodel.sources:
+        if isinstance(source, BlockForm):
+            yield source.name, source.keys
+        elif isinstance(source, tuple):
+            yield source
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PartitionedModel:
     """Model whose stages are the segments of a plan."""

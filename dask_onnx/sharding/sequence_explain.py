@@ -9,9 +9,10 @@ from dask_onnx.analysis.cost import CostTable, NodeCost, value_bytes
 from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.formatting import format_bytes, format_seconds, printable
 from dask_onnx.sharding.segment_costs import working_bytes
-from dask_onnx.sharding.segment_models import PartitionedModel, Submodel
-from dask_onnx.sharding.segments import NodeInstance, Segment, SegmentPlan
+from dask_onnx.sharding.segment_models import PartitionedModel, Submodel, forms_read
+from dask_onnx.sharding.segments import Form, NodeInstance, Segment, SegmentPlan
 from dask_onnx.sharding.sequence_axis import describe
+from dask_onnx.sharding.shard_memory import ShardMemory
 
 _MAX_REASONS = 8
 """Nodes that run whole, of which the reason is printed."""
@@ -29,8 +30,8 @@ class SequenceSummary:
     """Seconds of all tasks together."""
     whole_seconds: float
     """Seconds of the whole model as one task."""
-    task_bytes: int
-    """Bytes of inputs, outputs and weights of the largest task."""
+    memory: ShardMemory
+    """Bytes that a request holds at its peak."""
     whole_bytes: int
     """Bytes of the whole model as one task."""
     gathered_bytes: int
@@ -83,12 +84,39 @@ def summarise(
             submodel.stage.cost.seconds * _runs(plan, submodel) for submodel in submodels
         ),
         whole_seconds=sum(costs.seconds(node_costs[node]) for node in nodes),
-        task_bytes=max((submodel.stage.cost.held_bytes for submodel in submodels), default=0),
+        memory=_memory(plan, partitioned),
         whole_bytes=plan.candidates.facts.model.parameter_bytes + working_bytes(plan, whole),
         gathered_bytes=gathered,
         tasks=sum(_runs(plan, submodel) for submodel in submodels),
         steps=len(submodels),
         critical_work_seconds=critical_work,
+    )
+
+
+def _memory(plan: SegmentPlan, partitioned: PartitionedModel) -> ShardMemory:
+    """Return the bytes of the largest task, and of the values that wait for later segments."""
+    submodels = partitioned.submodels
+    written = {form: i for i, submodel in enumerate(submodels) for form in submodel.output_forms}
+    last: dict[Form, int] = {}
+    for i, submodel in enumerate(submodels):
+        last.update(dict.fromkeys(forms_read(submodel), i))
+    last.update(dict.fromkeys(plan.outputs, len(submodels)))
+    spread, copied = [0] * len(submodels), [0] * len(submodels)
+    for (name, layout), end in last.items():
+        size = value_bytes(plan.candidates.specs.get(name))
+        source = (name, layout or plan.chosen.layouts.get(name))
+        begin = written.get((name, layout), written.get(source, 0))
+        # A partial result has the size of the whole on every shard.
+        total = size * (plan.n if layout is not None and layout.combine else 1)
+        for i in range(begin, min(end + 1, len(submodels))):
+            if layout is None:
+                copied[i] += total
+            else:
+                spread[i] += total
+    return ShardMemory(
+        max((submodel.stage.cost.held_bytes for submodel in submodels), default=0),
+        max(spread, default=0),
+        max(copied, default=0),
     )
 
 
@@ -174,7 +202,9 @@ def explain_sequence(
         f"{format_seconds(summary.seconds)} with a core for each shard, "
         f"{format_seconds(summary.work_seconds)} of work; "
         f"whole {format_seconds(summary.whole_seconds)}",
-        f"memory of a task {format_bytes(summary.task_bytes)}; "
+        f"memory of a task {format_bytes(summary.memory.task_bytes)}, of values between tasks "
+        f"{format_bytes(summary.memory.spread_bytes)} over all workers and "
+        f"{format_bytes(summary.memory.copied_bytes)} on each; "
         f"whole {format_bytes(summary.whole_bytes)}",
         "",
         *_table(plan, partitioned),

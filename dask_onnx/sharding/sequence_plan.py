@@ -54,6 +54,7 @@ from dask_onnx.sharding.sequence_feeds import (
 from dask_onnx.sharding.sequence_requests import RUN, SequencePartition, SequenceRequest
 from dask_onnx.sharding.sequence_tasks import SequenceGraph
 from dask_onnx.sharding.shard_layout import even_bounds
+from dask_onnx.sharding.shard_memory import ShardMemory, check_shards_fit
 from dask_onnx.sharding.strategy import Sharded
 from dask_onnx.store.publishing import publish
 
@@ -179,8 +180,28 @@ class SequencePlan:
         partition = self.at(known_shapes(arrays, self.shapes), wanted.names)
         for name, array in arrays.items():
             check_chunks(name, array, partition.axes.get(name))
+        self._check_memory(partition, arrays, wanted.names)
         request = self.request(partition, arrays, wanted.names, retries)
         return wanted.shape_result(RUN[kind_of(feeds)](request))
+
+    def _check_memory(
+        self, partition: SequencePartition, arrays: Mapping[str, Any], names: tuple[str, ...]
+    ) -> None:
+        """Raise a PlanError if a worker has no room for the request, with what would fit."""
+
+        def with_shards(count: int) -> ShardMemory:
+            if count > partition.bounds.positions:
+                raise PlanError(
+                    f"{count} shards of {partition.bounds.positions} positions",
+                    "give at most one shard for each position",
+                    option="n",
+                )
+            strategy = dataclasses.replace(self.strategy, n=count)
+            other = dataclasses.replace(self, strategy=strategy, _partitions={})
+            return other.at(known_shapes(arrays, self.shapes), names).summary.memory
+
+        shards = len(partition.bounds.shards)
+        check_shards_fit(current_client(), shards, partition.summary.memory, with_shards)
 
     def request(
         self,

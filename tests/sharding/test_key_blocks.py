@@ -88,7 +88,7 @@ def test_a_task_holds_one_block_of_scores():
     scores = models.HEADS * 2048 * 2048 * 4
     assert partial.stage.cost.working_bytes < 4 * scores / 64 * 1.5
     whole = model.plan(Sharded("sequence", 8), shapes=shapes).at()
-    assert whole.summary.task_bytes > 6 * partial.stage.cost.working_bytes
+    assert whole.summary.memory.task_bytes > 6 * partial.stage.cost.working_bytes
 
 
 def test_more_key_blocks_than_shards_are_refused():

@@ -382,7 +382,7 @@ def test_summary_has_gathered_bytes_and_memory_of_a_task():
     made = model.plan(Sharded("sequence", 8), shapes=shapes).at()
     size = 4096 * models.WIDTH * 4
     assert made.summary.gathered_bytes == 4 * size
-    assert made.summary.task_bytes * 6 < made.summary.whole_bytes
+    assert made.summary.memory.task_bytes * 6 < made.summary.whole_bytes
     assert made.summary.tasks == 3 * 8
     assert made.summary.seconds < made.summary.whole_seconds
 
@@ -501,12 +501,12 @@ def test_shards_that_fit_are_found_where_no_other_plan_does(monkeypatch):
     model = dx.load(models.encoder())
     shapes = {spec.name: (1, 512, *spec.shape[2:]) for spec in model.inputs}
     whole = model.plan(Sharded("sequence", 2), shapes=shapes).at().summary
-    room = whole.task_bytes / 2
+    room = whole.memory.task_bytes / 2
     small = Cluster(workers=2, threads=1, memory_limit=room + PROCESS_BYTES)
     monkeypatch.setattr(auto_sharding, "cluster_facts", lambda client: small)
     found = auto_sharding.shards_that_fit(model._facts, shapes=shapes, session=None, client=None)
     assert found.strategy.n > 2
-    assert found.at().summary.task_bytes <= room
+    assert found.at().summary.memory.task_bytes <= room
 
 
 def test_weights_in_files_are_not_copied_into_the_store(tmp_path):
