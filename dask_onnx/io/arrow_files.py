@@ -14,8 +14,10 @@ import pyarrow as pa
 from pyarrow import ipc, orc
 from pyarrow import parquet as pq
 
+from dask_onnx.core.content_kinds import HEAD_BYTES
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.filesystems import open_seekable
+from dask_onnx.io.foreign_content import foreign_content
 from dask_onnx.io.table_files import TableFile
 from dask_onnx.io.table_frames import is_text
 
@@ -68,12 +70,24 @@ def _open(file: TableFile) -> ArrowFile:
             return readers[file.format](file, stream)
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = " ".join(str(error).split())
+        if (foreign := _foreign(file)) is not None:
+            raise foreign from error
         raise InputError(
             f"{file.path} cannot be opened as {file.format}: {reason[:300]}",
             "check that the file is complete, and of the format that its suffix says",
             option="path",
             reason=reason,
         ) from error
+
+
+def _foreign(file: TableFile) -> InputError | None:
+    """Return the error about a file of another kind than its name says, if it can be told."""
+    try:
+        with open_seekable(file.path) as stream:
+            head = stream.read(HEAD_BYTES)
+    except (OSError, EOFError):  # it is not there, or no file: the caller's error says so
+        return None
+    return foreign_content(head, file.format, file.path)
 
 
 def _open_parquet(file: TableFile, stream: Any) -> ArrowFile:

@@ -183,6 +183,7 @@ def read_blocks(
     prepare: NamedFunction | None,
     prepared: Mapping[str, OutputSpec],
     first: int = 0,
+    path: str = "",
 ) -> dict[str, da.Array]:
     """Return the model's inputs as lazy arrays that are read by path in the tasks.
 
@@ -199,6 +200,8 @@ def read_blocks(
         it returns one array.
     first : int
         Number of the first of the blocks, where `source` is a part of a data set.
+    path : str
+        Description of the data set, for errors; by default its files.
     """
     arrays = {name: array.to_dask(block_rows) for name, array in source.items()}
     if prepare is None:
@@ -206,7 +209,7 @@ def read_blocks(
     rows = next(iter(source.values())).shape[0]
     pairs = [_places(block_rows, rows, first), (_ROWS, "place")]
     pairs += [part for array in arrays.values() for part in (array, _index(array, array.name))]
-    preprocess = Preprocess(tuple(arrays), prepare, described(source))
+    preprocess = Preprocess(tuple(arrays), prepare, path or described(source))
     chunks = next(iter(arrays.values())).chunks[0]
     if set(prepared) == {""}:
         return {"": _blocks(preprocess, pairs, prepared[""], chunks)}

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from dask_onnx.core.content_kinds import HEAD_BYTES
 from dask_onnx.core.errors import InputError
+from dask_onnx.io.foreign_content import foreign_content
 
 
 def checked_header(
@@ -32,6 +34,10 @@ def checked_header(
     try:
         shape, is_fortran, dtype = read_header(stream)
     except Exception as error:  # the header is Python source, which numpy parses
+        if stream.seekable():
+            stream.seek(0)
+            if (foreign := foreign_content(stream.read(HEAD_BYTES), "npy", path)) is not None:
+                raise foreign from error
         raise InputError(
             f"{path} is not a numpy file: {error}",
             "save it with np.save",

@@ -44,10 +44,11 @@ def open_csv(path: str, files: tuple[TableFile, ...], options: OpenOptions) -> T
     """Open a table of CSV files; see `table_opening.open_table`."""
     request = options.request
     dialect, rules = _dialect(request, files), _rules(request)
+    has_encoding = dialect.encoding != UTF_8
     try:
         heads = [
             read_header(file, head, dialect)
-            for file, head in zip(files, heads_of(files), strict=True)
+            for file, head in zip(files, heads_of(files, has_encoding=has_encoding), strict=True)
         ]
     except UnicodeDecodeError as error:
         raise undecodable(files, dialect.encoding) or error from None

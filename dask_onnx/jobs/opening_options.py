@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.io.foreign_content import foreign_content
 from dask_onnx.io.table_files import TableFile
 from dask_onnx.io.text_cells import infer_type
 from dask_onnx.io.text_files import BLOCK_BYTES, read_head
@@ -34,12 +35,29 @@ class OpenOptions:
     """Bytes of a block of text."""
 
 
-def heads_of(files: Sequence[TableFile]) -> list[bytes]:
-    """Return whole lines from the beginning of each file."""
+def heads_of(files: Sequence[TableFile], *, has_encoding: bool = False) -> list[bytes]:
+    """Return whole lines from the beginning of each file.
+
+    Parameters
+    ----------
+    files : sequence of TableFile
+        Files of text.
+    has_encoding : bool
+        True if the caller names an encoding other than UTF-8.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or its content is of another kind, such as a web page.
+    """
 
     def head(file: TableFile) -> bytes:
         with explained(file):
-            return read_head(file)
+            found = read_head(file)
+        foreign = foreign_content(found, file.format, file.path, has_encoding=has_encoding)
+        if foreign is not None:
+            raise foreign
+        return found
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(head, files))

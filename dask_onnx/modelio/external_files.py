@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 
+from dask_onnx.core.content_kinds import HEAD_BYTES
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.files import FileSource, is_url, stat_file
 from dask_onnx.modelio.file_kinds import kind_of_file
@@ -22,8 +23,6 @@ _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
 """Folders of a repository in a hub cache: its revisions, and the files that they link to."""
 _MOST_LINKS = 40
 """Links that are followed one after the other, as many as Linux follows."""
-_HEAD_BYTES = 300
-"""Bytes that tell the kind of a file."""
 
 
 class ExternalFiles:
@@ -174,7 +173,7 @@ def advice_on_short(file: FileSource) -> str:
     """Return the next step where a file of external data has fewer bytes than the model needs."""
     if not is_url(file.path):
         with open(file.path, "rb") as opened:
-            kind = kind_of_file(opened.read(_HEAD_BYTES))
+            kind = kind_of_file(opened.read(HEAD_BYTES))
         if kind is not None:
             return f"the external file is {kind.name}: {kind.next_step}"
     return "the external file is truncated or belongs to another model: copy it again"
