@@ -37,6 +37,7 @@ from dask_onnx.composites.step_definitions import (
 )
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.planning.stage_labels import identifier
 from dask_onnx.runtime.cores import available_cores
 from dask_onnx.streams.dispatcher import threads_of
 from dask_onnx.streams.running_stream import Stream
@@ -53,8 +54,8 @@ class Chain:
 
     Examples
     --------
-    >>> read = dx.chain(detector, crop_boxes, recogniser)  # doctest: +SKIP
-    >>> texts = read.predict(pages)  # doctest: +SKIP
+    >>> read = dx.chain(detector, crop_boxes, recogniser)
+    >>> texts = read.predict(pages)
     """
 
     def __init__(self, steps: tuple[StepDefinition, ...], batch_size: BatchSize, name: str) -> None:
@@ -84,7 +85,7 @@ class Chain:
 
         Examples
         --------
-        >>> print(read.explain())  # doctest: +SKIP
+        >>> print(read.explain())
         """
         lines = [
             f"chain {self.name!r}: a task runs all steps of its frames; items of equal shape run "
@@ -141,7 +142,7 @@ class Chain:
 
         Examples
         --------
-        >>> read.predict([page_1, page_2])  # doctest: +SKIP
+        >>> read.predict([page_1, page_2])
         """
         _check_rows("frames_per_task", frames_per_task)
         self._refuse(x)
@@ -180,8 +181,8 @@ class Chain:
 
         Examples
         --------
-        >>> request = read.prepare(client)  # doctest: +SKIP
-        >>> texts = request(page)  # doctest: +SKIP
+        >>> request = read.prepare(client)
+        >>> texts = request(page)
         """
         client = synchronous_client(client)
         with using_client(client):
@@ -212,7 +213,7 @@ class Chain:
 
         Examples
         --------
-        >>> for index, texts in read.stream(pages, client):  # doctest: +SKIP
+        >>> for index, texts in read.stream(pages, client):
         ...     print(index, texts)
         """
         return stream(self, source, client, **options)
@@ -237,7 +238,7 @@ class Chain:
             runnable, own = _runnable(step, self._batch_size)
             steps.append(PlacedStep(runnable, len(own), kept))
             supplies += own
-        return ChainRunner(tuple(steps)), supplies
+        return ChainRunner(tuple(steps), identifier(self.name)), supplies
 
     def __repr__(self) -> str:
         return f"<dask_onnx.Chain {self.name!r}: {' -> '.join(s.name for s in self._steps)}>"
@@ -321,8 +322,8 @@ def chain(
 
     Examples
     --------
-    >>> read = dx.chain(detector, crop_boxes, recogniser)  # doctest: +SKIP
-    >>> read.predict(pages), list(read.stream(pages, client))  # doctest: +SKIP
+    >>> read = dx.chain(detector, crop_boxes, recogniser)
+    >>> read.predict(pages), list(read.stream(pages, client))
     """
     _check_rows("batch_size", batch_size)
     found = define_steps(steps, named)

@@ -172,6 +172,13 @@ class ChainRunner:
     """Function of a task: all steps of a chain on some frames."""
 
     steps: tuple[PlacedStep, ...]
+    label: str
+    """Name of the tasks on Dask's dashboard."""
+
+    @property
+    def __name__(self) -> str:
+        """Name of the task on Dask's dashboard."""
+        return self.label
 
     def __call__(self, start: int | None, frames: Sequence[Any], *supplies: Any) -> list[Any]:
         """Return the result of each frame.
@@ -205,6 +212,11 @@ class RunFrame:
 
     runner: ChainRunner
 
+    @property
+    def __name__(self) -> str:
+        """Name of the task on Dask's dashboard."""
+        return self.runner.label
+
     def __call__(self, frame: Any, *supplies: Any) -> Any:
         """Return the result of the frame."""
         return self.runner(None, [frame], *supplies)[0]
@@ -226,6 +238,11 @@ class RunPartition:
     """Function on a partition of a bag, whose frames are numbered from 0 on."""
 
     runner: ChainRunner
+
+    @property
+    def __name__(self) -> str:
+        """Name of the task on Dask's dashboard."""
+        return self.runner.label
 
     def __call__(self, frames: Any, *supplies: Any) -> list[Any]:
         """Return the results of the partition's frames."""

@@ -56,8 +56,8 @@ def compose(
 
     Examples
     --------
-    >>> found = dx.compose(face=m1, text=m2, objects=m3).predict(images)  # doctest: +SKIP
-    >>> found["face/scores"], found["text/maps"]  # doctest: +SKIP
+    >>> found = dx.compose(face=m1, text=m2, objects=m3).predict(images)
+    >>> found["face/scores"], found["text/maps"]
     """
     every = {**(models or {}), **named}
     twice = sorted(set(models or {}) & set(named))

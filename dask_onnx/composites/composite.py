@@ -48,8 +48,8 @@ class Composite:
 
     Examples
     --------
-    >>> both = dx.compose(face=faces, text=texts)  # doctest: +SKIP
-    >>> both.predict(images)["face/scores"]  # doctest: +SKIP
+    >>> both = dx.compose(face=faces, text=texts)
+    >>> both.predict(images)["face/scores"]
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Composite:
 
         Examples
         --------
-        >>> print(composite.plan("branches").explain())  # doctest: +SKIP
+        >>> print(composite.plan("branches").explain())
         """
         wanted = wanted_outputs(options.pop("outputs", None), self._outputs_of_parts())
         if self._merged is not None:
@@ -147,7 +147,7 @@ class Composite:
 
         Examples
         --------
-        >>> print(composite.explain())  # doctest: +SKIP
+        >>> print(composite.explain())
         """
         if self._merged is None:
             return str(self.plan().explain())
@@ -198,7 +198,7 @@ class Composite:
 
         Examples
         --------
-        >>> both.predict(images, outputs="face")  # doctest: +SKIP
+        >>> both.predict(images, outputs="face")
         """
         wanted = wanted_outputs(outputs, self._outputs_of_parts())
         rows = {"append": append, "require_finite": require_finite, "on_error": on_error}
@@ -231,7 +231,7 @@ class Composite:
 
         Examples
         --------
-        >>> both(image)  # doctest: +SKIP
+        >>> both(image)
         """
         wanted = wanted_outputs(outputs, self._outputs_of_parts())
         request = ApartRequest(self._parts, self.inputs, wanted, {})
@@ -266,7 +266,7 @@ class Composite:
 
         Examples
         --------
-        >>> request = both.prepare(client)  # doctest: +SKIP
+        >>> request = both.prepare(client)
         """
         client = synchronous_client(client)
         wanted = wanted_outputs(outputs, self._outputs_of_parts())
@@ -306,7 +306,7 @@ class Composite:
 
         Examples
         --------
-        >>> for index, found in both.stream("in.mp4", client):  # doctest: +SKIP
+        >>> for index, found in both.stream("in.mp4", client):
         ...     print(index, found["face/scores"])
         """
         if wait == "all":
@@ -341,7 +341,7 @@ class Composite:
 
         Examples
         --------
-        >>> stream.swap(both.swap(face=retrained)).new_token  # doctest: +SKIP
+        >>> stream.swap(both.swap(face=retrained)).new_token
         """
         check_replacements(self.models, models)
         found = Composite({**self.models, **models}, self._rename, self._merge, self.name)

@@ -21,7 +21,7 @@ class CompositePlan:
 
         Examples
         --------
-        >>> print(composite.plan().explain())  # doctest: +SKIP
+        >>> print(composite.plan().explain())
         """
         parts = [f"models run apart: {self.reason}"]
         parts += [f"model {name}\n{plan.explain()}" for name, plan in self.plans.items()]

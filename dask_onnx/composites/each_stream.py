@@ -101,7 +101,7 @@ class EachStream:
 
         Examples
         --------
-        >>> results.swap(face=retrained)["face"].frame  # doctest: +SKIP
+        >>> results.swap(face=retrained)["face"].frame
         """
         for name in models:
             if name not in self._streams:
@@ -119,7 +119,7 @@ class EachStream:
 
         Examples
         --------
-        >>> results.close()  # doctest: +SKIP
+        >>> results.close()
         """
         self._finalizer()
         for thread in self._threads:

@@ -36,7 +36,7 @@ class Stream:
 
     Examples
     --------
-    >>> with dx.stream(model, frames, window=16) as stream:  # doctest: +SKIP
+    >>> with dx.stream(model, frames, window=16) as stream:
     ...     for index, result in stream:
     ...         print(index, stream.statistics)
     """
@@ -167,7 +167,7 @@ class Stream:
 
         Examples
         --------
-        >>> stream.swap(dx.load("retrained.onnx")).new_token  # doctest: +SKIP
+        >>> stream.swap(dx.load("retrained.onnx")).new_token
         """
         prepared = self._requests.prepare_next(model, plan)
         if self._outbox.has_ended:
@@ -186,7 +186,7 @@ class Stream:
 
         Examples
         --------
-        >>> stream.close()  # doctest: +SKIP
+        >>> stream.close()
         """
         self._outbox.end(clears=True)
         if self._reading is not None and not self._reading.done():

@@ -16,7 +16,13 @@ from dask_onnx.runtime.cores import available_cores
 from dask_onnx.streams.flow_control import Late
 from dask_onnx.streams.model_requests import ModelRequests
 from dask_onnx.streams.running_stream import Stream
-from dask_onnx.streams.stream_options import Mode, OnFrameError, StateOptions, StreamOptions
+from dask_onnx.streams.stream_options import (
+    Mode,
+    OnFrameError,
+    StateOptions,
+    StreamOptions,
+    check_names,
+)
 
 _numbers = itertools.count(1)
 
@@ -141,7 +147,7 @@ def stream(
 
     Examples
     --------
-    >>> for index, boxes in dx.stream(detector, "in.mp4", client, window=16):  # doctest: +SKIP
+    >>> for index, boxes in dx.stream(detector, "in.mp4", client, window=16):
     ...     print(index, boxes)
     """
     options = StreamOptions(
@@ -159,7 +165,9 @@ def stream(
         require_finite,
         frames,
     )
-    states = StateOptions(dict(state or {}), dict(initial or {}), checkpoint_every)
+    states = StateOptions(
+        check_names("state", state), check_names("initial", initial), checkpoint_every
+    )
     if is_inside_task():
         raise InputError(
             "a stream was asked for inside a task, whose worker it would have to wait for",
@@ -172,7 +180,7 @@ def stream(
         client = own = own_client()
     try:
         request = ModelRequests.of(
-            model, client, plan, outputs, retries, states, dict(feeds or {}), micro_batch
+            model, client, plan, outputs, retries, states, check_names("feeds", feeds), micro_batch
         )
         called = name or f"{request.prepared.name}-{next(_numbers)}"
         return Stream(request, source, options, called, own)

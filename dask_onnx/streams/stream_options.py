@@ -128,6 +128,42 @@ class StateOptions:
     """Frames after which the state is copied to the client."""
 
 
+_NAMED = {
+    "state": "the input that each output is fed to: {'stateN': 'state'}",
+    "initial": "the first value of each input of the state: {'state': numpy.zeros(...)}",
+    "feeds": "the value of each input that frames do not have: {'sr': numpy.array(16000)}",
+}
+"""Options that are mappings by name, and what they map to."""
+
+
+def check_names(option: str, value: Any) -> dict[str, Any]:
+    """Return an option that is a mapping by name, as a dict; empty if it is left out.
+
+    Parameters
+    ----------
+    option : str
+        "state", whose values are names too, "initial" or "feeds".
+    value : object
+        Value that the caller gave.
+
+    Raises
+    ------
+    InputError
+        It is no mapping, or something in it is no name.
+    """
+    if value is None:
+        return {}
+    names = list(value) if isinstance(value, Mapping) else [None]
+    if option == "state" and isinstance(value, Mapping):
+        names += value.values()
+    if not all(isinstance(name, str) for name in names):
+        shown = " ".join(repr(value).split())[:200]
+        raise InputError(
+            f"{option} is {shown}", f"give a mapping of {_NAMED[option]}", option=option
+        )
+    return dict(value)
+
+
 def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(

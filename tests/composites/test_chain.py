@@ -11,6 +11,7 @@ import dask.bag as db
 import numpy as np
 import pytest
 from builders import dense_model, make_model, node, single_row_model, value
+from dask.utils import key_split
 
 import dask_onnx as dx
 from dask_onnx.core.stage_runs import recorded_runs
@@ -49,6 +50,15 @@ def test_items_fan_out_and_in_by_frame_with_none_for_zero(read, models):
     found = read.predict(FRAMES)
     assert found[0] == (0, [])
     assert_equal(found, wanted(models["b"]))
+
+
+def test_tasks_have_the_name_of_the_chain_on_the_dashboard(read):
+    named = dx.chain(*read.steps.values(), name="reading pages")
+    bag = db.from_sequence(FRAMES, npartitions=2)
+    one = named.predict(dask.delayed(FRAMES[1]))
+    for lazy in (named.predict(bag), one):
+        names = {key_split(key) for key in lazy.__dask_graph__()}
+        assert "reading_pages" in names and not any("ChainRunner" in name for name in names)
 
 
 def test_every_collection_gives_the_same(read, models):

@@ -123,6 +123,11 @@ def by_hand_state(model, frames):
         ({"state": STATE, "initial": {"state": np.zeros((1, 5))}}, "input", "state"),
         ({"state": STATE, "checkpoint_every": 0}, "option", "checkpoint_every"),
         ({"state": STATE, "micro_batch": 2}, "option", "micro_batch"),
+        ({"state": {"next": ("state", np.zeros((1, 4)))}}, "option", "state"),
+        ({"state": "next"}, "option", "state"),
+        ({"state": ["next", "state"]}, "option", "state"),
+        ({"state": STATE, "initial": np.zeros((1, 4))}, "option", "initial"),
+        ({"state": STATE, "feeds": [1]}, "option", "feeds"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_read(
