@@ -77,7 +77,7 @@ class Video:
                 for frame in container.decode(video=0):
                     if self.stopped.is_set():
                         return
-                    yield frame.to_ndarray(format="rgb24")
+                    yield _upright(frame.to_ndarray(format="rgb24"), frame.rotation)
                     number, last = number + 1, frame.time
             except av.error.FFmpegError as error:
                 raise InputError(
@@ -110,7 +110,7 @@ def video(
     Returns
     -------
     Video
-        Frames are uint8, shape (height, width, 3), RGB.
+        Frames are uint8, shape (height, width, 3), RGB, upright as players show them.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def video(
 
     Examples
     --------
-    >>> for index, found in dx.stream(detector, dx.io.video("in.mp4")):  # doctest: +SKIP
+    >>> for index, found in dx.stream(detector, dx.io.video("in.mp4")):
     ...     print(index, found.boxes)
     """
     require_package("av", "video")
@@ -203,6 +203,20 @@ class VideoWriter:
                     container.mux(packet)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise _unwritable(self._path, error) from error
+
+
+def _upright(picture: np.ndarray, degrees: int) -> np.ndarray:
+    """Return a frame as players show it.
+
+    Parameters
+    ----------
+    picture : ndarray, shape (height, width, 3)
+    degrees : int
+        Counterclockwise rotation that the container asks for, as phones do that were held upright;
+        other than multiples of 90 are left to the viewer.
+    """
+    turns, rest = divmod(degrees, 90)
+    return picture if rest or not turns % 4 else np.ascontiguousarray(np.rot90(picture, turns))
 
 
 def _check_end(source: str, container: Any, frames: int, last: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +32,24 @@ def test_frames_come_back_in_their_order(tmp_path):
     for number, frame in enumerate(frames):
         assert frame.dtype == np.uint8 and frame.shape == (48, 64, 3)
         assert np.abs(frame.astype(int) - gradient(number)).mean() < 6
+
+
+TURNED = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0), 0: (1, 0, 0, 1)}
+"""Clockwise rotation in degrees to the upper left part of the matrix in an MP4's track header."""
+
+
+@pytest.mark.parametrize("degrees", TURNED)
+def test_frames_are_turned_as_the_container_asks(tmp_path, degrees):
+    data = write(tmp_path / "a.mp4").read_bytes()
+    # The header of version 0 has 44 bytes from its name to the matrix of nine numbers, 16.16.
+    start = data.index(b"tkhd") + 44
+    a, b, c, d = (each * 2**16 for each in TURNED[degrees])
+    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    (tmp_path / "turned.mp4").write_bytes(data[:start] + matrix + data[start + len(matrix) :])
+    frame = next(iter(dx.io.video(tmp_path / "turned.mp4")))
+    expected = np.rot90(gradient(0), -degrees // 90)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 6
 
 
 def test_odd_sizes_lose_a_row_or_column(tmp_path):
