@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from dask.base import tokenize
 
 from dask_onnx.api.model import Model
+from dask_onnx.collections.prediction_progress import shown_progress
 from dask_onnx.collections.prepared_request import PreparedRequest
 from dask_onnx.collections.request_steps import synchronous_client
 from dask_onnx.collections.run_options import BatchSize, Columns, OnError, Outputs
@@ -23,6 +25,7 @@ from dask_onnx.composites.shared_inputs import SharedInputs, share_inputs
 from dask_onnx.composites.swap_checks import check_alike, check_replacements
 from dask_onnx.core.errors import InputError, PlanError, Suggestion
 from dask_onnx.core.specs import TensorSpec
+from dask_onnx.io.kept_chunks import checkpoint_folder
 from dask_onnx.streams.running_stream import Stream
 from dask_onnx.streams.stream import stream
 
@@ -166,6 +169,8 @@ class Composite:
         append: bool | Sequence[Any] = False,
         require_finite: bool = False,
         on_error: OnError = "raise",
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool = False,
     ) -> Any:
         """Run the models on a collection; the result is lazy if the collection is.
 
@@ -180,6 +185,10 @@ class Composite:
             What `plan` returned.
         batch_size, retries, columns, append, require_finite, on_error
             As for `Model.predict`. Keys of `columns` are inputs of the composite.
+        checkpoint : path or URL, optional
+            As for `Model.predict`; models that run apart have a folder each inside it.
+        progress : bool
+            As for `Model.predict`; a row counts once for each model that runs apart.
 
         Returns
         -------
@@ -211,9 +220,13 @@ class Composite:
         if self._merged is not None:
             self._check_plan(plan)
             given = wanted.names[0] if wanted.is_bare else list(wanted.names)
-            return self._merged.predict(x, outputs=given, plan=plan, **options)
-        request = ApartRequest(self._parts, self.inputs, wanted, self._plans(plan, wanted))
-        return predict_apart(request, x, options)
+            return self._merged.predict(
+                x, outputs=given, plan=plan, checkpoint=checkpoint, progress=progress, **options
+            )
+        folder = None if checkpoint is None else checkpoint_folder(checkpoint)
+        request = ApartRequest(self._parts, self.inputs, wanted, self._plans(plan, wanted), folder)
+        with shown_progress(progress, x, " and ".join(self._parts)):
+            return predict_apart(request, x, options)
 
     def __call__(self, x: Any, *, outputs: Outputs = None, batch_size: BatchSize = "auto") -> Any:
         """Run the models at once in this thread, for functions that run inside a Dask task.

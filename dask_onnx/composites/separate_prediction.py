@@ -6,7 +6,9 @@ import contextvars
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dask_onnx.api.model import Model
 from dask_onnx.cluster.current_scheduler import current_client
@@ -23,7 +25,8 @@ from dask_onnx.composites.separate_results import (
     kept_columns,
     number_rows,
 )
-from dask_onnx.core.errors import InputError
+from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.files import is_url
 from dask_onnx.core.specs import TensorSpec
 
 
@@ -39,6 +42,23 @@ class ApartRequest:
     """Outputs that the result has."""
     plans: Mapping[str, Any]
     """Plan of each model; empty for none."""
+    checkpoint: str | None = None
+    """Folder with a folder of finished chunks for each model; None to keep none."""
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Return the options of `Model.predict` that differ between the models."""
+        folder = self.checkpoint
+        return {
+            "outputs": list(self.wanted.by_member[name]),
+            "plan": self.plans.get(name),
+            # Any text may be the name of a model.
+            "checkpoint": None if folder is None else f"{folder}/{quote(name, safe='')}-model",
+        }
+
+    def make_folder(self) -> None:
+        """Make the folder of the checkpoint, in which each model makes its own."""
+        if self.checkpoint is not None and not is_url(self.checkpoint):
+            Path(self.checkpoint).mkdir(exist_ok=True)
 
     def feeds_of(self, x: Any) -> dict[str, dict[str, Any]]:
         """Return the inputs of each model that has wanted outputs.
@@ -89,12 +109,12 @@ def _run(
     """
 
     def run(name: str) -> dict[str, Any]:
-        outputs, plan = list(request.wanted.by_member[name]), request.plans.get(name)
         found: dict[str, Any] = request.parts[name].predict(
-            feeds[name], outputs=outputs, plan=plan, **options
+            feeds[name], **request.options_of(name), **options
         )
         return found
 
+    request.make_folder()
     names = list(feeds)
     if len(names) == 1 or current_client() is None:
         return [run(name) for name in names]
@@ -106,14 +126,14 @@ def _run(
 def _of_bag(request: ApartRequest, x: Any, options: dict[str, Any]) -> Any:
     import dask.bag
 
+    request.make_folder()
     known = frozenset(spec.name for spec in request.inputs)
     bags = []
-    for name, outputs in request.wanted.by_member.items():
+    for name in request.wanted.by_member:
         part = request.parts[name]
         own = frozenset(spec.name for spec in part.inputs)
         rows = x if len(known) == 1 else x.map(PickInputs(own, known))
-        plan = request.plans.get(name)
-        bags.append(part.predict(rows, outputs=list(outputs), plan=plan, **options))
+        bags.append(part.predict(rows, **request.options_of(name), **options))
     joined = bags[0] if len(bags) == 1 else dask.bag.map(join_rows, *bags)
     return joined.map(_Ordered(request.wanted))
 
@@ -135,16 +155,20 @@ def _of_table(request: ApartRequest, x: Any, options: dict[str, Any]) -> Any:
     append, columns = options.pop("append"), options.pop("columns")
     chosen = _columns_of_parts(request, x, columns)
     given = {
-        name: {
-            "outputs": list(outputs),
-            "columns": chosen[name],
-            "plan": request.plans.get(name),
-            **options,
-        }
-        for name, outputs in request.wanted.by_member.items()
+        name: {**request.options_of(name), "columns": chosen[name], **options}
+        for name in request.wanted.by_member
     }
     if options["on_error"] == "null" and len(given) > 1:
+        if request.checkpoint is not None:
+            raise InputError(
+                "checkpoint keeps the chunks of each model, and with on_error='null' a row that is "
+                "bad for one is missing for all, so that none is complete without the others",
+                "leave on_error out; or predict with each model, and its own checkpoint",
+                option="checkpoint",
+                suggestions=[Suggestion("on_error", "raise"), Suggestion("checkpoint")],
+            )
         return _with_missing_rows(request, x, append, given)
+    request.make_folder()
     tables = [request.parts[name].predict(x, **own) for name, own in given.items()]
     kept = kept_columns(x, append, [column for table in tables for column in table.columns])
     if kept:
@@ -197,7 +221,7 @@ def _used_columns(x: Any, given: Mapping[str, dict[str, Any]]) -> Any:
 
 
 def _good_rows(part: Model, table: Any, options: Mapping[str, Any]) -> Any:
-    others = {name: value for name, value in options.items() if name != "on_error"}
+    others = {n: value for n, value in options.items() if n not in ("on_error", "checkpoint")}
     return part.predict_checked(table, **others)[0]
 
 

@@ -15,6 +15,8 @@ import pytest
 from builders import captured_model, dense_model, make_model, node, value, weights
 
 import dask_onnx as dx
+from dask_onnx.collections import prediction_progress
+from dask_onnx.core.stage_runs import recorded_runs
 
 X = np.random.default_rng(3).standard_normal((6, 8)).astype(np.float32)
 COLUMNS = list("abcdefgh")
@@ -80,6 +82,53 @@ def test_dask_arrays_stay_lazy_and_chunked(composite, models):
     found = composite.predict(da.from_array(X, chunks=(2, 8)))
     assert all(array.chunks == ((2, 2, 2), (4,)) for array in found.values())
     assert_results(dask.compute(found)[0], expected(models))
+
+
+@pytest.mark.parametrize("kind", ["array", "numpy", "bag", "table"])
+def test_finished_chunks_of_all_models_are_taken_up_again(composite, models, tmp_path, kind):
+    folder = tmp_path / "kept"
+    given = {
+        "array": da.from_array(X, chunks=(2, 8)),
+        "numpy": X,
+        "bag": db.from_sequence(list(X), npartitions=2),
+        "table": dd.from_pandas(pd.DataFrame(X, columns=COLUMNS), npartitions=2),
+    }[kind]
+
+    def found():
+        return dask.compute(composite.predict(given, checkpoint=folder), scheduler="sync")[0]
+
+    first = found()
+    ran = sum(each.runs for each in recorded_runs())
+    again = found()
+    assert sum(each.runs for each in recorded_runs()) == ran
+    for one, other in zip(_values(first), _values(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Another input is another prediction.
+    with pytest.raises(dx.InputError) as caught:
+        composite.predict(da.ones((6, 8), chunks=(2, 8), dtype="f4"), checkpoint=folder)
+    assert caught.value.option == "checkpoint"
+
+
+def _values(found):
+    if isinstance(found, list):
+        return [value for row in found for value in row.values()]
+    return list(found.values()) if isinstance(found, dict) else [found.to_numpy()]
+
+
+def test_progress_counts_the_rows_of_all_models(composite, monkeypatch):
+    shown = []
+
+    class Display:
+        def show(self, done, total):
+            shown.append((done, total))
+
+        def close(self):
+            shown.append("closed")
+
+    monkeypatch.setattr(prediction_progress, "_display", lambda name: Display())
+    composite.predict(X, progress=True)
+    runs = 1 if composite.merging.is_merged else 3
+    assert shown[-2:] == [(6 * runs, 6 * runs), "closed"]
 
 
 def test_delayed_gives_delayed(composite, models):
