@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -104,10 +105,19 @@ class LazyGroup(click.Group):
             _fail(options, report_of(error, options.command), error)
             ctx.exit(EXIT_BAD_INPUT if is_input else EXIT_FAILED)
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _has_no_reader(1):
+                raise  # click ends quietly: `dask-onnx inspect model.onnx | head` is no failure
             kind = type(error).__name__
             cause = " ".join(f"unexpected {kind}: {error}".split())
             _fail(options, ErrorReport(kind, cause, "add --debug to see the traceback"), error)
             ctx.exit(EXIT_FAILED)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    """Return whether a file descriptor is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _tell_unknown_keys() -> None:

@@ -15,6 +15,6 @@ def echo(text: str = "", *, err: bool = False) -> None:
     text : str
         Lines that are separated by line feeds.
     err : bool
-        Whether they go to the standard error.
+        True to print to the standard error.
     """
     click.echo(printable_lines(text), err=err)

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C while Python runs code that drops exceptions; SIGTERM and SIGHUP."""
+"""Signals: Ctrl-C while Python runs code that drops exceptions; SIGTERM and SIGHUP; closed pipes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from builders import dense_model
 
 SCRIPT = """
 import gc, os, signal, time
@@ -116,3 +117,19 @@ def test_a_signal_before_the_first_block_leaves_nothing_and_meanwhile_the_output
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == before
+
+
+def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(dense_model().SerializeToString())
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "dask_onnx", "inspect", str(path)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1 and done.stderr == b""
