@@ -82,7 +82,7 @@ def find_batch(
     custom : mapping of (domain, op type) to axes, optional
         Axes that the caller's operators declare.
     first_axis_only : bool
-        Whether rows can only be on axis 0 of the inputs, as in tables and bags.
+        True if rows can only be on axis 0 of the inputs, as in tables and bags.
     """
     random, unseeded = random_nodes(facts, outputs)
     likely, fixed = input_axes(facts.model)

@@ -62,7 +62,7 @@ def _multi_head(parameters: str, shared: Callable[[Call], bool]) -> Rule:
         Parameters of the function; queries have shape (batch, tokens, heads * size), caches (batch,
         heads, tokens, size).
     shared : function of Call to bool
-        Whether past and present share a buffer: then the cache keeps its length.
+        True if past and present share a buffer: then the cache keeps its length.
     """
 
     def rule(call: Call) -> str:

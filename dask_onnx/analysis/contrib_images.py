@@ -37,7 +37,7 @@ def _window(operator: str, parameters: str = "x", *, channels_last: bool = False
         Parameters of the function. With ``w`` it is a convolution; the result has the dtype of
         ``zero`` if that is among them, else of ``x``.
     channels_last : bool
-        Whether channels are on the last axis whatever the attribute of that name says.
+        True if channels are on the last axis whatever the attribute of that name says.
     """
     names = parameters.split(", ")
 

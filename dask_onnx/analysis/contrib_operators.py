@@ -70,7 +70,7 @@ def _columns(*attributes: str, residual: bool = False) -> Rule:
     attributes : str
         Attributes with the sizes N, one for each result.
     residual : bool
-        Whether the last result is a sum of the input's shape.
+        True if the last result is a sum of the input's shape.
     """
 
     def rule(call: Call) -> str:

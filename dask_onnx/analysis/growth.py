@@ -65,7 +65,7 @@ def seconds_at(
     table : CostTable
         Speeds for the predicted times.
     has_body : function of int to bool
-        Whether the node at a position has bodies (If, Loop, Scan).
+        True if the node at a position has bodies (If, Loop, Scan).
     """
     near, far = measured[0], measured[1] if len(measured) > 1 else None
 

@@ -38,7 +38,7 @@ def open_groups(model: OnnxModel, first: bool) -> list[dict[str, int]]:
     ----------
     model : OnnxModel
     first : bool
-        Whether to return the symbols that some axis 0 has, or the others.
+        True to return the symbols that some axis 0 has; False for the others.
 
     Returns
     -------

@@ -51,7 +51,7 @@ def fold_shape_arithmetic(
     Returns
     -------
     bool
-        Whether anything was replaced.
+        True if anything was replaced.
     """
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer if not is_external(tensor)}

@@ -50,7 +50,7 @@ def explain_html(
     measured : sequence of float or None, optional
         Seconds that each stage took, None where that is not known, for the picture.
     is_page : bool
-        Whether it is for a page of its own.
+        True if it is for a page of its own.
     """
     count = len(stages.stages)
     # The SVG writer has escaped the names in it.

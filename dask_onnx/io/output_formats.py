@@ -49,7 +49,7 @@ def open_sink(
     path : str
         Path or URL ending in .npy, .zarr, .parquet, .csv or .jsonl.
     overwrite : bool
-        Whether an existing output is replaced.
+        True if an existing output is replaced.
     results : {"tables", "arrays", "any"}
         Form of the results, which the format must be able to store.
     begun : BegunOutputs, optional

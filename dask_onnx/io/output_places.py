@@ -135,7 +135,7 @@ def check_apart(
     files : iterable of str
         Absolute paths or URLs of its files.
     may_be_inside : bool
-        Whether an output may be in a folder that is the input, as among pictures.
+        True if an output may be in a folder that is the input, as among pictures.
 
     Raises
     ------

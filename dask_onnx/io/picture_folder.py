@@ -104,7 +104,7 @@ def open_picture_folder(
     path : str
         Local path of the folder.
     overwrite : bool
-        Whether a folder that a former run has written is replaced.
+        True if a folder that a former run has written is replaced.
     option : str
         Name of the option, for errors.
     begun : BegunOutputs, optional

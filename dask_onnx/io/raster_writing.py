@@ -49,7 +49,7 @@ def write_raster(
         raster's size, or a multiple or a divisor of it. The georeference is written to TIFF's tags
         and zarr's attributes; facts about pixel values, such as nodata, are not.
     overwrite : bool
-        Whether to replace an existing target.
+        True to replace an existing target.
     compression : {"deflate", None}
         Compression of the tiles of a TIFF file.
 

@@ -214,7 +214,7 @@ def open_raster_source(
         Names of the axes if the file has none: .npy, and zarr without names. By default ("y", "x")
         for two axes and ("band", "y", "x") for three.
     palette_indices : bool
-        Whether to accept palette indices as pixels, such as classes. By default a file with a
+        True to accept palette indices as pixels, such as classes. By default a file with a
         palette is refused, since its pixels are indices of colours and not brightness.
 
     Raises

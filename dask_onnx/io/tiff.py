@@ -88,7 +88,7 @@ def inspect_tiff(path: Path, *, palette_indices: bool = False) -> TiffLayout:
     Parameters
     ----------
     palette_indices : bool
-        Whether to accept palette indices as pixels.
+        True to accept palette indices as pixels.
 
     Raises
     ------
@@ -342,7 +342,7 @@ def write_tiled(
     dtype : numpy.dtype
         Dtype of the pixels in the file.
     planar : bool
-        Whether bands follow each other instead of being interleaved by pixel.
+        True if bands follow each other instead of being interleaved by pixel.
     tags : sequence of tuple
         Additional tags, as tifffile's ``extratags``.
     compression : {"deflate", None}

@@ -302,7 +302,7 @@ def begun_before(
     resume, overwrite : bool
         What becomes of it.
     is_locked : bool
-        Whether the caller holds the lock of the output.
+        True if the caller holds the lock of the output.
 
     Raises
     ------

@@ -37,7 +37,7 @@ def pass_step(walk: Walk, view: NodeView, is_constant: Callable[[str], bool]) ->
     view : NodeView
         Node with the dependences of its inputs.
     is_constant : callable
-        Whether a value of that name follows from weights alone.
+        True if a value of that name follows from weights alone.
     """
     for weight in weights_of(view):
         dep = view.dep(weight.data)

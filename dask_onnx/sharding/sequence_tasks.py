@@ -326,7 +326,7 @@ def combine_blocks(replaces_nan: bool, *partials: tuple[Array, Array, Array]) ->
     Parameters
     ----------
     replaces_nan : bool
-        Whether queries without any allowed key give 0 rather than NaN.
+        True if queries without any allowed key give 0 rather than NaN.
     *partials : tuple of ndarray
         For each block the largest scores and the sums of exponentials, both shape
         (..., queries, 1), and the values weighted by them, shape (..., queries, features).

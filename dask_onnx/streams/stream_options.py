@@ -108,7 +108,7 @@ class StreamOptions:
         threads : int
             Threads of the cluster.
         has_state : bool
-            Whether frames need the state after the ones before.
+            True if frames need the state after the ones before.
         """
         window = 1 if self.mode == "sync" else self.window
         if window is None:

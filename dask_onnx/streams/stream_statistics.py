@@ -107,7 +107,7 @@ class StatisticsCounter:
         latency : float
             Seconds from its arrival to its result.
         is_late : bool
-            Whether that is past its deadline.
+            True if that is past its deadline.
         """
         with self._lock:
             self._counts["done"] += 1

@@ -152,7 +152,7 @@ def slice_size_of(layout: InputLayout, wanted: Any, *, can_resize: bool) -> Size
     wanted : int, (int, int) or None
         The caller's size; None for that of the model.
     can_resize : bool
-        Whether `preprocess` may resize slices to the model's size.
+        True if `preprocess` may resize slices to the model's size.
 
     Raises
     ------

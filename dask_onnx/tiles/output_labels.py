@@ -50,7 +50,7 @@ def with_labels(
     untiled : mapping of int to Place
         Other axes of the image, with the batch axis, to their locations in the result.
     is_single : bool
-        Whether the image has no batch axis.
+        True if the image has no batch axis.
     """
     from dask_onnx.collections import geotransform, labelled_arrays  # needs xarray
 

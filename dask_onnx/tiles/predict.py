@@ -93,7 +93,7 @@ def predict_tiled(
     outputs : str or sequence of str, optional
         Outputs to compute, as for ``model.predict``.
     exact : bool, default True
-        Whether the result has to equal the untiled one. False runs the whole model on overlapping
+        True if the result has to equal the untiled one. False runs the whole model on overlapping
         tiles and blends these with linear ramps. That is an approximation, for models that have no
         exact tiles or accept one size only; `tiling_drift` measures its error on a sample.
     overlap : int or sequence of int, optional

@@ -93,7 +93,7 @@ def merge_seams(
         crops, it is their intersection over union. For others, it is the share of the cropped box,
         in the area that both slices show, which the other box covers.
     class_agnostic : bool
-        Whether boxes of different classes may be the same object.
+        True if boxes of different classes may be the same object.
 
     Returns
     -------

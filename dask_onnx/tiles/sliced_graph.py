@@ -73,7 +73,7 @@ def sliced_graph(
     at_most : int
         Slices of a task.
     full_picture : bool
-        Whether the shrunk image is one more slice.
+        True if the shrunk image is one more slice.
     merge : (str, str)
         Way to merge the boxes of all slices, and the measure of their overlap.
     retries : int

@@ -76,7 +76,7 @@ class NodeRules:
         places : sequence of Place or None
             Location of the axis in each input; None where the input does not carry it.
         is_only_axis : bool
-            Whether no other tiled axis lies on the same axis of the first input.
+            True if no other tiled axis lies on the same axis of the first input.
         """
         found = self._outcomes(places)
         first = places[0] if places else None

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C while Python runs code that drops exceptions; SIGTERM and SIGHUP; closed pipes."""
+"""Signals and closed pipes: Ctrl-C while Python drops exceptions, SIGTERM, SIGHUP, no reader."""
 
 from __future__ import annotations
 
