@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: test test-slow test-minimum test-upstream coverage lint demo conformance conversions registry bench bench-network assets clean
+.PHONY: test test-slow test-minimum test-minimum-onnx test-upstream coverage lint docs docs-links demo conformance conversions registry bench bench-network assets clean
 
 # Tests that use clusters run one after another in one process, the others beside them: tests/conftest.py.
 PARALLEL := -n 2 --dist loadscope
@@ -29,6 +30,16 @@ test-minimum: assets
 	DASK_ONNX_ASSETS=$(ASSETS) .venv-minimum/bin/python -m pytest -m "not slow and not real" \
 		--ignore tests/conformance $(PYTEST_ARGS)
 
+# With them the oldest onnx and onnxruntime, without the extras of the tests, which need newer ones.
+test-minimum-onnx: assets
+	$(PYTHON) -m venv .venv-minimum-onnx
+	.venv-minimum-onnx/bin/python -m pip install --quiet \
+		--editable '.[dataframe,images,parquet,text,xarray,zarr]' \
+		cryptography hypothesis polars pytest pytest-timeout scikit-learn \
+		-c tests/minimum.txt -c tests/minimum-onnx.txt
+	DASK_ONNX_ASSETS=$(ASSETS) .venv-minimum-onnx/bin/python -m pytest -m "not slow and not real" \
+		tests/api $(PYTEST_ARGS)
+
 # Dask as it is in its repositories.
 test-upstream: assets
 	$(PYTHON) -m venv .venv-upstream
@@ -42,6 +53,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The site, in docs/_build/html. Needs no network once the packages are there; warnings are errors.
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+
+# Report links to other sites that do not answer. Without a network it says so, and succeeds.
+docs-links: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -Q -b linkcheck docs docs/_build/links || true
+	$(BIN)/python docs/link_report.py docs/_build/links/output.json
 
 demo: $(STAMP) assets
 	$(BIN)/python notebooks/text_detection.py --assets $(ASSETS) --output demo-output
@@ -92,5 +112,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	touch $(STAMP)
 
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $(DOCS_STAMP)
+
 clean:
-	rm -rf $(VENV) .venv-minimum .venv-upstream .cache demo-output htmlcov
+	rm -rf $(VENV) .venv-minimum .venv-minimum-onnx .venv-upstream .cache demo-output htmlcov docs/_build docs/notebooks docs/reference/generated

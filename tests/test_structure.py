@@ -14,8 +14,10 @@ import dask_onnx
 PACKAGE = Path(dask_onnx.__file__).parent
 TESTS = Path(__file__).parent
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
-TESTS_WITHOUT_FOLDER = {"assets", "conformance", "fuzz", "real"}
-"""Fetched assets, ONNX's test suite, damaged models, and trained models, which use all layers."""
+TESTS_WITHOUT_FOLDER = {"assets", "conformance", "docs", "fuzz", "real"}
+"""Fetched assets, ONNX's test suite, the documentation, damaged models, and trained models, which
+use all layers.
+"""
 
 
 def test_the_import_contracts_of_pyproject_hold():

@@ -224,7 +224,9 @@ def _plan_stages(facts: ModelFacts, request: PlanRequest) -> Plan:
     if request.measure is not None:
         arrays = _measured_feeds(facts, request.measure)
         requests = [arrays, *_one_row(facts, arrays)]
-        facts.save_speed(measure_nodes(facts, requests, session)[0])
+        times = measure_nodes(facts, requests, session)[0]
+        if session.is_on_cpu:  # predictions for other models are for the CPU
+            facts.save_speed(times)
         shapes = shapes or shapes_of(arrays)
     if request.name in _TIME_STRATEGIES and config.get("plan.calibrate") and not facts.is_measured:
         _calibrate()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numbers
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -18,6 +18,25 @@ Dim = int | str | None
 
 OptimizationLevel = Literal["disable", "basic", "extended", "all"]
 """ONNX Runtime's graph optimisation levels."""
+
+ORT_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+)
+"""Packages that are builds of ONNX Runtime, each with other execution providers."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
+"""Execution provider of ONNX Runtime that every build has."""
+
+ProviderOptions = tuple[tuple[str, str], ...]
+"""Options of an execution provider, by name, sorted."""
+
+Provider = str | tuple[str, ProviderOptions]
+"""Execution provider of ONNX Runtime: its name, or its name with options."""
 
 Kernel = Literal["onnxruntime", "reference", "custom"]
 """Implementation of a node: ONNX Runtime, ONNX's reference evaluator, or a custom kernel."""
@@ -94,8 +113,13 @@ def format_shape(shape: tuple[Dim, ...] | None) -> str:
 class SessionSpec:
     """Options of ONNX Runtime for a stage. Every field is part of the session cache's key."""
 
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    """ORT's execution providers, in order of preference. ORT's own default is never used."""
+    providers: Sequence[str | tuple[str, Mapping[str, Any] | ProviderOptions]] | str = (
+        CPU_PROVIDER,
+    )
+    """ORT's execution providers, in order of preference: names, or names with options, such as
+    ``("CUDAExecutionProvider", {"device_id": 1})``; stored as a tuple, options as a sorted tuple of
+    texts. ORT's own default is never used; nodes that no provider takes run on the CPU. A worker
+    that dask-cuda has bound to a device (``CUDA_VISIBLE_DEVICES``) sees it as device 0."""
     intra_op_num_threads: int | None = None
     """Threads inside one operator. None (throughput): the cores of the process, by affinity and
     cgroup, divided by its Dask threads. 0 (latency): all cores of the process."""
@@ -136,12 +160,70 @@ class SessionSpec:
             )
         if seconds is not None:
             object.__setattr__(self, "max_run_seconds", float(seconds))
-        if isinstance(self.providers, str):
-            object.__setattr__(self, "providers", (self.providers,))
+        object.__setattr__(self, "providers", _providers(self.providers))
         entries = self.config.items() if isinstance(self.config, Mapping) else self.config
         object.__setattr__(self, "config", tuple(sorted((str(k), str(v)) for k, v in entries)))
+
+    @property
+    def provider_list(self) -> tuple[Provider, ...]:
+        """Execution providers in the form in which they are stored."""
+        return cast(tuple[Provider, ...], self.providers)
+
+    @property
+    def provider_options(self) -> Mapping[str, ProviderOptions]:
+        """Options of each execution provider by its name, in order of preference."""
+        return dict((each, ()) if isinstance(each, str) else each for each in self.provider_list)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """True if the CPU's execution provider is the only one, without options."""
+        return self.providers == (CPU_PROVIDER,)
 
     @property
     def takes_all_cores(self) -> bool:
         """True if a run uses all cores of its process (latency)."""
         return self.intra_op_num_threads == 0
+
+
+def _providers(given: Any) -> tuple[Provider, ...]:
+    """Return execution providers in the form in which a `SessionSpec` stores them.
+
+    Raises
+    ------
+    PlanError
+        There are none; one is no name, or has options that are no mapping; one is there twice.
+    """
+    if isinstance(given, str):
+        given = (given,)
+    entries = list(given) if isinstance(given, Sequence) else [given]
+    if len(entries) == 2 and isinstance(entries[0], str) and isinstance(entries[1], Mapping):
+        entries = [tuple(entries)]  # one provider with its options
+    found = [_provider(entry) for entry in entries]
+    names = [each if isinstance(each, str) else each[0] for each in found]
+    if not names or len(set(names)) < len(names):
+        raise PlanError(
+            f"providers are {given!r}: "
+            + ("one is there twice" if names else "there must be one at least"),
+            "give each execution provider once, in order of preference",
+            option="providers",
+            suggestions=[Suggestion("providers", tuple(dict.fromkeys(names)) or (CPU_PROVIDER,))],
+        )
+    return tuple(found)
+
+
+def _provider(entry: Any) -> Provider:
+    name: Any = entry
+    options: Any = ()
+    if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2:
+        name, options = entry
+    pairs = options.items() if isinstance(options, Mapping) else options
+    is_pairs = isinstance(pairs, Iterable) and not isinstance(pairs, str)
+    if not isinstance(name, str) or not name or not is_pairs:
+        raise PlanError(
+            f"providers has {entry!r}, which is no execution provider",
+            'give a name, or a name with options: ("CUDAExecutionProvider", {"device_id": 1})',
+            option="providers",
+            suggestions=[Suggestion("providers", (CPU_PROVIDER,))],
+        )
+    stored = tuple(sorted((str(key), str(value)) for key, value in pairs))
+    return (name, stored) if stored else name

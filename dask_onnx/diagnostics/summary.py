@@ -118,7 +118,7 @@ def summarise(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Summary:
         is_assumed=is_assumed,
         basis=basis_of(facts, shapes),
         critical_path=_critical_path(facts, stages, recipe),
-        other_kernels=tuple(_other_kernels(facts, stages)),
+        other_kernels=tuple(_other_kernels(facts, stages, recipe.session)),
         threads=recipe.session.intra_op_num_threads,
         rows=_run_rows(facts, stages, recipe, shapes),
         random=tuple(name for name in random if name not in unseeded),
@@ -173,12 +173,15 @@ def _critical_path(facts: ModelFacts, stages: StageGraph, recipe: Recipe) -> Cri
     return CriticalPath((0,), names, span, sum(seconds) / span if span else 1.0)
 
 
-def _other_kernels(facts: ModelFacts, stages: StageGraph) -> Iterator[KernelNodes]:
+def _other_kernels(
+    facts: ModelFacts, stages: StageGraph, session: SessionSpec
+) -> Iterator[KernelNodes]:
+    kernels = facts.kernels_of(session)
     for kernel in ("reference", "custom"):
         reasons: dict[str, list[str]] = {}
         for stage in stages.stages:
             for index in stage.nodes if stage.kernel == kernel else ():
-                reason = facts.kernels[index].reason
+                reason = kernels[index].reason
                 reasons.setdefault(reason, []).append(facts.graph.nodes[index].name)
         for reason, names in reasons.items():
             yield KernelNodes(kernel, reason, tuple(names))

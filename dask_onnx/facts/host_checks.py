@@ -18,7 +18,6 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.modelio.weights import with_bodies
 from dask_onnx.runtime.host_contracts import HostContract
 from dask_onnx.runtime.host_needs import HostAnswer, HostNeed, ask_host, find_needs
-from dask_onnx.runtime.probe import Probe
 
 _fit: BoundedCache[tuple[object, ...], bool] = BoundedCache("workers that fit models", 256)
 """Clients, models and workers that were asked, and had all that the model needs."""
@@ -51,7 +50,7 @@ def check_hosts(client: Any, facts: ModelFacts, session: SessionSpec) -> None:
     if not needs:
         return
     workers = frozenset(workers_of(client))
-    key = client.id, facts.times_token, session.providers, workers
+    key = client.id, facts.times_token_of(session), session.providers, workers
     if not workers or _fit.get(key):
         return
     answers = ask_workers(client, ask_host, needs)
@@ -65,8 +64,8 @@ def host_needs(facts: ModelFacts, session: SessionSpec) -> tuple[HostNeed, ...]:
     """Return the needs of a model's kernels of their hosts; found once for each model."""
 
     def find() -> tuple[HostNeed, ...]:
-        probe = Probe(facts.graph, facts.declared, facts.custom, facts.libraries)
-        return find_needs(probe, facts.kernels, session.providers)
+        probe = facts.probe_of(session)
+        return find_needs(probe, facts.kernels_of(session), session.provider_list)
 
     found: tuple[HostNeed, ...] = facts.kept.get_or_make(("host needs", session.providers), find)
     return found

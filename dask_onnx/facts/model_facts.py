@@ -30,7 +30,7 @@ from dask_onnx.analysis.shapes import Schemas, infer_shapes, with_declared_outpu
 from dask_onnx.analysis.size_conflicts import SizeConflict, conflict_at
 from dask_onnx.core.errors import InputError
 from dask_onnx.core.process_caches import BoundedCache, KeptResults
-from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
+from dask_onnx.core.specs import CPU_PROVIDER, Dim, NodeKernel, SessionSpec, TensorSpec
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.measured_costs import seconds_at_shapes, speed_factor
 from dask_onnx.facts.row_shapes import row_scale, with_several_positions, without_rows
@@ -52,6 +52,7 @@ from dask_onnx.runtime.custom_kernels import CustomKernels
 from dask_onnx.runtime.onnxruntime_internals import contrib_schemas
 from dask_onnx.runtime.probe import Probe, find_kernels
 from dask_onnx.runtime.profile import NodeTimes, save_speed, saved_node_times, saved_speed
+from dask_onnx.runtime.session import has_onnxruntime, missing_providers
 from dask_onnx.store.publishing import as_reference, from_reference
 
 _MAX_SHAPES = 64
@@ -161,7 +162,37 @@ class ModelFacts:
     @raises_model_errors("analysed")
     def kernels(self) -> tuple[NodeKernel, ...]:
         """Kernel of each node, in the order of the graph."""
-        return find_kernels(Probe(self.graph, self.declared, self.custom, self.libraries))
+        return find_kernels(self.probe_of(SessionSpec()))
+
+    def probe_of(self, session: SessionSpec) -> Probe:
+        """Return the question for the kernels of the nodes in sessions of these options.
+
+        Providers that this process lacks cannot be asked: the CPU's are asked in their place, and
+        the workers whether they have them.
+        """
+        providers = session.provider_list
+        if not session.is_on_cpu and (not has_onnxruntime() or missing_providers(session)):
+            providers = (CPU_PROVIDER,)
+        return Probe(self.graph, self.declared, self.custom, self.libraries, providers)
+
+    @raises_model_errors("planned")
+    def kernels_of(self, session: SessionSpec) -> tuple[NodeKernel, ...]:
+        """Return the kernel of each node in sessions of these options, in the order of the graph.
+
+        Parameters
+        ----------
+        session : SessionSpec
+            Options of the sessions, of which the execution providers count.
+        """
+        if session.is_on_cpu:
+            return self.kernels
+        probe = self.probe_of(session)
+        if probe.providers == (CPU_PROVIDER,):
+            return self.kernels
+        found: tuple[NodeKernel, ...] = self.kept.get_or_make(
+            ("kernels", probe.providers), lambda: find_kernels(probe)
+        )
+        return found
 
     @cached_property
     @raises_model_errors("analysed")
@@ -383,9 +414,21 @@ class ModelFacts:
         custom = None if self.custom is None else self.custom.token
         return digest(self.onnx.token, custom, self.libraries, kernels)
 
-    def saved_node_times(self) -> Iterator[NodeTimes]:
-        """Return the measured times of the model's nodes on this host, at any shapes."""
-        return saved_node_times(self.times_token)
+    def times_token_of(self, session: SessionSpec) -> str:
+        """Return the cache key of node times in sessions of these options: by their providers."""
+        if session.is_on_cpu:
+            return self.times_token
+        return digest(self.times_token, session.providers, self.kernels_of(session))
+
+    def saved_node_times(self, session: SessionSpec | None = None) -> Iterator[NodeTimes]:
+        """Return the measured times of the model's nodes on this host, at any shapes.
+
+        Parameters
+        ----------
+        session : SessionSpec, optional
+            Options of the sessions, of which the execution providers count; the CPU's by default.
+        """
+        return saved_node_times(self.times_token_of(session or SessionSpec()))
 
     @property
     def is_measured(self) -> bool:
@@ -426,7 +469,11 @@ class ModelFacts:
 
     @raises_model_errors("analysed")
     def measured(
-        self, shapes: Mapping[str, tuple[int, ...]], costs: CostTable, each: Sequence[NodeCost]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        costs: CostTable,
+        each: Sequence[NodeCost],
+        session: SessionSpec,
     ) -> dict[int, float]:
         """Return the measured seconds of each node on this host; empty if nothing was measured.
 
@@ -440,8 +487,10 @@ class ModelFacts:
             Speeds by which the measurements are scaled to these shapes.
         each : sequence of NodeCost
             Cost of each node at these shapes.
+        session : SessionSpec
+            Options of the sessions, of which the execution providers count.
         """
-        saved = list(self.saved_node_times())
+        saved = list(self.saved_node_times(session))
         return seconds_at_shapes(self.graph, saved, shapes, costs, each, self._costs_at)
 
     @raises_model_errors("analysed")
@@ -575,9 +624,9 @@ class ModelFacts:
             declared=self.declared,
             outputs=outputs,
             costs=costs,
-            kernels=self.kernels,
+            kernels=self.kernels_of(recipe.session),
             node_costs=each,
-            measured=self.measured(shapes, costs, each),
+            measured=self.measured(shapes, costs, each, recipe.session),
         )
 
 

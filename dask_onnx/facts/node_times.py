@@ -68,14 +68,14 @@ def measure_nodes(
     spec = replace(spec, intra_op_num_threads=1)
     known = {
         _key(times.shapes): times
-        for times in facts.saved_node_times()
+        for times in facts.saved_node_times(spec)
         if times.session == repr(spec)
     }
     new = [
         feeds for feeds in requests if not (_has_shapes(feeds) and _key(shapes_of(feeds)) in known)
     ]
     for times in _run(facts, new, spec) if new else ():
-        save_node_times(facts.times_token, times)
+        save_node_times(facts.times_token_of(spec), times)
         known[_key(times.shapes)] = times
     return [known[_key(shapes_of(feeds))] for feeds in requests]
 

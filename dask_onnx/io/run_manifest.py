@@ -19,6 +19,7 @@ import numpy as np
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import FileSource, is_url
 from dask_onnx.core.filesystems import filesystem_of
+from dask_onnx.core.specs import ORT_DISTRIBUTIONS
 
 FORMAT = 1
 """Version of the format of manifests and journals."""
@@ -187,7 +188,7 @@ def package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute and write results, by name."""
     found = {}
     for name in _PACKAGES:
-        for distribution in (name, f"{name}-gpu"):
+        for distribution in ORT_DISTRIBUTIONS if name == "onnxruntime" else (name,):
             try:
                 found[name] = importlib.metadata.version(distribution)
                 break

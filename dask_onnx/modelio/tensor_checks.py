@@ -18,9 +18,11 @@ MAX_AXES = 64
 """Axes that an array of numpy may have."""
 _MAX_SIZE = 2**63 - 1
 """Largest number of elements, and of bytes, that an ``int64`` counts."""
-_BITS: dict[int, int] = {
+UINT2, INT2 = 25, 26
+"""Numbers of ONNX's types of two bits, which the oldest versions of onnx have no names for."""
+PACKED_BITS: dict[int, int] = {
     **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
-    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
+    **dict.fromkeys((INT2, UINT2), 2),
 }
 """Bits of an element of types that are packed into bytes."""
 _FIELDS: dict[int, str] = {
@@ -95,7 +97,7 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """Return the bytes of a tensor's values as ``raw_data``, after `check_tensor`."""
     count = int(math.prod(tensor.dims))
-    bits = _BITS.get(tensor.data_type)
+    bits = PACKED_BITS.get(tensor.data_type)
     if bits is not None:
         return -(-count * bits // 8)
     return count * int(numpy_dtype(tensor.data_type).itemsize)
@@ -106,7 +108,7 @@ def _stored_values(tensor: onnx.TensorProto) -> int:
     count = int(math.prod(tensor.dims))
     if tensor.data_type in _COMPLEX:
         return 2 * count
-    bits = _BITS.get(tensor.data_type)
+    bits = PACKED_BITS.get(tensor.data_type)
     return count if bits is None else -(-count * bits // 8)
 
 

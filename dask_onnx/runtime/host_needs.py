@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from dask_onnx.core.errors import DaskOnnxError
-from dask_onnx.core.specs import NodeKernel, SessionSpec
+from dask_onnx.core.specs import NodeKernel, Provider, SessionSpec
 from dask_onnx.modelio.operator_names import (
     OperatorName,
     is_onnx_domain,
@@ -70,7 +70,7 @@ class HostAnswer:
 
 
 def find_needs(
-    probe: Probe, kernels: Sequence[NodeKernel], providers: Sequence[str]
+    probe: Probe, kernels: Sequence[NodeKernel], providers: Sequence[Provider]
 ) -> tuple[HostNeed, ...]:
     """Return what a model needs of the hosts that run it; empty for most models.
 
@@ -80,13 +80,13 @@ def find_needs(
         Facts of the model.
     kernels : sequence of NodeKernel
         Kernel of each node, in the order of the graph.
-    providers : sequence of str
+    providers : sequence of Provider
         Execution providers that the plan asks for.
     """
     found: dict[object, HostNeed] = {}
-    if tuple(providers) != SessionSpec().providers:
+    spec = SessionSpec(intra_op_num_threads=1, providers=providers)
+    if not spec.is_on_cpu:
         remedy = "install the onnxruntime build that has the provider on every worker"
-        spec = SessionSpec(intra_op_num_threads=1, providers=tuple(providers))
         found["providers"] = HostNeed("", "providers", remedy, _identity(probe), spec=spec)
     if probe.custom is not None:
         remedy = (
@@ -153,7 +153,9 @@ def _library_model(probe: Probe, index: int) -> bytes:
     """Return a model of a library's node; of another one if the types around it are not known."""
     node, proto = probe.facts.nodes[index], probe.facts.proto.graph.node[index]
     model = single_node_model(probe, node, proto, {})
-    is_built = has_onnxruntime() and session_build_error(model, probe.libraries) is None
+    is_built = (
+        has_onnxruntime() and session_build_error(model, probe.libraries, probe.providers) is None
+    )
     return model.SerializeToString() if is_built else _identity(probe)
 
 

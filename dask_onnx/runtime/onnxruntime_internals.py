@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import onnx
 
 from dask_onnx.analysis.shapes import OperatorSchema
 from dask_onnx.core.process_caches import cached_in_process
+from dask_onnx.core.specs import CPU_PROVIDER
 from dask_onnx.modelio.operator_names import OperatorName, canonical_domain
 
 # Every message of ORT's C++ code begins so, then a number and a name of the kind of error.
@@ -31,21 +32,23 @@ _NODE_NUMBER = re.compile(f"{_NODE_PREFIX}(\\d+)")
 _KERNEL_SUFFIX = "_kernel_time"
 
 
-@cached_in_process("ONNX Runtime CPU kernels")
-def _cpu_kernel_versions() -> Mapping[tuple[str, str], Sequence[tuple[int, int]]]:
+@cached_in_process("ONNX Runtime kernels")
+def _kernel_versions() -> Mapping[tuple[str, str, str], Sequence[tuple[int, int]]]:
     # The documented way to ask for a kernel is to build a session, which takes seconds for a node
     # with megabytes of attributes; this list is read in milliseconds, but has no types.
     import onnxruntime.capi.onnxruntime_pybind11_state as state
 
-    versions: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    versions: dict[tuple[str, str, str], list[tuple[int, int]]] = defaultdict(list)
     for kernel in state.get_all_opkernel_def():
-        if kernel.provider == "CPUExecutionProvider":
-            versions[kernel.domain, kernel.op_name].append(kernel.version_range)
+        key = kernel.provider, kernel.domain, kernel.op_name
+        versions[key].append(kernel.version_range)
     return dict(versions)
 
 
-def has_kernel(domain: str, op_type: str, version: int) -> bool:
-    """Return whether ORT lists a kernel for the CPU, whatever the types and attributes.
+def has_kernel(
+    domain: str, op_type: str, version: int, providers: Iterable[str] = (CPU_PROVIDER,)
+) -> bool:
+    """Return whether ORT lists a kernel of one of some providers, whatever types and attributes.
 
     Parameters
     ----------
@@ -55,9 +58,11 @@ def has_kernel(domain: str, op_type: str, version: int) -> bool:
         Name of the operator.
     version : int
         Opset version of the domain in the model.
+    providers : iterable of str
+        Names of execution providers.
     """
-    ranges = _cpu_kernel_versions().get((domain, op_type), ())
-    return any(first <= version <= last for first, last in ranges)
+    found = (_kernel_versions().get((name, domain, op_type), ()) for name in providers)
+    return any(first <= version <= last for ranges in found for first, last in ranges)
 
 
 @cached_in_process("ONNX Runtime's own operators")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from dask_onnx.core import config
 from dask_onnx.core.errors import StageError
 from dask_onnx.core.process_caches import cached_in_process
+from dask_onnx.core.specs import ORT_DISTRIBUTIONS
 
 log = logging.getLogger(__name__)
-
-_ORT_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-qnn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class PackageVersions:
 @cached_in_process("versions of installed packages")
 def installed_versions() -> PackageVersions:
     """Return the versions in this environment, from metadata and without importing a package."""
-    found = [version for name in _ORT_DISTRIBUTIONS if (version := _version(name))]
+    found = [version for name in ORT_DISTRIBUTIONS if (version := _version(name))]
     return PackageVersions(_version("dask-onnx") or "unknown", found[0] if found else None)
 
 

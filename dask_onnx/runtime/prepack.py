@@ -82,7 +82,7 @@ def prepacked_folder(
     min_bytes = config.get("session.prepack-min-bytes")
     if min_bytes is None or weight_bytes < int(min_bytes):
         return None
-    if spec.providers != ("CPUExecutionProvider",):
+    if not spec.is_on_cpu:
         return None
     name = _name(stage_token, spec)
     folder = store.root / "prepacked" / model_token / name

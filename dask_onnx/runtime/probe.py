@@ -19,7 +19,14 @@ from onnx import TensorProto
 from dask_onnx.analysis.graph import GraphFacts, NodeFacts
 from dask_onnx.core.errors import ModelError, StageError, Suggestion
 from dask_onnx.core.process_caches import BoundedCache
-from dask_onnx.core.specs import Dim, NodeKernel, TensorSpec
+from dask_onnx.core.specs import (
+    CPU_PROVIDER,
+    Dim,
+    NodeKernel,
+    Provider,
+    SessionSpec,
+    TensorSpec,
+)
 from dask_onnx.modelio.normalise import OLDEST_OPSET
 from dask_onnx.modelio.onnx_model import called_functions
 from dask_onnx.modelio.operator_names import (
@@ -64,6 +71,11 @@ seconds."""
 _MAX_KEY_BYTES = 1024
 """Bytes of a node from which its digest stands for it in a cache key."""
 
+_ENGINE_BUILDERS = frozenset(
+    ["TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "MIGraphXExecutionProvider"]
+)
+"""Execution providers that compile an engine for each session, in seconds or minutes."""
+
 _Question = tuple[Any, ...]
 """All facts that decide whether a kernel can run a node."""
 _answers: BoundedCache[_Question, str | None] = BoundedCache("kernel probe answers", 20_000)
@@ -82,6 +94,8 @@ class Probe:
     """The caller's kernels."""
     libraries: tuple[str, ...] = ()
     """Paths of ORT custom-operator libraries."""
+    providers: tuple[Provider, ...] = (CPU_PROVIDER,)
+    """Execution providers of the sessions, which this process's ORT has."""
 
     # Each is computed once for all nodes: the nodes of one graph may read half a million values.
 
@@ -115,7 +129,14 @@ class Probe:
         """Facts that decide about the kernels of all nodes alike."""
         opsets = tuple(sorted(self.facts.model.opsets.items()))
         functions = tuple(_short(each.SerializeToString()) for each in self.facts.proto.functions)
-        return opsets, functions, None if self.custom is None else self.custom.token, self.libraries
+        custom = None if self.custom is None else self.custom.token
+        return opsets, functions, custom, self.libraries, self.providers
+
+    @property
+    def provider_names(self) -> tuple[str, ...]:
+        """Names of the execution providers, with that of the CPU, which runs what others do not."""
+        names = SessionSpec(self.providers).provider_options
+        return (*names, CPU_PROVIDER)
 
 
 _ON_ONNXRUNTIME = NodeKernel("onnxruntime", "")
@@ -210,7 +231,7 @@ def _ort_reason(
         return None  # a client may not have it; a worker that cannot run the node raises
     if proto.ByteSize() > _LARGE_BYTES:
         version = probe.facts.model.opsets.get(node.domain, 1)
-        listed = has_kernel(node.domain, node.op_type, version)
+        listed = has_kernel(node.domain, node.op_type, version, probe.provider_names)
         return None if listed else f"onnxruntime has no kernel for {operator_text(proto)}"
     question = _question(probe, node, proto)
     reason = _answers.get_or_make(
@@ -300,15 +321,13 @@ def single_node_model(
 
 def _ort_build_error(probe: Probe, node: NodeFacts, proto: onnx.NodeProto) -> str | None:
     """Return ORT's reason for not building a node; None if it does."""
-    reason = session_build_error(single_node_model(probe, node, proto, {}), probe.libraries)
+    reason = _session_error(probe, single_node_model(probe, node, proto, {}))
     if reason is None:
         return None
     # Some kernels need the value of a constant when they are built.
     constants = _constants_of(probe, node)
     if constants:
-        reason = session_build_error(
-            single_node_model(probe, node, proto, constants), probe.libraries
-        )
+        reason = _session_error(probe, single_node_model(probe, node, proto, constants))
     return None if reason is None else f"onnxruntime: {reason}"
 
 
@@ -320,7 +339,21 @@ def _build_error_with_shapes(
     Some operators are functions, whose bodies depend on the ranks of their inputs.
     """
     model = single_node_model(probe, node, proto, _constants_of(probe, node), has_shapes=True)
-    return None if session_build_error(model, probe.libraries) is None else reason
+    return None if _session_error(probe, model) is None else reason
+
+
+def _session_error(probe: Probe, model: onnx.ModelProto) -> str | None:
+    """Return why ORT builds no session of a model with the probe's providers; None if it does.
+
+    A provider that builds an engine takes seconds for a node, so that the CPU's, which run what the
+    provider does not, are asked first.
+    """
+    names = probe.provider_names
+    if any(name in _ENGINE_BUILDERS for name in names):
+        reason = session_build_error(model, probe.libraries)
+        if reason is None:
+            return None
+    return session_build_error(model, probe.libraries, probe.providers)
 
 
 def _constants_of(probe: Probe, node: NodeFacts) -> dict[str, TensorProto]:

@@ -15,19 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from dask_onnx.core.errors import StageError
+from dask_onnx.modelio.tensor_checks import PACKED_BITS
 from dask_onnx.modelio.value_types import numpy_dtype
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.corrected_evaluator import CorrectedEvaluator
 from dask_onnx.runtime.time_limits import deadline_in
-
-_PACKED = {
-    onnx.TensorProto.INT2,
-    onnx.TensorProto.UINT2,
-    onnx.TensorProto.INT4,
-    onnx.TensorProto.UINT4,
-    onnx.TensorProto.FLOAT4E2M1,
-}
-"""Element types of which one byte holds several elements."""
 
 _MAX_REASON = 500
 """Characters of an evaluator's message that an error keeps: some list all known operators."""
@@ -170,7 +162,7 @@ def make_evaluator(
 def map_tensor(tensor: onnx.TensorProto, blobs: Path) -> Any:
     """Return an external initializer as an array, mapped from its file if its type allows."""
     key, offset, length = blob_of(tensor)
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED_BITS:
         whole = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims)
         with (blobs / key).open("rb") as file:
             file.seek(offset)

@@ -18,7 +18,7 @@ import onnx
 
 from dask_onnx.core import config
 from dask_onnx.core.errors import StageError
-from dask_onnx.core.specs import SessionSpec
+from dask_onnx.core.specs import CPU_PROVIDER, Provider, SessionSpec
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.extended_types import is_extended_type, run_with_ort_values
 from dask_onnx.runtime.onnxruntime_internals import without_error_prefix
@@ -147,15 +147,14 @@ def build_session(
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    missing = [name for name in spec.providers if name not in available]
-    if missing:
+    if missing := missing_providers(spec):
+        available = ", ".join(onnxruntime.get_available_providers())
         raise StageError(
-            f"stage {label} wants {', '.join(missing)}; this worker's onnxruntime has "
-            f"{', '.join(available)}",
+            f"stage {label} wants {', '.join(missing)}; this worker's onnxruntime has {available}",
             "install the onnxruntime build that has it on every worker, or drop the provider",
             stage=label,
             option="providers",
+            reason=f"{', '.join(missing)} is not in this onnxruntime, which has {available}",
         )
     options = _options(spec)
     if saved is None:
@@ -199,7 +198,19 @@ def has_onnxruntime() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def session_build_error(model: onnx.ModelProto, libraries: Sequence[str]) -> str | None:
+def missing_providers(spec: SessionSpec) -> list[str]:
+    """Return the execution providers that this process's ORT does not have."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    return [name for name in spec.provider_options if name not in available]
+
+
+def session_build_error(
+    model: onnx.ModelProto,
+    libraries: Sequence[str],
+    providers: Sequence[Provider] = (CPU_PROVIDER,),
+) -> str | None:
     """Return ORT's message if it cannot build a session of a model; None if it can.
 
     Parameters
@@ -208,11 +219,14 @@ def session_build_error(model: onnx.ModelProto, libraries: Sequence[str]) -> str
         Model without external weights.
     libraries : sequence of str
         Paths of custom-operator libraries.
+    providers : sequence of Provider
+        Execution providers, which this process's ORT has.
     """
-    options = _options(SessionSpec(intra_op_num_threads=1, custom_op_libraries=tuple(libraries)))
+    spec = SessionSpec(providers, intra_op_num_threads=1, custom_op_libraries=tuple(libraries))
+    options = _options(spec)
     options.log_severity_level = _FATAL  # the message is the result here, and not for the log
     try:
-        _create(model.SerializeToString(), options, SessionSpec(), "probe")
+        _create(model.SerializeToString(), options, spec, "probe")
     except StageError as error:
         return without_error_prefix(error.reason or "")
     return None
@@ -355,7 +369,11 @@ def _run_options(spec: SessionSpec) -> onnxruntime.RunOptions:
     # each half in which a bad row is searched for.
     options.log_severity_level = _FATAL
     if spec.arena_shrinkage:
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        arenas = ["cpu:0"]
+        if "CUDAExecutionProvider" in spec.provider_options:  # not run on a device
+            device = dict(spec.provider_options["CUDAExecutionProvider"]).get("device_id", "0")
+            arenas.append(f"gpu:{device}")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
     return options
 
 
@@ -364,10 +382,9 @@ def _create(
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
+    providers = _provider_arguments(spec)
     try:
-        return onnxruntime.InferenceSession(
-            model, sess_options=options, providers=list(spec.providers)
-        )
+        found = onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
     except Exception as error:  # ORT raises a dozen types of its own, none of which pickles
         reason = _one_line(error)
         raise StageError(
@@ -376,6 +393,30 @@ def _create(
             stage=label,
             reason=reason,
         ) from None
+    # ORT goes on without a provider whose device or libraries it does not find.
+    if unused := [name for name, _ in providers if name not in found.get_providers()]:
+        raise StageError(
+            f"stage {label} wants {', '.join(unused)}, which onnxruntime cannot use here, and "
+            f"would run without; it uses {', '.join(found.get_providers())}",
+            "check the device, its driver and the provider's libraries on this worker, or drop the "
+            "provider",
+            stage=label,
+            option="providers",
+            reason=f"onnxruntime cannot use {', '.join(unused)} here",
+        )
+    return found
+
+
+def _provider_arguments(spec: SessionSpec) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution providers with their options, as ORT takes them.
+
+    OpenVINO does not look at ORT's number of threads, and takes all cores by itself.
+    """
+    found = {name: dict(options) for name, options in spec.provider_options.items()}
+    own = found.get("OpenVINOExecutionProvider")
+    if own is not None and not {"num_of_threads", "load_config"} & set(own):
+        own["num_of_threads"] = str(task_threads(spec.intra_op_num_threads))
+    return list(found.items())
 
 
 def _levels() -> dict[str, Any]:
