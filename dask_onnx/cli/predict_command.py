@@ -93,6 +93,10 @@ from dask_onnx.tiles.predict import Tile
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists or was begun.")
 @click.option("--resume", is_flag=True, help="Go on with a run that failed or was ended.")
+@click.option(
+    "--shard", type=click.IntRange(min=0), metavar="I", help="Part that this run takes, from 0."
+)
+@click.option("--of", type=click.IntRange(min=1), metavar="N", help="Runs that share INPUT.")
 @click.option("--watch-model", is_flag=True, help="Go over to MODEL as it changes, between blocks.")
 @click.option(
     "--columns", metavar="NAME,...", help="Of a table, for the one input; numeric ones by default."

@@ -32,6 +32,7 @@ from dask_onnx.io.run_manifest import RunManifest
 from dask_onnx.io.sinks import OutputSpec, Sink
 from dask_onnx.io.sources import FileArray
 from dask_onnx.jobs.block_graph import BlockGraph
+from dask_onnx.jobs.block_sizes import COUPLED_ROWS, coupled_rows, rows_of_block
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import (
     array_identities,
@@ -41,19 +42,11 @@ from dask_onnx.jobs.job_manifests import (
 )
 from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.job_shards import Shard
 from dask_onnx.jobs.resumable_run import ResumableRun
 from dask_onnx.jobs.watched_model import ModelWatch
 from dask_onnx.jobs.worker_checks import check_workers
 
-_BLOCK_BYTES = 32 * 2**20
-"""Bytes of input and output of a block, unless the workers are small."""
-_BLOCKS_PER_THREAD = 4
-"""Least number of blocks for each thread, so that all threads end at about the same time."""
-_SHARE_OF_MEMORY = 16
-"""Divisor of a thread's share of memory that gives the most bytes of a block."""
-_COUPLED_ROWS = 256
-"""Rows of a run of a model whose rows are coupled, where the caller does not say: the results must
-not depend on the size of the cluster."""
 _LESS_MEMORY = (Suggestion("batch_size"), Suggestion("worker_memory_limit"))
 
 
@@ -75,6 +68,8 @@ class ArrayJob:
     """Rows of a block; None where they follow from the cluster."""
     watch: ModelWatch | None = None
     """Model file that is looked at while the job runs; None for a model that stays as it is."""
+    shard: Shard | None = None
+    """The part of the rows that is predicted; None for all of them."""
 
     def at(self, block: int) -> ArrayJob:
         """Return the job with the model of the blocks from one on."""
@@ -95,8 +90,38 @@ class ArrayJob:
 
     @property
     def rows(self) -> int:
-        """Rows of the data set."""
-        return next(iter(self.source.values())).shape[0]
+        """Rows that are predicted."""
+        return len(self.part)
+
+    @property
+    def part(self) -> range:
+        """Positions of the rows that are predicted, among those of the data set.
+
+        Shards meet between blocks, or between runs, so that no run has other rows than without
+        shards.
+
+        Raises
+        ------
+        InputError
+            There are fewer such pieces than shards.
+        """
+        rows = next(iter(self.source.values())).shape[0]
+        if self.shard is None:
+            return range(rows)
+        batch = _batch_of(self)
+        coupled = COUPLED_ROWS if batch.coupled else 1
+        step = self.block_rows or self.batch_size or batch.fixed_rows or coupled
+        what = "rows" if step == 1 else f"blocks of {step:,} rows"
+        pieces = self.shard.part(math.ceil(rows / step), what, {"rows": rows})
+        return range(pieces.start * step, min(pieces.stop * step, rows))
+
+    @property
+    def described(self) -> str:
+        """Description of the files, and of the part of their rows, for errors."""
+        files = described(self.source)
+        if self.shard is None:
+            return files
+        return f"{self.shard}, which begins at row {self.part.start:,} of {files}"
 
     def check(self) -> None:
         """Compare the arrays with the model, as far as that is possible before anything runs.
@@ -111,6 +136,10 @@ class ArrayJob:
             lazy = {name: array.to_dask(array.shape[0]) for name, array in self.source.items()}
             self.model.check(_bare(lazy), outputs=list(self.outputs))
             _check_rows_first(self)
+        if self.shard is not None:
+            batch = _batch_of(self)
+            if self.shard.count > 1 and not batch.is_proven:
+                raise unproven(batch, f"the input is divided into {self.shard.count:,} shards")
 
     @property
     def sinks(self) -> Sequence[Sink]:
@@ -184,9 +213,12 @@ def _run(
     batch = _batch_of(job)
     batch_size = job.batch_size
     if batch_size is None:
-        batch_size = _coupled_rows(batch, progress)
+        batch_size = coupled_rows(batch, progress)
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    block_rows = _block_rows(job, probed, workers, batch_size)
+    row_bytes = sum(array.row_bytes for array in job.source.values())
+    row_bytes += sum(spec.row_bytes for spec in probed.inputs.values() if job.pre is not None)
+    row_bytes += sum(spec.row_bytes for spec in probed.outputs)
+    block_rows = rows_of_block(job.rows, row_bytes, workers, batch_size, job.block_rows)
     if not batch.is_proven:
         if batch_size is not None:
             raise unproven(batch, f"batch_size is {batch_size}")
@@ -317,47 +349,6 @@ def _batch_of(job: ArrayJob) -> BatchFacts:
     return job.model._facts.batch_at(job.outputs, shapes)
 
 
-def _coupled_rows(batch: BatchFacts, progress: JobProgress) -> int | None:
-    """Return a fixed number of rows for a model whose results depend on it, with a warning."""
-    if not batch.coupled or not batch.is_proven or batch.fixed_rows is not None:
-        return None
-    progress.warn(
-        f"{', '.join(batch.coupled[:3])} of this model quantise by a statistic over all rows of a "
-        f"run, so that results depend on the batch size, which is {_COUPLED_ROWS} since none was "
-        "given"
-    )
-    return _COUPLED_ROWS
-
-
-def _block_rows(
-    job: ArrayJob, probed: ProbeResult, workers: Mapping[str, Any], batch_size: int | None
-) -> int:
-    """Return the rows of a block: whole runs, little memory, and enough blocks for all threads."""
-    row_bytes = sum(array.row_bytes for array in job.source.values())
-    row_bytes += sum(spec.row_bytes for spec in probed.inputs.values() if job.pre is not None)
-    row_bytes += sum(spec.row_bytes for spec in probed.outputs)
-    threads = max(1, sum(worker["nthreads"] for worker in workers.values()))
-    share: float = min(
-        (w["memory_limit"] / w["nthreads"] for w in workers.values() if w["memory_limit"]),
-        default=math.inf,
-    )
-    by_memory = min(_BLOCK_BYTES, share / _SHARE_OF_MEMORY) / max(row_bytes, 1)
-    by_threads = math.ceil(job.rows / (threads * _BLOCKS_PER_THREAD))
-    step = batch_size or 1
-    if job.block_rows is not None:
-        if job.block_rows % step:
-            raise InputError(
-                f"block_rows is {job.block_rows}, which is no multiple of the {step} rows of a run",
-                "give a multiple of batch_size",
-                option="block_rows",
-                numbers={"block_rows": job.block_rows, "batch_size": step},
-                suggestions=[Suggestion("block_rows", -(-job.block_rows // step) * step)],
-            )
-        return job.block_rows
-    runs: int = max(1, math.floor(min(by_memory, by_threads) / step))
-    return runs * step
-
-
 def _build(
     job: ArrayJob,
     probed: ProbeResult,
@@ -368,9 +359,10 @@ def _build(
 ) -> da.Array:
     """Return the lazy work of consecutive blocks."""
     start, stop = blocks.start * block_rows, min(blocks.stop * block_rows, job.rows)
-    source = {name: rows_of(array, start, stop) for name, array in job.source.items()}
+    first = job.part.start
+    source = {n: rows_of(array, first + start, first + stop) for n, array in job.source.items()}
     arrays: dict[str, Any] = {
-        **read_blocks(source, block_rows, job.pre, probed.inputs, blocks.start),
+        **read_blocks(source, block_rows, job.pre, probed.inputs, blocks.start, job.described),
         **probed.constants,
     }
     results = job.model.predict(
@@ -386,7 +378,7 @@ def _build(
         tuple(found),
         job.post,
         job.result_name,
-        described(job.source),
+        job.described,
         resumable.journal,
     )
     return write_blocks(found, block_rows, stop - start, write, blocks.start)

@@ -23,6 +23,7 @@ from dask_onnx.jobs.job_opening import open_job
 from dask_onnx.jobs.job_options import JobOptions
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.job_shards import common_folders, shard_of
 from dask_onnx.jobs.option_checks import check_mapping, counts_of, names_of, path_text
 from dask_onnx.jobs.raster_job import RasterJob
 from dask_onnx.jobs.resumable_run import ResumableRun, begun_before
@@ -77,6 +78,8 @@ def predict_files(
     image: Mapping[str, Any] | None = None,
     draw: str | os.PathLike[str] | None = None,
     watch_model: bool | Mapping[str, Any] = False,
+    shard: int | None = None,
+    of: int | None = None,
     progress: JobProgress | None = None,
 ) -> FilePrediction:
     """Run a model over a data set in files and write the results to files, block by block.
@@ -181,6 +184,16 @@ def predict_files(
         that one, and the result tells from which block on. A mapping is the options of `load`.
         Blocks of a resumed run may be of several models. Not for rasters and plans of several
         stages.
+    shard, of : int, optional
+        Run one of `of` independent runs, numbered from 0, which need no common scheduler: each
+        takes its part of the files or, where there are fewer files than shards, of their blocks or
+        rows. All must be given the same input and options; give `block_rows` for arrays if results
+        have to be the same to the last bit. Each has an output of its own, whose name carries the
+        shard and which is resumed on its own. Tables are in one folder,
+        ``scores.parquet/shard-0001-of-0004.parquet``, and the folder read as one table has the rows
+        in the order of the input. ``.npy`` and ``.zarr`` lie beside each other,
+        ``scores.shard-0001-of-0004.npy``. A shard of a ``.csv`` that is divided first reads the
+        text before it, to tell whether it begins in a quoted cell. Not for rasters.
     progress : JobProgress, optional
         Receiver of reports; by default warnings are given by `warnings.warn`.
 
@@ -231,6 +244,7 @@ def predict_files(
         tile=tile,
         image=image,
         draw=None if draw is None else path_text(draw, "draw"),
+        shard=shard_of(shard, of),
     )
     progress = progress or JobProgress()
     cluster = JobCluster(
@@ -312,6 +326,25 @@ def run_job(
     InputError, ModelError, PlanError, StageError
         As for `predict_files`.
     """
+    if options.shard is None:
+        return _run_job(model, source, target, options, cluster, progress, watch, resume, opening)
+    places = (target, options.table.quarantine, options.draw)
+    with common_folders([path for path in places if path is not None], options.shard):
+        target, options = options.placed(target)
+        return _run_job(model, source, target, options, cluster, progress, watch, resume, opening)
+
+
+def _run_job(
+    model: Model,
+    source: str,
+    target: str,
+    options: JobOptions,
+    cluster: JobCluster,
+    progress: JobProgress,
+    watch: ModelWatch | None,
+    resume: bool,
+    opening: Opening,
+) -> FilePrediction:
     overwrite = options.overwrite
     begun = begun_before(target, resume=resume, overwrite=overwrite)
     is_resumed = resume and begun is not None and begun.has_work
@@ -320,6 +353,10 @@ def run_job(
     names = replace(names, is_completed=completed is not None)
     job = opening(model, source, target, options, names)
     manifest = job.manifest()
+    if options.shard is not None:
+        # Another division has other rows, even where the blocks look the same.
+        divided = {"shard": options.shard.index, "of": options.shard.count}
+        manifest = replace(manifest, options={**manifest.options, **divided})
     if watch is not None:
         assert not isinstance(job, RasterJob)
         job = replace(job, watch=watch)

@@ -39,6 +39,7 @@ from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.job_manifests import job_manifest, spec_facts
 from dask_onnx.jobs.job_progress import JobProgress, block_result
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.job_shards import Shard
 from dask_onnx.jobs.picture_tasks import PictureOutputs, probe_picture, write_pictures
 from dask_onnx.jobs.resumable_run import Output, ResumableRun
 from dask_onnx.jobs.watched_model import ModelWatch
@@ -176,6 +177,7 @@ def open_image_job(
     retries: int,
     block_rows: int | None,
     begun: BegunOutputs,
+    shard: Shard | None = None,
 ) -> ImageJob:
     """Return a job over pictures, checked as far as this process can; see `predict_files`."""
     names = {each for each in inspect.signature(ImageModel).parameters if each != "model"}
@@ -191,6 +193,10 @@ def open_image_job(
     outputs = open_outputs(
         target, files=files, draw=draw, quarantine=quarantine, overwrite=overwrite, begun=begun
     )
+    if shard is not None:
+        # Names of results are those among all pictures.
+        part = shard.part(len(files.paths), "pictures")
+        files = replace(files, paths=files.paths[part.start : part.stop])
     rows = RowOptions(on_error if quarantine is None else "split")
     # Outputs are compared by their places.
     options = {**image, "draw": draw is not None, "quarantine": quarantine is not None}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dask_onnx.api.model import Model
 from dask_onnx.api.plan import Plan
-from dask_onnx.core.errors import PlanError
+from dask_onnx.core.errors import InputError, PlanError
 from dask_onnx.io.begun_outputs import BegunOutputs
 from dask_onnx.io.input_formats import open_source
 from dask_onnx.io.output_formats import open_sink, suffix_of
@@ -73,6 +73,12 @@ def _raster_job(
     model: Model, source: str, target: str, options: JobOptions, begun: BegunOutputs
 ) -> RasterJob:
     assert options.tile is not None
+    if options.shard is not None:
+        raise InputError(
+            "a raster is one picture, whose tiles are not divided into shards",
+            "leave shard and of out; give several rasters to several runs",
+            option="shard",
+        )
     options.refuse(("post", *_RUNS, "image", "draw", *options.table.given), "rasters")
     return RasterJob(
         model=model,
@@ -105,6 +111,7 @@ def _picture_job(
         retries=options.repeats,
         block_rows=options.block_rows,
         begun=begun,
+        shard=options.shard,
     )
 
 
@@ -122,7 +129,9 @@ def _table_job(
     places = [path for path in (target, request.quarantine) if path is not None]
     opened = partial(open_sink, overwrite=options.overwrite, results="tables", begun=begun)
     sinks = [opened(path) for path in places]
-    return TableJob(model, source, request, options.outputs, options.batch_size, sinks)
+    return TableJob(
+        model, source, request, options.outputs, options.batch_size, sinks, shard=options.shard
+    )
 
 
 def _array_job(
@@ -138,6 +147,7 @@ def _array_job(
         retries=options.repeats,
         batch_size=options.rows_of_run,
         block_rows=options.block_rows,
+        shard=options.shard,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.run_options import BatchSize
 from dask_onnx.core.errors import InputError
+from dask_onnx.jobs.job_shards import Shard
 from dask_onnx.jobs.option_checks import check_count, check_mapping
 from dask_onnx.jobs.table_request import TableRequest
 from dask_onnx.planning.recipe import Strategy
@@ -41,6 +42,8 @@ class JobOptions:
     tile: Tile | None
     image: Mapping[str, Any] | None
     draw: str | None
+    shard: Shard | None = None
+    """The part of the input that this run takes; None for all of it."""
 
     def __post_init__(self) -> None:
         check_count(self.block_rows, "block_rows")
@@ -49,6 +52,21 @@ class JobOptions:
         if self.batch_size != "auto":
             check_count(self.batch_size, "batch_size")
         check_mapping(self.image, "image", "{'preset': 'yolo'}")
+
+    def placed(self, target: str) -> tuple[str, JobOptions]:
+        """Return the output of this run's shard, and the options with its further outputs.
+
+        Parameters
+        ----------
+        target : str
+            Output as the caller gave it; returned itself without shards.
+        """
+        if self.shard is None:
+            return target, self
+        place, bad, draw = self.shard.place, self.table.quarantine, self.draw
+        table = replace(self.table, quarantine=None if bad is None else place(bad))
+        draw = None if draw is None else place(draw)
+        return place(target), replace(self, table=table, draw=draw)
 
     @property
     def repeats(self) -> int:

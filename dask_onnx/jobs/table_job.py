@@ -9,7 +9,6 @@ from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 from dask.base import compute
 from dask.delayed import delayed
 from distributed import Client
@@ -17,10 +16,8 @@ from distributed import Client
 from dask_onnx.api.model import Model
 from dask_onnx.api.text_model import TextModel
 from dask_onnx.collections.run_options import BatchSize, Columns
-from dask_onnx.collections.text.text_columns import storable
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import FileSource
-from dask_onnx.core.specs import TensorSpec
 from dask_onnx.io.block_journal import BlockJournal
 from dask_onnx.io.csv_files import SplitInQuotesError, cuts_cells
 from dask_onnx.io.run_manifest import RunManifest, file_identities
@@ -31,14 +28,17 @@ from dask_onnx.io.text_files import TextBlock
 from dask_onnx.jobs.block_graph import BlockGraph
 from dask_onnx.jobs.block_window import BlockWork, compute_blocks
 from dask_onnx.jobs.csv_text import UTF_8, check_encoding, undecodable
+from dask_onnx.jobs.held_tables import held_table
 from dask_onnx.jobs.job_manifests import job_manifest, request_options
 from dask_onnx.jobs.job_progress import JobProgress
 from dask_onnx.jobs.job_result import FilePrediction
+from dask_onnx.jobs.job_shards import Shard, has_breaks
 from dask_onnx.jobs.opening_options import OpenOptions
+from dask_onnx.jobs.part_writing import write_parts
 from dask_onnx.jobs.resumable_run import ResumableRun
-from dask_onnx.jobs.table_opening import open_table
+from dask_onnx.jobs.table_opening import inputs_of, open_table
 from dask_onnx.jobs.table_request import TableRequest
-from dask_onnx.jobs.table_source import TableBlock, TableReader, TableSource, held_table
+from dask_onnx.jobs.table_source import TableBlock, TableReader, TableSource
 from dask_onnx.jobs.watched_model import ModelWatch
 from dask_onnx.jobs.worker_checks import check_workers, local_ends
 
@@ -64,6 +64,9 @@ class TableJob:
     watch: ModelWatch | None = None
     """Model file that is looked at while the job runs; None for a model that stays as it is."""
 
+    shard: Shard | None = None
+    """The part of the table that is predicted; None for all of it."""
+
     def at(self, block: int) -> TableJob:
         """Return the job with the model of the blocks from one on."""
         return self if self.watch is None else replace(self, model=self.watch.at(block))
@@ -77,8 +80,13 @@ class TableJob:
             The table cannot be opened, or does not fit the model.
         """
         source = self.open()
+        first = source.blocks[:1]
+        if self.shard is not None:
+            self._opened().check_shard(self.shard)
+            # The blocks of other shards exist too: rows must not depend on each other.
+            first *= min(2, self.shard.count)
         try:
-            self.predicted(replace(source, blocks=source.blocks[:1]).to_dask(), source.fed)
+            self.predicted(replace(source, blocks=first).to_dask(), source.fed)
         except InputError as error:
             if (found := source.explained(error)) is error:
                 raise
@@ -122,6 +130,8 @@ class TableJob:
             # It may come from a block after the one that ends inside quotes.
             if not self._cuts_cells():
                 raise
+        if self.shard is not None and self._opened().is_cut_by(self.shard):
+            raise has_breaks(self.shard)
         progress.warn("cells have line breaks, so that each file is read as a stream")
         resumable.restart()
         return self._as_stream()._run_once(client, progress, resumable)
@@ -149,18 +159,22 @@ class TableJob:
         )
 
     def open(self) -> TableSource:
-        """Open the files and choose the columns to read.
+        """Open the files, choose the columns to read, and take the part of the shard.
 
         Raises
         ------
         InputError
-            The table cannot be opened, or lacks a column.
+            The table cannot be opened, lacks a column, or has fewer pieces than there are shards.
         """
+        source = self._opened()
+        return source if self.shard is None else source.of_shard(self.shard)
+
+    def _opened(self) -> TableSource:
         return open_table(
             self.path,
             OpenOptions(
                 request=self.request,
-                inputs=_inputs_of(self.model, self.outputs),
+                inputs=inputs_of(self.model, self.outputs),
                 is_verbatim=all(isinstance(sink, CsvSink) for sink in self.sinks),
                 whole_files=self.whole_files,
             ),
@@ -229,14 +243,6 @@ class TableJob:
         if request.quarantine is not None:
             return list(owner.predict_checked(table, **options))
         return [owner.predict(table, **options)]
-
-
-def _inputs_of(model: Model, outputs: Sequence[str] | None) -> tuple[TensorSpec, ...]:
-    """Return the inputs that some outputs need; all of them for outputs that do not exist."""
-    names = tuple(outputs or (spec.name for spec in model.outputs))
-    if not all(model.facts.is_known(name) for name in names):
-        return model.inputs
-    return tuple(model._facts.inputs_of(names))
 
 
 def _run(
@@ -362,36 +368,4 @@ def predict_stream(
         first += len(frame)
         counts = [a + b for a, b in zip(counts, written, strict=True)]
     shared.journal.record(number, counts)
-    return counts
-
-
-def write_parts(
-    tables: Sequence[pd.DataFrame],
-    sinks: Sequence[Any],
-    part: int | str,
-    journal: BlockJournal,
-    summed: Sequence[str] = (),
-) -> list[int]:
-    r"""Write one partition and its bad rows; return the rows of each.
-
-    A named index becomes a column. Bytes of bad rows that are not text are written as ``\xe9``.
-
-    Parameters
-    ----------
-    tables : sequence of DataFrame
-    sinks : sequence of Sink
-        One for each table.
-    part : int or str
-        Position of the partition, or the name of its place in the order of all.
-    journal : BlockJournal
-        Journal in which the part is recorded once all sinks have it.
-    summed : sequence of str
-        Columns of the first table, of integers, whose sums are returned behind the rows.
-    """
-    written: list[str] = []
-    for table, sink in zip(tables, sinks, strict=True):
-        named = table.reset_index() if table.index.name is not None else table
-        written += sink.write_frame(part, storable(named))
-    counts = [len(table) for table in tables] + [int(tables[0][name].sum()) for name in summed]
-    journal.record(part, counts, written)
     return counts

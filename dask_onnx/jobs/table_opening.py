@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from dask_onnx.api.model import Model
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
 from dask_onnx.io.arrow_files import ArrowFile, blocks_of, check_schemas, open_arrow_files
 from dask_onnx.io.json_lines import sample_schema
 from dask_onnx.io.table_files import TableFile, find_table
@@ -63,6 +65,21 @@ def open_table(path: str, options: OpenOptions) -> TableSource:
     if kind == "jsonl":
         return _open_json(path, files, options)
     return _open_arrow(path, files, options)
+
+
+def inputs_of(model: Model, outputs: Sequence[str] | None) -> tuple[TensorSpec, ...]:
+    """Return the inputs that some outputs need; all of them for outputs that do not exist.
+
+    Parameters
+    ----------
+    model : Model
+    outputs : sequence of str or None
+        Names; None for the outputs of the model.
+    """
+    names = tuple(outputs or (spec.name for spec in model.outputs))
+    if not all(model.facts.is_known(name) for name in names):
+        return model.inputs
+    return tuple(model._facts.inputs_of(names))
 
 
 def _check_options(request: TableRequest, path: str, kind: str) -> None:

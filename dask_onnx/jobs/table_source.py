@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import lzma
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.config
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
-from dask.task_spec import Task
 
 from dask_onnx.collections.run_options import Columns
 from dask_onnx.core.errors import InputError, Suggestion
@@ -26,7 +24,7 @@ from dask_onnx.core.files import is_url
 from dask_onnx.core.meters import metered
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.io.arrow_files import ArrowBlock, read_pieces
-from dask_onnx.io.csv_files import CsvDialect, read_cells, stream_cells
+from dask_onnx.io.csv_files import CsvDialect, cuts_cells, read_cells, stream_cells
 from dask_onnx.io.json_lines import read_records, stream_records
 from dask_onnx.io.table_files import TableFile
 from dask_onnx.io.table_frames import (
@@ -40,6 +38,7 @@ from dask_onnx.io.table_frames import (
 )
 from dask_onnx.io.text_cells import CellError, CellRules, convert_cells
 from dask_onnx.io.text_files import TextBlock
+from dask_onnx.jobs.job_shards import Shard, has_breaks
 from dask_onnx.jobs.table_columns import ReadColumn
 
 
@@ -284,6 +283,50 @@ class TableSource:
             **{**error.fields, "column": name, "suggestions": ()},
         )
 
+    def of_shard(self, shard: Shard) -> TableSource:
+        """Return the part of the table that one shard takes.
+
+        It has whole files where there are enough of them, and otherwise blocks.
+
+        Raises
+        ------
+        InputError
+            There are more shards than blocks; the shard begins inside a quoted cell of CSV.
+        """
+        paths = list(dict.fromkeys(block.place.file.path for block in self.blocks))
+        if len(paths) >= shard.count:
+            part = shard.part(len(paths), "files")
+            own = set(paths[part.start : part.stop])
+            blocks = [block for block in self.blocks if block.place.file.path in own]
+        else:
+            part = shard.part(
+                len(self.blocks), f"blocks in {len(paths):,} files", {"files": len(paths)}
+            )
+            blocks = list(self.blocks[part.start : part.stop])
+        return replace(self, blocks=tuple(blocks))
+
+    def check_shard(self, shard: Shard) -> None:
+        """Raise an error if a shard of CSV begins inside a quoted cell.
+
+        A block that begins and ends inside quotes cannot tell, so that the text before it is read.
+
+        Raises
+        ------
+        InputError
+            It does, or there are more shards than blocks.
+        """
+        if self.reader.dialect is None or not self.is_cut_by(shard):
+            return
+        first = self.of_shard(shard).blocks[0]
+        before = [each.place for each in self.blocks[: self.blocks.index(first)]]
+        own = [place for place in before if place.file.path == first.place.file.path]
+        if cuts_cells(place for place in own if isinstance(place, TextBlock)):
+            raise has_breaks(shard)
+
+    def is_cut_by(self, shard: Shard) -> bool:
+        """Return whether shards divide files rather than take whole ones."""
+        return len({block.place.file.path for block in self.blocks}) < shard.count
+
     @property
     def is_stream(self) -> bool:
         """True if a file is read as a stream by one task."""
@@ -303,40 +346,6 @@ class TableSource:
         return found
 
 
-def held_table(frame: pd.DataFrame, meta: pd.DataFrame) -> dd.DataFrame:
-    """Return a lazy table of one partition that is in memory.
-
-    Parameters
-    ----------
-    frame : pandas DataFrame
-    meta : pandas DataFrame
-        The table without rows.
-    """
-    key = (f"held-{uuid.uuid4().hex}", 0)
-    layer = {key: Task(key, Held(frame))}
-    found: dd.DataFrame = dd.from_graph(layer, meta, (None, None), [key], "held")
-    return found
-
-
-class Held:
-    """Function that returns a table that is in memory already.
-
-    Parameters
-    ----------
-    frame : pandas DataFrame
-    """
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self._frame, self._token = frame, uuid.uuid4().hex
-
-    def __call__(self) -> pd.DataFrame:
-        """Return the table."""
-        return self._frame
-
-    def __dask_tokenize__(self) -> str:
-        return self._token
-
-
 def read_dtypes(
     columns: Sequence[ReadColumn], nullable: Mapping[str, bool], *, tolerant: bool
 ) -> tuple[tuple[str, Any], ...]:
@@ -346,7 +355,7 @@ def read_dtypes(
     ----------
     columns : sequence of ReadColumn
     nullable : mapping of str to bool
-        Whether values of a column may be missing, by name.
+        True if values of a column may be missing, by name.
     tolerant : bool
         True if texts may hold lone surrogates, which stand for bytes that are no text.
     """

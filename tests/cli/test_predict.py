@@ -36,6 +36,18 @@ def test_npy_to_npy_on_an_existing_cluster(run, model, rows, scheduler, tmp_path
     np.testing.assert_array_equal(np.load(out), expected(model, np.load(rows))[0])
 
 
+def test_shards_are_runs_of_their_own(run, model, rows, scheduler, tmp_path):
+    out, found = tmp_path / "y.npy", []
+    for i in range(2):
+        arguments = ["--outputs", "y", "--shard", i, "--of", 2, "--scheduler", scheduler]
+        result = run("predict", model, rows, out, *arguments, "--block-rows", 5)
+        assert result.code == 0, result.err
+        found.append(np.load(tmp_path / f"y.shard-000{i}-of-0002.npy"))
+    np.testing.assert_array_equal(np.concatenate(found), expected(model, np.load(rows))[0])
+    result = run("predict", model, rows, out, "--shard", 2, "--of", 2, "--json")
+    assert result.code == 2 and result.error()["fields"]["option"] == "shard"
+
+
 @pytest.mark.parametrize("strategy", [["whole"], ["per_node"], ["fused", "--n-stages", "2"]])
 def test_every_strategy_and_batch_size_gives_the_same_result(
     run, model, rows, scheduler, tmp_path, strategy
