@@ -108,7 +108,7 @@ def configure(client: Client) -> Any:
 
     Examples
     --------
-    >>> dx.configure(Client("tcp://scheduler:8786"))  # doctest: +SKIP
+    >>> dx.configure(client)
     """
     if client.asynchronous:
         return asyncio.gather(*_register(client))
@@ -138,7 +138,7 @@ def calibrate(client: Client | None = None) -> None:
 
     Examples
     --------
-    >>> dx.calibrate(client)  # doctest: +SKIP
+    >>> dx.calibrate(client)
     """
     client = current_client() if client is None else client
     if client is not None and not client.asynchronous and not workers_of(client):
@@ -228,14 +228,17 @@ def worker_ttl_seconds(dask_scheduler: Any) -> float | None:
     return seconds or None
 
 
+def scheduler_plugins() -> tuple[StagePlugin | MetricsSchedulerPlugin | PagePlugin, ...]:
+    """Return the plugins of the scheduler that `configure` registers."""
+    return StagePlugin(no_workers_seconds()), MetricsSchedulerPlugin(), PagePlugin()
+
+
 def _register(client: Client) -> list[Any]:
     plugins = (
-        StagePlugin(no_workers_seconds()),
+        *scheduler_plugins(),
         CompressionPlugin(),
         RecordedRunsPlugin(),
-        MetricsSchedulerPlugin(),
         MetricsWorkerPlugin(),
-        PagePlugin(),
     )
     return [client.register_plugin(plugin, name=plugin.name) for plugin in plugins]
 
