@@ -78,8 +78,8 @@ class DaskOnnxBackend(Backend):
     Examples
     --------
     >>> from dask_onnx import backend
-    >>> prepared = backend.prepare(model_proto, strategy="per_node")  # doctest: +SKIP
-    >>> (y,) = prepared.run([x])  # doctest: +SKIP
+    >>> prepared = backend.prepare(model_proto, strategy="per_node")
+    >>> (y,) = prepared.run([x])
     """
 
     @classmethod
@@ -102,7 +102,7 @@ class DaskOnnxBackend(Backend):
         device : str
             "CPU". Other devices are chosen by the providers of `session`.
         strategy, n_stages
-            As for `Model.plan`.
+            As for `dask_onnx.Model.plan`.
         scheduler : str or function, optional
             Scheduler of Dask, by name or as a function. By default the one that Dask would use,
             such as the cluster of the current ``distributed.Client``.
@@ -116,7 +116,7 @@ class DaskOnnxBackend(Backend):
         InputError
             There is no such device.
         DaskOnnxError
-            As for `dask_onnx.load` and `Model.plan`.
+            As for `dask_onnx.load` and `dask_onnx.Model.plan`.
         """
         if not cls.supports_device(device):
             raise InputError(

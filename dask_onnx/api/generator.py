@@ -87,9 +87,9 @@ class Generator:
     Examples
     --------
     >>> import dask_onnx as dx
-    >>> generator = dx.Generator(dx.load("model.onnx"), "tokenizer.json")  # doctest: +SKIP
-    >>> generator.generate(["Once upon a time"], max_new_tokens=32)  # doctest: +SKIP
-    >>> generator.generate(ddf, column="prompt").to_parquet("out")  # doctest: +SKIP
+    >>> generator = dx.Generator(dx.load("model.onnx"), "tokenizer.json")
+    >>> generator.generate(["Once upon a time"], max_new_tokens=32)
+    >>> generator.generate(ddf, column="prompt").to_parquet("out")
     """
 
     def __init__(
@@ -276,7 +276,7 @@ class Generator:
 
         Examples
         --------
-        >>> for each in generator.stream("Once upon a time"):  # doctest: +SKIP
+        >>> for each in generator.stream("Once upon a time"):
         ...     print(each.text, end="")
         """
         request = self.request(

@@ -135,8 +135,8 @@ class ImageModel:
     Examples
     --------
     >>> import dask_onnx as dx
-    >>> yolo = dx.ImageModel(dx.load("yolov8n.onnx"))  # doctest: +SKIP
-    >>> for found in yolo.predict("photos/*.jpg"):  # doctest: +SKIP
+    >>> yolo = dx.ImageModel(dx.load("yolov8n.onnx"))
+    >>> for found in yolo.predict("photos/*.jpg"):
     ...     print(found.file, found.names, found.boxes.boxes)
     """
 
@@ -373,7 +373,7 @@ class ImageModel:
 
         Examples
         --------
-        >>> for index, found in dx.stream(yolo, "in.mp4", client):  # doctest: +SKIP
+        >>> for index, found in dx.stream(yolo, "in.mp4", client):
         ...     print(index, found.boxes)
         """
         client = synchronous_client(client)

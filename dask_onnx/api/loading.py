@@ -108,9 +108,9 @@ def load(
     Examples
     --------
     >>> import dask_onnx as dx
-    >>> model = dx.load("detector.onnx")  # doctest: +SKIP
+    >>> model = dx.load("detector.onnx")
     >>> model = dx.load("s3://bucket/detector.onnx", rows="independent")  # doctest: +SKIP
-    >>> model.inputs  # doctest: +SKIP
+    >>> model.inputs
     """
     custom = collect_custom_kernels(custom_ops, replace or {})
     context = Context(opsets, input_types, attributes, tuple(functions))

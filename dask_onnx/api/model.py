@@ -75,8 +75,8 @@ class Model(DescribedModel):
     Examples
     --------
     >>> import dask_onnx as dx
-    >>> model = dx.load("detector.onnx")  # doctest: +SKIP
-    >>> maps = model.predict(images)  # doctest: +SKIP
+    >>> model = dx.load("detector.onnx")
+    >>> maps = model.predict(images)
     """
 
     @overload
@@ -195,9 +195,9 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> plan = model.plan(dx.Pipeline(n_stages=4))  # doctest: +SKIP
-        >>> print(plan.explain())  # doctest: +SKIP
-        >>> maps = model.predict(images, plan=plan)  # doctest: +SKIP
+        >>> plan = model.plan(dx.Pipeline(n_stages=4))
+        >>> print(plan.explain())
+        >>> maps = model.predict(images, plan=plan)
         """
         options = {
             "n_stages": n_stages,
@@ -384,10 +384,10 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> images = da.from_zarr("images.zarr")  # doctest: +SKIP
-        >>> model.predict(images).to_zarr("maps.zarr")  # doctest: +SKIP
-        >>> model.predict({"ids": ids, "mask": mask}, outputs="pooled")  # doctest: +SKIP
-        >>> scores = model.predict(dd.read_parquet("rows.parquet"))  # doctest: +SKIP
+        >>> images = da.from_zarr("images.zarr")
+        >>> model.predict(images).to_zarr("maps.zarr")
+        >>> pooled = encoder.predict({"ids": ids, "mask": mask}, outputs="pooled")
+        >>> scores = forest.predict(dd.read_parquet("rows.parquet"))
         """
         run = RunOptions(outputs, batch_size, plan, retries)
         rows = RowOptions(on_error, require_finite)
@@ -451,8 +451,8 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> request = model.prepare(client)  # doctest: +SKIP
-        >>> futures = [request.submit(frame) for frame in frames]  # doctest: +SKIP
+        >>> request = model.prepare(client)
+        >>> futures = [request.submit(frame) for frame in frames]
         """
         return prepare(
             self._facts,
@@ -510,8 +510,8 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> good, bad = model.predict_checked(ddf)  # doctest: +SKIP
-        >>> good, bad = dask.compute(good, bad)  # doctest: +SKIP
+        >>> good, bad = model.predict_checked(ddf)
+        >>> good, bad = dask.compute(good, bad)
         """
         run = RunOptions(outputs, batch_size, plan, retries)
         table = TableOptions(columns, append, max_columns, length_buckets)
@@ -549,7 +549,7 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> ddf.map_partitions(model, meta=model.meta_for(ddf))  # doctest: +SKIP
+        >>> ddf.map_partitions(model, meta=model.meta_for(ddf))
         """
         table = TableOptions(columns, append, max_columns, length_buckets)
         return meta_of_table(self._facts, x, outputs, table, RowOptions(on_error))
@@ -584,8 +584,8 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> results = [model.delayed(read(path)) for path in paths]  # doctest: +SKIP
-        >>> dask.compute(*results)  # doctest: +SKIP
+        >>> results = [model.delayed(read(path)) for path in paths]
+        >>> dask.compute(*results)
         """
         lazy = as_lazy_inputs(self._facts, x)
         return self.predict(
@@ -627,7 +627,7 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> model.check(images)  # doctest: +SKIP
+        >>> model.check(images)
         """
         run = RunOptions(outputs, batch_size, plan)
         table = TableOptions(columns, append, max_columns, length_buckets)
@@ -671,7 +671,7 @@ class Model(DescribedModel):
 
         Examples
         --------
-        >>> images.map_blocks(model, dtype="float32")  # doctest: +SKIP
+        >>> images.map_blocks(model, dtype="float32")
         """
         run = RunOptions(outputs, batch_size)
         table = TableOptions(columns, append, max_columns, length_buckets)

@@ -32,9 +32,9 @@ class Plan(ExplainedPlan):
 
     Examples
     --------
-    >>> plan = model.plan(dx.Pipeline(n_stages=4))  # doctest: +SKIP
-    >>> print(plan.explain())  # doctest: +SKIP
-    >>> maps = plan.predict(images)  # doctest: +SKIP
+    >>> plan = model.plan(dx.Pipeline(n_stages=4))
+    >>> print(plan.explain())
+    >>> maps = plan.predict(images)
     """
 
     def with_loss(self, way: Lossy, sample: Any, *, budget: float) -> Plan:
@@ -68,8 +68,8 @@ class Plan(ExplainedPlan):
 
         Examples
         --------
-        >>> plan = plan.with_loss("float16", images[:8], budget=0.01)  # doctest: +SKIP
-        >>> plan.drift.relative  # doctest: +SKIP
+        >>> plan = plan.with_loss("float16", images[:8], budget=0.01)
+        >>> plan.drift.relative
         """
         drift = measure_loss(self, way, sample, budget)
         return dataclasses.replace(self, drift=drift, lossy=way)
@@ -99,7 +99,7 @@ class Plan(ExplainedPlan):
 
         Examples
         --------
-        >>> plan = plan.with_placement(dx.Placement((0, 1, 0, 1)))  # doctest: +SKIP
+        >>> plan = plan.with_placement(dx.Placement((0, 1, 0, 1)))
         """
         one_each = Suggestion("placement", Placement.one_each(len(self.stages)))
         if not isinstance(placement, Placement | None):
@@ -149,7 +149,7 @@ class Plan(ExplainedPlan):
 
         Examples
         --------
-        >>> plan = plan.with_schedule("async", in_flight=8)  # doctest: +SKIP
+        >>> plan = plan.with_schedule("async", in_flight=8)
         """
         schedule = None if mode is None else Schedule(mode, in_flight)
         return dataclasses.replace(self, schedule=schedule)
@@ -183,7 +183,7 @@ class Plan(ExplainedPlan):
 
         Examples
         --------
-        >>> maps = plan.predict(images)  # doctest: +SKIP
+        >>> maps = plan.predict(images)
         """
         run = RunOptions(outputs, batch_size, self, retries)
         return predict(self.facts, x, run, TableOptions(), RowOptions())
@@ -211,8 +211,8 @@ class Plan(ExplainedPlan):
 
         Examples
         --------
-        >>> graph = plan.graph(one_image)  # doctest: +SKIP
-        >>> dask.get(graph, "y")  # doctest: +SKIP
+        >>> graph = plan.graph(one_image)
+        >>> dask.get(graph, "y")
         """
         return task_graph(self, feeds, batch_size)
 

@@ -122,8 +122,8 @@ def verify_axes(
 
     Examples
     --------
-    >>> checks = dx.verify_axes(model, np.random.rand(4, 3, 64, 64).astype("f4"))  # doctest: +SKIP
-    >>> checks.is_right  # doctest: +SKIP
+    >>> checks = dx.verify_axes(model, np.random.rand(4, 3, 64, 64).astype("f4"))
+    >>> checks.is_right
     True
     """
     random = model.analysis.batch.random

@@ -62,8 +62,8 @@ class CallableRequest(abc.ABC):
 
         Examples
         --------
-        >>> request = model.prepare(client)  # doctest: +SKIP
-        >>> scores = request(frame)  # doctest: +SKIP
+        >>> request = model.prepare(client)
+        >>> scores = request(frame)
         """
         return self.submit(frame).result()
 
@@ -89,7 +89,7 @@ class CallableRequest(abc.ABC):
 
         Examples
         --------
-        >>> futures = [request.submit(frame) for frame in frames]  # doctest: +SKIP
+        >>> futures = [request.submit(frame) for frame in frames]
         """
         step = self.start(frame, priority=priority)
         return start_in_background(self.client, finish_step(self.client, step))

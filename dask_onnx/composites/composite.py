@@ -319,7 +319,7 @@ class Composite:
 
         Examples
         --------
-        >>> for index, found in both.stream("in.mp4", client):
+        >>> for index, found in both.stream(frames, client):
         ...     print(index, found["face/scores"])
         """
         if wait == "all":

@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
     --------
     >>> handler = logging.StreamHandler()
     >>> handler.setFormatter(JsonFormatter())
-    >>> logging.getLogger("dask_onnx").addHandler(handler)  # doctest: +SKIP
+    >>> logging.getLogger("dask_onnx").addHandler(handler)
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -103,7 +103,7 @@ def diagnose(client: Any = None) -> Diagnosis:
 
     Examples
     --------
-    >>> print(dx.diagnose(client))  # doctest: +SKIP
+    >>> print(dx.diagnose(client))
     """
     client = current_client() if client is None else client
     if client is not None and (client.asynchronous or client.status != "running"):

@@ -137,7 +137,7 @@ def watch(
 
     Examples
     --------
-    >>> frames = dx.io.watch("incoming", "*.png", timeout=60)  # doctest: +SKIP
+    >>> frames = dx.io.watch("incoming", "*.png", timeout=60)
     """
     path = Path(folder)
     if not path.is_dir():

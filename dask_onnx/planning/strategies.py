@@ -24,7 +24,7 @@ class Pipeline:
 
     Examples
     --------
-    >>> plan = model.plan(dx.Pipeline(n_stages=4))  # doctest: +SKIP
+    >>> plan = model.plan(dx.Pipeline(n_stages=4))
     """
 
     n_stages: int | None = None
@@ -45,7 +45,7 @@ class Fused:
 
     Examples
     --------
-    >>> plan = model.plan(dx.Fused(min_seconds=0.2))  # doctest: +SKIP
+    >>> plan = model.plan(dx.Fused(min_seconds=0.2))
     """
 
     n_stages: int | None = None
@@ -63,7 +63,7 @@ class Branches:
 
     Examples
     --------
-    >>> plan = model.plan(dx.Branches(n_workers=3))  # doctest: +SKIP
+    >>> plan = model.plan(dx.Branches(n_workers=3))
     """
 
     n_workers: int | None = None

@@ -65,11 +65,11 @@ class SequencePlan:
 
     Examples
     --------
-    >>> model = dx.load("encoder.onnx")  # doctest: +SKIP
-    >>> strategy = dx.Sharded("sequence", n=4)  # doctest: +SKIP
-    >>> plan = model.plan(strategy, shapes={"x": (1, 4096, 256)})  # doctest: +SKIP
-    >>> print(plan.explain())  # doctest: +SKIP
-    >>> y = plan.predict(x)  # doctest: +SKIP
+    >>> model = dx.load("encoder.onnx")
+    >>> strategy = dx.Sharded("sequence", n=4)
+    >>> plan = model.plan(strategy, shapes={"x": (1, 64, 32)})
+    >>> print(plan.explain())
+    >>> y = plan.predict(x)
     """
 
     facts: ModelFacts
@@ -132,7 +132,7 @@ class SequencePlan:
 
         Examples
         --------
-        >>> print(model.plan(dx.Sharded("sequence", n=4)).explain())  # doctest: +SKIP
+        >>> print(model.plan(dx.Sharded("sequence", n=4)).explain())
         """
         partition = self.at()
         return explain_sequence(partition.segments, partition.partitioned, partition.summary)
@@ -162,8 +162,8 @@ class SequencePlan:
 
         Examples
         --------
-        >>> plan = model.plan(dx.Sharded("sequence", n=4))  # doctest: +SKIP
-        >>> plan.predict({"input_ids": ids, "attention_mask": mask})  # doctest: +SKIP
+        >>> plan = model.plan(dx.Sharded("sequence", n=4))
+        >>> y = plan.predict({"x": x})
         """
         _refuse_rows(x)
         facts = with_fed_defaults(self.facts, x)

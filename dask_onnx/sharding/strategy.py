@@ -38,10 +38,10 @@ class Sharded:
     Examples
     --------
     >>> import dask_onnx as dx
-    >>> model = dx.load("encoder.onnx")  # doctest: +SKIP
-    >>> strategy = dx.Sharded("sequence", n=4)  # doctest: +SKIP
-    >>> plan = model.plan(strategy, shapes={"x": (1, 4096, 256)})  # doctest: +SKIP
-    >>> y = model.predict(x, plan=plan)  # doctest: +SKIP
+    >>> model = dx.load("encoder.onnx")
+    >>> strategy = dx.Sharded("sequence", n=4)
+    >>> plan = model.plan(strategy, shapes={"x": (1, 64, 32)})
+    >>> y = model.predict(x, plan=plan)
     """
 
     axis: str | Mapping[str, int]

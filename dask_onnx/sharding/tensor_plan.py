@@ -35,10 +35,10 @@ class TensorPlan:
 
     Examples
     --------
-    >>> model = dx.load("encoder.onnx")  # doctest: +SKIP
-    >>> plan = model.plan(dx.Sharded("heads", n=2))  # doctest: +SKIP
-    >>> print(plan.explain())  # doctest: +SKIP
-    >>> y = plan.predict(x)  # doctest: +SKIP
+    >>> model = dx.load("encoder.onnx")
+    >>> plan = model.plan(dx.Sharded("heads", n=2))
+    >>> print(plan.explain())
+    >>> y = plan.predict(x)
     """
 
     facts: ModelFacts
@@ -91,7 +91,7 @@ class TensorPlan:
 
         Examples
         --------
-        >>> print(model.plan(dx.Sharded("heads", n=2)).explain())  # doctest: +SKIP
+        >>> print(model.plan(dx.Sharded("heads", n=2)).explain())
         """
         return self.sharding().explain(self.facts.onnx.parameter_bytes)
 
@@ -123,10 +123,10 @@ class TensorPlan:
 
         Examples
         --------
-        >>> plan = model.plan(dx.Sharded("heads", n=2))  # doctest: +SKIP
-        >>> onnx.save(plan.annotate(), "sharded.onnx")  # doctest: +SKIP
-        >>> again = dx.load("sharded.onnx")  # doctest: +SKIP
-        >>> again.plan(dx.from_annotations())  # doctest: +SKIP
+        >>> plan = model.plan(dx.Sharded("heads", n=2))
+        >>> onnx.save(plan.annotate(), "sharded.onnx")
+        >>> again = dx.load("sharded.onnx")
+        >>> again.plan(dx.from_annotations())
         """
         facts = self.facts
         written = with_weights(facts.onnx) if model is None else read_stored_proto(model)
@@ -161,8 +161,8 @@ class TensorPlan:
 
         Examples
         --------
-        >>> plan = model.plan(dx.Sharded("heads", n=2))  # doctest: +SKIP
-        >>> plan.predict(da.from_array(x, chunks=(64, -1)))  # doctest: +SKIP
+        >>> plan = model.plan(dx.Sharded("heads", n=2))
+        >>> y = plan.predict(da.from_array(x, chunks=(1, -1, -1)))
         """
         if is_table(x) or is_bag(x) or is_dataarray(x):
             raise InputError(

@@ -93,7 +93,7 @@ def detect_sliced(
         slice, without the batch axis. It returns boxes (n, 4) as x1, y1, x2, y2 in pixels of the
         model's input, scores (n,) from 0 to 1, and labels (n,), without duplicates.
     normalized : bool, default False
-        Whether boxes go from 0 to 1 over the model's input, rather than being in pixels.
+        True if boxes go from 0 to 1 over the model's input, rather than being in pixels.
     score_threshold : float, default 0.25
         Score below which boxes are dropped, 0 to 1.
     iou_threshold : float, default 0.5
@@ -120,9 +120,9 @@ def detect_sliced(
         "nms" and "nmm", so that a part of an object is merged with the whole one, and "iou" for
         "weighted". "seams" takes none.
     class_agnostic : bool, default False
-        Whether boxes of different classes may be the same object; it gets the class of the best.
+        True if boxes of different classes may be the same object; it gets the class of the best.
     full_picture : bool, default False
-        Whether to run the model on the whole image too, shrunk by an integer factor until a slice
+        True to run the model on the whole image too, shrunk by an integer factor until a slice
         holds it, for objects that are larger than slices. With "seams", boxes that a slice holds
         are taken from the slice only.
     batch_size : int, "auto" or None
@@ -167,7 +167,7 @@ def detect_sliced(
     >>> def to_unit(piece):
     ...     return (piece.transpose(2, 0, 1) / 255).astype("float32")
     >>> found = dx.detect_sliced(model, image, preprocess=to_unit).compute()
-    >>> found.boxes[found.scores > 0.5]
+    >>> large = found.boxes[found.scores > 0.5]
     """
     check_share("overlap", overlap, "from 0 to less than 1, such as 0.2", excluded=1)
     check_share("score_threshold", score_threshold, "from 0 to 1, such as 0.25")

@@ -65,7 +65,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> prof.rows("link")[0]["bytes_per_second"]  # doctest: +SKIP
+        >>> prof.rows("link")[0]["bytes_per_second"]
         """
         return rows_of(self.result, by)
 
@@ -84,7 +84,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> prof.table("node").head(10)  # doctest: +SKIP
+        >>> prof.table("node").head(10)
         """
         rows = self.rows(by)
         try:
@@ -107,7 +107,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> print(prof.summary())  # doctest: +SKIP
+        >>> print(prof.summary())
         """
         return summary_of(self.result)
 
@@ -127,7 +127,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> prof.to_trace("run.json")  # doctest: +SKIP
+        >>> prof.to_trace("run.json")
         """
         write_profile(self.result, path)
 
@@ -149,7 +149,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> prof.to_html("run.html")  # doctest: +SKIP
+        >>> prof.to_html("run.html")
         """
         write_html(self.result, path)
 
@@ -182,7 +182,7 @@ class FinishedProfile:
 
         Examples
         --------
-        >>> print(before.compare(after))  # doctest: +SKIP
+        >>> print(before.compare(after))
         """
         if not isinstance(other, FinishedProfile):
             raise InputError(
@@ -224,6 +224,6 @@ def load_profile(path: str | os.PathLike[str]) -> FinishedProfile:
 
     Examples
     --------
-    >>> print(dx.load_profile("run.json").summary())  # doctest: +SKIP
+    >>> print(dx.load_profile("run.json").summary())
     """
     return FinishedProfile(read_profile(path))

@@ -191,9 +191,9 @@ def profile(nodes: NodesMode = "sample", client: Client | None = None) -> Profil
 
     Examples
     --------
-    >>> with dx.profile() as prof:  # doctest: +SKIP
+    >>> with dx.profile() as prof:
     ...     model.predict(images).compute()
-    >>> print(prof.summary())  # doctest: +SKIP
+    >>> print(prof.summary())
     """
     if nodes not in _MODES:
         raise InputError(
