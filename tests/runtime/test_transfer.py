@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ def test_values_between_hosts_are_encoded(slow_link):
 
 
 def test_dask_does_not_compress_bytes_for_a_fast_link():
+    random.seed(0)  # Dask looks at bytes of random places, and this tensor is a close case
     with dask.config.set({"onnx.transfer.bandwidth": "20GB"}):
         assert encodings(RELU, APART)[0] == ["raw"]
         found, back, _, frames = encodings(RELU, {**APART, "compression": "lz4"})
