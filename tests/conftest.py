@@ -53,8 +53,8 @@ def store_directory(tmp_path_factory):
         "onnx.plan.calibrate": False,
         # Each test of a command has a model of its own, which would be tried in a subprocess first.
         "onnx.untrusted.command-line": False,
-        # On Python 3.11 Dask's statistical profiler may end the process while it looks at the frames
-        # of other threads; clusters of threads would take the tests with them.
+        # On Python 3.11 Dask's statistical profiler may end the process while it looks at frames of
+        # other threads; clusters of threads would take the tests with them.
         "distributed.worker.profile.enabled": False,
     }
     # As environment variables for commands and workers.
