@@ -114,11 +114,14 @@ def test_clusters_of_ours_give_up_workers_that_hang(store_directory, monkeypatch
 
 
 def test_settings_of_the_caller_are_kept(monkeypatch):
-    others = {configuration.LOST_WORKER_TIMEOUT, configuration.PROFILER}
+    others = {configuration.LOST_WORKER_TIMEOUT}  # tests themselves turn the profiler off
     all_settings = {configuration.WORKER_TTL, *others}
     assert set(configuration.own_cluster_settings()) == all_settings
     with dask.config.set({configuration.WORKER_TTL: "20s"}):
         assert set(configuration.own_cluster_settings()) == others
+    monkeypatch.delenv("DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED")
+    with dask.config.set({configuration.PROFILER: True}):
+        assert set(configuration.own_cluster_settings()) == {*all_settings, configuration.PROFILER}
     monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5 minutes")
     assert set(configuration.own_cluster_settings()) == others
 
