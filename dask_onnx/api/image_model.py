@@ -94,7 +94,9 @@ class ImageModel:
         - "yolo8-obb", "xyxysc-obb": turned boxes, an angle in radians behind the classes; the boxes
           of the latter are cx, cy, w, h.
 
-        The metadata of ultralytics tell it by themselves.
+        The metadata of ultralytics tell it by themselves. "dbnet" finds areas of text in a map of
+        probabilities, as turned boxes: PaddleOCR's detectors, whose preset chooses it. It needs
+        OpenCV (the extra ``ocr``); ``task="mask"`` gives the map.
     keypoints : (int, int), optional
         Key points of each object, and numbers of each: 3 with a score, 2 without. By default those
         of the model's metadata.
@@ -104,8 +106,8 @@ class ImageModel:
         True if boxes go from 0 to 1 over the model's input.
     top : int, optional
         Classes of each picture, 1 by default.
-    score_threshold : float, default 0.25
-        Score below which boxes are dropped.
+    score_threshold : float, optional
+        Score below which boxes are dropped: by default 0.25, of text 0.6.
     iou_threshold : float, default 0.5
         Intersection over union at which boxes of a class are duplicates, where the model leaves
         them ("yolo5", "yolo8").
@@ -161,7 +163,7 @@ class ImageModel:
         keypoints: Any = None,
         normalized: bool = False,
         top: int | None = None,
-        score_threshold: float = 0.25,
+        score_threshold: float | None = None,
         iou_threshold: float = 0.5,
         class_agnostic: bool = False,
         outputs: Outputs = None,

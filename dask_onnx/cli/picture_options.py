@@ -48,7 +48,7 @@ _OPTIONS = (
     click.option("--format", "format", type=click.Choice(FORMATS), help="Format of boxes."),
     click.option("--top", type=click.IntRange(min=1), help="Classes of each picture."),
     click.option(
-        "--score-threshold", type=click.FloatRange(0, 1), help="Least score of a box; 0.25."
+        "--score-threshold", type=click.FloatRange(0, 1), help="Least score; 0.25, of text 0.6."
     ),
     click.option(
         "--iou-threshold", type=click.FloatRange(0, 1), help="Overlap of duplicates; 0.5."

@@ -9,6 +9,7 @@ from dask_onnx.core.errors import InputError
 _EXTRAS = {
     "PIL": ("pillow", "images"),
     "av": ("av", "video"),
+    "cv2": ("opencv-python-headless", "ocr"),
     "pandas": ("pandas", "dataframe"),
     "pyarrow": ("pyarrow", "parquet"),
     "tifffile": ("tifffile", "tiff"),
@@ -18,7 +19,7 @@ _EXTRAS = {
 """Name of the package and the extra of this project that installs it, by module."""
 
 
-def require_package(module: str, purpose: str) -> None:
+def require_package(module: str, purpose: str, instead: str = "") -> None:
     """Raise an error unless the package with a module is installed.
 
     Parameters
@@ -27,6 +28,8 @@ def require_package(module: str, purpose: str) -> None:
         Name of the module to import.
     purpose : str
         File, format or function that needs it: the subject of the error message.
+    instead : str, optional
+        Another next step than the installation.
 
     Raises
     ------
@@ -37,6 +40,6 @@ def require_package(module: str, purpose: str) -> None:
         package, extra = _EXTRAS[module]
         raise InputError(
             f"{purpose} needs the package {package}, which is not installed",
-            f"pip install 'dask-onnx[{extra}]', on the workers too",
+            f"pip install 'dask-onnx[{extra}]', on the workers too{instead and f'; or {instead}'}",
             reason=f"no module named {module!r}",
         )

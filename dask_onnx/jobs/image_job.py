@@ -18,6 +18,7 @@ from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.model import Model
 from dask_onnx.collections.images.image_runner import PICTURES_OF_A_TASK
 from dask_onnx.collections.images.picture_batches import result_ranks
+from dask_onnx.collections.images.presets import named_preset
 from dask_onnx.collections.run_options import BatchSize, OnError, RowOptions
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import stat_file
@@ -189,6 +190,8 @@ def open_image_job(
         )
     # A wrong path is told before anything about the preparation of pictures.
     files = find_pictures(source)
+    if _is_folder(target):
+        image = _as_mask(model, image)
     prepared = ImageModel(model, **image)
     outputs = open_outputs(
         target, files=files, draw=draw, quarantine=quarantine, overwrite=overwrite, begun=begun
@@ -233,7 +236,7 @@ def open_outputs(
         One cannot be written, or two are the same.
     """
     check_distinct({"output": target, "draw": draw, "quarantine": quarantine})
-    is_folder = not suffix_of(target) and not PurePosixPath(target.rstrip("/")).suffix
+    is_folder = _is_folder(target)
     opened: dict[str, Any] = {"overwrite": overwrite, "begun": begun}
     sink = None if is_folder else open_sink(target, **opened)
     bad = None
@@ -246,6 +249,19 @@ def open_outputs(
         bad=bad,
         names=PictureNames.of(files.paths),
     )
+
+
+def _is_folder(target: str) -> bool:
+    """Return whether an output is a folder, which holds masks."""
+    return not suffix_of(target) and not PurePosixPath(target.rstrip("/")).suffix
+
+
+def _as_mask(model: Model, image: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options that leave a map of text as it is, unless the caller asks for another form."""
+    if image.get("preset") is None or any(name in image for name in ("task", "format", "decode")):
+        return image
+    preset = named_preset(image["preset"], model.outputs[0].rank)
+    return {**image, "task": "mask"} if preset.is_text_map else image
 
 
 def _run(

@@ -185,3 +185,15 @@ def test_text_is_found_in_a_page_by_the_detector_of_paddleocr(run, asset, schedu
     # Lines of text are darker than the page around them.
     assert 0.05 < (mask > 0.3).mean() < 0.5
     assert page[mask > 0.3].mean() < page[mask <= 0.3].mean() - 10
+
+
+@pytest.mark.real
+def test_areas_of_text_are_rows_of_a_table(run, asset, scheduler, tmp_path):
+    out = tmp_path / "text.parquet"
+    arguments = ["--preset", "paddleocr", "--scheduler", scheduler, "--draw", tmp_path / "drawn"]
+    result = run("predict", asset("det.onnx"), asset("page.png"), out, *arguments)
+    assert result.code == 0, result.err
+    table = pd.read_parquet(out)
+    assert set(table["class"]) == {"text"} and table["score"].min() >= 0.6 and len(table) >= 3
+    assert np.stack(table["corners"].to_list()).shape == (len(table), 8)  # x and y of each
+    assert pixels(tmp_path / "drawn" / "page.png").shape[:2] == pixels(asset("page.png")).shape[:2]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dask_onnx.collections.images.box_sets import Parts, read_set
 from dask_onnx.collections.images.input_layout import Size
+from dask_onnx.collections.images.text_areas import TEXT_MAP, read_text_map
 from dask_onnx.collections.images.yolo_tables import TABLES, Detail, Objects, may_have, read_table
 from dask_onnx.core.errors import InputError, Suggestion
 
@@ -26,6 +27,7 @@ DetailFormat = Literal[
     "xyxysc-seg",
     "xyxysc-pose",
     "xyxysc-obb",
+    "dbnet",
 ]
 """Format of a detector with masks, key points or angles, as `ImageModel` takes it."""
 Format = BoxFormat | DetailFormat
@@ -62,7 +64,8 @@ class Reader:
     keypoints: tuple[int, int] | None = None
     """Key points of each object, and numbers of each: x, y and perhaps its score."""
     size: Size = (640, 640)
-    """Height and width of the model's input, from which the cells of YOLOX follow."""
+    """Height and width of the model's input, from which the cells of YOLOX and the scale of maps
+    follow."""
 
     @property
     def is_normalized(self) -> bool:
@@ -77,6 +80,8 @@ class Reader:
     @property
     def detail(self) -> Detail:
         """Kind of the details of each object; empty for boxes alone."""
+        if self.format == TEXT_MAP:
+            return "angles"
         return TABLES[self.format][1] if self.format in TABLES else ""
 
     @property
@@ -139,7 +144,9 @@ class Reader:
         return replace(objects, boxes=found)
 
     def _objects(self, arrays: Mapping[str, Array]) -> Objects:
-        if self.decode is None and self.format not in SETS:
+        if self.decode is None and self.format == TEXT_MAP:
+            found = read_text_map(arrays[self.outputs[0]], self.outputs[0], self.size)
+        elif self.decode is None and self.format not in SETS:
             found = self._read_table(arrays)
         else:
             parts = (

@@ -31,6 +31,8 @@ class FormRequest:
     """Metadata of the model."""
     is_yolo: bool
     """True if the preparation is that of YOLO."""
+    is_text_map: bool
+    """True if the preparation is that of a model whose output is a map of text."""
     class_count: int | None
     """Number of classes whose names are known."""
     task: Task = "auto"

@@ -13,8 +13,10 @@ from dask_onnx.collections.images.detector_forms import recognised_reader, with_
 from dask_onnx.collections.images.form_requests import TASKS, FormRequest
 from dask_onnx.collections.images.formats import find_reader
 from dask_onnx.collections.images.graph_hints import Activation, activation_of, looks_like_scores
+from dask_onnx.collections.images.text_areas import TEXT_MAP
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec, is_floating
+from dask_onnx.io.optional_packages import require_package
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def find_form(request: FormRequest) -> Form:
 
 def _recognised(request: FormRequest) -> Form:
     reader = recognised_reader(request)
+    if reader is None and request.is_text_map and _text_output(request) is not None:
+        reader = _text_map(request)
     if reader is not None:
         return _boxes(request, reader)
     text = _text(request, is_asked=False)
@@ -132,6 +136,8 @@ def _boxes(request: FormRequest, reader: Reader) -> Form:
 
 def _reader(request: FormRequest) -> Reader:
     """Return the reader that the caller asks for."""
+    if request.format == TEXT_MAP or (request.is_text_map and request.format == "auto"):
+        return _text_map(request)
     found = None if request.format != "auto" or request.decode else recognised_reader(request)
     if found is not None:
         return found
@@ -144,6 +150,30 @@ def _reader(request: FormRequest) -> Reader:
             raise InputError(error.cause, hint, **error.fields) from None
         raise
     return with_classes(request, reader)
+
+
+def _text_map(request: FormRequest) -> Reader:
+    """Return the reader of a map of text.
+
+    Raises
+    ------
+    InputError
+        OpenCV is not installed, or no output is a map of one channel.
+    """
+    spec = _text_output(request)
+    if spec is None:
+        raise _no_such_form(request, "boxes", "a map of text, of shape (batch, 1, height, width)")
+    require_package("cv2", f"format {TEXT_MAP!r}", "task='mask' for the map of text as it is")
+    return Reader(TEXT_MAP, (spec.name,), size=request.size)
+
+
+def _text_output(request: FormRequest) -> TensorSpec | None:
+    """Return the first output that is a map of probabilities of one channel."""
+    for spec in request.outputs:
+        is_number = spec.dtype is not None and is_floating(spec.dtype)
+        if is_number and _map_channels(request, spec) in (0, 1):
+            return spec
+    return None
 
 
 def _details_hint(request: FormRequest) -> str:

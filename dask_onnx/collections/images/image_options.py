@@ -17,6 +17,8 @@ PILLOWS_PIXELS = 178_956_970
 """Pixels above which Pillow itself refuses a picture."""
 USUAL_PIXELS = PILLOWS_PIXELS // 2
 """Pixels above which Pillow warns; the default of `max_pixels`."""
+USUAL_THRESHOLD = 0.25
+"""Score below which boxes are dropped, unless the caller or the format states another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class ImageOptions:
     keypoints: Any = None
     normalized: bool = False
     top: int | None = None
-    score_threshold: float = 0.25
+    score_threshold: float | None = None
     iou_threshold: float = 0.5
     class_agnostic: bool = False
     outputs: Any = None

@@ -16,6 +16,7 @@ from dask_onnx.collections.images.graph_hints import scales_itself
 from dask_onnx.collections.images.image_forms import Form, find_form
 from dask_onnx.collections.images.image_inputs import image_spec, layout_of, other_feeds
 from dask_onnx.collections.images.image_options import (
+    USUAL_THRESHOLD,
     ImageOptions,
     color_of,
     keypoints_of,
@@ -32,6 +33,7 @@ from dask_onnx.collections.images.preparation import Preparation
 from dask_onnx.collections.images.presets import PRESETS, Preset, for_channels, named_preset
 from dask_onnx.collections.images.resampling import check_interpolation
 from dask_onnx.collections.images.resize import Resize, parse_resize, parse_size
+from dask_onnx.collections.images.text_areas import TEXT_MAP, USUAL_SCORE
 from dask_onnx.collections.request_checks import resolve_outputs
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
@@ -87,8 +89,9 @@ def settle(facts: ModelFacts, given: ImageOptions) -> ImageSettings:
     notes = notes_of(metadata, None if source is None else source.path)
     labels = read_labels(given.labels) or notes.labels
     preset = _preset(facts, layout, given, notes, outputs[0].rank)
+    score = USUAL_THRESHOLD if given.score_threshold is None else given.score_threshold
     results = ResultOptions(
-        share_of(given.score_threshold, "score_threshold"),
+        share_of(score, "score_threshold"),
         share_of(given.iou_threshold, "iou_threshold"),
         given.class_agnostic,
         top_of(given.top),
@@ -102,6 +105,7 @@ def settle(facts: ModelFacts, given: ImageOptions) -> ImageSettings:
             layout,
             dataclasses.replace(notes, labels=labels),
             preset.is_yolo,
+            preset.is_text_map,
             None if labels is None else max(labels) + 1,
             given.task,
             given.format,
@@ -112,6 +116,11 @@ def settle(facts: ModelFacts, given: ImageOptions) -> ImageSettings:
             read_alphabet(given.alphabet) or notes.alphabet,
         )
     )
+    if form.reader is not None and form.reader.format == TEXT_MAP:
+        score = USUAL_SCORE if given.score_threshold is None else results.score_threshold
+        results = dataclasses.replace(
+            results, score_threshold=score, labels={0: "text"} if labels is None else labels
+        )
     preparation = _preparation(facts, layout, given, preset)
     feeds = other_feeds(inputs, spec, given)
     return ImageSettings(preparation, form, results, feeds, preset.name)

@@ -45,6 +45,8 @@ class Preset:
     """True if an odd number of pixels to crop is halved downwards."""
     is_yolo: bool = False
     """True if outputs are those of YOLO."""
+    is_text_map: bool = False
+    """True if the output is a map of text."""
 
     def sized(self, model: tuple[int | None, int | None]) -> tuple[Resize | None, Size | None]:
         """Return the rule for the size and the crop, for the size that the model declares.
@@ -102,6 +104,7 @@ PRESETS: Mapping[str, Preset] = {
             "opencv_linear",
             resize=Resize("multiple", multiple=32, longest=960),
             stride=32,
+            is_text_map=True,
         ),
         Preset(
             "paddleocr-rec",
