@@ -42,6 +42,8 @@ _STREAMS = (1, 4, 16)
 _SECONDS = 2.0
 _FRAMES = 100
 _ROUNDS = 3
+_TOGETHER = 4
+"""Frames that share a task, in the ways that say so."""
 _TARGET_SECONDS = 0.025
 """Seconds that the model takes for a frame, about."""
 
@@ -119,9 +121,10 @@ def throughput(
     limit = Limit(paths, cores)
     models = [dx.load(path) for path in paths]
 
-    def ours(*which: dx.Model) -> None:
+    def ours(*which: dx.Model, micro_batch: int = 1) -> None:
         async def one(model: dx.Model) -> None:
-            async for _ in dx.stream(model, iter(given), client, ordered=False):
+            stream = dx.stream(model, iter(given), client, ordered=False, micro_batch=micro_batch)
+            async for _ in stream:
                 pass
 
         async def together() -> None:
@@ -132,9 +135,11 @@ def throughput(
     ways: dict[str, Callable[[], Any]] = {
         "limit": lambda: limit.seconds(given),
         "ours": lambda: ours(models[0]),
+        f"ours, micro_batch={_TOGETHER}": lambda: ours(models[0], micro_batch=_TOGETHER),
         "by hand": lambda: list(by_hand(client, paths[0], iter(given), 3 * cores)),
         "limit, two models": lambda: limit.seconds(given, 2),
         "two models side by side": lambda: ours(*models),
+        f"two models, micro_batch={_TOGETHER}": lambda: ours(*models, micro_batch=_TOGETHER),
         "two models one after the other": lambda: [ours(model) for model in models],
     }
     for way in ways.values():
