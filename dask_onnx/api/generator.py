@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dask.base import compute
@@ -12,17 +12,13 @@ from dask.utils import parse_bytes
 from dask_onnx.api.model import Model
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.run_options import OnError, RowOptions
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.generated import GeneratedToken
-from dask_onnx.generation.generation_options import (
-    GenerationOptions,
-    check_count,
-    stop_texts,
-)
+from dask_onnx.generation.generation_options import GenerationOptions, check_count
 from dask_onnx.generation.generation_requests import make_request
-from dask_onnx.generation.generator_settings import settle_generator, token_numbers
+from dask_onnx.generation.generator_settings import settle_generator
 from dask_onnx.generation.memory_report import describe_memory
 from dask_onnx.generation.prompt_collections import (
     GenerationRequest,
@@ -32,6 +28,7 @@ from dask_onnx.generation.prompt_collections import (
     listed_prompts,
 )
 from dask_onnx.generation.prompt_writer import codec_of, task_room
+from dask_onnx.generation.requested_options import requested_options
 from dask_onnx.generation.sampling import Sampling
 
 
@@ -159,6 +156,9 @@ class Generator:
         stop: Any = (),
         batch_rows: int | None = None,
         change_logits: LogitsFunction | None = None,
+        choices: Iterable[Any] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
         on_error: OnError = "raise",
     ) -> Any:
         """Write after prompts.
@@ -194,6 +194,15 @@ class Generator:
             Function of all tokens of a row (a list) and the logits after them (an array of shape
             (vocabulary,)) that returns the logits to choose from: -inf forbids a token. Functions
             of importable modules travel to workers by name, others by value.
+        choices : sequence of str, or of sequences of int; optional
+            Texts, or their tokens: what is written after a prompt is one of them, the likeliest or
+            drawn, token by token. A row ends where only one is left and complete.
+        json_schema : mapping, optional
+            JSON schema: what is written is JSON of it, without white space between values, unless
+            the row ends by "length" or "context" before. Needs the extra ``constraints``, and a
+            byte-level or SentencePiece tokenizer.
+        regex : str, optional
+            Regular expression that what is written matches as a whole; see `json_schema`.
         on_error : {"raise", "null"}
             Treatment of prompts that cannot be used (missing, empty, no text, tokens that the model
             does not have, as long as the context): an error that names the first one; or a row
@@ -204,8 +213,8 @@ class Generator:
         Generation, list of Generation, DataFrame or Bag
             A `Generation` for one prompt (a text, or a flat sequence of tokens), a list for a
             sequence of prompts, a bag for a bag. For a DataFrame the table with the further
-            columns ``text``, ``tokens`` (lists), ``finish_reason`` ("eos", "stop", "length" or
-            "context"), ``prompt_tokens`` and ``new_tokens``, and ``error`` for
+            columns ``text``, ``tokens`` (lists), ``finish_reason`` ("eos", "stop", "length",
+            "context" or "complete"), ``prompt_tokens`` and ``new_tokens``, and ``error`` for
             ``on_error="null"``; for a Series a table of these. Lazy for Dask.
 
         Raises
@@ -228,6 +237,9 @@ class Generator:
             stop=stop,
             batch_rows=batch_rows,
             change_logits=change_logits,
+            choices=choices,
+            json_schema=json_schema,
+            regex=regex,
             on_error=on_error,
         )
         if is_one_prompt(x):
@@ -253,6 +265,9 @@ class Generator:
         eos: Any = None,
         stop: Any = (),
         change_logits: LogitsFunction | None = None,
+        choices: Iterable[Any] | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
     ) -> Iterator[GeneratedToken]:
         """Return an iterator of the tokens after one prompt, each as soon as it is chosen.
 
@@ -262,7 +277,9 @@ class Generator:
         ----------
         prompt : str, bytes or sequence of int
             Text or tokens.
-        max_new_tokens, temperature, top_k, top_p, seed, eos, stop, change_logits
+        max_new_tokens, temperature, top_k, top_p, seed, eos, stop
+            As for `generate`.
+        change_logits, choices, json_schema, regex
             As for `generate`, whose result for this prompt alone is the same.
 
         Returns
@@ -289,6 +306,9 @@ class Generator:
             stop=stop,
             batch_rows=1,
             change_logits=change_logits,
+            choices=choices,
+            json_schema=json_schema,
+            regex=regex,
         )
         return self._streamed(request, prompt)
 
@@ -334,50 +354,26 @@ class Generator:
         """Content of the tokenizer's JSON file; None without a tokenizer."""
         return self._settings.content
 
-    def request(
-        self,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        eos: Any = None,
-        stop: Any = (),
-        batch_rows: int | None = None,
-        change_logits: LogitsFunction | None = None,
-        on_error: OnError = "raise",
-    ) -> GenerationRequest:
+    def request(self, *, on_error: OnError = "raise", **options: Any) -> GenerationRequest:
         """Return a checked generation without its prompts, for code that places them itself.
 
         Parameters
         ----------
-        max_new_tokens, temperature, top_k, top_p, seed, eos, stop
+        on_error
             As for `generate`.
-        batch_rows, change_logits, on_error
-            As for `generate`.
+        options
+            Options of `generate` from `max_new_tokens` on.
 
         Raises
         ------
         InputError, ModelError
             As for `generate`.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
         settings = self._settings
-        ends = settings.eos if eos is None else token_numbers(eos, settings.content)
-        texts = stop_texts(stop)
-        if texts and settings.content is None:
-            raise InputError(
-                "stop was given, and the generator has no tokenizer to find texts with",
-                "give the generator a tokenizer, or end rows by eos",
-                option="stop",
-                suggestions=[Suggestion("tokenizer")],
-            )
-        limits = Limits(max_new_tokens, ends, settings.context)
         return make_request(
             self.model._facts,
             settings.form,
-            GenerationOptions(limits, sampling, texts, batch_rows, change_logits),
+            requested_options(settings, **options),
             RowOptions(on_error),
             settings.content,
             settings.encoder,

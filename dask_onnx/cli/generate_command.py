@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,19 @@ from dask_onnx.jobs.job_result import FilePrediction
     help="Token, or its number, that ends a row; may be repeated.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends a row; repeatable.")
+@click.option(
+    "--choices",
+    multiple=True,
+    metavar="FILE_OR_TEXT",
+    help="Text that may be written, or a file of one a line; may be repeated.",
+)
+@click.option(
+    "--json-schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSON schema of what is written.",
+)
+@click.option("--regex", metavar="REGEX", help="Regular expression that the text matches.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of a row at most.")
 @click.option("--batch-rows", type=click.IntRange(min=1), help="Rows of a batch; by memory.")
 @click.option(
@@ -79,6 +93,8 @@ def command(
     keep: str | None,
     eos: tuple[str, ...],
     stop: tuple[str, ...],
+    choices: tuple[str, ...],
+    json_schema: Path | None,
     context: int | None,
     cache: tuple[str, ...],
     encoder: str | None,
@@ -88,7 +104,8 @@ def command(
     """Write after each prompt of the table PROMPTS with the decoder MODEL.
 
     OUTPUT is a folder of .parquet, .csv or .jsonl: the columns of PROMPTS, and text, tokens,
-    finish_reason (eos, stop, length, context), prompt_tokens and new_tokens.
+    finish_reason (eos, stop, length, context,
+    complete), prompt_tokens and new_tokens.
     """
     model = load(model_path, untrusted=is_untrusted(options))
     generator = Generator(
@@ -108,6 +125,8 @@ def command(
             output_path,
             keep=split_names(keep) or None,
             stop=stop,
+            choices=texts_of(choices),
+            json_schema=None if json_schema is None else schema_of(json_schema),
             progress=progress,
             **others,
         )
@@ -117,6 +136,53 @@ def command(
 def as_token(text: str) -> int | str:
     """Return the number of a token, or the token itself."""
     return int(text) if text.isdecimal() else text
+
+
+def texts_of(choices: tuple[str, ...]) -> list[str] | None:
+    """Return the texts that may be written: those given, and the lines of files given.
+
+    Raises
+    ------
+    click.BadParameter
+        A file is not text in UTF-8.
+    """
+    found: list[str] = []
+    for choice in choices:
+        path = Path(choice)
+        if not is_file(path):
+            found.append(choice)
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise click.BadParameter(f"{choice}: {error}", param_hint="--choices") from error
+        found += [line for line in lines if line]
+    return found if choices else None
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is that of a file; False for a text that can be no path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def schema_of(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises
+    ------
+    click.BadParameter
+        It is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path}: {error}", param_hint="--json-schema") from error
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{path} is no JSON object", param_hint="--json-schema")
+    return found
 
 
 def parse_pairs(pairs: tuple[str, ...]) -> dict[str, str] | None:

@@ -10,10 +10,12 @@ import numpy as np
 
 from dask_onnx.core.errors import RunError
 from dask_onnx.generation.decoder_runs import Batch, Decoder
+from dask_onnx.generation.row_constraints import RowConstraint, constrained_logits
 from dask_onnx.generation.sampling import Sampling
 
-FinishReason = Literal["eos", "stop", "length", "context"]
-"""End of a row: an end token, a stop string, the limit of new tokens, the end of the context."""
+FinishReason = Literal["eos", "stop", "length", "context", "complete"]
+"""End of a row: an end token, a stop string, the limit of new tokens, the end of the context, the
+end of the only text that its constraint still allows."""
 
 _LEAST_PREFIX = 8
 """Tokens of a prefix from which on it is worth to run it once for all rows."""
@@ -47,6 +49,8 @@ class Row:
     """Reason of its end; None while it is in work."""
     draw: np.random.Generator | None = None
     """Stream of its random numbers; None for greedy."""
+    constraint: RowConstraint | None = None
+    """State of what it is held to; None for nothing."""
 
 
 LogitsFunction = Callable[[Sequence[int], np.ndarray], np.ndarray]
@@ -73,11 +77,13 @@ class BatchLoop:
     """Function of the written tokens that returns whether they contain a stop string."""
     change_logits: LogitsFunction | None = None
     """Caller's function that changes logits before a token is chosen."""
+    constrain: Callable[[], RowConstraint] | None = None
+    """Function that makes the state of what a row is held to; None for nothing."""
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write all rows, longest prompts first."""
         for row in rows:
-            row.draw = self.sampling.numbers_of_row(row.number)
+            self._begin(row)
         waiting = sorted(rows, key=lambda row: len(row.prompt))  # the last one is next
         prefix = self._shared_prefix(waiting)
         batch, active = Batch([], []), list[Row]()
@@ -97,13 +103,17 @@ class BatchLoop:
 
     def stream(self, row: Row) -> Iterator[int]:
         """Write one row, and yield each of its tokens as soon as it is chosen."""
-        row.draw = self.sampling.numbers_of_row(row.number)
+        self._begin(row)
         logits, batch = self._prefilled([row])
         self._choose([row], logits)
         yield row.written[-1]
         while row.finish_reason is None:
             self._choose([row], self.decoder.step(batch, [row.written[-1]]))
             yield row.written[-1]
+
+    def _begin(self, row: Row) -> None:
+        row.draw = self.sampling.numbers_of_row(row.number)
+        row.constraint = None if self.constrain is None else self.constrain()
 
     def _next_group(self, waiting: list[Row], free: int, width: int | None) -> list[Row]:
         """Take the prompts that run together next, of like length, from the end of a list."""
@@ -165,13 +175,20 @@ class BatchLoop:
         for row, values in zip(rows, logits, strict=True):
             if self.change_logits is not None:
                 values = changed_logits(self.change_logits, row, values)
-            row.written.append(self.sampling.choose(values, row.draw))
+            if row.constraint is not None:
+                values = constrained_logits(row.constraint, values)
+            token = self.sampling.choose(values, row.draw)
+            row.written.append(token)
+            if row.constraint is not None and token not in self.limits.eos:
+                row.constraint.advance(token)
             row.finish_reason = self._reason(row)
 
     def _reason(self, row: Row) -> FinishReason | None:
         limits = self.limits
         if row.written[-1] in limits.eos:
             return "eos"
+        if row.constraint is not None and row.constraint.is_complete:
+            return "complete"
         if self.is_stopped is not None and self.is_stopped(row.written):
             return "stop"
         if len(row.written) >= limits.max_new_tokens:

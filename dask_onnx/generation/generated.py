@@ -17,7 +17,8 @@ class Generation:
     """Tokens written, an end token and those of a stop string included."""
     finish_reason: FinishReason | None
     """Reason of the end: "eos" an end token, "stop" a stop string, "length" the limit of new
-    tokens, "context" the end of the model's context. None for a prompt that could not be used."""
+    tokens, "context" the end of the model's context, "complete" the end of the only text that
+    `choices`, `json_schema` or `regex` still allow. None for a prompt that could not be used."""
     prompt_tokens: int
     """Tokens of the prompt, special tokens included."""
     error: str | None = None

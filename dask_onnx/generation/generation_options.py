@@ -14,6 +14,7 @@ from dask.base import tokenize
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
+from dask_onnx.generation.row_constraints import Constraint
 from dask_onnx.generation.sampling import Sampling
 
 MAX_ROWS = 32
@@ -50,6 +51,8 @@ class GenerationOptions:
     """Rows of a batch at most; None for as many as memory holds, up to `MAX_ROWS`."""
     change_logits: LogitsFunction | None = None
     """Caller's function that changes logits before a token is chosen."""
+    constraint: Constraint | None = None
+    """Texts that rows are held to; None for all."""
 
     def __post_init__(self) -> None:
         check_count("max_new_tokens", self.limits.max_new_tokens)
@@ -65,7 +68,8 @@ class GenerationOptions:
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         function = self.change_logits
         named = None if function is None else tokenize(function)
-        return repr((self.limits, self.sampling, self.stop, self.batch_rows)), named
+        kept = (self.limits, self.sampling, self.stop, self.batch_rows, self.constraint)
+        return repr(kept), named
 
 
 def check_count(option: str, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from dask_onnx.generation.decoder_trials import EncoderCall
 from dask_onnx.generation.encoder_runs import EncoderForm
 from dask_onnx.generation.generation_options import GenerationOptions
 from dask_onnx.generation.prompt_collections import GenerationRequest
-from dask_onnx.generation.prompt_writer import PromptWriter, call_of
+from dask_onnx.generation.prompt_writer import PromptWriter, call_of, tokenizer_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def make_request(
         supplies, is_coupled = [*supplies, *others], is_coupled or couples
         call = EncoderCall(encoder.form, call_of(other), encoder.start)
         parts += [digest(sorted(map(str, other.tasks))), str(encoder.start)]
-    name = "" if content is None else hashlib.sha256(content).hexdigest()
+    name = tokenizer_name(content)
     writer = PromptWriter(graph, form, options, rows, is_coupled, name, digest(parts), encoder=call)
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,6 +185,9 @@ class PromptWriter(InlineTask):
             if codec is None or not stop
             else lambda tokens: codec.stop_place(tokens, stop) is not None,
             options.change_logits,
+            None
+            if options.constraint is None
+            else options.constraint.opened(codec, self.tokenizer, options.limits.eos),
         )
 
     def generation(self, codec: TextCodec | None, row: Row) -> Generation:
@@ -195,7 +199,9 @@ class PromptWriter(InlineTask):
     def _text(self, codec: TextCodec | None, row: Row) -> str | None:
         if codec is None:
             return None
-        text = codec.decode(row.written)
+        # An end token that is no special one would be text beyond what is allowed.
+        is_held = self.options.constraint is not None and row.finish_reason == "eos"
+        text = codec.decode(row.written[:-1] if is_held else row.written)
         if row.finish_reason != "stop":
             return text
         return text[: codec.stop_place(row.written, self.options.stop)]
@@ -256,6 +262,12 @@ class PromptWriter(InlineTask):
                 f"the prompt has {len(tokens):,} tokens, and the context is {limits.context:,}, "
                 "of which at least one must be left"
             )
+        longest = None if self.options.constraint is None else self.options.constraint.longest
+        if limits.context is not None and len(tokens) + (longest or 0) > limits.context:
+            return (
+                f"the prompt has {len(tokens):,} tokens, the longest choice {longest:,}, and the "
+                f"context is {limits.context:,}"
+            )
         memory = BatchMemory.of(self.form, len(tokens), limits, in_parts=decoder.takes_chunks)
         needed = memory.row_bytes
         room = task_room()
@@ -289,6 +301,11 @@ def codec_of(content: bytes | None) -> TextCodec | None:
     from dask_onnx.generation.text_codec import text_codec  # needs tokenizers
 
     return text_codec(content)
+
+
+def tokenizer_name(content: bytes | None) -> str:
+    """Return the digest of a tokenizer's content; empty for None."""
+    return "" if content is None else hashlib.sha256(content).hexdigest()
 
 
 def check_vocabulary(tokenizer: int, model: int | None) -> None:

@@ -100,7 +100,9 @@ class Sampling:
         order = np.argsort(-values, kind="stable")  # of equal logits, the lower token first
         if self.top_k is not None:
             order = order[: self.top_k]
+        # Tokens of probability 0 are not drawn, however the sums are rounded.
         weights = np.exp(values[order] - values[order[0]])
+        weights = weights[: np.count_nonzero(weights)]
         sums = np.cumsum(weights)
         if self.top_p is not None:
             kept = int(np.searchsorted(sums, self.top_p * sums[-1])) + 1

@@ -29,6 +29,10 @@ class TextCodec:
         """Return the tokens of a prompt, with the special tokens that the tokenizer adds."""
         return list(self.tokenizer.encode(text).ids)
 
+    def encode_alone(self, text: str) -> list[int]:
+        """Return the tokens of a text without special tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

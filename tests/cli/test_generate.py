@@ -84,3 +84,22 @@ def test_bad_options_are_told(arguments, option, run, decoder, prompts, tmp_path
     assert done.code == 2
     assert done.error()["fields"]["option"] == option
     assert run(*common, "--json").code == 2, "there is no tokenizer"
+
+
+def test_texts_are_held_to_the_lines_of_a_file_and_to_texts(
+    run, scheduler, decoder, prompts, tmp_path
+):
+    out, tokenizer, lines = (tmp_path / name for name in ("o.jsonl", "tokenizer.json", "labels"))
+    lines.write_text("w1 w2\n\nw3\n")
+    common = ["generate", decoder, prompts, out, "--tokenizer", tokenizer, "--keep", "id"]
+    held = ["--choices", lines, "--choices", "w40 w41", "--scheduler", scheduler]
+    done = run(*common, *held)
+    assert done.code == 0, done.err
+    expected = dx.Generator(dx.load(decoder), tokenizer).generate(
+        TEXTS, choices=["w1 w2", "w3", "w40 w41"]
+    )
+    found = pd.read_json(next(out.iterdir()) if out.is_dir() else out, lines=True)
+    assert found.text.tolist() == [each.text for each in expected]
+    schema = tmp_path / "schema.json"
+    schema.write_text("[]")
+    assert run(*common, "--json-schema", schema, "--overwrite").code == 2
