@@ -447,6 +447,11 @@ def greedy_reference(proto, prompt, count, eos=()):
     return found
 
 
+def session_of(proto):
+    """Return a session of ORT on one thread."""
+    return _session(proto.SerializeToString())
+
+
 @functools.lru_cache(maxsize=8)
 def _session(data):
     options = onnxruntime.SessionOptions()

@@ -14,6 +14,7 @@ from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.run_options import OnError, RowOptions
 from dask_onnx.core.errors import InputError
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
+from dask_onnx.generation.beam_search import EarlyStopping, beam_rule, check_stream
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.generated import GeneratedToken
 from dask_onnx.generation.generation_options import GenerationOptions, check_count
@@ -159,6 +160,9 @@ class Generator:
         choices: Iterable[Any] | None = None,
         json_schema: Mapping[str, Any] | None = None,
         regex: str | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
         on_error: OnError = "raise",
     ) -> Any:
         """Write after prompts.
@@ -189,11 +193,13 @@ class Generator:
         stop : str or sequence of str
             Texts that end a row, and are cut off; need a tokenizer.
         batch_rows : int, optional
-            Rows of a batch at most; by default as many as memory holds, up to 32.
+            Rows of a batch at most; by default as many as memory holds, up to 32. Each beam is a
+            row, and a batch has the beams of one prompt at least.
         change_logits : callable, optional
             Function of all tokens of a row (a list) and the logits after them (an array of shape
             (vocabulary,)) that returns the logits to choose from: -inf forbids a token. Functions
-            of importable modules travel to workers by name, others by value.
+            of importable modules travel to workers by name, others by value. With beams it gets
+            log-probabilities.
         choices : sequence of str, or of sequences of int; optional
             Texts, or their tokens: what is written after a prompt is one of them, the likeliest or
             drawn, token by token. A row ends where only one is left and complete.
@@ -203,6 +209,17 @@ class Generator:
             byte-level or SentencePiece tokenizer.
         regex : str, optional
             Regular expression that what is written matches as a whole; see `json_schema`.
+        num_beams : int
+            Continuations of each prompt that a beam search follows at a time, as
+            ``transformers`` does; 1 for none. The best one is the result. Beams take the likeliest
+            tokens and end at tokens: without `temperature`, `stop` and constraints.
+        length_penalty : float; with beams
+            Exponent of the length: continuations are compared by the sum of the log-probabilities
+            of their tokens, divided by their number to this power. Above 0 it favours long ones.
+        early_stopping : bool or "never"; with beams
+            End of the search of a prompt: True as soon as `num_beams` continuations have ended;
+            False if the best open one, ended now, would be no better than the worst of these;
+            "never" if it could not become better up to `max_new_tokens` either.
         on_error : {"raise", "null"}
             Treatment of prompts that cannot be used (missing, empty, no text, tokens that the model
             does not have, as long as the context): an error that names the first one; or a row
@@ -240,6 +257,9 @@ class Generator:
             choices=choices,
             json_schema=json_schema,
             regex=regex,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
             on_error=on_error,
         )
         if is_one_prompt(x):
@@ -268,6 +288,7 @@ class Generator:
         choices: Iterable[Any] | None = None,
         json_schema: Mapping[str, Any] | None = None,
         regex: str | None = None,
+        num_beams: int = 1,
     ) -> Iterator[GeneratedToken]:
         """Return an iterator of the tokens after one prompt, each as soon as it is chosen.
 
@@ -281,6 +302,8 @@ class Generator:
             As for `generate`.
         change_logits, choices, json_schema, regex
             As for `generate`, whose result for this prompt alone is the same.
+        num_beams : int
+            1: a search of several beams knows no token before its end.
 
         Returns
         -------
@@ -296,6 +319,7 @@ class Generator:
         >>> for each in generator.stream("Once upon a time"):
         ...     print(each.text, end="")
         """
+        check_stream(num_beams)
         request = self.request(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -322,6 +346,7 @@ class Generator:
         prompt_tokens: int = 128,
         max_new_tokens: int = 64,
         batch_rows: int | None = None,
+        num_beams: int = 1,
         memory: int | str | None = None,
     ) -> str:
         """Return the model's form and the memory of its batches as text. Runs nothing.
@@ -330,7 +355,7 @@ class Generator:
         ----------
         prompt_tokens : int
             Tokens of the longest prompt.
-        max_new_tokens, batch_rows
+        max_new_tokens, batch_rows, num_beams
             As for `generate`.
         memory : int or str, optional
             Bytes that the cache of one task may take, such as "2GiB". By default half of what is
@@ -338,7 +363,8 @@ class Generator:
         """
         check_count("prompt_tokens", prompt_tokens)
         limits = Limits(max_new_tokens, self.eos, self.context)
-        options = GenerationOptions(limits, Sampling(), (), batch_rows)
+        beams = beam_rule(num_beams, 1.0, False)
+        options = GenerationOptions(limits, Sampling(), (), batch_rows, beams=beams)
         room = task_room() if memory is None else int(parse_bytes(memory))
         report = describe_memory(self.form, options, prompt_tokens, room)
         return f"{self.model.name}: {report}"

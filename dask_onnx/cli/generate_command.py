@@ -63,6 +63,21 @@ from dask_onnx.jobs.job_result import FilePrediction
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of a row at most.")
 @click.option("--batch-rows", type=click.IntRange(min=1), help="Rows of a batch; by memory.")
 @click.option(
+    "--num-beams",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Continuations that a beam search follows; 1 (none) by default.",
+)
+@click.option(
+    "--length-penalty", type=float, default=1.0, help="Exponent of the length of beams; 1."
+)
+@click.option(
+    "--early-stopping",
+    type=click.Choice(["true", "false", "never"]),
+    default="false",
+    help="End of a beam search: enough ends, no better one likely (false), or possible (never).",
+)
+@click.option(
     "--cache",
     multiple=True,
     metavar="OUTPUT=INPUT",
@@ -95,6 +110,7 @@ def command(
     stop: tuple[str, ...],
     choices: tuple[str, ...],
     json_schema: Path | None,
+    early_stopping: str,
     context: int | None,
     cache: tuple[str, ...],
     encoder: str | None,
@@ -127,6 +143,7 @@ def command(
             stop=stop,
             choices=texts_of(choices),
             json_schema=None if json_schema is None else schema_of(json_schema),
+            early_stopping="never" if early_stopping == "never" else early_stopping == "true",
             progress=progress,
             **others,
         )

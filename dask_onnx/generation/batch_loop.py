@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -19,8 +19,6 @@ end of the only text that its constraint still allows."""
 
 _LEAST_PREFIX = 8
 """Tokens of a prefix from which on it is worth to run it once for all rows."""
-_JOIN_SHARE = 4
-"""Prompts join when this part of the places is free: each joining copies the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,8 @@ class Row:
     """Stream of its random numbers; None for greedy."""
     constraint: RowConstraint | None = None
     """State of what it is held to; None for nothing."""
+    score: float | None = None
+    """Score of what a beam search has written; None without one."""
 
 
 LogitsFunction = Callable[[Sequence[int], np.ndarray], np.ndarray]
@@ -79,6 +79,8 @@ class BatchLoop:
     """Caller's function that changes logits before a token is chosen."""
     constrain: Callable[[], RowConstraint] | None = None
     """Function that makes the state of what a row is held to; None for nothing."""
+    join_share: ClassVar[int] = 4
+    """Prompts join when this part of the places is free: each joining copies the cache."""
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write all rows, longest prompts first."""
@@ -90,7 +92,7 @@ class BatchLoop:
         most = 1 if self.decoder.padding == "alone" else self.max_rows
         while waiting or active:
             free = most - len(active)
-            while waiting and free and (not active or free * _JOIN_SHARE >= most):
+            while waiting and free and (not active or free * self.join_share >= most):
                 group = self._next_group(waiting, free, batch.width if active else None)
                 if not group:
                     break

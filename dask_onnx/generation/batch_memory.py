@@ -78,5 +78,9 @@ class BatchMemory:
         wanted : int or None
             Rows at most, as the caller wants; `MAX_ROWS` by default.
         """
+        return self.prompts(room, wanted, 1)
+
+    def prompts(self, room: int, wanted: int | None, rows_each: int) -> int:
+        """Return the prompts of a batch, each of which takes some rows; see `rows`."""
         most = MAX_ROWS if wanted is None else wanted
-        return max(1, min(most, room // max(1, self.row_bytes)))
+        return max(1, min(most, room // max(1, self.row_bytes)) // rows_each)

@@ -159,12 +159,16 @@ class Decoder:
 
     def select(self, batch: Batch, rows: Sequence[int]) -> Batch:
         """Return a batch of some rows, in the order given; positions that all lack are dropped."""
-        kept = Batch([batch.tokens[row] for row in rows], [])
+        kept = Batch([list(batch.tokens[row]) for row in rows], [])
         kept.cache = [
             self._placed(tensor, array_of(value)[list(rows)], kept.width)
             for tensor, value in zip(self.form.cache, batch.cache, strict=True)
         ]
         return kept
+
+    def reorder(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """Return a batch in which each row takes the place of one of the same prompt."""
+        return self.select(batch, rows)
 
     def join(self, one: Batch, other: Batch) -> Batch:
         """Return a batch of the rows of both, the shorter ones padded."""

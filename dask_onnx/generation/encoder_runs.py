@@ -160,10 +160,24 @@ class SourceDecoder(Decoder):
         assert isinstance(batch, SourceBatch)
         chosen = list(rows)
         return SourceBatch(
-            [batch.tokens[row] for row in chosen],
+            [list(batch.tokens[row]) for row in chosen],
             [array_of(value)[chosen] for value in batch.cache],
             batch.states[chosen],
             batch.is_token[chosen],
+        )
+
+    def reorder(self, batch: Batch, rows: Sequence[int]) -> Batch:
+        """Return a batch in which each row takes the place of one of the same prompt."""
+        assert isinstance(batch, SourceBatch)
+        chosen = list(rows)
+        return SourceBatch(
+            [list(batch.tokens[row]) for row in chosen],
+            [
+                value if tensor.is_source else array_of(value)[chosen]
+                for tensor, value in zip(self.form.cache, batch.cache, strict=True)
+            ],
+            batch.states,
+            batch.is_token,
         )
 
     def _all_feeds(

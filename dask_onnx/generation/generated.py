@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dask_onnx.generation.batch_loop import FinishReason
 
@@ -23,6 +23,9 @@ class Generation:
     """Tokens of the prompt, special tokens included."""
     error: str | None = None
     """Message about a prompt that could not be used, where those are no errors."""
+    score: float | None = field(default=None, compare=False)
+    """Sum of the log-probabilities of the tokens, divided by a power of their number, by which a
+    beam search has chosen them; None without beams. Left out of comparisons: it is rounded."""
 
     @property
     def new_tokens(self) -> int:

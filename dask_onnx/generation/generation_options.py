@@ -14,6 +14,7 @@ from dask.base import tokenize
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
+from dask_onnx.generation.beam_search import BeamRule
 from dask_onnx.generation.row_constraints import Constraint
 from dask_onnx.generation.sampling import Sampling
 
@@ -53,6 +54,8 @@ class GenerationOptions:
     """Caller's function that changes logits before a token is chosen."""
     constraint: Constraint | None = None
     """Texts that rows are held to; None for all."""
+    beams: BeamRule | None = None
+    """Options of beam search; None without one."""
 
     def __post_init__(self) -> None:
         check_count("max_new_tokens", self.limits.max_new_tokens)
@@ -64,12 +67,35 @@ class GenerationOptions:
                 "give a function of tokens and logits",
                 option="change_logits",
             )
+        if self.beams is not None:
+            self._check_beams()
+
+    def _check_beams(self) -> None:
+        """Refuse options that have no meaning with several beams."""
+        reasons = {
+            "temperature": "draws tokens" if not self.sampling.is_greedy else "",
+            "stop": "ends a row at a text" if self.stop else "",
+        }
+        for option, reason in reasons.items():
+            if reason:
+                raise InputError(
+                    f"{option} {reason}, and a search of several beams ends them at tokens and "
+                    "takes the likeliest",
+                    f"leave {option} out, or search nothing: num_beams=1",
+                    option=option,
+                    suggestions=[Suggestion("num_beams", 1)],
+                )
+
+    @property
+    def rows_of_prompt(self) -> int:
+        """Rows of a batch that each prompt takes."""
+        return 1 if self.beams is None else self.beams.beams
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         function = self.change_logits
         named = None if function is None else tokenize(function)
         kept = (self.limits, self.sampling, self.stop, self.batch_rows, self.constraint)
-        return repr(kept), named
+        return repr((kept, self.beams)), named
 
 
 def check_count(option: str, value: Any) -> None:

@@ -24,19 +24,23 @@ def describe_memory(
     """
     limits = options.limits
     each = BatchMemory.of(form, prompt_tokens, limits)
-    rows = each.rows(room, options.batch_rows)
+    beams = options.rows_of_prompt
+    prompts = each.prompts(room, options.batch_rows, beams)
+    rows = prompts * beams
+    kinds = "" if beams == 1 else f" ({format_count(prompts, 'prompt')} of {beams} beams)"
     lines = [
         form.describe(),
         f"context {_number(limits.context)}; vocabulary {_number(form.vocabulary)}; end tokens "
         f"{', '.join(map(str, limits.eos)) or 'none'}",
         f"cache: {format_bytes(form.cache_bytes_per_token)} for each token of a row, over all "
         f"layers; {format_bytes(each.cache_bytes)} for {format_count(each.tokens, 'token')}",
-        f"batch: {format_count(rows, 'row')} of {format_bytes(each.row_bytes)} (past, present, "
-        f"a copy when rows join, logits), {format_bytes(rows * each.row_bytes)} of the "
+        f"batch: {format_count(rows, 'row')}{kinds} of {format_bytes(each.row_bytes)} (past, "
+        f"present, a copy when rows join, logits), {format_bytes(rows * each.row_bytes)} of the "
         f"{format_bytes(room)} of a task",
     ]
-    if each.row_bytes > room:
-        lines.append("one row does not fit: lower max_new_tokens, or give workers more memory")
+    if each.row_bytes * beams > room:
+        lower = "max_new_tokens" if beams == 1 else "max_new_tokens or num_beams"
+        lines.append(f"one prompt does not fit: lower {lower}, or give workers more memory")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from dask_onnx.core.tracing import span
 from dask_onnx.core.utf8 import NO_TEXT, text_fault
 from dask_onnx.generation.batch_loop import BatchLoop, Row
 from dask_onnx.generation.batch_memory import BatchMemory
+from dask_onnx.generation.beam_loop import with_beams
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.decoder_runs import Decoder
 from dask_onnx.generation.decoder_trials import (
@@ -175,11 +176,11 @@ class PromptWriter(InlineTask):
         longest = max(len(row.prompt) for row in rows)
         options, stop = self.options, self.options.stop
         memory = BatchMemory.of(self.form, longest, options.limits, in_parts=decoder.takes_chunks)
-        return BatchLoop(
+        loop = BatchLoop(
             decoder,
             options.sampling,
             options.limits,
-            memory.rows(task_room(), options.batch_rows),
+            memory.prompts(task_room(), options.batch_rows, options.rows_of_prompt),
             memory.prefill_tokens,
             None
             if codec is None or not stop
@@ -189,11 +190,16 @@ class PromptWriter(InlineTask):
             if options.constraint is None
             else options.constraint.opened(codec, self.tokenizer, options.limits.eos),
         )
+        return loop if options.beams is None else with_beams(loop, options.beams)
 
     def generation(self, codec: TextCodec | None, row: Row) -> Generation:
         """Return the result of a row that has ended."""
         return Generation(
-            self._text(codec, row), tuple(row.written), row.finish_reason, len(row.prompt)
+            self._text(codec, row),
+            tuple(row.written),
+            row.finish_reason,
+            len(row.prompt),
+            score=row.score,
         )
 
     def _text(self, codec: TextCodec | None, row: Row) -> str | None:
@@ -269,7 +275,7 @@ class PromptWriter(InlineTask):
                 f"context is {limits.context:,}"
             )
         memory = BatchMemory.of(self.form, len(tokens), limits, in_parts=decoder.takes_chunks)
-        needed = memory.row_bytes
+        needed = memory.row_bytes * self.options.rows_of_prompt
         room = task_room()
         if needed > room:
             return (

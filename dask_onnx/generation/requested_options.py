@@ -7,6 +7,7 @@ from typing import Any
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
+from dask_onnx.generation.beam_search import beam_rule
 from dask_onnx.generation.generation_options import GenerationOptions, check_count, stop_texts
 from dask_onnx.generation.generator_settings import GeneratorSettings, token_numbers
 from dask_onnx.generation.grammar_constraints import json_constraint, regex_constraint
@@ -30,6 +31,9 @@ def requested_options(
     choices: Any = None,
     json_schema: Any = None,
     regex: Any = None,
+    num_beams: Any = 1,
+    length_penalty: Any = 1.0,
+    early_stopping: Any = False,
 ) -> GenerationOptions:
     """Return checked options of a generation. Runs nothing.
 
@@ -39,7 +43,7 @@ def requested_options(
         Settings of the generator.
     max_new_tokens, temperature, top_k, top_p, seed, eos, stop, batch_rows
         As for `Generator.generate`.
-    change_logits, choices, json_schema, regex
+    change_logits, choices, json_schema, regex, num_beams, length_penalty, early_stopping
         As for `Generator.generate`.
 
     Raises
@@ -60,7 +64,16 @@ def requested_options(
     limits = Limits(max_new_tokens, ends, settings.context)
     given = {"choices": choices, "json_schema": json_schema, "regex": regex}
     constraint = _constraint(settings, given, limits, has_stop=bool(texts))
-    return GenerationOptions(limits, sampling, texts, batch_rows, change_logits, constraint)
+    beams = beam_rule(num_beams, length_penalty, early_stopping)
+    if beams is not None and constraint is not None:
+        name = next(name for name, value in given.items() if value is not None)
+        raise InputError(
+            f"{name} and num_beams={beams.beams} were given",
+            f"leave {name} out, or search nothing: num_beams=1",
+            option=name,
+            suggestions=[Suggestion("num_beams", 1)],
+        )
+    return GenerationOptions(limits, sampling, texts, batch_rows, change_logits, constraint, beams)
 
 
 def _constraint(

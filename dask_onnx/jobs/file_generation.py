@@ -71,9 +71,9 @@ def generate_files(
     generation
         Further options of `Generator.generate`: ``max_new_tokens``, ``temperature``, ``top_k``,
         ``top_p``, ``seed``, ``eos``, ``stop``, ``batch_rows``, ``choices``, ``json_schema``,
-        ``regex``. What is drawn follows from the seed and the number of the row in the whole table;
-        where the format does not tell numbers of rows, from those of the block and of the row in
-        it.
+        ``regex``, ``num_beams``, ``length_penalty``, ``early_stopping``. What is drawn follows from
+        the seed and the number of the row in the whole table; where the format does not tell
+        numbers of rows, from those of the block and of the row in it.
 
     Returns
     -------

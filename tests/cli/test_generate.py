@@ -53,6 +53,20 @@ def test_text_is_written_beside_the_prompts(run, scheduler, decoder, prompts, tm
     assert again.code == 0 and "nothing to do" in again.out
 
 
+def test_beams_are_those_of_a_list(run, scheduler, decoder, prompts, tmp_path):
+    out, tokenizer = tmp_path / "out.parquet", tmp_path / "tokenizer.json"
+    done = run(
+        "generate", decoder, prompts, out, "--tokenizer", tokenizer, "--max-new-tokens", 6,
+        "--eos", 7, "--num-beams", 3, "--length-penalty", 2, "--early-stopping", "never",
+        "--scheduler", scheduler,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    expected = dx.Generator(dx.load(decoder), tokenizer, eos=7).generate(
+        TEXTS, max_new_tokens=6, num_beams=3, length_penalty=2, early_stopping="never"
+    )
+    assert pd.read_parquet(out).text.tolist() == [each.text for each in expected]
+
+
 def test_an_encoder_and_its_decoder_write(run, scheduler, decoder, prompts, tmp_path):
     encoder, merged = tmp_path / "encoder.onnx", tmp_path / "merged.onnx"
     onnx.save(decoder_models.t5_encoder(), encoder)
@@ -76,6 +90,8 @@ def test_an_encoder_and_its_decoder_write(run, scheduler, decoder, prompts, tmp_
         (["--top-k", "3"], "top_k"),
         (["--cache", "a=b"], "cache"),
         (["--start", "3"], "start"),
+        (["--num-beams", "2", "--stop", "w3"], "stop"),
+        (["--early-stopping", "true"], "early_stopping"),
     ],
 )
 def test_bad_options_are_told(arguments, option, run, decoder, prompts, tmp_path):
