@@ -161,13 +161,19 @@ def without_cache():
 
 
 @functools.cache
-def llama_like():
-    """Return a decoder with rotary positions and grouped queries in one operator."""
+def llama_like(*, buffer=None):
+    """Return a decoder with rotary positions and grouped queries in one operator.
+
+    With a buffer, its cache has so many positions always, and its inputs tell how many are used.
+    """
     g, groups = Graph(1), 1
-    total = g.op("Gather", g.op("Shape", "attention_mask"), g.const(1))
-    total = g.op("Cast", total, to=TensorProto.INT32)
-    lengths = g.op("ReduceSum", "attention_mask", g.const([1]), keepdims=0)
-    lengths = g.op("Cast", g.op("Sub", lengths, g.const(1)), to=TensorProto.INT32)
+    if buffer is None:
+        total = g.op("Gather", g.op("Shape", "attention_mask"), g.const(1))
+        total = g.op("Cast", total, to=TensorProto.INT32)
+        lengths = g.op("ReduceSum", "attention_mask", g.const([1]), keepdims=0)
+        lengths = g.op("Cast", g.op("Sub", lengths, g.const(1)), to=TensorProto.INT32)
+    else:
+        total, lengths = "total_sequence_length", "seqlens_k"
     steps = 10000.0 ** (-np.arange(HEAD_SIZE // 2) / (HEAD_SIZE // 2))
     angles = np.arange(CONTEXT)[:, None] * steps
     cos, sin = g.const(np.cos(angles), np.float32), g.const(np.sin(angles), np.float32)
@@ -193,9 +199,16 @@ def llama_like():
         wide = g.op("Mul", gate, g.op("Sigmoid", gate))
         x = g.op("Add", x, g.op("MatMul", wide, g.weight(4 * WIDTH, WIDTH)))
     g.name(g.op("MatMul", norm(x), g.weight(WIDTH, VOCABULARY)), "logits")
-    inputs = inputs_of(positions=False, heads=groups)
+    inputs = inputs_of(positions=False, heads=groups, masks=buffer is None)
+    outputs = outputs_of(heads=groups)
+    if buffer is not None:
+        for value in [*inputs[1:], *outputs[1:]]:
+            value.type.tensor_type.shape.dim[2].Clear()
+            value.type.tensor_type.shape.dim[2].dim_value = buffer
+        inputs.append(helper.make_tensor_value_info(lengths, TensorProto.INT32, ["B"]))
+        inputs.append(helper.make_tensor_value_info(total, TensorProto.INT32, [1]))
     return helper.make_model(
-        helper.make_graph(g.nodes, "llama", inputs, outputs_of(heads=groups), g.weights),
+        helper.make_graph(g.nodes, "llama", inputs, outputs, g.weights),
         opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)],
         ir_version=9,
     )

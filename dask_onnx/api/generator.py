@@ -16,6 +16,7 @@ from dask_onnx.core.errors import InputError
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
 from dask_onnx.generation.beam_search import EarlyStopping, beam_rule, check_stream
 from dask_onnx.generation.decoder_form import DecoderForm
+from dask_onnx.generation.genai_folders import Engine
 from dask_onnx.generation.generated import GeneratedToken
 from dask_onnx.generation.generation_options import GenerationOptions, check_count
 from dask_onnx.generation.generation_requests import make_request
@@ -69,6 +70,10 @@ class Generator:
         Tokens that end a row: numbers, or tokens of the tokenizer. By default those of
         ``generation_config.json``, ``config.json`` or ``genai_config.json`` beside the model; none
         without.
+    engine : {"auto", "dask_onnx", "onnxruntime-genai"}
+        What computes the logits. By default ``onnxruntime-genai`` for a model in its form, with
+        ``genai_config.json`` beside it, where the package is installed and the worker reaches the
+        folder; otherwise dask_onnx. All else, so the choice of tokens, is the same.
 
     Raises
     ------
@@ -100,6 +105,7 @@ class Generator:
         encoder: Model | None = None,
         start: int | str | None = None,
         eos: Any = None,
+        engine: Engine = "auto",
     ) -> None:
         for option, value in (("model", model), ("encoder", encoder)):
             if not isinstance(value, Model) and (value is not None or option == "model"):
@@ -117,6 +123,7 @@ class Generator:
             context=context,
             start=start,
             eos=eos,
+            engine=engine,
         )
         if not self.form.cache:
             warnings.warn(
@@ -367,7 +374,8 @@ class Generator:
         options = GenerationOptions(limits, Sampling(), (), batch_rows, beams=beams)
         room = task_room() if memory is None else int(parse_bytes(memory))
         report = describe_memory(self.form, options, prompt_tokens, room)
-        return f"{self.model.name}: {report}"
+        engine = self._settings.engine
+        return f"{self.model.name}: {report}\nengine: {engine.name} ({engine.reason})"
 
     @property
     def source(self) -> tuple[str, int] | None:
@@ -403,6 +411,7 @@ class Generator:
             RowOptions(on_error),
             settings.content,
             settings.encoder,
+            settings.engine.folder,
         )
 
     def __repr__(self) -> str:

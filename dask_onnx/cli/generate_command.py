@@ -15,6 +15,7 @@ from dask_onnx.cli import Options, common_options
 from dask_onnx.cli.parameters import cluster_options, is_untrusted, split_names, trusted_option
 from dask_onnx.cli.predict_command import ConsoleProgress, as_dict, summary_of
 from dask_onnx.cli.printing import echo
+from dask_onnx.generation.genai_folders import ENGINES, Engine
 from dask_onnx.jobs.file_generation import generate_files
 from dask_onnx.jobs.job_result import FilePrediction
 
@@ -85,6 +86,9 @@ from dask_onnx.jobs.job_result import FilePrediction
 )
 @click.option("--encoder", metavar="FILE", help="Encoder of an encoder-decoder; MODEL its decoder.")
 @click.option("--start", metavar="TOKEN", help="Token that the decoder of one begins with.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Of the runs."
+)
 @click.option("--on-error", type=click.Choice(["raise", "null"]), default="raise")
 @trusted_option
 @cluster_options
@@ -115,6 +119,7 @@ def command(
     cache: tuple[str, ...],
     encoder: str | None,
     start: str | None,
+    engine: Engine,
     **others: Any,
 ) -> None:
     """Write after each prompt of the table PROMPTS with the decoder MODEL.
@@ -132,6 +137,7 @@ def command(
         encoder=None if encoder is None else load(encoder, untrusted=is_untrusted(options)),
         start=None if start is None else as_token(start),
         eos=[as_token(each) for each in eos] or None,
+        engine=engine,
     )
     console = Console(stderr=True, highlight=False, quiet=options.as_json)
     with ConsoleProgress(console, is_verbose=options.debug) as progress:

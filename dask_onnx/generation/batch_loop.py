@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from dask_onnx.core.errors import RunError
-from dask_onnx.generation.decoder_runs import Batch, Decoder
+from dask_onnx.generation.decoder_runs import Batch
+from dask_onnx.generation.decoder_steps import DecoderSteps
 from dask_onnx.generation.row_constraints import RowConstraint, constrained_logits
 from dask_onnx.generation.sampling import Sampling
 
@@ -62,7 +63,7 @@ returns the logits to choose from, of the same shape."""
 class BatchLoop:
     """Loop that writes rows with one decoder, many at a time."""
 
-    decoder: Decoder
+    decoder: DecoderSteps
     """Decoder in this process."""
     sampling: Sampling
     """Rule of the next token."""

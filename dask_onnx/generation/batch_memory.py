@@ -50,7 +50,7 @@ class BatchMemory:
         tokens = prompt_tokens + limits.max_new_tokens
         if limits.context is not None:
             tokens = min(tokens, limits.context)
-        cache = tokens * form.cache_bytes_per_token
+        cache = form.cache_bytes(tokens)
         of_logits = (form.vocabulary or 1) * _LOGIT_BYTES
         # Without a cache each run takes all tokens, and returns the logits of all.
         prefill = min(_PREFILL_TOKENS, max(1, _PREFILL_LOGITS // of_logits))

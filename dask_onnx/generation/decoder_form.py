@@ -18,6 +18,8 @@ _ROLES = {
     "use_cache": ("use_cache_branch",),
     "states": ("encoder_hidden_states",),
     "source_mask": ("encoder_attention_mask",),
+    "lengths": ("seqlens_k",),
+    "total": ("total_sequence_length", "total_seq_len"),
 }
 """Roles of inputs beside the cache, and the names that exporters give them."""
 _LOGITS = ("logits", "lm_logits")
@@ -25,6 +27,8 @@ _LOGITS = ("logits", "lm_logits")
 _TENSOR = r"(\d+\.(?:(?:decoder|encoder)\.)?(?:key|value))"
 _PAST = re.compile(rf"past(?:_key_values)?\.{_TENSOR}")
 _PRESENT = re.compile(rf"present(?:_key_values)?\.{_TENSOR}")
+_BUFFER_RANK, _BUFFER_AXIS = 4, 2
+"""Rank of a cache of a fixed length, and its axis of positions."""
 _CACHE_DTYPES = ("float16", "float32", "float64")
 
 
@@ -45,6 +49,9 @@ class CacheTensor:
     is_source: bool = False
     """True if its positions are those of an encoder's states, and it stays as the first run makes
     it."""
+    buffer: int | None = None
+    """Positions of a cache of a fixed length, of which a row uses the first ones; None for one that
+    is as long as the tokens."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -55,7 +62,7 @@ class CacheTensor:
     def empty(self, rows: int, positions: int = 0) -> np.ndarray:
         """Return zeros for a number of rows and positions."""
         shape = list(self.shape)
-        shape[0], shape[self.axis] = rows, positions
+        shape[0], shape[self.axis] = rows, self.buffer or positions
         return np.zeros(shape, self.dtype)
 
 
@@ -79,6 +86,19 @@ class DecoderForm:
     """Input of an encoder's states, shape (rows, source tokens, features); None without one."""
     source_mask: TensorSpec | None = None
     """Input of 1 for source tokens and 0 for padding, shape (rows, source tokens)."""
+    lengths: TensorSpec | None = None
+    """Input of the number of tokens of each row less one, shape (rows,) or (rows, 1)."""
+    total: TensorSpec | None = None
+    """Input of the number of tokens of the longest row, one number."""
+
+    @property
+    def buffer(self) -> int | None:
+        """Tokens that a cache of a fixed length holds; None for one without a bound."""
+        return min((each.buffer for each in self.cache if each.buffer is not None), default=None)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Return the bytes of the cache of one row of so many tokens, over all layers."""
+        return sum(each.bytes_per_token * (each.buffer or tokens) for each in self.cache)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -105,6 +125,7 @@ class DecoderForm:
             first = self.cache[0]
             kept = f"cache of {len(self.cache)} tensors, {first.past} to {first.present}"
             kept += ", merged" if self.use_cache is not None else ""
+            kept += f", of {self.buffer:,} positions" if self.buffer is not None else ""
         return f"{', '.join(inputs)}; {kept}; {self.logits.name}"
 
 
@@ -171,6 +192,8 @@ def recognise_decoder(
         logits,
         roles["states"],
         roles["source_mask"],
+        roles["lengths"],
+        roles["total"],
     )
 
 
@@ -297,12 +320,13 @@ def _cache_tensor(past: TensorSpec, present: str) -> CacheTensor:
     """
     shape = past.shape or ()
     open_axes = [axis for axis, size in enumerate(shape) if axis and not isinstance(size, int)]
-    if len(shape) < 3 or isinstance(shape[0], int) or len(open_axes) != 1:
+    has_buffer = len(shape) == _BUFFER_RANK and not open_axes
+    if len(shape) < 3 or isinstance(shape[0], int) or (len(open_axes) != 1 and not has_buffer):
         raise ModelError(
             f"input {past.name!r} of the cache has shape {format_shape(past.shape)}: its first "
-            "axis (rows) and one other (positions) must be open, and all others fixed",
-            "export the model with dynamic axes for rows and past positions only; caches of a "
-            "fixed length (shared buffers) are not supported",
+            "axis (rows) and one other (positions) must be open, and all others fixed; or, for "
+            "a cache of a fixed length, (rows, heads, positions, features) with rows open alone",
+            "export the model with dynamic axes for rows and past positions",
             input=past.name,
             numbers={"open_axes": len(open_axes)},
         )
@@ -314,4 +338,6 @@ def _cache_tensor(past: TensorSpec, present: str) -> CacheTensor:
         )
     sizes = [size if isinstance(size, int) else 0 for size in shape]
     is_source = ".encoder." in past.name
-    return CacheTensor(past.name, present, past.dtype, (1, *sizes[1:]), open_axes[0], is_source)
+    axis = _BUFFER_AXIS if has_buffer else open_axes[0]
+    buffer, sizes[axis] = sizes[axis] or None, 0
+    return CacheTensor(past.name, present, past.dtype, (1, *sizes[1:]), axis, is_source, buffer)

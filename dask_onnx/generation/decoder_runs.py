@@ -191,6 +191,8 @@ class Decoder:
     def _placed(self, tensor: CacheTensor, values: np.ndarray, width: int) -> np.ndarray:
         """Return a tensor of the cache with another number of positions, padded or cut."""
         axis, size = tensor.axis, values.shape[tensor.axis]
+        if tensor.buffer is not None:
+            return values
         if size > width:
             part = slice(0, width) if self._is_right else slice(size - width, None)
             return values[(slice(None),) * axis + (part,)]
@@ -217,6 +219,13 @@ class Decoder:
         if form.use_cache is not None:
             shape = (1,) if form.use_cache.rank else ()
             feeds[form.use_cache.name] = np.full(shape, use_cache)
+        lengths = is_token.sum(axis=1)
+        if form.lengths is not None:
+            last = (lengths - 1)[:, None] if form.lengths.rank == 2 else lengths - 1
+            feeds[form.lengths.name] = as_type(last, form.lengths)
+        if form.total is not None:
+            shape = (1,) if form.total.rank else ()
+            feeds[form.total.name] = as_type(np.full(shape, lengths.max()), form.total)
         past = {tensor.past: value for tensor, value in zip(form.cache, cache, strict=True)}
         return feeds | past
 

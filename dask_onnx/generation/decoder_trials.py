@@ -204,7 +204,8 @@ def try_decoder(decoder: Decoder) -> Trial:
         return _gives(form, lambda: _two_runs(padded, prompts, tokens), expected[:, list(chosen)])
 
     everything = range(len(rows))
-    sides: tuple[Padding, ...] = () if form.mask is None else ("left", "right")
+    is_masked = form.mask is not None or form.lengths is not None
+    sides: tuple[Padding, ...] = ("left", "right") if is_masked else ()
     padding: Padding | None = next((side for side in sides if gives(everything, side)), None)
     if padding is None:
         padding = "equal" if gives(_EQUAL, decoder.padding) else "alone"

@@ -17,6 +17,7 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.decoder_trials import EncoderCall
 from dask_onnx.generation.encoder_runs import EncoderForm
+from dask_onnx.generation.genai_folders import GenAiFolder
 from dask_onnx.generation.generation_options import GenerationOptions
 from dask_onnx.generation.prompt_collections import GenerationRequest
 from dask_onnx.generation.prompt_writer import PromptWriter, call_of, tokenizer_name
@@ -41,6 +42,7 @@ def make_request(
     rows: RowOptions,
     content: bytes | None,
     encoder: GivenEncoder | None = None,
+    genai: GenAiFolder | None = None,
 ) -> GenerationRequest:
     """Return a request of generation. Nothing runs.
 
@@ -55,6 +57,8 @@ def make_request(
         Content of the tokenizer's JSON file.
     encoder : GivenEncoder, optional
         Encoder whose states the model attends to.
+    genai : GenAiFolder, optional
+        Folder that ONNX Runtime GenAI runs in place of the model.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def make_request(
         call = EncoderCall(encoder.form, call_of(other), encoder.start)
         parts += [digest(sorted(map(str, other.tasks))), str(encoder.start)]
     name = tokenizer_name(content)
-    writer = PromptWriter(graph, form, options, rows, is_coupled, name, digest(parts), encoder=call)
+    writer = PromptWriter(graph, form, options, rows, is_coupled, name, digest(parts), call, genai)
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))
 

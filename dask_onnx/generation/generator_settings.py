@@ -11,6 +11,7 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.generation.context_length import context_of_graph
 from dask_onnx.generation.decoder_form import DecoderForm, recognise_decoder
 from dask_onnx.generation.encoder_runs import recognise_encoder
+from dask_onnx.generation.genai_folders import ChosenEngine, choose_engine
 from dask_onnx.generation.generation_options import check_context, end_tokens, folder_settings
 from dask_onnx.generation.generation_requests import GivenEncoder
 from dask_onnx.generation.prompt_writer import check_vocabulary, codec_of
@@ -30,6 +31,8 @@ class GeneratorSettings:
     """Numbers of the tokens that end a row, ascending."""
     encoder: GivenEncoder | None
     """Encoder whose states the model attends to; None without one."""
+    engine: ChosenEngine
+    """Engine that runs the model."""
 
 
 def settle_generator(
@@ -41,6 +44,7 @@ def settle_generator(
     context: int | None,
     start: Any,
     eos: Any,
+    engine: Any,
 ) -> GeneratorSettings:
     """Return the settings of a generator. Runs nothing.
 
@@ -48,7 +52,7 @@ def settle_generator(
     ----------
     facts, encoder : ModelFacts
         The decoder, and its encoder if it has one.
-    tokenizer, cache, context, start, eos
+    tokenizer, cache, context, start, eos, engine
         As for `Generator`.
 
     Raises
@@ -79,9 +83,12 @@ def settle_generator(
     elif start is not None:
         raise InputError("start was given without an encoder", "leave it out", option="start")
     else:
-        context = _context(context, context_of_graph(onnx_model.parse(), form), told.context)
+        tables = (context_of_graph(onnx_model.parse(), form), form.buffer)
+        shortest = min((each for each in tables if each is not None), default=None)
+        context = _context(context, shortest, told.context)
     ends = tuple(sorted(set(told.eos))) if eos is None else token_numbers(eos, content)
-    return GeneratorSettings(form, content, context, ends, given)
+    chosen = choose_engine(engine, facts, has_encoder=encoder is not None)
+    return GeneratorSettings(form, content, context, ends, given, chosen)
 
 
 def token_numbers(tokens: Any, content: bytes | None, option: str = "eos") -> tuple[int, ...]:

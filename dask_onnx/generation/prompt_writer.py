@@ -25,14 +25,16 @@ from dask_onnx.generation.batch_loop import BatchLoop, Row
 from dask_onnx.generation.batch_memory import BatchMemory
 from dask_onnx.generation.beam_loop import with_beams
 from dask_onnx.generation.decoder_form import DecoderForm
-from dask_onnx.generation.decoder_runs import Decoder
+from dask_onnx.generation.decoder_steps import DecoderSteps
 from dask_onnx.generation.decoder_trials import (
     EncoderCall,
     open_decoder,
     open_source_decoder,
 )
+from dask_onnx.generation.genai_folders import GenAiFolder, is_usable
 from dask_onnx.generation.generated import GeneratedToken, Generation
 from dask_onnx.generation.generation_options import GenerationOptions
+from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory_check import room_bytes
 from dask_onnx.runtime.stage_calls import StageCall
 
@@ -63,6 +65,8 @@ class PromptWriter(InlineTask):
     """Digest of the stage, and of that of an encoder."""
     encoder: EncoderCall | None = None
     """Encoder whose states the model attends to; None without one."""
+    genai: GenAiFolder | None = None
+    """Folder that ONNX Runtime GenAI runs in place of the model; None for none."""
 
     @property
     def inline(self) -> InlineGraph:
@@ -152,7 +156,7 @@ class PromptWriter(InlineTask):
         ]
         return text[: len(text) - max(held, default=0)]
 
-    def open(self, codec: TextCodec | None, supplies: Sequence[Any]) -> Decoder:
+    def open(self, codec: TextCodec | None, supplies: Sequence[Any]) -> DecoderSteps:
         """Return the decoder in this process.
 
         Raises
@@ -160,18 +164,26 @@ class PromptWriter(InlineTask):
         ModelError
             ONNX Runtime does not run the whole model, or the tokenizer is of another vocabulary.
         """
-        decoder = (
-            open_decoder(self.form, self.call, supplies, is_coupled=self.is_coupled)
-            if self.encoder is None
-            else open_source_decoder(
-                self.form, self.call, supplies, self.encoder, is_coupled=self.is_coupled
-            )
-        )
+        decoder = self._opened(supplies)
         if codec is not None:
             check_vocabulary(codec.size, decoder.vocabulary)
         return decoder
 
-    def loop(self, decoder: Decoder, codec: TextCodec | None, rows: Sequence[Row]) -> BatchLoop:
+    def _opened(self, supplies: Sequence[Any]) -> DecoderSteps:
+        if self.genai is not None and is_usable(self.genai):
+            from dask_onnx.generation.genai_runs import open_genai  # needs onnxruntime-genai
+
+            threads = task_threads(self.call.options.session.intra_op_num_threads)
+            return open_genai(self.form, self.genai, threads, self.options.limits)
+        if self.encoder is None:
+            return open_decoder(self.form, self.call, supplies, is_coupled=self.is_coupled)
+        return open_source_decoder(
+            self.form, self.call, supplies, self.encoder, is_coupled=self.is_coupled
+        )
+
+    def loop(
+        self, decoder: DecoderSteps, codec: TextCodec | None, rows: Sequence[Row]
+    ) -> BatchLoop:
         """Return the loop that writes some rows."""
         longest = max(len(row.prompt) for row in rows)
         options, stop = self.options, self.options.stop
@@ -213,7 +225,7 @@ class PromptWriter(InlineTask):
         return text[: codec.stop_place(row.written, self.options.stop)]
 
     def encoded(
-        self, decoder: Decoder, codec: TextCodec | None, prompts: Sequence[Any]
+        self, decoder: DecoderSteps, codec: TextCodec | None, prompts: Sequence[Any]
     ) -> list[list[int]]:
         """Return the tokens of prompts.
 
@@ -256,7 +268,7 @@ class PromptWriter(InlineTask):
             return f"the prompt is missing, or neither text nor tokens: {_short(prompt)}"
         return [int(token) for token in given]
 
-    def _fault(self, decoder: Decoder, tokens: Sequence[int]) -> str | None:
+    def _fault(self, decoder: DecoderSteps, tokens: Sequence[int]) -> str | None:
         """Return why the tokens of a prompt cannot be used; None if they can."""
         if not tokens:
             return "the prompt is empty: it has no token to begin from"
@@ -286,7 +298,7 @@ class PromptWriter(InlineTask):
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         options = self.options.__dask_tokenize__()
-        return self.token, self.tokenizer, repr((self.form, self.rows)), options
+        return self.token, self.tokenizer, repr((self.form, self.rows, self.genai)), options
 
 
 def call_of(graph: InlineGraph) -> StageCall:

@@ -99,7 +99,7 @@ def test_told_pairs_must_be_values_of_the_model_each_once(cache, fault):
         ([IDS], [tensor("a", ("B", 3)), tensor("b", ("B", 3))], "logits"),
         ([IDS], [tensor("logits", ("B", 3))], "logits"),
         ([IDS, tensor("encoder_hidden_states")], [LOGITS], "encoder_hidden_states"),
-        ([IDS, tensor("past.0.key", ("B", 2, 64, 16))], [LOGITS, tensor("present.0.key")],
+        ([IDS, tensor("past.0.key", ("B", 64, 16))], [LOGITS, tensor("present.0.key")],
          "past.0.key"),
         ([IDS, tensor("past.0.key", ("B", "H", "P", 16))], [LOGITS, tensor("present.0.key")],
          "past.0.key"),
@@ -107,7 +107,7 @@ def test_told_pairs_must_be_values_of_the_model_each_once(cache, fault):
          "past.0.key"),
         ([IDS, tensor("past.0.key", dtype=INT)], [LOGITS, tensor("present.0.key")], "past.0.key"),
     ],
-    ids=["no tokens", "no role", "two logits", "flat logits", "encoder", "shared buffer",
+    ids=["no tokens", "no role", "two logits", "flat logits", "encoder", "buffer of three axes",
          "open heads", "one row", "integers"],
 )  # fmt: skip
 def test_what_is_no_decoder_is_refused_with_the_value_at_fault(inputs, outputs, fault):
