@@ -404,14 +404,15 @@ class Generator:
             As for `generate`.
         """
         settings = self._settings
+        own = requested_options(settings, **options)
         return make_request(
             self.model._facts,
             settings.form,
-            requested_options(settings, **options),
+            own,
             RowOptions(on_error),
             settings.content,
             settings.encoder,
-            settings.engine.folder,
+            settings.engine.folder_for(has_beams=own.beams is not None),
         )
 
     def __repr__(self) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from dask_onnx.core.errors import RunError
 from dask_onnx.generation.batch_loop import BatchLoop, FinishReason, Row, changed_logits
 from dask_onnx.generation.beam_search import BeamRule, BeamSearch, log_softmax
-from dask_onnx.generation.decoder_runs import Batch, Decoder
+from dask_onnx.generation.decoder_runs import Batch
+from dask_onnx.generation.decoder_steps import ReorderedSteps
 
 
 @dataclass(slots=True)
@@ -36,6 +37,8 @@ class BeamLoop(BatchLoop):
     `BatchLoop.max_rows` counts prompts. Rows of one prompt stand side by side in the batch.
     """
 
+    decoder: ReorderedSteps
+    """Decoder in this process."""
     rule: BeamRule
     """Options of the searches."""
 
@@ -148,13 +151,13 @@ def with_beams(loop: BatchLoop, rule: BeamRule) -> BeamLoop:
 class BeamBatch:
     """Rows of a batch whose order changes; apart, if a decoder takes one row at a time."""
 
-    decoder: Decoder
+    decoder: ReorderedSteps
     """Decoder that runs them."""
     parts: list[Batch]
     """Batches that run one after the other: one of all rows, or one for each row."""
 
     @classmethod
-    def of(cls, decoder: Decoder, batch: Batch) -> BeamBatch:
+    def of(cls, decoder: ReorderedSteps, batch: Batch) -> BeamBatch:
         """Return the rows of a batch."""
         return cls(decoder, [batch])
 

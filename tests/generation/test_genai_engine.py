@@ -116,6 +116,15 @@ def test_rows_end_at_the_context_by_both_engines(by):
     assert [each.finish_reason for each in found] == ["context", "context"]
 
 
+def test_beams_run_by_dask_onnx_where_the_engine_is_open(by):
+    wanted = by("dask_onnx").generate(PROMPTS[:3], max_new_tokens=5, num_beams=2)
+    found = by("auto").generate(PROMPTS[:3], max_new_tokens=5, num_beams=2)
+    assert [each.tokens for each in found] == [each.tokens for each in wanted]
+    with pytest.raises(dx.InputError) as caught:
+        by("onnxruntime-genai").generate(PROMPTS[0], num_beams=2)
+    assert caught.value.option == "num_beams"
+
+
 def test_the_engine_is_chosen_from_the_folder_and_told(by, folder, monkeypatch):
     assert "engine: onnxruntime-genai" in by("auto").explain()
     assert "engine: dask_onnx" in by("dask_onnx").explain()
