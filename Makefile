@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 ASSETS := .cache/assets
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: test test-slow test-minimum test-minimum-onnx test-upstream coverage lint docs docs-links demo conformance conversions registry bench bench-network assets clean
+.PHONY: test test-slow test-minimum test-minimum-onnx test-upstream coverage lint docs docs-links demo conformance conversions registry bench bench-network bench-peers assets clean
 
 # Tests that use clusters run one after another in one process, the others beside them: tests/conftest.py.
 PARALLEL := -n 2 --dist loadscope
@@ -99,6 +101,11 @@ bench: $(STAMP) assets
 	$(BIN)/python benchmarks/sequence.py --output benchmarks/results
 	$(BIN)/python benchmarks/freed.py --assets $(ASSETS) --output benchmarks/results
 
+# Beside Ray Data, Spark, dask-ml and SAHI, in an environment of its own; two hours, or minutes with
+# PEERS_ARGS=--short. A peer that does not install is left out, and the table says so.
+bench-peers: $(PEERS_STAMP) assets
+	$(PEERS)/bin/python benchmarks/peers/run.py --assets $(ASSETS) --output benchmarks/results $(PEERS_ARGS)
+
 # Needs root, for network namespaces.
 bench-network: $(STAMP) assets
 	$(BIN)/python benchmarks/transfer.py --assets $(ASSETS) --output benchmarks/results
@@ -112,9 +119,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	touch $(STAMP)
 
+$(PEERS_STAMP): pyproject.toml benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dataframe,images,parquet,text]'
+	grep -v '^#' benchmarks/peers/requirements.txt | while read -r line; do \
+		$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$line" || echo "not installed: $$line"; \
+	done
+	touch $(PEERS_STAMP)
+
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $(DOCS_STAMP)
 
 clean:
-	rm -rf $(VENV) .venv-minimum .venv-minimum-onnx .venv-upstream .cache demo-output htmlcov docs/_build docs/notebooks docs/reference/generated
+	rm -rf $(VENV) $(PEERS) .venv-minimum .venv-minimum-onnx .venv-upstream .cache demo-output htmlcov docs/_build docs/notebooks docs/reference/generated
