@@ -321,10 +321,10 @@ class Model(DescribedModel):
         retries : int, optional
             Times that Dask repeats a task that raised; ``onnx.retries`` (3) by default.
         columns : str, sequence of str, or mapping of str to these, optional
-            Tables only: the columns of the one input, or of each input by name. By default several
-            inputs take the columns of their names. One input takes the column of its name if there
-            is one, or else all numeric columns (text columns, if the input takes text) in their
-            order.
+            Tables only: the columns of the one input, or of inputs by name; the others take the
+            columns of their names. By default all of several inputs do. One input takes the column
+            of its name if there is one, or else all numeric columns (text columns, if the input
+            takes text) in their order.
         append : bool or sequence of str
             Tables only: True keeps the table's columns before those of the model, a sequence keeps
             the named ones. A row whose text in them is not valid UTF-8, which no file can hold, is

@@ -105,6 +105,7 @@ from dask_onnx.tiles.predict import Tile
 @click.option("--text", metavar="COLUMN", help="Column of text, for a text encoder.")
 @click.option("--tokenizer", metavar="FILE", help="tokenizer.json for --text.")
 @click.option("--pooling", type=click.Choice(["mean", "max", "first"]), default="mean")
+@click.option("--normalize", is_flag=True, help="Give the vectors of texts a length of 1.")
 @click.option("--keep", metavar="NAME,...", help="Columns of the input table to write too.")
 @click.option("--append", is_flag=True, help="Write all columns of the input table too.")
 @click.option("--encoding", metavar="NAME", help="Encoding of a .csv; UTF-8 by default.")

@@ -71,7 +71,8 @@ def resolve_columns(
     inputs : sequence of TensorSpec
         Inputs that are needed.
     columns : None, str, sequence of str, or mapping of input to these
-        With None, several inputs take the columns of their own names; a single input takes the
+        Inputs that a mapping leaves out take the columns of their own names. With None, several
+        inputs do; a single input takes the
         column of its name, or else all columns of its kind (numbers or text) in their order.
     ragged : bool
         True if lists may differ in length, where the model leaves their length open.
@@ -92,13 +93,15 @@ def resolve_columns(
     if not isinstance(columns, Mapping):
         columns = _by_default(meta, inputs, columns)
     names = [spec.name for spec in inputs]
+    # Inputs that the caller leaves out take the columns of their own names.
+    columns = {**{name: name for name in names if name in meta.columns}, **columns}
     unknown = [name for name in columns if name not in names]
     missing = [name for name in names if name not in columns]
     if unknown or missing:
         what = (
             f"names {_names(unknown)}, which is no input of the model"
             if unknown
-            else f"names no column for input {_names(missing)}"
+            else f"names no column for input {_names(missing)}, and the table has none of its name"
         )
         raise InputError(
             f"columns {what}",

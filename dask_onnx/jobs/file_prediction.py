@@ -65,6 +65,7 @@ def predict_files(
     text: str | None = None,
     tokenizer: Any = None,
     pooling: Pooling = "mean",
+    normalize: bool = False,
     append: bool | Sequence[str] = False,
     encoding: str | None = None,
     dtype: Mapping[str, str] | None = None,
@@ -146,6 +147,8 @@ def predict_files(
         ``tokenizer.json`` for `text`.
     pooling : {"mean", "max", "first"}
         Reduction of the vectors of a text's tokens.
+    normalize : bool, default False
+        True to divide the vector of each text by its length.
     append : bool or sequence of str, default False
         Columns of the input to write too; True for all.
     encoding : str, optional
@@ -221,6 +224,7 @@ def predict_files(
             text=text,
             tokenizer=tokenizer,
             pooling=pooling,
+            normalize=normalize,
             append=append,
             on_error=on_error,
             quarantine=None if quarantine is None else path_text(quarantine, "quarantine"),

@@ -18,7 +18,7 @@ from dask_onnx.jobs.array_job import ArrayJob
 from dask_onnx.jobs.block_functions import block_function
 from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
 from dask_onnx.jobs.job_options import JobOptions
-from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, tiled_output
+from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, pixel_scaling, tiled_output
 
 if TYPE_CHECKING:
     from dask_onnx.jobs.table_job import TableJob
@@ -49,7 +49,9 @@ def open_job(
     PlanError
         The strategy cannot be used.
     """
-    is_picture = is_image_request(source, options.image, options.draw, options.given)
+    is_picture = options.tile is None and is_image_request(
+        source, options.image, options.draw, options.given
+    )
     job: ArrayJob | TableJob | RasterJob | ImageJob
     if options.tile is not None:
         job = _raster_job(model, source, target, options, begun)
@@ -79,7 +81,9 @@ def _raster_job(
             "leave shard and of out; give several rasters to several runs",
             option="shard",
         )
-    options.refuse(("post", *_RUNS, "image", "draw", *options.table.given), "rasters")
+    options.refuse(("post", *_RUNS, "draw", *options.table.given), "rasters")
+    if options.image:
+        options.refuse(("pre",), "rasters whose pixel values follow from a preset")
     return RasterJob(
         model=model,
         path=source,
@@ -88,6 +92,8 @@ def _raster_job(
         output=tiled_output(model, options.outputs),
         pre=block_function(options.pre, "pre"),
         overwrite=options.overwrite,
+        scaling=pixel_scaling(model, options.image or {}),
+        image=options.image or {},
     )
 
 
@@ -119,7 +125,12 @@ def _table_job(
     model: Model, source: str, target: str, options: JobOptions, begun: BegunOutputs
 ) -> TableJob:
     request = options.table
-    options.refuse(("pre", "post", "strategy", "n_stages", "block_rows"), "tables")
+    options.refuse(
+        ("pre", "post"),
+        "tables",
+        "prepare the table in Python: model.predict(table.map_partitions(function))",
+    )
+    options.refuse(("strategy", "n_stages", "block_rows"), "tables")
     if not is_table(source) and suffix_of(source) in (".npy", ".zarr"):
         options.refuse(request.given, f"arrays, and {source} has no columns")
     # Tables need pandas, which is an extra.

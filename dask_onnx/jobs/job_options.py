@@ -94,7 +94,7 @@ class JobOptions:
         }
         return frozenset(name for name, is_given in found.items() if is_given)
 
-    def refuse(self, names: Sequence[str], what: str) -> None:
+    def refuse(self, names: Sequence[str], what: str, instead: str = "") -> None:
         """Raise an error if options were given that a kind of job does not take.
 
         Parameters
@@ -103,6 +103,8 @@ class JobOptions:
             Options.
         what : str
             Kind of the job, in the plural.
+        instead : str, optional
+            Next step; by default to leave them out.
 
         Raises
         ------
@@ -114,6 +116,6 @@ class JobOptions:
             verb, rest = ("does", "it") if len(found) == 1 else ("do", "them")
             raise InputError(
                 f"{' and '.join(found)} {verb} not apply to {what}",
-                f"leave {rest} out",
+                instead or f"leave {rest} out",
                 option=found[0],
             )

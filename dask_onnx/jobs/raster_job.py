@@ -6,8 +6,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import dask.array as da
 import numpy as np
 from distributed import Client
 
+from dask_onnx.api.image_model import ImageModel
 from dask_onnx.api.model import Model
+from dask_onnx.collections.images.preparation import Preparation
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url, stat_file
 from dask_onnx.io.begun_outputs import BegunOutputs
@@ -39,6 +41,8 @@ from dask_onnx.tiles.predict import Tile, predict_tiled
 
 _READ_PIXELS = 1024
 """Side of the blocks that are read where the size of a tile is not given."""
+_PIXEL_OPTIONS = ("preset", "color", "scale", "mean", "std")
+"""Options of `ImageModel` that say what becomes of a pixel value."""
 _LESS_MEMORY = (Suggestion("tile"), Suggestion("worker_memory_limit"))
 
 
@@ -109,6 +113,10 @@ class RasterJob:
     """Name of the output that is written."""
     pre: NamedFunction | None
     overwrite: bool
+    scaling: Preparation | None = None
+    """Preparation whose values pixels get, where they are; None leaves them as they are."""
+    image: Mapping[str, Any] = field(default_factory=dict)
+    """Options of pixel values as the caller gave them."""
 
     def check(self) -> None:
         """Build the lazy result once, so that everything is refused that can be before it runs.
@@ -136,6 +144,7 @@ class RasterJob:
             "tile": self.tile,
             "outputs": self.output,
             "pre": function_identity(self.pre),
+            "image": dict(self.image),
             "format": suffix_of(self.place.target),
         }
         return job_manifest("a raster", self.model, options, _identity(self.path))
@@ -170,6 +179,8 @@ class RasterJob:
             image = image.map_blocks(apply_pre, self.pre, dtype, self.path, dtype=dtype, meta=meta)
         if image.ndim == 2:
             image = image[None]
+        if self.scaling is not None:
+            image = _scaled(image, self.scaling, self.path)
         result: da.Array = predict_tiled(self.model, image, tile=self.tile, outputs=self.output)
         if result.ndim < 2:
             raise InputError(
@@ -178,6 +189,60 @@ class RasterJob:
                 option="outputs",
             )
         return with_regular_blocks(result)
+
+
+def pixel_scaling(model: Model, image: Mapping[str, Any]) -> Preparation | None:
+    """Return the preparation whose values the pixels of a raster get; None if none is asked for.
+
+    Parameters
+    ----------
+    model : Model
+    image : mapping of str to value
+        Options of `ImageModel`: the preset, and those of pixel values.
+
+    Raises
+    ------
+    InputError
+        One of them is about the size or the results of pictures, or does not fit the model.
+    """
+    if not image:
+        return None
+    if others := [name for name in image if name not in _PIXEL_OPTIONS]:
+        raise InputError(
+            f"{others[0]} does not apply to a raster, which is not resized, and whose output is "
+            "written as it is",
+            f"leave it out; pixel values follow from {', '.join(_PIXEL_OPTIONS)}, or from your "
+            "function: pre",
+            option=others[0],
+        )
+    return ImageModel(model, **image, task="raw")._settings.preparation
+
+
+def _scaled(image: da.Array, scaling: Preparation, path: str) -> da.Array:
+    """Return the lazy values of a raster's pixels.
+
+    Raises
+    ------
+    InputError
+        They are not 0 to 255, or of another number of channels than the model's.
+    """
+    channels = scaling.layout.channels or 3
+    if image.dtype != np.uint8 or image.shape[0] != channels:
+        raise InputError(
+            f"{path} has {image.shape[0]} bands of {image.dtype}; presets are for pixel values "
+            f"from 0 to 255, and the model takes {channels} channels",
+            "leave the preset out, and prepare the blocks by your function: pre",
+            option="preset",
+            numbers={"bands": image.shape[0], "channels": channels},
+        )
+    dtype = scaling.layout.dtype
+    meta = np.empty(0, dtype)
+    found: da.Array = image.map_blocks(_values_of, scaling, dtype=dtype, meta=meta)
+    return found
+
+
+def _values_of(pixels: np.ndarray, scaling: Preparation) -> np.ndarray:
+    return scaling.values(pixels)
 
 
 def tiled_output(model: Model, outputs: list[str] | None) -> str:

@@ -189,7 +189,8 @@ def _text_columns(choice: Choice) -> list[str]:
     takers = [spec for spec in inputs if spec.dtype is not None and spec.dtype.kind == "O"]
     columns = request.columns
     if isinstance(columns, Mapping):
-        groups = [columns.get(spec.name, ()) for spec in takers]
+        own = {name: name for name in choice.names}
+        groups = [columns.get(spec.name, own.get(spec.name, ())) for spec in takers]
     elif columns is not None:
         groups = [columns for _ in takers] if len(inputs) == 1 else []
     else:

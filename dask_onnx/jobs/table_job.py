@@ -230,7 +230,12 @@ class TableJob:
         owner: Any = self.model
         options: dict[str, Any] = {"batch_size": self.batch_size, **request.row_options}
         if request.text is not None:
-            owner = TextModel(self.model, request.tokenizer, pooling=request.pooling)
+            owner = TextModel(
+                self.model,
+                request.tokenizer,
+                pooling=request.pooling,
+                normalize=request.normalize,
+            )
             options |= {"column": request.text, "name": VECTOR}
         else:
             options |= {

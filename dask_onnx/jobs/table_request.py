@@ -55,6 +55,7 @@ class TableRequest:
     text: str | None = None
     tokenizer: Any = None
     pooling: Pooling = "mean"
+    normalize: bool = False
     append: bool | Sequence[str] = False
     on_error: OnError = "raise"
     quarantine: str | None = None
@@ -76,6 +77,13 @@ class TableRequest:
             )
         self._check_cells()
         if self.text is None:
+            if self.normalize:
+                raise InputError(
+                    "normalize is for the vectors of texts, and no column of text was given",
+                    "name it: text=, or leave normalize out",
+                    option="normalize",
+                    suggestions=[Suggestion("text")],
+                )
             return
         if self.tokenizer is None:
             raise InputError(
@@ -98,6 +106,10 @@ class TableRequest:
         for name in ("text", "encoding", "delimiter", "decimal"):
             check_text(getattr(self, name), name)
         check_mapping(self.dtype, "dtype", "{'zip': 'string'}")
+        if not isinstance(self.normalize, bool):
+            raise InputError(
+                f"normalize is {self.normalize!r}", "give True or False", option="normalize"
+            )
         if not isinstance(self.append, bool):
             names_of(self.append, "append")
         if not isinstance(self.na_values, Mapping | Collection | None):

@@ -152,7 +152,7 @@ def test_bad_pictures_are_errors_or_a_table_of_their_own(run, pictures, schedule
         ("out.csv", ["--preset", "unit", "--labels", "none.txt"], "labels"),
         ("out.csv", ["--preset", "unit", "--strategy", "per_node"], "strategy"),
         ("out.csv", ["--preset", "unit", "--columns", "a"], "columns"),
-        ("out.csv", ["--preset", "unit", "--tile", "auto"], "image"),
+        ("out.csv", ["--preset", "unit", "--tile", "auto"], "path"),
         ("out.csv", ["--preset", "unit", "--draw", "no/such/folder"], "draw"),
     ],
 )

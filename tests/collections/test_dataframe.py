@@ -192,6 +192,8 @@ def test_several_inputs_take_the_columns_of_their_names():
     np.testing.assert_array_equal(found["y_1"], TABLE.c)
     other = model.predict(TABLE, columns={"a": "b", "b": "b", "c": "h"})
     np.testing.assert_allclose(other["y_0"], 2 * TABLE.b, rtol=1e-6)
+    some = model.predict(TABLE, columns={"a": "b"})  # the others have columns of their names
+    np.testing.assert_allclose(some["y_0"], 2 * TABLE.b, rtol=1e-6)
     with pytest.raises(dx.InputError) as caught:
         model.predict(TABLE[["a", "b"]])
     assert (caught.value.option, caught.value.input) == ("columns", "c")

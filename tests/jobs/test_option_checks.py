@@ -38,6 +38,7 @@ from dask_onnx.jobs.option_checks import check_count, counts_of, names_of
         ("length_buckets", 16),
         ("length_buckets", ["a"]),
         ("pooling", "foo"),
+        ("normalize", "yes"),
         ("encoding", 5),
         ("delimiter", 5),
         ("decimal", 5),

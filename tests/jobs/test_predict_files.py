@@ -140,9 +140,53 @@ def test_a_raster_goes_from_file_to_file_in_tiles(client, tmp_path):
     np.testing.assert_allclose(np.load(target), expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("color", ["RGB", "BGR"])
+def test_the_pixels_of_a_raster_are_scaled_as_a_preset_says(client, tmp_path, color):
+    proto = make_model(
+        [node("Conv", "x k", "y", pads=[1, 1, 1, 1])],
+        [value("x", [1, 3, "H", "W"])],
+        [value("y", [1, 2, "H", "W"])],
+        {"k": weights(2, 3, 3, 3)},
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    source, target = tmp_path / "x.tif", tmp_path / "y.npy"
+    tifffile.imwrite(source, pixels, tile=(32, 32), photometric="rgb")
+    image = {"preset": "imagenet", "color": color}
+    dx.predict_files(proto, source, target, tile=32, image=image, scheduler=client)
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    given = pixels[..., ::-1] if color == "BGR" else pixels
+    scaled = ((given.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
+    expected = run_onnx(proto, {"x": scaled})[0][0]
+    np.testing.assert_allclose(np.load(target), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "option"),
+    [
+        (np.zeros((40, 40, 3), np.uint16), {"image": {"preset": "unit"}}, "preset"),
+        (np.zeros((40, 40, 4), np.uint8), {"image": {"preset": "unit"}}, "preset"),
+        (np.zeros((40, 40, 3), np.uint8), {"image": {"preset": "unit", "top": 3}}, "top"),
+        (np.zeros((40, 40, 3), np.uint8), {"image": {"resize": 20}}, "resize"),
+        (np.zeros((40, 40, 3), np.uint8), {"image": {"preset": "unit"}, "pre": "a:b"}, "pre"),
+    ],
+)
+def test_rasters_that_no_preset_fits_are_refused(tmp_path, pixels, options, option):
+    proto = make_model(
+        [node("Relu", "x", "y")],
+        [value("x", [1, 3, "H", "W"])],
+        [value("y", [1, 3, "H", "W"])],
+        {},
+    )
+    np.save(tmp_path / "x.npy", pixels)
+    with pytest.raises(dx.InputError) as caught:
+        dx.predict_files(proto, tmp_path / "x.npy", tmp_path / "y.npy", tile=32, **options)
+    assert caught.value.option == option
+
+
 @pytest.mark.parametrize(
     ("options", "option"),
     [
+        ({"normalize": True}, "normalize"),
         ({"tile": 32, "post": len}, "post"),
         ({"tile": 32, "append": True}, "append"),
         ({"columns": ["a"], "strategy": "per_node"}, "strategy"),

@@ -63,6 +63,16 @@ def test_inputs_of_strings_decide_that_a_column_is_text(tmp_path):
     assert read(path, TEXTS, columns=["v", "zip"])["v"].to_list() == ["1", "2", "3", "4"]
 
 
+def test_inputs_that_no_option_names_take_the_columns_of_their_names(tmp_path):
+    inputs = (
+        TensorSpec("zip", np.dtype(object), ("N", 1)),
+        TensorSpec("b", np.dtype("f4"), ("N", 1)),
+    )
+    path = written(tmp_path, b"zip,v\n01234,1\n05,2\n")
+    found = read(path, inputs, columns={"b": "v"})
+    assert found["zip"].to_list() == ["01234", "05"] and found["v"].to_list() == [1, 2]
+
+
 def test_kept_identifiers_are_written_as_they_were(tmp_path):
     path = written(tmp_path, b"a,zip,id,n\n1,01234,9007199254740993,7\n2,5,1,\n")
     found = read(path, columns=["a"], append=["zip", "id", "n"])

@@ -88,6 +88,18 @@ class Preparation:
         pixels = resample(image, placed.size, self.interpolation)
         return self._tensor(pixels, placed), geometry
 
+    def values(self, pixels: Array) -> Array:
+        """Return the tensor's values of pixels that keep their places, such as those of a tile.
+
+        Parameters
+        ----------
+        pixels : uint8 array, shape (channels, height, width)
+            Red, green, blue and perhaps opacity; or brightness alone.
+        """
+        table = self._table()
+        ordered = pixels[::-1] if self.color == "BGR" else pixels
+        return np.stack([table[:, number][channel] for number, channel in enumerate(ordered)])
+
     def place(self, size: Size) -> Placement:
         """Return the size and place in the tensor of a picture of some height and width."""
         placed = self.resize.place(size)
