@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from dask.base import compute
 from dask.utils import parse_bytes
 
+from dask_onnx.api.decoder_plans import decoder_plan
 from dask_onnx.api.model import Model
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.run_options import OnError, RowOptions
@@ -30,7 +31,7 @@ from dask_onnx.generation.prompt_collections import (
     listed_prompts,
 )
 from dask_onnx.generation.prompt_writer import codec_of, task_room
-from dask_onnx.generation.requested_options import requested_options
+from dask_onnx.generation.requested_options import WritingOptions, requested_options
 from dask_onnx.generation.sampling import Sampling
 
 
@@ -74,6 +75,12 @@ class Generator:
         What computes the logits. By default ``onnxruntime-genai`` for a model in its form, with
         ``genai_config.json`` beside it, where the package is installed and the worker reaches the
         folder; otherwise dask_onnx. All else, so the choice of tokens, is the same.
+    n_stages : int, optional
+        Stages of layers to cut a decoder into that is larger than a worker. On a cluster each is on
+        a worker of its own, and keeps the cache of its layers; what crosses the cuts travels. Where
+        a worker dies, its stage starts on another one, and its rows run again from their tokens.
+    plan : Plan, optional
+        Cut of the caller's own in place of `n_stages`: what ``model.plan`` returns.
 
     Raises
     ------
@@ -82,6 +89,8 @@ class Generator:
         tokenizer does not exist, or has more tokens than the model.
     InputError
         An option is out of range.
+    PlanError
+        The model cannot be cut into so many stages.
 
     See Also
     --------
@@ -106,6 +115,8 @@ class Generator:
         start: int | str | None = None,
         eos: Any = None,
         engine: Engine = "auto",
+        n_stages: int | None = None,
+        plan: Any = None,
     ) -> None:
         for option, value in (("model", model), ("encoder", encoder)):
             if not isinstance(value, Model) and (value is not None or option == "model"):
@@ -124,7 +135,9 @@ class Generator:
             start=start,
             eos=eos,
             engine=engine,
+            is_cut=n_stages is not None or plan is not None,
         )
+        self._plan = decoder_plan(model, self.form, n_stages, plan)
         if not self.form.cache:
             warnings.warn(
                 f"model {model.name!r} has no cache of keys and values: each new token runs all "
@@ -281,21 +294,7 @@ class Generator:
         return generate_list(request, listed_prompts(x))
 
     def stream(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        eos: Any = None,
-        stop: Any = (),
-        change_logits: LogitsFunction | None = None,
-        choices: Iterable[Any] | None = None,
-        json_schema: Mapping[str, Any] | None = None,
-        regex: str | None = None,
-        num_beams: int = 1,
+        self, prompt: Any, *, num_beams: int = 1, **options: Unpack[WritingOptions]
     ) -> Iterator[GeneratedToken]:
         """Return an iterator of the tokens after one prompt, each as soon as it is chosen.
 
@@ -305,12 +304,11 @@ class Generator:
         ----------
         prompt : str, bytes or sequence of int
             Text or tokens.
-        max_new_tokens, temperature, top_k, top_p, seed, eos, stop
-            As for `generate`.
-        change_logits, choices, json_schema, regex
-            As for `generate`, whose result for this prompt alone is the same.
         num_beams : int
             1: a search of several beams knows no token before its end.
+        **options
+            Those of `generate` from `max_new_tokens` to `regex`, but `batch_rows`. Its result for
+            this prompt alone is the same.
 
         Returns
         -------
@@ -327,21 +325,7 @@ class Generator:
         ...     print(each.text, end="")
         """
         check_stream(num_beams)
-        request = self.request(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            eos=eos,
-            stop=stop,
-            batch_rows=1,
-            change_logits=change_logits,
-            choices=choices,
-            json_schema=json_schema,
-            regex=regex,
-        )
-        return self._streamed(request, prompt)
+        return self._streamed(self.request(batch_rows=1, **options), prompt)
 
     def _streamed(self, request: GenerationRequest, prompt: Any) -> Iterator[GeneratedToken]:
         supplies = compute(*request.supplies, scheduler="sync")
@@ -375,7 +359,10 @@ class Generator:
         room = task_room() if memory is None else int(parse_bytes(memory))
         report = describe_memory(self.form, options, prompt_tokens, room)
         engine = self._settings.engine
-        return f"{self.model.name}: {report}\nengine: {engine.name} ({engine.reason})"
+        lines = [f"{self.model.name}: {report}", f"engine: {engine.name} ({engine.reason})"]
+        if self._plan is not None:
+            lines.append(f"stages: {', '.join(stage.label for stage in self._plan.stages)}")
+        return "\n".join(lines)
 
     @property
     def source(self) -> tuple[str, int] | None:
@@ -413,6 +400,7 @@ class Generator:
             settings.content,
             settings.encoder,
             settings.engine.folder_for(has_beams=own.beams is not None),
+            self._plan,
         )
 
     def __repr__(self) -> str:

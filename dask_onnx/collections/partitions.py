@@ -109,9 +109,18 @@ def predict_bags(facts: ModelFacts, x: Any, run: RunOptions, rows: RowOptions) -
     return bags.predict_bag(request, x, rows, optional, forms)
 
 
-def partition_request(facts: ModelFacts, run: RunOptions) -> Request:
-    """Return a request for rows that are known only inside tasks, partition by partition."""
-    refuse_cut(run.plan, "a bag")
+def partition_request(facts: ModelFacts, run: RunOptions, *, may_be_cut: bool = False) -> Request:
+    """Return a request for rows that are known only inside tasks, partition by partition.
+
+    Parameters
+    ----------
+    facts : ModelFacts
+    run : RunOptions
+    may_be_cut : bool
+        True if the caller runs the stages of a plan itself.
+    """
+    if not may_be_cut:
+        refuse_cut(run.plan, "a bag")
     wanted = resolve_outputs(run.outputs, facts.graph.outputs, facts.known_values)
     values = computed_values(output_forms(facts, wanted.names))
     observe_types(facts, values)

@@ -148,14 +148,19 @@ class Decoder:
             logits, found = self.prefill(longer)
             batch.tokens = found.tokens
             return logits
+        logits, batch.cache = self._run(self._next_feeds(batch, new, batch.cache))
+        return logits[:, -1]
+
+    def _next_feeds(
+        self, batch: Batch, new: Sequence[Sequence[int]], cache: Sequence[Any]
+    ) -> dict[str, Any]:
+        """Append tokens to each row, and return what a run of them is fed."""
         ids = np.array(new, np.int64)
         places = np.array(batch.lengths)[:, None] + np.arange(ids.shape[1])
         for row, tokens in zip(batch.tokens, new, strict=True):
             row.extend(tokens)
         is_token = _mask(np.array(batch.lengths), batch.width, self._is_right)
-        feeds = self._feeds(ids, is_token, places, batch.cache, use_cache=True)
-        logits, batch.cache = self._run(feeds)
-        return logits[:, -1]
+        return self._feeds(ids, is_token, places, cache, use_cache=True)
 
     def select(self, batch: Batch, rows: Sequence[int]) -> Batch:
         """Return a batch of some rows, in the order given; positions that all lack are dropped."""

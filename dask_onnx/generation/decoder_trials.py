@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dask_onnx.runtime.session import Session
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_sessions import stage_session
 
+AnyDecoder = TypeVar("AnyDecoder", bound=Decoder)
 _ROWS = ((1, 2), (3, 4, 5, 6, 1, 2), (5, 6), (3, 4, 5, 1))
 """Tokens of the rows of a trial. The first and the third have equal lengths; the second and the
 last share a prefix."""
@@ -78,7 +79,21 @@ def open_decoder(
         The model does not run as a decoder of its form.
     """
     decoder = Decoder(form, call.stage, _session(call, supplies))
-    key = (call.stage.token, repr(form))
+    return settled(decoder, call.stage.token, is_coupled=is_coupled)
+
+
+def settled(decoder: AnyDecoder, token: str, *, is_coupled: bool) -> AnyDecoder:
+    """Return a decoder with the padding that suits it; see `open_decoder`.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    token : str
+        Digest of what it runs.
+    is_coupled : bool
+        True if the rows of a batch are known to change each other.
+    """
+    key = (token, repr(decoder.form))
     found = _trials.get_or_make(key, lambda: try_decoder(decoder))
     return replace(
         decoder,

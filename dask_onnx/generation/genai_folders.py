@@ -76,7 +76,7 @@ class ChosenEngine:
         return None
 
 
-def choose_engine(engine: Any, facts: ModelFacts, *, has_encoder: bool) -> ChosenEngine:
+def choose_engine(engine: Any, facts: ModelFacts, others: str | None) -> ChosenEngine:
     """Return the engine of a generator. Imports and runs nothing.
 
     Parameters
@@ -85,8 +85,8 @@ def choose_engine(engine: Any, facts: ModelFacts, *, has_encoder: bool) -> Chose
         As for `Generator`.
     facts : ModelFacts
         The decoder.
-    has_encoder : bool
-        True if an encoder was given.
+    others : str or None
+        Parts that the caller gave beside the decoder, which the package does not run, in words.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def choose_engine(engine: Any, facts: ModelFacts, *, has_encoder: bool) -> Chose
         )
     if engine == "dask_onnx":
         return ChosenEngine(None, "as was asked for")
-    found = _folder_of(facts, has_encoder=has_encoder, is_required=engine != "auto")
+    found = _folder_of(facts, others, is_required=engine != "auto")
     if isinstance(found, GenAiFolder):
         return ChosenEngine(found, f"{_CONFIG} is beside the model")
     if engine == "auto":
@@ -113,7 +113,7 @@ def choose_engine(engine: Any, facts: ModelFacts, *, has_encoder: bool) -> Chose
     )
 
 
-def _folder_of(facts: ModelFacts, *, has_encoder: bool, is_required: bool) -> GenAiFolder | str:
+def _folder_of(facts: ModelFacts, others: str | None, *, is_required: bool) -> GenAiFolder | str:
     """Return the folder of a model, or why ONNX Runtime GenAI does not run it."""
     source = facts.onnx.source
     if source is None or is_url(source.path):
@@ -128,8 +128,9 @@ def _folder_of(facts: ModelFacts, *, has_encoder: bool, is_required: bool) -> Ge
     named = decoder.get("filename") if isinstance(decoder, Mapping) else None
     if named != path.name:
         return f"{_CONFIG} names the decoder {named!r}, and the model is {path.name!r}"
-    if has_encoder or any(part in model for part in _OTHER_PARTS):
-        return "the model has other parts than a decoder"
+    own = next((part for part in _OTHER_PARTS if part in model), others)
+    if own is not None:
+        return f"the package runs no decoder with {own} here"
     if facts.onnx.is_untrusted:
         return "the model is not trusted, and the package runs models without limits"
     if not is_installed():

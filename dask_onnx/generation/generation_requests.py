@@ -11,7 +11,7 @@ from dask.delayed import Delayed, delayed
 from dask_onnx.collections.inline import InlineGraph, inline_graph, supply_collections
 from dask_onnx.collections.partitions import partition_request
 from dask_onnx.collections.run_options import RowOptions, RunOptions
-from dask_onnx.core.errors import ModelError
+from dask_onnx.core.errors import ModelError, PlanError, Suggestion
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.generation.decoder_form import DecoderForm
@@ -20,7 +20,9 @@ from dask_onnx.generation.encoder_runs import EncoderForm
 from dask_onnx.generation.genai_folders import GenAiFolder
 from dask_onnx.generation.generation_options import GenerationOptions
 from dask_onnx.generation.prompt_collections import GenerationRequest
-from dask_onnx.generation.prompt_writer import PromptWriter, call_of, tokenizer_name
+from dask_onnx.generation.prompt_writer import PromptWriter, call_of, calls_of, tokenizer_name
+from dask_onnx.generation.stage_caches import DecoderStage
+from dask_onnx.runtime.stage_calls import StageCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ def make_request(
     content: bytes | None,
     encoder: GivenEncoder | None = None,
     genai: GenAiFolder | None = None,
+    plan: Any = None,
 ) -> GenerationRequest:
     """Return a request of generation. Nothing runs.
 
@@ -59,34 +62,80 @@ def make_request(
         Encoder whose states the model attends to.
     genai : GenAiFolder, optional
         Folder that ONNX Runtime GenAI runs in place of the model.
+    plan : Plan, optional
+        Stages to cut the decoder into.
 
     Raises
     ------
     ModelError
         Not all nodes of a model run in one session of ONNX Runtime.
+    PlanError
+        A tensor of the cache is read by another stage than the one that returns it.
     """
-    graph, supplies, is_coupled = _one_stage(facts, form.outputs)
+    graph, supplies, is_coupled = _stages(facts, form.outputs, plan)
+    stages = () if plan is None else decoder_stages(graph, form)
     parts = [digest(sorted(map(str, graph.tasks)))]
     call = None
     if encoder is not None:
-        other, others, couples = _one_stage(encoder.facts, [encoder.form.states.name])
+        other, others, couples = _stages(encoder.facts, [encoder.form.states.name])
         supplies, is_coupled = [*supplies, *others], is_coupled or couples
         call = EncoderCall(encoder.form, call_of(other), encoder.start)
         parts += [digest(sorted(map(str, other.tasks))), str(encoder.start)]
     name = tokenizer_name(content)
-    writer = PromptWriter(graph, form, options, rows, is_coupled, name, digest(parts), call, genai)
+    writer = PromptWriter(
+        graph, form, options, rows, is_coupled, name, digest(parts), call, genai, stages
+    )
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))
 
 
-def _one_stage(
-    facts: ModelFacts, outputs: Sequence[str]
+def decoder_stages(graph: InlineGraph, form: DecoderForm) -> tuple[DecoderStage, ...]:
+    """Return the stages of a decoder with the cache that each of them keeps, in running order.
+
+    Raises
+    ------
+    PlanError
+        A tensor of the cache is read by another stage than the one that returns it.
+    """
+    calls = list(calls_of(graph))
+    made = {spec.name: call.stage.label for call in calls for spec in call.stage.outputs}
+    for tensor in form.cache:
+        readers = [c.stage.label for c in calls if tensor.past in {s.name for s in c.stage.inputs}]
+        others = [label for label in readers if label != made[tensor.present]]
+        if others or not readers:
+            raise PlanError(
+                f"input {tensor.past!r} of the cache is read by "
+                f"{', '.join(others) or 'no stage'}, and {tensor.present!r} returned by "
+                f"{made[tensor.present]}: a stage keeps the cache that it reads",
+                "cut between layers: give n_stages, or plan=model.plan(dx.at_values([...]))",
+                option="plan",
+                input=tensor.past,
+                suggestions=[Suggestion("n_stages", len(calls))],
+            )
+    known = {name for call in calls for name in _names(call)} - set(made)
+    ordered: list[DecoderStage] = []
+    while calls:
+        call = next(call for call in calls if known.issuperset(_names(call)))
+        calls.remove(call)
+        outputs = {spec.name for spec in call.stage.outputs}
+        known |= outputs
+        ordered.append(DecoderStage(call, tuple(t for t in form.cache if t.present in outputs)))
+    return tuple(ordered)
+
+
+def _names(call: StageCall) -> list[str]:
+    return [spec.name for spec in call.stage.inputs]
+
+
+def _stages(
+    facts: ModelFacts, outputs: Sequence[str], plan: Any = None
 ) -> tuple[InlineGraph, list[Delayed], bool]:
-    """Return a model's one stage, its supplies, and whether rows of a batch change each other."""
-    request = partition_request(facts, RunOptions(list(outputs), None))
+    """Return a model's stages, which are one without a plan, their supplies, and whether rows of a
+    batch change each other."""
+    request = partition_request(facts, RunOptions(list(outputs), None, plan), may_be_cut=True)
     stages = request.stages.stages
     others = [stage for stage in stages if stage.kernel != "onnxruntime"]
-    if others or len(stages) > 1:
+    if others or (plan is None and len(stages) > 1):
         label = (others or stages)[0].label
         raise ModelError(
             f"the model runs as {len(stages)} stages on several kernels, of which {label} is one: "

@@ -45,6 +45,7 @@ def settle_generator(
     start: Any,
     eos: Any,
     engine: Any,
+    is_cut: bool = False,
 ) -> GeneratorSettings:
     """Return the settings of a generator. Runs nothing.
 
@@ -54,6 +55,8 @@ def settle_generator(
         The decoder, and its encoder if it has one.
     tokenizer, cache, context, start, eos, engine
         As for `Generator`.
+    is_cut : bool
+        True if the decoder is cut into stages.
 
     Raises
     ------
@@ -87,7 +90,14 @@ def settle_generator(
         shortest = min((each for each in tables if each is not None), default=None)
         context = _context(context, shortest, told.context)
     ends = tuple(sorted(set(told.eos))) if eos is None else token_numbers(eos, content)
-    chosen = choose_engine(engine, facts, has_encoder=encoder is not None)
+    if is_cut and encoder is not None:
+        raise InputError(
+            "n_stages or plan was given with an encoder",
+            "leave it out: decoders with an encoder run whole",
+            option="n_stages",
+        )
+    others = "an encoder" if encoder is not None else "stages" if is_cut else None
+    chosen = choose_engine(engine, facts, others)
     return GeneratorSettings(form, content, context, ends, given, chosen)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -19,6 +19,7 @@ from dask_onnx.core.errors import ModelError
 from dask_onnx.core.formatting import format_bytes
 from dask_onnx.core.meters import count, metered
 from dask_onnx.core.peers import current_worker
+from dask_onnx.core.stage_tasks import digest
 from dask_onnx.core.tracing import span
 from dask_onnx.core.utf8 import NO_TEXT, text_fault
 from dask_onnx.generation.batch_loop import BatchLoop, Row
@@ -30,16 +31,22 @@ from dask_onnx.generation.decoder_trials import (
     EncoderCall,
     open_decoder,
     open_source_decoder,
+    settled,
 )
 from dask_onnx.generation.genai_folders import GenAiFolder, is_usable
 from dask_onnx.generation.generated import GeneratedToken, Generation
 from dask_onnx.generation.generation_options import GenerationOptions
+from dask_onnx.generation.row_constraints import is_token
+from dask_onnx.generation.stage_caches import DecoderStage
+from dask_onnx.generation.stage_hosts import hosted_stages
+from dask_onnx.generation.staged_decoder import StagedDecoder
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory_check import room_bytes
 from dask_onnx.runtime.stage_calls import StageCall
 
 if TYPE_CHECKING:
     from dask_onnx.generation.text_codec import TextCodec
+    from dask_onnx.runtime.session import Session
 
 _PROMPTS, _NUMBERS, _WRITTEN = "prompts", "numbers", "written"
 """Names under which tokens and row numbers go into `run_rows`, and results come out."""
@@ -67,6 +74,8 @@ class PromptWriter(InlineTask):
     """Encoder whose states the model attends to; None without one."""
     genai: GenAiFolder | None = None
     """Folder that ONNX Runtime GenAI runs in place of the model; None for none."""
+    stages: tuple[DecoderStage, ...] = ()
+    """Stages that the decoder is cut into; empty for a whole one."""
 
     @property
     def inline(self) -> InlineGraph:
@@ -75,8 +84,8 @@ class PromptWriter(InlineTask):
 
     @property
     def call(self) -> StageCall:
-        """Call of the stage that holds the whole model."""
-        return call_of(self.graph)
+        """Call of the stage that holds the whole model, or of the first one."""
+        return self.stages[0].call if self.stages else call_of(self.graph)
 
     def __call__(
         self, content: bytes | None, prompts: Sequence[Any], first: int, *supplies: Any
@@ -102,7 +111,13 @@ class PromptWriter(InlineTask):
         codec = codec_of(content)
         if not len(prompts):
             return Found(None, np.empty(0, np.int64), {})
-        decoder = self.open(codec, supplies)
+        with self.opened(codec, supplies) as decoder:
+            return self._found(decoder, codec, prompts, first)
+
+    def _found(
+        self, decoder: DecoderSteps, codec: TextCodec | None, prompts: Sequence[Any], first: int
+    ) -> Found:
+        """Return what is written after the good prompts, and the errors of the others."""
 
         def convert(positions: np.ndarray | None) -> dict[str, Any]:
             places = np.arange(len(prompts)) if positions is None else positions
@@ -133,7 +148,12 @@ class PromptWriter(InlineTask):
             The prompt cannot be used.
         """
         codec = codec_of(content)
-        decoder = self.open(codec, supplies)
+        with self.opened(codec, supplies) as decoder:
+            yield from self._tokens_of(decoder, codec, prompt, number)
+
+    def _tokens_of(
+        self, decoder: DecoderSteps, codec: TextCodec | None, prompt: Any, number: int
+    ) -> Iterator[GeneratedToken]:
         (tokens,) = self.encoded(decoder, codec, [prompt])
         row = Row(tokens, number)
         loop = self.loop(decoder, codec, [row])
@@ -156,20 +176,33 @@ class PromptWriter(InlineTask):
         ]
         return text[: len(text) - max(held, default=0)]
 
-    def open(self, codec: TextCodec | None, supplies: Sequence[Any]) -> DecoderSteps:
-        """Return the decoder in this process.
+    @contextmanager
+    def opened(self, codec: TextCodec | None, supplies: Sequence[Any]) -> Iterator[DecoderSteps]:
+        """Hold the decoder of one generation: in this process, or its stages on workers.
 
         Raises
         ------
         ModelError
             ONNX Runtime does not run the whole model, or the tokenizer is of another vocabulary.
         """
-        decoder = self._opened(supplies)
+        if not self.stages:
+            yield self._checked(codec, self._whole(supplies))
+            return
+        form = replace(self.form, cache=())
+        token = digest([stage.call.stage.token for stage in self.stages])
+        with hosted_stages(self.form, self.stages, supplies) as hosts:
+            decoder = StagedDecoder(
+                form, self.call.stage, cast("Session", None), stages=self.stages, hosts=hosts
+            )
+            yield self._checked(codec, settled(decoder, token, is_coupled=self.is_coupled))
+
+    @staticmethod
+    def _checked(codec: TextCodec | None, decoder: DecoderSteps) -> DecoderSteps:
         if codec is not None:
             check_vocabulary(codec.size, decoder.vocabulary)
         return decoder
 
-    def _opened(self, supplies: Sequence[Any]) -> DecoderSteps:
+    def _whole(self, supplies: Sequence[Any]) -> DecoderSteps:
         if self.genai is not None and is_usable(self.genai):
             from dask_onnx.generation.genai_runs import open_genai  # needs onnxruntime-genai
 
@@ -264,7 +297,7 @@ class PromptWriter(InlineTask):
                 return "the prompt is text, and the generator has no tokenizer"
             return codec.encode(prompt.decode() if isinstance(prompt, bytes) else prompt)
         given = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-        if not isinstance(given, list | tuple) or not all(map(_is_token, given)):
+        if not isinstance(given, list | tuple) or not all(map(is_token, given)):
             return f"the prompt is missing, or neither text nor tokens: {_short(prompt)}"
         return [int(token) for token in given]
 
@@ -303,8 +336,16 @@ class PromptWriter(InlineTask):
 
 def call_of(graph: InlineGraph) -> StageCall:
     """Return the call of a graph's one stage."""
-    (task,) = graph.tasks.values()
-    return next(each for each in task.args if isinstance(each, StageCall))
+    (call,) = calls_of(graph)
+    return call
+
+
+def calls_of(graph: InlineGraph) -> list[StageCall]:
+    """Return the calls of a graph's stages."""
+    return [
+        next(each for each in task.args if isinstance(each, StageCall))
+        for task in graph.tasks.values()
+    ]
 
 
 def written_of(found: Found) -> list[Generation]:
@@ -354,11 +395,6 @@ def task_room() -> int:
     worker = current_worker()
     tasks = CPU_COUNT if worker is None else worker.state.nthreads
     return math.floor(room_bytes() / 2 / max(1, tasks))
-
-
-def _is_token(value: Any) -> bool:
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return is_whole and int(value) >= 0
 
 
 def _short(value: Any) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
@@ -14,6 +14,22 @@ from dask_onnx.generation.grammar_constraints import json_constraint, regex_cons
 from dask_onnx.generation.prompt_writer import codec_of, tokenizer_name
 from dask_onnx.generation.row_constraints import Constraint, choice_constraint
 from dask_onnx.generation.sampling import Sampling
+
+
+class WritingOptions(TypedDict, total=False):
+    """Options of what is written after a prompt; see `Generator.generate`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    eos: Any
+    stop: Any
+    change_logits: LogitsFunction | None
+    choices: Iterable[Any] | None
+    json_schema: Mapping[str, Any] | None
+    regex: str | None
 
 
 def requested_options(

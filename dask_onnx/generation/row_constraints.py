@@ -215,12 +215,13 @@ def _choice_tokens(choice: Any, codec: TextCodec | None) -> tuple[int, ...]:
         return tokens
     given = choice.tolist() if hasattr(choice, "tolist") else choice
     is_list = isinstance(given, list | tuple) and len(given) > 0
-    if not is_list or not all(map(_is_token, given)):
+    if not is_list or not all(map(is_token, given)):
         raise _bad_choices(f"choice {choice!r} is no text", "give texts, or sequences of tokens")
     return tuple(int(token) for token in given)
 
 
-def _is_token(value: Any) -> bool:
+def is_token(value: Any) -> bool:
+    """Return whether a value is the number of a token."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return is_whole and int(value) >= 0
 

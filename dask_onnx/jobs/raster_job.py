@@ -218,7 +218,7 @@ def pixel_scaling(model: Model, image: Mapping[str, Any]) -> Preparation | None:
     return ImageModel(model, **image, task="raw")._settings.preparation
 
 
-def _scaled(image: da.Array, scaling: Preparation, path: str) -> da.Array:
+def _scaled(image: Any, scaling: Preparation, path: str) -> da.Array:
     """Return the lazy values of a raster's pixels.
 
     Raises
