@@ -313,7 +313,7 @@ def t5_encoder():
     return model_of(g, inputs, [states])
 
 
-def _source_decoder(*, is_first, cache=True):
+def _source_decoder(*, is_first, cache=True, masked=True):
     """Return a graph of a decoder that attends to an encoder, for its first or a later token."""
     g = Graph(3)
     size = g.op("Gather", g.op("Shape", "input_ids"), g.const(1))
@@ -328,7 +328,7 @@ def _source_decoder(*, is_first, cache=True):
     rows = g.op("Range", g.op("Sub", keys, size), keys, g.const(1))
     seen = g.op("LessOrEqual", columns, g.op("Unsqueeze", rows, g.const([1])))
     causal = g.op("Where", seen, g.const(0, np.float32), g.const(-1e9, np.float32))
-    source = _source_bias(g, "encoder_attention_mask")
+    source = _source_bias(g, "encoder_attention_mask") if masked else None
     for layer in range(LAYERS):
         normal = _norm(g, x)
         names = [f"{layer}.decoder.{part}" for part in ("key", "value")]
@@ -368,9 +368,10 @@ def _source_values(kind, length):
     ]
 
 
-def _source_inputs():
+def _source_inputs(*, masked=True):
+    mask = helper.make_tensor_value_info("encoder_attention_mask", TensorProto.INT64, ["B", "E"])
     return [
-        helper.make_tensor_value_info("encoder_attention_mask", TensorProto.INT64, ["B", "E"]),
+        *([mask] if masked else []),
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "S"]),
         helper.make_tensor_value_info(
             "encoder_hidden_states", TensorProto.FLOAT, ["B", "E", WIDTH]
@@ -379,18 +380,18 @@ def _source_inputs():
 
 
 @functools.cache
-def t5_merged():
+def t5_merged(*, masked=True):
     """Return the merged decoder of an encoder-decoder."""
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", VOCABULARY])
     outputs = [logits, *_source_values("present", "T")]
     names = [value.name for value in outputs]
     branches = {
-        "then_branch": _as_branch(_source_decoder(is_first=False), "then/", names),
-        "else_branch": _as_branch(_source_decoder(is_first=True), "else/", names),
+        "then_branch": _as_branch(_source_decoder(is_first=False, masked=masked), "then/", names),
+        "else_branch": _as_branch(_source_decoder(is_first=True, masked=masked), "else/", names),
     }
     node = helper.make_node("If", ["use_cache_branch"], names, **branches)
     flag = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
-    inputs = [*_source_inputs(), *_source_values("past_key_values", "P"), flag]
+    inputs = [*_source_inputs(masked=masked), *_source_values("past_key_values", "P"), flag]
     proto = helper.make_model(
         helper.make_graph([node], "t5", inputs, outputs),
         opset_imports=[helper.make_opsetid("", 17)],
@@ -401,10 +402,47 @@ def t5_merged():
 
 
 @functools.cache
-def t5_without_cache():
+def t5_without_cache(*, masked=True):
     """Return the decoder of an encoder-decoder without a cache."""
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", VOCABULARY])
-    return model_of(_source_decoder(is_first=True, cache=False), _source_inputs(), [logits])
+    graph = _source_decoder(is_first=True, cache=False, masked=masked)
+    return model_of(graph, _source_inputs(masked=masked), [logits])
+
+
+MELS = 5
+
+
+@functools.cache
+def speech_encoder(*, frames="F"):
+    """Return an encoder like Whisper's: features of (mels, frames) to a state for two frames."""
+    g = Graph(4)
+    turned = g.op("Transpose", "input_features", perm=[0, 2, 1])
+    ends = (g.const([each]) for each in (0, _INT64_MAX, 1, 2))
+    thinned = g.op("Slice", turned, *ends)
+    x = g.op("MatMul", thinned, g.weight(MELS, WIDTH))
+    size = g.op("Gather", g.op("Shape", x), g.const(1))
+    x = g.op("Add", x, _places(g, size))
+    normal = _norm(g, x)
+    x = g.op("Add", x, _attend(g, normal, *_keys(g, normal)))
+    g.name(_norm(g, x), "last_hidden_state")
+    float32 = TensorProto.FLOAT
+    states = helper.make_tensor_value_info("last_hidden_state", float32, ["B", "S", WIDTH])
+    features = helper.make_tensor_value_info("input_features", float32, ["B", MELS, frames])
+    return model_of(g, [features], [states])
+
+
+def speech_reference(features, count, eos=(), start=(0,)):
+    """Return the greedy tokens after one array, all run again each time."""
+    feeds = {"input_features": features[None]}
+    (states,) = session_of(speech_encoder()).run(None, feeds)
+    session, found = session_of(t5_without_cache(masked=False)), []
+    for _ in range(count):
+        ids = np.array([[*start, *found]], np.int64)
+        feeds = {"input_ids": ids, "encoder_hidden_states": states}
+        found.append(int(session.run(["logits"], feeds)[0][0, -1].argmax()))
+        if found[-1] in eos:
+            break
+    return found
 
 
 def source_reference(prompt, count, eos=(), start=0):

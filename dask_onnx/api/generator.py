@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from dask.base import compute
@@ -14,6 +14,9 @@ from dask_onnx.api.model import Model
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.run_options import OnError, RowOptions
 from dask_onnx.core.errors import InputError
+from dask_onnx.core.specs import TensorSpec
+from dask_onnx.generation.array_collections import generate_arrays
+from dask_onnx.generation.array_encoders import ArrayEncoderForm
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
 from dask_onnx.generation.beam_search import EarlyStopping, beam_rule, check_stream
 from dask_onnx.generation.decoder_form import DecoderForm
@@ -63,10 +66,12 @@ class Generator:
         without either.
     encoder : Model, optional
         Encoder of an encoder-decoder model (T5 and the like): prompts are its inputs, and `model`
-        is the merged decoder, or one without a cache, which attends to its states.
-    start : int or str, optional; with an encoder
-        Token that each row of the decoder begins with, which is no part of results. By default
-        ``decoder_start_token_id`` of the files below.
+        is the merged decoder, or one without a cache, which attends to its states. An encoder
+        without ``input_ids`` takes arrays for prompts: speech (Whisper), pictures (TrOCR).
+    start : int, str or sequence of these, optional; with an encoder
+        Tokens that each row of the decoder begins with, which are no part of results. By default
+        ``decoder_start_token_id`` of the files below, and ``forced_decoder_ids`` or
+        ``forced_bos_token_id`` after it.
     eos : int, str or sequence of these, optional
         Tokens that end a row: numbers, or tokens of the tokenizer. By default those of
         ``generation_config.json``, ``config.json`` or ``genai_config.json`` beside the model; none
@@ -112,7 +117,7 @@ class Generator:
         cache: Mapping[str, str] | None = None,
         context: int | None = None,
         encoder: Model | None = None,
-        start: int | str | None = None,
+        start: int | str | Sequence[int | str] | None = None,
         eos: Any = None,
         engine: Engine = "auto",
         n_stages: int | None = None,
@@ -190,7 +195,9 @@ class Generator:
         Parameters
         ----------
         x : prompt, sequence of prompts, Series or DataFrame of pandas or Dask, or dask.bag
-            Prompts: texts (bytes are decoded as UTF-8), or sequences of tokens.
+            Prompts: texts (bytes are decoded as UTF-8), or sequences of tokens. With an encoder
+            that takes arrays: an array of one row, one whose first axis is rows, a sequence or a
+            dask.bag of arrays (of several sizes too), or a dask.array, of which a bag is made.
         column : hashable, optional; for a DataFrame
             Label of the column of prompts.
         prefix : str; for a table
@@ -282,6 +289,8 @@ class Generator:
             early_stopping=early_stopping,
             on_error=on_error,
         )
+        if self.array is not None:
+            return generate_arrays(request, x, self.array)
         if is_one_prompt(x):
             return generate_list(request, [x])[0]
         if is_bag(x):
@@ -365,7 +374,14 @@ class Generator:
         return "\n".join(lines)
 
     @property
-    def source(self) -> tuple[str, int] | None:
+    def array(self) -> TensorSpec | None:
+        """Array of one row, where an encoder takes arrays for prompts; None otherwise."""
+        encoder = self._settings.encoder
+        form = None if encoder is None else encoder.form
+        return form.row if isinstance(form, ArrayEncoderForm) else None
+
+    @property
+    def source(self) -> tuple[str, tuple[int, ...]] | None:
         """Token of the encoder's model, and what the decoder begins with; None without one."""
         encoder = self._settings.encoder
         return None if encoder is None else (encoder.facts.onnx.token, encoder.start)

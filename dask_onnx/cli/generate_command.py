@@ -85,7 +85,12 @@ from dask_onnx.jobs.job_result import FilePrediction
     help="Pair of the cache, where names do not tell it; may be repeated.",
 )
 @click.option("--encoder", metavar="FILE", help="Encoder of an encoder-decoder; MODEL its decoder.")
-@click.option("--start", metavar="TOKEN", help="Token that the decoder of one begins with.")
+@click.option(
+    "--start",
+    multiple=True,
+    metavar="TOKEN",
+    help="Token that the decoder of one begins with; may be repeated.",
+)
 @click.option(
     "--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Of the runs."
 )
@@ -118,7 +123,7 @@ def command(
     context: int | None,
     cache: tuple[str, ...],
     encoder: str | None,
-    start: str | None,
+    start: tuple[str, ...],
     engine: Engine,
     **others: Any,
 ) -> None:
@@ -135,7 +140,7 @@ def command(
         cache=parse_pairs(cache),
         context=context,
         encoder=None if encoder is None else load(encoder, untrusted=is_untrusted(options)),
-        start=None if start is None else as_token(start),
+        start=[as_token(each) for each in start] or None,
         eos=[as_token(each) for each in eos] or None,
         engine=engine,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from dask_onnx.core.errors import ModelError, RunError, Suggestion
 from dask_onnx.core.process_caches import BoundedCache
+from dask_onnx.generation.array_encoders import ArrayEncoder, ArrayEncoderForm
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.decoder_runs import Decoder, Padding
 from dask_onnx.generation.encoder_runs import Encoder, EncoderForm, SourceDecoder
@@ -125,14 +126,14 @@ def _session(call: StageCall, supplies: Sequence[Any]) -> Session:
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
-    """Call of an encoder, and the token that its decoder begins with."""
+    """Call of an encoder, and the tokens that its decoder begins with."""
 
     form: EncoderForm
     """Roles of its inputs and outputs."""
     call: StageCall
     """Call of the stage that holds the whole encoder."""
-    start: int
-    """Token that each row of the decoder begins with."""
+    start: tuple[int, ...]
+    """Tokens that each row of the decoder begins with."""
 
 
 def open_source_decoder(
@@ -154,20 +155,55 @@ def open_source_decoder(
     encoder : EncoderCall
         The encoder's stage.
     """
-    own = supplies[: call.supplies]
-    decoder = SourceDecoder(
+    decoder = source_decoder(form, call, supplies, encoder)
+    return tried_source(decoder, call, encoder, None, is_coupled=is_coupled)
+
+
+def source_decoder(
+    form: DecoderForm, call: StageCall, supplies: Sequence[Any], encoder: EncoderCall
+) -> SourceDecoder:
+    """Return a decoder with its encoder in this process, without a trial; see `open_decoder`."""
+    kind = ArrayEncoder if isinstance(encoder.form, ArrayEncoderForm) else Encoder
+    session = _session(encoder.call, supplies[call.supplies :])
+    return SourceDecoder(
         form,
         call.stage,
-        _session(call, own),
-        encoder=Encoder(
-            encoder.form,
-            encoder.call.stage,
-            _session(encoder.call, supplies[call.supplies :]),
-        ),
+        _session(call, supplies[: call.supplies]),
+        encoder=kind(encoder.form, encoder.call.stage, session),
         start=encoder.start,
     )
-    key = (call.stage.token, repr((form, encoder.form, encoder.call.stage.token, encoder.start)))
-    found = _trials.get_or_make(key, lambda: try_source_decoder(decoder))
+
+
+def tried_source(
+    decoder: SourceDecoder,
+    call: StageCall,
+    encoder: EncoderCall,
+    rows: Sequence[Sequence[int]] | None,
+    *,
+    is_coupled: bool,
+) -> SourceDecoder:
+    """Return a decoder with an encoder with what a trial has found.
+
+    Parameters
+    ----------
+    decoder : SourceDecoder
+    call, encoder
+        Calls of its stages.
+    rows : sequence of prompts, optional
+        Two of them, to try; some tokens by default.
+    is_coupled : bool
+        True if the rows of a batch are known to change each other.
+
+    Raises
+    ------
+    ModelError, RunError
+        As for `try_decoder`.
+    """
+    key = (
+        call.stage.token,
+        repr((decoder.form, encoder.form, encoder.call.stage.token, encoder.start)),
+    )
+    found = _trials.get_or_make(key, lambda: try_source_decoder(decoder, rows))
     return replace(
         decoder,
         padding="alone" if is_coupled else found.padding,
@@ -175,7 +211,9 @@ def open_source_decoder(
     )
 
 
-def try_source_decoder(decoder: SourceDecoder) -> Trial:
+def try_source_decoder(
+    decoder: SourceDecoder, given: Sequence[Sequence[int]] | None = None
+) -> Trial:
     """Run a few prompts alone and together, and return whether that changes logits.
 
     Raises
@@ -184,11 +222,11 @@ def try_source_decoder(decoder: SourceDecoder) -> Trial:
         As for `try_decoder`.
     """
     size = decoder.form.vocabulary or max(map(max, _ROWS)) + 1
-    rows = [[token % size for token in row] for row in _ROWS]
-    new = [token % size for token in _NEXT]
+    rows = given or [[token % size for token in row] for row in _ROWS]
+    new = [token % size for token in _NEXT[: len(rows)]]
     alone = [_two_runs(decoder, [row], [token]) for row, token in zip(rows, new, strict=True)]
     expected = np.concatenate(alone, axis=1)
-    whole, _ = decoder.begin([[decoder.start, new[1]]], *decoder.encoder.run([rows[1]]))
+    whole, _ = decoder.begin([[*decoder.start, new[1]]], *decoder.encoder.run([rows[1]]))
     _check_cache(decoder, whole[0].astype(np.float64), expected[1, 1])
     are_equal = _gives(decoder.form, lambda: _two_runs(decoder, rows, new), expected)
     return Trial("together" if are_equal else "alone", int(expected.shape[-1]), False, False)
@@ -258,7 +296,7 @@ def _check_cache(decoder: Decoder, whole: np.ndarray, stepped: np.ndarray) -> No
     )
 
 
-def _two_runs(decoder: Decoder, rows: Sequence[list[int]], new: Sequence[int]) -> np.ndarray:
+def _two_runs(decoder: Decoder, rows: Sequence[Sequence[int]], new: Sequence[int]) -> np.ndarray:
     """Return the logits of prompts and of one step, shape (2, rows, vocabulary)."""
     first, batch = decoder.prefill(rows)
     return np.stack([first, decoder.step(batch, new)]).astype(np.float64)

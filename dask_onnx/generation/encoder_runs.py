@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def recognise_encoder(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec
             f"input {name!r} of the encoder is neither tokens nor their mask"
             if others
             else "the encoder has no input of tokens, input_ids",
-            "give an encoder of tokens; encoders of speech and pictures are not supported",
+            "give an encoder of tokens, or of one array for each row",
             input=name,
             option="encoder",
         )
@@ -85,6 +85,10 @@ class Encoder:
         values = {self.form.ids.name: as_type(ids, self.form.ids)}
         if self.form.mask is not None:
             values[self.form.mask.name] = as_type(is_token, self.form.mask)
+        return array_of(self.outputs_of(values)), is_token
+
+    def outputs_of(self, values: Mapping[str, np.ndarray]) -> Any:
+        """Return the states in ONNX Runtime's memory, of inputs by the model's names."""
         theirs = dict(zip([s.name for s in self.stage.inputs], self.session.inputs, strict=True))
         (states,) = run_session_bound(
             self.session,
@@ -93,7 +97,7 @@ class Encoder:
             self.stage.label,
             lambda text: in_model_names(self.stage, text),
         )
-        return array_of(states), is_token
+        return states
 
 
 @dataclass(slots=True)
@@ -112,13 +116,13 @@ class SourceDecoder(Decoder):
 
     encoder: Encoder
     """The encoder."""
-    start: int
-    """Token that each row begins with."""
+    start: tuple[int, ...]
+    """Tokens that each row begins with."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, Batch]:
-        """Run the encoder on prompts, and the decoder on its first token; see `Decoder`."""
+        """Run the encoder on prompts, and the decoder on its first tokens; see `Decoder`."""
         states, is_token = self.encoder.run(prompts)
-        return self.begin([[self.start]] * len(prompts), states, is_token)
+        return self.begin([self.start] * len(prompts), states, is_token)
 
     def begin(
         self, tokens: Sequence[Sequence[int]], states: np.ndarray, is_token: np.ndarray

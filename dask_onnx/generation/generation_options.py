@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.files import is_url
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
 from dask_onnx.generation.beam_search import BeamRule
+from dask_onnx.generation.decoder_starts import ToldStart, told_start
 from dask_onnx.generation.row_constraints import Constraint
 from dask_onnx.generation.sampling import Sampling
 
@@ -207,8 +208,8 @@ class FolderSettings:
     """Numbers of end tokens."""
     context: int | None = None
     """Tokens of a row at most; None if nothing tells."""
-    start: int | None = None
-    """Token that a decoder with an encoder begins with; None if nothing tells."""
+    start: ToldStart = field(default_factory=ToldStart)
+    """Tokens that a decoder with an encoder begins with."""
 
 
 def folder_settings(path: str | None) -> FolderSettings:
@@ -225,16 +226,15 @@ def folder_settings(path: str | None) -> FolderSettings:
         return FolderSettings()
     folder = Path(path).parent
     eos: tuple[int, ...] = ()
-    context = start = None
+    context, read = None, list[Mapping[str, Any]]()
     for place in (folder, folder.parent) if folder.name == "onnx" else (folder,):
         for name in _SETTINGS:
             settings = _read(place / name)
             eos = eos or _whole_numbers(settings.get("eos_token_id"))
             found = (_whole_numbers(settings.get(key)) for key in _CONTEXTS)
             context = context or next((each[0] for each in found if each and each[0] > 1), None)
-            begins = _whole_numbers(settings.get("decoder_start_token_id"))
-            start = begins[0] if start is None and begins else start
-    return FolderSettings(eos, context, start)
+            read.append(settings)
+    return FolderSettings(eos, context, told_start(read))
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ from dask_onnx.collections.run_options import RowOptions, RunOptions
 from dask_onnx.core.errors import ModelError, PlanError, Suggestion
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.generation.array_encoders import ArrayEncoderForm
+from dask_onnx.generation.array_writer import ArrayWriter
 from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.decoder_trials import EncoderCall
 from dask_onnx.generation.encoder_runs import EncoderForm
@@ -33,8 +35,8 @@ class GivenEncoder:
     """Facts of its model."""
     form: EncoderForm
     """Roles of its inputs and outputs."""
-    start: int
-    """Token that each row of the decoder begins with."""
+    start: tuple[int, ...]
+    """Tokens that each row of the decoder begins with."""
 
 
 def make_request(
@@ -82,9 +84,10 @@ def make_request(
         call = EncoderCall(encoder.form, call_of(other), encoder.start)
         parts += [digest(sorted(map(str, other.tasks))), str(encoder.start)]
     name = tokenizer_name(content)
-    writer = PromptWriter(
-        graph, form, options, rows, is_coupled, name, digest(parts), call, genai, stages
-    )
+    kind = PromptWriter
+    if encoder is not None and isinstance(encoder.form, ArrayEncoderForm):
+        kind = ArrayWriter
+    writer = kind(graph, form, options, rows, is_coupled, name, digest(parts), call, genai, stages)
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask_onnx.core.errors import InputError, Suggestion
+from dask_onnx.core.errors import InputError
 from dask_onnx.facts.model_facts import ModelFacts
+from dask_onnx.generation.array_encoders import recognise_source
 from dask_onnx.generation.context_length import context_of_graph
 from dask_onnx.generation.decoder_form import DecoderForm, recognise_decoder
-from dask_onnx.generation.encoder_runs import recognise_encoder
+from dask_onnx.generation.decoder_starts import ToldStart, check_start
 from dask_onnx.generation.genai_folders import ChosenEngine, choose_engine
 from dask_onnx.generation.generation_options import check_context, end_tokens, folder_settings
 from dask_onnx.generation.generation_requests import GivenEncoder
@@ -75,8 +76,7 @@ def settle_generator(
     told = folder_settings(None if source is None else source.path)
     given = None
     if encoder is not None:
-        begins = told.start if start is None else start
-        given = _given_encoder(encoder, begins, content, form.vocabulary)
+        given = _given_encoder(encoder, start, told.start, content, form.vocabulary)
         if context is not None:
             raise InputError(
                 "context was given, and the rows of a decoder with an encoder have no prompt",
@@ -125,27 +125,22 @@ def _context(given: int | None, table: int | None, told: int | None) -> int | No
 
 
 def _given_encoder(
-    facts: ModelFacts, start: Any, content: bytes | None, vocabulary: int | None
+    facts: ModelFacts, start: Any, told: ToldStart, content: bytes | None, vocabulary: int | None
 ) -> GivenEncoder:
-    """Return the encoder with the token that the decoder begins with.
+    """Return the encoder with the tokens that the decoder begins with.
 
     Raises
     ------
     InputError
-        Nothing tells that token, or it is none of the model.
+        Nothing tells those tokens, or one is none of the model.
     """
-    form = recognise_encoder(facts.onnx.inputs, facts.onnx.outputs)
-    begins = () if start is None else token_numbers(start, content, "start")
-    if len(begins) != 1 or (vocabulary is not None and begins[0] >= vocabulary):
-        raise InputError(
-            "nothing tells the token that the decoder begins with"
-            if start is None
-            else f"start is {start!r}, which is no single token of the model",
-            "give its number, such as start=0, or a token of the tokenizer",
-            option="start",
-            suggestions=[Suggestion("start", 0)],
-        )
-    return GivenEncoder(facts, form, begins[0])
+    form = recognise_source(facts.onnx.inputs, facts.onnx.outputs)
+    begins = told.tokens
+    if start is not None:
+        listed = list(start) if isinstance(start, list | tuple) else [start]
+        begins = tuple(token for each in listed for token in token_numbers(each, content, "start"))
+    check_start(start, begins, told, vocabulary)
+    return GivenEncoder(facts, form, begins)
 
 
 def _content_of(tokenizer: Any) -> bytes:

@@ -22,7 +22,7 @@ from dask_onnx.core.peers import current_worker
 from dask_onnx.core.stage_tasks import digest
 from dask_onnx.core.tracing import span
 from dask_onnx.core.utf8 import NO_TEXT, text_fault
-from dask_onnx.generation.batch_loop import BatchLoop, Row
+from dask_onnx.generation.batch_loop import BatchLoop, Limits, Row
 from dask_onnx.generation.batch_memory import BatchMemory
 from dask_onnx.generation.beam_loop import with_beams
 from dask_onnx.generation.decoder_form import DecoderForm
@@ -111,7 +111,7 @@ class PromptWriter(InlineTask):
         codec = codec_of(content)
         if not len(prompts):
             return Found(None, np.empty(0, np.int64), {})
-        with self.opened(codec, supplies) as decoder:
+        with self.opened(codec, supplies, prompts) as decoder:
             return self._found(decoder, codec, prompts, first)
 
     def _found(
@@ -130,7 +130,7 @@ class PromptWriter(InlineTask):
                 for tokens, number in zip(given[_PROMPTS], given[_NUMBERS], strict=True)
             ]
             with metered("run"), span("generate", self.hints.trace, stage=self.call.stage.label):
-                self.loop(decoder, codec, rows).write(rows)
+                self.write(decoder, codec, rows)
             count("rows", len(rows))
             count("tokens", sum(len(row.written) for row in rows))
             return {_WRITTEN: [self.generation(codec, row) for row in rows]}
@@ -148,7 +148,7 @@ class PromptWriter(InlineTask):
             The prompt cannot be used.
         """
         codec = codec_of(content)
-        with self.opened(codec, supplies) as decoder:
+        with self.opened(codec, supplies, [prompt]) as decoder:
             yield from self._tokens_of(decoder, codec, prompt, number)
 
     def _tokens_of(
@@ -177,8 +177,10 @@ class PromptWriter(InlineTask):
         return text[: len(text) - max(held, default=0)]
 
     @contextmanager
-    def opened(self, codec: TextCodec | None, supplies: Sequence[Any]) -> Iterator[DecoderSteps]:
-        """Hold the decoder of one generation: in this process, or its stages on workers.
+    def opened(
+        self, codec: TextCodec | None, supplies: Sequence[Any], prompts: Sequence[Any]
+    ) -> Iterator[DecoderSteps]:
+        """Hold the decoder of some prompts: in this process, or its stages on workers.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class PromptWriter(InlineTask):
             ONNX Runtime does not run the whole model, or the tokenizer is of another vocabulary.
         """
         if not self.stages:
-            yield self._checked(codec, self._whole(supplies))
+            yield self._checked(codec, self._whole(supplies, prompts))
             return
         form = replace(self.form, cache=())
         token = digest([stage.call.stage.token for stage in self.stages])
@@ -202,7 +204,7 @@ class PromptWriter(InlineTask):
             check_vocabulary(codec.size, decoder.vocabulary)
         return decoder
 
-    def _whole(self, supplies: Sequence[Any]) -> DecoderSteps:
+    def _whole(self, supplies: Sequence[Any], prompts: Sequence[Any]) -> DecoderSteps:
         if self.genai is not None and is_usable(self.genai):
             from dask_onnx.generation.genai_runs import open_genai  # needs onnxruntime-genai
 
@@ -214,13 +216,29 @@ class PromptWriter(InlineTask):
             self.form, self.call, supplies, self.encoder, is_coupled=self.is_coupled
         )
 
+    def write(self, decoder: DecoderSteps, codec: TextCodec | None, rows: Sequence[Row]) -> None:
+        """Write after the prompts of some rows."""
+        self.loop(decoder, codec, rows).write(rows)
+
+    @property
+    def limits_of_rows(self) -> Limits:
+        """Limits with the first tokens of a decoder with an encoder, beyond one, among the new."""
+        limits = self.options.limits
+        first = 1 if self.encoder is None else len(self.encoder.start)
+        return replace(limits, max_new_tokens=limits.max_new_tokens + first - 1)
+
+    def memory(self, decoder: DecoderSteps, rows: Sequence[Row]) -> BatchMemory:
+        """Return the memory of rows, of the longest prompt."""
+        longest = max(len(row.prompt) for row in rows)
+        is_cut = decoder.takes_chunks
+        return BatchMemory.of(self.form, longest, self.limits_of_rows, in_parts=is_cut)
+
     def loop(
         self, decoder: DecoderSteps, codec: TextCodec | None, rows: Sequence[Row]
     ) -> BatchLoop:
         """Return the loop that writes some rows."""
-        longest = max(len(row.prompt) for row in rows)
         options, stop = self.options, self.options.stop
-        memory = BatchMemory.of(self.form, longest, options.limits, in_parts=decoder.takes_chunks)
+        memory = self.memory(decoder, rows)
         loop = BatchLoop(
             decoder,
             options.sampling,
@@ -259,7 +277,7 @@ class PromptWriter(InlineTask):
 
     def encoded(
         self, decoder: DecoderSteps, codec: TextCodec | None, prompts: Sequence[Any]
-    ) -> list[list[int]]:
+    ) -> list[Sequence[int]]:
         """Return the tokens of prompts.
 
         Raises
@@ -267,7 +285,7 @@ class PromptWriter(InlineTask):
         RowsError
             Some cannot be used.
         """
-        found: list[list[int]] = []
+        found: list[Sequence[int]] = []
         faults: dict[int, str] = {}
         for place, prompt in enumerate(prompts):
             tokens = self._tokens(codec, prompt)
@@ -277,14 +295,7 @@ class PromptWriter(InlineTask):
             elif not isinstance(tokens, str):
                 found.append(tokens)
         if faults:
-            first = min(faults)
-            raise RowsError(
-                f"{len(faults):,} of {len(prompts):,} prompts cannot be used, the first at "
-                f"position {first}: {faults[first]}",
-                "mend or drop these rows, or keep them as missing values: on_error='null'",
-                np.isin(np.arange(len(prompts)), list(faults)),
-                row_causes=faults,
-            )
+            raise refused_prompts(faults, len(prompts))
         return found
 
     def _tokens(self, codec: TextCodec | None, prompt: Any) -> list[int] | str:
@@ -319,7 +330,7 @@ class PromptWriter(InlineTask):
                 f"the prompt has {len(tokens):,} tokens, the longest choice {longest:,}, and the "
                 f"context is {limits.context:,}"
             )
-        memory = BatchMemory.of(self.form, len(tokens), limits, in_parts=decoder.takes_chunks)
+        memory = self.memory(decoder, [Row(tokens, 0)])
         needed = memory.row_bytes * self.options.rows_of_prompt
         room = task_room()
         if needed > room:
@@ -332,6 +343,18 @@ class PromptWriter(InlineTask):
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         options = self.options.__dask_tokenize__()
         return self.token, self.tokenizer, repr((self.form, self.rows, self.genai)), options
+
+
+def refused_prompts(faults: Mapping[int, str], count: int) -> RowsError:
+    """Return the error of prompts that cannot be used, of the message of each."""
+    first = min(faults)
+    return RowsError(
+        f"{len(faults):,} of {count:,} prompts cannot be used, the first at position {first}: "
+        f"{faults[first]}",
+        "mend or drop these rows, or keep them as missing values: on_error='null'",
+        np.isin(np.arange(count), list(faults)),
+        row_causes=faults,
+    )
 
 
 def call_of(graph: InlineGraph) -> StageCall:

@@ -86,6 +86,14 @@ def generate_files(
         As for `predict_files` and `Generator.generate`; the generator has no tokenizer.
     """
     source, target = path_text(input, "input"), path_text(output, "output")
+    if generator.array is not None:
+        raise InputError(
+            f"the generator's encoder takes arrays, {generator.array}, and tables have prompts of "
+            "text",
+            "use generator.generate with an array, a dask.array or a dask.bag",
+            option="generator",
+            input=generator.array.name,
+        )
     content = generator.tokenizer_content
     if content is None:
         raise InputError(

@@ -94,7 +94,9 @@ def test_what_does_not_go_together_is_refused(encoder, decoder):
         (dx.InputError, "encoder", lambda: dx.Generator(decoder, encoder="encoder.onnx")),
         (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder)),
         (dx.InputError, "start", lambda: dx.Generator(plain, start=0)),
-        (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start=[1, 2])),
+        (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start=[])),
+        (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start=[1, 9999])),
+        (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start=[1, -1])),
         (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start="</s>")),
         (dx.InputError, "start", lambda: dx.Generator(decoder, encoder=encoder, start=9999)),
         (
