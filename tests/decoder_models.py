@@ -409,6 +409,26 @@ def t5_without_cache(*, masked=True):
     return model_of(graph, _source_inputs(masked=masked), [logits])
 
 
+@functools.cache
+def t5_pair(*, masked=True):
+    """Return the decoders of the first and of later tokens of an encoder-decoder."""
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "S", VOCABULARY])
+    inputs, present = _source_inputs(masked=masked), _source_values("present", "T")
+    first = model_of(_source_decoder(is_first=True, masked=masked), inputs, [logits, *present])
+    own = [value for value in present if ".decoder." in value.name]
+    past = _source_values("past_key_values", "P")
+    graph = _source_decoder(is_first=False, masked=masked)
+    return first, model_of(graph, [*inputs, *past], [logits, *own])
+
+
+@functools.cache
+def gpt2_pair():
+    """Return the decoders of the first and of later tokens of a decoder like GPT-2."""
+    g = Graph()
+    _prompt_nodes(g)
+    return model_of(g, inputs_of(cache=False), outputs_of()), gpt2_like()
+
+
 MELS = 5
 
 
@@ -445,7 +465,7 @@ def speech_reference(features, count, eos=(), start=(0,)):
     return found
 
 
-def source_reference(prompt, count, eos=(), start=0):
+def source_reference(prompt, count, eos=(), start=(0,)):
     """Return the greedy tokens of the encoder-decoder after one prompt, all run again each time."""
     ids = np.array([prompt], np.int64)
     ones = np.ones_like(ids)
@@ -455,7 +475,7 @@ def source_reference(prompt, count, eos=(), start=0):
     session, found = _session(t5_without_cache().SerializeToString()), []
     for _ in range(count):
         feeds = {
-            "input_ids": np.array([[start, *found]], np.int64),
+            "input_ids": np.array([[*start, *found]], np.int64),
             "encoder_hidden_states": states,
             "encoder_attention_mask": ones,
         }

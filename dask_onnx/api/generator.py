@@ -10,6 +10,7 @@ from dask.base import compute
 from dask.utils import parse_bytes
 
 from dask_onnx.api.decoder_plans import decoder_plan
+from dask_onnx.api.loading import load
 from dask_onnx.api.model import Model
 from dask_onnx.collections.kinds import is_bag, is_table
 from dask_onnx.collections.run_options import OnError, RowOptions
@@ -20,6 +21,7 @@ from dask_onnx.generation.array_encoders import ArrayEncoderForm
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
 from dask_onnx.generation.beam_search import EarlyStopping, beam_rule, check_stream
 from dask_onnx.generation.decoder_form import DecoderForm
+from dask_onnx.generation.decoder_pairs import later_file
 from dask_onnx.generation.genai_folders import Engine
 from dask_onnx.generation.generated import GeneratedToken
 from dask_onnx.generation.generation_options import GenerationOptions, check_count
@@ -33,9 +35,10 @@ from dask_onnx.generation.prompt_collections import (
     is_one_prompt,
     listed_prompts,
 )
-from dask_onnx.generation.prompt_writer import codec_of, task_room
+from dask_onnx.generation.prompt_writer import task_room
 from dask_onnx.generation.requested_options import WritingOptions, requested_options
 from dask_onnx.generation.sampling import Sampling
+from dask_onnx.generation.tokenizer_checks import codec_of
 
 
 class Generator:
@@ -66,8 +69,12 @@ class Generator:
         without either.
     encoder : Model, optional
         Encoder of an encoder-decoder model (T5 and the like): prompts are its inputs, and `model`
-        is the merged decoder, or one without a cache, which attends to its states. An encoder
-        without ``input_ids`` takes arrays for prompts: speech (Whisper), pictures (TrOCR).
+        is the decoder, which attends to its states: merged, in two files (see `with_past`), or
+        without a cache. An encoder without ``input_ids`` takes arrays for prompts: speech
+        (Whisper), pictures (TrOCR).
+    with_past : Model, optional
+        Decoder of later tokens, where `model` is that of a row's first run alone and returns the
+        cache. By default, for ``decoder_model.onnx``, ``decoder_with_past_model.onnx`` beside it.
     start : int, str or sequence of these, optional; with an encoder
         Tokens that each row of the decoder begins with, which are no part of results. By default
         ``decoder_start_token_id`` of the files below, and ``forced_decoder_ids`` or
@@ -117,13 +124,14 @@ class Generator:
         cache: Mapping[str, str] | None = None,
         context: int | None = None,
         encoder: Model | None = None,
+        with_past: Model | None = None,
         start: int | str | Sequence[int | str] | None = None,
         eos: Any = None,
         engine: Engine = "auto",
         n_stages: int | None = None,
         plan: Any = None,
     ) -> None:
-        for option, value in (("model", model), ("encoder", encoder)):
+        for option, value in (("model", model), ("encoder", encoder), ("with_past", with_past)):
             if not isinstance(value, Model) and (value is not None or option == "model"):
                 raise InputError(
                     f"{option} is of type {type(value).__name__}",
@@ -131,6 +139,8 @@ class Generator:
                     option=option,
                 )
         self.model = model
+        if with_past is None and (beside := later_file(model._facts)) is not None:
+            with_past = load(beside, untrusted=model._facts.onnx.is_untrusted)
         self._settings = settle_generator(
             model._facts,
             None if encoder is None else encoder._facts,
@@ -141,6 +151,7 @@ class Generator:
             eos=eos,
             engine=engine,
             is_cut=n_stages is not None or plan is not None,
+            later=None if with_past is None else with_past._facts,
         )
         self._plan = decoder_plan(model, self.form, n_stages, plan)
         if not self.form.cache:
@@ -381,6 +392,11 @@ class Generator:
         return form.row if isinstance(form, ArrayEncoderForm) else None
 
     @property
+    def later(self) -> str | None:
+        """Token of the model of later tokens; None without one."""
+        return None if self._settings.later is None else self._settings.later.onnx.token
+
+    @property
     def source(self) -> tuple[str, tuple[int, ...]] | None:
         """Token of the encoder's model, and what the decoder begins with; None without one."""
         encoder = self._settings.encoder
@@ -417,6 +433,7 @@ class Generator:
             settings.encoder,
             settings.engine.folder_for(has_beams=own.beams is not None),
             self._plan,
+            settings.later,
         )
 
     def __repr__(self) -> str:

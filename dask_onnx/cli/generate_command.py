@@ -86,6 +86,11 @@ from dask_onnx.jobs.job_result import FilePrediction
 )
 @click.option("--encoder", metavar="FILE", help="Encoder of an encoder-decoder; MODEL its decoder.")
 @click.option(
+    "--with-past",
+    metavar="FILE",
+    help="Decoder of later tokens; decoder_with_past_model.onnx beside decoder_model.onnx.",
+)
+@click.option(
     "--start",
     multiple=True,
     metavar="TOKEN",
@@ -123,6 +128,7 @@ def command(
     context: int | None,
     cache: tuple[str, ...],
     encoder: str | None,
+    with_past: str | None,
     start: tuple[str, ...],
     engine: Engine,
     **others: Any,
@@ -140,6 +146,7 @@ def command(
         cache=parse_pairs(cache),
         context=context,
         encoder=None if encoder is None else load(encoder, untrusted=is_untrusted(options)),
+        with_past=None if with_past is None else load(with_past, untrusted=is_untrusted(options)),
         start=[as_token(each) for each in start] or None,
         eos=[as_token(each) for each in eos] or None,
         engine=engine,

@@ -39,7 +39,7 @@ class ArrayWriter(PromptWriter):
     def _whole(self, supplies: Sequence[Any], prompts: Sequence[Any]) -> DecoderSteps:
         """Return the decoder, tried with arrays of the shape of some that are given."""
         encoder = self._encoder
-        decoder = source_decoder(self.form, self.call, supplies, encoder)
+        decoder = source_decoder(self.form, self.call, supplies, encoder, self.first)
         for sample in self._samples(prompts):
             try:
                 return tried_source(

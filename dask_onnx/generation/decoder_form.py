@@ -212,8 +212,8 @@ def _check_encoder(ins: Mapping[str, TensorSpec], *, has_encoder: bool) -> None:
     if has_encoder and states not in ins:
         raise ModelError(
             f"an encoder was given, and the decoder has no input {states!r}",
-            "give the merged decoder (decoder_model_merged.onnx), or one without a cache: a "
-            "decoder for later tokens alone cannot begin",
+            "give the decoder of first tokens (decoder_model.onnx), with that of later ones beside "
+            "it or as with_past=; or the merged decoder (decoder_model_merged.onnx)",
             input=states,
             option="encoder",
         )

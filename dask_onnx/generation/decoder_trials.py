@@ -12,8 +12,10 @@ from dask_onnx.core.errors import ModelError, RunError, Suggestion
 from dask_onnx.core.process_caches import BoundedCache
 from dask_onnx.generation.array_encoders import ArrayEncoder, ArrayEncoderForm
 from dask_onnx.generation.decoder_form import DecoderForm
+from dask_onnx.generation.decoder_pairs import PairedSourceDecoder, paired
 from dask_onnx.generation.decoder_runs import Decoder, Padding
 from dask_onnx.generation.encoder_runs import Encoder, EncoderForm, SourceDecoder
+from dask_onnx.generation.open_models import OpenModel
 from dask_onnx.runtime.session import Session
 from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_sessions import stage_session
@@ -53,7 +55,12 @@ _trials: BoundedCache[tuple[str, str], Trial] = BoundedCache("trials of decoders
 
 
 def open_decoder(
-    form: DecoderForm, call: StageCall, supplies: Sequence[Any], *, is_coupled: bool = False
+    form: DecoderForm,
+    call: StageCall,
+    supplies: Sequence[Any],
+    *,
+    is_coupled: bool = False,
+    first: StageCall | None = None,
 ) -> Decoder:
     """Return a decoder in this process, with the padding that suits it.
 
@@ -68,6 +75,9 @@ def open_decoder(
         Results of the tasks that bring the model here.
     is_coupled : bool
         True if the rows of a batch are known to change each other.
+    first : StageCall, optional
+        Call of the model of the first run of a row, where that is another one; the last of the
+        supplies are its own.
 
     Raises
     ------
@@ -79,8 +89,12 @@ def open_decoder(
     RunError
         The model does not run as a decoder of its form.
     """
-    decoder = Decoder(form, call.stage, _session(call, supplies))
-    return settled(decoder, call.stage.token, is_coupled=is_coupled)
+    decoder = Decoder(form, call.stage, _session(call, supplies[: call.supplies]))
+    token = call.stage.token
+    if first is not None:
+        decoder = _with_first(decoder, first, supplies)
+        token = f"{token}-{first.stage.token}"
+    return settled(decoder, token, is_coupled=is_coupled)
 
 
 def settled(decoder: AnyDecoder, token: str, *, is_coupled: bool) -> AnyDecoder:
@@ -143,35 +157,52 @@ def open_source_decoder(
     encoder: EncoderCall,
     *,
     is_coupled: bool = False,
+    first: StageCall | None = None,
 ) -> Decoder:
     """Return a decoder with its encoder in this process; see `open_decoder`.
 
     Parameters
     ----------
-    form, call, is_coupled
+    form, call, is_coupled, first
         As for `open_decoder`.
     supplies : sequence
         Results of the tasks that bring both models here, those of the decoder first.
     encoder : EncoderCall
         The encoder's stage.
     """
-    decoder = source_decoder(form, call, supplies, encoder)
+    decoder = source_decoder(form, call, supplies, encoder, first)
     return tried_source(decoder, call, encoder, None, is_coupled=is_coupled)
 
 
 def source_decoder(
-    form: DecoderForm, call: StageCall, supplies: Sequence[Any], encoder: EncoderCall
+    form: DecoderForm,
+    call: StageCall,
+    supplies: Sequence[Any],
+    encoder: EncoderCall,
+    first: StageCall | None = None,
 ) -> SourceDecoder:
     """Return a decoder with its encoder in this process, without a trial; see `open_decoder`."""
     kind = ArrayEncoder if isinstance(encoder.form, ArrayEncoderForm) else Encoder
-    session = _session(encoder.call, supplies[call.supplies :])
-    return SourceDecoder(
+    others = supplies[call.supplies :]
+    session = _session(encoder.call, others[: encoder.call.supplies])
+    decoder = SourceDecoder(
         form,
         call.stage,
         _session(call, supplies[: call.supplies]),
         encoder=kind(encoder.form, encoder.call.stage, session),
         start=encoder.start,
     )
+    if first is None:
+        return decoder
+    found = _with_first(decoder, first, supplies)
+    assert isinstance(found, SourceDecoder)
+    return found
+
+
+def _with_first(decoder: Decoder, first: StageCall, supplies: Sequence[Any]) -> Decoder:
+    """Return a decoder of later tokens with the model of first ones, whose supplies are last."""
+    own = supplies[len(supplies) - first.supplies :]
+    return paired(decoder, OpenModel(first.stage, _session(first, own)))
 
 
 def tried_source(
@@ -199,9 +230,10 @@ def tried_source(
     ModelError, RunError
         As for `try_decoder`.
     """
+    first = decoder.first.stage.token if isinstance(decoder, PairedSourceDecoder) else None
     key = (
         call.stage.token,
-        repr((decoder.form, encoder.form, encoder.call.stage.token, encoder.start)),
+        repr((decoder.form, encoder.form, encoder.call.stage.token, encoder.start, first)),
     )
     found = _trials.get_or_make(key, lambda: try_source_decoder(decoder, rows))
     return replace(

@@ -22,8 +22,9 @@ from dask_onnx.generation.encoder_runs import EncoderForm
 from dask_onnx.generation.genai_folders import GenAiFolder
 from dask_onnx.generation.generation_options import GenerationOptions
 from dask_onnx.generation.prompt_collections import GenerationRequest
-from dask_onnx.generation.prompt_writer import PromptWriter, call_of, calls_of, tokenizer_name
+from dask_onnx.generation.prompt_writer import PromptWriter, call_of, calls_of
 from dask_onnx.generation.stage_caches import DecoderStage
+from dask_onnx.generation.tokenizer_checks import tokenizer_name
 from dask_onnx.runtime.stage_calls import StageCall
 
 
@@ -48,6 +49,7 @@ def make_request(
     encoder: GivenEncoder | None = None,
     genai: GenAiFolder | None = None,
     plan: Any = None,
+    later: ModelFacts | None = None,
 ) -> GenerationRequest:
     """Return a request of generation. Nothing runs.
 
@@ -66,6 +68,8 @@ def make_request(
         Folder that ONNX Runtime GenAI runs in place of the model.
     plan : Plan, optional
         Stages to cut the decoder into.
+    later : ModelFacts, optional
+        Facts of the model of later tokens, where `facts` are those of the first ones alone.
 
     Raises
     ------
@@ -74,7 +78,9 @@ def make_request(
     PlanError
         A tensor of the cache is read by another stage than the one that returns it.
     """
-    graph, supplies, is_coupled = _stages(facts, form.outputs, plan)
+    main = facts if later is None else later
+    kept = [tensor.present for tensor in form.cache if later is None or not tensor.is_source]
+    graph, supplies, is_coupled = _stages(main, [form.logits.name, *kept], plan)
     stages = () if plan is None else decoder_stages(graph, form)
     parts = [digest(sorted(map(str, graph.tasks)))]
     call = None
@@ -83,11 +89,19 @@ def make_request(
         supplies, is_coupled = [*supplies, *others], is_coupled or couples
         call = EncoderCall(encoder.form, call_of(other), encoder.start)
         parts += [digest(sorted(map(str, other.tasks))), str(encoder.start)]
+    first = None
+    if later is not None:
+        begin, others, couples = _stages(facts, form.outputs)
+        supplies, is_coupled = [*supplies, *others], is_coupled or couples
+        first = call_of(begin)
+        parts.append(digest(sorted(map(str, begin.tasks))))
     name = tokenizer_name(content)
     kind = PromptWriter
     if encoder is not None and isinstance(encoder.form, ArrayEncoderForm):
         kind = ArrayWriter
-    writer = kind(graph, form, options, rows, is_coupled, name, digest(parts), call, genai, stages)
+    writer = kind(
+        graph, form, options, rows, is_coupled, name, digest(parts), call, genai, stages, first
+    )
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))
 

@@ -11,11 +11,12 @@ from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.generation.array_encoders import recognise_source
 from dask_onnx.generation.context_length import context_of_graph
 from dask_onnx.generation.decoder_form import DecoderForm, recognise_decoder
+from dask_onnx.generation.decoder_pairs import recognise_pair
 from dask_onnx.generation.decoder_starts import ToldStart, check_start
 from dask_onnx.generation.genai_folders import ChosenEngine, choose_engine
 from dask_onnx.generation.generation_options import check_context, end_tokens, folder_settings
 from dask_onnx.generation.generation_requests import GivenEncoder
-from dask_onnx.generation.prompt_writer import check_vocabulary, codec_of
+from dask_onnx.generation.tokenizer_checks import check_vocabulary, codec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class GeneratorSettings:
     """Encoder whose states the model attends to; None without one."""
     engine: ChosenEngine
     """Engine that runs the model."""
+    later: ModelFacts | None = None
+    """Model of later tokens, where the given one is of the first tokens alone."""
 
 
 def settle_generator(
@@ -47,6 +50,7 @@ def settle_generator(
     eos: Any,
     engine: Any,
     is_cut: bool = False,
+    later: ModelFacts | None = None,
 ) -> GeneratorSettings:
     """Return the settings of a generator. Runs nothing.
 
@@ -54,6 +58,8 @@ def settle_generator(
     ----------
     facts, encoder : ModelFacts
         The decoder, and its encoder if it has one.
+    later : ModelFacts, optional
+        The decoder of later tokens, where `facts` are of the first tokens alone.
     tokenizer, cache, context, start, eos, engine
         As for `Generator`.
     is_cut : bool
@@ -65,8 +71,13 @@ def settle_generator(
         As for `Generator`.
     """
     onnx_model = facts.onnx
-    form = recognise_decoder(
-        onnx_model.inputs, onnx_model.outputs, cache, has_encoder=encoder is not None
+    values = (onnx_model.inputs, onnx_model.outputs)
+    form = (
+        recognise_decoder(*values, cache, has_encoder=encoder is not None)
+        if later is None
+        else recognise_pair(
+            values, (later.onnx.inputs, later.onnx.outputs), cache, has_encoder=encoder is not None
+        )
     )
     content = None if tokenizer is None else _content_of(tokenizer)
     codec = codec_of(content)
@@ -90,15 +101,17 @@ def settle_generator(
         shortest = min((each for each in tables if each is not None), default=None)
         context = _context(context, shortest, told.context)
     ends = tuple(sorted(set(told.eos))) if eos is None else token_numbers(eos, content)
-    if is_cut and encoder is not None:
+    if is_cut and (encoder is not None or later is not None):
+        part = "an encoder" if encoder is not None else "a decoder in two models"
         raise InputError(
-            "n_stages or plan was given with an encoder",
-            "leave it out: decoders with an encoder run whole",
+            f"n_stages or plan was given with {part}",
+            "leave it out: decoders with an encoder, or in two models, run whole",
             option="n_stages",
         )
     others = "an encoder" if encoder is not None else "stages" if is_cut else None
+    others = "a second model" if others is None and later is not None else others
     chosen = choose_engine(engine, facts, others)
-    return GeneratorSettings(form, content, context, ends, given, chosen)
+    return GeneratorSettings(form, content, context, ends, given, chosen, later)
 
 
 def token_numbers(tokens: Any, content: bytes | None, option: str = "eos") -> tuple[int, ...]:

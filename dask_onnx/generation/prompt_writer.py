@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from dask.system import CPU_COUNT
 from dask_onnx.collections.bad_rows import Found, RowsError, run_rows
 from dask_onnx.collections.inline import InlineGraph, InlineTask
 from dask_onnx.collections.run_options import RowOptions
-from dask_onnx.core.errors import ModelError
 from dask_onnx.core.formatting import format_bytes
 from dask_onnx.core.meters import count, metered
 from dask_onnx.core.peers import current_worker
@@ -40,6 +38,7 @@ from dask_onnx.generation.row_constraints import is_token
 from dask_onnx.generation.stage_caches import DecoderStage
 from dask_onnx.generation.stage_hosts import hosted_stages
 from dask_onnx.generation.staged_decoder import StagedDecoder
+from dask_onnx.generation.tokenizer_checks import check_vocabulary, codec_of
 from dask_onnx.runtime.cores import task_threads
 from dask_onnx.runtime.memory_check import room_bytes
 from dask_onnx.runtime.stage_calls import StageCall
@@ -76,6 +75,8 @@ class PromptWriter(InlineTask):
     """Folder that ONNX Runtime GenAI runs in place of the model; None for none."""
     stages: tuple[DecoderStage, ...] = ()
     """Stages that the decoder is cut into; empty for a whole one."""
+    first: StageCall | None = None
+    """Call of the model of the first run of a row, where that is another one."""
 
     @property
     def inline(self) -> InlineGraph:
@@ -211,9 +212,16 @@ class PromptWriter(InlineTask):
             threads = task_threads(self.call.options.session.intra_op_num_threads)
             return open_genai(self.form, self.genai, threads, self.options.limits)
         if self.encoder is None:
-            return open_decoder(self.form, self.call, supplies, is_coupled=self.is_coupled)
+            return open_decoder(
+                self.form, self.call, supplies, is_coupled=self.is_coupled, first=self.first
+            )
         return open_source_decoder(
-            self.form, self.call, supplies, self.encoder, is_coupled=self.is_coupled
+            self.form,
+            self.call,
+            supplies,
+            self.encoder,
+            is_coupled=self.is_coupled,
+            first=self.first,
         )
 
     def write(self, decoder: DecoderSteps, codec: TextCodec | None, rows: Sequence[Row]) -> None:
@@ -374,43 +382,6 @@ def calls_of(graph: InlineGraph) -> list[StageCall]:
 def written_of(found: Found) -> list[Generation]:
     """Return what was written after the good prompts."""
     return [] if found.values is None else list(found.values[_WRITTEN])
-
-
-def codec_of(content: bytes | None) -> TextCodec | None:
-    """Return the codec of a tokenizer's content; None for None."""
-    if content is None:
-        return None
-    from dask_onnx.generation.text_codec import text_codec  # needs tokenizers
-
-    return text_codec(content)
-
-
-def tokenizer_name(content: bytes | None) -> str:
-    """Return the digest of a tokenizer's content; empty for None."""
-    return "" if content is None else hashlib.sha256(content).hexdigest()
-
-
-def check_vocabulary(tokenizer: int, model: int | None) -> None:
-    """Refuse a tokenizer with tokens that the model does not have.
-
-    Parameters
-    ----------
-    tokenizer, model : int
-        Sizes of the vocabularies; None if the model's is not known yet. A model may have more
-        tokens: exporters round sizes up.
-
-    Raises
-    ------
-    ModelError
-        The tokenizer's vocabulary is larger.
-    """
-    if model is not None and tokenizer > model:
-        raise ModelError(
-            f"the tokenizer has {tokenizer:,} tokens, and the model's logits {model:,}",
-            "give the tokenizer.json that belongs to the model",
-            option="tokenizer",
-            numbers={"tokenizer_tokens": tokenizer, "model_tokens": model},
-        )
 
 
 def task_room() -> int:

@@ -11,9 +11,9 @@ from dask_onnx.generation.beam_search import beam_rule
 from dask_onnx.generation.generation_options import GenerationOptions, check_count, stop_texts
 from dask_onnx.generation.generator_settings import GeneratorSettings, token_numbers
 from dask_onnx.generation.grammar_constraints import json_constraint, regex_constraint
-from dask_onnx.generation.prompt_writer import codec_of, tokenizer_name
 from dask_onnx.generation.row_constraints import Constraint, choice_constraint
 from dask_onnx.generation.sampling import Sampling
+from dask_onnx.generation.tokenizer_checks import codec_of, tokenizer_name
 
 
 class WritingOptions(TypedDict, total=False):

@@ -81,6 +81,7 @@ class GenerationJob(TableJob):
             "eos": list(generator.eos),
             "form": generator.form.describe(),
             "source": plain(generator.source),
+            "later": generator.later,
         }
         return replace(found, kind="a generation", options=options)
 

@@ -93,6 +93,13 @@ def test_beams_of_every_form_are_those_of_prompts_alone(kind, store_directory):
         assert [list(each.tokens) for each in together] == expected
 
 
+def test_beams_of_a_decoder_that_is_cut_into_stages(store_directory):
+    model = dx.load(decoder_models.gpt2_like())
+    generator = dx.Generator(model, eos=ENDS, n_stages=2)
+    found = generator.generate(GIVEN, max_new_tokens=9, num_beams=3)
+    assert [list(each.tokens) for each in found] == [tokens for tokens, _ in references("plain")]
+
+
 def test_rows_that_change_each_other_run_one_at_a_time(generator):
     from dask_onnx.generation.decoder_trials import open_decoder
 

@@ -53,6 +53,24 @@ def test_text_is_written_beside_the_prompts(run, scheduler, decoder, prompts, tm
     assert again.code == 0 and "nothing to do" in again.out
 
 
+def test_a_decoder_in_two_files_writes(run, scheduler, decoder, prompts, tmp_path):
+    pair = [tmp_path / name for name in ("encoder.onnx", "first.onnx", "later.onnx")]
+    for path, proto in zip(
+        pair, [decoder_models.t5_encoder(), *decoder_models.t5_pair()], strict=True
+    ):
+        onnx.save(proto, path)
+    out, (encoder, first, later) = tmp_path / "out.parquet", pair
+    done = run(
+        "generate", first, prompts, out, "--tokenizer", tmp_path / "tokenizer.json",
+        "--max-new-tokens", 5, "--encoder", encoder, "--with-past", later, "--start", "w0",
+        "--start", 4, "--eos", 7, "--scheduler", scheduler,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = [list(each) for each in pd.read_parquet(out).tokens]
+    given = decoder_models.prompts(9)
+    assert found == [decoder_models.source_reference(p, 5, {7}, (0, 4)) for p in given]
+
+
 def test_beams_are_those_of_a_list(run, scheduler, decoder, prompts, tmp_path):
     out, tokenizer = tmp_path / "out.parquet", tmp_path / "tokenizer.json"
     done = run(
