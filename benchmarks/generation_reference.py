@@ -1,7 +1,7 @@
 """Tokens of `Generator` against those of `generate` of Hugging Face's transformers.
 
     pip install torch transformers onnx onnxscript dask-onnx[text]
-    python benchmarks/generation_reference.py --models gpt2 llama t5
+    python benchmarks/generation_reference.py --models gpt2 llama t5 whisper
 
 Small models of random weights are exported through torch, and both sides write after the same
 prompts: one row, eight rows and rows of mixed length, greedily and with beams. transformers gets
@@ -29,6 +29,7 @@ import dask_onnx as dx
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE, NEW = 211, 2, 2, 16, 12
 ENDS = tuple(range(7, 19))
+MELS, FRAMES, START = 6, 20, (0, 31, 42)
 WIDTH = HEADS * HEAD_SIZE
 OPEN = torch.export.Dim.DYNAMIC
 RULES: dict[str, dict[str, Any]] = {
@@ -231,7 +232,65 @@ def t5(folder: Path) -> Exported:
     return Exported(model, generator)
 
 
-MODELS: dict[str, Callable[[Path], Exported]] = {"gpt2": gpt2, "llama": llama, "t5": t5}
+class SpeechEncoder(torch.nn.Module):
+    """The encoder of a model of speech."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features):
+        """Return states."""
+        return self.model.get_encoder()(features).last_hidden_state
+
+
+class SpeechDecoder(torch.nn.Module):
+    """The decoder of a model of speech, without a cache."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens, states):
+        """Return logits."""
+        return self.model(
+            encoder_outputs=(states,), decoder_input_ids=tokens, use_cache=False
+        ).logits
+
+
+def whisper(folder: Path) -> Exported:
+    """Return a model like Whisper: features of speech instead of prompts."""
+    config = transformers.WhisperConfig(
+        vocab_size=VOCABULARY, num_mel_bins=MELS, d_model=WIDTH, encoder_layers=LAYERS,
+        decoder_layers=LAYERS, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
+        encoder_ffn_dim=2 * WIDTH, decoder_ffn_dim=2 * WIDTH, max_source_positions=FRAMES // 2,
+        max_target_positions=64, decoder_start_token_id=0, pad_token_id=0, bos_token_id=1,
+        eos_token_id=list(ENDS), init_std=0.4, attn_implementation="eager",
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    rows = {0: OPEN}
+    encoder = export(
+        SpeechEncoder(model), (torch.zeros(2, MELS, FRAMES),), (rows,),
+        (["input_features"], ["last_hidden_state"]), folder / "encoder_model.onnx",
+    )  # fmt: skip
+    arguments = (torch.ones(2, 3, dtype=torch.long), torch.zeros(2, FRAMES // 2, WIDTH))
+    decoder = export(
+        SpeechDecoder(model), arguments, ({0: OPEN, 1: OPEN}, rows),
+        (["input_ids", "encoder_hidden_states"], ["logits"]), folder / "model.onnx",
+    )  # fmt: skip
+    generator = dx.Generator(
+        dx.load(decoder), encoder=dx.load(encoder), start=list(START), eos=ENDS
+    )
+    return Exported(model, generator)
+
+
+MODELS: dict[str, Callable[[Path], Exported]] = {
+    "gpt2": gpt2,
+    "llama": llama,
+    "t5": t5,
+    "whisper": whisper,
+}
 
 
 def prompts(count: int, lengths: Sequence[int]) -> list[list[int]]:
@@ -243,8 +302,28 @@ def prompts(count: int, lengths: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def reference(model: Any, prompt: Sequence[int], **rule: Any) -> list[int]:
-    """Return the tokens of transformers after one prompt."""
+def heard(count: int) -> list[np.ndarray]:
+    """Return random features of speech, one array for each row."""
+    random = np.random.default_rng(count)
+    return list(random.standard_normal((count, MELS, FRAMES)).astype(np.float32))
+
+
+def reference(model: Any, prompt: Any, **rule: Any) -> list[int]:
+    """Return the tokens of transformers after one prompt, or one array."""
+    if isinstance(prompt, np.ndarray):
+        with torch.no_grad():
+            # The generation of all models: that of Whisper adds rules about time stamps.
+            found = transformers.GenerationMixin.generate(
+                model,
+                input_features=torch.tensor(prompt[None]),
+                decoder_input_ids=torch.tensor([list(START)]),
+                max_new_tokens=NEW,
+                do_sample=False,
+                eos_token_id=list(ENDS),
+                pad_token_id=0,
+                **rule,
+            )[0].tolist()
+        return until_end(found[len(START) :])
     with torch.no_grad():
         found = model.generate(
             torch.tensor([list(prompt)]),
@@ -256,6 +335,11 @@ def reference(model: Any, prompt: Sequence[int], **rule: Any) -> list[int]:
             **rule,
         )[0].tolist()
     written = found[1:] if model.config.is_encoder_decoder else found[len(prompt) :]
+    return until_end(written)
+
+
+def until_end(written: list[int]) -> list[int]:
+    """Return tokens up to the first end token, that one included."""
     ends = [place for place, token in enumerate(written) if token in ENDS]
     return written[: ends[0] + 1] if ends else written
 
@@ -276,6 +360,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             made = MODELS[name](Path(folder))
             for group, given in groups.items():
+                if name == "whisper":
+                    given = heard(len(given))
                 for rule, settings in RULES.items():
                     found = made.generator.generate(given, max_new_tokens=NEW, **settings)
                     ours = [list(each.tokens) for each in found]
