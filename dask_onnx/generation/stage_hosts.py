@@ -70,6 +70,8 @@ class _Actor:
 
     proxy: Any
     """Dask's actor."""
+    future: Any
+    """Future of the actor."""
     address: str
     """Address of its worker."""
     is_lost: bool = False
@@ -145,7 +147,8 @@ class ActorStages:
             self._actors[place] = made
 
     def close(self) -> None:
-        """Let the workers drop the stages."""
+        """Let the workers drop the stages, whoever still refers to them."""
+        self.client.cancel([actor.future for actor in self._actors], force=True)
         self._actors.clear()
 
     def _made(self, stage: DecoderStage, address: str) -> _Actor:
@@ -163,7 +166,7 @@ class ActorStages:
         )
         proxy = future.result()
         holders = self.client.who_has([future]).get(future.key) or [address]
-        return _Actor(proxy, holders[0])
+        return _Actor(proxy, future, holders[0])
 
 
 @contextmanager
