@@ -19,6 +19,8 @@ from dask_onnx.collections.run_options import (
 from dask_onnx.core.errors import PlanError, Suggestion
 from dask_onnx.core.formatting import format_count
 from dask_onnx.diagnostics.precision_loss import measure_loss
+from dask_onnx.planning.chunk_groups import ChunkGroups
+from dask_onnx.planning.plan_options import parse_whole_number
 from dask_onnx.planning.schedule import Mode, Schedule
 from dask_onnx.runtime.codec import Lossy
 
@@ -153,6 +155,41 @@ class Plan(ExplainedPlan):
         """
         schedule = None if mode is None else Schedule(mode, in_flight)
         return dataclasses.replace(self, schedule=schedule)
+
+    def with_chunks_per_task(self, chunks: int | None) -> Plan:
+        """Return the plan with tasks that compute several consecutive chunks of a lazy array.
+
+        Dask's scheduler takes some tenths of a millisecond for each task. Where many workers run
+        many short tasks, it is the limit, and a few chunks for each task relieve it. The result is
+        the same, in larger chunks: those of a task are joined. Inputs are loaded in the same task
+        where nothing else reads them. Strategy "auto" decides this for the workers that it finds.
+
+        Applies to dask arrays, for a plan of one stage and a request of one output; others have a
+        task for each chunk and stage.
+
+        Parameters
+        ----------
+        chunks : int or None
+            Number of chunks of a task; None for one.
+
+        Returns
+        -------
+        Plan
+            A copy with other tasks.
+
+        Raises
+        ------
+        PlanError
+            `chunks` is not a whole number above 0.
+
+        Examples
+        --------
+        >>> maps = model.predict(images, plan=model.plan("whole").with_chunks_per_task(10))
+        """
+        groups = None
+        if chunks is not None:
+            groups = ChunkGroups(parse_whole_number("chunks", chunks))
+        return dataclasses.replace(self, chunk_groups=groups)
 
     def predict(
         self,

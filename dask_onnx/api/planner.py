@@ -24,11 +24,14 @@ from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.node_times import measure_nodes, shapes_of
 from dask_onnx.facts.session_choice import session_of
+from dask_onnx.planning.alternatives import Verdict
 from dask_onnx.planning.annotations import annotated_worker_groups
+from dask_onnx.planning.chunk_groups import ChunkGroups, grouping_reason, groups_for
 from dask_onnx.planning.partition import STRATEGIES
 from dask_onnx.planning.pipeline import Pieces, size_for
 from dask_onnx.planning.plan_options import PARSERS, meaning_of, parse_whole_number
 from dask_onnx.planning.recipe import Recipe, Strategy, from_annotations
+from dask_onnx.planning.resources import Cluster
 from dask_onnx.planning.strategies import StrategyObject, as_strategy
 from dask_onnx.runtime.batching import row_count, take_rows
 from dask_onnx.runtime.calibration import calibrate
@@ -291,7 +294,30 @@ def _choose(
         # Only where the whole model does not fit every worker: a free worker is worth more than
         # the cached session of a busy one.
         placement = Placement(best.worker_groups) if best.worker_groups else None
-    return Plan(facts, recipe, stages, verdict=verdict, placement=placement)
+    verdict, groups = _with_groups(verdict, cluster, stages.seconds)
+    return Plan(facts, recipe, stages, verdict=verdict, placement=placement, chunk_groups=groups)
+
+
+def _with_groups(
+    verdict: Verdict, cluster: Cluster, seconds: float
+) -> tuple[Verdict, ChunkGroups | None]:
+    """Return the rule for chunks that one task computes, if any, and the verdict that names it.
+
+    Parameters
+    ----------
+    verdict : Verdict
+        Choice of the alternative.
+    cluster : Cluster
+        The workers.
+    seconds : float
+        Predicted seconds of a batch.
+    """
+    groups = groups_for(cluster)
+    is_whole = verdict.best.stages == 1 and verdict.best.parts == 1
+    if groups is None or not is_whole or not groups.applies_to(seconds):
+        return verdict, None
+    reason = grouping_reason(groups, cluster, seconds)
+    return dataclasses.replace(verdict, sentence=f"{verdict.sentence}; {reason}"), groups
 
 
 def _strategy_names() -> list[str]:

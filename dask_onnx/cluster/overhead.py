@@ -33,6 +33,8 @@ _LOCAL_ROUNDS = 5
 """Rounds in this process."""
 _LOCAL_RUNS = 2
 """Runs of the reference workload in each task of this process."""
+_SCHEDULER_TASKS = 100
+"""Tasks by which the scheduler's own time is measured."""
 _TASKS_PER_SLOT = 3
 """Tasks of a crowded round for each thread of the workers."""
 
@@ -132,7 +134,30 @@ def _measure(client: Any, workers: Mapping[str, Mapping[str, Any]]) -> Overhead:
     task = median(
         (many.seconds - request - many.work_seconds / slots) / _TASKS_PER_SLOT for _, many in rounds
     )
-    return Overhead(idle, idle * crowding, max(task, 0.0), max(request, 0.0))
+    scheduler = _scheduler_seconds(client, list(threads))
+    return Overhead(idle, idle * crowding, max(task, 0.0), max(request, 0.0), scheduler)
+
+
+def _scheduler_seconds(client: Any, workers: Sequence[str]) -> float | None:
+    """Return the CPU seconds of the scheduler's event loop for a task; None if it cannot be told.
+
+    In a cluster of this process the client's own work for the task may be included.
+    """
+    keys = [new_key() for _ in range(_SCHEDULER_TASKS)]
+    graph = {key: Task(key, _do_nothing) for key in keys}
+    try:
+        before = client.run_on_scheduler(time.thread_time)
+        futures = client.get(graph, keys, sync=False, workers=workers, priority=PRIORITY)
+        for future in futures:
+            future.result(timeout=TIMEOUT)
+        after = client.run_on_scheduler(time.thread_time)
+    except Exception:  # whatever it is: the default is assumed
+        return None
+    return float(max(after - before, 0.0) / _SCHEDULER_TASKS) or None
+
+
+def _do_nothing() -> None:
+    """Return None: the function of tasks that cost the scheduler's time only."""
 
 
 @dataclass(frozen=True, slots=True)

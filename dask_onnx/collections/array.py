@@ -17,10 +17,12 @@ from dask_onnx.collections.blocks import (
     LITERAL_BYTES,
     TakeOutput,
     block_type,
+    chunk_seconds,
     feeds_token,
     output_chunks,
     predict_blocks,
 )
+from dask_onnx.collections.grouped_chunks import group_chunks
 from dask_onnx.collections.kinds import most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
@@ -58,7 +60,7 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
         rows_per_run=request.batching.rows_per_run,
     )
     if len(request.stages.stages) == 1 and request.delivery is None:
-        return predict_blocks(request, arrays, chunks)
+        return _grouped(request, arrays, chunks, predict_blocks(request, arrays, chunks))
     if dask.config.get("array.query-planning", False):
         what = f"a plan of {len(request.stages.stages)} stages"
         if request.delivery is not None:
@@ -70,7 +72,30 @@ def predict_arrays(request: Request, feeds: Mapping[str, Any]) -> dict[str, da.A
             numbers={"stages": len(request.stages.stages)},
             suggestions=[Suggestion("array.query-planning", False)],
         )
-    return _predict_stages(request, arrays, chunks)
+    return _grouped(request, arrays, chunks, _predict_stages(request, arrays, chunks))
+
+
+def _grouped(
+    request: Request,
+    arrays: Mapping[str, Any],
+    chunks: tuple[float, ...],
+    found: dict[str, da.Array],
+) -> dict[str, da.Array]:
+    """Return the outputs with their chunks in groups, if the plan asks for that.
+
+    A model of several outputs would run once for each of them if these were grouped, and stages of
+    a cut model are tasks that run on different workers.
+    """
+    groups = request.chunk_groups
+    is_one = len(request.stages.stages) == 1 and len(found) == 1
+    if groups is None or not is_one or dask.config.get("array.query-planning", False):
+        return found
+    ((name, array),) = found.items()
+    axis = request.batch.output_axes[name]
+    if axis is None or array.numblocks[axis] != len(chunks):
+        return found
+    size = groups.size(len(chunks), chunk_seconds(request, arrays))
+    return {name: group_chunks(array, axis, size)}
 
 
 def _refuse_kinds(feeds: Mapping[str, Any], request: Request) -> None:

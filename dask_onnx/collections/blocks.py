@@ -190,12 +190,25 @@ def _predicted(
 
 def _keeps_name(request: Request, arrays: Mapping[str, Any]) -> bool:
     """Return whether the work of a chunk takes so long that an alias costs little beside it."""
+    return chunk_seconds(request, arrays) >= _OWN_NAME_SECONDS
+
+
+def chunk_seconds(request: Request, arrays: Mapping[str, Any]) -> float:
+    """Return the predicted seconds of the largest chunk.
+
+    Parameters
+    ----------
+    request : Request
+        Checked request.
+    arrays : mapping of str to array
+        Inputs.
+    """
     seconds = request.stages.seconds
     # Rows of a chunk, and rows that the seconds are for; if either is unknown, one run is assumed.
     rows, per = most_rows(arrays, request.batch.input_axes), request.options.rows
     if rows is not None and not math.isnan(rows) and per:
         seconds *= rows / per
-    return seconds >= _OWN_NAME_SECONDS
+    return seconds
 
 
 def _renamed(

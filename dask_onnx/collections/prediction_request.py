@@ -14,6 +14,7 @@ from dask_onnx.collections.request_checks import Wanted
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.lowering.lower import LoweringOptions
 from dask_onnx.modelio.onnx_model import ModelRef
+from dask_onnx.planning.chunk_groups import ChunkGroups
 from dask_onnx.planning.stages import StageGraph
 from dask_onnx.runtime.batching import Batching
 
@@ -37,6 +38,9 @@ class Request:
     """Specs of outputs that are known better than when the stages were cut."""
     unproven_types: frozenset[str] = frozenset()
     """Outputs whose rank is declared but follows from no rule; their blocks are checked."""
+
+    chunk_groups: ChunkGroups | None = None
+    """Rule for the chunks of a lazy array that one task computes; None for one."""
 
     @property
     def batching(self) -> Batching:

@@ -194,7 +194,7 @@ def task_graph(staged: StagedModel, x: Any, batch_size: BatchSize) -> dict[Any, 
     if kind_of(feeds) == "eager":
         check_inputs(facts, feeds, outputs)
         feeds = {name: as_delayed(name, value) for name, value in feeds.items()}
-    run = RunOptions(outputs, batch_size, staged)
+    run = RunOptions(outputs, batch_size, replace(staged, chunk_groups=None))
     tasks: dict[Any, Any] = {}
     for name, found in predict(facts, feeds, run, TableOptions(), RowOptions()).items():
         for collection in found if isinstance(found, list) else [found]:
@@ -223,6 +223,8 @@ def _arrays(
     if isinstance(run.batch_size, int) or _is_lazy_array(x):
         observe_types(fed, computed_values(forms))
     request, feeds, kind = build_request(facts, x, named, inline=inline)
+    if is_masked and has_masks(x):
+        request = replace(request, chunk_groups=None)  # masks have the chunks of the input
     if not inline:
         found = _PREDICT[kind](request, feeds)
     elif kind == "eager":

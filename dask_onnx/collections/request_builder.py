@@ -118,7 +118,10 @@ def build_request(
     edges = _edge_axes(chosen, batch, shapes) if batching.is_divisible else None
     request = request_of(chosen, wanted, batch, batching, run.retries, edges)
     is_batched = isinstance(run.batch_size, int)
-    return dataclasses.replace(request, delivery=delivery, is_batched=is_batched), feeds, kind
+    request = dataclasses.replace(
+        request, delivery=delivery, is_batched=is_batched, chunk_groups=chosen.chunk_groups
+    )
+    return request, feeds, kind
 
 
 def request_of(

@@ -332,6 +332,9 @@ def _overhead(overhead: Overhead) -> str:
         found.append(f"a request takes {seconds} besides its tasks")
     if overhead.seconds_per_task is not None:
         found.append(f"a task {format_seconds(overhead.seconds_per_task)} besides its work")
+    if overhead.scheduler_seconds_per_task is not None:
+        seconds = format_seconds(overhead.scheduler_seconds_per_task)
+        found.append(f"the scheduler computes {seconds} for a task")
     if overhead.idle_slowdown != 1.0:
         found.append(f"work takes {overhead.idle_slowdown:.2f} times as long as here")
     crowded = overhead.loaded_slowdown / overhead.idle_slowdown

@@ -16,6 +16,7 @@ from dask_onnx.core.process_caches import KeptResults
 from dask_onnx.core.specs import SessionSpec
 from dask_onnx.facts.model_facts import ModelFacts
 from dask_onnx.facts.session_choice import session_of
+from dask_onnx.planning.chunk_groups import ChunkGroups
 from dask_onnx.planning.recipe import Recipe
 from dask_onnx.planning.schedule import Schedule
 from dask_onnx.planning.stages import Stage, StageGraph
@@ -46,6 +47,8 @@ class StagedModel:
     """Order of micro-batches; None leaves it to Dask where stages run anywhere."""
     lossy: Lossy | None = field(default=None, kw_only=True)
     """Precision that values between stages may lose; None for none."""
+    chunk_groups: ChunkGroups | None = field(default=None, kw_only=True)
+    """Rule for the chunks of a lazy array that one task computes; None for one."""
     _others: KeptResults[tuple[str, ...], Self] = field(
         default_factory=lambda: KeptResults(_MAX_OTHERS), init=False, repr=False
     )

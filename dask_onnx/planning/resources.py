@@ -38,6 +38,8 @@ class Overhead:
     """Seconds that Dask adds to each task; None stands for the default of `CostTable`."""
     seconds_per_request: float | None = None
     """Seconds that Dask adds to each request; None stands for the default of `CostTable`."""
+    scheduler_seconds_per_task: float | None = None
+    """CPU seconds of Dask's scheduler for each task; None stands for a usual value."""
 
 
 @dataclass(frozen=True, slots=True)

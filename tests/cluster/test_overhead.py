@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import dask
+import dask.array as da
+import numpy as np
 import pytest
 from builders import layers_model
 from distributed import Event
@@ -43,6 +46,7 @@ def test_a_cluster_is_measured_once_and_predictions_use_it(own_client, uses_over
     found = measure_overhead(own_client)
     assert found.idle_slowdown == 1.0 and 1.0 <= found.loaded_slowdown <= 2.0
     assert 0 <= found.seconds_per_task < 60 and 0 < found.seconds_per_request < 60
+    assert 0 < found.scheduler_seconds_per_task < 1
     monkeypatch.setattr(overhead, "_measure", None)
     verdict = plan.judge(batches=4)
     assert verdict.overhead is found
@@ -125,3 +129,25 @@ def test_this_process_is_measured_for_its_host(uses_overhead, monkeypatch):
     assert found.loaded_slowdown >= 1.0 and found.seconds_per_task is None
     monkeypatch.setattr(overhead, "_local_run_seconds", None)
     assert known_overhead(None) == with_known_overhead(local, None).overhead == found
+
+
+def test_auto_groups_chunks_that_are_too_short_for_the_scheduler(own_client, uses_overhead):
+    cluster = cluster_facts(own_client)
+    known = Overhead(scheduler_seconds_per_task=0.01)
+    overhead._known.put(own_client.id, (_threads(own_client), known))
+    model = dx.load(layers_model([8]))
+    plan = model.plan("auto", shapes={"x": (2, 8)})
+    assert plan.chunk_groups.least_seconds == pytest.approx(cluster.slots * 0.01 / 0.5)
+    assert "computed in groups" in plan.explain()
+    x = da.ones((200, 8), chunks=(2, 8), dtype=np.float32)
+    grouped = model.predict(x, plan=plan, batch_size=None)
+    assert grouped.numblocks[0] == math.ceil(100 / (100 // (8 * cluster.slots)))
+    np.testing.assert_array_equal(grouped, model.predict(x, batch_size=None))
+    assert plan.predict(x.persist(), batch_size=None).compute().shape == (200, 8)
+    assert model.plan("auto", shapes={"x": (10**7, 8)}).chunk_groups is None
+    assert model.plan("whole").chunk_groups is None
+
+
+def _threads(client):
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {address: worker["nthreads"] for address, worker in workers.items()}
