@@ -29,8 +29,8 @@ from dask_onnx.runtime.codec import Lossy
 class Plan(ExplainedPlan):
     """A model cut into stages. Made by `Model.plan`; immutable.
 
-    `explain`, `visualize` and `diff` show the plan; `with_placement`, `with_schedule` and
-    `with_loss` return changed copies; `predict` runs it.
+    `explain`, `visualize` and `diff` show the plan; `with_placement`, `with_schedule`, `with_loss`
+    and `with_chunks_per_task` return changed copies; `predict` runs it.
 
     Examples
     --------
