@@ -22,7 +22,7 @@ from dask_onnx.collections.blocks import (
     output_chunks,
     predict_blocks,
 )
-from dask_onnx.collections.grouped_chunks import group_chunks
+from dask_onnx.collections.grouped_chunks import are_chunks_kept, group_chunks
 from dask_onnx.collections.kinds import most_rows
 from dask_onnx.collections.prediction_request import Request
 from dask_onnx.collections.request_checks import check_arrays
@@ -88,8 +88,10 @@ def _grouped(
     """
     groups = request.chunk_groups
     is_one = len(request.stages.stages) == 1 and len(found) == 1
-    if groups is None or not is_one or dask.config.get("array.query-planning", False):
+    if groups is None or not is_one or are_chunks_kept():
         return found
+    if dask.config.get("array.query-planning", False):
+        return found  # expressions cannot hold layers
     ((name, array),) = found.items()
     axis = request.batch.output_axes[name]
     if axis is None or array.numblocks[axis] != len(chunks):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Set
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,27 @@ from dask.task_spec import Task, TaskRef
 
 from dask_onnx.core.dask_internals import convert_legacy_graph
 from dask_onnx.core.stage_tasks import Key, digest
+
+_are_kept: ContextVar[bool] = ContextVar("dask_onnx_chunks_are_kept", default=False)
+"""True while predictions must have the chunks of their inputs, whatever the plan says."""
+
+
+@contextlib.contextmanager
+def chunks_kept() -> Iterator[None]:
+    """Let predictions have the chunks of their inputs, as writers of blocks and checkpoints need.
+
+    A plan of "auto" may group them by the cluster of the moment.
+    """
+    token = _are_kept.set(True)
+    try:
+        yield
+    finally:
+        _are_kept.reset(token)
+
+
+def are_chunks_kept() -> bool:
+    """Return whether a prediction must have the chunks of its inputs; see `chunks_kept`."""
+    return _are_kept.get()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dask_onnx.cluster.placement import effective_retries
 from dask_onnx.collections.checkpoints import keep_result, refuse_kind
 from dask_onnx.collections.extraction import with_fed_defaults
 from dask_onnx.collections.feeds import convert_feeds
+from dask_onnx.collections.grouped_chunks import chunks_kept
 from dask_onnx.collections.kinds import is_bag, is_dataarray, is_table, shapes_of
 from dask_onnx.collections.masked_rows import has_masks
 from dask_onnx.collections.output_forms import computed_values, output_forms
@@ -127,7 +128,8 @@ def predict_kept(
         rows.refuse(x)
         return _predict_in_memory(facts, x, run, folder)
     kept = _kept_prediction(facts, x, run, table, rows)
-    return kept.keep(x, folder, lambda: predict(facts, x, run, table, rows))
+    with chunks_kept():
+        return kept.keep(x, folder, lambda: predict(facts, x, run, table, rows))
 
 
 def _kept_prediction(
@@ -197,7 +199,8 @@ def _predict_in_memory(facts: ModelFacts, x: Any, run: RunOptions, folder: str) 
     }
     kept = _kept_prediction(facts, x, run, TableOptions(), RowOptions())
     store = open_checkpoint(folder, kept.manifest(chunked, step))
-    lazy = keep_result(predict(facts, chunked, run, TableOptions(), RowOptions()), store)
+    with chunks_kept():
+        lazy = keep_result(predict(facts, chunked, run, TableOptions(), RowOptions()), store)
     (found,) = compute_now([lazy], run.retries)
     return found
 

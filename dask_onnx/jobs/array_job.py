@@ -15,6 +15,7 @@ from distributed import Client
 from dask_onnx.analysis.batch_facts import BatchFacts
 from dask_onnx.api.model import Model
 from dask_onnx.api.plan import Plan
+from dask_onnx.collections.grouped_chunks import chunks_kept
 from dask_onnx.collections.output_forms import as_row_arrays
 from dask_onnx.collections.row_checks import unproven
 from dask_onnx.core.errors import DaskOnnxError, InputError, StageError, Suggestion
@@ -365,13 +366,14 @@ def _build(
         **read_blocks(source, block_rows, job.pre, probed.inputs, blocks.start, job.described),
         **probed.constants,
     }
-    results = job.model.predict(
-        _bare(arrays),
-        outputs=list(job.outputs),
-        batch_size=batch_size or "auto",
-        plan=job.plan,
-        retries=job.retries,
-    )
+    with chunks_kept():
+        results = job.model.predict(
+            _bare(arrays),
+            outputs=list(job.outputs),
+            batch_size=batch_size or "auto",
+            plan=job.plan,
+            retries=job.retries,
+        )
     found = as_row_arrays(results, _batch_of(job).output_axes)
     write = WriteBlock(
         job.sink,

@@ -138,6 +138,14 @@ def test_other_collections_ignore_groups(model):
     assert not any("JoinChunks" in repr(task) for task in graph.values())
 
 
+def test_checkpoints_keep_single_chunks(model, tmp_path):
+    plan = model.plan("whole").with_chunks_per_task(5)
+    found = model.predict(lazy(), plan=plan, batch_size=None, checkpoint=tmp_path / "kept")
+    assert found.numblocks[0] == 12
+    np.testing.assert_array_equal(found.compute(), predict(model, lazy(), None).compute())
+    assert model.predict(lazy(), plan=plan).numblocks[0] == 3
+
+
 @pytest.mark.parametrize("chunks", [0, -1, 2.5, True, "5"])
 def test_a_number_of_chunks_is_a_whole_number_above_0(model, chunks):
     with pytest.raises(dx.PlanError) as caught:

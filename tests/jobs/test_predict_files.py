@@ -19,9 +19,11 @@ from distributed import Client, LocalCluster
 from numpy.lib import format as npy_format
 
 import dask_onnx as dx
+from dask_onnx.api import planner
 from dask_onnx.io.output_lock import locked_outputs
 from dask_onnx.jobs import table_job
 from dask_onnx.jobs.job_progress import JobProgress
+from dask_onnx.planning.chunk_groups import ChunkGroups
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((25, 8)).astype(np.float32)
@@ -75,6 +77,15 @@ def test_an_array_goes_from_file_to_file(client, rows, tmp_path):
     assert found.bad_rows is None and found.shape is None and found.pixels is None
     assert progress.clients == [client] and progress.warnings == []
     assert progress.steps[0] == (0, 25, "rows") and progress.steps[-1] == (25, 25, "rows")
+
+
+def test_an_automatic_plan_writes_block_by_block(client, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "groups_for", lambda _: ChunkGroups(chunks=5))
+    model = dx.load(dense_model())
+    assert model.plan("auto").chunk_groups == ChunkGroups(chunks=5)
+    target = tmp_path / "y.npy"
+    dx.predict_files(model, rows, target, scheduler=client, strategy="auto", block_rows=2)
+    np.testing.assert_allclose(np.load(target), model(ROWS), rtol=1e-5)
 
 
 def test_a_model_may_be_a_path_and_functions_may_be_local(client, rows, tmp_path):
