@@ -47,6 +47,7 @@ _SECONDS = (0.01, 0.1, 1.0)
 _BY_HAND = "map_blocks"
 """A hand-made `map_blocks` of the same sleep, without dask_onnx."""
 _PLANS = (_BY_HAND, "whole", "grouped", "fused(4)", "pipeline(4)", "table")
+_CUT = ("fused(4)", "pipeline(4)")
 _WORKERS_PER_PROCESS = 64
 _RUN_SECONDS = 15.0
 """Seconds for which workers have work in one run, if the number of tasks allows."""
@@ -77,7 +78,7 @@ def builder(name: str, seconds: float, chunks: int) -> Callable[[], Any]:
         table = dd.from_map(make_partition, range(chunks), meta=make_partition(0).iloc[:0])
         return lambda: model.predict(table, columns=list("abcd"))
     x = lazy_chunks(chunks)
-    options: dict[str, Any] = {"n_stages": PARTS} if name in ("fused(4)", "pipeline(4)") else {}
+    options: dict[str, Any] = {"n_stages": PARTS} if name in _CUT else {}
     strategy = "whole" if name == "grouped" else name.partition("(")[0]
     plan = model.plan(strategy, **options)
     if name == "grouped":
@@ -89,7 +90,7 @@ def tasks_of(name: str, chunks: int) -> int:
     """Return the tasks that a plan makes of so many chunks."""
     if name == "grouped":
         return -(-chunks // _GROUP)
-    return chunks * PARTS if name in ("fused(4)", "pipeline(4)") else chunks
+    return chunks * (PARTS + 1) if name in _CUT else chunks  # the input is a task of its own
 
 
 def graphs(plans: Sequence[str], sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -206,9 +207,7 @@ def run(place: Site, name: str, seconds: float, chunks: int) -> dict[str, Any]:
     row = {
         "workers": place.workers,
         "plan": name,
-        "task_seconds": seconds
-        * (_GROUP if name == "grouped" else 1)
-        / (tasks / chunks if tasks > chunks else 1),
+        "task_seconds": seconds * {"grouped": _GROUP}.get(name, 1) / (PARTS if name in _CUT else 1),
         "chunks": chunks,
         "tasks": tasks,
         "busy": round(seconds * chunks / (place.workers * window), 3),
