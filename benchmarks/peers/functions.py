@@ -79,7 +79,7 @@ def picture_vectors(
 
 # user code: probabilities (session)
 def probabilities(frame: pd.DataFrame, model: str, batch: int, threads: int = 1) -> pd.DataFrame:
-    """Return the ids of rows and the probabilities of two classes."""
+    """Return the probabilities of two classes, with the ids of rows where the table has them."""
     feeds = {
         name: frame[name].to_numpy(object if name in TEXTS else np.float32).reshape(-1, 1)
         for name in COLUMNS
@@ -92,7 +92,8 @@ def probabilities(frame: pd.DataFrame, model: str, batch: int, threads: int = 1)
             for start in range(0, len(frame), batch)
         ]
     )
-    return pd.DataFrame({"id": frame["id"].to_numpy(), "p0": found[:, 0], "p1": found[:, 1]})
+    ids = {"id": frame["id"].to_numpy()} if "id" in frame else {}
+    return pd.DataFrame(ids | {"p0": found[:, 0], "p1": found[:, 1]})
 
 
 COLUMNS = ("n0", "n1", "n2", "n3", "n4", "n5", "n6", "n7", "city", "colour", "kind")

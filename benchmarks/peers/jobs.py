@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import functions
 import numpy as np
 import onnx
 import pandas as pd
 import pyarrow.dataset
-from functions import SLICE, STEP
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -43,8 +43,8 @@ class Sizes:
     """Pixels of a side of the big picture: a slice and a whole number of steps."""
 
 
-FULL = Sizes(480, 5_000_000, 20_000, 24, SLICE + 6 * STEP)
-SHORT = Sizes(192, 500_000, 2_000, 6, SLICE + 2 * STEP)
+FULL = Sizes(480, 5_000_000, 20_000, 24, functions.SLICE + 6 * functions.STEP)
+SHORT = Sizes(192, 500_000, 2_000, 6, functions.SLICE + 2 * functions.STEP)
 
 
 def _work(job: str, folder: Path, model: Path, files: Path, batch: int, **more: Any) -> Work:
@@ -85,8 +85,6 @@ def encoder_of_pictures(folder: Path) -> Path:
 
 
 def images(folder: Path, assets: Path, sizes: Sizes) -> Work:
-    import functions
-
     files, rng = folder / "pictures", np.random.default_rng(0)
     files.mkdir()
     photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
@@ -113,13 +111,12 @@ def table(folder: Path, assets: Path, sizes: Sizes) -> Work:
         frame, _ = tabular.table(len(rows), number + 1)
         frame.insert(0, "id", rows)
         frame.to_parquet(files / f"part-{number:04d}.parquet", index=False)
-    batch = tabular.best_size(str(files), model)
+    part = pd.read_parquet(min(files.iterdir()))
+    batch = _quickest(tabular.SIZES, lambda n: functions.probabilities(part, model, n))
     return _work("table", folder, Path(model), files, batch, estimator=estimator)
 
 
 def sentences(folder: Path, assets: Path, sizes: Sizes) -> Work:
-    import functions
-
     files, partitions = folder / "sentences", 40
     files.mkdir()
     frame = pd.DataFrame({"id": np.arange(sizes.sentences), "text": corpus(sizes.sentences)})
@@ -146,7 +143,7 @@ def large(folder: Path, assets: Path, sizes: Sizes) -> Work:
 def detector(folder: Path, assets: Path) -> Path:
     """Write PP-OCR detection with a box for each cell: image (1, 3, S, S) -> found (1, n, 6)."""
     model = onnx.load(assets / "det.onnx")
-    graph, cells = model.graph, SLICE // _CELL
+    graph, cells = model.graph, functions.SLICE // _CELL
     (pixels,), (score,) = graph.input, graph.output
     for node in graph.node:
         node.input[:] = ["image" if name == pixels.name else name for name in node.input]
@@ -169,7 +166,7 @@ def detector(folder: Path, assets: Path) -> Path:
         ]
     )
     del graph.input[:], graph.output[:], graph.value_info[:]
-    shape = [1, 3, SLICE, SLICE]
+    shape = [1, 3, functions.SLICE, functions.SLICE]
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, shape))
     shape = [1, cells**2, 6]
     graph.output.append(helper.make_tensor_value_info("found", TensorProto.FLOAT, shape))

@@ -20,10 +20,10 @@ __all__ = ["started", "table"]
 # user code: table (peer_by_hand.start)
 def table(work: Work, client: Client) -> None:
     fitted = ParallelPostFit(joblib.load(work.estimator))
-    rows = dd.read_parquet(work.folder)
-    found = fitted.predict_proba(rows[list(COLUMNS)]).to_dask_dataframe(columns=["p0", "p1"])
-    found = dd.concat([rows[["id"]], found.astype("float32")], axis=1)
-    found.to_parquet(work.output, write_index=False, compute=False).optimize().compute()
+    rows = dd.read_parquet(work.folder, index="id")
+    found = fitted.predict_proba(rows[list(COLUMNS)])
+    table = found.to_dask_dataframe(columns=["p0", "p1"], index=rows.index).astype("float32")
+    table.to_parquet(work.output, compute=False).optimize().compute()
 
 
 # end

@@ -71,8 +71,22 @@ def images(work: Work, spark: SparkSession) -> Result:
 # user code: table (start, probabilities)
 def table(work: Work, spark: SparkSession) -> None:
     def make_predict() -> Callable[..., Any]:
-        def predict(*columns: Any) -> Any:
-            frame = pd.DataFrame(dict(zip(("id", *functions.COLUMNS), columns, strict=True)))
+        # Spark counts the parameters of this function: one for each column.
+        def predict(
+            n0: Any,
+            n1: Any,
+            n2: Any,
+            n3: Any,
+            n4: Any,
+            n5: Any,
+            n6: Any,
+            n7: Any,
+            city: Any,
+            colour: Any,
+            kind: Any,
+        ) -> Any:
+            columns = (n0, n1, n2, n3, n4, n5, n6, n7, city, colour, kind)
+            frame = pd.DataFrame(dict(zip(functions.COLUMNS, columns, strict=True)))
             found = functions.probabilities(frame, work.model, work.batch)
             return {"p0": found["p0"].to_numpy(), "p1": found["p1"].to_numpy()}
 
@@ -81,7 +95,7 @@ def table(work: Work, spark: SparkSession) -> None:
     kind = StructType([StructField("p0", FloatType()), StructField("p1", FloatType())])
     score = predict_batch_udf(make_predict, return_type=kind, batch_size=max(4096, work.batch))
     rows = spark.read.parquet(work.folder)
-    found = rows.withColumn("found", score("id", *map(col, functions.COLUMNS)))
+    found = rows.withColumn("found", score(*map(col, functions.COLUMNS)))
     found.select("id", "found.p0", "found.p1").write.mode("append").parquet(work.output)
 
 
