@@ -204,7 +204,9 @@ TOLERANCES = {"images": 1e-3, "table": 1e-4, "sentences": 1e-3, "large": 1e-3, "
 def _values(work: Work, saved: Path) -> np.ndarray:
     """Return the result of a run in one order: float64, shape (rows, numbers of a row)."""
     if work.output:
-        table = pyarrow.dataset.dataset(work.output, format="parquet").to_table().to_pandas()
+        files = pyarrow.dataset.dataset(work.output, format="parquet")
+        # Without pandas' metadata an index that was written is a column.
+        table = files.to_table().to_pandas(ignore_metadata=True)
         if "id" in table:
             table = table.sort_values("id").drop(columns="id")
         if "embedding" in table:
