@@ -73,7 +73,7 @@ def sentences(work: Work, client: Client) -> None:
     found = dd.read_parquet(work.folder).map_partitions(
         with_vectors, work.model, work.tokens, work.batch, meta=meta
     )
-    schema = {"embedding": pa.list_(pa.float32())}
+    schema = pa.schema([("id", pa.int64()), ("embedding", pa.list_(pa.float32()))])
     found.to_parquet(
         work.output, write_index=False, compute=False, schema=schema
     ).optimize().compute()

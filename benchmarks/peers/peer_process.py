@@ -21,7 +21,7 @@ from work import Work
 _HERE = Path(__file__).parent
 _END_SECONDS = 60
 """Seconds after which processes that were asked to end are killed."""
-_SAMPLE_SECONDS = 0.1
+_SAMPLE_SECONDS = 0.25
 _NO_WORKERS = ("java", "raylet", "gcs_server")
 """Processes of a peer that run none of the user's code."""
 
