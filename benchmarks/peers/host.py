@@ -100,7 +100,8 @@ def main(peer: str, path: str) -> None:
         traceback.print_exc()
         missing = isinstance(error, ImportError)
         first = str(error).strip().partition("\n")[0][:300]
-        line = {"error": f"{type(error).__name__}: {first}", "not_installed": missing}
+        text = ": ".join(filter(None, (type(error).__name__, first)))
+        line = {"error": text, "not_installed": missing}
         answers.write(json.dumps(line) + "\n")
         answers.flush()
         raise
