@@ -54,7 +54,7 @@ def generate_arrays(request: GenerationRequest, x: Any, row: TensorSpec) -> Any:
     if isinstance(x, np.ndarray) and x.dtype != object:
         if x.ndim == row.rank:
             return generate_list(request, [x])[0]
-        _check_rank(x, row)
+        _check_shape(x, row)
     return generate_list(request, listed_prompts(x))
 
 
@@ -62,7 +62,7 @@ def _generate_lazily(request: GenerationRequest, x: Any, row: TensorSpec) -> Any
     """Return a bag with a partition for each chunk of the first axis of a dask array."""
     from dask.bag import from_delayed  # loaded by those who use it
 
-    _check_rank(x, row)
+    _check_shape(x, row)
     check_dtype(x.dtype, row)
     whole = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
     sizes = np.array(whole.chunks[0], float)
@@ -74,14 +74,24 @@ def _generate_lazily(request: GenerationRequest, x: Any, row: TensorSpec) -> Any
     return from_delayed(numbered(parts, BagPrompts(request.writer), request, firsts))
 
 
-def _check_rank(x: Any, row: TensorSpec) -> None:
-    """Refuse an array that has another number of axes than rows have together."""
-    if row.rank is not None and x.ndim != row.rank + 1:
+def _check_shape(x: Any, row: TensorSpec) -> None:
+    """Refuse an array that has another number of axes than rows have together, or of other sizes.
+
+    Raises
+    ------
+    InputError
+        It has.
+    """
+    wanted = row.shape or ()
+    fits = row.rank is None or x.ndim == row.rank + 1
+    sizes = zip(wanted, x.shape[1:], strict=True) if fits and wanted else ()
+    # Sizes that Dask does not know are NaN.
+    if not fits or any(isinstance(a, int) and b == b and a != b for a, b in sizes):
         raise InputError(
             f"x has shape {format_shape(x.shape)}, and a row of the encoder's input {row.name!r} "
             f"{format_shape(row.shape)}",
-            f"pass an array of {row.rank + 1} axes, of which the first is rows",
+            "pass an array whose first axis is rows, and whose others are those of a row",
             option="x",
             input=row.name,
-            numbers={"axes": x.ndim, "wanted": row.rank + 1},
+            numbers={"axes": x.ndim, "wanted": len(wanted) + 1},
         )

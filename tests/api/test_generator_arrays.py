@@ -150,6 +150,8 @@ def test_collections_that_have_no_rows_of_arrays_are_refused_before_work(generat
         ("x", lambda: generator.generate(EQUAL[None], **OPTIONS)),
         ("x", lambda: generator.generate(EQUAL[0, 0], **OPTIONS)),
         ("x", lambda: generator.generate(da.zeros((3, MELS), dtype="float32"), **OPTIONS)),
+        ("x", lambda: generator.generate(EQUAL[:, 1:], **OPTIONS)),
+        ("x", lambda: generator.generate(da.zeros((3, MELS + 1, 4), dtype="float32"), **OPTIONS)),
         ("x", lambda: generator.generate(5, **OPTIONS)),
         ("generator", lambda: generate_files(generator, "a.parquet", str(tmp_path / "b.parquet"))),
     ]
