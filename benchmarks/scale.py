@@ -284,7 +284,7 @@ def main(arguments: argparse.Namespace) -> None:
     sizes = arguments.chunks or ((1000, 10_000) if short else _CHUNKS)
     workers = arguments.workers or ((16,) if short else _WORKERS)
     seconds = arguments.seconds or ((0.1,) if short else _SECONDS)
-    most = arguments.most_tasks or (1000 if short else _MOST_TASKS)
+    most = arguments.most_tasks or (400 if short else _MOST_TASKS)
     found: dict[str, Any] = {
         "note": (
             "scheduler, client and all simulated workers share the cores of this machine; "
