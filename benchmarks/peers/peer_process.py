@@ -154,7 +154,7 @@ class PeerProcess:
         gained = {p: seconds - before.get(p, 0) for p, seconds in used().items()}
         for process in sorted(gained, key=lambda p: -gained[p]):
             with contextlib.suppress(psutil.NoSuchProcess):
-                name, command = process.name(), " ".join(process.cmdline())[-60:]
+                name, command = process.name(), " ".join(process.cmdline()).strip()[-60:]
                 if not name.startswith(_NO_WORKERS):
                     process.send_signal(signal.SIGKILL)
                     return command or name
