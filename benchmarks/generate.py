@@ -5,13 +5,16 @@
 The decoder is Llama-like (grouped queries, rotary positions), of about 100 MB of random weights.
 "limit" is a plain loop with IO binding over static batches, "row by row" the same over single rows;
 both run in as many processes as there are workers, each on one thread. "ours" is
-`Generator.generate` on that many workers. The last table compares continuous with static batches
-where the lengths of rows differ widely.
+`Generator.generate` on that many workers. "genai" is ONNX Runtime GenAI in as many processes, where
+`onnxruntime-genai` is installed. The last line compares continuous with static batches where the
+lengths of rows differ widely.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -143,16 +146,79 @@ def plain_loop(path: str, prompts: Sequence[Sequence[int]], count: int, rows: in
     return found
 
 
-def in_processes(path: Path, prompts: list, count: int, rows: int, workers: int) -> tuple:
-    """Return seconds and tokens of the plain loop, the prompts divided over processes."""
+def write_genai_folder(path: Path, layers: int) -> Path:
+    """Write the configuration that ONNX Runtime GenAI wants beside a decoder, and return it."""
+    config = {
+        "model": {
+            "bos_token_id": 1,
+            "eos_token_id": [VOCABULARY - 1],  # a rare one; it must be in the vocabulary
+            "pad_token_id": 0,
+            "context_length": CONTEXT,
+            "vocab_size": VOCABULARY,
+            "type": "llama",
+            "decoder": {
+                "session_options": {"intra_op_num_threads": 1, "provider_options": []},
+                "filename": path.name,
+                "head_size": HEAD_SIZE,
+                "hidden_size": WIDTH,
+                "num_attention_heads": HEADS,
+                "num_hidden_layers": layers,
+                "num_key_value_heads": GROUPS,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {"max_length": CONTEXT, "past_present_share_buffer": True},
+    }
+    (path.parent / "genai_config.json").write_text(json.dumps(config))
+    return path.parent
+
+
+def genai_loop(path: str, prompts: Sequence[Sequence[int]], count: int, rows: int) -> list:
+    """Return greedy tokens of static batches by ONNX Runtime GenAI, as its examples write them."""
+    import onnxruntime_genai as genai
+
+    model = genai.Model(str(Path(path).parent))
+    found: list = []
+    for start in range(0, len(prompts), rows):
+        batch = prompts[start : start + rows]
+        width = max(map(len, batch))
+        ids = np.zeros((len(batch), width), np.int32)
+        for row, each in zip(ids, batch, strict=True):
+            row[: len(each)] = each
+        options = genai.GeneratorParams(model)
+        options.set_search_options(max_length=width + count, do_sample=False, batch_size=len(batch))
+        generator = genai.Generator(model, options)
+        generator.append_tokens(ids if len(batch) > 1 else ids[0])
+        written = []
+        while len(written) < count:
+            generator.generate_next_token()
+            written.append(np.array(generator.get_next_tokens()))
+        found += np.stack(written, axis=1).tolist()
+    return found
+
+
+def in_processes(
+    loop: Callable[..., list], path: Path, prompts: list, count: int, rows: int, workers: int
+) -> tuple:
+    """Return seconds and tokens of a loop, the prompts divided over processes."""
     ordered = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     shares = [ordered[start::workers] for start in range(workers)]
     with ProcessPoolExecutor(workers) as pool:
-        warm = [pool.submit(plain_loop, str(path), [[1, 2]], 2, 1) for _ in range(workers)]
+        warm = [pool.submit(loop, str(path), [[1, 2]], 2, 1) for _ in range(workers)]
         [each.result() for each in warm]
         began = time.perf_counter()
         jobs = [
-            pool.submit(plain_loop, str(path), [prompts[row] for row in share], count, rows)
+            pool.submit(loop, str(path), [prompts[row] for row in share], count, rows)
             for share in shares
         ]
         results = [job.result() for job in jobs]
@@ -179,7 +245,7 @@ def measure(path: Path, args: argparse.Namespace) -> dict:
     random = np.random.default_rng(1)
     lengths = random.integers(4, args.longest + 1, args.prompts)
     prompts = [random.integers(1, VOCABULARY, n).tolist() for n in lengths]
-    generator = dx.Generator(dx.load(path))
+    generator = dx.Generator(dx.load(path), engine="dask_onnx")
     results: dict = {"rows": {}}
     with (
         LocalCluster(
@@ -192,7 +258,8 @@ def measure(path: Path, args: argparse.Namespace) -> dict:
         generator.generate(bag, max_new_tokens=2).compute()  # sessions, and the trial of padding
         for rows in args.rows:
             total = args.prompts * args.new_tokens
-            limit, expected = in_processes(path, prompts, args.new_tokens, rows, args.workers)
+            work = path, prompts, args.new_tokens, rows, args.workers
+            limit, expected = in_processes(plain_loop, *work)
             ours, found = timed(
                 lambda rows=rows: generator.generate(
                     bag, max_new_tokens=args.new_tokens, batch_rows=rows
@@ -203,6 +270,12 @@ def measure(path: Path, args: argparse.Namespace) -> dict:
                 "limit": total / limit, "ours": total / ours, "ratio": limit / ours,
                 "equal_rows": equal, "prompts": args.prompts,
             }  # fmt: skip
+            if importlib.util.find_spec("onnxruntime_genai") is not None:
+                seconds, theirs = in_processes(genai_loop, *work)
+                results["rows"][rows]["genai"] = total / seconds
+                results["rows"][rows]["genai_equal_rows"] = sum(
+                    a == b for a, b in zip(theirs, expected, strict=True)
+                )
     results["continuous"] = continuous(generator, prompts, args)
     return results
 
@@ -233,6 +306,13 @@ def continuous(generator, prompts: list, args: argparse.Namespace) -> dict:
     }
 
 
+def genai_cell(result: dict) -> str:
+    """Return tokens/s of ONNX Runtime GenAI, and its rows that are equal to the limit's."""
+    if "genai" not in result:
+        return "not installed"
+    return f"{result['genai']:.0f}, {result['genai_equal_rows']} equal"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=6)
@@ -245,14 +325,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = make_decoder(Path(folder) / "decoder.onnx", args.layers)
+        write_genai_folder(path, args.layers)
         print(f"{path.stat().st_size / 2**20:.0f} MiB of decoder, {args.workers} workers")
         found = measure(path, args)
-    print("| rows of a batch | limit, tokens/s | ours, tokens/s | ours / limit | equal rows |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| rows of a batch | limit, tokens/s | ours | ours / limit | equal rows | genai |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for rows, each in found["rows"].items():
         print(
             f"| {rows} | {each['limit']:.0f} | {each['ours']:.0f} | {each['ratio']:.2f} | "
-            f"{each['equal_rows']} of {each['prompts']} |"
+            f"{each['equal_rows']} of {each['prompts']} | {genai_cell(each)} |"
         )
     both = found["continuous"]
     print(
