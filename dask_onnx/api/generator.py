@@ -313,9 +313,7 @@ class Generator:
             return tables.generate_table(request, x, place)
         return generate_list(request, listed_prompts(x))
 
-    def stream(
-        self, prompt: Any, *, num_beams: int = 1, **options: Unpack[WritingOptions]
-    ) -> Iterator[GeneratedToken]:
+    def stream(self, prompt: Any, **options: Unpack[WritingOptions]) -> Iterator[GeneratedToken]:
         """Return an iterator of the tokens after one prompt, each as soon as it is chosen.
 
         The model runs in this process, in the thread that iterates.
@@ -324,11 +322,10 @@ class Generator:
         ----------
         prompt : str, bytes or sequence of int
             Text or tokens.
-        num_beams : int
-            1: a search of several beams knows no token before its end.
         **options
             Those of `generate` from `max_new_tokens` to `regex`, but `batch_rows`. Its result for
-            this prompt alone is the same.
+            this prompt alone is the same. A search of several beams (`num_beams`) is refused: it
+            knows no token before its end.
 
         Returns
         -------
@@ -344,7 +341,7 @@ class Generator:
         >>> for each in generator.stream("Once upon a time"):
         ...     print(each.text, end="")
         """
-        check_stream(num_beams)
+        check_stream(options.get("num_beams", 1))
         return self._streamed(self.request(batch_rows=1, **options), prompt)
 
     def _streamed(self, request: GenerationRequest, prompt: Any) -> Iterator[GeneratedToken]:
@@ -423,15 +420,14 @@ class Generator:
             As for `generate`.
         """
         settings = self._settings
-        own = requested_options(settings, **options)
         return make_request(
             self.model._facts,
             settings.form,
-            own,
+            requested_options(settings, **options),
             RowOptions(on_error),
             settings.content,
             settings.encoder,
-            settings.engine.folder_for(has_beams=own.beams is not None),
+            settings.engine.folder,
             self._plan,
             settings.later,
         )

@@ -12,7 +12,8 @@ from dask_onnx.core.errors import RunError
 from dask_onnx.generation.batch_loop import BatchLoop, FinishReason, Row, changed_logits
 from dask_onnx.generation.beam_search import BeamRule, BeamSearch, log_softmax
 from dask_onnx.generation.decoder_runs import Batch
-from dask_onnx.generation.decoder_steps import ReorderedSteps
+from dask_onnx.generation.decoder_steps import DecoderSteps
+from dask_onnx.generation.encoder_runs import SourceDecoder
 
 
 @dataclass(slots=True)
@@ -37,8 +38,6 @@ class BeamLoop(BatchLoop):
     `BatchLoop.max_rows` counts prompts. Rows of one prompt stand side by side in the batch.
     """
 
-    decoder: ReorderedSteps
-    """Decoder in this process."""
     rule: BeamRule
     """Options of the searches."""
 
@@ -151,13 +150,13 @@ def with_beams(loop: BatchLoop, rule: BeamRule) -> BeamLoop:
 class BeamBatch:
     """Rows of a batch whose order changes; apart, if a decoder takes one row at a time."""
 
-    decoder: ReorderedSteps
+    decoder: DecoderSteps
     """Decoder that runs them."""
     parts: list[Batch]
     """Batches that run one after the other: one of all rows, or one for each row."""
 
     @classmethod
-    def of(cls, decoder: ReorderedSteps, batch: Batch) -> BeamBatch:
+    def of(cls, decoder: DecoderSteps, batch: Batch) -> BeamBatch:
         """Return the rows of a batch."""
         return cls(decoder, [batch])
 
@@ -193,8 +192,9 @@ class BeamBatch:
         (batch,) = self.parts
         if list(rows) == list(range(len(batch.tokens))):
             return self
-        change = self.decoder.reorder if is_same_source else self.decoder.select
-        return BeamBatch(self.decoder, [change(batch, rows)])
+        if is_same_source and isinstance(self.decoder, SourceDecoder):
+            return BeamBatch(self.decoder, [self.decoder.reorder(batch, rows)])
+        return BeamBatch(self.decoder, [self.decoder.select(batch, rows)])
 
     def join(self, other: BeamBatch) -> BeamBatch:
         """Return a batch of the rows of both."""

@@ -171,10 +171,6 @@ class Decoder:
         ]
         return kept
 
-    def reorder(self, batch: Batch, rows: Sequence[int]) -> Batch:
-        """Return a batch in which each row takes the place of one of the same prompt."""
-        return self.select(batch, rows)
-
     def join(self, one: Batch, other: Batch) -> Batch:
         """Return a batch of the rows of both, the shorter ones padded."""
         joined = Batch([*one.tokens, *other.tokens], [])

@@ -48,10 +48,3 @@ class DecoderSteps(Protocol):
 
     def join(self, one: Batch, other: Batch) -> Batch:
         """Return a batch of the rows of both."""
-
-
-class ReorderedSteps(DecoderSteps, Protocol):
-    """A decoder whose rows may go on from each other's cache, as beams do."""
-
-    def reorder(self, batch: Batch, rows: Sequence[int]) -> Batch:
-        """Return a batch in which each row takes the place of one of the same prompt."""

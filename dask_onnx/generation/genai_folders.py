@@ -50,31 +50,6 @@ class ChosenEngine:
         """Name of the engine."""
         return "dask_onnx" if self.folder is None else "onnxruntime-genai"
 
-    def folder_for(self, *, has_beams: bool) -> GenAiFolder | None:
-        """Return the folder that ONNX Runtime GenAI runs for one generation.
-
-        Parameters
-        ----------
-        has_beams : bool
-            True for a beam search, which needs rows that go on from each other's cache.
-
-        Raises
-        ------
-        InputError
-            The caller wants that engine, which has no such rows.
-        """
-        if self.folder is None or not has_beams:
-            return self.folder
-        if self.folder.is_required:
-            raise InputError(
-                "num_beams is above 1, and engine is 'onnxruntime-genai', whose rows cannot go on "
-                "from each other's cache",
-                "give engine='dask_onnx' or 'auto', or leave num_beams out",
-                option="num_beams",
-                suggestions=[Suggestion("engine", "dask_onnx")],
-            )
-        return None
-
 
 def choose_engine(engine: Any, facts: ModelFacts, others: str | None) -> ChosenEngine:
     """Return the engine of a generator. Imports and runs nothing.

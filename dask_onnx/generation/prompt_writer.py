@@ -206,7 +206,8 @@ class PromptWriter(InlineTask):
         return decoder
 
     def _whole(self, supplies: Sequence[Any], prompts: Sequence[Any]) -> DecoderSteps:
-        if self.genai is not None and is_usable(self.genai):
+        # The package keeps rows where they are: it cannot follow one of them twice, as beams do.
+        if self.genai is not None and self.options.beams is None and is_usable(self.genai):
             from dask_onnx.generation.genai_runs import open_genai  # needs onnxruntime-genai
 
             threads = task_threads(self.call.options.session.intra_op_num_threads)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.generation.batch_loop import Limits, LogitsFunction
-from dask_onnx.generation.beam_search import beam_rule
+from dask_onnx.generation.beam_search import BeamRule, beam_rule
 from dask_onnx.generation.generation_options import GenerationOptions, check_count, stop_texts
 from dask_onnx.generation.generator_settings import GeneratorSettings, token_numbers
 from dask_onnx.generation.grammar_constraints import json_constraint, regex_constraint
@@ -27,6 +27,7 @@ class WritingOptions(TypedDict, total=False):
     eos: Any
     stop: Any
     change_logits: LogitsFunction | None
+    num_beams: int
     choices: Iterable[Any] | None
     json_schema: Mapping[str, Any] | None
     regex: str | None
@@ -81,15 +82,30 @@ def requested_options(
     given = {"choices": choices, "json_schema": json_schema, "regex": regex}
     constraint = _constraint(settings, given, limits, has_stop=bool(texts))
     beams = beam_rule(num_beams, length_penalty, early_stopping)
-    if beams is not None and constraint is not None:
-        name = next(name for name, value in given.items() if value is not None)
+    if beams is not None:
+        _check_beams(settings, beams, given)
+    return GenerationOptions(limits, sampling, texts, batch_rows, change_logits, constraint, beams)
+
+
+def _check_beams(settings: GeneratorSettings, beams: BeamRule, given: Mapping[str, Any]) -> None:
+    """Refuse a beam search of constrained rows, or by an engine that has none.
+
+    Raises
+    ------
+    InputError
+        A constraint was given, or the caller wants ONNX Runtime GenAI.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    folder = settings.engine.folder
+    if folder is not None and folder.is_required:
+        names.append("engine")
+    if names:
         raise InputError(
-            f"{name} and num_beams={beams.beams} were given",
-            f"leave {name} out, or search nothing: num_beams=1",
-            option=name,
+            f"{names[0]} and num_beams={beams.beams} were given, which do not go together",
+            f"leave {names[0]} out, or search nothing: num_beams=1",
+            option=names[0],
             suggestions=[Suggestion("num_beams", 1)],
         )
-    return GenerationOptions(limits, sampling, texts, batch_rows, change_logits, constraint, beams)
 
 
 def _constraint(

@@ -66,7 +66,7 @@ class StagedDecoder(Decoder):
 
     def select(self, batch: Batch, rows: Sequence[int]) -> Batch:
         """Return a batch of some rows, in the order given; see `Decoder.select`."""
-        kept = Batch([batch.tokens[row] for row in rows], [])
+        kept = Batch([list(batch.tokens[row]) for row in rows], [])
         past = batch.cache[0].number
 
         def at(place: int, made: NewBatch) -> None:

@@ -74,6 +74,7 @@ def test_the_rules_differ_from_each_other_and_from_greedy(generator):
 FORMS = {
     "llama": decoder_models.llama_like,
     "merged": decoder_models.merged,
+    "buffer": lambda: decoder_models.llama_like(buffer=CONTEXT),
     "no cache": decoder_models.without_cache,
     "no mask": lambda: decoder_models.gpt2_like(masks=False, positions=False),
 }
