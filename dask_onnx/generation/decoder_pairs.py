@@ -168,8 +168,8 @@ def _run_pair(
         logits, *cache = first.run(feeds, form.outputs)
         return logits.numpy(), cache
     changed = [tensor for tensor in form.cache if not tensor.is_source]
-    model = OpenModel(decoder.stage, decoder.session)
-    logits, *cache = model.run(feeds, [form.logits.name, *(each.present for each in changed)])
+    names = [form.logits.name, *(each.present for each in changed)]
+    logits, *cache = decoder.model.run(feeds, names)
     made = iter(cache)
     return logits.numpy(), [
         feeds[tensor.past] if tensor.is_source else next(made) for tensor in form.cache

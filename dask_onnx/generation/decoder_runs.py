@@ -10,10 +10,9 @@ import numpy as np
 
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.generation.decoder_form import CacheTensor, DecoderForm
+from dask_onnx.generation.open_models import OpenModel
 from dask_onnx.runtime.session import Session
-from dask_onnx.runtime.session_runs import run_session_bound
 from dask_onnx.runtime.stage_refs import StageRef
-from dask_onnx.runtime.stage_sessions import in_model_names
 
 Padding = Literal["left", "right", "equal", "together", "alone"]
 """Side on which shorter rows of a batch are padded; "equal" if rows of one batch must have equal
@@ -181,6 +180,11 @@ class Decoder:
         return joined
 
     @property
+    def model(self) -> OpenModel:
+        """Stage with its session."""
+        return OpenModel(self.stage, self.session)
+
+    @property
     def _is_right(self) -> bool:
         return self.padding == "right"
 
@@ -232,17 +236,7 @@ class Decoder:
 
     def _run(self, feeds: Mapping[str, Any]) -> tuple[np.ndarray, list[Any]]:
         """Return logits of shape (rows, tokens, vocabulary), and the tensors of the cache."""
-        ours = [spec.name for spec in self.stage.inputs]
-        theirs = dict(zip(ours, self.session.inputs, strict=True))
-        made = [spec.name for spec in self.stage.outputs]
-        names = dict(zip(made, self.session.outputs, strict=True))
-        logits, *cache = run_session_bound(
-            self.session,
-            {theirs[name]: value for name, value in feeds.items() if name in theirs},
-            [names[name] for name in self.form.outputs],
-            self.stage.label,
-            lambda text: in_model_names(self.stage, text),
-        )
+        logits, *cache = self.model.run(feeds, self.form.outputs)
         return logits.numpy(), cache
 
 

@@ -15,10 +15,8 @@ from dask_onnx.generation.decoder_form import DecoderForm
 from dask_onnx.generation.decoder_pairs import PairedSourceDecoder, paired
 from dask_onnx.generation.decoder_runs import Decoder, Padding
 from dask_onnx.generation.encoder_runs import Encoder, EncoderForm, SourceDecoder
-from dask_onnx.generation.open_models import OpenModel
-from dask_onnx.runtime.session import Session
+from dask_onnx.generation.open_models import open_model
 from dask_onnx.runtime.stage_calls import StageCall
-from dask_onnx.runtime.stage_sessions import stage_session
 
 AnyDecoder = TypeVar("AnyDecoder", bound=Decoder)
 _ROWS = ((1, 2), (3, 4, 5, 6, 1, 2), (5, 6), (3, 4, 5, 1))
@@ -89,7 +87,8 @@ def open_decoder(
     RunError
         The model does not run as a decoder of its form.
     """
-    decoder = Decoder(form, call.stage, _session(call, supplies[: call.supplies]))
+    model = open_model(call, supplies[: call.supplies])
+    decoder = Decoder(form, model.stage, model.session)
     token = call.stage.token
     if first is not None:
         decoder = _with_first(decoder, first, supplies)
@@ -117,25 +116,6 @@ def settled(decoder: AnyDecoder, token: str, *, is_coupled: bool) -> AnyDecoder:
         takes_chunks=found.takes_chunks and not is_coupled,
         takes_prefix=found.takes_prefix and not is_coupled,
     )
-
-
-def _session(call: StageCall, supplies: Sequence[Any]) -> Session:
-    """Return the session of a model's one stage.
-
-    Raises
-    ------
-    ModelError
-        ONNX Runtime does not run it.
-    """
-    session = stage_session(call.stage, call.options.session, supplies)
-    if not isinstance(session, Session):
-        raise ModelError(
-            f"stage {call.stage.label} runs on {call.stage.kernel} kernels, which have no memory "
-            "of their own for a cache",
-            "generation needs a model that onnxruntime runs as a whole",
-            stage=call.stage.label,
-        )
-    return session
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +164,13 @@ def source_decoder(
     """Return a decoder with its encoder in this process, without a trial; see `open_decoder`."""
     kind = ArrayEncoder if isinstance(encoder.form, ArrayEncoderForm) else Encoder
     others = supplies[call.supplies :]
-    session = _session(encoder.call, others[: encoder.call.supplies])
+    source = open_model(encoder.call, others[: encoder.call.supplies])
+    model = open_model(call, supplies[: call.supplies])
     decoder = SourceDecoder(
         form,
-        call.stage,
-        _session(call, supplies[: call.supplies]),
-        encoder=kind(encoder.form, encoder.call.stage, session),
+        model.stage,
+        model.session,
+        encoder=kind(encoder.form, source.stage, source.session),
         start=encoder.start,
     )
     if first is None:
@@ -202,7 +183,7 @@ def source_decoder(
 def _with_first(decoder: Decoder, first: StageCall, supplies: Sequence[Any]) -> Decoder:
     """Return a decoder of later tokens with the model of first ones, whose supplies are last."""
     own = supplies[len(supplies) - first.supplies :]
-    return paired(decoder, OpenModel(first.stage, _session(first, own)))
+    return paired(decoder, open_model(first, own))
 
 
 def tried_source(

@@ -11,10 +11,9 @@ import numpy as np
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.generation.decoder_runs import Batch, Decoder, array_of, as_type
+from dask_onnx.generation.open_models import OpenModel
 from dask_onnx.runtime.session import Session
-from dask_onnx.runtime.session_runs import run_session_bound
 from dask_onnx.runtime.stage_refs import StageRef
-from dask_onnx.runtime.stage_sessions import in_model_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +88,7 @@ class Encoder:
 
     def outputs_of(self, values: Mapping[str, np.ndarray]) -> Any:
         """Return the states in ONNX Runtime's memory, of inputs by the model's names."""
-        theirs = dict(zip([s.name for s in self.stage.inputs], self.session.inputs, strict=True))
-        (states,) = run_session_bound(
-            self.session,
-            {theirs[name]: value for name, value in values.items() if name in theirs},
-            [self.session.outputs[0]],
-            self.stage.label,
-            lambda text: in_model_names(self.stage, text),
-        )
+        (states,) = OpenModel(self.stage, self.session).run(values, [self.form.states.name])
         return states
 
 

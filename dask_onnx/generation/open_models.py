@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dask_onnx.core.errors import ModelError
 from dask_onnx.runtime.session import Session
 from dask_onnx.runtime.session_runs import run_session_bound
+from dask_onnx.runtime.stage_calls import StageCall
 from dask_onnx.runtime.stage_refs import StageRef
-from dask_onnx.runtime.stage_sessions import in_model_names
+from dask_onnx.runtime.stage_sessions import in_model_names, stage_session
 
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A model that runs as one stage, with its session in this process."""
+    """A stage of a model, with its session in this process."""
 
     stage: StageRef
-    """Stage that holds the whole model."""
+    """Stage of a model, often the whole one."""
     session: Session
     """Session of the stage."""
 
@@ -47,3 +49,30 @@ class OpenModel:
             self.stage.label,
             lambda text: in_model_names(self.stage, text),
         )
+
+
+def open_model(call: StageCall, supplies: Sequence[Any]) -> OpenModel:
+    """Return the stage of a call with its session in this process.
+
+    Parameters
+    ----------
+    call : StageCall
+    supplies : sequence
+        Results of the tasks that bring the stage here.
+
+    Raises
+    ------
+    ModelError
+        ONNX Runtime does not run it.
+    StageError, StoreError
+        The session cannot be built here.
+    """
+    session = stage_session(call.stage, call.options.session, supplies)
+    if not isinstance(session, Session):
+        raise ModelError(
+            f"stage {call.stage.label} runs on {call.stage.kernel} kernels, which have no memory "
+            "of their own for a cache",
+            "generation needs a model that onnxruntime runs as a whole",
+            stage=call.stage.label,
+        )
+    return OpenModel(call.stage, session)

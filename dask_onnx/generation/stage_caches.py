@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dask_onnx.core.errors import ModelError
 from dask_onnx.generation.decoder_form import CacheTensor, DecoderForm
 from dask_onnx.generation.decoder_runs import Batch, Decoder, Padding
-from dask_onnx.runtime.session import Session
-from dask_onnx.runtime.session_runs import run_session_bound
+from dask_onnx.generation.open_models import open_model
 from dask_onnx.runtime.stage_calls import StageCall
-from dask_onnx.runtime.stage_sessions import in_model_names, stage_session
 
 
 class BatchGoneError(Exception):
@@ -67,16 +64,8 @@ class StageCaches:
     """
 
     def __init__(self, form: DecoderForm, stage: DecoderStage, supplies: Sequence[Any]) -> None:
-        call = stage.call
-        session = stage_session(call.stage, call.options.session, supplies)
-        if not isinstance(session, Session):
-            raise ModelError(
-                f"stage {call.stage.label} runs on {call.stage.kernel} kernels, which have no "
-                "memory of their own for a cache",
-                "generation needs a model that onnxruntime runs as a whole",
-                stage=call.stage.label,
-            )
-        self._decoder = Decoder(replace(form, cache=stage.cache), call.stage, session)
+        found = open_model(stage.call, supplies)
+        self._decoder = Decoder(replace(form, cache=stage.cache), found.stage, found.session)
         self._batches: dict[int, list[Any]] = {}
 
     def run(self, batch: NewBatch, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -96,24 +85,16 @@ class StageCaches:
             The kernels rejected the values.
         """
         self._drop(batch.dropped)
-        stage, session = self._decoder.stage, self._decoder.session
+        model = self._decoder.model
         tensors = self._decoder.form.cache
         if batch.past is None:
             past = [tensor.empty(batch.rows) for tensor in tensors]
         else:
             past = self._taken(batch.past)
         given = {**feeds, **{t.past: v for t, v in zip(tensors, past, strict=True)}}
-        inputs = dict(zip((s.name for s in stage.inputs), session.inputs, strict=True))
-        outputs = dict(zip((s.name for s in stage.outputs), session.outputs, strict=True))
         presents = [tensor.present for tensor in tensors]
-        others = [name for name in outputs if name not in presents]
-        found = run_session_bound(
-            session,
-            {inputs[name]: value for name, value in given.items() if name in inputs},
-            [outputs[name] for name in (*presents, *others)],
-            stage.label,
-            lambda text: in_model_names(stage, text),
-        )
+        others = [s.name for s in model.stage.outputs if s.name not in presents]
+        found = model.run(given, [*presents, *others])
         self._batches[batch.number] = found[: len(presents)]
         rest = found[len(presents) :]
         return {name: np.array(each.numpy()) for name, each in zip(others, rest, strict=True)}

@@ -61,7 +61,8 @@ def test_only_new_tokens_are_run_after_the_first(generator, monkeypatch):
     runs, run = [], OpenModel.run
 
     def watched(self, feeds, outputs):
-        runs.append((feeds["input_ids"].shape, len(outputs)))
+        if len(outputs) > 1:  # a decoder's, with its cache; the encoder runs in the same way
+            runs.append((feeds["input_ids"].shape, len(outputs)))
         return run(self, feeds, outputs)
 
     generator.generate(GIVEN[:1], max_new_tokens=1)
