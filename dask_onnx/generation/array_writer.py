@@ -20,7 +20,7 @@ from dask_onnx.generation.decoder_steps import DecoderSteps
 from dask_onnx.generation.decoder_trials import EncoderCall, source_decoder, tried_source
 from dask_onnx.generation.encoder_runs import SourceDecoder
 from dask_onnx.generation.generated import Generation
-from dask_onnx.generation.prompt_writer import PromptWriter, refused_prompts, task_room
+from dask_onnx.generation.prompt_writer import PromptWriter, task_room
 from dask_onnx.runtime.input_values import as_input
 
 if TYPE_CHECKING:
@@ -72,27 +72,12 @@ class ArrayWriter(PromptWriter):
             if len(shapes) == _TRIED_SHAPES:
                 return
 
-    def encoded(
-        self, decoder: DecoderSteps, codec: TextCodec | None, prompts: Sequence[Any]
-    ) -> list[Sequence[int]]:
-        """Return arrays as prompts.
-
-        Raises
-        ------
-        RowsError
-            Some cannot be used.
-        """
-        found: list[Sequence[int]] = []
-        faults: dict[int, str] = {}
-        for place, prompt in enumerate(prompts):
-            array = self._array(prompt)
-            if isinstance(array, str):
-                faults[place] = array
-            else:
-                found.append(ArrayPrompt(array, self._encoder.start))
-        if faults:
-            raise refused_prompts(faults, len(prompts))
-        return found
+    def _row_of(
+        self, decoder: DecoderSteps, codec: TextCodec | None, prompt: Any
+    ) -> Sequence[int] | str:
+        """Return an array as a prompt, or why it cannot be used."""
+        array = self._array(prompt)
+        return array if isinstance(array, str) else ArrayPrompt(array, self._encoder.start)
 
     def _array(self, prompt: Any) -> np.ndarray | str:
         """Return the array of a row in the model's dtype, or why it cannot be used."""

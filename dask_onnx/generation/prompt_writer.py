@@ -287,7 +287,7 @@ class PromptWriter(InlineTask):
     def encoded(
         self, decoder: DecoderSteps, codec: TextCodec | None, prompts: Sequence[Any]
     ) -> list[Sequence[int]]:
-        """Return the tokens of prompts.
+        """Return prompts as the loop takes them.
 
         Raises
         ------
@@ -297,15 +297,23 @@ class PromptWriter(InlineTask):
         found: list[Sequence[int]] = []
         faults: dict[int, str] = {}
         for place, prompt in enumerate(prompts):
-            tokens = self._tokens(codec, prompt)
-            fault = tokens if isinstance(tokens, str) else self._fault(decoder, tokens)
-            if fault is not None:
-                faults[place] = fault
-            elif not isinstance(tokens, str):
-                found.append(tokens)
+            row = self._row_of(decoder, codec, prompt)
+            if isinstance(row, str):
+                faults[place] = row
+            else:
+                found.append(row)
         if faults:
             raise refused_prompts(faults, len(prompts))
         return found
+
+    def _row_of(
+        self, decoder: DecoderSteps, codec: TextCodec | None, prompt: Any
+    ) -> Sequence[int] | str:
+        """Return a prompt as the loop takes it, or why it cannot be used."""
+        tokens = self._tokens(codec, prompt)
+        if isinstance(tokens, str):
+            return tokens
+        return self._fault(decoder, tokens) or tokens
 
     def _tokens(self, codec: TextCodec | None, prompt: Any) -> list[int] | str:
         """Return the tokens of a prompt, or a message if it has none."""
