@@ -136,8 +136,7 @@ def command(
     """Write after each prompt of the table PROMPTS with the decoder MODEL.
 
     OUTPUT is a folder of .parquet, .csv or .jsonl: the columns of PROMPTS, and text, tokens,
-    finish_reason (eos, stop, length, context,
-    complete), prompt_tokens and new_tokens.
+    finish_reason (eos, stop, length, context, complete), prompt_tokens and new_tokens.
     """
     model = load(model_path, untrusted=is_untrusted(options))
     generator = Generator(

@@ -11,7 +11,12 @@ import numpy as np
 from dask_onnx.core.errors import ModelError
 from dask_onnx.core.specs import TensorSpec, format_shape
 from dask_onnx.generation.decoder_runs import array_of, as_type
-from dask_onnx.generation.encoder_runs import Encoder, EncoderForm, recognise_encoder
+from dask_onnx.generation.encoder_runs import (
+    Encoder,
+    EncoderForm,
+    recognise_encoder,
+    states_output,
+)
 
 _TOKENS, _MASK = "input_ids", "attention_mask"
 _ELEMENTS = 2**21
@@ -81,14 +86,7 @@ def recognise_source(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
             input=source.name,
             option="encoder",
         )
-    states = next((spec for spec in outputs if spec.rank == 3), None)
-    if states is None:
-        raise ModelError(
-            "no output of the encoder is of shape (rows, states, features)",
-            "give the encoder as exporters write it, with the output last_hidden_state",
-            option="encoder",
-        )
-    return ArrayEncoderForm(source, mask, states, _mask_axis(source, mask))
+    return ArrayEncoderForm(source, mask, states_output(outputs), _mask_axis(source, mask))
 
 
 def _mask_axis(source: TensorSpec, mask: TensorSpec | None) -> int:

@@ -58,8 +58,25 @@ def recognise_pair(
     form = recognise_decoder(
         _united(later[0], first[0]), _united(later[1], first[1]), cache, has_encoder=has_encoder
     )
-    begins = {spec.name for spec in first[0]}
-    made, remade = ({spec.name for spec in values[1]} for values in (first, later))
+    _check_cache(form, first, later)
+    if form.logits.name not in _names(first[1]) & _names(later[1]):
+        raise _misfit(
+            f"only one of the two models has the output {form.logits.name!r}",
+            "give the two models of one export",
+            form.logits.name,
+        )
+    return form
+
+
+def _check_cache(form: DecoderForm, first: Values, later: Values) -> None:
+    """Refuse a pair of which the first model does not make the cache that the later one takes.
+
+    Raises
+    ------
+    ModelError
+        It is none.
+    """
+    begins, made, remade = _names(first[0]), _names(first[1]), _names(later[1])
     for tensor in form.cache:
         if tensor.past in begins:
             raise _misfit(
@@ -81,19 +98,15 @@ def recognise_pair(
             "give decoder_with_past_model.onnx, or leave with_past out",
             "past_key_values.0.key",
         )
-    if form.logits.name not in made & remade:
-        raise _misfit(
-            f"only one of the two models has the output {form.logits.name!r}",
-            "give the two models of one export",
-            form.logits.name,
-        )
-    return form
+
+
+def _names(values: Sequence[TensorSpec]) -> set[str]:
+    return {spec.name for spec in values}
 
 
 def _united(one: Sequence[TensorSpec], other: Sequence[TensorSpec]) -> list[TensorSpec]:
     """Return values by name, those of the first sequence where both have them."""
-    names = {spec.name for spec in one}
-    return [*one, *(spec for spec in other if spec.name not in names)]
+    return [*one, *(spec for spec in other if spec.name not in _names(one))]
 
 
 def _misfit(cause: str, next_step: str, name: str) -> ModelError:
@@ -118,7 +131,7 @@ def later_file(facts: ModelFacts) -> Path | None:
     if source is None or is_url(source.path):
         return None
     path = Path(source.path)
-    inputs = {spec.name for spec in facts.onnx.inputs}
+    inputs = _names(facts.onnx.inputs)
     has_past = any(name.startswith("past") for name in inputs) or "use_cache_branch" in inputs
     if not path.name.startswith(_FIRST) or has_past:
         return None

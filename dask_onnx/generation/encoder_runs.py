@@ -48,14 +48,25 @@ def recognise_encoder(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec
             input=name,
             option="encoder",
         )
+    return EncoderForm(ins["input_ids"], ins.get("attention_mask"), states_output(outputs))
+
+
+def states_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """Return the output of an encoder that has its states.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
     states = next((spec for spec in outputs if spec.rank == 3), None)
     if states is None:
         raise ModelError(
-            "no output of the encoder is of shape (rows, tokens, features)",
+            "no output of the encoder is of shape (rows, states, features)",
             "give the encoder as exporters write it, with the output last_hidden_state",
             option="encoder",
         )
-    return EncoderForm(ins["input_ids"], ins.get("attention_mask"), states)
+    return states
 
 
 @dataclass(frozen=True, slots=True)

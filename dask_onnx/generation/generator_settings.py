@@ -71,14 +71,7 @@ def settle_generator(
         As for `Generator`.
     """
     onnx_model = facts.onnx
-    values = (onnx_model.inputs, onnx_model.outputs)
-    form = (
-        recognise_decoder(*values, cache, has_encoder=encoder is not None)
-        if later is None
-        else recognise_pair(
-            values, (later.onnx.inputs, later.onnx.outputs), cache, has_encoder=encoder is not None
-        )
-    )
+    form = _form_of(facts, later, cache, has_encoder=encoder is not None)
     content = None if tokenizer is None else _content_of(tokenizer)
     codec = codec_of(content)
     if codec is not None:
@@ -101,17 +94,32 @@ def settle_generator(
         shortest = min((each for each in tables if each is not None), default=None)
         context = _context(context, shortest, told.context)
     ends = tuple(sorted(set(told.eos))) if eos is None else token_numbers(eos, content)
-    if is_cut and (encoder is not None or later is not None):
-        part = "an encoder" if encoder is not None else "a decoder in two models"
+    parts = {"an encoder": encoder is not None, "a second model": later is not None}
+    other = next((part for part, is_there in parts.items() if is_there), None)
+    if is_cut and other is not None:
         raise InputError(
-            f"n_stages or plan was given with {part}",
+            f"n_stages or plan was given with {other}",
             "leave it out: decoders with an encoder, or in two models, run whole",
             option="n_stages",
         )
-    others = "an encoder" if encoder is not None else "stages" if is_cut else None
-    others = "a second model" if others is None and later is not None else others
-    chosen = choose_engine(engine, facts, others)
+    chosen = choose_engine(engine, facts, "stages" if is_cut else other)
     return GeneratorSettings(form, content, context, ends, given, chosen, later)
+
+
+def _form_of(
+    facts: ModelFacts,
+    later: ModelFacts | None,
+    cache: Mapping[str, str] | None,
+    *,
+    has_encoder: bool,
+) -> DecoderForm:
+    """Return the roles of a decoder's inputs and outputs, in one model or two."""
+    values = (facts.onnx.inputs, facts.onnx.outputs)
+    if later is None:
+        return recognise_decoder(*values, cache, has_encoder=has_encoder)
+    return recognise_pair(
+        values, (later.onnx.inputs, later.onnx.outputs), cache, has_encoder=has_encoder
+    )
 
 
 def token_numbers(tokens: Any, content: bytes | None, option: str = "eos") -> tuple[int, ...]:
