@@ -38,7 +38,6 @@ class Request:
     """Specs of outputs that are known better than when the stages were cut."""
     unproven_types: frozenset[str] = frozenset()
     """Outputs whose rank is declared but follows from no rule; their blocks are checked."""
-
     chunk_groups: ChunkGroups | None = None
     """Rule for the chunks of a lazy array that one task computes; None for one."""
 

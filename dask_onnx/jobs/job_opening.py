@@ -18,7 +18,7 @@ from dask_onnx.jobs.array_job import ArrayJob
 from dask_onnx.jobs.block_functions import block_function
 from dask_onnx.jobs.image_job import ImageJob, is_image_request, open_image_job
 from dask_onnx.jobs.job_options import JobOptions
-from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, pixel_scaling, tiled_output
+from dask_onnx.jobs.raster_job import RasterJob, RasterPlace, tiled_output
 
 if TYPE_CHECKING:
     from dask_onnx.jobs.table_job import TableJob
@@ -92,7 +92,6 @@ def _raster_job(
         output=tiled_output(model, options.outputs),
         pre=block_function(options.pre, "pre"),
         overwrite=options.overwrite,
-        scaling=pixel_scaling(model, options.image or {}),
         image=options.image or {},
     )
 

@@ -113,10 +113,8 @@ class RasterJob:
     """Name of the output that is written."""
     pre: NamedFunction | None
     overwrite: bool
-    scaling: Preparation | None = None
-    """Preparation whose values pixels get, where they are; None leaves them as they are."""
     image: Mapping[str, Any] = field(default_factory=dict)
-    """Options of pixel values as the caller gave them."""
+    """Options of pixel values as the caller gave them; empty leaves pixels as they are."""
 
     def check(self) -> None:
         """Build the lazy result once, so that everything is refused that can be before it runs.
@@ -179,8 +177,8 @@ class RasterJob:
             image = image.map_blocks(apply_pre, self.pre, dtype, self.path, dtype=dtype, meta=meta)
         if image.ndim == 2:
             image = image[None]
-        if self.scaling is not None:
-            image = _scaled(image, self.scaling, self.path)
+        if self.image:
+            image = _scaled(image, _pixel_scaling(self.model, self.image), self.path)
         result: da.Array = predict_tiled(self.model, image, tile=self.tile, outputs=self.output)
         if result.ndim < 2:
             raise InputError(
@@ -191,8 +189,8 @@ class RasterJob:
         return with_regular_blocks(result)
 
 
-def pixel_scaling(model: Model, image: Mapping[str, Any]) -> Preparation | None:
-    """Return the preparation whose values the pixels of a raster get; None if none is asked for.
+def _pixel_scaling(model: Model, image: Mapping[str, Any]) -> Preparation:
+    """Return the preparation whose values the pixels of a raster get.
 
     Parameters
     ----------
@@ -205,8 +203,6 @@ def pixel_scaling(model: Model, image: Mapping[str, Any]) -> Preparation | None:
     InputError
         One of them is about the size or the results of pictures, or does not fit the model.
     """
-    if not image:
-        return None
     if others := [name for name in image if name not in _PIXEL_OPTIONS]:
         raise InputError(
             f"{others[0]} does not apply to a raster, which is not resized, and whose output is "

@@ -96,9 +96,10 @@ class Preparation:
         pixels : uint8 array, shape (channels, height, width)
             Red, green, blue and perhaps opacity; or brightness alone.
         """
-        table = self._table()
-        ordered = pixels[::-1] if self.color == "BGR" else pixels
-        return np.stack([table[:, number][channel] for number, channel in enumerate(ordered)])
+        height, width = pixels.shape[1:]
+        placed = Placement((height, width), (height, width), 0, 0)
+        tensor = self._tensor(np.moveaxis(pixels, 0, -1), placed)
+        return tensor if self.layout.is_channels_first else np.moveaxis(tensor, -1, 0)
 
     def place(self, size: Size) -> Placement:
         """Return the size and place in the tensor of a picture of some height and width."""
