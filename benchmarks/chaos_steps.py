@@ -41,7 +41,7 @@ def slow_relu(x: Array) -> Array:
     return np.maximum(x, 0)
 
 
-slow_relu.axes = "independent"  # type: ignore[attr-defined]
+slow_relu.axes = "independent"  # type: ignore[attr-defined]  # read by dask_onnx.load
 
 
 def slow_identity(block: Array) -> Array:

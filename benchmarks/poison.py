@@ -191,7 +191,10 @@ def poison_cases() -> list[Case]:
     """Return the requests with rows that abort."""
     one, three, last = rows_with(BAD), rows_with(100, BAD, 9000), rows_with(ROWS - 1)
     abort, among = poison_models.abort_on_mark, poison_models.abort_among_others
-    numpy = lambda x: lambda _: model_of(abort).predict(x)  # noqa: E731
+
+    def numpy(x: Any) -> Any:
+        return lambda _: model_of(abort).predict(x)
+
     return [
         Case("numpy, raise", numpy(one), checked_rows(one)),
         Case("numpy, raise, three rows", numpy(three), checked_rows(three)),

@@ -82,7 +82,7 @@ def _symbolic(g: Any, boxes: Any, scores: Any) -> Any:
 class Detector(Boxes):
     """A detector with the suppression of overlapping boxes in its graph."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two results
         found = super().forward(x)
         kept = torch.ops.boxes.suppress(found[..., :4], found[..., 4:].transpose(1, 2))
         return found[kept[:, 0], kept[:, 2]], kept

@@ -91,7 +91,7 @@ def detector() -> Case:
 class TopBoxes(Boxes):
     """The best boxes of each picture, by topk and gather: end to end without suppression."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two results
         found = super().forward(x)
         scores, places = found[..., 4:].amax(-1).topk(5, dim=1)
         return found[..., :4].gather(1, places.unsqueeze(-1).expand(-1, -1, 4)), scores

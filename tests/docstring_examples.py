@@ -1,4 +1,4 @@
-"""What the examples of docstrings take as given: small models, their data, and files."""
+"""Small models, their data and files, which the examples of docstrings read."""
 
 from __future__ import annotations
 

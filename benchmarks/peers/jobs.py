@@ -33,7 +33,7 @@ _TOKENS = 64
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much work each job is."""
+    """Amount of work of each job."""
 
     pictures: int
     rows: int
@@ -195,7 +195,7 @@ MAKERS: dict[str, Callable[[Path, Path, Sizes], Work]] = {
     "picture": picture,
     "killed": images,
 }
-"""What makes the files of each job; `killed` is `images` with the loss of a worker."""
+"""Job to the function that makes its files; `killed` is `images` with the loss of a worker."""
 
 TOLERANCES = {"images": 1e-3, "table": 1e-4, "sentences": 1e-3, "large": 1e-3, "picture": 1e-3}
 """Differences that other numbers of threads, and other rows of a run, may make."""

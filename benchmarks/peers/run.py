@@ -70,16 +70,16 @@ _WATCHED = 0.15
 
 @dataclass
 class Found:
-    """What was measured of a peer in one job."""
+    """Measurements of a peer in one job."""
 
     facts: dict[str, Any] = field(default_factory=dict)
-    """Of the first visit: differences, memory, graph, lines of code; or `failed`."""
+    """Differences, memory, graph and lines of code of the first visit; or `failed`."""
     cold: list[float] = field(default_factory=list)
     """Seconds of each round."""
     warm: list[list[float]] = field(default_factory=list)
     """Seconds of each warm run of each round."""
     killed: list[dict[str, Any]] = field(default_factory=list)
-    """Of each round with a killed worker: whether it finished, was right, and seconds."""
+    """End, correctness and seconds of each round with a killed worker."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What all peers are given: a model, files, and how many rows run at once."""
+"""Work that all peers get: a model, files, and the rows of a run."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def _element_name(elem_type: int) -> str:
 
 
 def _element_type(name: str, text: str) -> int:
-    if name.upper() not in TensorProto.DataType.keys():  # noqa: SIM118 (a protobuf enum)
+    if name.upper() not in TensorProto.DataType.keys():  # noqa: SIM118 - a protobuf enum, which has no `in`
         raise _not_a_type(text)
     return int(TensorProto.DataType.Value(name.upper()))
 

@@ -30,7 +30,7 @@ def scheduler():
 def run():
     """Run a command in this process; return its exit code and what it printed."""
 
-    def run(*arguments: object, input: str | None = None) -> SimpleNamespace:  # noqa: A002
+    def run(*arguments: object, input: str | None = None) -> SimpleNamespace:  # noqa: A002 - as click names it
         texts = [str(argument) for argument in arguments]
         result = CliRunner().invoke(main, texts, input=input, prog_name="dask-onnx")
         return SimpleNamespace(

@@ -24,7 +24,7 @@ def generator(store_directory):
 
 @pytest.fixture(scope="module")
 def tables(generator):
-    """What this process writes, by the options that are drawn with."""
+    """Tables that this process writes, by whether tokens are drawn."""
     table = pd.DataFrame({"prompt": TEXTS})
     return {
         drawn: generator.generate(table.prompt, max_new_tokens=20, **(DRAWN if drawn else {}))

@@ -156,7 +156,7 @@ def test_a_client_that_is_made_inside_the_block_is_recorded_from_its_first_predi
         stack.enter_context(Client(cluster))
         model.predict(da.from_array(X + 7, chunks=(8, 8))).compute()
         with pytest.raises(dx.InputError):
-            prof.result  # noqa: B018
+            prof.result  # noqa: B018 - the property raises
     assert sum(t.rows or 0 for t in prof.result.tasks) == 64
     assert prof.result.scheduler == cluster.scheduler_address
 

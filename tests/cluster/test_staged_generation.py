@@ -30,7 +30,7 @@ def model(store_directory):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """What the whole model writes in this process, by whether tokens are drawn."""
+    """Results of the whole model in this process, by whether tokens are drawn."""
     whole = dx.Generator(model, eos=7)
     return {drawn: whole.generate(PROMPTS, **OPTIONS, **drawn_by(drawn)) for drawn in (0, 1)}
 

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def unpicklable():
 @pytest.fixture(scope="module")
 def guard():
     # The subprocess finds this module's functions where this process does.
-    folder = os.path.dirname(__file__)  # noqa: PTH120
+    folder = str(Path(__file__).parent)
     sys.path.insert(0, folder)
     process = GuardProcess(["numpy"])
     yield process
@@ -141,9 +142,9 @@ def test_closing_ends_the_subprocess(guard):
     pid = guard.run(own_pid, seconds=60)
     guard.close()
     until = time.monotonic() + 30
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < until:  # noqa: PTH110
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    assert not os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_the_error_survives_pickling():

@@ -61,7 +61,7 @@ _PUT = {
     "docs/start/text_encoder.md": _put_encoder,
     "docs/start/pytorch.md": _put_exported_network,
 }
-"""What a page takes as given."""
+"""Page to the function that writes the files that it reads."""
 
 
 @pytest.mark.slow

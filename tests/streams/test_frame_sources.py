@@ -15,7 +15,7 @@ from dask_onnx.streams.frame_sources import open_source
 
 
 class Pipeline:
-    """What `streamz.Stream` offers to a source."""
+    """Methods of `streamz.Stream` that a source uses."""
 
     __module__ = "streamz.core"
 

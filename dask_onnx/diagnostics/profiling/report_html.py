@@ -78,7 +78,7 @@ def check_bokeh() -> None:
         Bokeh is not installed.
     """
     try:
-        import bokeh  # noqa: F401
+        import bokeh  # noqa: F401 - only whether it is installed
     except ImportError as error:
         raise InputError(
             "reports in HTML need bokeh, which is not installed",
