@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -72,3 +74,27 @@ def test_a_profile_has_the_seconds_of_every_kernel_call(tmp_path):
     assert all(0 <= call < 1 for calls in seconds.values() for call in calls), (
         f"{BROKEN}durations are not in microseconds"
     )
+
+
+def test_the_seconds_of_a_node_with_a_body_are_without_those_of_the_body(tmp_path):
+    def kernel(name, op_type, start, duration, thread=1):
+        facts = {"op_name": op_type, "activation_size": "8", "output_size": "4"}
+        times = {"ts": start, "dur": duration, "tid": thread}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "args": facts, **times}
+
+    profile = tmp_path / "profile.json"
+    events = [
+        kernel("before", "Relu", 100, 40),
+        kernel("inner", "MatMul", 210, 30),
+        kernel("elsewhere", "MatMul", 220, 500, thread=2),  # beside it, not inside
+        kernel("inner", "MatMul", 245, 50),
+        kernel("choose", "If", 200, 100),
+        kernel("after", "Relu", 301, 9),
+        {"cat": "Session", "name": "model_run", "ts": 100, "dur": 250, "tid": 1},
+    ]
+    profile.write_text(json.dumps(events))
+    calls = internals.read_kernel_calls(profile)
+    microseconds = [round(call.seconds * 1e6) for call in calls]
+    assert microseconds == [40, 30, 500, 50, 20, 9]
+    assert [call.name for call in calls if call.runs_others] == ["choose"]
+    assert [call.moved_bytes for call in calls] == [12, 12, 12, 12, 0, 12]
