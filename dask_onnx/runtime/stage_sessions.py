@@ -21,6 +21,7 @@ from dask_onnx.modelio.onnx_model import StageExtractor
 from dask_onnx.modelio.weights import blob_of, graphs_of, is_external
 from dask_onnx.runtime.canonical import canonical_form, with_original_names
 from dask_onnx.runtime.cores import task_threads
+from dask_onnx.runtime.freed_memory import keep_freed_memory
 from dask_onnx.runtime.memory_check import check_memory
 from dask_onnx.runtime.onnxruntime_internals import numbered_name
 from dask_onnx.runtime.package_versions import check_versions
@@ -151,6 +152,7 @@ def _prepare(
 ) -> tuple[SessionKey, Build]:
     """Return the key that all stages equal to this one share, and a function that builds it."""
     check_versions(stage.versions)
+    keep_freed_memory()
     store = Store()
     with store.shared_access():
         is_new = not store.has(stage.model.token)

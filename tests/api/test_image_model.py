@@ -275,7 +275,7 @@ def test_image_models_survive_pickling(model, files):
 def test_a_picture_that_needs_more_memory_than_there_is_is_refused(monkeypatch, files):
     from dask_onnx.collections.images import image_runner
 
-    monkeypatch.setattr(image_runner, "room_bytes", lambda: 1000)
+    monkeypatch.setattr(image_runner, "room_for", lambda needed: 1000)
     model = dx.ImageModel(dx.load(red_map(("N", 3, "H", "W"))), preset="unit")
     with pytest.raises(dx.InputError) as caught:
         model.predict(files[2])

@@ -30,7 +30,7 @@ from dask_onnx.collections.run_options import RowOptions
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.core.stage_tasks import Hints, digest
-from dask_onnx.runtime.memory_check import room_bytes
+from dask_onnx.runtime.memory_check import room_for
 
 Array = npt.NDArray[Any]
 PICTURES_OF_A_TASK = 32
@@ -137,7 +137,7 @@ class ImageRunner:
         height, width = geometry.tensor
         per_pixel = self.needed_bytes_per_pixel
         needed = int(per_pixel * height * width)
-        room = room_bytes()
+        room = room_for(needed)
         if needed <= room:
             return
         side = 32 * max(1, int((room / per_pixel) ** 0.5) // 32)
@@ -185,7 +185,7 @@ class ImageRunner:
         for places in by_shape.values():
             height, width = pictures[places[0]][1].tensor
             one = self.needed_bytes_per_pixel * height * width
-            most = max(1, int(room_bytes() / max(one, 1)))
+            most = max(1, int(room_for(int(one * len(places))) / max(one, 1)))
             step = min(most, self.most_together or len(places))
             for start in range(0, len(places), step):
                 yield places[start : start + step]
