@@ -67,7 +67,7 @@ def main() -> None:
         path = make_decoder(Path(folder) / "model.onnx", args.layers)
         weights = path.stat().st_size
         limit = int((idle_worker_bytes() + _SHARE_THAT_FITS * weights) / _PAUSE_SHARE)
-        model = dx.load(path)
+        model = dx.load(path, name="decoder")
         options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
         bag = db.from_sequence(prompts, npartitions=2)
         with LocalCluster(memory_limit=limit, **options) as cluster, Client(cluster) as client:
@@ -90,8 +90,7 @@ def main() -> None:
         "two_stages_seconds": round(seconds, 1),
         "workers_mib": [round(each / 2**20) for each in held],
         "equal_rows": sum(
-            list(ours.tokens) == list(theirs)
-            for ours, theirs in zip(found, expected, strict=True)
+            list(ours.tokens) == list(theirs) for ours, theirs in zip(found, expected, strict=True)
         ),
         "rows": len(prompts),
     }

@@ -80,7 +80,12 @@ def make_request(
     """
     main = facts if later is None else later
     kept = [tensor.present for tensor in form.cache if later is None or not tensor.is_source]
-    graph, supplies, is_coupled = _stages(main, [form.logits.name, *kept], plan)
+    try:
+        graph, supplies, is_coupled = _stages(main, [form.logits.name, *kept], plan)
+    except PlanError as error:
+        if encoder is not None or later is not None or form.states is not None:
+            raise  # such a model is not cut
+        raise _in_terms_of_generators(error) from None
     stages = () if plan is None else decoder_stages(graph, form)
     parts = [digest(sorted(map(str, graph.tasks)))]
     call = None
@@ -104,6 +109,21 @@ def make_request(
     )
     text: Any = delayed(content, name=f"tokenizer-{name or 'none'}", traverse=False)
     return GenerationRequest(writer, text, tuple(supplies))
+
+
+def _in_terms_of_generators(error: PlanError) -> PlanError:
+    """Return the error of a decoder that does not fit a worker with the generator's own way out."""
+    count = error.numbers.get("fewest_stages")
+    if count is None or not error.suggestions:
+        return error
+    return PlanError(
+        error.cause,
+        f"cut the decoder: dx.Generator(model, n_stages={count:.0f}); or give workers more memory",
+        option="n_stages",
+        stage=error.stage,
+        numbers=error.numbers,
+        suggestions=[Suggestion("n_stages", int(count))],
+    )
 
 
 def decoder_stages(graph: InlineGraph, form: DecoderForm) -> tuple[DecoderStage, ...]:

@@ -2,9 +2,9 @@
 
 Dask's nannies start workers with ``MALLOC_TRIM_THRESHOLD_=65536``, so that freed memory goes back
 to the system. With that, glibc maps each array of more than 128 KiB by itself and unmaps it when it
-is freed: the system clears every page of the next one. A model of a few milliseconds then takes up
-to twice its time (``benchmarks/freed_memory.py``). glibc's own rule keeps more as larger arrays are
-freed, up to the sizes here; see mallopt(3), M_TRIM_THRESHOLD and M_MMAP_THRESHOLD.
+is freed: the system clears every page of the next one. A job over small pictures then takes 1.3 to
+1.6 times as long (``benchmarks/freed_memory.py``). Without that setting, glibc keeps more as larger
+arrays are freed, up to the sizes here; see mallopt(3), M_TRIM_THRESHOLD and M_MMAP_THRESHOLD.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import dask
 import dask.array as da
+import dask.bag as db
+import decoder_models
 import numpy as np
 import pytest
 from builders import layers_model
@@ -115,3 +117,18 @@ def test_too_many_micro_batches_in_flight_are_warned_of():
             model.predict(x, plan=plan.with_schedule(in_flight=9), batch_size=None)
         fits = int(str(w[0].message).rpartition("in_flight=")[2].partition(")")[0])
         model.predict(x, plan=plan.with_schedule(in_flight=fits), batch_size=None)
+
+
+def test_a_decoder_that_does_not_fit_is_refused_with_the_stages_that_do(monkeypatch):
+    sizes = {"LAYERS": 6, "HEAD_SIZE": 256, "WIDTH": 512}
+    for name, size in sizes.items():
+        monkeypatch.setattr(decoder_models, name, size)
+    model = dx.load(decoder_models.gpt2_like.__wrapped__())
+    size = sum(stage.cost.parameter_bytes for stage in model.plan().stages)
+    prompts = db.from_sequence(decoder_models.prompts(4), npartitions=2)
+    with small_workers(2, int((196e6 + 0.75 * size) / 0.8)):
+        with pytest.raises(dx.PlanError, match="of weights; a worker has room for") as caught:
+            dx.Generator(model).generate(prompts, max_new_tokens=3)
+        assert caught.value.option == "n_stages" and values_of(caught.value) == {"n_stages": 2}
+        assert "dx.Generator(model, n_stages=2)" in caught.value.next_step
+        dx.Generator(model, n_stages=2).generate(prompts, max_new_tokens=3)
