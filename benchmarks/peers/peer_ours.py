@@ -21,7 +21,6 @@ import dask_onnx as dx
 @contextlib.contextmanager
 def started(work: Work) -> Iterator[Client]:
     with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
-        dx.configure(client)
         yield client
 
 
