@@ -286,6 +286,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--warm-runs", type=int, default=2, help="in each round")
     parser.add_argument("--rows", type=int, help="rows of the table")
+    parser.add_argument("--pictures", type=int, help="pictures of `images` and `killed`")
     parser.add_argument("--limit", type=float, default=900, help="seconds of a run")
     parser.add_argument("--short", action="store_true", help="small sizes, one round")
     arguments = parser.parse_args()
@@ -294,6 +295,8 @@ def main() -> None:
         chosen, arguments.rounds = SHORT, 1
     if arguments.rows:
         chosen = replace(chosen, rows=arguments.rows)
+    if arguments.pictures:
+        chosen = replace(chosen, pictures=arguments.pictures)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     results: dict[str, Any] = {}
     for job in arguments.jobs:

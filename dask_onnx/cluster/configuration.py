@@ -41,11 +41,14 @@ LOST_WORKER_TIMEOUT = "distributed.deploy.lost-worker-timeout"
 """Dask's setting: time after which a local cluster no longer expects a lost worker back."""
 PROFILER = "distributed.worker.profile.enabled"
 """Dask's setting: whether workers and schedulers note what their threads do."""
+TICK = "distributed.admin.tick.interval"
+"""Dask's setting: how often each process looks whether its event loop is late."""
 _OWN_TTL_SECONDS = 30
 _OWN_SETTINGS: dict[str, tuple[Any, Any]] = {
     WORKER_TTL: ("5 minutes", f"{_OWN_TTL_SECONDS}s"),
     LOST_WORKER_TIMEOUT: ("15s", "600s"),
     PROFILER: (True, False),
+    TICK: ("20ms", "500ms"),
 }
 """Dask's defaults, and the values in clusters that dask_onnx starts."""
 
@@ -56,7 +59,8 @@ def own_cluster_settings() -> dict[str, Any]:
     A worker that hangs is given up after half a minute to a minute, so that its tasks run
     elsewhere: Dask looks as often as the setting says. A nanny whose worker dies twice in short
     order is kept. Dask's statistical profiler is off: what it keeps grows for an hour, and
-    `dask_onnx.profile` tells more of a job. The settings must hold as long as the cluster does.
+    `dask_onnx.profile` tells more of a job. Event loops look at themselves twice a second, not
+    fifty times. The settings must hold as long as the cluster does.
 
     Returns
     -------

@@ -114,7 +114,8 @@ def test_clusters_of_ours_give_up_workers_that_hang(store_directory, monkeypatch
 
 
 def test_settings_of_the_caller_are_kept(monkeypatch):
-    others = {configuration.LOST_WORKER_TIMEOUT}  # tests themselves turn the profiler off
+    # Tests themselves turn the profiler off.
+    others = {configuration.LOST_WORKER_TIMEOUT, configuration.TICK}
     all_settings = {configuration.WORKER_TTL, *others}
     assert set(configuration.own_cluster_settings()) == all_settings
     with dask.config.set({configuration.WORKER_TTL: "20s"}):
