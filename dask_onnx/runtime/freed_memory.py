@@ -10,7 +10,6 @@ arrays are freed, up to the sizes here; see mallopt(3), M_TRIM_THRESHOLD and M_M
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from collections.abc import Callable
 
@@ -49,7 +48,6 @@ def _is_as_dask_sets_it() -> bool:
     return environment.get(_TRIM_VARIABLE) == _TRIM_OF_DASK and _MAP_VARIABLE not in environment
 
 
-@functools.cache
 def _keep(size: int) -> None:
     mallopt = _mallopt()
     if mallopt is not None:
