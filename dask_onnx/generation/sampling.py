@@ -11,6 +11,8 @@ import numpy as np
 from dask_onnx.core.errors import InputError, RunError, Suggestion
 
 _MAX_KEY = 2**64
+_FIRST_SORTED, _MORE_SORTED = 256, 8
+"""Number of tokens that are sorted first for ``top_p``, and the factor if they do not suffice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +99,50 @@ class Sampling:
         if draw is None:
             return int(logits.argmax())
         values = logits.astype(np.float64) / self.temperature
-        order = np.argsort(-values, kind="stable")  # of equal logits, the lower token first
+        weights = np.exp(values - values.max())
+        if self.top_k is None and self.top_p is None:
+            return _drawn(weights, draw)
+        order = self._kept(values, weights)
+        return int(order[_drawn(weights[order], draw)])
+
+    def _kept(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the tokens to draw from, the most probable first.
+
+        Sorting all tokens takes longer than a small model's step; those that are kept are few.
+        """
         if self.top_k is not None:
-            order = order[: self.top_k]
-        # Tokens of probability 0 are not drawn, however the sums are rounded.
-        weights = np.exp(values[order] - values[order[0]])
-        weights = weights[: np.count_nonzero(weights)]
-        sums = np.cumsum(weights)
-        if self.top_p is not None:
-            kept = int(np.searchsorted(sums, self.top_p * sums[-1])) + 1
-            sums = sums[:kept]
-        place = int(np.searchsorted(sums, draw.random() * sums[-1], side="right"))
-        return int(order[min(place, len(sums) - 1)])
+            order = _largest(values, self.top_k)
+            if self.top_p is None:
+                return order
+            sums = np.cumsum(weights[order])
+            return order[: int(np.searchsorted(sums, self.top_p * sums[-1])) + 1]
+        assert self.top_p is not None
+        wanted, count = self.top_p * weights.sum(), _FIRST_SORTED
+        while True:
+            order = _largest(values, count)
+            sums = np.cumsum(weights[order])
+            if sums[-1] >= wanted or count >= len(values):
+                return order[: int(np.searchsorted(sums, wanted)) + 1]
+            count *= _MORE_SORTED
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the positions of the largest values, largest first; of equal ones the lower first."""
+    places = np.arange(len(values))
+    if count < len(values):
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        places = np.flatnonzero(values >= least)
+    return places[np.argsort(-values[places], kind="stable")][:count]
+
+
+def _drawn(weights: np.ndarray, draw: np.random.Generator) -> int:
+    """Return a position, drawn by weights of which at least one is above 0.
+
+    Those of weight 0 are not drawn, however the sums are rounded.
+    """
+    sums = np.cumsum(weights)
+    place = int(np.searchsorted(sums, draw.random() * sums[-1], side="right"))
+    return place if place < len(sums) else int(np.flatnonzero(weights)[-1])
 
 
 def _check_real(name: str, value: object, low: float, high: float | None) -> None:

@@ -49,6 +49,41 @@ def test_logits_of_minus_infinity_are_never_drawn():
     assert drawn(Sampling(1.0), 200, logits)[[0, 2]].sum() == 0
 
 
+def kept_by_sorting(logits, top_k, top_p):
+    """Return the tokens that rules leave, by their definition: all sorted, of equals the lower."""
+    order = np.argsort(-logits, kind="stable")[:top_k]
+    if top_p is not None:
+        shares = np.exp(logits[order]) / np.exp(logits[order]).sum()
+        order = order[: int(np.searchsorted(np.cumsum(shares), top_p)) + 1]
+    return order.tolist()
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+@pytest.mark.parametrize("size", [40, 5000])
+@pytest.mark.parametrize(
+    "rules",
+    [(1, None), (7, None), (300, 0.8), (None, 0.05), (None, 0.6), (None, 0.999), (9999, 0.999)],
+)
+def test_what_is_kept_is_what_sorting_all_tokens_would_keep(spread, size, rules):
+    top_k, top_p = rules
+    logits = np.random.default_rng(1).standard_normal(size) * spread
+    logits = np.round(logits, 2)  # many are equal
+    sampling = Sampling(1.0, top_k=top_k, top_p=top_p)
+    kept = sampling._kept(logits, np.exp(logits - logits.max())).tolist()
+    expected = kept_by_sorting(logits, top_k, top_p)
+    assert kept == expected
+
+
+def test_tokens_of_probability_0_are_not_drawn_at_the_end_of_the_sums():
+    class Last:
+        def random(self):
+            return 1.0  # as u < 1 becomes with sums that are rounded
+
+    logits = np.array([0.0, 1.0, -np.inf, -np.inf])
+    for rules in ({}, {"top_k": 3}, {"top_p": 1.0}):
+        assert Sampling(1.0, **rules).choose(logits, Last()) in (0, 1)
+
+
 def test_the_numbers_of_a_row_follow_from_seed_and_row():
     def numbers(seed, row):
         return Sampling(1.0, seed=seed).numbers_of_row(row).random(4).tolist()
