@@ -18,6 +18,7 @@ from dask_onnx.composites.frame_fanout import FrameFanout
 from dask_onnx.core.errors import InputError, Suggestion
 from dask_onnx.core.specs import TensorSpec
 from dask_onnx.streams.frame_results import Swap
+from dask_onnx.streams.reserved_threads import StreamGroup
 from dask_onnx.streams.running_stream import Stream
 from dask_onnx.streams.stream import own_client, stream
 from dask_onnx.streams.stream_statistics import StreamStatistics
@@ -272,7 +273,7 @@ def stream_each(
     # One cluster of threads for all models, where there is none yet.
     owned = own_client() if shared is None else None
     streams: dict[str, Stream] = {}
-    group = object()
+    group = StreamGroup(len(parts))
     try:
         for name, part in parts.items():
             own = {spec.name for spec in part.inputs}

@@ -62,6 +62,8 @@ class Dispatcher:
         """Add a stream. Called in the dispatcher's thread."""
         options = run.parts.options
         self._runs[id(run)] = run
+        if run.group is not None:
+            run.group.joined += 1
         self._share.add(id(run), options.weight, options.priority)
 
     @property
@@ -139,6 +141,7 @@ class Dispatcher:
             for each in self._runs.values()
             if each.group is run.group and each is not run and not each.is_over
         ]
+        others += run.group.missing
         return may_start(run.thread_use, others, self._cluster_threads())
 
     def _start_frames(self) -> None:

@@ -31,6 +31,21 @@ class ThreadUse:
         return self.seconds is not None and (self.running + 1) * self.seconds <= _SHORT_SECONDS
 
 
+@dataclass(slots=True, eq=False)
+class StreamGroup:
+    """Streams for each of which a thread is kept free, also before it has started."""
+
+    size: int
+    """Number of its streams."""
+    joined: int = 0
+    """Number of those that have started."""
+
+    @property
+    def missing(self) -> list[ThreadUse]:
+        """Threads that those use which have not started."""
+        return [ThreadUse(0, None)] * (self.size - self.joined)
+
+
 def may_start(own: ThreadUse, others: Sequence[ThreadUse], threads: int) -> bool:
     """Return whether a stream may start another task.
 

@@ -17,6 +17,7 @@ from dask_onnx.streams.frame_results import Dropped, Swap
 from dask_onnx.streams.frame_sources import open_source
 from dask_onnx.streams.model_requests import ModelRequests
 from dask_onnx.streams.outbox import Outbox
+from dask_onnx.streams.reserved_threads import StreamGroup
 from dask_onnx.streams.stream_options import StreamOptions
 from dask_onnx.streams.stream_run import StreamParts, StreamRun
 from dask_onnx.streams.stream_statistics import StatisticsCounter, StreamStatistics
@@ -91,13 +92,13 @@ class Stream:
         """Largest number of frames between the source and the consumer."""
         return self._run.flow.options.window
 
-    def join_group(self, group: object) -> None:
+    def join_group(self, group: StreamGroup) -> None:
         """Keep a thread of the cluster free for each stream of a group, before it starts.
 
         Parameters
         ----------
-        group : object
-            The same object for all streams of the group.
+        group : StreamGroup
+            The same object for all streams of the group, which are started soon.
         """
         self._run.group = group
 

@@ -24,7 +24,7 @@ from dask_onnx.streams.frame_checks import FrameChecks, signature_of
 from dask_onnx.streams.frame_costs import FrameCost
 from dask_onnx.streams.frame_results import DeadLetter, Dropped, Swap, at_frame
 from dask_onnx.streams.outbox import Outbox
-from dask_onnx.streams.reserved_threads import ThreadUse
+from dask_onnx.streams.reserved_threads import StreamGroup, ThreadUse
 from dask_onnx.streams.shared_runs import check_sharing, sharing_key_of, sharing_signature
 from dask_onnx.streams.state_keeper import StateKeeper
 from dask_onnx.streams.stream_options import StreamOptions
@@ -89,7 +89,7 @@ class StreamRun:
         """Work of each frame that runs."""
         self.is_over = False
         """True once nothing more will be handed over."""
-        self.group: object | None = None
+        self.group: StreamGroup | None = None
         """Group of streams for each of which a thread is kept free; None if it is in none."""
         self.cost = FrameCost()
         self.record = StreamRecord(parts.name, parts.counter.as_plain)

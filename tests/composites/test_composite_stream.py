@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 
 import numpy as np
 import pytest
 from builders import dense_model, make_model, node, value
 
 import dask_onnx as dx
+from dask_onnx.composites import each_stream
 
 pytestmark = pytest.mark.cluster
 FRAMES = list(np.random.default_rng(5).standard_normal((12, 1, 8)).astype(np.float32))
@@ -65,6 +67,24 @@ def test_a_slow_model_does_not_hold_up_the_others(client, models):
     assert [name for _, name, _ in found] == ["fast"] * len(frames)
     MAY_GO_ON.set()
     assert [(index, name) for index, name, _ in stream] == [(k, "slow") for k in range(len(frames))]
+
+
+def test_a_thread_is_kept_for_a_model_whose_stream_starts_later(client, models, monkeypatch):
+    collect = each_stream._collect
+
+    def late(name, *arguments):
+        if name == "fast":
+            time.sleep(0.5)  # a loaded machine
+        collect(name, *arguments)
+
+    monkeypatch.setattr(each_stream, "_collect", late)
+    composite = dx.compose(slow=slow_model(), fast=models["a"])
+    MAY_GO_ON.clear()
+    with composite.stream(FRAMES, client, wait="each", priority=0) as stream:
+        found = [next(stream) for _ in FRAMES]
+        assert [name for _, name, _ in found] == ["fast"] * len(FRAMES)
+        MAY_GO_ON.set()
+        assert len(list(stream)) == len(FRAMES)
 
 
 def test_a_model_that_lags_too_far_behind_holds_up_the_source(client, models):
