@@ -26,12 +26,7 @@ from dask_onnx.modelio.devices import copy_annotations
 from dask_onnx.modelio.forms import CONTEXT_ADVICE, Context, inline_functions, to_model
 from dask_onnx.modelio.loop_checks import check_loops
 from dask_onnx.modelio.model_faults import model_faults
-from dask_onnx.modelio.model_files import (
-    check_model_path,
-    file_format_of,
-    is_path,
-    read_model_file,
-)
+from dask_onnx.modelio.model_files import file_format_of, is_path, read_model_file
 from dask_onnx.modelio.model_names import model_name
 from dask_onnx.modelio.normalise import captured_names, normalise, upgrade_opset
 from dask_onnx.modelio.operator_names import canonical_domain, operator_name
@@ -232,21 +227,18 @@ def with_weights(model: OnnxModel) -> onnx.ModelProto:
 
 
 def _load_path(
-    path: str, kept_functions: Sequence[tuple[str, str]], keep_weights: bool
+    given: str, kept_functions: Sequence[tuple[str, str]], keep_weights: bool
 ) -> OnnxModel:
-    if not is_url(path):
-        check_model_path(path)
-        path = str(Path(path).expanduser().absolute())
-
     def load() -> tuple[OnnxModel, bool]:
-        model, data, source = read_model_file(path)
+        model, data, source = read_model_file(given)
+        path = source.path
         if file_format_of(path) in (None, "protobuf"):
             record_offsets(model, data, INLINE_BYTES)
         folder = path.rpartition("/")[0] if is_url(path) else str(Path(path).parent)
         built = _build(model, source, folder, kept_functions, keep_weights=keep_weights)
         return built, _LOCATION_KEY not in data
 
-    return load_once(path, (tuple(kept_functions), keep_weights), load)
+    return load_once(given, (tuple(kept_functions), keep_weights), load)
 
 
 def _build(

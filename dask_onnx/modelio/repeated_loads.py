@@ -40,17 +40,17 @@ class _Identity:
     changed: int
 
     @classmethod
-    def of(cls, path: str) -> _Identity:
-        """Return the identity of a file.
-
-        Raises
-        ------
-        OSError
-            It cannot be accessed.
-        """
-        status = Path(path).stat()
+    def of(cls, given: str) -> _Identity | None:
+        """Return the identity of a local file; None of a URL and of what cannot be accessed."""
+        if is_url(given):
+            return None
+        path = Path(given).expanduser().absolute()
+        try:
+            status = path.stat()
+        except OSError:  # loading says what is wrong with it
+            return None
         return cls(
-            path,
+            str(path),
             status.st_dev,
             status.st_ino,
             status.st_size,
@@ -79,7 +79,7 @@ def load_once(
     Parameters
     ----------
     path : str
-        Absolute path or URL.
+        Path or URL, as given.
     options : hashable
         Options that decide on the result.
     load : callable
@@ -90,10 +90,7 @@ def load_once(
     ModelError
         As `load` does.
     """
-    try:
-        before = None if is_url(path) else _Identity.of(path)
-    except OSError:  # loading says what is wrong with it
-        before = None
+    before = _Identity.of(path)
     if before is None:
         return load()[0]
     key = before, (options, config.get("model.max-nodes"))
