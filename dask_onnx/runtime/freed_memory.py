@@ -9,14 +9,14 @@ arrays are freed, up to the sizes here; see mallopt(3), M_TRIM_THRESHOLD and M_M
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Callable
 
 from dask_onnx.core import config
 from dask_onnx.core.peers import current_worker
 
-KEPT_KEY = "kept-freed-bytes"
+_KEPT_KEY = "kept-freed-bytes"
 _TRIM_VARIABLE, _MAP_VARIABLE = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"
 _TRIM_OF_DASK = "65536"
 """Value of Dask's setting ``distributed.nanny.pre-spawn-environ``, by default."""
@@ -37,10 +37,9 @@ def keep_freed_memory() -> None:
     InputError
         The setting is neither a number of bytes above 0, nor null.
     """
-    if current_worker() is not None and _is_as_dask_sets_it():
-        size = config.get(KEPT_KEY)
-        if size is not None:
-            _keep(config.count(KEPT_KEY))
+    if current_worker() is None or not _is_as_dask_sets_it() or config.get(_KEPT_KEY) is None:
+        return
+    _keep(config.count(_KEPT_KEY))
 
 
 def _is_as_dask_sets_it() -> bool:
@@ -49,15 +48,7 @@ def _is_as_dask_sets_it() -> bool:
 
 
 def _keep(size: int) -> None:
-    mallopt = _mallopt()
-    if mallopt is not None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # musl, macOS, Windows
+        mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
         mallopt(_M_TRIM_THRESHOLD, min(size, 2**31 - 1))
-
-
-def _mallopt() -> Callable[[int, int], int] | None:
-    """Return the C library's function; None where it has none."""
-    try:
-        return ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # musl, macOS, Windows
-        return None

@@ -115,8 +115,8 @@ def room_bytes() -> int:
 def room_for(needed: int) -> int:
     """Return the bytes that this process may still take, as `room_bytes` does.
 
-    Reading them takes some tenths of a millisecond. Where the last reading is recent, and far above
-    what is needed, it is returned.
+    Reading them opens two files of the system, and lets other threads of Python in. Where the last
+    reading is recent, and far above what is needed, it is returned.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import dask
 import numpy as np
 import onnx
 import pytest
@@ -132,8 +133,6 @@ def test_no_file_stays_open_for_what_is_remembered(path):
 
 
 def test_another_bound_of_nodes_is_looked_at(path):
-    import dask
-
     dx.load(path)
     with dask.config.set({"onnx.model.max-nodes": 0}), pytest.raises(dx.ModelError):
         dx.load(path)
