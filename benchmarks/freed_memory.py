@@ -1,4 +1,4 @@
-"""What it costs that Dask's workers give freed memory back at once, and what ours keep.
+"""Time of a job whose workers give freed memory back at once, and of one whose workers keep it.
 
     python benchmarks/freed_memory.py --output benchmarks/results
 
@@ -71,6 +71,55 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def run(client: Client, model: dx.Model, rows: da.Array, content: bytes) -> dict[str, int]:
+    """Run the request once; return page faults of the run and resident bytes of all workers."""
+    block = rows.map_blocks(
+        pictures,
+        content,
+        new_axis=[1, 2, 3],
+        chunks=(rows.chunks[0], 3, _SIDE, _SIDE),
+        dtype=np.float32,
+        meta=np.empty((0, 0, 0, 0), np.float32),
+    )
+    before = sum(client.run(faults).values())
+    with client.as_current():
+        client.compute(model.predict(block, batch_size=1).sum()).result()
+    return {
+        "page_faults": sum(client.run(faults).values()) - before,
+        "resident_bytes": sum(client.run(resident).values()),
+    }
+
+
+def measure(pictures: int, chunk: int, rounds: int) -> dict[str, Any]:
+    """Return seconds, page faults and memory of both ways, and the ratio of their seconds."""
+    found: dict[str, list[dict[str, int]]] = {way: [] for way in _WAYS}
+    rows = da.zeros(pictures, chunks=chunk, dtype=np.uint8)
+    content = jpeg()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = dx.load(squeezenet(folder, is_open=True))
+        clients = {way: stack.enter_context(cluster_of(kept)) for way, kept in _WAYS.items()}
+
+        def once(way: str) -> None:
+            found[way].append(run(clients[way], model, rows, content))
+
+        for way in clients:
+            once(way)  # builds sessions
+        seconds = alternate({way: lambda way=way: once(way) for way in clients}, rounds)
+    plain, kept = (seconds[way] for way in _WAYS)
+    return {
+        "ways": {
+            way: {
+                "seconds": spread(seconds[way]),
+                "page_faults": spread([each["page_faults"] for each in runs]),
+                "resident_mib": [round(each["resident_bytes"] / 2**20) for each in runs],
+            }
+            for way, runs in found.items()
+        },
+        "ratio": median_interval([a / b for a, b in zip(plain, kept, strict=True)]),
+    }
+
+
 def main() -> None:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,60 +128,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = dx.load(squeezenet(folder, is_open=True))
-        clients = {way: stack.enter_context(cluster_of(kept)) for way, kept in _WAYS.items()}
-        rows = da.zeros(args.pictures, chunks=args.chunk, dtype=np.uint8)
-        found: dict[str, dict[str, list[int]]] = {
-            way: {"page_faults": [], "resident_bytes": []} for way in clients
-        }
-
-        def run(way: str) -> Any:
-            client = clients[way]
-            block = rows.map_blocks(
-                pictures,
-                jpeg(),
-                new_axis=[1, 2, 3],
-                chunks=(rows.chunks[0], 3, _SIDE, _SIDE),
-                dtype=np.float32,
-                meta=np.empty((0, 0, 0, 0), np.float32),
-            )
-            before = sum(client.run(faults).values())
-            with client.as_current():
-                lazy = model.predict(block, batch_size=1)
-                lazy = next(iter(lazy.values())) if isinstance(lazy, dict) else lazy
-                client.compute(lazy.sum()).result()
-            found[way]["page_faults"].append(sum(client.run(faults).values()) - before)
-            found[way]["resident_bytes"].append(sum(client.run(resident).values()))
-
-        for way in clients:
-            run(way)  # builds sessions
-        seconds = alternate({way: lambda way=way: run(way) for way in clients}, args.rounds)
-    plain, kept = (seconds[way] for way in _WAYS)
-    results = {
-        way: {
-            "seconds": spread(seconds[way]),
-            "page_faults": spread(each["page_faults"]),
-            "resident_mib": [round(size / 2**20) for size in each["resident_bytes"]],
-        }
-        for way, each in found.items()
-    }
-    results["ratio"] = median_interval([a / b for a, b in zip(plain, kept, strict=True)])
+    results = measure(args.pictures, args.chunk, args.rounds)
     print_table(
         f"{args.pictures} pictures in chunks of {args.chunk}, SqueezeNet, two workers",
         ["workers", "seconds", "page faults", "resident MiB at the end"],
         [
             [
                 way,
-                f"{np.median(seconds[way]):.2f}",
-                f"{np.median(found[way]['page_faults']):,.0f}",
-                str(results[way]["resident_mib"][-1]),
+                f"{each['seconds']['median']:.2f}",
+                f"{each['page_faults']['median']:,.0f}",
+                str(each["resident_mib"][-1]),
             ]
-            for way in _WAYS
+            for way, each in results["ways"].items()
         ],
     )
-    print(f"time of Dask's, of ours: {results['ratio']}")
+    print(f"time of the first, of the second: {results['ratio']}")
     if args.output:
         write_json(args.output, "freed_memory", results)
 

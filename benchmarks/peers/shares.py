@@ -1,4 +1,4 @@
-"""Where the time of a warm run goes: CPU seconds by process and thread, and what is idle.
+"""CPU seconds of a warm run of each peer, by kind of thread, and seconds of idle cores.
 
     .venv-peers/bin/python benchmarks/peers/shares.py --assets .cache/assets
     .venv-peers/bin/python benchmarks/peers/shares.py --assets .cache/assets --job large
